@@ -1,0 +1,71 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// MARK: - Instruction sets
+
+// One set of kernel sources is compiled once per level. The flags below apply to those targets only, so a client needs none.
+// They are x86-64 flags: on other hosts the portable level is the only one, and the package has no unsafe flags at all.
+#if arch(x86_64)
+    let vectorLevels = [("AVX2", "x86-64-v3"), ("AVX512", "x86-64-v4")]
+    let levelDefine: [SwiftSetting] = [.define("SPARSEKERNELS_X86_LEVELS")]
+    let portableFlags: [SwiftSetting] = [.unsafeFlags(["-Ounchecked"])]
+#else
+    let vectorLevels: [(String, String)] = []
+    let levelDefine: [SwiftSetting] = []
+    let portableFlags: [SwiftSetting] = []
+#endif
+
+// x86-64-v4 has no VNNI, which every core of interest with AVX-512 has: the level means F, BW, DQ, VL and VNNI.
+func levelFlags(_ march: String) -> [SwiftSetting] {
+    var flags = ["-Ounchecked", "-Xcc", "-march=\(march)"]
+    if march == "x86-64-v4" { flags += ["-Xcc", "-mavx512vnni"] }
+    return [.unsafeFlags(flags)]
+}
+
+let language: [SwiftSetting] = [
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+]
+let views: [SwiftSetting] = [.enableExperimentalFeature("Lifetimes")]
+
+func level(_ name: String, _ settings: [SwiftSetting]) -> [Target] {
+    [
+        .target(name: "Vector\(name)", dependencies: ["CIntrinsics"], swiftSettings: language + settings),
+        .target(
+            name: "Kernels\(name)", dependencies: ["KernelInterface", .byName(name: "Vector\(name)")],
+            swiftSettings: language + settings),
+    ]
+}
+
+// MARK: - Package
+
+let package = Package(
+    name: "SparseKernels",
+    platforms: [.macOS("26.0"), .iOS("26.0"), .tvOS("26.0"), .watchOS("26.0"), .visionOS("26.0")],
+    products: [
+        .library(name: "SparseKernels", targets: ["SparseKernels"]),
+        .library(name: "SparseKernelsReference", targets: ["SparseKernelsReference"]),
+    ],
+    traits: [
+        .trait(name: "OpenBLAS", description: "Dense algebra and SVD through the system's OpenBLAS and LAPACKE."),
+        .default(enabledTraits: ["OpenBLAS"]),
+    ],
+    targets: [
+        .target(
+            name: "SparseKernels",
+            dependencies: [
+                "CIntrinsics", "KernelInterface", "KernelsPortable",
+                .target(name: "COpenBLAS", condition: .when(platforms: [.linux], traits: ["OpenBLAS"])),
+            ] + vectorLevels.map { .byName(name: "Kernels\($0.0)") },
+            swiftSettings: language + views + levelDefine),
+        .target(name: "SparseKernelsReference", swiftSettings: language + views),
+        .target(name: "KernelInterface", swiftSettings: language),
+        .systemLibrary(name: "CIntrinsics"),
+        .systemLibrary(
+            name: "COpenBLAS", pkgConfig: "openblas",
+            providers: [.apt(["libopenblas-dev", "liblapacke-dev"]), .brew(["openblas"])]),
+    ]
+        + level("Portable", portableFlags)
+        + vectorLevels.flatMap { level($0.0, levelFlags($0.1)) }
+)

@@ -1,0 +1,432 @@
+// Attention of one query block: tiled online softmax, transposed.
+//
+//     S = K·Qᵀ   [keys][queries]      m ← max(m, colmax S)      P = 2^(S − m)      l ← α·l + colsum P
+//     Oᵀ ← α·Oᵀ + Vᵀ·P   [channels][queries]                    α = 2^(m_old − m_new)
+//
+// Lanes are queries. Maximum, sum and rescaling are therefore vertical, and neither K nor V needs packing: K rows and
+// V columns are the broadcast operand of the register tile, Q (packed once per block) and P are its panels. The queries are cut
+// into panels of one to three vectors, and a panel's scores stay in the first-level cache from product to product.
+//
+// Scores are kept in units of log₂: softmaxScale·log₂e is folded into the packed Q. Not handled here: which keys a block sees
+// beyond ranges and diagonal limits (the operators build those), head geometry, threads.
+
+public import KernelInterface
+
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Musl)
+    import Musl
+#elseif canImport(Darwin)
+    import Darwin
+#endif
+
+@inline(__always)
+private var log2E: Float { 1.442_695 }
+
+/// A panel of queries and where its parts live in the scratch.
+private struct Panel {
+    /// First query row of the panel, counted in the block.
+    var row: Int
+    /// Vectors across, 1…3.
+    var width: Int
+}
+
+/// Pointers into the scratch of one block.
+private struct Workspace {
+    var packedQuery: UnsafeMutablePointer<Float>
+    var accumulator: UnsafeMutablePointer<Float>
+    var scores: UnsafeMutablePointer<Float>
+    var maxima: UnsafeMutablePointer<Float>
+    var sums: UnsafeMutablePointer<Float>
+}
+
+/// The keys of one step as the register tile reads them: float rows, in the caller's memory or staged.
+private struct KeyBlock {
+    var keys: UnsafePointer<Float>
+    var keyStride: Int
+    var values: UnsafePointer<Float>
+    var valueStride: Int
+    /// Position of row 0 in the sequence.
+    var begin: Int
+    var count: Int
+}
+
+/// See `AttentionArguments`.
+public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
+    let args = arguments.pointee
+    let stagesKeys = needsStaging(args.key, channels: args.headDim)
+    let stagesValues = needsStaging(args.value, channels: args.valueDim)
+    let layout = AttentionScratch(
+        headDim: args.headDim, valueDim: args.valueDim, queryRows: args.queryRows, stagesKeys: stagesKeys,
+        stagesValues: stagesValues)
+    let scratch = args.scratch.assumingMemoryBound(to: Float.self)
+    let vectors = (args.queryRows + laneCount - 1) / laneCount
+    let space = Workspace(
+        packedQuery: scratch + layout.packedQuery, accumulator: scratch + layout.accumulator,
+        scores: scratch + layout.scores, maxima: scratch + layout.statistics,
+        sums: scratch + layout.statistics + vectors * laneCount)
+
+    packQueries(args, into: space, vectors: vectors)
+    for x in 0..<vectors * laneCount {
+        space.maxima[x] = -.infinity
+        space.sums[x] = 0
+    }
+    for x in 0..<(args.valueDim + tileRows) * vectors * laneCount { space.accumulator[x] = 0 }
+
+    for range in 0..<args.keyRangeCount {
+        let begin = max(args.keyRanges[range].begin, args.visibleFrom)
+        let end = min(args.keyRanges[range].end, args.queryRows - 1 + args.visibleTo)
+        var key = begin
+        while key < end {
+            let count = min(AttentionScratch.keyBlock, end - key)
+            var block = KeyBlock(
+                keys: scratch + layout.keys, keyStride: args.headDim, values: scratch + layout.values,
+                valueStride: args.valueDim, begin: key, count: count)
+            if stagesKeys {
+                stage(args.key, first: key, count: count, channels: args.headDim, into: scratch + layout.keys)
+            } else {
+                block.keys = args.key.base.assumingMemoryBound(to: Float.self) + key * args.key.stride
+                block.keyStride = args.key.stride
+            }
+            if stagesValues {
+                stage(args.value, first: key, count: count, channels: args.valueDim, into: scratch + layout.values)
+            } else {
+                block.values = args.value.base.assumingMemoryBound(to: Float.self) + key * args.value.stride
+                block.valueStride = args.value.stride
+            }
+            forEachPanel(vectors: vectors) { panel in
+                switch panel.width {
+                case 1: attendPanel(args, space, block, row: panel.row, width: 1)
+                case 2: attendPanel(args, space, block, row: panel.row, width: 2)
+                default: attendPanel(args, space, block, row: panel.row, width: 3)
+                }
+            }
+            key += count
+        }
+    }
+    forEachPanel(vectors: vectors) { panel in writeOutput(args, space, panel) }
+}
+
+/// Cuts a row of vectors into panels of three, ending in 2 + 2 rather than 3 + 1: a tile two vectors wide still has
+/// `2·tileRows` independent chains, one vector wide only half of what the FMA units need.
+@inline(__always)
+private func forEachPanel(vectors: Int, _ body: (Panel) -> Void) {
+    var done = 0
+    while done < vectors {
+        let left = vectors - done
+        let width = left == 4 ? 2 : min(left, panelVectors)
+        body(Panel(row: done * laneCount, width: width))
+        done += width
+    }
+}
+
+/// Rows in the caller's memory are used in place when they are floats and adjacent. Others are copied, block by block, because
+/// of their type or because rows far apart fall into few cache sets.
+@inline(__always)
+private func needsStaging(_ operand: RowOperand, channels: Int) -> Bool {
+    operand.type != .float32 || operand.stride != channels
+}
+
+/// One panel against one block of keys.
+@inline(__always)
+private func attendPanel(
+    _ args: AttentionArguments, _ space: Workspace, _ block: KeyBlock, row: Int, width: Int
+) {
+    let lanes = width * laneCount
+    let lastRow = min(row + lanes, args.queryRows) - 1
+    // Keys that some row of the panel sees, counted from the block's first key.
+    let low = max(0, row + args.visibleFrom - block.begin)
+    let high = min(block.count, lastRow + args.visibleTo - block.begin)
+    if low >= high { return }
+    // Keys that every row sees: [low, high) less the ragged ends on the diagonals.
+    let commonLow = min(high, max(low, lastRow + args.visibleFrom - block.begin))
+    let commonHigh = max(commonLow, min(high, row + args.visibleTo - block.begin))
+
+    let count = high - low
+    let keys = block.keys + low * block.keyStride
+    let values = block.values + low * block.valueStride
+    let scores = space.scores
+    let firstKey = block.begin + low
+
+    scorePanel(
+        keys, stride: block.keyStride, count: count, headDim: args.headDim,
+        packedQuery: space.packedQuery + row * args.headDim, scores: scores, width: width)
+    if args.logitsSoftCap > 0 || args.aliBiSlope != 0 || args.bias != nil {
+        adjustScores(args, scores, row: row, width: width, firstKey: firstKey, count: count)
+    }
+    maskScores(args, scores, row: row, width: width, firstKey: firstKey, keys: 0, until: commonLow - low)
+    maskScores(args, scores, row: row, width: width, firstKey: firstKey, keys: commonHigh - low, until: count)
+
+    let rescale = softmaxPanel(scores, count: count, maxima: space.maxima + row, sums: space.sums + row, width: width)
+    let accumulator = space.accumulator + row * (args.valueDim + tileRows)
+    let ragged = commonLow > low || commonHigh < high
+    if ragged
+        && !(allFinite(values, stride: block.valueStride, rows: commonLow - low, channels: args.valueDim)
+            && allFinite(
+                values + (commonHigh - low) * block.valueStride, stride: block.valueStride,
+                rows: high - commonHigh, channels: args.valueDim))
+    {
+        // A non-finite value row must not reach, as 0·∞, queries that do not see it: ragged keys go one by one, with selection.
+        accumulateMasked(
+            args, scores, values, block.valueStride, accumulator, rescale, row: row, width: width,
+            firstKey: firstKey, keys: 0, until: commonLow - low)
+        let one = PanelVectors(repeating: splat(1))
+        let first = commonLow > low ? one : rescale
+        accumulateValues(
+            values + (commonLow - low) * block.valueStride, stride: block.valueStride,
+            count: commonHigh - commonLow, valueDim: args.valueDim, scores: scores + (commonLow - low) * lanes,
+            accumulator: accumulator, rescale: first, width: width)
+        accumulateMasked(
+            args, scores, values, block.valueStride, accumulator, one, row: row, width: width,
+            firstKey: firstKey, keys: commonHigh - low, until: count)
+        return
+    }
+    accumulateValues(
+        values, stride: block.valueStride, count: count, valueDim: args.valueDim, scores: scores,
+        accumulator: accumulator, rescale: rescale, width: width)
+}
+
+/// S = K·Qᵀ.
+@inline(__always)
+private func scorePanel(
+    _ keys: UnsafePointer<Float>, stride: Int, count: Int, headDim: Int, packedQuery: UnsafePointer<Float>,
+    scores: UnsafeMutablePointer<Float>, width: Int
+) {
+    let lanes = width * laneCount
+    var key = 0
+    while key < count {
+        var c = Accumulators(repeating: splat(0))
+        let rows = rowPointers(keys + key * stride, stride: stride, count: count - key)
+        accumulate(&c, width: width, rows: rows, step: 1, panel: packedQuery, depth: headDim)
+        storeTile(c, scores + key * lanes, stride: lanes, width: width)
+        key += tileRows
+    }
+}
+
+/// Oᵀ ← α·Oᵀ + Vᵀ·P.
+@inline(__always)
+private func accumulateValues(
+    _ values: UnsafePointer<Float>, stride: Int, count: Int, valueDim: Int, scores: UnsafePointer<Float>,
+    accumulator: UnsafeMutablePointer<Float>, rescale: PanelVectors, width: Int
+) {
+    let lanes = width * laneCount
+    var channel = 0
+    while channel < valueDim {
+        let tile = accumulator + channel * lanes
+        var c = loadTile(tile, scaledBy: rescale, width: width)
+        let rows = rowPointers(values + channel, stride: 1, count: valueDim - channel)
+        accumulate(&c, width: width, rows: rows, step: stride, panel: scores, depth: count)
+        storeTile(c, tile, stride: lanes, width: width)
+        channel += tileRows
+    }
+}
+
+/// Online softmax over the rows of `scores`, which become P. Returns α; updates m and l.
+@inline(__always)
+private func softmaxPanel(
+    _ scores: UnsafeMutablePointer<Float>, count: Int, maxima: UnsafeMutablePointer<Float>,
+    sums: UnsafeMutablePointer<Float>, width: Int
+) -> PanelVectors {
+    let lanes = width * laneCount
+    var m = PanelVectors(repeating: splat(-.infinity))
+    for x in 0..<width { m[x] = load(maxima + x * laneCount) }
+    let before = m
+    for key in 0..<count {
+        for x in 0..<width { m[x] = maximum(load(scores + key * lanes + x * laneCount), m[x]) }
+    }
+    var rescale = PanelVectors(repeating: splat(0))
+    var l = PanelVectors(repeating: splat(0))
+    for x in 0..<width {
+        store(m[x], maxima + x * laneCount)
+        // A row that has seen nothing yet keeps m = −∞; subtracting 0 instead gives 2^−∞ = 0 and no NaN.
+        m[x] = m[x].replacing(with: splat(0), where: m[x] .== splat(-.infinity))
+        rescale[x] = exp2(before[x] - m[x])
+    }
+    for key in 0..<count {
+        for x in 0..<width {
+            let pointer = scores + key * lanes + x * laneCount
+            let p = exp2(load(pointer) - m[x])
+            l[x] += p
+            store(p, pointer)
+        }
+    }
+    for x in 0..<width {
+        let pointer = sums + x * laneCount
+        store(multiplyAdd(load(pointer), rescale[x], l[x]), pointer)
+    }
+    return rescale
+}
+
+// MARK: - Diagonals, bias and caps
+
+/// Keys [keys, until) of the step: −∞ where the lane's query does not see the key.
+@inline(__always)
+private func maskScores(
+    _ args: AttentionArguments, _ scores: UnsafeMutablePointer<Float>, row: Int, width: Int, firstKey: Int, keys: Int,
+    until: Int
+) {
+    for key in keys..<max(keys, until) {
+        for x in 0..<width {
+            let pointer = scores + (key * width + x) * laneCount
+            let hidden = splat(-.infinity)
+            store(hidden.replacing(with: load(pointer), where: visible(args, row + x * laneCount, firstKey + key)), pointer)
+        }
+    }
+}
+
+/// Which lanes, holding the queries from `row` on, see `key`.
+@inline(__always)
+private func visible(_ args: AttentionArguments, _ row: Int, _ key: Int) -> SIMDMask<IntVector> {
+    // Distances to the limits, clamped to what a lane can differ by, so that 64-bit positions fit 32-bit lanes.
+    let from = Int32(truncatingIfNeeded: max(-1024, min(1024, key - row - args.visibleFrom)))
+    let to = Int32(truncatingIfNeeded: max(-1024, min(1024, key - row - args.visibleTo)))
+    var lane = IntVector()
+    for i in 0..<laneCount { lane[i] = Int32(truncatingIfNeeded: i) }
+    return (lane .<= IntVector(repeating: from)) .& (lane .> IntVector(repeating: to))
+}
+
+/// Soft cap, ALiBi slope and bias, in that order.
+@inline(never)
+private func adjustScores(
+    _ args: AttentionArguments, _ scores: UnsafeMutablePointer<Float>, row: Int, width: Int, firstKey: Int, count: Int
+) {
+    let lanes = width * laneCount
+    if args.logitsSoftCap > 0 {  // Q was packed with softmaxScale/cap
+        let cap = splat(args.logitsSoftCap * log2E)
+        for x in 0..<count * width { store(tanh(load(scores + x * laneCount)) * cap, scores + x * laneCount) }
+    }
+    if args.aliBiSlope != 0 {
+        for key in 0..<count {
+            for lane in 0..<lanes {
+                let distance = Float(firstKey + key - (row + lane) - args.aliBiOffset)
+                scores[key * lanes + lane] += args.aliBiSlope * distance * log2E
+            }
+        }
+    }
+    if let bias = args.bias {
+        for lane in 0..<min(lanes, args.queryRows - row) {
+            let line = bias + (row + lane) * args.biasStride + firstKey
+            for key in 0..<count { scores[key * lanes + lane] += line[key] * log2E }
+        }
+    }
+}
+
+/// Oᵀ ← α·Oᵀ + vᵀ·p for keys [keys, until), touching only the lanes that see each key.
+@inline(never)
+private func accumulateMasked(
+    _ args: AttentionArguments, _ scores: UnsafePointer<Float>, _ values: UnsafePointer<Float>, _ stride: Int,
+    _ accumulator: UnsafeMutablePointer<Float>, _ rescale: PanelVectors, row: Int, width: Int, firstKey: Int, keys: Int,
+    until: Int
+) {
+    if keys >= until { return }
+    for channel in 0..<args.valueDim {
+        for x in 0..<width {
+            let pointer = accumulator + (channel * width + x) * laneCount
+            var o = load(pointer) * rescale[x]
+            for key in keys..<until {
+                let p = load(scores + (key * width + x) * laneCount)
+                let sum = multiplyAdd(splat(values[key * stride + channel]), p, o)
+                o = o.replacing(with: sum, where: visible(args, row + x * laneCount, firstKey + key))
+            }
+            store(o, pointer)
+        }
+    }
+}
+
+/// Whether `rows` rows hold neither infinities nor NaN: only those make 0·x differ from 0.
+@inline(__always)
+private func allFinite(_ values: UnsafePointer<Float>, stride: Int, rows: Int, channels: Int) -> Bool {
+    for row in 0..<max(0, rows) {
+        let line = values + row * stride
+        var sum: Float = 0
+        for channel in 0..<channels { sum += line[channel] * 0 }
+        if sum != 0 { return false }
+    }
+    return true
+}
+
+// MARK: - Operands in and out
+
+/// Q becomes panels [headDim][lanes], scaled into log₂ units; missing rows are zero.
+private func packQueries(_ args: AttentionArguments, into space: Workspace, vectors: Int) {
+    let scale = args.logitsSoftCap > 0 ? args.softmaxScale / args.logitsSoftCap : args.softmaxScale * log2E
+    forEachPanel(vectors: vectors) { panel in
+        let lanes = panel.width * laneCount
+        let packed = space.packedQuery + panel.row * args.headDim
+        for lane in 0..<lanes {
+            let row = panel.row + lane
+            if row < args.queryRows {
+                for channel in 0..<args.headDim {
+                    packed[channel * lanes + lane] = element(args.query, row, channel) * scale
+                }
+            } else {
+                for channel in 0..<args.headDim { packed[channel * lanes + lane] = 0 }
+            }
+        }
+    }
+}
+
+@inline(__always)
+private func element(_ operand: RowOperand, _ row: Int, _ channel: Int) -> Float {
+    let index = row * operand.stride + channel
+    switch operand.type {
+    case .float32: return operand.base.assumingMemoryBound(to: Float.self)[index]
+    case .float16: return widenHalf(operand.base.assumingMemoryBound(to: UInt16.self)[index])
+    case .bfloat16: return Float(bitPattern: UInt32(operand.base.assumingMemoryBound(to: UInt16.self)[index]) << 16)
+    }
+}
+
+/// Copies rows to adjacent floats.
+@inline(never)
+private func stage(
+    _ operand: RowOperand, first: Int, count: Int, channels: Int, into destination: UnsafeMutablePointer<Float>
+) {
+    let whole = channels / laneCount * laneCount
+    for row in 0..<count {
+        let target = destination + row * channels
+        let start = (first + row) * operand.stride
+        switch operand.type {
+        case .float32:
+            let source = operand.base.assumingMemoryBound(to: Float.self) + start
+            for x in 0..<whole / laneCount { store(load(source + x * laneCount), target + x * laneCount) }
+        case .float16:
+            let source = operand.base.assumingMemoryBound(to: UInt16.self) + start
+            for x in 0..<whole / laneCount { store(loadHalf(source + x * laneCount), target + x * laneCount) }
+        case .bfloat16:
+            let source = operand.base.assumingMemoryBound(to: UInt16.self) + start
+            for x in 0..<whole / laneCount { store(loadBFloat16(source + x * laneCount), target + x * laneCount) }
+        }
+        for channel in whole..<channels { target[channel] = element(operand, first + row, channel) }
+    }
+}
+
+/// O/l in the caller's layout and type; a row that saw no key gives 0 and −∞.
+private func writeOutput(_ args: AttentionArguments, _ space: Workspace, _ panel: Panel) {
+    let lanes = panel.width * laneCount
+    let accumulator = space.accumulator + panel.row * (args.valueDim + tileRows)
+    for lane in 0..<min(lanes, args.queryRows - panel.row) {
+        let row = panel.row + lane
+        let sum = space.sums[row]
+        let factor = sum == 0 ? 0 : 1 / sum
+        let start = row * args.outputStride
+        switch args.outputType {
+        case .float32:
+            let line = args.output.assumingMemoryBound(to: Float.self) + start
+            for channel in 0..<args.valueDim { line[channel] = accumulator[channel * lanes + lane] * factor }
+        case .float16:
+            let line = args.output.assumingMemoryBound(to: UInt16.self) + start
+            for channel in 0..<args.valueDim {
+                line[channel] = narrowToHalf(accumulator[channel * lanes + lane] * factor)
+            }
+        case .bfloat16:
+            let line = args.output.assumingMemoryBound(to: UInt16.self) + start
+            for channel in 0..<args.valueDim {
+                line[channel] = narrowToBFloat16(accumulator[channel * lanes + lane] * factor)
+            }
+        }
+        if let logSumExp = args.logSumExp {
+            let ln2 = 0.693_147_180_559_945_3
+            logSumExp[row] = sum == 0 ? -.infinity : Float((Double(space.maxima[row]) + log2(Double(sum))) * ln2)
+        }
+    }
+}

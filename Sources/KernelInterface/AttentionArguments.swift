@@ -1,0 +1,138 @@
+/// How an operand's elements are stored.
+public enum StorageType: UInt8, Sendable {
+    case float32
+    case float16
+    case bfloat16
+}
+
+/// A strided run of rows in the caller's memory; the channels of a row are adjacent. Strides count elements.
+public struct RowOperand {
+    public var base: UnsafeRawPointer
+    public var stride: Int
+    public var type: StorageType
+
+    public init(base: UnsafeRawPointer, stride: Int, type: StorageType) {
+        self.base = base
+        self.stride = stride
+        self.type = type
+    }
+}
+
+/// A half-open run of keys, `begin..<end`.
+public struct KeyRange: Sendable {
+    public var begin: Int
+    public var end: Int
+
+    public init(begin: Int, end: Int) {
+        self.begin = begin
+        self.end = end
+    }
+}
+
+/// One query block of one head against a list of key ranges: the unit of work of every attention operator.
+///
+/// Query row `i` of the block sees key `j` when `j` lies in one of `keyRanges` (ascending, disjoint) and
+/// `i + visibleFrom ≤ j < i + visibleTo`. Callers without a lower or upper limit pass ∓2⁶⁰ there.
+public struct AttentionArguments {
+    /// Row 0 is the first query of the block.
+    public var query: RowOperand
+    /// Row 0 is key 0 of the sequence.
+    public var key: RowOperand
+    public var value: RowOperand
+    /// First query row of the block; channels adjacent, of `outputType`.
+    public var output: UnsafeMutableRawPointer
+    public var outputStride: Int
+    public var outputType: StorageType
+    /// One natural-log LSE per query row, or nil.
+    public var logSumExp: UnsafeMutablePointer<Float>?
+
+    /// Rows in this block, 1…`maximumQueryRows`.
+    public var queryRows: Int
+    public var headDim: Int
+    public var valueDim: Int
+    public var keyRanges: UnsafePointer<KeyRange>
+    public var keyRangeCount: Int
+    public var visibleFrom: Int
+    public var visibleTo: Int
+
+    /// Multiplies the scores: softmaxScale, before soft cap, slope and bias.
+    public var softmaxScale: Float
+    /// cap·tanh(score/cap) when positive; 0 is off.
+    public var logitsSoftCap: Float
+    /// Adds slope·(j − i − `aliBiOffset`) when non-zero.
+    public var aliBiSlope: Float
+    public var aliBiOffset: Int
+    /// Adds bias[i][j] when present; `biasStride` floats from row to row.
+    public var bias: UnsafePointer<Float>?
+    public var biasStride: Int
+
+    /// `AttentionScratch.byteCount` bytes, 64-byte aligned, contents undefined.
+    public var scratch: UnsafeMutableRawPointer
+
+    public init(
+        query: RowOperand, key: RowOperand, value: RowOperand, output: UnsafeMutableRawPointer, outputStride: Int,
+        outputType: StorageType, logSumExp: UnsafeMutablePointer<Float>?, queryRows: Int, headDim: Int, valueDim: Int,
+        keyRanges: UnsafePointer<KeyRange>, keyRangeCount: Int, visibleFrom: Int, visibleTo: Int, softmaxScale: Float,
+        logitsSoftCap: Float, aliBiSlope: Float, aliBiOffset: Int, bias: UnsafePointer<Float>?, biasStride: Int,
+        scratch: UnsafeMutableRawPointer
+    ) {
+        self.query = query
+        self.key = key
+        self.value = value
+        self.output = output
+        self.outputStride = outputStride
+        self.outputType = outputType
+        self.logSumExp = logSumExp
+        self.queryRows = queryRows
+        self.headDim = headDim
+        self.valueDim = valueDim
+        self.keyRanges = keyRanges
+        self.keyRangeCount = keyRangeCount
+        self.visibleFrom = visibleFrom
+        self.visibleTo = visibleTo
+        self.softmaxScale = softmaxScale
+        self.logitsSoftCap = logitsSoftCap
+        self.aliBiSlope = aliBiSlope
+        self.aliBiOffset = aliBiOffset
+        self.bias = bias
+        self.biasStride = biasStride
+        self.scratch = scratch
+    }
+}
+
+/// How the kernel lays out its scratch, in floats. Both sides compute it from here, so that they cannot disagree.
+public struct AttentionScratch: Sendable {
+    /// Keys scored at once. 128 rows of a 24-wide panel are 12 KiB and of a 48-wide one 24 KiB, so that scores stay in the
+    /// first-level cache (32 or 48 KiB) from Q·Kᵀ through the softmax to P·V.
+    public static let keyBlock = 128
+    /// Most query rows of one block.
+    public static let maximumQueryRows = 192
+    /// Largest register tile height of any instruction set: rows that a ragged tile may write past the last key or channel.
+    public static let maximumTileRows = 8
+    /// Most lanes a row of panels can be padded by.
+    public static let maximumLanes = 16
+
+    public var packedQuery: Int
+    public var accumulator: Int
+    public var scores: Int
+    public var statistics: Int
+    public var keys: Int
+    public var values: Int
+    public var byteCount: Int
+
+    public init(headDim: Int, valueDim: Int, queryRows: Int, stagesKeys: Bool, stagesValues: Bool) {
+        let paddedRows = (queryRows + Self.maximumLanes - 1) / Self.maximumLanes * Self.maximumLanes
+        var offset = 0
+        func take(_ floats: Int) -> Int {
+            defer { offset += (floats + 15) / 16 * 16 }
+            return offset
+        }
+        packedQuery = take(headDim * paddedRows)
+        accumulator = take((valueDim + Self.maximumTileRows) * paddedRows)
+        scores = take((Self.keyBlock + Self.maximumTileRows) * 3 * Self.maximumLanes)
+        statistics = take(2 * paddedRows)
+        keys = take(stagesKeys ? Self.keyBlock * headDim : 0)
+        values = take(stagesValues ? Self.keyBlock * valueDim : 0)
+        byteCount = offset * 4
+    }
+}

@@ -1,0 +1,26 @@
+/// The kernels of one instruction set. Every instruction set fills every slot from the same sources.
+public struct KernelTable: Sendable {
+    /// Floats in one vector register.
+    public var laneCount: Int
+    /// Floats across a full register tile (queries of a panel, columns of a packed matrix panel).
+    public var panelWidth: Int
+    /// Rows of the register tile.
+    public var tileRows: Int
+
+    /// Attention of one query block. See `AttentionArguments`.
+    public var attendBlock: @Sendable (UnsafePointer<AttentionArguments>) -> Void
+    /// A block of a matrix product. See `GEMMArguments`.
+    public var multiplyBlock: @Sendable (UnsafePointer<GEMMArguments>) -> Void
+
+    public init(
+        laneCount: Int, panelWidth: Int, tileRows: Int,
+        attendBlock: @escaping @Sendable (UnsafePointer<AttentionArguments>) -> Void,
+        multiplyBlock: @escaping @Sendable (UnsafePointer<GEMMArguments>) -> Void
+    ) {
+        self.laneCount = laneCount
+        self.panelWidth = panelWidth
+        self.tileRows = tileRows
+        self.attendBlock = attendBlock
+        self.multiplyBlock = multiplyBlock
+    }
+}

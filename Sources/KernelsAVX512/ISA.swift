@@ -1,0 +1,10 @@
+public import KernelInterface
+// The AVX-512 level's kernels: the shared bodies over 512-bit vectors.
+@_exported import VectorAVX512
+
+/// The table of this instruction set.
+public func avx512Kernels() -> KernelTable {
+    KernelTable(
+        laneCount: laneCount, panelWidth: panelWidth, tileRows: tileRows,
+        attendBlock: { attendBlock($0) }, multiplyBlock: { multiplyBlock($0) })
+}

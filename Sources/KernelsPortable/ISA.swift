@@ -1,0 +1,10 @@
+public import KernelInterface
+// The portable level's kernels: the shared bodies over 128-bit vectors.
+@_exported import VectorPortable
+
+/// The table of this instruction set.
+public func portableKernels() -> KernelTable {
+    KernelTable(
+        laneCount: laneCount, panelWidth: panelWidth, tileRows: tileRows,
+        attendBlock: { attendBlock($0) }, multiplyBlock: { multiplyBlock($0) })
+}

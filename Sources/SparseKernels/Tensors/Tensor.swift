@@ -1,0 +1,162 @@
+/// An owned, 64-byte aligned tensor with value semantics: adjacent elements, last axis fastest.
+///
+/// A convenience. Operators work on views, which a tensor hands out without copying; any other memory does as well.
+public struct Tensor<Element: TensorElement>: Sendable {
+    /// Extents, outermost first.
+    public let shape: [Int]
+    private var storage: TensorStorage
+
+    /// A tensor of zeros.
+    /// - Throws: `.invalidShape` for a negative extent or a size that overflows.
+    public init(zeros shape: [Int]) throws(SparseKernelsError) {
+        let count = try checkedElementCount(shape, elementBytes: MemoryLayout<Element>.stride)
+        self.shape = shape
+        storage = TensorStorage(byteCount: count * MemoryLayout<Element>.stride)
+        storage.pointer.initializeMemory(as: Element.self, repeating: .zero, count: count)
+    }
+
+    /// A tensor of the given elements, last axis fastest.
+    /// - Throws: `.invalidShape` when the number of elements is not the product of the extents.
+    public init(_ shape: [Int], _ elements: [Element]) throws(SparseKernelsError) {
+        let count = try checkedElementCount(shape, elementBytes: MemoryLayout<Element>.stride)
+        try require(
+            count == elements.count, .invalidShape, "elements", expected: "\(count) elements for \(shape)",
+            actual: "\(elements.count)")
+        self.shape = shape
+        storage = TensorStorage(byteCount: count * MemoryLayout<Element>.stride)
+        elements.withUnsafeBytes { source in
+            if let base = source.baseAddress { storage.pointer.copyMemory(from: base, byteCount: source.count) }
+        }
+    }
+
+    /// A tensor whose element at flat position `i` is `generate(i)`.
+    public init(_ shape: [Int], generate: (Int) -> Element) throws(SparseKernelsError) {
+        try self.init(zeros: shape)
+        let base = storage.pointer.assumingMemoryBound(to: Element.self)
+        for i in 0..<count { base[i] = generate(i) }
+    }
+
+    /// Number of elements.
+    public var count: Int { shape.reduce(1, *) }
+
+    /// All elements, in memory order.
+    public var span: Span<Element> {
+        @_lifetime(borrow self)
+        get {
+            let span = Span<Element>(
+                _unsafeStart: storage.pointer.assumingMemoryBound(to: Element.self), count: count)
+            return _overrideLifetime(span, borrowing: self)
+        }
+    }
+
+    /// All elements, in memory order, for writing. Copies the storage first when another tensor shares it.
+    public var mutableSpan: MutableSpan<Element> {
+        @_lifetime(&self)
+        mutating get {
+            makeUnique()
+            let span = MutableSpan<Element>(
+                _unsafeStart: storage.pointer.assumingMemoryBound(to: Element.self), count: count)
+            return _overrideLifetime(span, mutating: &self)
+        }
+    }
+
+    /// The elements as an array, in memory order.
+    public var elements: [Element] {
+        let base = storage.pointer.assumingMemoryBound(to: Element.self)
+        return Array(UnsafeBufferPointer(start: base, count: count))
+    }
+
+    /// The element at a flat position in memory order.
+    public subscript(flat index: Int) -> Element {
+        get {
+            precondition(index >= 0 && index < count, "index \(index) outside a tensor of \(count) elements")
+            return storage.pointer.assumingMemoryBound(to: Element.self)[index]
+        }
+        set {
+            precondition(index >= 0 && index < count, "index \(index) outside a tensor of \(count) elements")
+            makeUnique()
+            storage.pointer.assumingMemoryBound(to: Element.self)[index] = newValue
+        }
+    }
+
+    private mutating func makeUnique() {
+        if !isKnownUniquelyReferenced(&storage) { storage = TensorStorage(copying: storage) }
+    }
+}
+
+extension Tensor {
+    /// The tensor as an attention operand. Rank 3, axes in the order that `layout` names; rank 2 is one head.
+    /// - Throws: `.invalidShape` for another rank or a zero extent.
+    @_lifetime(borrow self)
+    public func view(layout: TensorLayout = .hnd, named name: String = "tensor") throws(SparseKernelsError)
+        -> TensorView<Element>
+    {
+        try TensorView(span, geometry: geometry(layout: layout, named: name), named: name)
+    }
+
+    /// The tensor as an attention operand to write. Rank 3, axes in the order that `layout` names; rank 2 is one head.
+    /// - Throws: `.invalidShape` for another rank or a zero extent.
+    @_lifetime(&self)
+    public mutating func mutableView(layout: TensorLayout = .hnd, named name: String = "tensor")
+        throws(SparseKernelsError) -> MutableTensorView<Element>
+    {
+        let geometry = try geometry(layout: layout, named: name)
+        return try MutableTensorView(mutableSpan, geometry: geometry, named: name)
+    }
+
+    private func geometry(layout: TensorLayout, named name: String) throws(SparseKernelsError) -> TensorGeometry {
+        try require(
+            shape.count == 2 || shape.count == 3, .invalidShape, name,
+            expected: "rank 3, [heads, tokens, channels] or [tokens, heads, channels], or rank 2 for one head",
+            actual: "rank \(shape.count), \(shape)")
+        if shape.count == 2 {
+            return try TensorGeometry(heads: 1, tokens: shape[0], channels: shape[1], layout: .hnd, named: name)
+        }
+        let (heads, tokens) = layout == .hnd ? (shape[0], shape[1]) : (shape[1], shape[0])
+        return try TensorGeometry(heads: heads, tokens: tokens, channels: shape[2], layout: layout, named: name)
+    }
+}
+
+extension Tensor: Equatable where Element: Equatable {
+    public static func == (a: Tensor, b: Tensor) -> Bool { a.shape == b.shape && a.elements == b.elements }
+}
+
+extension Tensor where Element: AttentionElement {
+    /// The same values in another element type, to nearest even.
+    public func converted<Other: AttentionElement>(to type: Other.Type = Other.self) -> Tensor<Other> {
+        // The shape was checked when `self` was made, and memory for it exists, so its size cannot overflow.
+        try! Tensor<Other>(shape) { Other(self[flat: $0].floatValue) }
+    }
+}
+
+/// Aligned bytes with an owner. Immutable while shared; `Tensor` writes only after checking that it is the only owner.
+final class TensorStorage: @unchecked Sendable {
+    let pointer: UnsafeMutableRawPointer
+    let byteCount: Int
+
+    init(byteCount: Int) {
+        self.byteCount = byteCount
+        pointer = .allocate(byteCount: max(byteCount, 1), alignment: 64)
+    }
+
+    convenience init(copying other: TensorStorage) {
+        self.init(byteCount: other.byteCount)
+        pointer.copyMemory(from: other.pointer, byteCount: byteCount)
+    }
+
+    deinit { pointer.deallocate() }
+}
+
+/// The product of the extents, when it and its size in bytes fit an `Int`.
+func checkedElementCount(_ shape: [Int], elementBytes: Int) throws(SparseKernelsError) -> Int {
+    var count = 1
+    for extent in shape {
+        try require(extent >= 0, .invalidShape, "shape", expected: "extents of 0 or more", actual: "\(shape)")
+        let (product, overflow) = count.multipliedReportingOverflow(by: extent)
+        try require(!overflow, .invalidShape, "shape", expected: "a size that fits 63 bits", actual: "\(shape)")
+        count = product
+    }
+    let (_, overflow) = count.multipliedReportingOverflow(by: elementBytes)
+    try require(!overflow, .invalidShape, "shape", expected: "a size in bytes that fits 63 bits", actual: "\(shape)")
+    return count
+}

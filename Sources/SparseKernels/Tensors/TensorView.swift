@@ -1,0 +1,168 @@
+/// The order of the two outer axes of an attention operand in memory; the channels of a token are always adjacent.
+public enum TensorLayout: String, Sendable, CaseIterable {
+    /// `[heads, tokens, headDim]`: the tokens of a head lie together.
+    case hnd
+    /// `[tokens, heads, headDim]`: the heads of a token lie together.
+    case nhd
+}
+
+/// The geometry of a view: extents of the axes (head, token, channel) and the steps of the first two, in elements.
+public struct TensorGeometry: Hashable, Sendable {
+    public let heads: Int
+    public let tokens: Int
+    public let channels: Int
+    public let headStride: Int
+    public let tokenStride: Int
+
+    /// - Throws: `.invalidShape` for an extent below 1 or a size that overflows, `.invalidStride` for rows that overlap.
+    public init(
+        heads: Int, tokens: Int, channels: Int, headStride: Int, tokenStride: Int, named name: String = "tensor"
+    ) throws(SparseKernelsError) {
+        for (axis, extent) in [("heads", heads), ("tokens", tokens), ("channels", channels)] {
+            try require(
+                extent >= 1, .invalidShape, "\(name).\(axis)", expected: "at least 1", actual: "\(extent)")
+        }
+        // An axis of extent 1 is never stepped along, so its stride is free.
+        for (axis, extent, stride) in [("tokenStride", tokens, tokenStride), ("headStride", heads, headStride)] {
+            try require(
+                extent == 1 || stride >= channels, .invalidStride, "\(name).\(axis)",
+                expected: "at least the \(channels) channels of a row", actual: "\(stride)")
+        }
+        self.heads = heads
+        self.tokens = tokens
+        self.channels = channels
+        self.headStride = headStride
+        self.tokenStride = tokenStride
+        try require(
+            elementSpan != nil, .invalidShape, name, expected: "a size that fits 63 bits",
+            actual: "[\(heads), \(tokens), \(channels)] with strides \(headStride), \(tokenStride)")
+    }
+
+    /// Adjacent rows in the given order.
+    public init(
+        heads: Int, tokens: Int, channels: Int, layout: TensorLayout, named name: String = "tensor"
+    ) throws(SparseKernelsError) {
+        let (perHead, overflow) = max(0, tokens).multipliedReportingOverflow(by: max(0, channels))
+        let (perToken, overflowToken) = max(0, heads).multipliedReportingOverflow(by: max(0, channels))
+        try require(
+            !overflow && !overflowToken, .invalidShape, name, expected: "a size that fits 63 bits",
+            actual: "[\(heads), \(tokens), \(channels)]")
+        switch layout {
+        case .hnd:
+            try self.init(
+                heads: heads, tokens: tokens, channels: channels, headStride: perHead, tokenStride: channels, named: name)
+        case .nhd:
+            try self.init(
+                heads: heads, tokens: tokens, channels: channels, headStride: channels, tokenStride: perToken, named: name)
+        }
+    }
+
+    /// Elements from the first to the last one, both included; nil when that overflows.
+    var elementSpan: Int? {
+        var span = channels
+        for (extent, stride) in [(heads, headStride), (tokens, tokenStride)] {
+            let (distance, overflow) = (extent - 1).multipliedReportingOverflow(by: extent == 1 ? 0 : stride)
+            if overflow { return nil }
+            let (sum, overflowed) = span.addingReportingOverflow(distance)
+            if overflowed { return nil }
+            span = sum
+        }
+        return span
+    }
+
+    /// Whether two different (head, token) pairs could share an element: writing through such a view would race.
+    var overlaps: Bool {
+        if heads == 1 || tokens == 1 { return false }
+        let (inner, innerCount, outer) =
+            headStride < tokenStride ? (headStride, heads, tokenStride) : (tokenStride, tokens, headStride)
+        return outer < (innerCount - 1) * inner + channels
+    }
+
+    /// Offset of a row's first channel.
+    @inlinable
+    public func offset(head: Int, token: Int) -> Int { head * headStride + token * tokenStride }
+}
+
+/// A read-only view of an attention operand in the caller's memory: axes (head, token, channel).
+///
+/// Nothing is copied. The view cannot outlive the memory it was made from, and every element it names lies inside that memory:
+/// the initialisers check it once.
+public struct TensorView<Element: TensorElement>: ~Escapable {
+    public let geometry: TensorGeometry
+    let span: Span<Element>
+
+    /// - Throws: `.invalidShape` when the geometry needs more elements than `span` has.
+    @_lifetime(copy span)
+    public init(
+        _ span: Span<Element>, geometry: TensorGeometry, named name: String = "tensor"
+    ) throws(SparseKernelsError) {
+        let needed = geometry.elementSpan ?? .max
+        try require(
+            needed <= span.count, .invalidShape, name, expected: "\(needed) elements or more of memory",
+            actual: "\(span.count)")
+        self.geometry = geometry
+        self.span = span
+    }
+
+    /// Adjacent rows in the given order.
+    @_lifetime(copy span)
+    public init(
+        _ span: Span<Element>, heads: Int, tokens: Int, channels: Int, layout: TensorLayout = .hnd,
+        named name: String = "tensor"
+    ) throws(SparseKernelsError) {
+        let geometry = try TensorGeometry(
+            heads: heads, tokens: tokens, channels: channels, layout: layout, named: name)
+        try self.init(span, geometry: geometry, named: name)
+    }
+
+    public var heads: Int { geometry.heads }
+    public var tokens: Int { geometry.tokens }
+    public var channels: Int { geometry.channels }
+
+    public subscript(head: Int, token: Int, channel: Int) -> Element {
+        precondition(
+            head >= 0 && head < heads && token >= 0 && token < tokens && channel >= 0 && channel < channels,
+            "index (\(head), \(token), \(channel)) outside [\(heads), \(tokens), \(channels)]")
+        return span[geometry.offset(head: head, token: token) + channel]
+    }
+}
+
+/// A writable view of an attention operand in the caller's memory: axes (head, token, channel).
+public struct MutableTensorView<Element: TensorElement>: ~Copyable, ~Escapable {
+    public let geometry: TensorGeometry
+    var span: MutableSpan<Element>
+
+    /// - Throws: `.invalidShape` when the geometry needs more elements than `span` has, `.invalidStride` when two rows share
+    ///   elements.
+    @_lifetime(copy span)
+    public init(
+        _ span: consuming MutableSpan<Element>, geometry: TensorGeometry, named name: String = "tensor"
+    ) throws(SparseKernelsError) {
+        let needed = geometry.elementSpan ?? .max
+        try require(
+            needed <= span.count, .invalidShape, name, expected: "\(needed) elements or more of memory",
+            actual: "\(span.count)")
+        try require(
+            !geometry.overlaps, .invalidStride, "\(name).headStride, \(name).tokenStride",
+            expected: "such that no two rows share elements",
+            actual: "\(geometry.headStride), \(geometry.tokenStride) for [\(geometry.heads), \(geometry.tokens), "
+                + "\(geometry.channels)]")
+        self.geometry = geometry
+        self.span = span
+    }
+
+    /// Adjacent rows in the given order.
+    @_lifetime(copy span)
+    public init(
+        _ span: consuming MutableSpan<Element>, heads: Int, tokens: Int, channels: Int, layout: TensorLayout = .hnd,
+        named name: String = "tensor"
+    ) throws(SparseKernelsError) {
+        let geometry = try TensorGeometry(
+            heads: heads, tokens: tokens, channels: channels, layout: layout, named: name)
+        try self.init(span, geometry: geometry, named: name)
+    }
+
+    public var heads: Int { geometry.heads }
+    public var tokens: Int { geometry.tokens }
+    public var channels: Int { geometry.channels }
+}

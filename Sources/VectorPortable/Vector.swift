@@ -1,0 +1,72 @@
+// The portable level: 128-bit vectors that every x86-64 (SSE2) and arm64 (NEON) core has, without compiler flags.
+
+/// One register of single-precision lanes.
+public typealias Vector = SIMD4<Float>
+/// One register of 32-bit integer lanes, lane for lane beside `Vector`.
+public typealias IntVector = SIMD4<Int32>
+
+/// Lanes of `Vector`.
+@_alwaysEmitIntoClient @inline(__always)
+public var laneCount: Int { 4 }
+
+#if arch(arm64)
+    /// Rows of the register tile. 32 NEON registers: 8 rows × 3 vectors = 24 accumulators, 3 panel vectors and the broadcasts.
+    @_alwaysEmitIntoClient @inline(__always)
+    public var tileRows: Int { 8 }
+
+    /// The accumulators of a full tile, row-major: `tileRows × panelVectors`.
+    public typealias Accumulators = InlineArray<24, Vector>
+    /// One pointer per tile row.
+    public typealias RowPointers = InlineArray<8, UnsafePointer<Float>>
+#else
+    /// Rows of the register tile. 16 xmm registers: 4 rows × 3 vectors = 12 accumulators, 3 panel vectors and 1 broadcast.
+    @_alwaysEmitIntoClient @inline(__always)
+    public var tileRows: Int { 4 }
+
+    /// The accumulators of a full tile, row-major: `tileRows × panelVectors`.
+    public typealias Accumulators = InlineArray<12, Vector>
+    /// One pointer per tile row.
+    public typealias RowPointers = InlineArray<4, UnsafePointer<Float>>
+#endif
+
+/// `a·b + c`: one rounding where the baseline has a fused instruction, two on x86-64, where `addingProduct` would call `fmaf`.
+@_alwaysEmitIntoClient @inline(__always)
+public func multiplyAdd(_ a: Vector, _ b: Vector, _ c: Vector) -> Vector {
+    #if arch(arm64)
+        c.addingProduct(a, b)
+    #else
+        c + a * b
+    #endif
+}
+
+/// Lane-wise `a > b ? a : b`: the second operand wins when either is NaN.
+@_alwaysEmitIntoClient @inline(__always)
+public func maximum(_ a: Vector, _ b: Vector) -> Vector { b.replacing(with: a, where: a .> b) }
+
+/// Four IEEE half-precision values, widened.
+///
+/// Integer arithmetic, because the x86-64 baseline has no conversion instruction: shift exponent and mantissa into place,
+/// then multiply by 2¹¹² to re-bias the exponent, which normalises subnormals too.
+@_alwaysEmitIntoClient @inline(__always)
+public func loadHalf(_ pointer: UnsafePointer<UInt16>) -> Vector {
+    let half = UnsafeRawPointer(pointer).loadUnaligned(as: SIMD4<UInt16>.self)
+    let bits = SIMD4<UInt32>(truncatingIfNeeded: half)
+    let magnitude = (bits & 0x7fff) &<< 13
+    let scaled = unsafeBitCast(magnitude, to: SIMD4<Float>.self) * Float(bitPattern: (127 + 112) << 23)
+    // Exponent 31 (infinity, NaN) came out as 2¹⁶…: set the exponent field to all ones.
+    let special = SIMD4<UInt32>(repeating: 0).replacing(with: 0x7f80_0000, where: magnitude .>= SIMD4(repeating: 0x0f80_0000))
+    return unsafeBitCast(unsafeBitCast(scaled, to: SIMD4<UInt32>.self) | special | ((bits & 0x8000) &<< 16), to: Vector.self)
+}
+
+/// Narrows to IEEE half precision, to nearest even.
+@_alwaysEmitIntoClient @inline(__always)
+public func storeHalf(_ value: Vector, _ pointer: UnsafeMutablePointer<UInt16>) {
+    for lane in 0..<4 { pointer[lane] = narrowToHalf(value[lane]) }
+}
+
+/// Four bfloat16 values, widened: bfloat16 is the upper half of a Float.
+@_alwaysEmitIntoClient @inline(__always)
+public func loadBFloat16(_ pointer: UnsafePointer<UInt16>) -> Vector {
+    let half = UnsafeRawPointer(pointer).loadUnaligned(as: SIMD4<UInt16>.self)
+    return unsafeBitCast(SIMD4<UInt32>(truncatingIfNeeded: half) &<< 16, to: Vector.self)
+}

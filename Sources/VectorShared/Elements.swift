@@ -1,0 +1,53 @@
+// Loads, stores and 16-bit conversions that read the same on every instruction set.
+
+/// Lanes from memory of any alignment.
+@_alwaysEmitIntoClient @inline(__always)
+public func load(_ pointer: UnsafePointer<Float>) -> Vector {
+    UnsafeRawPointer(pointer).loadUnaligned(as: Vector.self)
+}
+
+/// Lanes to memory of any alignment.
+@_alwaysEmitIntoClient @inline(__always)
+public func store(_ value: Vector, _ pointer: UnsafeMutablePointer<Float>) {
+    UnsafeMutableRawPointer(pointer).storeBytes(of: value, as: Vector.self)
+}
+
+/// One value in every lane.
+@_alwaysEmitIntoClient @inline(__always)
+public func splat(_ value: Float) -> Vector { Vector(repeating: value) }
+
+/// The bit pattern of the half-precision value nearest to `value`, ties to even.
+///
+/// Adding a power of two 10 bits above the last kept bit makes the FPU do the rounding, for normal and subnormal results
+/// alike; overflow becomes infinity and NaN stays NaN.
+@_alwaysEmitIntoClient @inline(__always)
+public func narrowToHalf(_ value: Float) -> UInt16 {
+    let bits = value.bitPattern
+    let sign = UInt16(truncatingIfNeeded: bits >> 16) & 0x8000
+    let magnitude = bits & 0x7fff_ffff
+    if magnitude > 0x7f80_0000 { return sign | 0x7e00 }
+    if magnitude >= 0x4780_0000 { return sign | 0x7c00 }  // ≥ 65536
+    if magnitude < 0x3880_0000 {  // below 2⁻¹⁴: subnormal, one step is 2⁻²⁴
+        let rounded = Float(bitPattern: magnitude) + 0.5
+        return sign | UInt16(truncatingIfNeeded: rounded.bitPattern &- 0x3f00_0000)
+    }
+    let odd = (magnitude >> 13) & 1
+    return sign | UInt16(truncatingIfNeeded: (magnitude &- 0x3800_0000 &+ 0xfff &+ odd) >> 13)
+}
+
+/// The bit pattern of the bfloat16 value nearest to `value`, ties to even; NaN stays NaN.
+@_alwaysEmitIntoClient @inline(__always)
+public func narrowToBFloat16(_ value: Float) -> UInt16 {
+    let bits = value.bitPattern
+    if bits & 0x7fff_ffff > 0x7f80_0000 { return UInt16(truncatingIfNeeded: bits >> 16) | 0x40 }
+    return UInt16(truncatingIfNeeded: (bits &+ 0x7fff &+ ((bits >> 16) & 1)) >> 16)
+}
+
+/// The value of a half-precision bit pattern. See the portable `loadHalf` for the method.
+@_alwaysEmitIntoClient @inline(__always)
+public func widenHalf(_ half: UInt16) -> Float {
+    let magnitude = UInt32(half & 0x7fff) << 13
+    let scaled = Float(bitPattern: magnitude) * Float(bitPattern: (127 + 112) << 23)
+    let special: UInt32 = magnitude >= 0x0f80_0000 ? 0x7f80_0000 : 0
+    return Float(bitPattern: scaled.bitPattern | special | UInt32(half & 0x8000) << 16)
+}
