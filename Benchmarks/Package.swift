@@ -1,0 +1,40 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// A package of its own, so that a client of the kernels never downloads what only the benchmarks need.
+
+let language: [SwiftSetting] = [
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+]
+
+let package = Package(
+    name: "SparseKernelsBenchmarks",
+    platforms: [.macOS("26.0")],
+    traits: [
+        .trait(name: "OpenBLAS", description: "Adds OpenBLAS as a dense baseline; passed on to SparseKernels."),
+        .default(enabledTraits: ["OpenBLAS"]),
+    ],
+    dependencies: [
+        .package(
+            name: "SparseKernels", path: "..",
+            traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    ],
+    targets: [
+        .executableTarget(
+            name: "sparsekernels-bench",
+            dependencies: [
+                "BenchmarkReport",
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "SparseKernelsReference", package: "SparseKernels"),
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: language),
+        // What is done with numbers once they are measured. It knows no kernel, so its tests build in seconds.
+        .target(name: "BenchmarkReport", swiftSettings: language),
+        .testTarget(name: "BenchmarkReportTests", dependencies: ["BenchmarkReport"], swiftSettings: language),
+    ],
+    swiftLanguageModes: [.v6]
+)

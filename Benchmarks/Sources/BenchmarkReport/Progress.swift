@@ -1,0 +1,96 @@
+import Foundation
+
+/// How far a long run has come, on standard error: one line that is rewritten in place on a terminal, a plain line every
+/// ten seconds elsewhere (a log, a pipe). Standard output, which may be a file that somebody parses, is never touched.
+///
+/// It has no thread and no timer, which would run beside the kernel that is being timed: it shows something when it is
+/// called, so call `tick()` between rounds. It is not thread-safe.
+public final class ProgressLine {
+    private let total: Int
+    private let isTerminal: Bool
+    private let width: Int
+    private let write: (String) -> Void
+    private let now: () -> Duration
+    private let start: Duration
+    private var done = 0
+    private var current = ""
+    private var lastShown: Duration?
+    private var isVisible = false
+
+    /// A run shorter than this shows no plain line at all.
+    private static let patience = Duration.seconds(2)
+    private static let plainInterval = Duration.seconds(10)
+    private static let terminalInterval = Duration.milliseconds(200)
+
+    /// - Parameter total: the number of cases to come.
+    public convenience init(total: Int) {
+        let clock = ContinuousClock()
+        let origin = clock.now
+        let isTerminal = isatty(FileHandle.standardError.fileDescriptor) == 1
+        self.init(
+            total: total, isTerminal: isTerminal, write: { FileHandle.standardError.write(Data($0.utf8)) },
+            now: { clock.now - origin })
+    }
+
+    /// The parts that a test replaces: the kind of output, the output, the clock.
+    init(
+        total: Int, isTerminal: Bool, width: Int = 79, write: @escaping (String) -> Void, now: @escaping () -> Duration
+    ) {
+        self.total = total
+        self.isTerminal = isTerminal
+        self.width = width
+        self.write = write
+        self.now = now
+        start = now()
+    }
+
+    /// The case with this name starts.
+    public func begin(_ caseName: String) {
+        current = caseName
+        show(atOnce: true)
+    }
+
+    /// To be called between rounds, as often as is convenient.
+    public func tick() {
+        show(atOnce: false)
+    }
+
+    /// The current case is complete.
+    public func finishCase() {
+        done += 1
+        show(atOnce: false)
+    }
+
+    /// Makes room on the terminal, to be called before a row is printed; the next call of another method shows the line anew.
+    public func clear() {
+        guard isVisible else { return }
+        write("\r\u{1B}[K")
+        isVisible = false
+        lastShown = nil
+    }
+
+    // MARK: What it shows
+
+    private func show(atOnce: Bool) {
+        let time = now()
+        if isTerminal {
+            // At once on a terminal, where a line can be taken back: the first call of the kernel may take a minute.
+            if !atOnce, let lastShown, time - lastShown < Self.terminalInterval { return }
+            write("\r\u{1B}[K" + String(line(at: time).prefix(width)))
+            isVisible = true
+        } else {
+            if time - (lastShown ?? start) < (lastShown == nil ? Self.patience : Self.plainInterval) { return }
+            write(line(at: time) + "\n")
+        }
+        lastShown = time
+    }
+
+    private func line(at time: Duration) -> String {
+        let elapsed = (time - start) / .seconds(1)
+        var line = "[\(done)/\(total)] \(Format.duration(elapsed))"
+        if done > 0, done < total {
+            line += ", about \(Format.duration(elapsed / Double(done) * Double(total - done))) left"
+        }
+        return current.isEmpty ? line : line + ": \(current)"
+    }
+}

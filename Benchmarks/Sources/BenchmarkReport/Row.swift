@@ -1,0 +1,131 @@
+/// One measured case: a line of the table and an element of `rows` in the JSON report.
+///
+/// Every number is optional, because no row has them all: a micro-kernel has no recall, a dense product no density.
+/// A number that is absent or not finite is left out of the JSON, so that a reader never meets `null` or a made-up zero.
+public struct BenchmarkRow: Codable, Sendable, Equatable {
+    public var op: String
+    public var caseName: String
+    /// Kept part of the blocks, weights or tokens, from 0 to 1.
+    public var density: Double?
+    public var isa: String
+    public var threads: Int
+
+    public var medianSeconds: Double?
+    public var minSeconds: Double?
+    public var maxSeconds: Double?
+
+    /// Operations done per second, in 10⁹.
+    public var actualGFLOPS: Double?
+    /// Operations that the dense operator would have needed, per second, in 10⁹.
+    public var effectiveGFLOPS: Double?
+    /// Speed as a part of the roof that bounds this case: 1 is the roof itself.
+    public var roofFraction: Double?
+
+    public var baseline: String?
+    public var baselineSeconds: Double?
+    /// `baselineSeconds / medianSeconds`, or better the median of the ratios of interleaved rounds.
+    public var speedup: Double?
+
+    public var error: Double?
+    /// The derived tolerance that `error` must not exceed.
+    public var errorBound: Double?
+    /// Part of the attention mass that the selection covers, from 0 to 1.
+    public var recall: Double?
+    /// What the check before the measurement found; absent when there was none.
+    public var verified: Bool?
+
+    public init(
+        op: String, caseName: String, density: Double? = nil, isa: String, threads: Int, timing: Summary? = nil,
+        actualGFLOPS: Double? = nil, effectiveGFLOPS: Double? = nil, roofFraction: Double? = nil,
+        baseline: String? = nil, baselineSeconds: Double? = nil, speedup: Double? = nil,
+        error: Double? = nil, errorBound: Double? = nil, recall: Double? = nil, verified: Bool? = nil
+    ) {
+        self.op = op
+        self.caseName = caseName
+        self.density = density
+        self.isa = isa
+        self.threads = threads
+        self.medianSeconds = timing?.median
+        self.minSeconds = timing?.min
+        self.maxSeconds = timing?.max
+        self.actualGFLOPS = actualGFLOPS
+        self.effectiveGFLOPS = effectiveGFLOPS
+        self.roofFraction = roofFraction
+        self.baseline = baseline
+        self.baselineSeconds = baselineSeconds
+        self.speedup = speedup
+        self.error = error
+        self.errorBound = errorBound
+        self.recall = recall
+        self.verified = verified
+    }
+}
+
+// MARK: - Verdict
+
+extension BenchmarkRow {
+    /// Two thresholds: an error that comes near its bound is worth a look before it becomes a failure.
+    public enum Status: String, Sendable {
+        case ok
+        case warn
+        case fail = "FAIL"
+        case unchecked = "-"
+    }
+
+    /// From this part of its bound on, an error is reported as `warn`.
+    public static let warnFraction = 0.5
+
+    /// The verdict over `verified`, `error` and `errorBound` together: an error above its bound, or one that is not a
+    /// number, is a failure whatever `verified` says.
+    public var status: Status {
+        if verified == false { return .fail }
+        guard let error else { return verified == true ? .ok : .unchecked }
+        guard error.isFinite else { return .fail }
+        guard let errorBound else { return verified == true ? .ok : .unchecked }
+        if !(error <= errorBound) { return .fail }
+        return error > Self.warnFraction * errorBound ? .warn : .ok
+    }
+
+    /// Half the range over the median: the ± of the table.
+    public var relativeSpread: Double? {
+        guard let medianSeconds, let minSeconds, let maxSeconds else { return nil }
+        return Summary(median: medianSeconds, min: minSeconds, max: maxSeconds).relativeSpread
+    }
+}
+
+// MARK: - JSON
+
+extension BenchmarkRow {
+    public enum CodingKeys: String, CodingKey, CaseIterable {
+        case op, density, isa, threads, baseline, speedup, error, recall, verified
+        case caseName = "case"
+        case medianSeconds = "median_s"
+        case minSeconds = "min_s"
+        case maxSeconds = "max_s"
+        case actualGFLOPS = "gflops_actual"
+        case effectiveGFLOPS = "gflops_effective"
+        case roofFraction = "roof_fraction"
+        case baselineSeconds = "baseline_s"
+        case errorBound = "error_bound"
+    }
+
+    public func encode(to encoder: any Encoder) throws {
+        var container = encoder.container(keyedBy: CodingKeys.self)
+        try container.encode(op, forKey: .op)
+        try container.encode(caseName, forKey: .caseName)
+        try container.encode(isa, forKey: .isa)
+        try container.encode(threads, forKey: .threads)
+        try container.encodeIfPresent(baseline, forKey: .baseline)
+        // An error of NaN cannot be written, so its verdict must be.
+        try container.encodeIfPresent(status == .fail ? false : verified, forKey: .verified)
+        let numbers: [(CodingKeys, Double?)] = [
+            (.density, density), (.medianSeconds, medianSeconds), (.minSeconds, minSeconds), (.maxSeconds, maxSeconds),
+            (.actualGFLOPS, actualGFLOPS), (.effectiveGFLOPS, effectiveGFLOPS), (.roofFraction, roofFraction),
+            (.baselineSeconds, baselineSeconds), (.speedup, speedup), (.error, error), (.errorBound, errorBound),
+            (.recall, recall),
+        ]
+        for case (let key, let number?) in numbers where number.isFinite {
+            try container.encode(number, forKey: key)
+        }
+    }
+}

@@ -1,0 +1,177 @@
+import Foundation
+
+/// One section of the report for people: a title, a header of two lines (name over unit), and a line for each case.
+///
+/// Rows arrive one by one, minutes apart, so the widths are settled beforehand, from the names that will appear and from
+/// the widest number that a column can hold. All lines of a section have the same length.
+public struct TextTable: Sendable {
+    public enum Column: Int, CaseIterable, Sendable {
+        case name, density, isa, threads, median, spread, actual, effective, roof, speedup, recall, error, bound, status
+
+        /// Columns that every table has.
+        public static let fixed: Set<Column> = [.name, .isa, .threads, .status]
+
+        /// The columns for which at least one of the rows has a value.
+        public static func used(by rows: [BenchmarkRow]) -> Set<Column> {
+            fixed.union(allCases.filter { column in rows.contains { column.hasValue(in: $0) } })
+        }
+
+        private func hasValue(in row: BenchmarkRow) -> Bool {
+            switch self {
+            case .name, .isa, .threads, .status: true
+            case .density: row.density != nil
+            case .median: row.medianSeconds != nil
+            case .spread: row.relativeSpread != nil
+            case .actual: row.actualGFLOPS != nil
+            case .effective: row.effectiveGFLOPS != nil
+            case .roof: row.roofFraction != nil
+            case .speedup: row.speedup != nil
+            case .recall: row.recall != nil
+            case .error: row.error != nil
+            case .bound: row.errorBound != nil
+            }
+        }
+    }
+
+    private struct Field {
+        var column: Column
+        var header: (String, String)
+        var width: Int
+        var isRightAligned: Bool
+    }
+
+    private let title: String
+    private let fields: [Field]
+    private let gap: String
+    /// With one baseline for all rows its name stands in the header, otherwise behind each factor.
+    private let baselineWidth: Int
+
+    /// - Parameters:
+    ///   - caseNames: all case names of the section; a longer one that comes later makes its line longer, never shorter.
+    ///   - isas: all instruction sets of the section.
+    ///   - baselines: all baselines of the section.
+    ///   - columns: the columns that some row of the section will use; the others are left out.
+    ///   - lineWidth: columns are two spaces apart if that fits into so many characters, otherwise one.
+    public init(
+        title: String, caseNames: [String], isas: [String] = [], baselines: [String] = [],
+        columns: Set<Column> = Set(Column.allCases), lineWidth: Int = 120
+    ) {
+        let names = Set(baselines).sorted()
+        let baselineWidth = names.count > 1 ? names.map(\.count).max()! : 0
+        let fields = Column.allCases.filter { columns.union(Column.fixed).contains($0) }.map { column in
+            var field = Self.field(column)
+            switch column {
+            case .name: field.width = max(field.width, caseNames.map(\.count).max() ?? 0)
+            case .isa: field.width = max(field.width, isas.map(\.count).max() ?? 0)
+            case .speedup where names.count == 1: field.header.1 = "× \(names[0])"
+            case .speedup where names.count > 1:
+                // The unit stands above the numbers, not above the names.
+                let space = String(repeating: " ", count: 1 + baselineWidth)
+                field.header = (field.header.0 + space, field.header.1 + space)
+                field.width += space.count
+            default: break
+            }
+            field.width = max(field.width, field.header.0.count, field.header.1.count)
+            return field
+        }
+        let widths = fields.map(\.width).reduce(0, +)
+        self.title = title
+        self.fields = fields
+        self.baselineWidth = baselineWidth
+        gap = widths + 2 * (fields.count - 1) <= lineWidth ? "  " : " "
+    }
+
+    /// A table for rows that are all there already.
+    public init(title: String, rows: [BenchmarkRow], lineWidth: Int = 120) {
+        self.init(
+            title: title, caseNames: rows.map(\.caseName), isas: rows.map(\.isa),
+            baselines: rows.compactMap { $0.speedup == nil ? nil : $0.baseline },
+            columns: Column.used(by: rows), lineWidth: lineWidth)
+    }
+
+    /// Title, names, units and a rule.
+    public var header: [String] {
+        let names = join(fields.map { Self.pad($0.header.0, to: $0) })
+        let units = join(fields.map { Self.pad($0.header.1, to: $0) })
+        return ["", title, names, units, String(repeating: "─", count: names.count)]
+    }
+
+    public func line(_ row: BenchmarkRow) -> String {
+        join(fields.map { Self.pad(text($0.column, row), to: $0) })
+    }
+
+    // MARK: Printing
+
+    public func printHeader() {
+        Self.printNow(header.joined(separator: "\n"))
+    }
+
+    public func printRow(_ row: BenchmarkRow) {
+        Self.printNow(line(row))
+    }
+
+    /// Flushed, because a row should be seen when it is measured, also through a pipe.
+    private static func printNow(_ text: String) {
+        print(text)
+        fflush(nil)
+    }
+}
+
+// MARK: - Cells
+
+extension TextTable {
+    /// Widths hold the widest number that `Format` makes for sensible input: "0.00123".
+    private static func field(_ column: Column) -> Field {
+        switch column {
+        case .name: Field(column: column, header: ("Case", ""), width: 4, isRightAligned: false)
+        case .density: Field(column: column, header: ("Dens.", "%"), width: 5, isRightAligned: true)
+        case .isa: Field(column: column, header: ("ISA", ""), width: 3, isRightAligned: false)
+        case .threads: Field(column: column, header: ("Thr", ""), width: 3, isRightAligned: true)
+        case .median: Field(column: column, header: ("Median", "ms"), width: 7, isRightAligned: true)
+        case .spread: Field(column: column, header: ("Spread", "± %"), width: 5, isRightAligned: true)
+        case .actual: Field(column: column, header: ("Actual", "GFLOP/s"), width: 7, isRightAligned: true)
+        case .effective: Field(column: column, header: ("Effect.", "GFLOP/s"), width: 7, isRightAligned: true)
+        case .roof: Field(column: column, header: ("Roof", "%"), width: 5, isRightAligned: true)
+        case .speedup: Field(column: column, header: ("Speed", "×"), width: 6, isRightAligned: true)
+        case .recall: Field(column: column, header: ("Recall", "%"), width: 5, isRightAligned: true)
+        case .error: Field(column: column, header: ("Error", ""), width: 7, isRightAligned: true)
+        case .bound: Field(column: column, header: ("Bound", ""), width: 7, isRightAligned: true)
+        case .status: Field(column: column, header: ("Status", ""), width: 6, isRightAligned: false)
+        }
+    }
+
+    private func text(_ column: Column, _ row: BenchmarkRow) -> String {
+        switch column {
+        case .name: row.caseName
+        case .density: Format.percent(row.density)
+        case .isa: row.isa
+        case .threads: String(row.threads)
+        case .median: Format.number(row.medianSeconds.map { $0 * 1e3 })
+        case .spread: Format.percent(row.relativeSpread)
+        case .actual: Format.number(row.actualGFLOPS)
+        case .effective: Format.number(row.effectiveGFLOPS)
+        case .roof: Format.percent(row.roofFraction)
+        case .speedup: speedup(row)
+        case .recall: Format.percent(row.recall)
+        case .error: Format.scientific(row.error)
+        case .bound: Format.scientific(row.errorBound)
+        case .status: row.status.rawValue
+        }
+    }
+
+    private func speedup(_ row: BenchmarkRow) -> String {
+        let factor = Format.number(row.speedup)
+        guard baselineWidth > 0 else { return factor }
+        let name = row.speedup == nil ? "" : row.baseline ?? ""
+        return factor + " " + name + String(repeating: " ", count: max(0, baselineWidth - name.count))
+    }
+
+    private static func pad(_ text: String, to field: Field) -> String {
+        let space = String(repeating: " ", count: max(0, field.width - text.count))
+        return field.isRightAligned ? space + text : text + space
+    }
+
+    private func join(_ cells: [String]) -> String {
+        cells.joined(separator: gap)
+    }
+}
