@@ -59,8 +59,12 @@ let package = Package(
                 .target(name: "COpenBLAS", condition: .when(platforms: [.linux], traits: ["OpenBLAS"])),
             ] + vectorLevels.map { .byName(name: "Kernels\($0.0)") },
             swiftSettings: language + views + levelDefine),
-        .target(name: "SparseKernelsReference", swiftSettings: language + views),
+        .target(
+            name: "SparseKernelsReference", dependencies: ["SparseKernels"], swiftSettings: language + views),
         .target(name: "KernelInterface", swiftSettings: language),
+        .testTarget(
+            name: "SparseKernelsTests", dependencies: ["SparseKernels", "SparseKernelsReference", "KernelInterface"],
+            swiftSettings: language + views),
         .systemLibrary(name: "CIntrinsics"),
         .systemLibrary(
             name: "COpenBLAS", pkgConfig: "openblas",

@@ -12,15 +12,30 @@ public struct KernelTable: Sendable {
     /// A block of a matrix product. See `GEMMArguments`.
     public var multiplyBlock: @Sendable (UnsafePointer<GEMMArguments>) -> Void
 
+    /// Roofs: (iterations, seed) → `3·tileRows` chains of multiply-adds, `laneCount` wide.
+    public var multiplyAddChains: @Sendable (Int, Float) -> Float
+    /// Roofs: (pointer, count) → reads every float once; count is a multiple of 8·laneCount.
+    public var readAll: @Sendable (UnsafePointer<Float>, Int) -> Float
+    /// The micro-kernel alone: (strip, panel, C, depth, iterations).
+    public var multiplyTile:
+        @Sendable (UnsafePointer<Float>, UnsafePointer<Float>, UnsafeMutablePointer<Float>, Int, Int) -> Void
+
     public init(
         laneCount: Int, panelWidth: Int, tileRows: Int,
         attendBlock: @escaping @Sendable (UnsafePointer<AttentionArguments>) -> Void,
-        multiplyBlock: @escaping @Sendable (UnsafePointer<GEMMArguments>) -> Void
+        multiplyBlock: @escaping @Sendable (UnsafePointer<GEMMArguments>) -> Void,
+        multiplyAddChains: @escaping @Sendable (Int, Float) -> Float,
+        readAll: @escaping @Sendable (UnsafePointer<Float>, Int) -> Float,
+        multiplyTile:
+            @escaping @Sendable (UnsafePointer<Float>, UnsafePointer<Float>, UnsafeMutablePointer<Float>, Int, Int) -> Void
     ) {
         self.laneCount = laneCount
         self.panelWidth = panelWidth
         self.tileRows = tileRows
         self.attendBlock = attendBlock
         self.multiplyBlock = multiplyBlock
+        self.multiplyAddChains = multiplyAddChains
+        self.readAll = readAll
+        self.multiplyTile = multiplyTile
     }
 }

@@ -6,5 +6,7 @@ public import KernelInterface
 public func portableKernels() -> KernelTable {
     KernelTable(
         laneCount: laneCount, panelWidth: panelWidth, tileRows: tileRows,
-        attendBlock: { attendBlock($0) }, multiplyBlock: { multiplyBlock($0) })
+        attendBlock: { attendBlock($0) }, multiplyBlock: { multiplyBlock($0) },
+        multiplyAddChains: { multiplyAddChains($0, $1) }, readAll: { readAll($0, $1) },
+        multiplyTile: { multiplyTile($0, $1, $2, $3, $4) })
 }

@@ -1,0 +1,53 @@
+internal import KernelInterface
+
+// The border between views and raw pointers. Pointers taken here are used only until the `run` call that took them returns,
+// which borrows or owns the views all the while; geometry was checked against the memory when the views were made.
+
+extension AttentionElement {
+    /// The kernels' name of the element type.
+    static var storageType: StorageType {
+        switch elementType {
+        case .float32: .float32
+        case .float16: .float16
+        case .bfloat16: .bfloat16
+        default: preconditionFailure("\(elementType) is not an attention element type")
+        }
+    }
+}
+
+/// A read-only operand as kernels address it.
+struct AttentionOperand {
+    let base: UnsafeRawPointer
+    let type: StorageType
+    let geometry: TensorGeometry
+
+    init<Element: AttentionElement>(_ view: TensorView<Element>) {
+        base = view.span.withUnsafeBufferPointer { UnsafeRawPointer($0.baseAddress!) }
+        type = Element.storageType
+        geometry = view.geometry
+    }
+
+    /// The rows of one head, from a token on.
+    func rows(head: Int, from token: Int = 0) -> RowOperand {
+        let bytes = geometry.offset(head: head, token: token) * (type == .float32 ? 4 : 2)
+        return RowOperand(base: base + bytes, stride: geometry.tokenStride, type: type)
+    }
+}
+
+/// An operand that kernels write.
+struct MutableAttentionOperand {
+    let base: UnsafeMutableRawPointer
+    let type: StorageType
+    let geometry: TensorGeometry
+
+    init<Element: AttentionElement>(_ view: consuming MutableTensorView<Element>) {
+        geometry = view.geometry
+        type = Element.storageType
+        base = view.span.withUnsafeMutableBufferPointer { UnsafeMutableRawPointer($0.baseAddress!) }
+    }
+
+    /// The address of a row.
+    func row(head: Int, token: Int) -> UnsafeMutableRawPointer {
+        base + geometry.offset(head: head, token: token) * (type == .float32 ? 4 : 2)
+    }
+}

@@ -1,0 +1,124 @@
+internal import KernelInterface
+
+/// Exact attention over all keys that the mask allows: softmax(scale·Q·Kᵀ)·V, tiled, without an N×N matrix.
+///
+/// Make the plan once per shape and run it as often as needed; it is immutable and may be used from several threads.
+///
+/// ```swift
+/// let shape = try AttentionShape(queryLength: 4096, keyLength: 4096, queryHeads: 8, kvHeads: 2, headDim: 64)
+/// let attention = try DenseAttention(shape, mask: .causal)
+/// let state = try attention(query: q, key: k, value: v)   // state.output, state.logSumExp
+/// ```
+///
+/// - Non-finite input propagates as IEEE arithmetic has it into the rows that see it, and into no other row.
+/// - A query that sees no key gives output 0 and LSE −∞.
+/// - Results are bitwise the same for every number of threads.
+/// - Source: online softmax as in FlashAttention-2 (Dao, 2023, algorithm 1), with queries along the vector lanes.
+/// - Complexity: `queryHeads · visible pairs · (headDim + valueDim)` multiply-adds.
+/// - Scratch: `scratchByteCount` per thread, kept by the pool; nothing is allocated per call once the pool has it.
+public struct DenseAttention: Sendable {
+    public let shape: AttentionShape
+    public let mask: AttentionMask
+    public let scoring: AttentionScoring
+    /// The instruction set that `run` executes.
+    public let instructionSet: InstructionSet
+
+    let kernels: KernelTable
+    let softmaxScale: Float
+    /// Query rows of a task.
+    let queryBlock: Int
+    let limits: (from: Int, to: Int)
+
+    /// - Parameters:
+    ///   - instructionSet: the best of this machine, or what `SPARSEKERNELS_ISA` says, unless given.
+    /// - Throws: `.invalidArgument` for a scale, cap or slope that is not finite or a window below 1, `.invalidShape` for a wrong
+    ///   number of slopes, `.unsupportedInstructionSet`.
+    public init(
+        _ shape: AttentionShape, mask: AttentionMask = .full, scoring: AttentionScoring = AttentionScoring(),
+        instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        try scoring.validate(shape)
+        if let window = mask.window {
+            try require(window >= 1, .invalidArgument, "mask.window", expected: "at least 1", actual: "\(window)")
+        }
+        self.shape = shape
+        self.mask = mask
+        self.scoring = scoring
+        self.instructionSet = try InstructionSet.resolve(instructionSet)
+        kernels = self.instructionSet.kernels
+        softmaxScale = scoring.softmaxScale ?? 1 / Float(shape.headDim).squareRoot()
+        queryBlock = Self.queryBlock(shape, kernels)
+        // A window longer than the sequences hides nothing; clamping it keeps the limits far from overflow.
+        let window = mask.window.map { min($0, shape.queryLength + shape.keyLength) }
+        limits = AttentionMask(isCausal: mask.isCausal, window: window).limits(shape)
+    }
+
+    /// Whole panels of queries. 192 rows reuse each key and value 192 times from the caches; their packed queries and
+    /// accumulators are 192 KiB at 128 channels, which leaves room for a key block in a 512 KiB second-level cache.
+    private static func queryBlock(_ shape: AttentionShape, _ kernels: KernelTable) -> Int {
+        AttentionScratch.maximumQueryRows / kernels.panelWidth * kernels.panelWidth
+    }
+
+    /// Bytes of scratch that each thread of the pool needs.
+    public var scratchByteCount: Int {
+        AttentionScratch(
+            headDim: shape.headDim, valueDim: shape.valueDim, queryRows: min(queryBlock, shape.queryLength), stagesKeys: true,
+            stagesValues: true
+        ).byteCount
+    }
+
+    /// Score entries that the mask leaves, over all query heads.
+    public var visiblePairs: Int {
+        var pairs = 0
+        for query in 0..<shape.queryLength {
+            pairs += max(0, min(shape.keyLength, query + limits.to) - max(0, query + limits.from))
+        }
+        return pairs * shape.queryHeads
+    }
+
+    // MARK: - Run
+
+    /// Computes attention into the caller's memory.
+    ///
+    /// - Parameters:
+    ///   - query: `queryHeads` × `queryLength` × `headDim`. Any strides that keep channels adjacent, here and below.
+    ///   - key: `kvHeads` × `keyLength` × `headDim`. `Float` rows that are adjacent are read in place; others are copied block by
+    ///     block into scratch.
+    ///   - value: `kvHeads` × `keyLength` × `valueDim`.
+    ///   - bias: added to the scores: 1 or `queryHeads` heads × `queryLength` × `keyLength`. −∞ hides a key.
+    ///   - output: `queryHeads` × `queryLength` × `valueDim`.
+    ///   - logSumExp: natural log of the sum of exponentials of each row, `[queryHeads, queryLength]`.
+    ///   - pool: the threads to use. The call blocks until they are done.
+    /// - Throws: `.invalidShape` naming the operand that disagrees with the plan; nothing is written then.
+    public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
+        query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>,
+        bias: TensorView<Float>? = nil, output: consuming MutableTensorView<O>,
+        logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        try shape.check(
+            "query", query.geometry, heads: shape.queryHeads, tokens: shape.queryLength, channels: shape.headDim)
+        try shape.check("key", key.geometry, heads: shape.kvHeads, tokens: shape.keyLength, channels: shape.headDim)
+        try shape.check("value", value.geometry, heads: shape.kvHeads, tokens: shape.keyLength, channels: shape.valueDim)
+        try shape.check(
+            "output", output.geometry, heads: shape.queryHeads, tokens: shape.queryLength, channels: shape.valueDim)
+        if let bias {
+            try require(
+                bias.heads == 1 || bias.heads == shape.queryHeads, .invalidShape, "bias.heads",
+                expected: "1 or queryHeads (\(shape.queryHeads))", actual: "\(bias.heads)")
+            try shape.check(
+                "bias", bias.geometry, heads: bias.heads, tokens: shape.queryLength, channels: shape.keyLength)
+        }
+        let rows = shape.queryHeads * shape.queryLength
+        if let count = logSumExp?.count {
+            try require(
+                count == rows, .invalidShape, "logSumExp", expected: "queryHeads × queryLength = \(rows) elements",
+                actual: "\(count)")
+        }
+        var call = DenseAttentionCall(
+            plan: self, query: AttentionOperand(query), key: AttentionOperand(key), value: AttentionOperand(value),
+            output: MutableAttentionOperand(output))
+        if let bias { call.bias = AttentionOperand(bias) }
+        call.logSumExp = logSumExp?.withUnsafeMutableBufferPointer { $0.baseAddress }
+        call.run(on: pool)
+    }
+}

@@ -1,0 +1,65 @@
+internal import KernelInterface
+
+/// One `run` of a dense plan: cuts the queries into blocks, hands them to the pool, and addresses the kernel's arguments.
+///
+/// Tasks go head by head, so that the heads of a group find their keys and values in the cache, and backwards through the
+/// queries of a head: under a causal mask later blocks see more keys, and the light ones are left to fill the end.
+struct DenseAttentionCall {
+    let plan: DenseAttention
+    let query: AttentionOperand
+    let key: AttentionOperand
+    let value: AttentionOperand
+    let output: MutableAttentionOperand
+    var bias: AttentionOperand?
+    var logSumExp: UnsafeMutablePointer<Float>?
+
+    init(
+        plan: DenseAttention, query: AttentionOperand, key: AttentionOperand, value: AttentionOperand,
+        output: MutableAttentionOperand
+    ) {
+        self.plan = plan
+        self.query = query
+        self.key = key
+        self.value = value
+        self.output = output
+    }
+
+    func run(on pool: WorkerPool) {
+        let shape = plan.shape
+        let blocks = (shape.queryLength + plan.queryBlock - 1) / plan.queryBlock
+        let work = shape.queryHeads * shape.queryLength * shape.keyLength * (shape.headDim + shape.valueDim)
+        withUnsafePointer(to: self) { call in
+            pool.run(
+                tasks: shape.queryHeads * blocks, work: work, scratchByteCount: plan.scratchByteCount, context: call
+            ) { context, task, scratch in
+                let call = context.assumingMemoryBound(to: DenseAttentionCall.self)
+                call.pointee.attend(task: task, scratch: scratch)
+            }
+        }
+    }
+
+    private func attend(task: Int, scratch: UnsafeMutableRawPointer) {
+        let shape = plan.shape
+        let blocks = (shape.queryLength + plan.queryBlock - 1) / plan.queryBlock
+        let head = task / blocks
+        let first = (blocks - 1 - task % blocks) * plan.queryBlock
+        let kvHead = head / shape.queryHeadsPerKVHead
+        var range = KeyRange(begin: 0, end: shape.keyLength)
+        let biasHead = bias.map { $0.geometry.heads == 1 ? 0 : head } ?? 0
+        let biasRow = bias?.rows(head: biasHead, from: first)
+        withUnsafePointer(to: &range) { ranges in
+            var arguments = AttentionArguments(
+                query: query.rows(head: head, from: first), key: key.rows(head: kvHead), value: value.rows(head: kvHead),
+                output: output.row(head: head, token: first), outputStride: output.geometry.tokenStride,
+                outputType: output.type, logSumExp: logSumExp.map { $0 + head * shape.queryLength + first },
+                queryRows: min(plan.queryBlock, shape.queryLength - first), headDim: shape.headDim,
+                valueDim: shape.valueDim, keyRanges: ranges, keyRangeCount: 1, visibleFrom: first + plan.limits.from,
+                visibleTo: first + plan.limits.to, softmaxScale: plan.softmaxScale,
+                logitsSoftCap: plan.scoring.logitsSoftCap ?? 0, aliBiSlope: plan.scoring.aliBiSlopes?[head] ?? 0,
+                aliBiOffset: first + shape.keyLength - shape.queryLength,
+                bias: biasRow?.base.assumingMemoryBound(to: Float.self), biasStride: biasRow?.stride ?? 0,
+                scratch: scratch)
+            plan.kernels.attendBlock(&arguments)
+        }
+    }
+}

@@ -1,0 +1,103 @@
+internal import KernelInterface
+
+/// C = A·B or A·Bᵀ in single precision, row-major.
+///
+/// The register tile and cache blocks that every kernel of this package stands on, as an operator of their own.
+///
+/// - Non-finite input propagates as IEEE arithmetic has it. Results are bitwise the same for every number of threads.
+/// - Complexity: M·N·K multiply-adds.
+/// - Scratch: `scratchByteCount` per thread, kept by the pool.
+/// - Source: Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008).
+public struct GEMM: Sendable {
+    /// Rows of A and C.
+    public let m: Int
+    /// Columns of C.
+    public let n: Int
+    /// Columns of A: the reduction.
+    public let k: Int
+    /// B is given as `[n, k]`, as the weights of a linear layer are.
+    public let transposesB: Bool
+    /// The instruction set that `run` executes.
+    public let instructionSet: InstructionSet
+
+    private let kernels: KernelTable
+
+    /// - Throws: `.invalidShape` for an extent below 1, `.unsupportedInstructionSet`.
+    public init(
+        m: Int, n: Int, k: Int, transposesB: Bool = false, instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        for (name, extent) in [("m", m), ("n", n), ("k", k)] {
+            try require(extent >= 1, .invalidShape, name, expected: "at least 1", actual: "\(extent)")
+        }
+        self.m = m
+        self.n = n
+        self.k = k
+        self.transposesB = transposesB
+        self.instructionSet = try InstructionSet.resolve(instructionSet)
+        kernels = self.instructionSet.kernels
+    }
+
+    /// Bytes of scratch that each thread of the pool needs.
+    public var scratchByteCount: Int { GEMMScratch.byteCount }
+
+    /// Computes the product into the caller's memory.
+    ///
+    /// - Parameters:
+    ///   - a: m × k.
+    ///   - b: k × n, or n × k when `transposesB`.
+    ///   - c: m × n, overwritten.
+    /// - Throws: `.invalidShape` naming the operand that disagrees with the plan; nothing is written then.
+    public func run(
+        a: MatrixView<Float>, b: MatrixView<Float>, c: consuming MutableMatrixView<Float>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        try check("a", a.rows, a.columns, m, k)
+        try check("b", b.rows, b.columns, transposesB ? n : k, transposesB ? k : n)
+        try check("c", c.rows, c.columns, m, n)
+        let cStride = c.rowStride
+        // Pointers are used only until this call returns; the views are borrowed or owned all the while.
+        let call = Call(
+            plan: self, a: a.span.withUnsafeBufferPointer { $0.baseAddress! }, aStride: a.rowStride,
+            b: b.span.withUnsafeBufferPointer { $0.baseAddress! }, bStride: b.rowStride,
+            c: c.span.withUnsafeMutableBufferPointer { $0.baseAddress! }, cStride: cStride)
+        let rowBlocks = (m + GEMMScratch.rowBlock - 1) / GEMMScratch.rowBlock
+        let columnBlocks = (n + GEMMScratch.columnBlock - 1) / GEMMScratch.columnBlock
+        withUnsafePointer(to: call) { call in
+            pool.run(
+                tasks: rowBlocks * columnBlocks, work: m * n * k, scratchByteCount: scratchByteCount, context: call
+            ) { context, task, scratch in
+                context.assumingMemoryBound(to: Call.self).pointee.multiply(task: task, scratch: scratch)
+            }
+        }
+    }
+
+    private func check(
+        _ name: String, _ rows: Int, _ columns: Int, _ expectedRows: Int, _ expectedColumns: Int
+    ) throws(SparseKernelsError) {
+        try require(
+            rows == expectedRows && columns == expectedColumns, .invalidShape, name,
+            expected: "\(expectedRows) × \(expectedColumns)", actual: "\(rows) × \(columns)")
+    }
+
+    /// One `run`: blocks of C, computed independently of each other.
+    private struct Call {
+        let plan: GEMM
+        let a: UnsafePointer<Float>
+        let aStride: Int
+        let b: UnsafePointer<Float>
+        let bStride: Int
+        let c: UnsafeMutablePointer<Float>
+        let cStride: Int
+
+        func multiply(task: Int, scratch: UnsafeMutableRawPointer) {
+            let rowBlocks = (plan.m + GEMMScratch.rowBlock - 1) / GEMMScratch.rowBlock
+            let row = task % rowBlocks * GEMMScratch.rowBlock
+            let column = task / rowBlocks * GEMMScratch.columnBlock
+            var arguments = GEMMArguments(
+                a: a + row * aStride, aStride: aStride, b: plan.transposesB ? b + column * bStride : b + column,
+                bStride: bStride, bIsTransposed: plan.transposesB, c: c + row * cStride + column, cStride: cStride,
+                rows: min(GEMMScratch.rowBlock, plan.m - row), columns: min(GEMMScratch.columnBlock, plan.n - column),
+                depth: plan.k, scratch: scratch)
+            plan.kernels.multiplyBlock(&arguments)
+        }
+    }
+}

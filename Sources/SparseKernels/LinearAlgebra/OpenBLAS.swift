@@ -1,0 +1,56 @@
+#if OpenBLAS && os(Linux)
+    internal import COpenBLAS
+#endif
+
+/// Dense algebra through the system's OpenBLAS, when the package was built with the trait `OpenBLAS`.
+///
+/// Benchmarks measure the kernels against it. Nothing in the package needs it: without the trait `isAvailable` is false.
+public enum OpenBLAS {
+    #if OpenBLAS && os(Linux)
+        public static let isAvailable = true
+
+        /// Version, build options and the kernel set it chose for this processor.
+        public static var configuration: String {
+            "\(String(cString: openblas_get_config())), core \(String(cString: openblas_get_corename()))"
+        }
+
+        /// C = A·B or A·Bᵀ through `cblas_sgemm`.
+        ///
+        /// - Parameters: as `GEMM.run`; `threads` is set for the whole process, as OpenBLAS has it.
+        /// - Throws: `.invalidShape` naming the operand that disagrees.
+        public static func multiply(
+            a: MatrixView<Float>, b: MatrixView<Float>, c: consuming MutableMatrixView<Float>, transposesB: Bool = false,
+            threads: Int = 1
+        ) throws(SparseKernelsError) {
+            let (n, k) = transposesB ? (b.rows, b.columns) : (b.columns, b.rows)
+            try require(a.columns == k, .invalidShape, "b", expected: "a reduction of \(a.columns)", actual: "\(k)")
+            try require(
+                c.rows == a.rows && c.columns == n, .invalidShape, "c", expected: "\(a.rows) × \(n)",
+                actual: "\(c.rows) × \(c.columns)")
+            openblas_set_num_threads(Int32(threads))
+            let (rows, stride) = (a.rows, c.rowStride)
+            let target = c.span.withUnsafeMutableBufferPointer { $0.baseAddress! }
+            a.span.withUnsafeBufferPointer { left in
+                b.span.withUnsafeBufferPointer { right in
+                    cblas_sgemm(
+                        CblasRowMajor, CblasNoTrans, transposesB ? CblasTrans : CblasNoTrans, blasint(rows), blasint(n),
+                        blasint(k), 1, left.baseAddress, blasint(a.rowStride), right.baseAddress, blasint(b.rowStride), 0,
+                        target, blasint(stride))
+                }
+            }
+        }
+    #else
+        public static let isAvailable = false
+
+        public static var configuration: String { "not built in" }
+
+        /// Always throws: the package was built without the trait `OpenBLAS`.
+        public static func multiply(
+            a: MatrixView<Float>, b: MatrixView<Float>, c: consuming MutableMatrixView<Float>, transposesB: Bool = false,
+            threads: Int = 1
+        ) throws(SparseKernelsError) {
+            throw SparseKernelsError(
+                .invalidArgument, "OpenBLAS", expected: "built in (package trait OpenBLAS)", actual: "not built in")
+        }
+    #endif
+}

@@ -1,0 +1,91 @@
+internal import Foundation
+package import KernelInterface
+internal import KernelsPortable
+
+#if SPARSEKERNELS_X86_LEVELS
+    internal import KernelsAVX2
+    internal import KernelsAVX512
+#endif
+
+/// A level of vector instructions that the kernels are compiled for.
+///
+/// All levels are built from the same sources and are always in the binary. A plan picks one when it is made: the best that the
+/// processor and the operating system support, unless the caller or the environment variable `SPARSEKERNELS_ISA` names another.
+public struct InstructionSet: Hashable, Sendable {
+    /// The name that `SPARSEKERNELS_ISA` takes.
+    public let name: String
+
+    /// 128-bit vectors that every x86-64 (SSE2) and arm64 (NEON) core has.
+    public static let portable = InstructionSet(name: "portable")
+    /// 256-bit vectors: AVX2, FMA, F16C.
+    public static let avx2 = InstructionSet(name: "avx2")
+    /// 512-bit vectors: AVX-512 F, BW, DQ, VL and VNNI.
+    public static let avx512 = InstructionSet(name: "avx512")
+
+    /// Every level this package knows, best first, whether or not this machine has it.
+    public static let known: [InstructionSet] = [.avx512, .avx2, .portable]
+
+    /// The levels this machine can run, best first. Never empty: `portable` is always there.
+    public static let available: [InstructionSet] = known.filter { $0.isAvailable }
+
+    /// The level that plans use by default: what `SPARSEKERNELS_ISA` names, else the best available one.
+    ///
+    /// - Throws: `.unsupportedInstructionSet` when the variable names a level that is unknown or that this machine lacks.
+    public static func selected() throws(SparseKernelsError) -> InstructionSet {
+        guard let name = ProcessInfo.processInfo.environment[environmentVariable], !name.isEmpty else { return available[0] }
+        return try named(name, argument: environmentVariable)
+    }
+
+    /// The level of that name.
+    /// - Throws: `.unsupportedInstructionSet` when it is unknown or this machine lacks it.
+    public static func named(_ name: String, argument: String = "instructionSet") throws(SparseKernelsError)
+        -> InstructionSet
+    {
+        guard let set = available.first(where: { $0.name == name }) else {
+            let isKnown = known.contains { $0.name == name }
+            throw SparseKernelsError(
+                .unsupportedInstructionSet, argument,
+                expected: "one of " + available.map(\.name).joined(separator: ", "),
+                actual: isKnown ? "\(name), which this machine does not have" : "\"\(name)\"")
+        }
+        return set
+    }
+
+    /// The variable that forces a level.
+    public static let environmentVariable = "SPARSEKERNELS_ISA"
+
+    private var isAvailable: Bool {
+        #if SPARSEKERNELS_X86_LEVELS
+            switch self {
+            case .avx512: return CPUFeatures.hasAVX512
+            case .avx2: return CPUFeatures.hasAVX2
+            default: return true
+            }
+        #else
+            return self == .portable
+        #endif
+    }
+
+    /// The kernels of this level. The caller has made sure that the machine has it.
+    package var kernels: KernelTable {
+        precondition(isAvailable, "the machine does not have \(name)")
+        #if SPARSEKERNELS_X86_LEVELS
+            switch self {
+            case .avx512: return KernelsAVX512.avx512Kernels()
+            case .avx2: return KernelsAVX2.avx2Kernels()
+            default: break
+            }
+        #endif
+        return KernelsPortable.portableKernels()
+    }
+
+    /// The level a plan uses: `requested` when given, else `selected()`.
+    static func resolve(_ requested: InstructionSet?) throws(SparseKernelsError) -> InstructionSet {
+        guard let requested else { return try selected() }
+        return try named(requested.name)
+    }
+}
+
+extension InstructionSet: CustomStringConvertible {
+    public var description: String { name }
+}

@@ -1,0 +1,203 @@
+internal import Synchronization
+
+#if canImport(Glibc)
+    internal import Glibc
+#elseif canImport(Musl)
+    internal import Musl
+#elseif canImport(Darwin)
+    internal import Darwin
+#endif
+
+/// What the workers of a pool share: the calls in progress, and scratch and call records kept for reuse.
+///
+/// One mutex guards everything but the task counter of a job, which threads draw from without it. Steady-state calls allocate
+/// nothing: records and scratch come from free lists whose arrays were given their capacity up front.
+final class JobQueue: @unchecked Sendable {
+    // @unchecked: all stored variables are read and written with `mutex` held; `mutex` and the conditions are constant.
+
+    private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
+    private let workAvailable = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+    private let jobFinished = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+    private var openJobs: [Job] = []
+    private var idleJobs: [Job] = []
+    private var idleScratch: [Scratch] = []
+    private var isStopping = false
+    private var handles: [pthread_t] = []
+
+    init(workers: Int) {
+        pthread_mutex_init(mutex, nil)
+        pthread_cond_init(workAvailable, nil)
+        pthread_cond_init(jobFinished, nil)
+        openJobs.reserveCapacity(64)
+        idleJobs.reserveCapacity(64)
+        idleScratch.reserveCapacity(64 + workers)
+        for _ in 0..<workers { startWorker() }
+    }
+
+    deinit {
+        for scratch in idleScratch { scratch.pointer.deallocate() }
+        pthread_cond_destroy(jobFinished)
+        pthread_cond_destroy(workAvailable)
+        pthread_mutex_destroy(mutex)
+        jobFinished.deallocate()
+        workAvailable.deallocate()
+        mutex.deallocate()
+    }
+
+    /// Ends the workers. No call may be running or start afterwards.
+    func stop() {
+        pthread_mutex_lock(mutex)
+        isStopping = true
+        pthread_cond_broadcast(workAvailable)
+        pthread_mutex_unlock(mutex)
+        for handle in handles { pthread_join(handle, nil) }
+    }
+
+    // MARK: - Calls
+
+    /// One call of an operator: what to do, and how far it has come.
+    private final class Job {
+        var body: WorkerPool.Body = { _, _, _ in }
+        var context = UnsafeRawPointer(bitPattern: 1)!
+        var taskCount = 0
+        var scratchByteCount = 0
+        /// Workers that may still join.
+        var openPlaces = 0
+        /// Threads inside `work(on:)`, the caller's not counted.
+        var helpers = 0
+        let nextTask = Atomic<Int>(0)
+    }
+
+    func run(
+        tasks taskCount: Int, helpers: Int, scratchByteCount: Int, context: UnsafeRawPointer,
+        body: @escaping WorkerPool.Body
+    ) {
+        pthread_mutex_lock(mutex)
+        let job = idleJobs.popLast() ?? Job()
+        var scratch = takeScratch(scratchByteCount)
+        job.body = body
+        job.context = context
+        job.taskCount = taskCount
+        job.scratchByteCount = scratchByteCount
+        job.openPlaces = helpers
+        job.nextTask.store(0, ordering: .relaxed)
+        if helpers > 0 {
+            openJobs.append(job)
+            for _ in 0..<helpers { pthread_cond_signal(workAvailable) }
+        }
+        pthread_mutex_unlock(mutex)
+
+        scratch.grow(to: scratchByteCount)
+        draw(from: job, scratch: scratch.pointer)
+
+        pthread_mutex_lock(mutex)
+        if let index = openJobs.firstIndex(where: { $0 === job }) { openJobs.remove(at: index) }
+        // The memory that helpers wrote becomes visible here: they take the mutex after their last task.
+        while job.helpers > 0 { pthread_cond_wait(jobFinished, mutex) }
+        idleScratch.append(scratch)
+        idleJobs.append(job)
+        pthread_mutex_unlock(mutex)
+    }
+
+    /// Runs tasks until none is left.
+    private func draw(from job: Job, scratch: UnsafeMutableRawPointer) {
+        while true {
+            let task = job.nextTask.wrappingAdd(1, ordering: .relaxed).oldValue
+            if task >= job.taskCount { return }
+            job.body(job.context, task, scratch)
+        }
+    }
+
+    private func startWorker() {
+        let queue = Unmanaged.passRetained(self)
+        #if canImport(Darwin)
+            var handle: pthread_t?
+        #else
+            var handle = pthread_t()
+        #endif
+        let status = pthread_create(
+            &handle, nil,
+            { argument in
+                #if canImport(Darwin)
+                    Unmanaged<JobQueue>.fromOpaque(argument).takeRetainedValue().serve()
+                #else
+                    Unmanaged<JobQueue>.fromOpaque(argument!).takeRetainedValue().serve()
+                #endif
+                return nil
+            }, queue.toOpaque())
+        // Without the thread the pool still works, on fewer threads: tasks are drawn, not dealt.
+        if status != 0 { return queue.release() }
+        #if canImport(Darwin)
+            if let handle { handles.append(handle) }
+        #else
+            handles.append(handle)
+        #endif
+    }
+
+    /// The life of a worker: join any call that has places left, help until its tasks are gone, sleep.
+    private func serve() {
+        pthread_mutex_lock(mutex)
+        while true {
+            guard let job = openJobs.first(where: { $0.openPlaces > 0 }) else {
+                if isStopping { break }
+                pthread_cond_wait(workAvailable, mutex)
+                continue
+            }
+            job.openPlaces -= 1
+            job.helpers += 1
+            var scratch = takeScratch(job.scratchByteCount)
+            pthread_mutex_unlock(mutex)
+            scratch.grow(to: job.scratchByteCount)
+            draw(from: job, scratch: scratch.pointer)
+            pthread_mutex_lock(mutex)
+            idleScratch.append(scratch)
+            job.helpers -= 1
+            if job.helpers == 0 { pthread_cond_broadcast(jobFinished) }
+        }
+        pthread_mutex_unlock(mutex)
+    }
+
+    // MARK: - Scratch
+
+    /// Memory for one thread of one call.
+    private struct Scratch {
+        var pointer: UnsafeMutableRawPointer
+        var byteCount: Int
+
+        /// Contents are lost: scratch starts undefined.
+        mutating func grow(to needed: Int) {
+            if needed <= byteCount { return }
+            pointer.deallocate()
+            pointer = .allocate(byteCount: needed, alignment: 64)
+            byteCount = needed
+        }
+    }
+
+    /// The smallest kept piece that is large enough, else the largest one, which then grows. Call with the mutex held.
+    private func takeScratch(_ needed: Int) -> Scratch {
+        var best: Int?
+        for index in idleScratch.indices {
+            guard let current = best else {
+                best = index
+                continue
+            }
+            let (a, b) = (idleScratch[index].byteCount, idleScratch[current].byteCount)
+            if b >= needed ? (a >= needed && a < b) : a > b { best = index }
+        }
+        if let best { return idleScratch.remove(at: best) }
+        return Scratch(pointer: .allocate(byteCount: 64, alignment: 64), byteCount: 64)
+    }
+
+    func releaseScratch() {
+        pthread_mutex_lock(mutex)
+        for scratch in idleScratch { scratch.pointer.deallocate() }
+        idleScratch.removeAll(keepingCapacity: true)
+        pthread_mutex_unlock(mutex)
+    }
+
+    var retainedScratchByteCount: Int {
+        pthread_mutex_lock(mutex)
+        defer { pthread_mutex_unlock(mutex) }
+        return idleScratch.reduce(0) { $0 + $1.byteCount }
+    }
+}

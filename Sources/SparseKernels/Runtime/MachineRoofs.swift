@@ -1,0 +1,99 @@
+internal import KernelInterface
+
+/// What this machine can do at best, measured: the denominators of every "percent of roof".
+public enum MachineRoofs {
+    /// Single-precision multiply-adds out of registers, in GFLOP/s (two per multiply-add), with every thread of the pool busy.
+    ///
+    /// - Parameter duration: how long to measure.
+    public static func multiplyAdd(
+        instructionSet: InstructionSet, on pool: WorkerPool, duration: Duration = .milliseconds(200)
+    ) -> Double {
+        let kernels = instructionSet.kernels
+        let perIteration = 3 * kernels.tileRows * kernels.laneCount * 2
+        var call = ChainCall(kernels: kernels, iterations: 1 << 20)
+        return best(over: duration) {
+            withUnsafePointer(to: &call) { call in
+                pool.run(tasks: pool.threads, work: .max, scratchByteCount: 0, context: call) { context, _, _ in
+                    let call = context.assumingMemoryBound(to: ChainCall.self)
+                    blackHole(call.pointee.kernels.multiplyAddChains(call.pointee.iterations, 0.5))
+                }
+            }
+            return Double(call.iterations) * Double(perIteration * pool.threads)
+        }
+    }
+
+    /// Memory read in order, in GB/s (10⁹ bytes), with every thread of the pool reading its own part.
+    ///
+    /// - Parameter bytesPerThread: 256 MiB by default, far beyond any cache; choose less to measure a cache.
+    public static func read(
+        instructionSet: InstructionSet, on pool: WorkerPool, bytesPerThread: Int = 256 << 20,
+        duration: Duration = .milliseconds(200)
+    ) -> Double {
+        let kernels = instructionSet.kernels
+        let step = 8 * kernels.laneCount
+        let count = max(step, bytesPerThread / 4 / step * step)
+        let memory = UnsafeMutablePointer<Float>.allocate(capacity: count * pool.threads)
+        memory.initialize(repeating: 1, count: count * pool.threads)
+        defer { memory.deallocate() }
+        var call = ReadCall(kernels: kernels, memory: memory, count: count)
+        return best(over: duration) {
+            withUnsafePointer(to: &call) { call in
+                pool.run(tasks: pool.threads, work: .max, scratchByteCount: 0, context: call) { context, task, _ in
+                    let call = context.assumingMemoryBound(to: ReadCall.self).pointee
+                    blackHole(call.kernels.readAll(call.memory + task * call.count, call.count))
+                }
+            }
+            return Double(count * 4 * pool.threads)
+        }
+    }
+
+    /// The register tile of the matrix product on one thread, in GFLOP/s: one packed tile of the given depth, over and over, with
+    /// its loads and stores and without packing.
+    public static func multiplyTile(
+        instructionSet: InstructionSet, depth: Int = 256, duration: Duration = .milliseconds(200)
+    ) -> Double {
+        let kernels = instructionSet.kernels
+        let (rows, columns) = (kernels.tileRows, kernels.panelWidth)
+        let memory = UnsafeMutableRawPointer.allocate(
+            byteCount: (rows * depth + columns * depth + rows * columns) * 4, alignment: 64
+        )
+        .bindMemory(to: Float.self, capacity: rows * depth + columns * depth + rows * columns)
+        memory.initialize(repeating: 0.001, count: rows * depth + columns * depth + rows * columns)
+        defer { memory.deallocate() }
+        let iterations = max(1, 4_000_000 / (rows * columns * depth))
+        return best(over: duration) {
+            // The panel comes first: its rows are then aligned to whole vectors.
+            kernels.multiplyTile(
+                memory + columns * depth, memory, memory + (rows + columns) * depth, depth, iterations)
+            return Double(2 * rows * columns * depth) * Double(iterations)
+        }
+    }
+
+    private struct ChainCall {
+        let kernels: KernelTable
+        let iterations: Int
+    }
+
+    private struct ReadCall {
+        let kernels: KernelTable
+        let memory: UnsafeMutablePointer<Float>
+        let count: Int
+    }
+
+    /// The highest rate, in 10⁹ per second, of repeated calls to `work`, which returns how much it did.
+    private static func best(over duration: Duration, _ work: () -> Double) -> Double {
+        let clock = ContinuousClock()
+        let start = clock.now
+        var best = 0.0
+        repeat {
+            let before = clock.now
+            let amount = work()
+            let seconds = before.duration(to: clock.now) / .seconds(1)
+            best = max(best, amount / seconds / 1e9)
+        } while start.duration(to: clock.now) < duration
+        return best
+    }
+
+    @inline(never)
+    private static func blackHole(_ value: Float) { _ = value }
+}

@@ -1,0 +1,68 @@
+internal import Foundation
+
+/// The threads that operators run on.
+///
+/// A pool of *n* threads is the calling thread and *n* − 1 others that sleep between calls. Nothing is pinned. Several threads
+/// may call operators on one pool at the same time: each call works on its own tasks, and idle workers help whichever call has
+/// tasks left. Results never depend on the number of threads, because work is cut by the data and not by the pool.
+///
+/// `run` methods of operators block the calling thread; from Swift concurrency, call them where blocking is allowed.
+///
+/// Scratch memory belongs to the pool: the first calls allocate it, later calls reuse it, and it goes with the pool or with
+/// `releaseScratch()`.
+public final class WorkerPool: Sendable {
+    /// One pool with as many threads as the process may use, or as many as the variable `SPARSEKERNELS_THREADS` says.
+    public static let shared = WorkerPool(threads: defaultThreadCount)
+    /// A pool without threads of its own: everything runs on the caller.
+    public static let serial = WorkerPool(threads: 1)
+
+    /// Threads that work on one call, the caller's included.
+    public let threads: Int
+    private let queue: JobQueue
+
+    /// - Parameter threads: at least 1; the caller's thread counts. More threads than cores only helps when callers overlap.
+    public init(threads: Int) {
+        precondition(threads >= 1, "a pool needs at least one thread, got \(threads)")
+        self.threads = threads
+        queue = JobQueue(workers: threads - 1)
+    }
+
+    deinit { queue.stop() }
+
+    /// Gives back the scratch memory that no running call uses. Later calls allocate it again.
+    public func releaseScratch() { queue.releaseScratch() }
+
+    /// Bytes of scratch that the pool holds for later calls.
+    public var retainedScratchByteCount: Int { queue.retainedScratchByteCount }
+
+    /// The body of a task: the caller's context, the task's index, and scratch of the size asked for, 64-byte aligned.
+    ///
+    /// A function without captures, so that starting a call allocates nothing.
+    package typealias Body = @Sendable (UnsafeRawPointer, Int, UnsafeMutableRawPointer) -> Void
+
+    /// Runs `body` once for every task in 0..<taskCount and returns when all are done.
+    ///
+    /// Tasks are handed out one by one in ascending order to whichever thread is free, so order them heaviest first. No other
+    /// thread is woken when the whole call is estimated below `workCutoff`.
+    ///
+    /// - Parameters:
+    ///   - work: estimated cost of the whole call in multiply-adds, or in bytes for calls that move memory.
+    ///   - context: lives until the call returns; bodies may read it concurrently and may write only where tasks are disjoint.
+    package func run(
+        tasks taskCount: Int, work: Int, scratchByteCount: Int, context: UnsafeRawPointer, body: @escaping Body
+    ) {
+        if taskCount <= 0 { return }
+        let helpers = work < Self.workCutoff ? 0 : min(threads, taskCount) - 1
+        queue.run(tasks: taskCount, helpers: helpers, scratchByteCount: scratchByteCount, context: context, body: body)
+    }
+
+    /// Multiply-adds below which waking a thread costs more than it saves: a wake-up takes 5–50 µs, in which one core does
+    /// about a million multiply-adds.
+    package static let workCutoff = 1 << 20
+
+    private static var defaultThreadCount: Int {
+        let environment = ProcessInfo.processInfo.environment["SPARSEKERNELS_THREADS"]
+        if let threads = environment.flatMap({ Int($0) }), threads >= 1 { return threads }
+        return max(1, ProcessInfo.processInfo.activeProcessorCount)
+    }
+}

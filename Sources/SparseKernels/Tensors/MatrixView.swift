@@ -1,0 +1,95 @@
+/// A read-only view of a row-major matrix in the caller's memory. The columns of a row are adjacent.
+public struct MatrixView<Element: TensorElement>: ~Escapable {
+    public let rows: Int
+    public let columns: Int
+    /// Elements from one row to the next.
+    public let rowStride: Int
+    let span: Span<Element>
+
+    /// - Parameter rowStride: `columns` unless given.
+    /// - Throws: `.invalidShape` for an extent below 1 or too little memory, `.invalidStride` for rows that overlap.
+    @_lifetime(copy span)
+    public init(
+        _ span: Span<Element>, rows: Int, columns: Int, rowStride: Int? = nil, named name: String = "matrix"
+    ) throws(SparseKernelsError) {
+        let stride = rowStride ?? columns
+        try checkMatrix(name, rows: rows, columns: columns, rowStride: stride, count: span.count)
+        self.rows = rows
+        self.columns = columns
+        self.rowStride = stride
+        self.span = span
+    }
+
+    public subscript(row: Int, column: Int) -> Element {
+        precondition(
+            row >= 0 && row < rows && column >= 0 && column < columns,
+            "index (\(row), \(column)) outside \(rows) × \(columns)")
+        return span[row * rowStride + column]
+    }
+}
+
+/// A writable view of a row-major matrix in the caller's memory. The columns of a row are adjacent.
+public struct MutableMatrixView<Element: TensorElement>: ~Copyable, ~Escapable {
+    public let rows: Int
+    public let columns: Int
+    /// Elements from one row to the next.
+    public let rowStride: Int
+    var span: MutableSpan<Element>
+
+    /// - Parameter rowStride: `columns` unless given.
+    /// - Throws: `.invalidShape` for an extent below 1 or too little memory, `.invalidStride` for rows that overlap.
+    @_lifetime(copy span)
+    public init(
+        _ span: consuming MutableSpan<Element>, rows: Int, columns: Int, rowStride: Int? = nil,
+        named name: String = "matrix"
+    ) throws(SparseKernelsError) {
+        let stride = rowStride ?? columns
+        try checkMatrix(name, rows: rows, columns: columns, rowStride: stride, count: span.count)
+        self.rows = rows
+        self.columns = columns
+        self.rowStride = stride
+        self.span = span
+    }
+}
+
+extension Tensor {
+    /// The tensor as a matrix; rank 2.
+    /// - Throws: `.invalidShape` for another rank or a zero extent.
+    @_lifetime(borrow self)
+    public func matrixView(named name: String = "matrix") throws(SparseKernelsError) -> MatrixView<Element> {
+        try requireRank2(name)
+        return try MatrixView(span, rows: shape[0], columns: shape[1], named: name)
+    }
+
+    /// The tensor as a matrix to write; rank 2.
+    /// - Throws: `.invalidShape` for another rank or a zero extent.
+    @_lifetime(&self)
+    public mutating func mutableMatrixView(named name: String = "matrix") throws(SparseKernelsError)
+        -> MutableMatrixView<Element>
+    {
+        try requireRank2(name)
+        let (rows, columns) = (shape[0], shape[1])
+        return try MutableMatrixView(mutableSpan, rows: rows, columns: columns, named: name)
+    }
+
+    private func requireRank2(_ name: String) throws(SparseKernelsError) {
+        try require(shape.count == 2, .invalidShape, name, expected: "rank 2, [rows, columns]", actual: "\(shape)")
+    }
+}
+
+private func checkMatrix(
+    _ name: String, rows: Int, columns: Int, rowStride: Int, count: Int
+) throws(SparseKernelsError) {
+    for (axis, extent) in [("rows", rows), ("columns", columns)] {
+        try require(extent >= 1, .invalidShape, "\(name).\(axis)", expected: "at least 1", actual: "\(extent)")
+    }
+    try require(
+        rows == 1 || rowStride >= columns, .invalidStride, "\(name).rowStride",
+        expected: "at least the \(columns) columns of a row", actual: "\(rowStride)")
+    let (distance, overflow) = (rows - 1).multipliedReportingOverflow(by: rows == 1 ? 0 : rowStride)
+    let (needed, overflowed) = distance.addingReportingOverflow(columns)
+    try require(
+        !overflow && !overflowed && needed <= count, .invalidShape, name,
+        expected: overflow || overflowed ? "a size that fits 63 bits" : "\(needed) elements or more of memory",
+        actual: overflow || overflowed ? "\(rows) rows of stride \(rowStride)" : "\(count)")
+}

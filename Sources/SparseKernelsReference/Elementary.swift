@@ -1,0 +1,7 @@
+internal import Foundation
+
+// Foundation's functions under names that do not hide behind overloads.
+
+func exponential(_ x: Double) -> Double { Foundation.exp(x) }
+func logarithm(_ x: Double) -> Double { Foundation.log(x) }
+func hyperbolicTangent(_ x: Double) -> Double { Foundation.tanh(x) }

@@ -1,0 +1,103 @@
+public import SparseKernels
+
+/// Attention as the textbook has it, in `Double`, one row at a time: no tiles, no threads, no vector code.
+///
+/// For every query i of head h, over the keys j that it sees:
+///
+///     s_j = scale·q_i·k_j        s_j ← cap·tanh(s_j/cap)        s_j ← s_j + slope_h·(j − position_i) + bias_ij
+///     m = max s_j     l = Σ e^(s_j − m)     o_i = Σ e^(s_j − m)·v_j / l     LSE_i = m + ln l
+///
+/// Never dispatched to by the product; tests and benchmarks measure the kernels against it.
+public struct ReferenceAttention: Sendable {
+    public let shape: AttentionShape
+    public let mask: AttentionMask
+    public let scoring: AttentionScoring
+
+    public init(_ shape: AttentionShape, mask: AttentionMask = .full, scoring: AttentionScoring = AttentionScoring()) {
+        self.shape = shape
+        self.mask = mask
+        self.scoring = scoring
+    }
+
+    /// One row of the result.
+    public struct Row: Sendable {
+        public var head: Int
+        public var token: Int
+        /// `valueDim` channels; zero when no key is visible.
+        public var output: [Double]
+        /// −∞ when no key is visible.
+        public var logSumExp: Double
+        /// max_j Σ_c |scale·q_c·k_jc| over the visible keys: how large the terms of a score are, which its rounding follows.
+        public var scoreMagnitude: Double
+        /// max_j |v_jc| over the visible keys and all channels.
+        public var valueMagnitude: Double
+        /// Keys this query sees.
+        public var visibleKeys: Int
+    }
+
+    /// Whether query `i` sees key `j` as far as positions are concerned.
+    public func isVisible(query i: Int, key j: Int) -> Bool {
+        let position = i + shape.keyLength - shape.queryLength
+        if mask.isCausal && j > position { return false }
+        if let window = mask.window, abs(position - j) >= window { return false }
+        return true
+    }
+
+    /// One row.
+    ///
+    /// - Parameters:
+    ///   - bias: added to the score of key j; −∞ hides it.
+    ///   - hides: further keys this query does not see, such as those outside a block mask.
+    public func row<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
+        head: Int, token: Int, query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>,
+        bias: (Int) -> Double = { _ in 0 }, hides: (Int) -> Bool = { _ in false }
+    ) -> Row {
+        let kvHead = head / shape.queryHeadsPerKVHead
+        let scale = scoring.softmaxScale.map(Double.init) ?? 1 / Double(shape.headDim).squareRoot()
+        let position = token + shape.keyLength - shape.queryLength
+        let q = (0..<shape.headDim).map { Double(query[head, token, $0].floatValue) }
+
+        var keys: [Int] = []
+        var scores: [Double] = []
+        var result = Row(
+            head: head, token: token, output: Array(repeating: 0, count: shape.valueDim), logSumExp: -.infinity,
+            scoreMagnitude: 0, valueMagnitude: 0, visibleKeys: 0)
+        for j in 0..<shape.keyLength where isVisible(query: token, key: j) && !hides(j) {
+            var score = 0.0
+            var magnitude = 0.0
+            for c in 0..<shape.headDim {
+                let term = scale * q[c] * Double(key[kvHead, j, c].floatValue)
+                score += term
+                magnitude += abs(term)
+            }
+            if let cap = scoring.logitsSoftCap { score = Double(cap) * hyperbolicTangent(score / Double(cap)) }
+            if let slopes = scoring.aliBiSlopes {
+                let term = Double(slopes[head]) * Double(j - position)
+                score += term
+                magnitude += abs(term)
+            }
+            let extra = bias(j)
+            score += extra
+            if extra.isFinite { magnitude += abs(extra) }
+            keys.append(j)
+            scores.append(score)
+            result.scoreMagnitude = max(result.scoreMagnitude, magnitude)
+        }
+        result.visibleKeys = keys.count
+        let maximum = scores.max() ?? -.infinity
+        if maximum == -.infinity { return result }
+        var sum = 0.0
+        for (j, score) in zip(keys, scores) {
+            let weight = exponential(score - maximum)
+            sum += weight
+            for c in 0..<shape.valueDim {
+                let v = Double(value[kvHead, j, c].floatValue)
+                result.output[c] += weight * v
+                result.valueMagnitude = max(result.valueMagnitude, abs(v))
+            }
+        }
+        for c in 0..<shape.valueDim { result.output[c] /= sum }
+        result.logSumExp = maximum + logarithm(sum)
+        return result
+    }
+}
