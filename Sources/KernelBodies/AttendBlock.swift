@@ -20,7 +20,7 @@ public import KernelInterface
     import Darwin
 #endif
 
-@inline(__always)
+@_transparent
 private var log2E: Float { 1.442_695 }
 
 /// A panel of queries and where its parts live in the scratch.
@@ -96,9 +96,9 @@ public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
             }
             forEachPanel(vectors: vectors) { panel in
                 switch panel.width {
-                case 1: attendPanel(args, space, block, row: panel.row, width: 1)
-                case 2: attendPanel(args, space, block, row: panel.row, width: 2)
-                default: attendPanel(args, space, block, row: panel.row, width: 3)
+                case 1: attendPanelOfOne(args, space, block, row: panel.row)
+                case 2: attendPanelOfTwo(args, space, block, row: panel.row)
+                default: attendPanelOfThree(args, space, block, row: panel.row)
                 }
             }
             key += count
@@ -109,7 +109,7 @@ public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
 
 /// Cuts a row of vectors into panels of three, ending in 2 + 2 rather than 3 + 1: a tile two vectors wide still has
 /// `2·tileRows` independent chains, one vector wide only half of what the FMA units need.
-@inline(__always)
+@_transparent
 private func forEachPanel(vectors: Int, _ body: (Panel) -> Void) {
     var done = 0
     while done < vectors {
@@ -122,13 +122,30 @@ private func forEachPanel(vectors: Int, _ body: (Panel) -> Void) {
 
 /// Rows in the caller's memory are used in place when they are floats and adjacent. Others are copied, block by block, because
 /// of their type or because rows far apart fall into few cache sets.
-@inline(__always)
+@_transparent
 private func needsStaging(_ operand: RowOperand, channels: Int) -> Bool {
     operand.type != .float32 || operand.stride != channels
 }
 
+// One function per width, not inlined: the tile needs every register, and constants of other loops must not occupy any.
+
+@inline(never)
+private func attendPanelOfOne(_ args: AttentionArguments, _ space: Workspace, _ block: KeyBlock, row: Int) {
+    attendPanel(args, space, block, row: row, width: 1)
+}
+
+@inline(never)
+private func attendPanelOfTwo(_ args: AttentionArguments, _ space: Workspace, _ block: KeyBlock, row: Int) {
+    attendPanel(args, space, block, row: row, width: 2)
+}
+
+@inline(never)
+private func attendPanelOfThree(_ args: AttentionArguments, _ space: Workspace, _ block: KeyBlock, row: Int) {
+    attendPanel(args, space, block, row: row, width: 3)
+}
+
 /// One panel against one block of keys.
-@inline(__always)
+@_transparent
 private func attendPanel(
     _ args: AttentionArguments, _ space: Workspace, _ block: KeyBlock, row: Int, width: Int
 ) {
@@ -170,7 +187,7 @@ private func attendPanel(
         accumulateMasked(
             args, scores, values, block.valueStride, accumulator, rescale, row: row, width: width,
             firstKey: firstKey, keys: 0, until: commonLow - low)
-        let one = PanelVectors(repeating: splat(1))
+        let one = PanelRow(repeating: 1)
         let first = commonLow > low ? one : rescale
         accumulateValues(
             values + (commonLow - low) * block.valueStride, stride: block.valueStride,
@@ -187,7 +204,7 @@ private func attendPanel(
 }
 
 /// S = K·Qᵀ.
-@inline(__always)
+@_transparent
 private func scorePanel(
     _ keys: UnsafePointer<Float>, stride: Int, count: Int, headDim: Int, packedQuery: UnsafePointer<Float>,
     scores: UnsafeMutablePointer<Float>, width: Int
@@ -195,94 +212,78 @@ private func scorePanel(
     let lanes = width * laneCount
     var key = 0
     while key < count {
-        var c = Accumulators(repeating: splat(0))
-        let rows = rowPointers(keys + key * stride, stride: stride, count: count - key)
-        accumulate(&c, width: width, rows: rows, step: 1, panel: packedQuery, depth: headDim)
-        storeTile(c, scores + key * lanes, stride: lanes, width: width)
+        var tile = Tile()
+        let rows = RowPointers(keys + key * stride, stride: stride, count: count - key)
+        tile.accumulate(rows, step: 1, panel: packedQuery, depth: headDim, width: width)
+        tile.write(scores + key * lanes, stride: lanes, width: width)
         key += tileRows
     }
 }
 
 /// Oᵀ ← α·Oᵀ + Vᵀ·P.
-@inline(__always)
+@_transparent
 private func accumulateValues(
     _ values: UnsafePointer<Float>, stride: Int, count: Int, valueDim: Int, scores: UnsafePointer<Float>,
-    accumulator: UnsafeMutablePointer<Float>, rescale: PanelVectors, width: Int
+    accumulator: UnsafeMutablePointer<Float>, rescale: PanelRow, width: Int
 ) {
     let lanes = width * laneCount
     var channel = 0
     while channel < valueDim {
-        let tile = accumulator + channel * lanes
-        var c = loadTile(tile, scaledBy: rescale, width: width)
-        let rows = rowPointers(values + channel, stride: 1, count: valueDim - channel)
-        accumulate(&c, width: width, rows: rows, step: stride, panel: scores, depth: count)
-        storeTile(c, tile, stride: lanes, width: width)
+        var tile = Tile(accumulator + channel * lanes, scaledBy: rescale, width: width)
+        let columns = RowPointers(values + channel, stride: 1, count: valueDim - channel)
+        tile.accumulate(columns, step: stride, panel: scores, depth: count, width: width)
+        tile.write(accumulator + channel * lanes, stride: lanes, width: width)
         channel += tileRows
     }
 }
 
 /// Online softmax over the rows of `scores`, which become P. Returns α; updates m and l.
-@inline(__always)
+@_transparent
 private func softmaxPanel(
     _ scores: UnsafeMutablePointer<Float>, count: Int, maxima: UnsafeMutablePointer<Float>,
     sums: UnsafeMutablePointer<Float>, width: Int
-) -> PanelVectors {
+) -> PanelRow {
     let lanes = width * laneCount
-    var m = PanelVectors(repeating: splat(-.infinity))
-    for x in 0..<width { m[x] = load(maxima + x * laneCount) }
-    let before = m
+    let before = PanelRow(maxima, width: width)
+    var m = before
+    for key in 0..<count { m = maximum(PanelRow(scores + key * lanes, width: width), m) }
+    m.write(maxima, width: width)
+    // A row that has seen nothing yet keeps m = −∞; subtracting 0 instead gives 2^−∞ = 0 and no NaN.
+    m = zeroingNegativeInfinity(m)
+    let rescale = exp2(before - m)
+    var l = PanelRow(repeating: 0)
     for key in 0..<count {
-        for x in 0..<width { m[x] = maximum(load(scores + key * lanes + x * laneCount), m[x]) }
+        let p = exp2(PanelRow(scores + key * lanes, width: width) - m)
+        l = l + p
+        p.write(scores + key * lanes, width: width)
     }
-    var rescale = PanelVectors(repeating: splat(0))
-    var l = PanelVectors(repeating: splat(0))
-    for x in 0..<width {
-        store(m[x], maxima + x * laneCount)
-        // A row that has seen nothing yet keeps m = −∞; subtracting 0 instead gives 2^−∞ = 0 and no NaN.
-        m[x] = m[x].replacing(with: splat(0), where: m[x] .== splat(-.infinity))
-        rescale[x] = exp2(before[x] - m[x])
-    }
-    for key in 0..<count {
-        for x in 0..<width {
-            let pointer = scores + key * lanes + x * laneCount
-            let p = exp2(load(pointer) - m[x])
-            l[x] += p
-            store(p, pointer)
-        }
-    }
-    for x in 0..<width {
-        let pointer = sums + x * laneCount
-        store(multiplyAdd(load(pointer), rescale[x], l[x]), pointer)
-    }
+    (PanelRow(sums, width: width) * rescale + l).write(sums, width: width)
     return rescale
 }
 
 // MARK: - Diagonals, bias and caps
 
 /// Keys [keys, until) of the step: −∞ where the lane's query does not see the key.
-@inline(__always)
+@_transparent
 private func maskScores(
     _ args: AttentionArguments, _ scores: UnsafeMutablePointer<Float>, row: Int, width: Int, firstKey: Int, keys: Int,
     until: Int
 ) {
+    let lanes = width * laneCount
     for key in keys..<max(keys, until) {
-        for x in 0..<width {
-            let pointer = scores + (key * width + x) * laneCount
-            let hidden = splat(-.infinity)
-            store(hidden.replacing(with: load(pointer), where: visible(args, row + x * laneCount, firstKey + key)), pointer)
-        }
+        let line = scores + key * lanes
+        let hidden = PanelRow(repeating: -.infinity)
+        visibleLanes(args, row, firstKey + key).select(PanelRow(line, width: width), else: hidden).write(line, width: width)
     }
 }
 
 /// Which lanes, holding the queries from `row` on, see `key`.
-@inline(__always)
-private func visible(_ args: AttentionArguments, _ row: Int, _ key: Int) -> SIMDMask<IntVector> {
+@_transparent
+private func visibleLanes(_ args: AttentionArguments, _ row: Int, _ key: Int) -> PanelMask {
     // Distances to the limits, clamped to what a lane can differ by, so that 64-bit positions fit 32-bit lanes.
     let from = Int32(truncatingIfNeeded: max(-1024, min(1024, key - row - args.visibleFrom)))
     let to = Int32(truncatingIfNeeded: max(-1024, min(1024, key - row - args.visibleTo)))
-    var lane = IntVector()
-    for i in 0..<laneCount { lane[i] = Int32(truncatingIfNeeded: i) }
-    return (lane .<= IntVector(repeating: from)) .& (lane .> IntVector(repeating: to))
+    return PanelMask(lanesUpTo: from, above: to)
 }
 
 /// Soft cap, ALiBi slope and bias, in that order.
@@ -312,29 +313,28 @@ private func adjustScores(
 }
 
 /// Oᵀ ← α·Oᵀ + vᵀ·p for keys [keys, until), touching only the lanes that see each key.
-@inline(never)
+@_transparent
 private func accumulateMasked(
     _ args: AttentionArguments, _ scores: UnsafePointer<Float>, _ values: UnsafePointer<Float>, _ stride: Int,
-    _ accumulator: UnsafeMutablePointer<Float>, _ rescale: PanelVectors, row: Int, width: Int, firstKey: Int, keys: Int,
+    _ accumulator: UnsafeMutablePointer<Float>, _ rescale: PanelRow, row: Int, width: Int, firstKey: Int, keys: Int,
     until: Int
 ) {
     if keys >= until { return }
+    let lanes = width * laneCount
     for channel in 0..<args.valueDim {
-        for x in 0..<width {
-            let pointer = accumulator + (channel * width + x) * laneCount
-            var o = load(pointer) * rescale[x]
-            for key in keys..<until {
-                let p = load(scores + (key * width + x) * laneCount)
-                let sum = multiplyAdd(splat(values[key * stride + channel]), p, o)
-                o = o.replacing(with: sum, where: visible(args, row + x * laneCount, firstKey + key))
-            }
-            store(o, pointer)
+        let line = accumulator + channel * lanes
+        var o = PanelRow(line, width: width) * rescale
+        for key in keys..<until {
+            var sum = o
+            sum.addProduct(values[key * stride + channel], PanelRow(scores + key * lanes, width: width))
+            o = visibleLanes(args, row, firstKey + key).select(sum, else: o)
         }
+        o.write(line, width: width)
     }
 }
 
 /// Whether `rows` rows hold neither infinities nor NaN: only those make 0·x differ from 0.
-@inline(__always)
+@_transparent
 private func allFinite(_ values: UnsafePointer<Float>, stride: Int, rows: Int, channels: Int) -> Bool {
     for row in 0..<max(0, rows) {
         let line = values + row * stride
@@ -353,20 +353,26 @@ private func packQueries(_ args: AttentionArguments, into space: Workspace, vect
     forEachPanel(vectors: vectors) { panel in
         let lanes = panel.width * laneCount
         let packed = space.packedQuery + panel.row * args.headDim
-        for lane in 0..<lanes {
-            let row = panel.row + lane
-            if row < args.queryRows {
+        let rows = min(lanes, args.queryRows - panel.row)
+        if rows < lanes {
+            for x in 0..<lanes * args.headDim { packed[x] = 0 }
+        }
+        if args.query.type == .float32 {
+            let source = args.query.base.assumingMemoryBound(to: Float.self) + panel.row * args.query.stride
+            transpose(
+                source, stride: args.query.stride, rows: rows, columns: args.headDim, times: scale, into: packed,
+                destinationStride: lanes)
+        } else {
+            for lane in 0..<rows {
                 for channel in 0..<args.headDim {
-                    packed[channel * lanes + lane] = element(args.query, row, channel) * scale
+                    packed[channel * lanes + lane] = element(args.query, panel.row + lane, channel) * scale
                 }
-            } else {
-                for channel in 0..<args.headDim { packed[channel * lanes + lane] = 0 }
             }
         }
     }
 }
 
-@inline(__always)
+@_transparent
 private func element(_ operand: RowOperand, _ row: Int, _ channel: Int) -> Float {
     let index = row * operand.stride + channel
     switch operand.type {
@@ -401,32 +407,45 @@ private func stage(
 }
 
 /// O/l in the caller's layout and type; a row that saw no key gives 0 and −∞.
+@inline(never)
 private func writeOutput(_ args: AttentionArguments, _ space: Workspace, _ panel: Panel) {
     let lanes = panel.width * laneCount
+    let rows = min(lanes, args.queryRows - panel.row)
     let accumulator = space.accumulator + panel.row * (args.valueDim + tileRows)
-    for lane in 0..<min(lanes, args.queryRows - panel.row) {
-        let row = panel.row + lane
-        let sum = space.sums[row]
-        let factor = sum == 0 ? 0 : 1 / sum
-        let start = row * args.outputStride
-        switch args.outputType {
-        case .float32:
-            let line = args.output.assumingMemoryBound(to: Float.self) + start
-            for channel in 0..<args.valueDim { line[channel] = accumulator[channel * lanes + lane] * factor }
-        case .float16:
-            let line = args.output.assumingMemoryBound(to: UInt16.self) + start
+    let sums = space.sums + panel.row
+    if let logSumExp = args.logSumExp {
+        for lane in 0..<rows {
+            let ln2 = 0.693_147_180_559_945_3
+            let log = (Double(space.maxima[panel.row + lane]) + log2(Double(sums[lane]))) * ln2
+            logSumExp[panel.row + lane] = sums[lane] == 0 ? -.infinity : Float(log)
+        }
+    }
+    for lane in 0..<lanes { sums[lane] = sums[lane] == 0 ? 0 : 1 / sums[lane] }
+    for channel in 0..<args.valueDim {
+        for x in 0..<panel.width {
+            let pointer = accumulator + (channel * panel.width + x) * laneCount
+            store(load(pointer) * load(sums + x * laneCount), pointer)
+        }
+    }
+    let start = panel.row * args.outputStride
+    switch args.outputType {
+    case .float32:
+        transpose(
+            accumulator, stride: lanes, rows: args.valueDim, columns: rows, times: 1,
+            into: args.output.assumingMemoryBound(to: Float.self) + start, destinationStride: args.outputStride)
+    case .float16:
+        let output = args.output.assumingMemoryBound(to: UInt16.self) + start
+        for lane in 0..<rows {
             for channel in 0..<args.valueDim {
-                line[channel] = narrowToHalf(accumulator[channel * lanes + lane] * factor)
-            }
-        case .bfloat16:
-            let line = args.output.assumingMemoryBound(to: UInt16.self) + start
-            for channel in 0..<args.valueDim {
-                line[channel] = narrowToBFloat16(accumulator[channel * lanes + lane] * factor)
+                output[lane * args.outputStride + channel] = narrowToHalf(accumulator[channel * lanes + lane])
             }
         }
-        if let logSumExp = args.logSumExp {
-            let ln2 = 0.693_147_180_559_945_3
-            logSumExp[row] = sum == 0 ? -.infinity : Float((Double(space.maxima[row]) + log2(Double(sum))) * ln2)
+    case .bfloat16:
+        let output = args.output.assumingMemoryBound(to: UInt16.self) + start
+        for lane in 0..<rows {
+            for channel in 0..<args.valueDim {
+                output[lane * args.outputStride + channel] = narrowToBFloat16(accumulator[channel * lanes + lane])
+            }
         }
     }
 }

@@ -5,30 +5,23 @@
 public func multiplyAddChains(_ iterations: Int, _ seed: Float) -> Float {
     let a = splat(seed)
     let b = splat(1 - seed)
-    var c = Accumulators(repeating: splat(seed))
-    for _ in 0..<iterations {
-        forEachTileRow { r in
-            c[3 * r] = multiplyAdd(c[3 * r], a, b)
-            c[3 * r + 1] = multiplyAdd(c[3 * r + 1], a, b)
-            c[3 * r + 2] = multiplyAdd(c[3 * r + 2], a, b)
-        }
-    }
-    var sum = splat(0)
-    forEachTileRow { r in sum += c[3 * r] + c[3 * r + 1] + c[3 * r + 2] }
-    return sum.sum()
+    var tile = Tile()
+    for _ in 0..<iterations { tile.chain(a, b) }
+    return tile.total()
 }
 
-/// Reads `count` floats once, in order, with eight independent sums. `count` is a multiple of 8·laneCount.
+/// Reads `count` floats once, in order, with nine independent sums. `count` is a multiple of 3·panelWidth.
 public func readAll(_ pointer: UnsafePointer<Float>, _ count: Int) -> Float {
-    var sums = InlineArray<8, Vector>(repeating: splat(0))
+    var tile = Tile()
     var offset = 0
     while offset < count {
-        for x in 0..<8 { sums[x] += load(pointer + offset + x * laneCount) }
-        offset += 8 * laneCount
+        let next = pointer + offset
+        tile.r0 = tile.r0 + PanelRow(next, width: panelVectors)
+        tile.r1 = tile.r1 + PanelRow(next + panelWidth, width: panelVectors)
+        tile.r2 = tile.r2 + PanelRow(next + 2 * panelWidth, width: panelVectors)
+        offset += 3 * panelWidth
     }
-    var sum = splat(0)
-    for x in 0..<8 { sum += sums[x] }
-    return sum.sum()
+    return tile.total()
 }
 
 /// One packed tile of a matrix product, `iterations` times over the same strip and panel: the micro-kernel alone, with its loads
@@ -37,11 +30,11 @@ public func multiplyTile(
     _ strip: UnsafePointer<Float>, _ panel: UnsafePointer<Float>, _ c: UnsafeMutablePointer<Float>, _ depth: Int,
     _ iterations: Int
 ) {
+    let rows = RowPointers(strip, stride: 1, count: tileRows)
     for _ in 0..<iterations {
-        var tile = Accumulators(repeating: splat(0))
-        accumulate(
-            &tile, width: panelVectors, rows: rowPointers(strip, stride: 1, count: tileRows), step: tileRows, panel: panel,
-            depth: depth)
-        addTile(tile, c, stride: panelWidth, width: panelVectors)
+        var tile = Tile()
+        tile.accumulate(rows, step: tileRows, panel: panel, depth: depth, width: panelVectors)
+        tile.add(c, stride: panelWidth, width: panelVectors)
+        tile.write(c, stride: panelWidth, width: panelVectors)
     }
 }

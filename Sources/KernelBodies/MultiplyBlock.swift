@@ -13,6 +13,7 @@ public func multiplyBlock(_ arguments: UnsafePointer<GEMMArguments>) {
     let args = arguments.pointee
     let packedA = args.scratch.assumingMemoryBound(to: Float.self)
     let packedB = packedA + GEMMScratch.packedA
+    let edge = packedA + GEMMScratch.edge
     var start = 0
     repeat {
         let depth = min(GEMMScratch.depthBlock, args.depth - start)
@@ -21,11 +22,13 @@ public func multiplyBlock(_ arguments: UnsafePointer<GEMMArguments>) {
         var column = 0
         while column < args.columns {
             let columns = min(panelWidth, args.columns - column)
-            let panel = packedB + column * depth
+            let step = PanelStep(
+                packedA: packedA, panel: packedB + column * depth, edge: edge, column: column, columns: columns, depth: depth,
+                isFirst: start == 0)
             switch (columns + laneCount - 1) / laneCount {
-            case 1: multiplyPanel(args, packedA, panel, column, columns, depth, isFirst: start == 0, width: 1)
-            case 2: multiplyPanel(args, packedA, panel, column, columns, depth, isFirst: start == 0, width: 2)
-            default: multiplyPanel(args, packedA, panel, column, columns, depth, isFirst: start == 0, width: 3)
+            case 1: multiplyPanelOfOne(args, step)
+            case 2: multiplyPanelOfTwo(args, step)
+            default: multiplyPanelOfThree(args, step)
             }
             column += columns
         }
@@ -33,32 +36,48 @@ public func multiplyBlock(_ arguments: UnsafePointer<GEMMArguments>) {
     } while start < args.depth
 }
 
-/// All strips of A against one panel of B.
-@inline(__always)
-private func multiplyPanel(
-    _ args: GEMMArguments, _ packedA: UnsafePointer<Float>, _ panel: UnsafePointer<Float>, _ column: Int, _ columns: Int,
-    _ depth: Int, isFirst: Bool, width: Int
-) {
+/// All strips of A against one panel of B, `depth` deep.
+private struct PanelStep {
+    var packedA: UnsafePointer<Float>
+    var panel: UnsafePointer<Float>
+    /// Room for one tile.
+    var edge: UnsafeMutablePointer<Float>
+    var column: Int
+    var columns: Int
+    var depth: Int
+    var isFirst: Bool
+}
+
+// One function per width, not inlined: the tile needs every register, and constants of other loops must not occupy any.
+
+@inline(never)
+private func multiplyPanelOfOne(_ args: GEMMArguments, _ step: PanelStep) { multiplyPanel(args, step, width: 1) }
+
+@inline(never)
+private func multiplyPanelOfTwo(_ args: GEMMArguments, _ step: PanelStep) { multiplyPanel(args, step, width: 2) }
+
+@inline(never)
+private func multiplyPanelOfThree(_ args: GEMMArguments, _ step: PanelStep) { multiplyPanel(args, step, width: 3) }
+
+@_transparent
+private func multiplyPanel(_ args: GEMMArguments, _ step: PanelStep, width: Int) {
+    let (column, columns, depth) = (step.column, step.columns, step.depth)
     var row = 0
     while row < args.rows {
         let rows = min(tileRows, args.rows - row)
-        var c = Accumulators(repeating: splat(0))
-        accumulate(
-            &c, width: width, rows: rowPointers(packedA + row * depth, stride: 1, count: tileRows), step: tileRows,
-            panel: panel, depth: depth)
+        var tile = Tile()
+        let strip = RowPointers(step.packedA + row * depth, stride: 1, count: tileRows)
+        tile.accumulate(strip, step: tileRows, panel: step.panel, depth: depth, width: width)
         let target = args.c + row * args.cStride + column
         if rows == tileRows && columns == width * laneCount {
-            if isFirst {
-                storeTile(c, target, stride: args.cStride, width: width)
-            } else {
-                addTile(c, target, stride: args.cStride, width: width)
-            }
+            if !step.isFirst { tile.add(target, stride: args.cStride, width: width) }
+            tile.write(target, stride: args.cStride, width: width)
         } else {
+            tile.write(step.edge, stride: width * laneCount, width: width)
             for r in 0..<rows {
                 for x in 0..<columns {
-                    let sum = c[3 * r + x / laneCount][x % laneCount]
-                    let pointer = target + r * args.cStride + x
-                    pointer.pointee = isFirst ? sum : pointer.pointee + sum
+                    let sum = step.edge[r * width * laneCount + x]
+                    target[r * args.cStride + x] = step.isFirst ? sum : target[r * args.cStride + x] + sum
                 }
             }
         }
@@ -67,49 +86,49 @@ private func multiplyPanel(
 }
 
 /// Strips [depth][tileRows]; rows past the end are zero.
+@inline(never)
 private func packA(_ args: GEMMArguments, start: Int, depth: Int, into packed: UnsafeMutablePointer<Float>) {
     var row = 0
     while row < args.rows {
         let strip = packed + row * depth
-        for r in 0..<tileRows {
-            if row + r < args.rows {
-                let source = args.a + (row + r) * args.aStride + start
-                for k in 0..<depth { strip[k * tileRows + r] = source[k] }
-            } else {
-                for k in 0..<depth { strip[k * tileRows + r] = 0 }
-            }
-        }
+        let rows = min(tileRows, args.rows - row)
+        if rows < tileRows { clear(strip, tileRows * depth) }
+        transpose(
+            args.a + row * args.aStride + start, stride: args.aStride, rows: rows, columns: depth, times: 1, into: strip,
+            destinationStride: tileRows)
         row += tileRows
     }
 }
 
 /// Panels [depth][width of the panel]; columns past the end are zero.
+@inline(never)
 private func packB(_ args: GEMMArguments, start: Int, depth: Int, into packed: UnsafeMutablePointer<Float>) {
     var column = 0
     while column < args.columns {
         let columns = min(panelWidth, args.columns - column)
         let padded = (columns + laneCount - 1) / laneCount * laneCount
         let panel = packed + column * depth
+        if columns < padded { clear(panel, padded * depth) }
         if args.bIsTransposed {
-            for x in 0..<padded {
-                if x < columns {
-                    let source = args.b + (column + x) * args.bStride + start
-                    for k in 0..<depth { panel[k * padded + x] = source[k] }
-                } else {
-                    for k in 0..<depth { panel[k * padded + x] = 0 }
-                }
-            }
+            transpose(
+                args.b + column * args.bStride + start, stride: args.bStride, rows: columns, columns: depth, times: 1,
+                into: panel, destinationStride: padded)
         } else {
             for k in 0..<depth {
                 let source = args.b + (start + k) * args.bStride + column
                 let target = panel + k * padded
                 if columns == panelWidth {
-                    for x in 0..<panelVectors { store(load(source + x * laneCount), target + x * laneCount) }
+                    PanelRow(source, width: panelVectors).write(target, width: panelVectors)
                 } else {
-                    for x in 0..<padded { target[x] = x < columns ? source[x] : 0 }
+                    for x in 0..<columns { target[x] = source[x] }
                 }
             }
         }
         column += columns
     }
+}
+
+@_transparent
+private func clear(_ pointer: UnsafeMutablePointer<Float>, _ count: Int) {
+    for x in 0..<count { pointer[x] = 0 }
 }

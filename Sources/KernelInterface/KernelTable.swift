@@ -14,7 +14,7 @@ public struct KernelTable: Sendable {
 
     /// Roofs: (iterations, seed) → `3·tileRows` chains of multiply-adds, `laneCount` wide.
     public var multiplyAddChains: @Sendable (Int, Float) -> Float
-    /// Roofs: (pointer, count) → reads every float once; count is a multiple of 8·laneCount.
+    /// Roofs: (pointer, count) → reads every float once; count is a multiple of 3·panelWidth.
     public var readAll: @Sendable (UnsafePointer<Float>, Int) -> Float
     /// The micro-kernel alone: (strip, panel, C, depth, iterations).
     public var multiplyTile:

@@ -6,31 +6,21 @@ public typealias Vector = SIMD4<Float>
 public typealias IntVector = SIMD4<Int32>
 
 /// Lanes of `Vector`.
-@_alwaysEmitIntoClient @inline(__always)
+@_alwaysEmitIntoClient @_transparent
 public var laneCount: Int { 4 }
 
 #if arch(arm64)
     /// Rows of the register tile. 32 NEON registers: 8 rows × 3 vectors = 24 accumulators, 3 panel vectors and the broadcasts.
-    @_alwaysEmitIntoClient @inline(__always)
+    @_alwaysEmitIntoClient @_transparent
     public var tileRows: Int { 8 }
-
-    /// The accumulators of a full tile, row-major: `tileRows × panelVectors`.
-    public typealias Accumulators = InlineArray<24, Vector>
-    /// One pointer per tile row.
-    public typealias RowPointers = InlineArray<8, UnsafePointer<Float>>
 #else
     /// Rows of the register tile. 16 xmm registers: 4 rows × 3 vectors = 12 accumulators, 3 panel vectors and 1 broadcast.
-    @_alwaysEmitIntoClient @inline(__always)
+    @_alwaysEmitIntoClient @_transparent
     public var tileRows: Int { 4 }
-
-    /// The accumulators of a full tile, row-major: `tileRows × panelVectors`.
-    public typealias Accumulators = InlineArray<12, Vector>
-    /// One pointer per tile row.
-    public typealias RowPointers = InlineArray<4, UnsafePointer<Float>>
 #endif
 
 /// `a·b + c`: one rounding where the baseline has a fused instruction, two on x86-64, where `addingProduct` would call `fmaf`.
-@_alwaysEmitIntoClient @inline(__always)
+@_alwaysEmitIntoClient @_transparent
 public func multiplyAdd(_ a: Vector, _ b: Vector, _ c: Vector) -> Vector {
     #if arch(arm64)
         c.addingProduct(a, b)
@@ -40,14 +30,14 @@ public func multiplyAdd(_ a: Vector, _ b: Vector, _ c: Vector) -> Vector {
 }
 
 /// Lane-wise `a > b ? a : b`: the second operand wins when either is NaN.
-@_alwaysEmitIntoClient @inline(__always)
+@_alwaysEmitIntoClient @_transparent
 public func maximum(_ a: Vector, _ b: Vector) -> Vector { b.replacing(with: a, where: a .> b) }
 
 /// Four IEEE half-precision values, widened.
 ///
 /// Integer arithmetic, because the x86-64 baseline has no conversion instruction: shift exponent and mantissa into place,
 /// then multiply by 2¹¹² to re-bias the exponent, which normalises subnormals too.
-@_alwaysEmitIntoClient @inline(__always)
+@_alwaysEmitIntoClient @_transparent
 public func loadHalf(_ pointer: UnsafePointer<UInt16>) -> Vector {
     let half = UnsafeRawPointer(pointer).loadUnaligned(as: SIMD4<UInt16>.self)
     let bits = SIMD4<UInt32>(truncatingIfNeeded: half)
@@ -59,13 +49,13 @@ public func loadHalf(_ pointer: UnsafePointer<UInt16>) -> Vector {
 }
 
 /// Narrows to IEEE half precision, to nearest even.
-@_alwaysEmitIntoClient @inline(__always)
+@_alwaysEmitIntoClient @_transparent
 public func storeHalf(_ value: Vector, _ pointer: UnsafeMutablePointer<UInt16>) {
     for lane in 0..<4 { pointer[lane] = narrowToHalf(value[lane]) }
 }
 
 /// Four bfloat16 values, widened: bfloat16 is the upper half of a Float.
-@_alwaysEmitIntoClient @inline(__always)
+@_alwaysEmitIntoClient @_transparent
 public func loadBFloat16(_ pointer: UnsafePointer<UInt16>) -> Vector {
     let half = UnsafeRawPointer(pointer).loadUnaligned(as: SIMD4<UInt16>.self)
     return unsafeBitCast(SIMD4<UInt32>(truncatingIfNeeded: half) &<< 16, to: Vector.self)

@@ -1,26 +1,26 @@
 // Loads, stores and 16-bit conversions that read the same on every instruction set.
 
 /// Lanes from memory of any alignment.
-@_alwaysEmitIntoClient @inline(__always)
+@_alwaysEmitIntoClient @_transparent
 public func load(_ pointer: UnsafePointer<Float>) -> Vector {
     UnsafeRawPointer(pointer).loadUnaligned(as: Vector.self)
 }
 
 /// Lanes to memory of any alignment.
-@_alwaysEmitIntoClient @inline(__always)
+@_alwaysEmitIntoClient @_transparent
 public func store(_ value: Vector, _ pointer: UnsafeMutablePointer<Float>) {
     UnsafeMutableRawPointer(pointer).storeBytes(of: value, as: Vector.self)
 }
 
 /// One value in every lane.
-@_alwaysEmitIntoClient @inline(__always)
+@_alwaysEmitIntoClient @_transparent
 public func splat(_ value: Float) -> Vector { Vector(repeating: value) }
 
 /// The bit pattern of the half-precision value nearest to `value`, ties to even.
 ///
 /// Adding a power of two 10 bits above the last kept bit makes the FPU do the rounding, for normal and subnormal results
 /// alike; overflow becomes infinity and NaN stays NaN.
-@_alwaysEmitIntoClient @inline(__always)
+@_alwaysEmitIntoClient @_transparent
 public func narrowToHalf(_ value: Float) -> UInt16 {
     let bits = value.bitPattern
     let sign = UInt16(truncatingIfNeeded: bits >> 16) & 0x8000
@@ -36,7 +36,7 @@ public func narrowToHalf(_ value: Float) -> UInt16 {
 }
 
 /// The bit pattern of the bfloat16 value nearest to `value`, ties to even; NaN stays NaN.
-@_alwaysEmitIntoClient @inline(__always)
+@_alwaysEmitIntoClient @_transparent
 public func narrowToBFloat16(_ value: Float) -> UInt16 {
     let bits = value.bitPattern
     if bits & 0x7fff_ffff > 0x7f80_0000 { return UInt16(truncatingIfNeeded: bits >> 16) | 0x40 }
@@ -44,7 +44,7 @@ public func narrowToBFloat16(_ value: Float) -> UInt16 {
 }
 
 /// The value of a half-precision bit pattern. See the portable `loadHalf` for the method.
-@_alwaysEmitIntoClient @inline(__always)
+@_alwaysEmitIntoClient @_transparent
 public func widenHalf(_ half: UInt16) -> Float {
     let magnitude = UInt32(half & 0x7fff) << 13
     let scaled = Float(bitPattern: magnitude) * Float(bitPattern: (127 + 112) << 23)

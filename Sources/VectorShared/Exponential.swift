@@ -7,7 +7,7 @@
 /// 2ᶠ is the degree-5 minimax polynomial with p(0) = 1 exactly, so that an unchanged running maximum rescales by exactly 1.
 /// Its relative error is 1.1e-7; with the rounding of the multiply-adds the result is within 1.7e-7 (6.6e-8 RMS). Degree 6
 /// would halve that and cost one multiply-add in fourteen operations.
-@_alwaysEmitIntoClient @inline(__always)
+@_alwaysEmitIntoClient @_transparent
 public func exp2(_ argument: Vector) -> Vector {
     let magic = splat(12_583_039)  // 1.5·2²³ + 127
     let x = maximum(splat(-127), argument)
@@ -27,7 +27,7 @@ public func exp2(_ argument: Vector) -> Vector {
 ///
 /// |x| < ¼: the odd Taylor polynomial up to x⁹ (the next term is 1.5e-8 of x there). Elsewhere 1 − 2/(e²ˣ + 1), which loses
 /// no relative accuracy because tanh ≥ 0.24.
-@_alwaysEmitIntoClient @inline(__always)
+@_alwaysEmitIntoClient @_transparent
 public func tanh(_ x: Vector) -> Vector {
     let magnitude = unsafeBitCast(unsafeBitCast(x, to: IntVector.self) & 0x7fff_ffff, to: Vector.self)
     let sign = unsafeBitCast(x, to: IntVector.self) & IntVector(repeating: Int32(bitPattern: 0x8000_0000))
@@ -46,5 +46,5 @@ public func tanh(_ x: Vector) -> Vector {
 }
 
 /// Lane-wise `b < a ? b : a`: the first operand wins when either is NaN.
-@_alwaysEmitIntoClient @inline(__always)
+@_alwaysEmitIntoClient @_transparent
 public func minimum(_ a: Vector, _ b: Vector) -> Vector { a.replacing(with: b, where: b .< a) }

@@ -6,97 +6,158 @@
 // rows of keys (step 1), columns of values (step = token stride) and packed strips (step = tileRows) all fit. B is a panel:
 // `depth` consecutive runs of width·laneCount floats. C lives in registers.
 
-/// Vectors across a full tile.
-@_alwaysEmitIntoClient @inline(__always)
-public var panelVectors: Int { 3 }
+/// The accumulators of a tile. Rows from `tileRows` on are never touched and vanish.
+@frozen
+public struct Tile {
+    public var r0: PanelRow
+    public var r1: PanelRow
+    public var r2: PanelRow
+    public var r3: PanelRow
+    public var r4: PanelRow
+    public var r5: PanelRow
+    public var r6: PanelRow
+    public var r7: PanelRow
 
-/// Floats across a full tile.
-@_alwaysEmitIntoClient @inline(__always)
-public var panelWidth: Int { panelVectors * laneCount }
-
-/// Calls `body` with 0, 1, …, `tileRows` − 1 as constants.
-///
-/// Written out because a loop over accumulators that the optimiser decides not to unroll keeps all of them in memory: with 24
-/// of them it did, and the tile ran at half speed.
-@_alwaysEmitIntoClient @inline(__always)
-public func forEachTileRow(_ body: (Int) -> Void) {
-    body(0)
-    body(1)
-    body(2)
-    body(3)
-    if tileRows > 4 {
-        body(4)
-        body(5)
-        body(6)
-        body(7)
+    /// Zero.
+    @_alwaysEmitIntoClient @_transparent
+    public init() {
+        let zero = PanelRow(repeating: 0)
+        r0 = zero
+        r1 = zero
+        r2 = zero
+        r3 = zero
+        r4 = zero
+        r5 = zero
+        r6 = zero
+        r7 = zero
     }
-}
 
-/// C += A·B over the first `width` vectors of each accumulator row. `width` must be a literal 1, 2 or 3 after inlining.
-@_alwaysEmitIntoClient @inline(__always)
-public func accumulate(
-    _ c: inout Accumulators, width: Int, rows: RowPointers, step: Int, panel: UnsafePointer<Float>, depth: Int
-) {
-    var offset = 0
-    var b = panel
-    for _ in 0..<depth {
-        let b0 = load(b)
-        let b1 = width > 1 ? load(b + laneCount) : b0
-        let b2 = width > 2 ? load(b + 2 * laneCount) : b0
-        forEachTileRow { r in
-            let a = splat(rows[r][offset])
-            c[3 * r] = multiplyAdd(a, b0, c[3 * r])
-            if width > 1 { c[3 * r + 1] = multiplyAdd(a, b1, c[3 * r + 1]) }
-            if width > 2 { c[3 * r + 2] = multiplyAdd(a, b2, c[3 * r + 2]) }
+    /// Adjacent rows of `width` vectors from memory, each column times its factor.
+    @_alwaysEmitIntoClient @_transparent
+    public init(_ pointer: UnsafePointer<Float>, scaledBy factor: PanelRow, width: Int) {
+        self.init()
+        let stride = width * laneCount
+        r0 = PanelRow(pointer, width: width) * factor
+        r1 = PanelRow(pointer + stride, width: width) * factor
+        r2 = PanelRow(pointer + 2 * stride, width: width) * factor
+        r3 = PanelRow(pointer + 3 * stride, width: width) * factor
+        if tileRows > 4 {
+            r4 = PanelRow(pointer + 4 * stride, width: width) * factor
+            r5 = PanelRow(pointer + 5 * stride, width: width) * factor
+            r6 = PanelRow(pointer + 6 * stride, width: width) * factor
+            r7 = PanelRow(pointer + 7 * stride, width: width) * factor
         }
-        b += width * laneCount
-        offset &+= step
+    }
+
+    /// Rows to memory, `stride` floats apart.
+    @_alwaysEmitIntoClient @_transparent
+    public func write(_ pointer: UnsafeMutablePointer<Float>, stride: Int, width: Int) {
+        r0.write(pointer, width: width)
+        r1.write(pointer + stride, width: width)
+        r2.write(pointer + 2 * stride, width: width)
+        r3.write(pointer + 3 * stride, width: width)
+        if tileRows > 4 {
+            r4.write(pointer + 4 * stride, width: width)
+            r5.write(pointer + 5 * stride, width: width)
+            r6.write(pointer + 6 * stride, width: width)
+            r7.write(pointer + 7 * stride, width: width)
+        }
+    }
+
+    /// Adds rows of memory, `stride` floats apart.
+    @_alwaysEmitIntoClient @_transparent
+    public mutating func add(_ pointer: UnsafePointer<Float>, stride: Int, width: Int) {
+        r0 = PanelRow(pointer, width: width) + r0
+        r1 = PanelRow(pointer + stride, width: width) + r1
+        r2 = PanelRow(pointer + 2 * stride, width: width) + r2
+        r3 = PanelRow(pointer + 3 * stride, width: width) + r3
+        if tileRows > 4 {
+            r4 = PanelRow(pointer + 4 * stride, width: width) + r4
+            r5 = PanelRow(pointer + 5 * stride, width: width) + r5
+            r6 = PanelRow(pointer + 6 * stride, width: width) + r6
+            r7 = PanelRow(pointer + 7 * stride, width: width) + r7
+        }
+    }
+
+    /// C += A·B.
+    @_alwaysEmitIntoClient @_transparent
+    public mutating func accumulate(
+        _ a: RowPointers, step: Int, panel: UnsafePointer<Float>, depth: Int, width: Int
+    ) {
+        var offset = 0
+        var b = panel
+        for _ in 0..<depth {
+            let row = PanelRow(b, width: width)
+            r0.addProduct(a.p0[offset], row)
+            r1.addProduct(a.p1[offset], row)
+            r2.addProduct(a.p2[offset], row)
+            r3.addProduct(a.p3[offset], row)
+            if tileRows > 4 {
+                r4.addProduct(a.p4[offset], row)
+                r5.addProduct(a.p5[offset], row)
+                r6.addProduct(a.p6[offset], row)
+                r7.addProduct(a.p7[offset], row)
+            }
+            b += width * laneCount
+            offset &+= step
+        }
+    }
+
+    /// c ← c·a + b in every accumulator: nothing but multiply-adds.
+    @_alwaysEmitIntoClient @_transparent
+    public mutating func chain(_ a: Vector, _ b: Vector) {
+        r0 = r0.chained(a, b)
+        r1 = r1.chained(a, b)
+        r2 = r2.chained(a, b)
+        r3 = r3.chained(a, b)
+        if tileRows > 4 {
+            r4 = r4.chained(a, b)
+            r5 = r5.chained(a, b)
+            r6 = r6.chained(a, b)
+            r7 = r7.chained(a, b)
+        }
+    }
+
+    /// The sum of all accumulators.
+    @_alwaysEmitIntoClient @_transparent
+    public func total() -> Float {
+        var row = r0 + r1 + r2 + r3
+        if tileRows > 4 { row = row + r4 + r5 + r6 + r7 }
+        return (row.x0 + row.x1 + row.x2).sum()
     }
 }
 
-/// Pointers to `tileRows` rows, `stride` apart. Rows past `count` repeat the last one: they are computed and then ignored, so
-/// that nothing is read outside the caller's memory.
-@_alwaysEmitIntoClient @inline(__always)
-public func rowPointers(_ base: UnsafePointer<Float>, stride: Int, count: Int) -> RowPointers {
-    var rows = RowPointers(repeating: base)
-    forEachTileRow { r in rows[r] = base + (r < count ? r : count - 1) &* stride }
-    return rows
-}
-
-/// C from consecutive rows of `width` vectors, each column scaled.
-@_alwaysEmitIntoClient @inline(__always)
-public func loadTile(_ pointer: UnsafePointer<Float>, scaledBy scale: PanelVectors, width: Int) -> Accumulators {
-    var c = Accumulators(repeating: splat(0))
-    forEachTileRow { r in
-        let row = pointer + r * width * laneCount
-        c[3 * r] = load(row) * scale[0]
-        if width > 1 { c[3 * r + 1] = load(row + laneCount) * scale[1] }
-        if width > 2 { c[3 * r + 2] = load(row + 2 * laneCount) * scale[2] }
-    }
-    return c
-}
-
-/// C to rows of `width` vectors, `stride` floats apart.
-@_alwaysEmitIntoClient @inline(__always)
-public func storeTile(_ c: Accumulators, _ pointer: UnsafeMutablePointer<Float>, stride: Int, width: Int) {
-    forEachTileRow { r in
-        let row = pointer + r * stride
-        store(c[3 * r], row)
-        if width > 1 { store(c[3 * r + 1], row + laneCount) }
-        if width > 2 { store(c[3 * r + 2], row + 2 * laneCount) }
+extension PanelRow {
+    /// self·a + b.
+    @_alwaysEmitIntoClient @_transparent
+    public func chained(_ a: Vector, _ b: Vector) -> PanelRow {
+        PanelRow(multiplyAdd(x0, a, b), multiplyAdd(x1, a, b), multiplyAdd(x2, a, b))
     }
 }
 
-/// Adds C to rows of `width` vectors, `stride` floats apart.
-@_alwaysEmitIntoClient @inline(__always)
-public func addTile(_ c: Accumulators, _ pointer: UnsafeMutablePointer<Float>, stride: Int, width: Int) {
-    forEachTileRow { r in
-        let row = pointer + r * stride
-        store(load(row) + c[3 * r], row)
-        if width > 1 { store(load(row + laneCount) + c[3 * r + 1], row + laneCount) }
-        if width > 2 { store(load(row + 2 * laneCount) + c[3 * r + 2], row + 2 * laneCount) }
+/// The rows of A: one pointer per tile row.
+@frozen
+public struct RowPointers {
+    public var p0: UnsafePointer<Float>
+    public var p1: UnsafePointer<Float>
+    public var p2: UnsafePointer<Float>
+    public var p3: UnsafePointer<Float>
+    public var p4: UnsafePointer<Float>
+    public var p5: UnsafePointer<Float>
+    public var p6: UnsafePointer<Float>
+    public var p7: UnsafePointer<Float>
+
+    /// Rows `stride` apart. Rows past `count` repeat the last one: they are computed and then ignored, so that nothing is read
+    /// outside the caller's memory.
+    @_alwaysEmitIntoClient @_transparent
+    public init(_ base: UnsafePointer<Float>, stride: Int, count: Int) {
+        p0 = base
+        p1 = base + Swift.min(1, count - 1) &* stride
+        p2 = base + Swift.min(2, count - 1) &* stride
+        p3 = base + Swift.min(3, count - 1) &* stride
+        p4 = base + Swift.min(4, count - 1) &* stride
+        p5 = base + Swift.min(5, count - 1) &* stride
+        p6 = base + Swift.min(6, count - 1) &* stride
+        p7 = base + Swift.min(7, count - 1) &* stride
     }
 }
-
-/// One vector per panel column.
-public typealias PanelVectors = InlineArray<3, Vector>

@@ -21,6 +21,9 @@ public struct GEMM: Sendable {
     public let instructionSet: InstructionSet
 
     private let kernels: KernelTable
+    /// Rows and columns of C in one task.
+    private let rowBlock: Int
+    private let columnBlock: Int
 
     /// - Throws: `.invalidShape` for an extent below 1, `.unsupportedInstructionSet`.
     public init(
@@ -35,6 +38,9 @@ public struct GEMM: Sendable {
         self.transposesB = transposesB
         self.instructionSet = try InstructionSet.resolve(instructionSet)
         kernels = self.instructionSet.kernels
+        rowBlock = GEMMScratch.block(m, limit: GEMMScratch.rowBlock, unit: kernels.tileRows)
+        columnBlock = GEMMScratch.block(
+            n, limit: GEMMScratch.columnBlock / kernels.panelWidth * kernels.panelWidth, unit: kernels.panelWidth)
     }
 
     /// Bytes of scratch that each thread of the pool needs.
@@ -59,8 +65,8 @@ public struct GEMM: Sendable {
             plan: self, a: a.span.withUnsafeBufferPointer { $0.baseAddress! }, aStride: a.rowStride,
             b: b.span.withUnsafeBufferPointer { $0.baseAddress! }, bStride: b.rowStride,
             c: c.span.withUnsafeMutableBufferPointer { $0.baseAddress! }, cStride: cStride)
-        let rowBlocks = (m + GEMMScratch.rowBlock - 1) / GEMMScratch.rowBlock
-        let columnBlocks = (n + GEMMScratch.columnBlock - 1) / GEMMScratch.columnBlock
+        let rowBlocks = (m + rowBlock - 1) / rowBlock
+        let columnBlocks = (n + columnBlock - 1) / columnBlock
         withUnsafePointer(to: call) { call in
             pool.run(
                 tasks: rowBlocks * columnBlocks, work: m * n * k, scratchByteCount: scratchByteCount, context: call
@@ -89,13 +95,13 @@ public struct GEMM: Sendable {
         let cStride: Int
 
         func multiply(task: Int, scratch: UnsafeMutableRawPointer) {
-            let rowBlocks = (plan.m + GEMMScratch.rowBlock - 1) / GEMMScratch.rowBlock
-            let row = task % rowBlocks * GEMMScratch.rowBlock
-            let column = task / rowBlocks * GEMMScratch.columnBlock
+            let rowBlocks = (plan.m + plan.rowBlock - 1) / plan.rowBlock
+            let row = task % rowBlocks * plan.rowBlock
+            let column = task / rowBlocks * plan.columnBlock
             var arguments = GEMMArguments(
                 a: a + row * aStride, aStride: aStride, b: plan.transposesB ? b + column * bStride : b + column,
                 bStride: bStride, bIsTransposed: plan.transposesB, c: c + row * cStride + column, cStride: cStride,
-                rows: min(GEMMScratch.rowBlock, plan.m - row), columns: min(GEMMScratch.columnBlock, plan.n - column),
+                rows: min(plan.rowBlock, plan.m - row), columns: min(plan.columnBlock, plan.n - column),
                 depth: plan.k, scratch: scratch)
             plan.kernels.multiplyBlock(&arguments)
         }

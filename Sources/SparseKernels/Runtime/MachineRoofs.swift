@@ -30,7 +30,7 @@ public enum MachineRoofs {
         duration: Duration = .milliseconds(200)
     ) -> Double {
         let kernels = instructionSet.kernels
-        let step = 8 * kernels.laneCount
+        let step = 3 * kernels.panelWidth
         let count = max(step, bytesPerThread / 4 / step * step)
         let memory = UnsafeMutablePointer<Float>.allocate(capacity: count * pool.threads)
         memory.initialize(repeating: 1, count: count * pool.threads)
