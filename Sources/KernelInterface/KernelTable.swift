@@ -19,6 +19,8 @@ public struct KernelTable: Sendable {
     /// The micro-kernel alone: (strip, panel, C, depth, iterations).
     public var multiplyTile:
         @Sendable (UnsafePointer<Float>, UnsafePointer<Float>, UnsafeMutablePointer<Float>, Int, Int) -> Void
+    /// Elementary functions over arrays, for tests: (primitive, source, destination, count).
+    public var applyPrimitive: @Sendable (Primitive, UnsafeRawPointer, UnsafeMutableRawPointer, Int) -> Void
 
     public init(
         laneCount: Int, panelWidth: Int, tileRows: Int,
@@ -27,7 +29,8 @@ public struct KernelTable: Sendable {
         multiplyAddChains: @escaping @Sendable (Int, Float) -> Float,
         readAll: @escaping @Sendable (UnsafePointer<Float>, Int) -> Float,
         multiplyTile:
-            @escaping @Sendable (UnsafePointer<Float>, UnsafePointer<Float>, UnsafeMutablePointer<Float>, Int, Int) -> Void
+            @escaping @Sendable (UnsafePointer<Float>, UnsafePointer<Float>, UnsafeMutablePointer<Float>, Int, Int) -> Void,
+        applyPrimitive: @escaping @Sendable (Primitive, UnsafeRawPointer, UnsafeMutableRawPointer, Int) -> Void
     ) {
         self.laneCount = laneCount
         self.panelWidth = panelWidth
@@ -37,5 +40,6 @@ public struct KernelTable: Sendable {
         self.multiplyAddChains = multiplyAddChains
         self.readAll = readAll
         self.multiplyTile = multiplyTile
+        self.applyPrimitive = applyPrimitive
     }
 }

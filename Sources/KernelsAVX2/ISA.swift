@@ -8,5 +8,6 @@ public func avx2Kernels() -> KernelTable {
         laneCount: laneCount, panelWidth: panelWidth, tileRows: tileRows,
         attendBlock: { attendBlock($0) }, multiplyBlock: { multiplyBlock($0) },
         multiplyAddChains: { multiplyAddChains($0, $1) }, readAll: { readAll($0, $1) },
-        multiplyTile: { multiplyTile($0, $1, $2, $3, $4) })
+        multiplyTile: { multiplyTile($0, $1, $2, $3, $4) },
+        applyPrimitive: { applyPrimitive($0, $1, $2, $3) })
 }

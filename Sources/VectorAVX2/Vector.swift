@@ -32,13 +32,6 @@ public func loadHalf(_ pointer: UnsafePointer<UInt16>) -> Vector {
     return _mm256_cvtph_ps(bits)
 }
 
-/// Narrows to IEEE half precision, to nearest even.
-@_alwaysEmitIntoClient @_transparent
-public func storeHalf(_ value: Vector, _ pointer: UnsafeMutablePointer<UInt16>) {
-    let bits = unsafeBitCast(SIMD8<Float16>(value), to: SIMD8<UInt16>.self)
-    UnsafeMutableRawPointer(pointer).storeBytes(of: bits, as: SIMD8<UInt16>.self)
-}
-
 /// Eight bfloat16 values, widened: bfloat16 is the upper half of a Float.
 @_alwaysEmitIntoClient @_transparent
 public func loadBFloat16(_ pointer: UnsafePointer<UInt16>) -> Vector {

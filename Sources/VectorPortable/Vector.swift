@@ -48,12 +48,6 @@ public func loadHalf(_ pointer: UnsafePointer<UInt16>) -> Vector {
     return unsafeBitCast(unsafeBitCast(scaled, to: SIMD4<UInt32>.self) | special | ((bits & 0x8000) &<< 16), to: Vector.self)
 }
 
-/// Narrows to IEEE half precision, to nearest even.
-@_alwaysEmitIntoClient @_transparent
-public func storeHalf(_ value: Vector, _ pointer: UnsafeMutablePointer<UInt16>) {
-    for lane in 0..<4 { pointer[lane] = narrowToHalf(value[lane]) }
-}
-
 /// Four bfloat16 values, widened: bfloat16 is the upper half of a Float.
 @_alwaysEmitIntoClient @_transparent
 public func loadBFloat16(_ pointer: UnsafePointer<UInt16>) -> Vector {
