@@ -12,7 +12,7 @@ public var laneCount: Int { 8 }
 
 /// Rows of the register tile. 16 ymm registers: 4 rows × 3 vectors = 12 accumulators, 3 panel vectors and 1 broadcast fill
 /// them exactly; 12 independent chains cover the 4-cycle FMA latency on 2 ports (8) with room to spare.
-@_alwaysEmitIntoClient @_transparent
+@_alwaysEmitIntoClient @inline(__always)
 public var tileRows: Int { 4 }
 
 /// `a·b + c` with one rounding.

@@ -12,7 +12,7 @@ public var laneCount: Int { 16 }
 
 /// Rows of the register tile. 32 zmm registers: 8 rows × 3 vectors = 24 accumulators, 3 panel vectors and the broadcasts
 /// leave four to spare; 11 loads feed 24 FMAs, so the load ports stay half idle.
-@_alwaysEmitIntoClient @_transparent
+@_alwaysEmitIntoClient @inline(__always)
 public var tileRows: Int { 8 }
 
 /// `a·b + c` with one rounding.

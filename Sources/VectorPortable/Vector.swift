@@ -11,11 +11,11 @@ public var laneCount: Int { 4 }
 
 #if arch(arm64)
     /// Rows of the register tile. 32 NEON registers: 8 rows × 3 vectors = 24 accumulators, 3 panel vectors and the broadcasts.
-    @_alwaysEmitIntoClient @_transparent
+    @_alwaysEmitIntoClient @inline(__always)
     public var tileRows: Int { 8 }
 #else
     /// Rows of the register tile. 16 xmm registers: 4 rows × 3 vectors = 12 accumulators, 3 panel vectors and 1 broadcast.
-    @_alwaysEmitIntoClient @_transparent
+    @_alwaysEmitIntoClient @inline(__always)
     public var tileRows: Int { 4 }
 #endif
 
