@@ -21,6 +21,8 @@ public struct SparseKernelsError: Error, Hashable, Sendable {
         public static let unsupportedInstructionSet = Code("unsupported instruction set")
         /// A file's contents break its format.
         public static let malformedFile = Code("malformed file")
+        /// Elements in a file lie at addresses that their type cannot be read from; a copy can.
+        public static let misalignedData = Code("misaligned data")
         /// A name is not in the file.
         public static let notFound = Code("not found")
         /// The operating system refused an operation on a file.

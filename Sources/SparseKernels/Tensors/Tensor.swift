@@ -91,7 +91,7 @@ extension Tensor {
     public func view(layout: TensorLayout = .hnd, named name: String = "tensor") throws(SparseKernelsError)
         -> TensorView<Element>
     {
-        try TensorView(span, geometry: geometry(layout: layout, named: name), named: name)
+        try TensorView(span, geometry: TensorGeometry(shape: shape, layout: layout, named: name), named: name)
     }
 
     /// The tensor as an attention operand to write. Rank 3, axes in the order that `layout` names; rank 2 is one head.
@@ -100,20 +100,8 @@ extension Tensor {
     public mutating func mutableView(layout: TensorLayout = .hnd, named name: String = "tensor")
         throws(SparseKernelsError) -> MutableTensorView<Element>
     {
-        let geometry = try geometry(layout: layout, named: name)
+        let geometry = try TensorGeometry(shape: shape, layout: layout, named: name)
         return try MutableTensorView(mutableSpan, geometry: geometry, named: name)
-    }
-
-    private func geometry(layout: TensorLayout, named name: String) throws(SparseKernelsError) -> TensorGeometry {
-        try require(
-            shape.count == 2 || shape.count == 3, .invalidShape, name,
-            expected: "rank 3, [heads, tokens, channels] or [tokens, heads, channels], or rank 2 for one head",
-            actual: "rank \(shape.count), \(shape)")
-        if shape.count == 2 {
-            return try TensorGeometry(heads: 1, tokens: shape[0], channels: shape[1], layout: .hnd, named: name)
-        }
-        let (heads, tokens) = layout == .hnd ? (shape[0], shape[1]) : (shape[1], shape[0])
-        return try TensorGeometry(heads: heads, tokens: tokens, channels: shape[2], layout: layout, named: name)
     }
 }
 

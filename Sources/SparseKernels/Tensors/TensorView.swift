@@ -57,6 +57,20 @@ public struct TensorGeometry: Hashable, Sendable {
         }
     }
 
+    /// Adjacent rows of a tensor. Rank 3, axes in the order that `layout` names; rank 2 is one head.
+    init(shape: [Int], layout: TensorLayout, named name: String) throws(SparseKernelsError) {
+        try require(
+            shape.count == 2 || shape.count == 3, .invalidShape, name,
+            expected: "rank 3, [heads, tokens, channels] or [tokens, heads, channels], or rank 2 for one head",
+            actual: "rank \(shape.count), \(abbreviated(shape))")
+        if shape.count == 2 {
+            try self.init(heads: 1, tokens: shape[0], channels: shape[1], layout: .hnd, named: name)
+        } else {
+            let (heads, tokens) = layout == .hnd ? (shape[0], shape[1]) : (shape[1], shape[0])
+            try self.init(heads: heads, tokens: tokens, channels: shape[2], layout: layout, named: name)
+        }
+    }
+
     /// Elements from the first to the last one, both included; nil when that overflows.
     var elementSpan: Int? {
         var span = channels

@@ -1,0 +1,245 @@
+/// Reads the tokens of a JSON text in order, and takes nothing that the JSON standard forbids.
+///
+/// It builds no tree. The caller asks for the token that its format has next, so nesting costs no recursion and any other
+/// token is an error at its place. Foundation's parser would not do here: it keeps one of two equal keys without a word.
+/// Every method is linear in the bytes it passes, and none passes a byte twice.
+struct JSONScanner: ~Escapable {
+    private let text: Span<UInt8>
+    private(set) var position: Int
+    private let source: String
+    /// What the tokens belong to, for messages.
+    var tensor: String?
+    var field: String?
+
+    /// - Parameter source: the file's name, for messages.
+    @_lifetime(copy text)
+    init(_ text: Span<UInt8>, source: String) {
+        self.text = text
+        self.source = source
+        position = 0
+    }
+
+    // MARK: - Structure
+
+    /// `{`, or another byte that must come next.
+    mutating func expect(_ byte: UInt8, _ expected: String) throws(SparseKernelsError) {
+        skipWhitespace()
+        if position == text.count || text[position] != byte { throw failure(expected) }
+        position += 1
+    }
+
+    /// The next key of the object that was opened, with its colon; nil when the object ends.
+    mutating func nextKey(isFirst: Bool) throws(SparseKernelsError) -> String? {
+        guard try nextItem(isFirst: isFirst, closing: UInt8(ascii: "}"), "`}`") else { return nil }
+        let key = try string("a key in quotation marks")
+        if !hasBoundedMarks(key) { throw failure("keys with at most \(markLimit) combining marks in a row", actual: "more") }
+        try expect(UInt8(ascii: ":"), "`:` after a key")
+        return key
+    }
+
+    /// Whether the array that was opened has another element.
+    mutating func nextElement(isFirst: Bool) throws(SparseKernelsError) -> Bool {
+        try nextItem(isFirst: isFirst, closing: UInt8(ascii: "]"), "`]`")
+    }
+
+    /// Nothing but spaces may follow: they pad the header, and other white space is not padding in this format.
+    mutating func expectEndAfterSpaces() throws(SparseKernelsError) {
+        while position < text.count && text[position] == UInt8(ascii: " ") { position += 1 }
+        if position < text.count { throw failure("nothing but spaces after the header's object") }
+    }
+
+    private mutating func nextItem(
+        isFirst: Bool, closing: UInt8, _ name: String
+    ) throws(SparseKernelsError) -> Bool {
+        skipWhitespace()
+        if position < text.count && text[position] == closing {
+            position += 1
+            return false
+        }
+        if !isFirst { try expect(UInt8(ascii: ","), "`,` or \(name)") }
+        return true
+    }
+
+    private mutating func skipWhitespace() {
+        while position < text.count {
+            switch text[position] {
+            case UInt8(ascii: " "), UInt8(ascii: "\t"), UInt8(ascii: "\n"), UInt8(ascii: "\r"): position += 1
+            default: return
+            }
+        }
+    }
+
+    // MARK: - Numbers
+
+    /// A count or an offset: digits only, no leading zero, at most `Int.max`.
+    mutating func count() throws(SparseKernelsError) -> Int {
+        skipWhitespace()
+        let start = position
+        var value = 0
+        while position < text.count, text[position] &- UInt8(ascii: "0") < 10 {
+            let digit = Int(text[position] &- UInt8(ascii: "0"))
+            let (tens, overflow) = value.multipliedReportingOverflow(by: 10)
+            let (sum, overflowed) = tens.addingReportingOverflow(digit)
+            if overflow || overflowed || (position > start && value == 0) { throw numberFailure(at: start) }
+            value = sum
+            position += 1
+        }
+        // A fraction, an exponent or letters right after the digits belong to the token.
+        if position == start || (position < text.count && isNumberByte(text[position])) { throw numberFailure(at: start) }
+        return value
+    }
+
+    private func isNumberByte(_ byte: UInt8) -> Bool {
+        switch byte {
+        case UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "a")...UInt8(ascii: "z"),
+            UInt8(ascii: "A")...UInt8(ascii: "Z"), UInt8(ascii: "+"), UInt8(ascii: "-"), UInt8(ascii: "."):
+            true
+        default: false
+        }
+    }
+
+    private func numberFailure(at start: Int) -> SparseKernelsError {
+        var token = ""
+        var end = start
+        while end < text.count && end - start < 32 && isNumberByte(text[end]) {
+            token.unicodeScalars.append(Unicode.Scalar(text[end]))
+            end += 1
+        }
+        return failure(
+            "a plain integer from 0 to \(Int.max)", actual: token.isEmpty ? describeByte(at: start) : token, at: start)
+    }
+
+    // MARK: - Strings
+
+    /// A string with its escapes resolved.
+    mutating func string(_ expected: String) throws(SparseKernelsError) -> String {
+        try expect(UInt8(ascii: "\""), expected)
+        let start = position
+        while true {
+            switch try stringByte() {
+            case UInt8(ascii: "\""): return try validated(text.extracting(start..<position - 1), at: start)
+            case UInt8(ascii: "\\"): return try escapedString(from: start)
+            default: continue
+            }
+        }
+    }
+
+    /// The rest of a string whose first escape begins before `position`. Kept apart because few strings have one.
+    private mutating func escapedString(from start: Int) throws(SparseKernelsError) -> String {
+        var bytes: [UInt8] = []
+        for i in start..<position - 1 { bytes.append(text[i]) }
+        bytes.append(contentsOf: try escape())
+        while true {
+            let byte = try stringByte()
+            switch byte {
+            case UInt8(ascii: "\""): return try validated(bytes.span, at: start)
+            case UInt8(ascii: "\\"): bytes.append(contentsOf: try escape())
+            default: bytes.append(byte)
+            }
+        }
+    }
+
+    /// The next byte inside a string.
+    private mutating func stringByte() throws(SparseKernelsError) -> UInt8 {
+        if position == text.count { throw failure("`\"` at the end of a string") }
+        let byte = text[position]
+        if byte < 0x20 { throw failure("strings without unescaped control characters") }
+        position += 1
+        return byte
+    }
+
+    /// What follows a backslash.
+    private mutating func escape() throws(SparseKernelsError) -> Unicode.UTF8.EncodedScalar {
+        let start = position - 1
+        let byte = try stringByte()
+        let scalar: Unicode.Scalar
+        switch byte {
+        case UInt8(ascii: "\""), UInt8(ascii: "\\"), UInt8(ascii: "/"): scalar = Unicode.Scalar(byte)
+        case UInt8(ascii: "b"): scalar = "\u{8}"
+        case UInt8(ascii: "f"): scalar = "\u{c}"
+        case UInt8(ascii: "n"): scalar = "\n"
+        case UInt8(ascii: "r"): scalar = "\r"
+        case UInt8(ascii: "t"): scalar = "\t"
+        case UInt8(ascii: "u"): scalar = try unicodeEscape(at: start)
+        default: throw failure("an escape that JSON has", at: start + 1)
+        }
+        return UTF8.encode(scalar)!
+    }
+
+    /// The scalar of `\uXXXX`, or of two of them that make a surrogate pair.
+    private mutating func unicodeEscape(at start: Int) throws(SparseKernelsError) -> Unicode.Scalar {
+        let first = try fourHexDigits()
+        if let scalar = Unicode.Scalar(first) { return scalar }
+        if first < 0xdc00 && position + 1 < text.count && text[position] == UInt8(ascii: "\\")
+            && text[position + 1] == UInt8(ascii: "u")
+        {
+            position += 2
+            let second = try fourHexDigits()
+            if second >= 0xdc00 && second < 0xe000 {
+                return Unicode.Scalar(0x10000 + (first - 0xd800) << 10 + (second - 0xdc00))!
+            }
+        }
+        throw failure("surrogates in pairs", actual: "\\u\(String(first, radix: 16)) alone", at: start)
+    }
+
+    private mutating func fourHexDigits() throws(SparseKernelsError) -> UInt32 {
+        var value: UInt32 = 0
+        for _ in 0..<4 {
+            let byte = try stringByte()
+            guard byte < 0x80, let digit = Character(Unicode.Scalar(byte)).hexDigitValue else {
+                throw failure("four hexadecimal digits after \\u", at: position - 1)
+            }
+            value = value << 4 | UInt32(digit)
+        }
+        return value
+    }
+
+    private func validated(_ bytes: Span<UInt8>, at start: Int) throws(SparseKernelsError) -> String {
+        do {
+            return String(copying: try UTF8Span(validating: bytes))
+        } catch {
+            throw failure("valid UTF-8", actual: "\(error)", at: start)
+        }
+    }
+
+    // MARK: - Messages
+
+    /// An error about the byte at `offset`, or about the next one.
+    func failure(_ expected: String, actual: String? = nil, at offset: Int? = nil) -> SparseKernelsError {
+        let offset = offset ?? position
+        var argument = source
+        if let tensor { argument += ", tensor \(quoted(tensor))" }
+        if let field { argument += ", \(field)" }
+        return SparseKernelsError(
+            .malformedFile, "\(argument) (header byte \(offset))", expected: expected,
+            actual: actual ?? describeByte(at: offset))
+    }
+
+    private func describeByte(at offset: Int) -> String {
+        if offset >= text.count { return "the end of the header" }
+        let byte = text[offset]
+        return byte >= 0x20 && byte < 0x7f ? "`\(Unicode.Scalar(byte))`" : "byte 0x\(String(byte, radix: 16))"
+    }
+}
+
+/// How many combining marks may follow each other in a key: as many as in Unicode's stream-safe format. No language needs them.
+let markLimit = 30
+
+/// Whether a key is safe to hash and compare. Swift sorts the marks on a character for that, in time quadratic in their number:
+/// a key of a megabyte of them would take minutes.
+func hasBoundedMarks(_ key: String) -> Bool {
+    var marks = 0
+    for scalar in key.unicodeScalars {
+        // There are no marks below U+0300, which spares most keys the look-up.
+        if scalar.value < 0x300 {
+            marks = 0
+            continue
+        }
+        switch scalar.properties.generalCategory {
+        case .nonspacingMark, .spacingMark, .enclosingMark: marks += 1
+        default: marks = 0
+        }
+        if marks > markLimit { return false }
+    }
+    return true
+}

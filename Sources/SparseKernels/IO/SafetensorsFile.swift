@@ -1,0 +1,205 @@
+/// A safetensors file, open for reading: names, element types, shapes, and the elements where they lie.
+///
+/// Opening reads the header only. `span`, `bytes` and `tensorView` hand out the file's own memory, which the operating system
+/// loads as it is touched; `tensor` and `floatTensor` copy.
+///
+///     let file = try SafetensorsFile(path: "capture.safetensors")
+///     let keys = try file.tensorView("key", as: Float16.self, layout: .hnd)
+///     let scale = file.metadata["softmaxScale"]
+///
+/// The header is checked completely when the file is opened, so that a damaged or hostile file is an error there and not a
+/// surprise later. The file must not be truncated while it is open. Safe to read from many threads.
+public final class SafetensorsFile: Sendable {
+    /// The path that was opened, or the name that the bytes were given.
+    public let name: String
+    /// The free-form text entries of the header.
+    public let metadata: [String: String]
+    /// All tensors, in the order of their data.
+    public let tensors: [SafetensorsEntry]
+
+    private let positions: [String: Int]
+    private let contents: FileMapping
+    private let dataOffset: Int
+
+    /// Maps a file into memory and checks its header.
+    ///
+    /// The whole format is enforced: known element types, ranges that fit type and shape and cover the data exactly once, no
+    /// repeated keys. Names that Swift regards as equal, such as two ways to write “é”, count as repeated.
+    /// - Throws: `.inputOutput` when the file cannot be read, `.malformedFile` when it breaks the format.
+    /// - Complexity: O(n log n) in the number of tensors, and linear in the bytes of the header.
+    public convenience init(path: String) throws(SparseKernelsError) {
+        try self.init(FileMapping(path: path), named: path)
+    }
+
+    /// Checks a file that is in memory already. The bytes are copied, so that they are aligned.
+    /// - Parameter name: stands for the path in messages.
+    /// - Throws: `.malformedFile` when the bytes break the format.
+    public convenience init(bytes: [UInt8], named name: String = "bytes") throws(SparseKernelsError) {
+        try self.init(FileMapping(copying: bytes), named: name)
+    }
+
+    private init(_ contents: FileMapping, named name: String) throws(SparseKernelsError) {
+        let header = try SafetensorsHeader(Span(_unsafeBytes: contents.buffer), source: name)
+        self.name = name
+        self.contents = contents
+        metadata = header.metadata
+        tensors = header.entries
+        dataOffset = header.dataOffset
+        var positions: [String: Int] = [:]
+        positions.reserveCapacity(tensors.count)
+        for (i, entry) in tensors.enumerated() { positions[entry.name] = i }
+        self.positions = positions
+    }
+
+    // MARK: - Looking up
+
+    /// The tensor of that name, or nil.
+    public subscript(name: String) -> SafetensorsEntry? { positions[name].map { tensors[$0] } }
+
+    /// The tensor of that name.
+    /// - Throws: `.notFound`, with the most similar names that the file has.
+    public func entry(named tensorName: String) throws(SparseKernelsError) -> SafetensorsEntry {
+        if let entry = self[tensorName] { return entry }
+        let similar = mostSimilarNames(to: tensorName, limit: 4)
+        throw SparseKernelsError(
+            .notFound, "\(name), tensor \(quoted(tensorName))",
+            expected: similar.isEmpty
+                ? "in the file, which has no tensors"
+                : "one of its \(tensors.count) tensors, such as \(similar.map { quoted($0) }.joined(separator: ", "))",
+            actual: "no tensor of that name")
+    }
+
+    /// Similar means: many bytes in common at both ends. That finds the other layer, the missing suffix and the typing error,
+    /// in one pass over the names.
+    private func mostSimilarNames(to wanted: String, limit: Int) -> [String] {
+        func common(_ name: String) -> Int {
+            let prefix = zip(name.utf8, wanted.utf8).prefix { $0 == $1 }.count
+            let suffix = zip(name.utf8.reversed(), wanted.utf8.reversed()).prefix { $0 == $1 }.count
+            return min(prefix + suffix, name.utf8.count)
+        }
+        var best: [(score: Int, name: String)] = []
+        for entry in tensors {
+            let score = common(entry.name)
+            let place = best.firstIndex { $0.score < score } ?? best.count
+            if place < limit {
+                best.insert((score, entry.name), at: place)
+                if best.count > limit { best.removeLast() }
+            }
+        }
+        return best.map(\.name)
+    }
+
+    // MARK: - In place
+
+    /// The bytes of a tensor of any type, in place.
+    /// - Throws: `.notFound`.
+    @_lifetime(borrow self)
+    public func bytes(_ tensorName: String) throws(SparseKernelsError) -> RawSpan {
+        _overrideLifetime(bytes(of: try entry(named: tensorName)), borrowing: self)
+    }
+
+    /// The elements of a tensor, in place, last axis fastest. `BOOL` is read as `UInt8`, whatever the bytes are.
+    /// - Throws: `.notFound`; `.invalidElementType` when the file holds another type; `.misalignedData` when the elements lie
+    ///   at odd addresses, which the format permits: `tensor` reads such a file.
+    @_lifetime(borrow self)
+    public func span<Element: TensorElement>(
+        _ tensorName: String, as type: Element.Type = Element.self
+    ) throws(SparseKernelsError) -> Span<Element> {
+        let entry = try entry(named: tensorName)
+        try requireType(of: entry, Element.self)
+        let bytes = bytes(of: entry)
+        if bytes.isEmpty { return Span<Element>() }
+        let misalignment = bytes.withUnsafeBytes {
+            Int(bitPattern: $0.baseAddress) % MemoryLayout<Element>.alignment
+        }
+        try require(
+            misalignment == 0, .misalignedData, "\(name), tensor \(quoted(tensorName))",
+            expected: "aligned to \(MemoryLayout<Element>.alignment) bytes for a view (`tensor(_:as:)` copies from anywhere)",
+            actual: "file offset \(dataOffset + entry.byteRange.lowerBound)")
+        return _overrideLifetime(Span<Element>(_bytes: bytes), borrowing: self)
+    }
+
+    /// A tensor as an attention operand, in place. Rank 3, axes in the order that `layout` names; rank 2 is one head.
+    /// - Throws: what `span` throws, and `.invalidShape` for another rank or a zero extent.
+    @_lifetime(borrow self)
+    public func tensorView<Element: TensorElement>(
+        _ tensorName: String, as type: Element.Type = Element.self, layout: TensorLayout = .hnd
+    ) throws(SparseKernelsError) -> TensorView<Element> {
+        let elements = try span(tensorName, as: Element.self)
+        let geometry = try TensorGeometry(shape: entry(named: tensorName).shape, layout: layout, named: tensorName)
+        return try TensorView(elements, geometry: geometry, named: tensorName)
+    }
+
+    // MARK: - Copies
+
+    /// A copy of a tensor, wherever its bytes lie. `BOOL` is read as `UInt8`, whatever the bytes are.
+    /// - Throws: `.notFound`; `.invalidElementType` when the file holds another type.
+    public func tensor<Element: TensorElement>(
+        _ tensorName: String, as type: Element.Type = Element.self
+    ) throws(SparseKernelsError) -> Tensor<Element> {
+        let entry = try entry(named: tensorName)
+        try requireType(of: entry, Element.self)
+        var tensor = try Tensor<Element>(zeros: entry.shape)
+        var elements = tensor.mutableSpan
+        let source = bytes(of: entry)
+        elements.withUnsafeMutableBytes { target in source.withUnsafeBytes { target.copyMemory(from: $0) } }
+        return tensor
+    }
+
+    /// A copy of a tensor of `F32`, `F16` or `BF16` as `Float`, exactly.
+    /// - Throws: `.notFound`; `.invalidElementType` when the file holds another type.
+    public func floatTensor(_ tensorName: String) throws(SparseKernelsError) -> Tensor<Float> {
+        let entry = try entry(named: tensorName)
+        let source = bytes(of: entry)
+        switch entry.elementType {
+        case .float32: return try tensor(tensorName)
+        case .float16: return try widened(source, entry.shape, floatValue(ofHalf:))
+        case .bfloat16: return try widened(source, entry.shape) { BFloat16(bitPattern: $0).floatValue }
+        default:
+            throw SparseKernelsError(
+                .invalidElementType, "\(name), tensor \(quoted(tensorName))", expected: "F32, F16 or BF16",
+                actual: entry.elementType.rawValue)
+        }
+    }
+
+    private func widened(
+        _ source: RawSpan, _ shape: [Int], _ widen: (UInt16) -> Float
+    ) throws(SparseKernelsError) -> Tensor<Float> {
+        var tensor = try Tensor<Float>(zeros: shape)
+        var elements = tensor.mutableSpan
+        source.withUnsafeBytes { source in
+            for i in 0..<elements.count { elements[i] = widen(source.loadUnaligned(fromByteOffset: 2 * i, as: UInt16.self)) }
+        }
+        return tensor
+    }
+
+    // MARK: - Shared
+
+    @_lifetime(borrow self)
+    private func bytes(of entry: SafetensorsEntry) -> RawSpan {
+        let range = dataOffset + entry.byteRange.lowerBound..<dataOffset + entry.byteRange.upperBound
+        let span = RawSpan(_unsafeBytes: UnsafeRawBufferPointer(rebasing: contents.buffer[range]))
+        return _overrideLifetime(span, borrowing: self)
+    }
+
+    private func requireType<Element: TensorElement>(
+        of entry: SafetensorsEntry, _ type: Element.Type
+    ) throws(SparseKernelsError) {
+        let (stored, asked) = (entry.elementType, Element.elementType)
+        try require(
+            stored == asked || (stored == .bool && asked == .uint8), .invalidElementType,
+            "\(name), tensor \(quoted(entry.name))",
+            expected: "read as \(stored.rawValue), which the file holds\(stored == .bool ? ", in UInt8" : "")",
+            actual: "\(asked.rawValue) (\(Element.self))")
+    }
+}
+
+/// The value of a 16-bit IEEE float, exactly. On bits, because not every platform's compiler has `Float16`.
+func floatValue(ofHalf bits: UInt16) -> Float {
+    let sign = UInt32(bits & 0x8000) << 16
+    let magnitude = UInt32(bits & 0x7fff) << 13
+    // Infinity and NaN keep their mantissa under an exponent of ones. For the rest, shifting leaves the exponent 112 too small,
+    // which a multiplication by a power of two corrects exactly, subnormal numbers included.
+    if magnitude >= 0x7c00 << 13 { return Float(bitPattern: sign | 0x7f80_0000 | magnitude) }
+    return Float(bitPattern: sign | (Float(bitPattern: magnitude) * 0x1p112).bitPattern)
+}

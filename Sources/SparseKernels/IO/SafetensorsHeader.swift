@@ -1,0 +1,204 @@
+/// A tensor in a safetensors file: what it is called, what it holds and where.
+public struct SafetensorsEntry: Hashable, Sendable {
+    public let name: String
+    public let elementType: ElementType
+    /// Extents, outermost first; empty for a scalar.
+    public let shape: [Int]
+    /// Where the elements lie, counted from the start of the file's data section.
+    public let byteRange: Range<Int>
+
+    /// Number of elements.
+    public var count: Int { byteRange.count / elementType.byteCount }
+}
+
+/// The table of contents of a safetensors file, checked against the file.
+///
+/// A file is an 8-byte little-endian length, a JSON object of that length, and the data section:
+///
+///     {"__metadata__": {"key": "text"}, "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
+///
+/// Whatever the checks let through can be read without further ones: every range lies inside the data section, has the size
+/// that type and shape ask for, and the ranges together cover the section exactly once. A file is written by somebody else, so
+/// the work and the memory are proportional to its real size, never to a number in it.
+struct SafetensorsHeader {
+    /// The reference implementation's limit.
+    static let byteLimit = 100_000_000
+    /// Bytes of the length before the object.
+    static let prefixBytes = 8
+    static let metadataKey = "__metadata__"
+
+    private(set) var metadata: [String: String] = [:]
+    /// In the order of their data.
+    private(set) var entries: [SafetensorsEntry] = []
+    /// Where the data section starts in the file.
+    let dataOffset: Int
+
+    private let source: String
+    private let dataByteCount: Int
+
+    /// - Parameter source: the file's name, for messages.
+    /// - Throws: `.malformedFile`.
+    init(_ file: Span<UInt8>, source: String) throws(SparseKernelsError) {
+        self.source = source
+        let length = try Self.headerLength(file, source: source)
+        dataOffset = Self.prefixBytes + length
+        dataByteCount = file.count - dataOffset
+
+        var scanner = JSONScanner(file.extracting(Self.prefixBytes..<dataOffset), source: source)
+        // The format allows no white space before the object, unlike JSON.
+        if length == 0 || file[Self.prefixBytes] != UInt8(ascii: "{") { throw scanner.failure("`{` at its start") }
+        try parseObject(&scanner)
+        try scanner.expectEndAfterSpaces()
+        try checkCover()
+    }
+
+    private static func headerLength(_ file: Span<UInt8>, source: String) throws(SparseKernelsError) -> Int {
+        try require(
+            file.count >= prefixBytes, .malformedFile, source, expected: "\(prefixBytes) bytes of header length or more",
+            actual: "\(file.count) bytes")
+        var length: UInt64 = 0
+        for i in (0..<prefixBytes).reversed() { length = length << 8 | UInt64(file[i]) }
+        let limit = min(byteLimit, file.count - prefixBytes)
+        try require(
+            length <= UInt64(limit), .malformedFile, "\(source), header length",
+            expected: limit == byteLimit
+                ? "at most \(limit) bytes" : "at most the \(limit) bytes that follow it in the file", actual: "\(length)")
+        return Int(length)
+    }
+
+    // MARK: - Parsing
+
+    private mutating func parseObject(_ scanner: inout JSONScanner) throws(SparseKernelsError) {
+        var names: Set<String> = []
+        var hasMetadata = false
+        try scanner.expect(UInt8(ascii: "{"), "`{`")
+        var isFirst = true
+        while let name = try scanner.nextKey(isFirst: isFirst) {
+            isFirst = false
+            if name == Self.metadataKey {
+                if hasMetadata { throw scanner.failure("one \(Self.metadataKey)", actual: "a second one") }
+                hasMetadata = true
+                try parseMetadata(&scanner)
+                continue
+            }
+            scanner.tensor = name
+            if !names.insert(name).inserted { throw scanner.failure("listed once", actual: "a second entry of that name") }
+            entries.append(try parseEntry(&scanner, name: name))
+            scanner.tensor = nil
+        }
+    }
+
+    private mutating func parseMetadata(_ scanner: inout JSONScanner) throws(SparseKernelsError) {
+        scanner.field = Self.metadataKey
+        try scanner.expect(UInt8(ascii: "{"), "an object of strings")
+        var isFirst = true
+        while let key = try scanner.nextKey(isFirst: isFirst) {
+            isFirst = false
+            if metadata[key] != nil { throw scanner.failure("keys that occur once", actual: "\(quoted(key)) again") }
+            metadata[key] = try scanner.string("text in quotation marks")
+        }
+        scanner.field = nil
+    }
+
+    private func parseEntry(_ scanner: inout JSONScanner, name: String) throws(SparseKernelsError) -> SafetensorsEntry {
+        var elementType: ElementType?
+        var shape: [Int]?
+        var offsets: [Int]?
+        try scanner.expect(UInt8(ascii: "{"), "an object with dtype, shape and data_offsets")
+        var isFirst = true
+        while let key = try scanner.nextKey(isFirst: isFirst) {
+            isFirst = false
+            let isRepeated: Bool
+            switch key {
+            case "dtype": isRepeated = elementType != nil
+            case "shape": isRepeated = shape != nil
+            case "data_offsets": isRepeated = offsets != nil
+            default: throw scanner.failure("dtype, shape and data_offsets only", actual: "key \(quoted(key))")
+            }
+            if isRepeated { throw scanner.failure("keys that occur once", actual: "\(key) again") }
+            scanner.field = key
+            switch key {
+            case "dtype": elementType = try parseElementType(&scanner)
+            case "shape": shape = try parseCounts(&scanner)
+            default: offsets = try parseCounts(&scanner, exactly: 2)
+            }
+            scanner.field = nil
+        }
+        guard let elementType, let shape, let offsets else {
+            let missing = elementType == nil ? "dtype" : shape == nil ? "shape" : "data_offsets"
+            throw scanner.failure("an object with dtype, shape and data_offsets", actual: "no \(missing)")
+        }
+        return try entry(name: name, elementType: elementType, shape: shape, offsets: offsets)
+    }
+
+    private func parseElementType(_ scanner: inout JSONScanner) throws(SparseKernelsError) -> ElementType {
+        let text = try scanner.string("an element type in quotation marks")
+        guard let type = ElementType(rawValue: text) else {
+            let known = ElementType.allCases.map(\.rawValue).joined(separator: ", ")
+            throw scanner.failure("one of \(known)", actual: quoted(text))
+        }
+        return type
+    }
+
+    private func parseCounts(
+        _ scanner: inout JSONScanner, exactly count: Int? = nil
+    ) throws(SparseKernelsError) -> [Int] {
+        var values: [Int] = []
+        try scanner.expect(UInt8(ascii: "["), "an array of integers")
+        while try scanner.nextElement(isFirst: values.isEmpty) {
+            if values.count == count { throw scanner.failure("\(values.count) integers", actual: "more") }
+            values.append(try scanner.count())
+        }
+        if let count, values.count != count { throw scanner.failure("\(count) integers", actual: "\(values.count)") }
+        return values
+    }
+
+    // MARK: - Ranges
+
+    /// The entry, when its range lies in the data section and has the size that its type and shape ask for.
+    private func entry(
+        name: String, elementType: ElementType, shape: [Int], offsets: [Int]
+    ) throws(SparseKernelsError) -> SafetensorsEntry {
+        let (begin, end) = (offsets[0], offsets[1])
+        try require(
+            begin <= end && end <= dataByteCount, .malformedFile, argument(name, "data_offsets"),
+            expected: "ascending and at most the \(dataByteCount) bytes of the data section", actual: "[\(begin), \(end)]")
+        let byteCount: Int
+        do {
+            byteCount = try checkedElementCount(shape, elementBytes: elementType.byteCount) * elementType.byteCount
+        } catch {
+            throw SparseKernelsError(
+                .malformedFile, argument(name, "shape"), expected: error.expected, actual: abbreviated(shape))
+        }
+        try require(
+            end - begin == byteCount, .malformedFile, argument(name, "data_offsets"),
+            expected: "\(byteCount) bytes apart for \(elementType.rawValue) \(abbreviated(shape))",
+            actual: "\(end - begin), [\(begin), \(end)]")
+        return SafetensorsEntry(name: name, elementType: elementType, shape: shape, byteRange: begin..<end)
+    }
+
+    /// Puts the entries in the order of their data and checks that they cover the section without overlaps and holes.
+    private mutating func checkCover() throws(SparseKernelsError) {
+        // Tensors without data share an offset with the next one and come before it; names break the ties that remain.
+        entries.sort { a, b in
+            let (x, y) = (a.byteRange, b.byteRange)
+            return (x.lowerBound, x.upperBound) == (y.lowerBound, y.upperBound)
+                ? a.name < b.name : (x.lowerBound, x.upperBound) < (y.lowerBound, y.upperBound)
+        }
+        var covered = 0
+        for (i, entry) in entries.enumerated() {
+            let begin = entry.byteRange.lowerBound
+            try require(
+                begin == covered, .malformedFile, argument(entry.name, "data_offsets"),
+                expected: "from \(covered) on, where "
+                    + (i == 0 ? "the data section starts" : "tensor \(quoted(entries[i - 1].name)) ends"),
+                actual: "\(begin), \(begin < covered ? "an overlap" : "a hole")")
+            covered = entry.byteRange.upperBound
+        }
+        try require(
+            covered == dataByteCount, .malformedFile, "\(source), data section",
+            expected: "\(covered) bytes, where the last tensor ends", actual: "\(dataByteCount)")
+    }
+
+    private func argument(_ name: String, _ field: String) -> String { "\(source), tensor \(quoted(name)), \(field)" }
+}

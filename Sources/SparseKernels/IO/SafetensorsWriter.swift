@@ -1,0 +1,170 @@
+/// Collects tensors and text, and writes them as one safetensors file.
+///
+///     var writer = SafetensorsWriter(metadata: ["layout": "[heads, tokens, headDim]"])
+///     try writer.add("key", keys)
+///     try writer.write(to: "capture.safetensors")
+///
+/// The same names, tensors and metadata give the same bytes, in whatever order they were added. Tensors are shared, not
+/// copied, until they are written.
+public struct SafetensorsWriter: Sendable {
+    /// Free-form text entries of the header.
+    public var metadata: [String: String]
+    private var parts: [String: Part] = [:]
+
+    /// A file without tensors, which is a legal file.
+    public init(metadata: [String: String] = [:]) { self.metadata = metadata }
+
+    // MARK: - Adding
+
+    /// Adds a tensor.
+    /// - Throws: `.invalidArgument` for a name that is taken, or is the one that the format reserves for the metadata.
+    public mutating func add<Element: TensorElement>(
+        _ name: String, _ tensor: Tensor<Element>
+    ) throws(SparseKernelsError) {
+        try add(
+            Part(name: name, elementType: Element.elementType, shape: tensor.shape) {
+                use throws(SparseKernelsError) in try use(tensor.span.bytes)
+            })
+    }
+
+    /// Adds a tensor of any type as little-endian bytes, last axis fastest. The bytes are copied.
+    /// - Throws: `.invalidArgument` for a name that is taken or reserved, `.invalidShape` when the number of bytes is not what
+    ///   type and shape ask for.
+    public mutating func add(
+        _ name: String, elementType: ElementType, shape: [Int], bytes: RawSpan
+    ) throws(SparseKernelsError) {
+        try add(name, elementType: elementType, shape: shape, bytes: bytes.withUnsafeBytes { Array($0) })
+    }
+
+    /// Adds a tensor of any type as little-endian bytes, last axis fastest.
+    /// - Throws: `.invalidArgument` for a name that is taken or reserved, `.invalidShape` when the number of bytes is not what
+    ///   type and shape ask for.
+    public mutating func add(
+        _ name: String, elementType: ElementType, shape: [Int], bytes: [UInt8]
+    ) throws(SparseKernelsError) {
+        let part = Part(name: name, elementType: elementType, shape: shape) {
+            use throws(SparseKernelsError) in try use(bytes.span.bytes)
+        }
+        let byteCount = try checkedElementCount(shape, elementBytes: elementType.byteCount) * elementType.byteCount
+        try require(
+            bytes.count == byteCount, .invalidShape, "tensor \(quoted(name))",
+            expected: "\(byteCount) bytes for \(elementType.rawValue) \(abbreviated(shape))", actual: "\(bytes.count)")
+        try add(part)
+    }
+
+    private mutating func add(_ part: Part) throws(SparseKernelsError) {
+        try requireSafeKey(part.name, "tensor name")
+        try require(
+            part.name != SafetensorsHeader.metadataKey, .invalidArgument, "tensor name",
+            expected: "other than the reserved \(SafetensorsHeader.metadataKey)", actual: quoted(part.name))
+        try require(
+            parts[part.name] == nil, .invalidArgument, "tensor name", expected: "used once in a file",
+            actual: "\(quoted(part.name)) again")
+        parts[part.name] = part
+    }
+
+    // MARK: - Writing
+
+    /// Puts the file at `path`, in one step: an existing file is either replaced by the complete new one or left as it is.
+    ///
+    /// The file is written under another name in the same directory, synchronised with the disk and renamed. It gets mode 0644,
+    /// less the process's umask; a symbolic link is replaced, not followed.
+    /// - Throws: `.inputOutput`, or what `encoded` throws.
+    public func write(to path: String) throws(SparseKernelsError) {
+        let (parts, header) = try layout()
+        try AtomicFile.replace(path) { file throws(SparseKernelsError) in
+            try file.append(header.span.bytes)
+            for part in parts {
+                try part.withBytes { bytes throws(SparseKernelsError) in try file.append(bytes) }
+            }
+        }
+    }
+
+    /// The bytes of the file.
+    /// - Throws: `.invalidArgument` when the header is larger than the format allows, or a metadata key is not legal.
+    public func encoded() throws(SparseKernelsError) -> [UInt8] {
+        let (parts, header) = try layout()
+        var result = header
+        result.reserveCapacity(header.count + parts.reduce(0) { $0 + $1.byteCount })
+        for part in parts {
+            try part.withBytes { bytes throws(SparseKernelsError) in
+                bytes.withUnsafeBytes { result.append(contentsOf: $0) }
+            }
+        }
+        return result
+    }
+
+    /// What the reader refuses must not be written.
+    private func requireSafeKey(_ key: String, _ argument: String) throws(SparseKernelsError) {
+        try require(
+            hasBoundedMarks(key), .invalidArgument, argument, expected: "at most \(markLimit) combining marks in a row",
+            actual: quoted(key))
+    }
+
+    /// The tensors in the order of the file, and the header with its length.
+    private func layout() throws(SparseKernelsError) -> ([Part], [UInt8]) {
+        // The format allows no gaps between tensors. Wide elements first keeps every tensor aligned without any, when the data
+        // section starts aligned; names make the order independent of the history.
+        let sorted = parts.values.sorted { a, b in
+            let (x, y) = (a.elementType.byteCount, b.elementType.byteCount)
+            return x == y ? a.name < b.name : x > y
+        }
+        for key in metadata.keys { try requireSafeKey(key, "metadata key") }
+        var items: [String] = []
+        if !metadata.isEmpty {
+            let pairs = metadata.sorted { $0.key < $1.key }.map { "\(jsonString($0.key)):\(jsonString($0.value))" }
+            items.append("\"\(SafetensorsHeader.metadataKey)\":{\(pairs.joined(separator: ","))}")
+        }
+        var offset = 0
+        for part in sorted {
+            let (end, overflow) = offset.addingReportingOverflow(part.byteCount)
+            try require(!overflow, .invalidArgument, "file size", expected: "at most 63 bits", actual: "more")
+            let shape = part.shape.map(String.init).joined(separator: ",")
+            items.append(
+                "\(jsonString(part.name)):{\"dtype\":\"\(part.elementType.rawValue)\",\"shape\":[\(shape)],"
+                    + "\"data_offsets\":[\(offset),\(end)]}")
+            offset = end
+        }
+        var text = Array("{\(items.joined(separator: ","))}".utf8)
+        let alignment = 64
+        let unpadded = SafetensorsHeader.prefixBytes + text.count
+        text.append(contentsOf: repeatElement(UInt8(ascii: " "), count: (alignment - unpadded % alignment) % alignment))
+        try require(
+            text.count <= SafetensorsHeader.byteLimit, .invalidArgument, "header",
+            expected: "at most \(SafetensorsHeader.byteLimit) bytes of names, shapes and metadata", actual: "\(text.count)")
+        let prefix = (0..<SafetensorsHeader.prefixBytes).map { UInt8(truncatingIfNeeded: text.count >> (8 * $0)) }
+        return (sorted, prefix + text)
+    }
+}
+
+/// A tensor of any type. The closure keeps the owner of the bytes and hands them out without a copy.
+private struct Part: Sendable {
+    typealias Use = (RawSpan) throws(SparseKernelsError) -> Void
+
+    let name: String
+    let elementType: ElementType
+    let shape: [Int]
+    let withBytes: @Sendable (Use) throws(SparseKernelsError) -> Void
+
+    /// The shape was checked when the part was added, or when its tensor was made.
+    var byteCount: Int { shape.reduce(1, *) * elementType.byteCount }
+}
+
+/// A JSON string with quotation marks. Only what must be escaped is; everything else is UTF-8.
+private func jsonString(_ text: String) -> String {
+    var result = "\""
+    for scalar in text.unicodeScalars {
+        switch scalar {
+        case "\"": result += "\\\""
+        case "\\": result += "\\\\"
+        case "\n": result += "\\n"
+        case "\r": result += "\\r"
+        case "\t": result += "\\t"
+        case "\0"..<" ":
+            let digits = String(scalar.value, radix: 16)
+            result += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
+        default: result.unicodeScalars.append(scalar)
+        }
+    }
+    return result + "\""
+}
