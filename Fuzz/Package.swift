@@ -1,0 +1,20 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let package = Package(
+    name: "SparseKernelsFuzz",
+    platforms: [.macOS("26.0")],
+    dependencies: [.package(name: "SparseKernels", path: "..", traits: [])],
+    targets: [
+        .executableTarget(
+            name: "safetensors-fuzz",
+            dependencies: [.product(name: "SparseKernels", package: "SparseKernels")],
+            path: "Sources/SafetensorsFuzz",
+            swiftSettings: [
+                .enableUpcomingFeature("ExistentialAny"),
+                .enableUpcomingFeature("InternalImportsByDefault"),
+                .enableUpcomingFeature("MemberImportVisibility"),
+                .enableExperimentalFeature("Lifetimes"),
+            ])
+    ]
+)

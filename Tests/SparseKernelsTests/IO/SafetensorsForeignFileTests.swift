@@ -1,0 +1,51 @@
+import Foundation
+import SparseKernels
+import Testing
+
+/// Files that the reference implementation wrote: the directories `goldens` and `captures` in the directory that the
+/// environment variable `SPARSEKERNELS_DATA` names, or in `../shared`.
+private let dataDirectory: String =
+    ProcessInfo.processInfo.environment["SPARSEKERNELS_DATA"]
+    ?? URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../../../../shared")
+    .standardizedFileURL.path
+
+private let foreignFiles: [String] = ["goldens", "captures"].flatMap { folder in
+    let root = "\(dataDirectory)/\(folder)"
+    let names = FileManager.default.enumerator(atPath: root)?.compactMap { $0 as? String } ?? []
+    return names.filter { $0.hasSuffix(".safetensors") }.sorted().map { "\(folder)/\($0)" }
+}
+
+@Suite struct SafetensorsForeignFileTests {
+    @Test(
+        .enabled(if: !foreignFiles.isEmpty, "no safetensors files in \(dataDirectory)/goldens and captures"),
+        arguments: foreignFiles)
+    func isReadCompletely(_ path: String) throws {
+        let file = try SafetensorsFile(path: "\(dataDirectory)/\(path)")
+        #expect(!file.tensors.isEmpty)
+        for entry in file.tensors {
+            let bytes = try file.bytes(entry.name)
+            #expect(bytes.byteCount == entry.shape.reduce(1, *) * entry.elementType.byteCount)
+            switch entry.elementType {
+            case .float32: #expect(try file.span(entry.name, as: Float.self).count == entry.count)
+            case .bfloat16: #expect(try file.tensor(entry.name, as: BFloat16.self).count == entry.count)
+            case .int32: #expect(try file.span(entry.name, as: Int32.self).count == entry.count)
+            case .bool: #expect(try file.tensor(entry.name, as: UInt8.self).elements.allSatisfy { $0 <= 1 })
+            default: continue
+            }
+        }
+        // Foundation's parser is the second opinion on the header.
+        let contents = try Data(contentsOf: URL(fileURLWithPath: "\(dataDirectory)/\(path)"), options: .alwaysMapped)
+        let length = contents.prefix(8).reversed().reduce(0) { $0 << 8 | Int($1) }
+        let header = try #require(
+            try JSONSerialization.jsonObject(with: contents[8..<8 + length]) as? [String: [String: Any]])
+        #expect((header["__metadata__"] as? [String: String] ?? [:]) == file.metadata)
+        let names = header.keys.filter { $0 != "__metadata__" }
+        #expect(Set(names) == Set(file.tensors.map(\.name)) && names.count == file.tensors.count)
+        for entry in file.tensors {
+            let fields = try #require(header[entry.name])
+            #expect(fields["dtype"] as? String == entry.elementType.rawValue)
+            #expect(fields["shape"] as? [Int] == entry.shape)
+            #expect(fields["data_offsets"] as? [Int] == [entry.byteRange.lowerBound, entry.byteRange.upperBound])
+        }
+    }
+}
