@@ -46,6 +46,7 @@ let package = Package(
     products: [
         .library(name: "SparseKernels", targets: ["SparseKernels"]),
         .library(name: "SparseKernelsReference", targets: ["SparseKernelsReference"]),
+        .library(name: "GoldenReplay", targets: ["GoldenReplay"]),
     ],
     traits: [
         .trait(name: "OpenBLAS", description: "Dense algebra and SVD through the system's OpenBLAS and LAPACKE."),
@@ -61,10 +62,13 @@ let package = Package(
             swiftSettings: language + views + levelDefine),
         .target(
             name: "SparseKernelsReference", dependencies: ["SparseKernels"], swiftSettings: language + views),
+        .target(name: "GoldenReplay", dependencies: ["SparseKernels"], swiftSettings: language + views),
         .target(name: "KernelInterface", swiftSettings: language),
         .testTarget(
             name: "SparseKernelsTests", dependencies: ["SparseKernels", "SparseKernelsReference", "KernelInterface"],
             swiftSettings: language + views),
+        .testTarget(
+            name: "GoldenReplayTests", dependencies: ["GoldenReplay", "SparseKernels"], swiftSettings: language + views),
         .systemLibrary(name: "CIntrinsics"),
         .systemLibrary(
             name: "COpenBLAS", pkgConfig: "openblas",

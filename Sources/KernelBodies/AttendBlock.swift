@@ -1,13 +1,14 @@
 // Attention of one query block: tiled online softmax, transposed.
 //
-//     S = K·Qᵀ   [keys][queries]      m ← max(m, colmax S)      P = 2^(S − m)      l ← α·l + colsum P
+//     S = K·Qᵀ   [keys][queries]      m ← max(m, log₂e·colmax S)      P = 2^(log₂e·S − m)      l ← α·l + colsum P
 //     Oᵀ ← α·Oᵀ + Vᵀ·P   [channels][queries]                    α = 2^(m_old − m_new)
 //
 // Lanes are queries. Maximum, sum and rescaling are therefore vertical, and neither K nor V needs packing: K rows and
 // V columns are the broadcast operand of the register tile, Q (packed once per block) and P are its panels. The queries are cut
 // into panels of one to three vectors, and a panel's scores stay in the first-level cache from product to product.
 //
-// Scores are kept in units of log₂: softmaxScale·log₂e is folded into the packed Q. Not handled here: which keys a block sees
+// softmaxScale is folded into the packed Q, so scores are natural; m is kept in units of log₂, and P = 2^(S·log₂e − m) takes one
+// multiply-add per score: no score is rounded on the way into the exponent. Not handled here: which keys a block sees
 // beyond ranges and diagonal limits (the operators build those), head geometry, threads.
 
 public import KernelInterface
@@ -245,15 +246,17 @@ private func softmaxPanel(
 ) -> PanelRow {
     let lanes = width * laneCount
     let before = PanelRow(maxima, width: width)
-    var m = before
-    for key in 0..<count { m = maximum(PanelRow(scores + key * lanes, width: width), m) }
+    let unit = PanelRow(repeating: log2E)
+    var highest = PanelRow(repeating: -.infinity)
+    for key in 0..<count { highest = maximum(PanelRow(scores + key * lanes, width: width), highest) }
+    var m = maximum(highest * unit, before)
     m.write(maxima, width: width)
     // A row that has seen nothing yet keeps m = −∞; subtracting 0 instead gives 2^−∞ = 0 and no NaN.
     m = zeroingNegativeInfinity(m)
     let rescale = exp2(before - m)
     var l = PanelRow(repeating: 0)
     for key in 0..<count {
-        let p = exp2(PanelRow(scores + key * lanes, width: width) - m)
+        let p = exp2(multiplySubtract(PanelRow(scores + key * lanes, width: width), unit, m))
         l = l + p
         p.write(scores + key * lanes, width: width)
     }
@@ -293,21 +296,21 @@ private func adjustScores(
 ) {
     let lanes = width * laneCount
     if args.logitsSoftCap > 0 {  // Q was packed with softmaxScale/cap
-        let cap = splat(args.logitsSoftCap * log2E)
+        let cap = splat(args.logitsSoftCap)
         for x in 0..<count * width { store(tanh(load(scores + x * laneCount)) * cap, scores + x * laneCount) }
     }
     if args.aliBiSlope != 0 {
         for key in 0..<count {
             for lane in 0..<lanes {
                 let distance = Float(firstKey + key - (row + lane) - args.aliBiOffset)
-                scores[key * lanes + lane] += args.aliBiSlope * distance * log2E
+                scores[key * lanes + lane] += args.aliBiSlope * distance
             }
         }
     }
     if let bias = args.bias {
         for lane in 0..<min(lanes, args.queryRows - row) {
             let line = bias + (row + lane) * args.biasStride + firstKey
-            for key in 0..<count { scores[key * lanes + lane] += line[key] * log2E }
+            for key in 0..<count { scores[key * lanes + lane] += line[key] }
         }
     }
 }
@@ -347,9 +350,9 @@ private func allFinite(_ values: UnsafePointer<Float>, stride: Int, rows: Int, c
 
 // MARK: - Operands in and out
 
-/// Q becomes panels [headDim][lanes], scaled into log₂ units; missing rows are zero.
+/// Q becomes panels [headDim][lanes], times softmaxScale (over the soft cap); missing rows are zero.
 private func packQueries(_ args: AttentionArguments, into space: Workspace, vectors: Int) {
-    let scale = args.logitsSoftCap > 0 ? args.softmaxScale / args.logitsSoftCap : args.softmaxScale * log2E
+    let scale = args.logitsSoftCap > 0 ? args.softmaxScale / args.logitsSoftCap : args.softmaxScale
     forEachPanel(vectors: vectors) { panel in
         let lanes = panel.width * laneCount
         let packed = space.packedQuery + panel.row * args.headDim

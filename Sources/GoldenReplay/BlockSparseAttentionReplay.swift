@@ -1,0 +1,61 @@
+internal import SparseKernels
+
+/// `blocksparse.attention`: dense attention under a block mask, which the dense operator takes as a bias of 0 and −∞.
+///
+/// Tolerance: output 3e-6 absolute plus 3e-6 relative, as recorded with the cases for single precision. The recorded 2e-6 for LSE
+/// is about one unit in the last place of the values that occur (13…18), which a single-precision dot product of d terms
+/// cannot promise: √d·u·|LSE|, the random walk of its d roundings, is added.
+func replayBlockSparseAttention(
+    _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
+) throws(SparseKernelsError) -> GoldenResult {
+    struct Parameters: Decodable {
+        var block_q: Int
+        var block_k: Int
+        var causal: Bool?
+    }
+    let parameters = try golden.parameters(Parameters.self)
+    let query = try golden.file.floatTensor("in.q")
+    let key = try golden.file.floatTensor("in.k")
+    let value = try golden.file.floatTensor("in.v")
+    let blocks = try golden.file.tensor("in.block_mask", as: UInt8.self)
+    let output = try golden.file.floatTensor("out.o")
+    let logSumExp = try golden.file.floatTensor("out.lse")
+
+    let shape = try AttentionShape(
+        query: query.view(named: "in.q"), key: key.view(named: "in.k"), value: value.view(named: "in.v"))
+    let blockRows = (shape.queryLength + parameters.block_q - 1) / parameters.block_q
+    let blockColumns = (shape.keyLength + parameters.block_k - 1) / parameters.block_k
+    for (name, actual, expected) in [
+        ("in.block_mask", blocks.shape, [shape.queryHeads, blockRows, blockColumns]),
+        ("out.o", output.shape, [shape.queryHeads, shape.queryLength, shape.valueDim]),
+        ("out.lse", logSumExp.shape, [shape.queryHeads, shape.queryLength]),
+    ] where actual != expected {
+        throw SparseKernelsError(
+            .invalidShape, "\(name) of \(golden.name)", expected: "\(expected)", actual: "\(actual)")
+    }
+    let bias = try Tensor<Float>([shape.queryHeads, shape.queryLength, shape.keyLength]) { index in
+        let (row, j) = index.quotientAndRemainder(dividingBy: shape.keyLength)
+        let (head, i) = row.quotientAndRemainder(dividingBy: shape.queryLength)
+        let block = (head * blockRows + i / parameters.block_q) * blockColumns + j / parameters.block_k
+        return blocks[flat: block] == 0 ? -.infinity : 0
+    }
+
+    let attention = try DenseAttention(
+        shape, mask: parameters.causal == true ? .causal : .full, instructionSet: instructionSet)
+    let state = try attention(query: query, key: key, value: value, bias: bias, on: pool)
+    var comparison = GoldenComparison()
+    for index in 0..<output.count {
+        let expected = Double(output[flat: index])
+        comparison.compare(
+            "out.o[\(index)]", actual: Double(state.output[flat: index]), expected: expected,
+            bound: 3e-6 + 3e-6 * abs(expected))
+    }
+    let chain = Double(shape.headDim).squareRoot() * 0x1p-24
+    for index in 0..<logSumExp.count {
+        let expected = Double(logSumExp[flat: index])
+        comparison.compare(
+            "out.lse[\(index)]", actual: Double(state.logSumExp[flat: index]), expected: expected,
+            bound: 2e-6 + chain * (expected.isFinite ? abs(expected) : 0))
+    }
+    return comparison.result(golden)
+}

@@ -1,0 +1,46 @@
+internal import Foundation
+public import SparseKernels
+
+/// Replays recorded calls of the papers' own code and compares the results.
+public enum GoldenReplay {
+    typealias Replay =
+        @Sendable (GoldenCase, InstructionSet, WorkerPool) throws(SparseKernelsError) -> GoldenResult
+
+    /// What can be replayed so far.
+    public static var operations: [String] { replays.keys.sorted() }
+
+    private static let replays: [String: Replay] = ["blocksparse.attention": replayBlockSparseAttention]
+
+    /// Replays one file.
+    /// - Throws: `.notFound` when no replay exists for its operation, and whatever reading or the operation throws.
+    public static func run(
+        path: String, instructionSet: InstructionSet, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> GoldenResult {
+        let golden = try GoldenCase(path: path)
+        guard let replay = replays[golden.operation] else {
+            throw SparseKernelsError(
+                .notFound, "operation of \(golden.name)", expected: "one of " + operations.joined(separator: ", "),
+                actual: golden.operation)
+        }
+        return try replay(golden, instructionSet, pool)
+    }
+
+    /// The safetensors files among `paths`, folders searched through, in a stable order.
+    /// - Throws: `.inputOutput` for a path that does not exist.
+    public static func files(in paths: [String]) throws(SparseKernelsError) -> [String] {
+        var files: [String] = []
+        for path in paths {
+            var isFolder: ObjCBool = false
+            guard FileManager.default.fileExists(atPath: path, isDirectory: &isFolder) else {
+                throw SparseKernelsError(.inputOutput, path, expected: "a file or folder", actual: "nothing there")
+            }
+            guard isFolder.boolValue else {
+                files.append(path)
+                continue
+            }
+            let names = FileManager.default.enumerator(atPath: path)?.compactMap { $0 as? String } ?? []
+            files += names.filter { $0.hasSuffix(".safetensors") }.sorted().map { "\(path)/\($0)" }
+        }
+        return files
+    }
+}
