@@ -204,20 +204,33 @@ private func attendPanel(
         accumulator: accumulator, rescale: rescale, width: width)
 }
 
-/// S = K·Qᵀ.
+/// Channels that a score sums in one chain. Scores of 20 and more are common in trained models, and the rounding error of a score
+/// is the relative error of its probability. One chain of 64 or 128 misses the recorded cases' 3e-6; chains of 16 meet it and cost
+/// about 1% of the time, because the running sums are added from the first-level cache by units that the products leave idle.
+@_transparent
+private var scoreDepth: Int { 16 }
+
+/// S = K·Qᵀ, `scoreDepth` channels at a time over all keys of the block.
 @_transparent
 private func scorePanel(
     _ keys: UnsafePointer<Float>, stride: Int, count: Int, headDim: Int, packedQuery: UnsafePointer<Float>,
     scores: UnsafeMutablePointer<Float>, width: Int
 ) {
     let lanes = width * laneCount
-    var key = 0
-    while key < count {
-        var tile = Tile()
-        let rows = RowPointers(keys + key * stride, stride: stride, count: count - key)
-        tile.accumulate(rows, step: 1, panel: packedQuery, depth: headDim, width: width)
-        tile.write(scores + key * lanes, stride: lanes, width: width)
-        key += tileRows
+    var channel = 0
+    while channel < headDim {
+        let depth = min(scoreDepth, headDim - channel)
+        let panel = packedQuery + channel * lanes
+        var key = 0
+        while key < count {
+            var tile = Tile()
+            let rows = RowPointers(keys + key * stride + channel, stride: stride, count: count - key)
+            tile.accumulate(rows, step: 1, panel: panel, depth: depth, width: width)
+            if channel > 0 { tile.add(scores + key * lanes, stride: lanes, width: width) }
+            tile.write(scores + key * lanes, stride: lanes, width: width)
+            key += tileRows
+        }
+        channel += depth
     }
 }
 
@@ -230,10 +243,12 @@ private func accumulateValues(
     let lanes = width * laneCount
     var channel = 0
     while channel < valueDim {
-        var tile = Tile(accumulator + channel * lanes, scaledBy: rescale, width: width)
+        var tile = Tile()
         let columns = RowPointers(values + channel, stride: 1, count: valueDim - channel)
         tile.accumulate(columns, step: stride, panel: scores, depth: count, width: width)
-        tile.write(accumulator + channel * lanes, stride: lanes, width: width)
+        let target = accumulator + channel * lanes
+        tile.add(target, stride: lanes, times: rescale, width: width)
+        tile.write(target, stride: lanes, width: width)
         channel += tileRows
     }
 }
@@ -254,9 +269,10 @@ private func softmaxPanel(
     // A row that has seen nothing yet keeps m = −∞; subtracting 0 instead gives 2^−∞ = 0 and no NaN.
     m = zeroingNegativeInfinity(m)
     let rescale = exp2(before - m)
+    let negated = PanelRow(repeating: 0) - m
     var l = PanelRow(repeating: 0)
     for key in 0..<count {
-        let p = exp2(multiplySubtract(PanelRow(scores + key * lanes, width: width), unit, m))
+        let p = exp2(multiplyAdd(PanelRow(scores + key * lanes, width: width), unit, negated))
         l = l + p
         p.write(scores + key * lanes, width: width)
     }

@@ -66,10 +66,10 @@ public struct PanelRow {
     public static func * (a: PanelRow, b: PanelRow) -> PanelRow { PanelRow(a.x0 * b.x0, a.x1 * b.x1, a.x2 * b.x2) }
 }
 
-/// Lane by lane, a·b − c, with one rounding where the level has fused multiply-adds.
+/// Lane by lane, a·b + c, with one rounding where the level has fused multiply-adds.
 @_alwaysEmitIntoClient @_transparent
-public func multiplySubtract(_ a: PanelRow, _ b: PanelRow, _ c: PanelRow) -> PanelRow {
-    PanelRow(multiplyAdd(a.x0, b.x0, -c.x0), multiplyAdd(a.x1, b.x1, -c.x1), multiplyAdd(a.x2, b.x2, -c.x2))
+public func multiplyAdd(_ a: PanelRow, _ b: PanelRow, _ c: PanelRow) -> PanelRow {
+    PanelRow(multiplyAdd(a.x0, b.x0, c.x0), multiplyAdd(a.x1, b.x1, c.x1), multiplyAdd(a.x2, b.x2, c.x2))
 }
 
 /// Lane by lane, `a > b ? a : b`.

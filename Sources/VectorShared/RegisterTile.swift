@@ -32,23 +32,6 @@ public struct Tile {
         r7 = zero
     }
 
-    /// Adjacent rows of `width` vectors from memory, each column times its factor.
-    @_alwaysEmitIntoClient @_transparent
-    public init(_ pointer: UnsafePointer<Float>, scaledBy factor: PanelRow, width: Int) {
-        self.init()
-        let stride = width * laneCount
-        r0 = PanelRow(pointer, width: width) * factor
-        r1 = PanelRow(pointer + stride, width: width) * factor
-        r2 = PanelRow(pointer + 2 * stride, width: width) * factor
-        r3 = PanelRow(pointer + 3 * stride, width: width) * factor
-        if tileRows > 4 {
-            r4 = PanelRow(pointer + 4 * stride, width: width) * factor
-            r5 = PanelRow(pointer + 5 * stride, width: width) * factor
-            r6 = PanelRow(pointer + 6 * stride, width: width) * factor
-            r7 = PanelRow(pointer + 7 * stride, width: width) * factor
-        }
-    }
-
     /// Rows to memory, `stride` floats apart.
     @_alwaysEmitIntoClient @_transparent
     public func write(_ pointer: UnsafeMutablePointer<Float>, stride: Int, width: Int) {
@@ -76,6 +59,23 @@ public struct Tile {
             r5 = PanelRow(pointer + 5 * stride, width: width) + r5
             r6 = PanelRow(pointer + 6 * stride, width: width) + r6
             r7 = PanelRow(pointer + 7 * stride, width: width) + r7
+        }
+    }
+
+    /// Adds rows of memory, `stride` floats apart, each column times its factor.
+    @_alwaysEmitIntoClient @_transparent
+    public mutating func add(
+        _ pointer: UnsafePointer<Float>, stride: Int, times factor: PanelRow, width: Int
+    ) {
+        r0 = multiplyAdd(PanelRow(pointer, width: width), factor, r0)
+        r1 = multiplyAdd(PanelRow(pointer + stride, width: width), factor, r1)
+        r2 = multiplyAdd(PanelRow(pointer + 2 * stride, width: width), factor, r2)
+        r3 = multiplyAdd(PanelRow(pointer + 3 * stride, width: width), factor, r3)
+        if tileRows > 4 {
+            r4 = multiplyAdd(PanelRow(pointer + 4 * stride, width: width), factor, r4)
+            r5 = multiplyAdd(PanelRow(pointer + 5 * stride, width: width), factor, r5)
+            r6 = multiplyAdd(PanelRow(pointer + 6 * stride, width: width), factor, r6)
+            r7 = multiplyAdd(PanelRow(pointer + 7 * stride, width: width), factor, r7)
         }
     }
 
