@@ -29,6 +29,7 @@ let package = Package(
                 "BenchmarkReport",
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
+                .product(name: "GoldenReplay", package: "SparseKernels"),
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: language),

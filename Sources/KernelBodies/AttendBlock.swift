@@ -1,6 +1,6 @@
 // Attention of one query block: tiled online softmax, transposed.
 //
-//     S = K·Qᵀ   [keys][queries]      m ← max(m, log₂e·colmax S)      P = 2^(log₂e·S − m)      l ← α·l + colsum P
+//     S = K·Qᵀ   [keys][queries]      m ← maximum(m, log₂e·colmax S)      P = 2^(log₂e·S − m)      l ← α·l + colsum P
 //     Oᵀ ← α·Oᵀ + Vᵀ·P   [channels][queries]                    α = 2^(m_old − m_new)
 //
 // Lanes are queries. Maximum, sum and rescaling are therefore vertical, and neither K nor V needs packing: K rows and
@@ -75,11 +75,11 @@ public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
     for x in 0..<(args.valueDim + tileRows) * vectors * laneCount { space.accumulator[x] = 0 }
 
     for range in 0..<args.keyRangeCount {
-        let begin = max(args.keyRanges[range].begin, args.visibleFrom)
-        let end = min(args.keyRanges[range].end, args.queryRows - 1 + args.visibleTo)
+        let begin = maximum(args.keyRanges[range].begin, args.visibleFrom)
+        let end = minimum(args.keyRanges[range].end, args.queryRows - 1 + args.visibleTo)
         var key = begin
         while key < end {
-            let count = min(AttentionScratch.keyBlock, end - key)
+            let count = minimum(AttentionScratch.keyBlock, end - key)
             var block = KeyBlock(
                 keys: scratch + layout.keys, keyStride: args.headDim, values: scratch + layout.values,
                 valueStride: args.valueDim, begin: key, count: count)
@@ -115,7 +115,7 @@ private func forEachPanel(vectors: Int, _ body: (Panel) -> Void) {
     var done = 0
     while done < vectors {
         let left = vectors - done
-        let width = left == 4 ? 2 : min(left, panelVectors)
+        let width = left == 4 ? 2 : minimum(left, panelVectors)
         body(Panel(row: done * laneCount, width: width))
         done += width
     }
@@ -151,14 +151,14 @@ private func attendPanel(
     _ args: AttentionArguments, _ space: Workspace, _ block: KeyBlock, row: Int, width: Int
 ) {
     let lanes = width * laneCount
-    let lastRow = min(row + lanes, args.queryRows) - 1
+    let lastRow = minimum(row + lanes, args.queryRows) - 1
     // Keys that some row of the panel sees, counted from the block's first key.
-    let low = max(0, row + args.visibleFrom - block.begin)
-    let high = min(block.count, lastRow + args.visibleTo - block.begin)
+    let low = maximum(0, row + args.visibleFrom - block.begin)
+    let high = minimum(block.count, lastRow + args.visibleTo - block.begin)
     if low >= high { return }
     // Keys that every row sees: [low, high) less the ragged ends on the diagonals.
-    let commonLow = min(high, max(low, lastRow + args.visibleFrom - block.begin))
-    let commonHigh = max(commonLow, min(high, row + args.visibleTo - block.begin))
+    let commonLow = minimum(high, maximum(low, lastRow + args.visibleFrom - block.begin))
+    let commonHigh = maximum(commonLow, minimum(high, row + args.visibleTo - block.begin))
 
     let count = high - low
     let keys = block.keys + low * block.keyStride
@@ -188,7 +188,7 @@ private func attendPanel(
         accumulateMasked(
             args, scores, values, block.valueStride, accumulator, rescale, row: row, width: width,
             firstKey: firstKey, keys: 0, until: commonLow - low)
-        let one = PanelRow(repeating: 1)
+        let one = splatRow(1)
         let first = commonLow > low ? one : rescale
         accumulateValues(
             values + (commonLow - low) * block.valueStride, stride: block.valueStride,
@@ -219,15 +219,15 @@ private func scorePanel(
     let lanes = width * laneCount
     var channel = 0
     while channel < headDim {
-        let depth = min(scoreDepth, headDim - channel)
+        let depth = minimum(scoreDepth, headDim - channel)
         let panel = packedQuery + channel * lanes
         var key = 0
         while key < count {
-            var tile = Tile()
-            let rows = RowPointers(keys + key * stride + channel, stride: stride, count: count - key)
-            tile.accumulate(rows, step: 1, panel: panel, depth: depth, width: width)
-            if channel > 0 { tile.add(scores + key * lanes, stride: lanes, width: width) }
-            tile.write(scores + key * lanes, stride: lanes, width: width)
+            var tile = zeroTile()
+            let rows = rowPointers(keys + key * stride + channel, stride: stride, count: count - key)
+            accumulate(&tile, rows, step: 1, panel: panel, depth: depth, width: width)
+            if channel > 0 { add(&tile, scores + key * lanes, stride: lanes, width: width) }
+            store(tile, scores + key * lanes, stride: lanes, width: width)
             key += tileRows
         }
         channel += depth
@@ -243,12 +243,12 @@ private func accumulateValues(
     let lanes = width * laneCount
     var channel = 0
     while channel < valueDim {
-        var tile = Tile()
-        let columns = RowPointers(values + channel, stride: 1, count: valueDim - channel)
-        tile.accumulate(columns, step: stride, panel: scores, depth: count, width: width)
+        var tile = zeroTile()
+        let columns = rowPointers(values + channel, stride: 1, count: valueDim - channel)
+        accumulate(&tile, columns, step: stride, panel: scores, depth: count, width: width)
         let target = accumulator + channel * lanes
-        tile.add(target, stride: lanes, times: rescale, width: width)
-        tile.write(target, stride: lanes, width: width)
+        add(&tile, target, stride: lanes, times: rescale, width: width)
+        store(tile, target, stride: lanes, width: width)
         channel += tileRows
     }
 }
@@ -260,23 +260,23 @@ private func softmaxPanel(
     sums: UnsafeMutablePointer<Float>, width: Int
 ) -> PanelRow {
     let lanes = width * laneCount
-    let before = PanelRow(maxima, width: width)
-    let unit = PanelRow(repeating: log2E)
-    var highest = PanelRow(repeating: -.infinity)
-    for key in 0..<count { highest = maximum(PanelRow(scores + key * lanes, width: width), highest) }
+    let before = loadRow(maxima, width: width)
+    let unit = splatRow(log2E)
+    var highest = splatRow(-.infinity)
+    for key in 0..<count { highest = maximum(loadRow(scores + key * lanes, width: width), highest) }
     var m = maximum(highest * unit, before)
-    m.write(maxima, width: width)
+    store(m, maxima, width: width)
     // A row that has seen nothing yet keeps m = −∞; subtracting 0 instead gives 2^−∞ = 0 and no NaN.
     m = zeroingNegativeInfinity(m)
     let rescale = exp2(before - m)
-    let negated = PanelRow(repeating: 0) - m
-    var l = PanelRow(repeating: 0)
+    let negated = splatRow(0) - m
+    var l = splatRow(0)
     for key in 0..<count {
-        let p = exp2(multiplyAdd(PanelRow(scores + key * lanes, width: width), unit, negated))
+        let p = exp2(multiplyAdd(loadRow(scores + key * lanes, width: width), unit, negated))
         l = l + p
-        p.write(scores + key * lanes, width: width)
+        store(p, scores + key * lanes, width: width)
     }
-    (PanelRow(sums, width: width) * rescale + l).write(sums, width: width)
+    store(multiplyAdd(loadRow(sums, width: width), rescale, l), sums, width: width)
     return rescale
 }
 
@@ -289,10 +289,11 @@ private func maskScores(
     until: Int
 ) {
     let lanes = width * laneCount
-    for key in keys..<max(keys, until) {
+    for key in keys..<maximum(keys, until) {
         let line = scores + key * lanes
-        let hidden = PanelRow(repeating: -.infinity)
-        visibleLanes(args, row, firstKey + key).select(PanelRow(line, width: width), else: hidden).write(line, width: width)
+        let hidden = splatRow(-.infinity)
+        let kept = select(visibleLanes(args, row, firstKey + key), loadRow(line, width: width), else: hidden)
+        store(kept, line, width: width)
     }
 }
 
@@ -300,9 +301,9 @@ private func maskScores(
 @_transparent
 private func visibleLanes(_ args: AttentionArguments, _ row: Int, _ key: Int) -> PanelMask {
     // Distances to the limits, clamped to what a lane can differ by, so that 64-bit positions fit 32-bit lanes.
-    let from = Int32(truncatingIfNeeded: max(-1024, min(1024, key - row - args.visibleFrom)))
-    let to = Int32(truncatingIfNeeded: max(-1024, min(1024, key - row - args.visibleTo)))
-    return PanelMask(lanesUpTo: from, above: to)
+    let from = Int32(truncatingIfNeeded: maximum(-1024, minimum(1024, key - row - args.visibleFrom)))
+    let to = Int32(truncatingIfNeeded: maximum(-1024, minimum(1024, key - row - args.visibleTo)))
+    return panelMask(lanesUpTo: from, above: to)
 }
 
 /// Soft cap, ALiBi slope and bias, in that order.
@@ -324,7 +325,7 @@ private func adjustScores(
         }
     }
     if let bias = args.bias {
-        for lane in 0..<min(lanes, args.queryRows - row) {
+        for lane in 0..<minimum(lanes, args.queryRows - row) {
             let line = bias + (row + lane) * args.biasStride + firstKey
             for key in 0..<count { scores[key * lanes + lane] += line[key] }
         }
@@ -342,20 +343,19 @@ private func accumulateMasked(
     let lanes = width * laneCount
     for channel in 0..<args.valueDim {
         let line = accumulator + channel * lanes
-        var o = PanelRow(line, width: width) * rescale
+        var o = loadRow(line, width: width) * rescale
         for key in keys..<until {
-            var sum = o
-            sum.addProduct(values[key * stride + channel], PanelRow(scores + key * lanes, width: width))
-            o = visibleLanes(args, row, firstKey + key).select(sum, else: o)
+            let sum = multiplyAdd(values[key * stride + channel], loadRow(scores + key * lanes, width: width), o)
+            o = select(visibleLanes(args, row, firstKey + key), sum, else: o)
         }
-        o.write(line, width: width)
+        store(o, line, width: width)
     }
 }
 
 /// Whether `rows` rows hold neither infinities nor NaN: only those make 0·x differ from 0.
 @_transparent
 private func allFinite(_ values: UnsafePointer<Float>, stride: Int, rows: Int, channels: Int) -> Bool {
-    for row in 0..<max(0, rows) {
+    for row in 0..<maximum(0, rows) {
         let line = values + row * stride
         var sum: Float = 0
         for channel in 0..<channels { sum += line[channel] * 0 }
@@ -372,7 +372,7 @@ private func packQueries(_ args: AttentionArguments, into space: Workspace, vect
     forEachPanel(vectors: vectors) { panel in
         let lanes = panel.width * laneCount
         let packed = space.packedQuery + panel.row * args.headDim
-        let rows = min(lanes, args.queryRows - panel.row)
+        let rows = minimum(lanes, args.queryRows - panel.row)
         if rows < lanes {
             for x in 0..<lanes * args.headDim { packed[x] = 0 }
         }
@@ -429,7 +429,7 @@ private func stage(
 @inline(never)
 private func writeOutput(_ args: AttentionArguments, _ space: Workspace, _ panel: Panel) {
     let lanes = panel.width * laneCount
-    let rows = min(lanes, args.queryRows - panel.row)
+    let rows = minimum(lanes, args.queryRows - panel.row)
     let accumulator = space.accumulator + panel.row * (args.valueDim + tileRows)
     let sums = space.sums + panel.row
     if let logSumExp = args.logSumExp {

@@ -3,25 +3,25 @@
 /// Runs `iterations` × `roofChains` independent multiply-adds, each `laneCount` wide, out of registers. Returns a value that
 /// depends on all of them, so that none can be left out.
 public func multiplyAddChains(_ iterations: Int, _ seed: Float) -> Float {
-    let a = splat(seed)
-    let b = splat(1 - seed)
-    var tile = Tile()
-    for _ in 0..<iterations { tile.chain(a, b) }
-    return tile.total()
+    let a = splatRow(seed)
+    let b = splatRow(1 - seed)
+    var tile = zeroTile()
+    for _ in 0..<iterations { chain(&tile, a, b) }
+    return total(tile)
 }
 
 /// Reads `count` floats once, in order, with nine independent sums. `count` is a multiple of 3·panelWidth.
 public func readAll(_ pointer: UnsafePointer<Float>, _ count: Int) -> Float {
-    var tile = Tile()
+    var tile = zeroTile()
     var offset = 0
     while offset < count {
         let next = pointer + offset
-        tile.r0 = tile.r0 + PanelRow(next, width: panelVectors)
-        tile.r1 = tile.r1 + PanelRow(next + panelWidth, width: panelVectors)
-        tile.r2 = tile.r2 + PanelRow(next + 2 * panelWidth, width: panelVectors)
+        tile.r0 = tile.r0 + loadRow(next, width: panelVectors)
+        tile.r1 = tile.r1 + loadRow(next + panelWidth, width: panelVectors)
+        tile.r2 = tile.r2 + loadRow(next + 2 * panelWidth, width: panelVectors)
         offset += 3 * panelWidth
     }
-    return tile.total()
+    return total(tile)
 }
 
 /// One packed tile of a matrix product, `iterations` times over the same strip and panel: the micro-kernel alone, with its loads
@@ -30,11 +30,11 @@ public func multiplyTile(
     _ strip: UnsafePointer<Float>, _ panel: UnsafePointer<Float>, _ c: UnsafeMutablePointer<Float>, _ depth: Int,
     _ iterations: Int
 ) {
-    let rows = RowPointers(strip, stride: 1, count: tileRows)
+    let rows = rowPointers(strip, stride: 1, count: tileRows)
     for _ in 0..<iterations {
-        var tile = Tile()
-        tile.accumulate(rows, step: tileRows, panel: panel, depth: depth, width: panelVectors)
-        tile.add(c, stride: panelWidth, width: panelVectors)
-        tile.write(c, stride: panelWidth, width: panelVectors)
+        var tile = zeroTile()
+        accumulate(&tile, rows, step: tileRows, panel: panel, depth: depth, width: panelVectors)
+        add(&tile, c, stride: panelWidth, width: panelVectors)
+        store(tile, c, stride: panelWidth, width: panelVectors)
     }
 }

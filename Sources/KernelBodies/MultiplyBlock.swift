@@ -16,12 +16,12 @@ public func multiplyBlock(_ arguments: UnsafePointer<GEMMArguments>) {
     let edge = packedA + GEMMScratch.edge
     var start = 0
     repeat {
-        let depth = min(GEMMScratch.depthBlock, args.depth - start)
+        let depth = minimum(GEMMScratch.depthBlock, args.depth - start)
         packA(args, start: start, depth: depth, into: packedA)
         packB(args, start: start, depth: depth, into: packedB)
         var column = 0
         while column < args.columns {
-            let columns = min(panelWidth, args.columns - column)
+            let columns = minimum(panelWidth, args.columns - column)
             let step = PanelStep(
                 packedA: packedA, panel: packedB + column * depth, edge: edge, column: column, columns: columns, depth: depth,
                 isFirst: start == 0)
@@ -64,16 +64,16 @@ private func multiplyPanel(_ args: GEMMArguments, _ step: PanelStep, width: Int)
     let (column, columns, depth) = (step.column, step.columns, step.depth)
     var row = 0
     while row < args.rows {
-        let rows = min(tileRows, args.rows - row)
-        var tile = Tile()
-        let strip = RowPointers(step.packedA + row * depth, stride: 1, count: tileRows)
-        tile.accumulate(strip, step: tileRows, panel: step.panel, depth: depth, width: width)
+        let rows = minimum(tileRows, args.rows - row)
+        var tile = zeroTile()
+        let strip = rowPointers(step.packedA + row * depth, stride: 1, count: tileRows)
+        accumulate(&tile, strip, step: tileRows, panel: step.panel, depth: depth, width: width)
         let target = args.c + row * args.cStride + column
         if rows == tileRows && columns == width * laneCount {
-            if !step.isFirst { tile.add(target, stride: args.cStride, width: width) }
-            tile.write(target, stride: args.cStride, width: width)
+            if !step.isFirst { add(&tile, target, stride: args.cStride, width: width) }
+            store(tile, target, stride: args.cStride, width: width)
         } else {
-            tile.write(step.edge, stride: width * laneCount, width: width)
+            store(tile, step.edge, stride: width * laneCount, width: width)
             for r in 0..<rows {
                 for x in 0..<columns {
                     let sum = step.edge[r * width * laneCount + x]
@@ -91,7 +91,7 @@ private func packA(_ args: GEMMArguments, start: Int, depth: Int, into packed: U
     var row = 0
     while row < args.rows {
         let strip = packed + row * depth
-        let rows = min(tileRows, args.rows - row)
+        let rows = minimum(tileRows, args.rows - row)
         if rows < tileRows { clear(strip, tileRows * depth) }
         transpose(
             args.a + row * args.aStride + start, stride: args.aStride, rows: rows, columns: depth, times: 1, into: strip,
@@ -105,7 +105,7 @@ private func packA(_ args: GEMMArguments, start: Int, depth: Int, into packed: U
 private func packB(_ args: GEMMArguments, start: Int, depth: Int, into packed: UnsafeMutablePointer<Float>) {
     var column = 0
     while column < args.columns {
-        let columns = min(panelWidth, args.columns - column)
+        let columns = minimum(panelWidth, args.columns - column)
         let padded = (columns + laneCount - 1) / laneCount * laneCount
         let panel = packed + column * depth
         if columns < padded { clear(panel, padded * depth) }
@@ -118,7 +118,7 @@ private func packB(_ args: GEMMArguments, start: Int, depth: Int, into packed: U
                 let source = args.b + (start + k) * args.bStride + column
                 let target = panel + k * padded
                 if columns == panelWidth {
-                    PanelRow(source, width: panelVectors).write(target, width: panelVectors)
+                    store(loadRow(source, width: panelVectors), target, width: panelVectors)
                 } else {
                     for x in 0..<columns { target[x] = source[x] }
                 }

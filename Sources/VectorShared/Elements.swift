@@ -51,3 +51,11 @@ public func widenHalf(_ half: UInt16) -> Float {
     let special: UInt32 = magnitude >= 0x0f80_0000 ? 0x7f80_0000 : 0
     return Float(bitPattern: scaled.bitPattern | special | UInt32(half & 0x8000) << 16)
 }
+
+// Integer minimum and maximum. The standard library's are generic, and a specialisation that is not inlined becomes a weak symbol.
+
+@_alwaysEmitIntoClient @_transparent
+public func minimum(_ a: Int, _ b: Int) -> Int { a < b ? a : b }
+
+@_alwaysEmitIntoClient @_transparent
+public func maximum(_ a: Int, _ b: Int) -> Int { a > b ? a : b }

@@ -1,9 +1,11 @@
 // One row of a panel: up to three registers side by side, and the arithmetic on them.
 //
 // `width` says how many of the three are meant and must be a literal 1, 2 or 3 after inlining. Arithmetic is written on all
-// three; what a narrower panel computes beyond its width is never stored, and the optimiser removes it. Plain stored properties
-// instead of an InlineArray: its generic initialisers would be emitted as weak symbols compiled for this instruction set, and an
-// array that the optimiser fails to split stays in memory, which halved the speed of the tile.
+// three; what a narrower panel computes beyond its width is never stored, and the optimiser removes it.
+//
+// Rows, masks and tiles are tuples. An InlineArray that the optimiser fails to split stays in memory, which halved the speed of the
+// tile, and its generic initialisers would be emitted as weak symbols compiled for this instruction set. A struct would bring
+// weak functions of its own: the copies of its value witnesses, shared by size with every other type of the program.
 
 /// Vectors across a full panel.
 @_alwaysEmitIntoClient @_transparent
@@ -14,111 +16,92 @@ public var panelVectors: Int { 3 }
 public var panelWidth: Int { panelVectors * laneCount }
 
 /// Up to three registers side by side.
-@frozen
-public struct PanelRow {
-    public var x0: Vector
-    public var x1: Vector
-    public var x2: Vector
+public typealias PanelRow = (x0: Vector, x1: Vector, x2: Vector)
 
-    @_alwaysEmitIntoClient @_transparent
-    public init(_ x0: Vector, _ x1: Vector, _ x2: Vector) {
-        self.x0 = x0
-        self.x1 = x1
-        self.x2 = x2
-    }
+/// One value everywhere.
+@_alwaysEmitIntoClient @_transparent
+public func splatRow(_ value: Float) -> PanelRow { (splat(value), splat(value), splat(value)) }
 
-    /// One value everywhere.
-    @_alwaysEmitIntoClient @_transparent
-    public init(repeating value: Float) { self.init(splat(value), splat(value), splat(value)) }
-
-    /// `width` vectors from memory.
-    @_alwaysEmitIntoClient @_transparent
-    public init(_ pointer: UnsafePointer<Float>, width: Int) {
-        x0 = load(pointer)
-        x1 = width > 1 ? load(pointer + laneCount) : x0
-        x2 = width > 2 ? load(pointer + 2 * laneCount) : x0
-    }
-
-    /// `width` vectors to memory.
-    @_alwaysEmitIntoClient @_transparent
-    public func write(_ pointer: UnsafeMutablePointer<Float>, width: Int) {
-        store(x0, pointer)
-        if width > 1 { store(x1, pointer + laneCount) }
-        if width > 2 { store(x2, pointer + 2 * laneCount) }
-    }
-
-    /// self + a·b with one value of a in every lane.
-    @_alwaysEmitIntoClient @_transparent
-    public mutating func addProduct(_ a: Float, _ b: PanelRow) {
-        let a = splat(a)
-        x0 = multiplyAdd(a, b.x0, x0)
-        x1 = multiplyAdd(a, b.x1, x1)
-        x2 = multiplyAdd(a, b.x2, x2)
-    }
-
-    @_alwaysEmitIntoClient @_transparent
-    public static func + (a: PanelRow, b: PanelRow) -> PanelRow { PanelRow(a.x0 + b.x0, a.x1 + b.x1, a.x2 + b.x2) }
-
-    @_alwaysEmitIntoClient @_transparent
-    public static func - (a: PanelRow, b: PanelRow) -> PanelRow { PanelRow(a.x0 - b.x0, a.x1 - b.x1, a.x2 - b.x2) }
-
-    @_alwaysEmitIntoClient @_transparent
-    public static func * (a: PanelRow, b: PanelRow) -> PanelRow { PanelRow(a.x0 * b.x0, a.x1 * b.x1, a.x2 * b.x2) }
+/// `width` vectors from memory.
+@_alwaysEmitIntoClient @_transparent
+public func loadRow(_ pointer: UnsafePointer<Float>, width: Int) -> PanelRow {
+    let x0 = load(pointer)
+    let x1 = width > 1 ? load(pointer + laneCount) : x0
+    let x2 = width > 2 ? load(pointer + 2 * laneCount) : x0
+    return (x0, x1, x2)
 }
+
+/// `width` vectors to memory.
+@_alwaysEmitIntoClient @_transparent
+public func store(_ row: PanelRow, _ pointer: UnsafeMutablePointer<Float>, width: Int) {
+    store(row.x0, pointer)
+    if width > 1 { store(row.x1, pointer + laneCount) }
+    if width > 2 { store(row.x2, pointer + 2 * laneCount) }
+}
+
+@_alwaysEmitIntoClient @_transparent
+public func + (a: PanelRow, b: PanelRow) -> PanelRow { (a.x0 + b.x0, a.x1 + b.x1, a.x2 + b.x2) }
+
+@_alwaysEmitIntoClient @_transparent
+public func - (a: PanelRow, b: PanelRow) -> PanelRow { (a.x0 - b.x0, a.x1 - b.x1, a.x2 - b.x2) }
+
+@_alwaysEmitIntoClient @_transparent
+public func * (a: PanelRow, b: PanelRow) -> PanelRow { (a.x0 * b.x0, a.x1 * b.x1, a.x2 * b.x2) }
 
 /// Lane by lane, a·b + c, with one rounding where the level has fused multiply-adds.
 @_alwaysEmitIntoClient @_transparent
 public func multiplyAdd(_ a: PanelRow, _ b: PanelRow, _ c: PanelRow) -> PanelRow {
-    PanelRow(multiplyAdd(a.x0, b.x0, c.x0), multiplyAdd(a.x1, b.x1, c.x1), multiplyAdd(a.x2, b.x2, c.x2))
+    (multiplyAdd(a.x0, b.x0, c.x0), multiplyAdd(a.x1, b.x1, c.x1), multiplyAdd(a.x2, b.x2, c.x2))
+}
+
+/// c + a·b with one value of a in every lane.
+@_alwaysEmitIntoClient @_transparent
+public func multiplyAdd(_ a: Float, _ b: PanelRow, _ c: PanelRow) -> PanelRow {
+    let a = splat(a)
+    return (multiplyAdd(a, b.x0, c.x0), multiplyAdd(a, b.x1, c.x1), multiplyAdd(a, b.x2, c.x2))
 }
 
 /// Lane by lane, `a > b ? a : b`.
 @_alwaysEmitIntoClient @_transparent
 public func maximum(_ a: PanelRow, _ b: PanelRow) -> PanelRow {
-    PanelRow(maximum(a.x0, b.x0), maximum(a.x1, b.x1), maximum(a.x2, b.x2))
+    (maximum(a.x0, b.x0), maximum(a.x1, b.x1), maximum(a.x2, b.x2))
 }
 
 /// Lane by lane, 2ˣ.
 @_alwaysEmitIntoClient @_transparent
-public func exp2(_ x: PanelRow) -> PanelRow { PanelRow(exp2(x.x0), exp2(x.x1), exp2(x.x2)) }
-
-/// Lane by lane, tanh x.
-@_alwaysEmitIntoClient @_transparent
-public func tanh(_ x: PanelRow) -> PanelRow { PanelRow(tanh(x.x0), tanh(x.x1), tanh(x.x2)) }
+public func exp2(_ x: PanelRow) -> PanelRow { (exp2(x.x0), exp2(x.x1), exp2(x.x2)) }
 
 /// Lane by lane, x with −∞ replaced by 0.
 @_alwaysEmitIntoClient @_transparent
 public func zeroingNegativeInfinity(_ x: PanelRow) -> PanelRow {
     let infinity = splat(-.infinity)
-    return PanelRow(
+    return (
         x.x0.replacing(with: splat(0), where: x.x0 .== infinity), x.x1.replacing(with: splat(0), where: x.x1 .== infinity),
-        x.x2.replacing(with: splat(0), where: x.x2 .== infinity))
+        x.x2.replacing(with: splat(0), where: x.x2 .== infinity)
+    )
 }
 
 /// Which lanes of a row are meant: one mask per vector.
-@frozen
-public struct PanelMask {
-    public var x0: SIMDMask<IntVector>
-    public var x1: SIMDMask<IntVector>
-    public var x2: SIMDMask<IntVector>
+public typealias PanelMask = (x0: SIMDMask<IntVector>, x1: SIMDMask<IntVector>, x2: SIMDMask<IntVector>)
 
-    /// Lanes i with `from` ≥ i > `to`.
-    @_alwaysEmitIntoClient @_transparent
-    public init(lanesUpTo from: Int32, above to: Int32) {
-        var lane = IntVector()
-        for i in 0..<laneCount { lane[i] = Int32(truncatingIfNeeded: i) }
-        let step = Int32(truncatingIfNeeded: laneCount)
-        let (upper, lower) = (IntVector(repeating: from), IntVector(repeating: to))
-        x0 = (lane .<= upper) .& (lane .> lower)
-        x1 = (lane &+ step .<= upper) .& (lane &+ step .> lower)
-        x2 = (lane &+ (2 * step) .<= upper) .& (lane &+ (2 * step) .> lower)
-    }
+/// Lanes i with `from` ≥ i > `to`.
+@_alwaysEmitIntoClient @_transparent
+public func panelMask(lanesUpTo from: Int32, above to: Int32) -> PanelMask {
+    var lane = IntVector()
+    for i in 0..<laneCount { lane[i] = Int32(truncatingIfNeeded: i) }
+    let step = Int32(truncatingIfNeeded: laneCount)
+    let (upper, lower) = (IntVector(repeating: from), IntVector(repeating: to))
+    return (
+        (lane .<= upper) .& (lane .> lower), (lane &+ step .<= upper) .& (lane &+ step .> lower),
+        (lane &+ (2 * step) .<= upper) .& (lane &+ (2 * step) .> lower)
+    )
+}
 
-    /// `kept` in the lanes of the mask, `other` elsewhere.
-    @_alwaysEmitIntoClient @_transparent
-    public func select(_ kept: PanelRow, else other: PanelRow) -> PanelRow {
-        PanelRow(
-            other.x0.replacing(with: kept.x0, where: x0), other.x1.replacing(with: kept.x1, where: x1),
-            other.x2.replacing(with: kept.x2, where: x2))
-    }
+/// `kept` in the lanes of the mask, `other` elsewhere.
+@_alwaysEmitIntoClient @_transparent
+public func select(_ mask: PanelMask, _ kept: PanelRow, else other: PanelRow) -> PanelRow {
+    (
+        other.x0.replacing(with: kept.x0, where: mask.x0), other.x1.replacing(with: kept.x1, where: mask.x1),
+        other.x2.replacing(with: kept.x2, where: mask.x2)
+    )
 }

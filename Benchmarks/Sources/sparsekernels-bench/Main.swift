@@ -4,10 +4,8 @@ import ArgumentParser
 struct SparseKernelsBench: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "sparsekernels-bench",
-        abstract: "Measures the kernels of SparseKernels and checks every result it times.",
-        version: "0.1.0")
-
-    func run() {
-        print(Self.configuration.version)
-    }
+        abstract: "Measures the kernels of SparseKernels, verifying each result before it is timed.",
+        version: "0.1.0",
+        subcommands: [RunCommand.self, VerifyCommand.self, AttendCommand.self],
+        defaultSubcommand: RunCommand.self)
 }

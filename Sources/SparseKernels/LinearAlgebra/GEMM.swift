@@ -76,6 +76,14 @@ public struct GEMM: Sendable {
         }
     }
 
+    /// Computes the product of rank-2 tensors into a tensor that is reused from call to call.
+    /// - Throws: as `run` with views.
+    public func run(
+        a: Tensor<Float>, b: Tensor<Float>, into c: inout Tensor<Float>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        try run(a: a.matrixView(named: "a"), b: b.matrixView(named: "b"), c: c.mutableMatrixView(named: "c"), on: pool)
+    }
+
     private func check(
         _ name: String, _ rows: Int, _ columns: Int, _ expectedRows: Int, _ expectedColumns: Int
     ) throws(SparseKernelsError) {

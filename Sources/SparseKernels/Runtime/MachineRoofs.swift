@@ -47,26 +47,19 @@ public enum MachineRoofs {
         }
     }
 
-    /// The register tile of the matrix product on one thread, in GFLOP/s: one packed tile of the given depth, over and over, with
-    /// its loads and stores and without packing.
-    public static func multiplyTile(
-        instructionSet: InstructionSet, depth: Int = 256, duration: Duration = .milliseconds(200)
-    ) -> Double {
+    /// Runs the register tile of the matrix product on the calling thread until `flop` operations are done: one packed tile of the
+    /// given depth over and over, with its loads and stores and without packing.
+    public static func multiplyTile(instructionSet: InstructionSet, depth: Int, flop: Double) {
         let kernels = instructionSet.kernels
         let (rows, columns) = (kernels.tileRows, kernels.panelWidth)
-        let memory = UnsafeMutableRawPointer.allocate(
-            byteCount: (rows * depth + columns * depth + rows * columns) * 4, alignment: 64
-        )
-        .bindMemory(to: Float.self, capacity: rows * depth + columns * depth + rows * columns)
-        memory.initialize(repeating: 0.001, count: rows * depth + columns * depth + rows * columns)
-        defer { memory.deallocate() }
-        let iterations = max(1, 4_000_000 / (rows * columns * depth))
-        return best(over: duration) {
-            // The panel comes first: its rows are then aligned to whole vectors.
-            kernels.multiplyTile(
-                memory + columns * depth, memory, memory + (rows + columns) * depth, depth, iterations)
-            return Double(2 * rows * columns * depth) * Double(iterations)
-        }
+        let count = rows * depth + columns * depth + rows * columns
+        // The panel comes first: its rows are then aligned to whole vectors.
+        let panel = UnsafeMutableRawPointer.allocate(byteCount: count * 4, alignment: 64)
+            .bindMemory(to: Float.self, capacity: count)
+        panel.initialize(repeating: 0.001, count: count)
+        defer { panel.deallocate() }
+        let strip = panel + columns * depth
+        kernels.multiplyTile(strip, panel, strip + rows * depth, depth, Int(flop) / (2 * rows * columns * depth))
     }
 
     private struct ChainCall {

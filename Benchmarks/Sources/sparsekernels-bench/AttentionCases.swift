@@ -1,0 +1,152 @@
+import BenchmarkReport
+import SparseKernels
+import SparseKernelsReference
+
+/// Dense attention on captured and on synthetic operands.
+struct AttentionCases {
+    var instructionSets: [InstructionSet]
+    var pools: [WorkerPool]
+
+    func section(quick: Bool) -> Section {
+        var groups: [CaseGroup] = []
+        for name in quick ? ["lm-layer3-8192"] : ["lm-layer3-8192", "lm-layer3-32768"] {
+            guard let path = DataFiles.capture(name), let capture = try? Capture(path: path) else { continue }
+            groups.append(group(capture, elements: Float.self))
+            groups.append(group(capture, elements: Float16.self))
+        }
+        for length in quick ? [2048, 8192] : [2048, 8192, 16384] {
+            for headDim in [64, 128] {
+                for mask in [AttentionMask.full, .causal] { groups.append(synthetic(length, headDim, mask)) }
+            }
+        }
+        return Section(
+            title: "Dense attention", groups: groups,
+            columns: [.median, .spread, .actual, .effective, .roof, .speedup, .error, .bound], baselines: baselines)
+    }
+
+    private var baselines: [String] { (pools.count > 1 ? ["1 thread"] : []) + (instructionSets.count > 1 ? ["avx2"] : []) }
+
+    private func group<Element: AttentionElement>(_ capture: Capture, elements: Element.Type) -> CaseGroup {
+        let mask: AttentionMask = capture.isCausal ? .causal : .full
+        let name = "\(capture.name)\(capture.isCausal ? " causal" : "") \(Element.elementType.rawValue.lowercased())"
+        return group(name, capture.shape, mask, capture.scoring) {
+            (
+                try capture.file.floatTensor("query").converted(to: Element.self),
+                try capture.file.floatTensor("key").converted(to: Element.self),
+                try capture.file.floatTensor("value").converted(to: Element.self)
+            )
+        }
+    }
+
+    /// As many heads as give every length about the same work per call at equal headDim and mask.
+    private func synthetic(_ length: Int, _ headDim: Int, _ mask: AttentionMask) -> CaseGroup {
+        let heads = max(1, 16384 / length)
+        let shape = try! AttentionShape(
+            queryLength: length, keyLength: length, queryHeads: heads, kvHeads: heads, headDim: headDim)
+        let name = "N \(length) d \(headDim) H \(heads) \(mask.isCausal ? "causal" : "full")"
+        return group(name, shape, mask, AttentionScoring()) {
+            (
+                try Tensor<Float>.normal([heads, length, headDim], seed: 1),
+                try Tensor<Float>.normal([heads, length, headDim], seed: 2),
+                try Tensor<Float>.normal([heads, length, headDim], seed: 3)
+            )
+        }
+    }
+
+    private func group<Element: AttentionElement>(
+        _ name: String, _ shape: AttentionShape, _ mask: AttentionMask, _ scoring: AttentionScoring,
+        _ operands: @escaping () throws -> (Tensor<Element>, Tensor<Element>, Tensor<Element>)
+    ) -> CaseGroup {
+        let perPair = 2 * Double(shape.headDim + shape.valueDim)
+        let plan = try! DenseAttention(shape, mask: mask, scoring: scoring)
+        return CaseGroup(
+            op: "attention.dense", name: name, actualFLOP: perPair * Double(plan.visiblePairs),
+            effectiveFLOP: perPair * Double(shape.queryHeads * shape.queryLength) * Double(shape.keyLength)
+        ) {
+            let (query, key, value) = try operands()
+            let checker = AttentionChecker(
+                reference: ReferenceAttention(shape, mask: mask, scoring: scoring), query: query, key: key, value: value)
+            var variants: [Variant] = []
+            for set in instructionSets {
+                let plan = try DenseAttention(shape, mask: mask, scoring: scoring, instructionSet: set)
+                let first = variants.count
+                for pool in pools {
+                    let output = AttentionOutput(shape)
+                    let body = { output.compute(plan, query, key, value, on: pool) }
+                    var baseline: (Int, String)?
+                    if variants.count > first {
+                        baseline = (first, "1 thread")
+                    } else if set != .avx2, let other = instructionSets.firstIndex(of: .avx2), set == .avx512 {
+                        baseline = (other * pools.count, "avx2")
+                    }
+                    variants.append(
+                        Variant(
+                            isa: set.name, threads: pool.threads, body: body,
+                            verify: {
+                                body()
+                                return try checker.check(output.tensor)
+                            }, baseline: baseline,
+                            roof: { MachineRoofs.multiplyAdd(instructionSet: set, on: pool, duration: .zero) }))
+                }
+            }
+            return variants
+        }
+    }
+}
+
+/// A reusable output tensor.
+final class AttentionOutput {
+    private(set) var tensor: Tensor<Float>
+
+    init(_ shape: AttentionShape) {
+        tensor = try! Tensor(zeros: [shape.queryHeads, shape.queryLength, shape.valueDim])
+    }
+
+    func compute<Element: AttentionElement>(
+        _ plan: DenseAttention, _ query: Tensor<Element>, _ key: Tensor<Element>, _ value: Tensor<Element>, on pool: WorkerPool
+    ) {
+        // The shapes were taken from the plan, so this cannot throw.
+        try! plan.run(query: query, key: key, value: value, into: &tensor, on: pool)
+    }
+}
+
+/// Compares sampled rows with the `Double` oracle. The oracle of one row costs keys × channels, so a few dozen rows take less time
+/// than one timed call.
+final class AttentionChecker<Element: AttentionElement> {
+    private let rows: [ReferenceAttention.Row]
+    private let shape: AttentionShape
+    private let cap: Float?
+
+    init(
+        reference: ReferenceAttention, query: Tensor<Element>, key: Tensor<Element>, value: Tensor<Element>
+    ) {
+        shape = reference.shape
+        cap = reference.scoring.logitsSoftCap
+        let last = reference.shape.queryLength - 1
+        var generator = SplitMix64(seed: 7)
+        var tokens: Set<Int> = [0, last / 2, last]
+        while tokens.count < min(9, last + 1) { tokens.insert(Int.random(in: 0...last, using: &generator)) }
+        var rows: [ReferenceAttention.Row] = []
+        for head in Set([0, reference.shape.queryHeads - 1]).sorted() {
+            for token in tokens.sorted() {
+                rows.append(
+                    try! reference.row(
+                        head: head, token: token, query: query.view(), key: key.view(), value: value.view()))
+            }
+        }
+        self.rows = rows
+    }
+
+    func check(_ output: Tensor<Float>) throws -> Verification {
+        var verification = Verification.none
+        for row in rows {
+            let bound = AttentionErrorBound(row, headDim: shape.headDim, logitsSoftCap: cap)
+            let start = (row.head * shape.queryLength + row.token) * shape.valueDim
+            for channel in 0..<shape.valueDim {
+                verification.add(
+                    error: abs(Double(output[flat: start + channel]) - row.output[channel]), bound: bound.output)
+            }
+        }
+        return verification
+    }
+}

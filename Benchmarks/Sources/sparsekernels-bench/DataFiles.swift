@@ -1,0 +1,23 @@
+import Foundation
+
+/// Finds captured tensors: those that ship with the benchmarks, and larger ones where `SPARSEKERNELS_DATA` points.
+enum DataFiles {
+    /// The folder beside this package's sources, or `Data` beside a program that was copied to another machine.
+    private static let shipped: [String] = {
+        let package = URL(fileURLWithPath: #filePath)
+            .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
+        let program = URL(fileURLWithPath: CommandLine.arguments[0]).deletingLastPathComponent()
+        return [package, program].map { $0.appendingPathComponent("Data").path }
+    }()
+
+    private static let external: String = {
+        if let folder = ProcessInfo.processInfo.environment["SPARSEKERNELS_DATA"] { return folder }
+        return shipped[0] + "/../../../shared"
+    }()
+
+    /// The path of a capture, or nil when this machine does not have it.
+    static func capture(_ name: String) -> String? {
+        (shipped + [external + "/captures"]).map { "\($0)/\(name).safetensors" }
+            .first { FileManager.default.fileExists(atPath: $0) }
+    }
+}

@@ -1,0 +1,132 @@
+import BenchmarkReport
+import SparseKernels
+import SparseKernelsReference
+
+/// The matrix product: the register tile alone and whole products, ours against OpenBLAS.
+struct GEMMCases {
+    var instructionSets: [InstructionSet]
+    var pools: [WorkerPool]
+
+    func section(quick: Bool) -> Section {
+        var groups: [CaseGroup] = []
+        for set in instructionSets { groups.append(tile(set)) }
+        for size in quick ? [1024] : [512, 1024, 2048] {
+            groups.append(product(size, transposesB: false))
+            if !quick { groups.append(product(size, transposesB: true)) }
+        }
+        return Section(
+            title: "Single-precision matrix product" + (OpenBLAS.isAvailable ? "" : " (built without OpenBLAS)"),
+            groups: groups, columns: [.median, .spread, .actual, .roof, .speedup, .error, .bound],
+            baselines: OpenBLAS.isAvailable ? ["OpenBLAS"] : [])
+    }
+
+    /// A packed tile, 256 deep, on one thread. OpenBLAS does not offer its micro-kernel, so the rate that it reaches over a whole
+    /// product of 1024³, where packing is amortised, stands for it.
+    private func tile(_ set: InstructionSet) -> CaseGroup {
+        let size = 1024
+        let flop = 2 * Double(size * size * size)
+        return CaseGroup(op: "gemm.tile", name: "tile, 256 deep", actualFLOP: flop, effectiveFLOP: flop) {
+            let operands = try GEMMOperands(m: size, n: size, k: size, transposesB: false)
+            var variants = [
+                Variant(
+                    isa: set.name, threads: 1,
+                    body: { MachineRoofs.multiplyTile(instructionSet: set, depth: 256, flop: flop) },
+                    // The tile is verified as part of the products below.
+                    verify: { .none }, roof: { MachineRoofs.multiplyAdd(instructionSet: set, on: .serial, duration: .zero) })
+            ]
+            if OpenBLAS.isAvailable {
+                variants[0].baseline = (1, "OpenBLAS")
+                variants.append(openBLAS(operands, threads: 1))
+            }
+            return variants
+        }
+    }
+
+    private func product(_ size: Int, transposesB: Bool) -> CaseGroup {
+        let flop = 2 * Double(size * size * size)
+        return CaseGroup(
+            op: "gemm", name: "\(size)³\(transposesB ? " A·Bᵀ" : " A·B")", actualFLOP: flop, effectiveFLOP: flop
+        ) {
+            let operands = try GEMMOperands(m: size, n: size, k: size, transposesB: transposesB)
+            var variants: [Variant] = []
+            for pool in pools {
+                let first = variants.count
+                for set in instructionSets {
+                    let plan = try GEMM(m: size, n: size, k: size, transposesB: transposesB, instructionSet: set)
+                    let body = { operands.compute(plan, on: pool) }
+                    variants.append(
+                        Variant(
+                            isa: set.name, threads: pool.threads, body: body,
+                            verify: {
+                                body()
+                                return operands.check()
+                            },
+                            baseline: OpenBLAS.isAvailable ? (first + instructionSets.count, "OpenBLAS") : nil,
+                            roof: { MachineRoofs.multiplyAdd(instructionSet: set, on: pool, duration: .zero) }))
+                }
+                if OpenBLAS.isAvailable { variants.append(openBLAS(operands, threads: pool.threads)) }
+            }
+            return variants
+        }
+    }
+
+    private func openBLAS(_ operands: GEMMOperands, threads: Int) -> Variant {
+        let body = { operands.computeWithOpenBLAS(threads: threads) }
+        return Variant(
+            isa: "openblas", threads: threads, body: body,
+            verify: {
+                body()
+                return operands.check()
+            }, restsAfterwards: true)
+    }
+}
+
+/// A, B and C of one product, with sampled elements of the exact result.
+final class GEMMOperands {
+    private let a: Tensor<Float>
+    private let b: Tensor<Float>
+    private var c: Tensor<Float>
+    private let transposesB: Bool
+    private let samples: [(row: Int, column: Int, value: Double, bound: Double)]
+
+    init(m: Int, n: Int, k: Int, transposesB: Bool) throws {
+        let a = try Tensor<Float>.normal([m, k], seed: 1)
+        let b = try Tensor<Float>.normal(transposesB ? [n, k] : [k, n], seed: 2)
+        c = try Tensor(zeros: [m, n])
+        var generator = SplitMix64(seed: 3)
+        samples = (0..<64).map { _ in
+            let (row, column) = (Int.random(in: 0..<m, using: &generator), Int.random(in: 0..<n, using: &generator))
+            let exact = ReferenceMatrixProduct.element(
+                row: row, column: column, depth: k, a: { a[flat: $0 * k + $1] },
+                b: { transposesB ? b[flat: $1 * k + $0] : b[flat: $0 * n + $1] })
+            return (row, column, exact.value, ReferenceMatrixProduct.errorBound(magnitude: exact.magnitude, depth: k))
+        }
+        self.a = a
+        self.b = b
+        self.transposesB = transposesB
+    }
+
+    // Shapes agree by construction, so neither product can throw.
+
+    func compute(_ plan: GEMM, on pool: WorkerPool) { try! plan.run(a: a, b: b, into: &c, on: pool) }
+
+    func computeWithOpenBLAS(threads: Int) {
+        Self.multiply(a, b, &c, transposesB: transposesB, threads: threads)
+    }
+
+    private static func multiply(
+        _ a: Tensor<Float>, _ b: Tensor<Float>, _ c: inout Tensor<Float>, transposesB: Bool, threads: Int
+    ) {
+        try! OpenBLAS.multiply(
+            a: a.matrixView(), b: b.matrixView(), c: c.mutableMatrixView(), transposesB: transposesB, threads: threads)
+    }
+
+    func check() -> Verification {
+        var verification = Verification.none
+        for sample in samples {
+            let actual = Double(c[flat: sample.row * c.shape[1] + sample.column])
+            verification.add(error: abs(actual - sample.value), bound: sample.bound)
+        }
+        return verification
+    }
+}

@@ -1,0 +1,89 @@
+import ArgumentParser
+import BenchmarkReport
+import Foundation
+import SparseKernels
+
+struct RunCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "run", abstract: "Measures roofs, matrix products and attention; prints one verified row per case.")
+
+    @OptionGroup var machine: MachineOptions
+
+    @Option(help: "Run only cases whose operation or name contains this text.")
+    var filter: String?
+
+    @Flag(help: "Fewer and shorter cases, under a minute in all.")
+    var quick = false
+
+    @Option(help: "Write machine, roofs and rows to this file.")
+    var json: String?
+
+    @Option(help: "Write a chart of the percent of the roof to this file.")
+    var svg: String?
+
+    func run() throws {
+        let sets = try machine.instructionSets()
+        let pools = try machine.pools()
+        let description = Machine.current(isa: sets.map(\.name).joined(separator: ","))
+        print("\(description.cpu), \(description.cores) cores; \(description.compiler); commit \(description.commit)")
+        print("OpenBLAS: \(OpenBLAS.configuration)")
+
+        var report = Report(machine: description, roofs: measureRoofs(sets[0]))
+        var sections = [
+            GEMMCases(instructionSets: sets, pools: pools).section(quick: quick),
+            AttentionCases(instructionSets: sets, pools: pools).section(quick: quick),
+        ]
+        for index in sections.indices {
+            sections[index].groups.removeAll { group in
+                filter.map { !"\(group.op) \(group.name)".localizedCaseInsensitiveContains($0) } ?? false
+            }
+        }
+        let total = sections.map(\.groups.count).reduce(0, +)
+        if total == 0 { throw ValidationError("no case matches --filter \(filter ?? "")") }
+
+        let runner = GroupRunner(
+            sampler: Sampler(
+                warmUpRounds: 1, minimumRounds: quick ? 3 : 5, budget: quick ? .milliseconds(600) : .seconds(2)),
+            progress: ProgressLine(total: total))
+        for section in sections where !section.groups.isEmpty {
+            let table = TextTable(
+                title: section.title, caseNames: section.groups.map(\.name), isas: sets.map(\.name) + ["openblas"],
+                baselines: section.baselines, columns: section.columns)
+            table.printHeader()
+            for group in section.groups {
+                for row in try runner.run(group) {
+                    table.printRow(row)
+                    report.rows.append(row)
+                }
+            }
+        }
+        if let json { try report.write(to: json) }
+        if let svg { try chart(report).write(toFile: svg, atomically: true, encoding: .utf8) }
+        let failures = report.rows.filter { $0.status == .fail }.count
+        if failures > 0 {
+            print("\n\(failures) rows FAILED verification")
+            throw ExitCode.failure
+        }
+    }
+
+    /// The roofs for the record, on one thread and on all. Rows are divided by roofs of their own, taken in the same rounds.
+    private func measureRoofs(_ set: InstructionSet) -> Roofs {
+        let all = WorkerPool(threads: ProcessInfo.processInfo.activeProcessorCount)
+        var roofs: Roofs = [:]
+        print("\nRoofs, \(set)               1 thread   \(all.threads) threads")
+        let fma = [WorkerPool.serial, all].map { MachineRoofs.multiplyAdd(instructionSet: set, on: $0) }
+        let read = [WorkerPool.serial, all].map { MachineRoofs.read(instructionSet: set, on: $0) }
+        (roofs[.fmaOneCore], roofs[.fmaAllCores]) = (fma[0], fma[1])
+        (roofs[.readOneCore], roofs[.readAllCores]) = (read[0], read[1])
+        print(String(format: "multiply-add, GFLOP/s   %10.1f %11.1f", fma[0], fma[1]))
+        print(String(format: "memory read, GB/s       %10.1f %11.1f", read[0], read[1]))
+        return roofs
+    }
+
+    private func chart(_ report: Report) -> String {
+        BarChart(
+            title: "Percent of the multiply-add roof", subtitle: "\(report.machine.cpu), commit \(report.machine.commit)",
+            rows: report.rows.filter { $0.roofFraction != nil }
+        ).svg()
+    }
+}
