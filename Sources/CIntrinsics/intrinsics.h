@@ -1,7 +1,12 @@
-// Makes the vendor's vector intrinsics and CPUID visible to Swift. This package has no C code of its own; the one inline
-// function below only spells out a macro that Swift cannot import.
+// Makes the vendor's vector intrinsics and CPUID visible to Swift. This package has no C code of its own; the inline
+// functions below only spell out a macro and a builtin that Swift cannot import.
 #ifndef SPARSEKERNELS_INTRINSICS_H
 #define SPARSEKERNELS_INTRINSICS_H
+
+// Asks for the cache line at an address, into the second level. Never faults.
+static inline __attribute__((always_inline)) void sparsekernels_prefetch(const void *address) {
+    __builtin_prefetch(address, 0, 2);
+}
 
 #if defined(__x86_64__)
 #include <cpuid.h>

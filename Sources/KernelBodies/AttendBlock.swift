@@ -50,6 +50,8 @@ private struct KeyBlock {
     /// Position of row 0 in the sequence.
     var begin: Int
     var count: Int
+    /// Another block follows in memory, to be fetched while this one is worked on.
+    var hasNext: Bool
 }
 
 /// See `AttentionArguments`.
@@ -82,7 +84,8 @@ public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
             let count = minimum(AttentionScratch.keyBlock, end - key)
             var block = KeyBlock(
                 keys: scratch + layout.keys, keyStride: args.headDim, values: scratch + layout.values,
-                valueStride: args.valueDim, begin: key, count: count)
+                valueStride: args.valueDim, begin: key, count: count,
+                hasNext: key + count < end && !stagesKeys && !stagesValues)
             if stagesKeys {
                 stage(args.key, first: key, count: count, channels: args.headDim, into: scratch + layout.keys)
             } else {
@@ -166,9 +169,12 @@ private func attendPanel(
     let scores = space.scores
     let firstKey = block.begin + low
 
+    // The first panel of the block fetches the next one.
+    let next = row == 0 && block.hasNext ? block.count - low : 0
     scorePanel(
         keys, stride: block.keyStride, count: count, headDim: args.headDim,
-        packedQuery: space.packedQuery + row * args.headDim, scores: scores, width: width)
+        packedQuery: space.packedQuery + row * args.headDim, scores: scores, values: values, valueStride: block.valueStride,
+        next: next, width: width)
     if args.logitsSoftCap > 0 || args.aliBiSlope != 0 || args.bias != nil {
         adjustScores(args, scores, row: row, width: width, firstKey: firstKey, count: count)
     }
@@ -211,10 +217,13 @@ private func attendPanel(
 private var scoreDepth: Int { 16 }
 
 /// S = K·Qᵀ, `scoreDepth` channels at a time over all keys of the block.
+///
+/// Sixteen channels are one cache line of a row. With `next` > 0 each step also asks for that line of the keys and values `next` rows
+/// on, so that the next block comes from memory or the last-level cache beside the arithmetic and not in front of it.
 @_transparent
 private func scorePanel(
     _ keys: UnsafePointer<Float>, stride: Int, count: Int, headDim: Int, packedQuery: UnsafePointer<Float>,
-    scores: UnsafeMutablePointer<Float>, width: Int
+    scores: UnsafeMutablePointer<Float>, values: UnsafePointer<Float>, valueStride: Int, next: Int, width: Int
 ) {
     let lanes = width * laneCount
     var channel = 0
@@ -223,6 +232,12 @@ private func scorePanel(
         let panel = packedQuery + channel * lanes
         var key = 0
         while key < count {
+            if next > 0 {
+                for r in 0..<tileRows {
+                    prefetch(keys + (next + key + r) * stride + channel)
+                    prefetch(values + (next + key + r) * valueStride + channel)
+                }
+            }
             var tile = zeroTile()
             let rows = rowPointers(keys + key * stride + channel, stride: stride, count: count - key)
             accumulate(&tile, rows, step: 1, panel: panel, depth: depth, width: width)

@@ -1,5 +1,7 @@
 // Loads, stores and 16-bit conversions that read the same on every instruction set.
 
+public import CIntrinsics
+
 /// Lanes from memory of any alignment.
 @_alwaysEmitIntoClient @_transparent
 public func load(_ pointer: UnsafePointer<Float>) -> Vector {
@@ -59,3 +61,7 @@ public func minimum(_ a: Int, _ b: Int) -> Int { a < b ? a : b }
 
 @_alwaysEmitIntoClient @_transparent
 public func maximum(_ a: Int, _ b: Int) -> Int { a > b ? a : b }
+
+/// Asks for the cache line at `pointer`, into the second level. Never faults, so it may point anywhere.
+@_alwaysEmitIntoClient @_transparent
+public func prefetch(_ pointer: UnsafePointer<Float>) { sparsekernels_prefetch(pointer) }
