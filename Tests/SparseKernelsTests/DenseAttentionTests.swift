@@ -62,41 +62,6 @@ struct AttentionCase: Sendable, CustomTestStringConvertible {
 
 @Suite("Dense attention")
 struct DenseAttentionTests {
-    /// Compares every row with the oracle under the bound derived from its data.
-    static func expectMatchesReference<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
-        _ state: AttentionState, _ reference: ReferenceAttention, query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>,
-        bias: Tensor<Float>? = nil, _ label: String, sourceLocation: SourceLocation = #_sourceLocation
-    ) throws {
-        let shape = reference.shape
-        var worst = (excess: 0.0, text: "")
-        for head in 0..<shape.queryHeads {
-            for token in 0..<shape.queryLength {
-                let line = (bias.map { $0.shape[0] == 1 ? 0 : head } ?? 0) * shape.queryLength + token
-                let row = try reference.row(
-                    head: head, token: token, query: query.view(), key: key.view(), value: value.view(),
-                    bias: { j in bias.map { Double($0[flat: line * shape.keyLength + j]) } ?? 0 })
-                let bound = AttentionErrorBound(row, headDim: shape.headDim, logitsSoftCap: reference.scoring.logitsSoftCap)
-                let index = head * shape.queryLength + token
-                let lse = Double(state.logSumExp[flat: index])
-                if row.logSumExp == -.infinity {
-                    #expect(lse == -.infinity, "\(label): LSE of empty row \(head), \(token)", sourceLocation: sourceLocation)
-                } else if !(abs(lse - row.logSumExp) <= bound.logSumExp) {
-                    worst = (.infinity, "LSE (\(head), \(token)) \(lse), expected \(row.logSumExp) ± \(bound.logSumExp)")
-                }
-                for c in 0..<shape.valueDim {
-                    let actual = Double(state.output[flat: index * shape.valueDim + c])
-                    let excess = abs(actual - row.output[c]) - bound.output
-                    if !(excess <= 0) && !(excess <= worst.excess) {
-                        worst = (
-                            excess, "output (\(head), \(token), \(c)) \(actual), expected \(row.output[c]) ± \(bound.output)"
-                        )
-                    }
-                }
-            }
-        }
-        #expect(worst.text.isEmpty, "\(label): \(worst.text)", sourceLocation: sourceLocation)
-    }
-
     @Test("agrees with the oracle", arguments: InstructionSet.available, AttentionCase.sweep)
     func matchesReference(_ set: InstructionSet, _ test: AttentionCase) throws {
         let shape = try test.shape
@@ -106,7 +71,7 @@ struct DenseAttentionTests {
         let attention = try DenseAttention(shape, mask: test.mask, scoring: test.scoring, instructionSet: set)
         #expect(attention.instructionSet == set)
         let state = try attention(query: query, key: key, value: value)
-        try Self.expectMatchesReference(
+        try expectMatchesReference(
             state, ReferenceAttention(shape, mask: test.mask, scoring: test.scoring), query: query, key: key, value: value,
             "\(set)")
     }

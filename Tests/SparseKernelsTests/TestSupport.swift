@@ -1,0 +1,139 @@
+import Foundation
+import SparseKernels
+import SparseKernelsReference
+import Testing
+
+// What the suites share: running a plan into memory of any element type, comparing with the oracle, comparing bits.
+
+extension AttentionElement {
+    /// Half the distance between neighbouring values of the type, relative to the value: the relative error of rounding to it.
+    static var unitRoundoff: Double {
+        switch elementType {
+        case .float16: 0x1p-11
+        case .bfloat16: 0x1p-8
+        default: 0x1p-24
+        }
+    }
+
+    /// Half the distance between neighbouring subnormal values, the smallest rounding error.
+    static var subnormalRoundoff: Double {
+        switch elementType {
+        case .float16: 0x1p-25
+        case .bfloat16: 0x1p-134
+        default: 0x1p-150
+        }
+    }
+}
+
+extension Tensor where Element: AttentionElement {
+    /// The bits of every element, so that NaN and the sign of zero take part in a comparison. 16-bit types widen exactly.
+    var bits: [UInt32] { elements.map(\.floatValue.bitPattern) }
+}
+
+/// Attention into new memory of element type `O`.
+func attend<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
+    _ attention: DenseAttention, query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, bias: Tensor<Float>? = nil,
+    as outputType: O.Type = Float.self, on pool: WorkerPool = .shared
+) throws -> (output: Tensor<O>, logSumExp: Tensor<Float>) {
+    let shape = attention.shape
+    var output = try Tensor<O>(zeros: [shape.queryHeads, shape.queryLength, shape.valueDim])
+    var logSumExp = try Tensor<Float>(zeros: [shape.queryHeads, shape.queryLength])
+    if let bias {
+        try attention.run(
+            query: query.view(), key: key.view(), value: value.view(), bias: bias.view(), output: output.mutableView(),
+            logSumExp: logSumExp.mutableSpan, on: pool)
+    } else {
+        try attention.run(
+            query: query.view(), key: key.view(), value: value.view(), output: output.mutableView(),
+            logSumExp: logSumExp.mutableSpan, on: pool)
+    }
+    return (output, logSumExp)
+}
+
+/// The oracle's rows, head by head.
+func referenceRows<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
+    _ reference: ReferenceAttention, query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, bias: Tensor<Float>? = nil,
+    hides: (_ query: Int, _ key: Int) -> Bool = { _, _ in false }
+) throws -> [ReferenceAttention.Row] {
+    let shape = reference.shape
+    var rows: [ReferenceAttention.Row] = []
+    for head in 0..<shape.queryHeads {
+        for token in 0..<shape.queryLength {
+            let line = (bias.map { $0.shape[0] == 1 ? 0 : head } ?? 0) * shape.queryLength + token
+            rows.append(
+                try reference.row(
+                    head: head, token: token, query: query.view(), key: key.view(), value: value.view(),
+                    bias: { j in bias.map { Double($0[flat: line * shape.keyLength + j]) } ?? 0 },
+                    hides: { hides(token, $0) }))
+        }
+    }
+    return rows
+}
+
+/// Compares every row with the oracle under the bound derived from its data, and reports the worst element.
+///
+/// Storing as `O` rounds the computed value o + δ once more: |δo| + u_O·(|o| + |δo|), or half a subnormal step of `O`.
+func expectMatches<O: AttentionElement>(
+    _ output: Tensor<O>, _ logSumExp: Tensor<Float>, _ rows: [ReferenceAttention.Row], headDim: Int,
+    logitsSoftCap: Float? = nil, _ label: String, sourceLocation: SourceLocation = #_sourceLocation
+) {
+    var worst = (excess: 0.0, text: "")
+    var actual = output.elements.makeIterator()
+    for (index, row) in rows.enumerated() {
+        let bound = AttentionErrorBound(row, headDim: headDim, logitsSoftCap: logitsSoftCap)
+        let lse = Double(logSumExp[flat: index])
+        if row.logSumExp == -.infinity ? lse != -.infinity : !(abs(lse - row.logSumExp) <= bound.logSumExp) {
+            worst = (.infinity, "LSE (\(row.head), \(row.token)) \(lse), expected \(row.logSumExp) ± \(bound.logSumExp)")
+        }
+        for (channel, expected) in row.output.enumerated() {
+            let value = Double(actual.next()?.floatValue ?? .nan)
+            // A row without keys is exactly zero, in every type.
+            let rounding =
+                O.self == Float.self || row.logSumExp == -.infinity
+                ? 0 : max(O.unitRoundoff * (abs(expected) + bound.output), O.subnormalRoundoff)
+            let tolerance = bound.output + rounding
+            let excess = abs(value - expected) - tolerance
+            if !(excess <= worst.excess) {
+                worst = (excess, "output (\(row.head), \(row.token), \(channel)) \(value), expected \(expected) ± \(tolerance)")
+            }
+        }
+    }
+    #expect(worst.text.isEmpty, "\(label): \(worst.text)", sourceLocation: sourceLocation)
+}
+
+/// As above, from the operands.
+func expectMatchesReference<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
+    _ state: AttentionState, _ reference: ReferenceAttention, query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>,
+    bias: Tensor<Float>? = nil, _ label: String, sourceLocation: SourceLocation = #_sourceLocation
+) throws {
+    let rows = try referenceRows(reference, query: query, key: key, value: value, bias: bias)
+    expectMatches(
+        state.output, state.logSumExp, rows, headDim: reference.shape.headDim,
+        logitsSoftCap: reference.scoring.logitsSoftCap, label, sourceLocation: sourceLocation)
+}
+
+/// Memory with an inaccessible page right before or right after it: touching anything outside faults.
+final class FencedMemory<Element: TensorElement> {
+    let elements: UnsafeMutableBufferPointer<Element>
+    private let mapping: UnsafeMutableRawPointer
+    private let byteCount: Int
+
+    /// - Parameter fencesEnd: the page after the last element is inaccessible; else the page before the first one.
+    init(_ values: [Element], fencesEnd: Bool) {
+        let page = Int(sysconf(Int32(_SC_PAGESIZE)))
+        let used = values.count * MemoryLayout<Element>.stride
+        let middle = (used + page - 1) / page * page
+        byteCount = middle + 2 * page
+        let memory = mmap(nil, byteCount, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        guard let memory, memory != MAP_FAILED, mprotect(memory + page, middle, PROT_READ | PROT_WRITE) == 0 else {
+            preconditionFailure("no memory")
+        }
+        mapping = memory
+        let start = memory + page + (fencesEnd ? middle - used : 0)
+        elements = UnsafeMutableBufferPointer(
+            start: start.bindMemory(to: Element.self, capacity: values.count), count: values.count)
+        _ = elements.initialize(from: values)
+    }
+
+    deinit { munmap(mapping, byteCount) }
+}
