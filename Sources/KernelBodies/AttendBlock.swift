@@ -458,7 +458,9 @@ private func writeOutput(_ args: AttentionArguments, _ space: Workspace, _ panel
     for channel in 0..<args.valueDim {
         for x in 0..<panel.width {
             let pointer = accumulator + (channel * panel.width + x) * laneCount
-            store(load(pointer) * load(sums + x * laneCount), pointer)
+            let factor = load(sums + x * laneCount)
+            // Selected, not multiplied: hidden values that are not finite have left 0·∞ in the accumulator.
+            store((load(pointer) * factor).replacing(with: splat(0), where: factor .== splat(0)), pointer)
         }
     }
     let start = panel.row * args.outputStride
