@@ -23,7 +23,8 @@ public struct AttentionShape: Hashable, Sendable {
     /// - Parameters:
     ///   - queryHeads: a multiple of `kvHeads`.
     ///   - valueDim: `headDim` unless given.
-    /// - Throws: `.invalidShape` when an extent is below 1, a head is wider than `maximumHeadDim`, or the heads do not divide.
+    /// - Throws: `.invalidShape` when an extent is below 1, a head is wider than `maximumHeadDim`, the heads do not divide, or
+    ///   the work of full attention is 2⁶⁰ multiply-adds or more.
     public init(
         queryLength: Int, keyLength: Int, queryHeads: Int, kvHeads: Int, headDim: Int, valueDim: Int? = nil
     ) throws(SparseKernelsError) {
@@ -42,6 +43,15 @@ public struct AttentionShape: Hashable, Sendable {
         try require(
             queryHeads % kvHeads == 0, .invalidShape, "queryHeads", expected: "a multiple of kvHeads (\(kvHeads))",
             actual: "\(queryHeads)")
+        // Below this, no position, limit or amount of work that is computed from the extents overflows.
+        let work = [queryHeads, queryLength, keyLength].reduce((partialValue: headDim + valueDim, overflow: false)) {
+            let (product, overflow) = $0.partialValue.multipliedReportingOverflow(by: $1)
+            return (product, $0.overflow || overflow)
+        }
+        try require(
+            !work.overflow && work.partialValue < 1 << 60, .invalidShape, "shape",
+            expected: "such that queryHeads · queryLength · keyLength · (headDim + valueDim) is below 2⁶⁰",
+            actual: "\(queryHeads) · \(queryLength) · \(keyLength) · \(headDim + valueDim)")
         self.queryLength = queryLength
         self.keyLength = keyLength
         self.queryHeads = queryHeads

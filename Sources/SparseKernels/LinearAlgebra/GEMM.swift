@@ -25,13 +25,18 @@ public struct GEMM: Sendable {
     private let rowBlock: Int
     private let columnBlock: Int
 
-    /// - Throws: `.invalidShape` for an extent below 1, `.unsupportedInstructionSet`.
+    /// - Throws: `.invalidShape` for an extent below 1 or 2⁶² multiply-adds or more, `.unsupportedInstructionSet`.
     public init(
         m: Int, n: Int, k: Int, transposesB: Bool = false, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         for (name, extent) in [("m", m), ("n", n), ("k", k)] {
             try require(extent >= 1, .invalidShape, name, expected: "at least 1", actual: "\(extent)")
         }
+        let (area, areaOverflow) = m.multipliedReportingOverflow(by: n)
+        let (work, workOverflow) = area.multipliedReportingOverflow(by: k)
+        try require(
+            !areaOverflow && !workOverflow && work < 1 << 62, .invalidShape, "m, n, k", expected: "m · n · k below 2⁶²",
+            actual: "\(m) · \(n) · \(k)")
         self.m = m
         self.n = n
         self.k = k
