@@ -123,16 +123,18 @@ public struct AttentionScratch: Sendable {
     public init(headDim: Int, valueDim: Int, queryRows: Int, stagesKeys: Bool, stagesValues: Bool) {
         let paddedRows = (queryRows + Self.maximumLanes - 1) / Self.maximumLanes * Self.maximumLanes
         var offset = 0
-        func take(_ floats: Int) -> Int {
-            defer { offset += (floats + 15) / 16 * 16 }
-            return offset
-        }
-        packedQuery = take(headDim * paddedRows)
-        accumulator = take((valueDim + Self.maximumTileRows) * paddedRows)
-        scores = take((Self.keyBlock + Self.maximumTileRows) * 3 * Self.maximumLanes)
-        statistics = take(2 * paddedRows)
-        keys = take(stagesKeys ? Self.keyBlock * headDim : 0)
-        values = take(stagesValues ? Self.keyBlock * valueDim : 0)
+        packedQuery = Self.take(headDim * paddedRows, &offset)
+        accumulator = Self.take((valueDim + Self.maximumTileRows) * paddedRows, &offset)
+        scores = Self.take((Self.keyBlock + Self.maximumTileRows) * 3 * Self.maximumLanes, &offset)
+        statistics = Self.take(2 * paddedRows, &offset)
+        keys = Self.take(stagesKeys ? Self.keyBlock * headDim : 0, &offset)
+        values = Self.take(stagesValues ? Self.keyBlock * valueDim : 0, &offset)
         byteCount = offset * 4
+    }
+
+    /// Not a local function: one that captures a variable allocates it on the heap in debug builds, and kernels come here.
+    private static func take(_ floats: Int, _ offset: inout Int) -> Int {
+        defer { offset += (floats + 15) / 16 * 16 }
+        return offset
     }
 }
