@@ -1,0 +1,131 @@
+#if os(Linux) && canImport(Glibc)
+    import SparseKernels
+    import SparseKernelsReference
+    import Synchronization
+    import Testing
+
+    /// No heap allocation inside `run`, on any thread, once the pool has its scratch.
+    ///
+    /// Each test runs in a process of its own, because counting overwrites the allocation functions of the whole process.
+    @Suite("Allocations")
+    struct AllocationTests {
+        /// Makes every thread of a pool take scratch of this size at the same time, so that none has to grow any later.
+        static func warmUp(_ pool: WorkerPool, scratchByteCount: Int) {
+            let arrived = Meeting(threads: pool.threads)
+            withExtendedLifetime(arrived) {
+                pool.run(
+                    tasks: pool.threads, work: .max, scratchByteCount: scratchByteCount,
+                    context: UnsafeRawPointer(Unmanaged.passUnretained(arrived).toOpaque())
+                ) { context, _, _ in Unmanaged<Meeting>.fromOpaque(context).takeUnretainedValue().join() }
+            }
+        }
+
+        /// Where threads wait until all of them are there.
+        final class Meeting: Sendable {
+            let threads: Int
+            let arrived = Atomic<Int>(0)
+            init(threads: Int) { self.threads = threads }
+
+            func join() {
+                arrived.wrappingAdd(1, ordering: .sequentiallyConsistent)
+                let limit = ContinuousClock.now + .seconds(20)
+                while arrived.load(ordering: .sequentiallyConsistent) < threads && ContinuousClock.now < limit {}
+            }
+        }
+
+        @Test("the counter sees allocations of Swift, of C and of other threads")
+        func counterCounts() async {
+            await #expect(processExitsWith: .success) {
+                #expect(AllocationCounter.install() > 0)
+                func counted(_ body: () -> Void) -> Int {
+                    let before = AllocationCounter.count
+                    body()
+                    return AllocationCounter.count - before
+                }
+                #expect(counted {} == 0)
+                #expect(counted { UnsafeMutableRawPointer.allocate(byteCount: 100, alignment: 8).deallocate() } >= 1)
+                // As scratch and tensors are allocated.
+                #expect(counted { UnsafeMutableRawPointer.allocate(byteCount: 100, alignment: 64).deallocate() } >= 1)
+                #expect(counted { _ = Meeting(threads: 1) } >= 1)
+                #expect(counted { _ = (0..<100).map { $0 } } >= 1)
+
+                let pool = WorkerPool(threads: 3)
+                AllocationTests.warmUp(pool, scratchByteCount: 64)
+                let meeting = Meeting(threads: 3)
+                let onThreads = counted {
+                    pool.run(
+                        tasks: 3, work: .max, scratchByteCount: 64,
+                        context: UnsafeRawPointer(Unmanaged.passUnretained(meeting).toOpaque())
+                    ) { context, _, _ in
+                        Unmanaged<Meeting>.fromOpaque(context).takeUnretainedValue().join()
+                        UnsafeMutableRawPointer.allocate(byteCount: 100, alignment: 8).deallocate()
+                    }
+                }
+                withExtendedLifetime(meeting) { #expect(onThreads >= 3) }
+            }
+        }
+
+        @Test("attention allocates nothing after the first calls")
+        func attention() async {
+            await #expect(processExitsWith: .success) {
+                let shape = try AttentionShape(
+                    queryLength: 200, keyLength: 160, queryHeads: 4, kvHeads: 2, headDim: 24, valueDim: 20)
+                let query = try Tensor<Float>.normal([4, 200, 24], seed: 1)
+                let key = try Tensor<Float16>.normal([2, 160, 24], seed: 2)
+                let value = try Tensor<Float>.normal([2, 160, 20], seed: 3)
+                let bias = try Tensor<Float>.normal([1, 200, 160], seed: 4)
+                var output = try Tensor<BFloat16>(zeros: [4, 200, 20])
+                var logSumExp = try Tensor<Float>(zeros: [4, 200])
+                let scoring = AttentionScoring(logitsSoftCap: 5, aliBiSlopes: [1, 2, 3, 4])
+                #expect(AllocationCounter.install() > 0)
+                for threads in [1, 3] {
+                    let pool = WorkerPool(threads: threads)
+                    for set in InstructionSet.available {
+                        let attention = try DenseAttention(shape, mask: .causal, scoring: scoring, instructionSet: set)
+                        AllocationTests.warmUp(pool, scratchByteCount: attention.scratchByteCount)
+                        var allocated = 0
+                        for call in 0..<12 {
+                            // Views are made outside: they are the caller's.
+                            let (q, k, v, b) = try (query.view(), key.view(), value.view(), bias.view())
+                            let o = try output.mutableView()
+                            let lse = logSumExp.mutableSpan
+                            let before = AllocationCounter.count
+                            try attention.run(query: q, key: k, value: v, bias: b, output: o, logSumExp: lse, on: pool)
+                            // The first two calls also fill the caches of the Swift runtime.
+                            if call >= 2 { allocated += AllocationCounter.count - before }
+                        }
+                        #expect(allocated == 0, "\(set), \(threads) threads: \(allocated) allocations in 10 calls")
+                    }
+                }
+            }
+        }
+
+        @Test("the matrix product allocates nothing after the first calls")
+        func matrixProduct() async {
+            await #expect(processExitsWith: .success) {
+                // Four tasks.
+                let (m, n, k) = (400, 800, 20)
+                let a = try Tensor<Float>.normal([m, k], seed: 1)
+                let b = try Tensor<Float>.normal([k, n], seed: 2)
+                var c = try Tensor<Float>(zeros: [m, n])
+                #expect(AllocationCounter.install() > 0)
+                for threads in [1, 3] {
+                    let pool = WorkerPool(threads: threads)
+                    for set in InstructionSet.available {
+                        let gemm = try GEMM(m: m, n: n, k: k, instructionSet: set)
+                        AllocationTests.warmUp(pool, scratchByteCount: gemm.scratchByteCount)
+                        var allocated = 0
+                        for call in 0..<12 {
+                            let (left, right) = try (a.matrixView(), b.matrixView())
+                            let target = try c.mutableMatrixView()
+                            let before = AllocationCounter.count
+                            try gemm.run(a: left, b: right, c: target, on: pool)
+                            if call >= 2 { allocated += AllocationCounter.count - before }
+                        }
+                        #expect(allocated == 0, "\(set), \(threads) threads: \(allocated) allocations in 10 calls")
+                    }
+                }
+            }
+        }
+    }
+#endif
