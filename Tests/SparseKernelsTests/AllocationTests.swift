@@ -33,6 +33,16 @@
             }
         }
 
+        // Out of line, so that the optimiser cannot do without the allocation.
+
+        @inline(never) static func allocate(alignment: Int) -> UnsafeMutableRawPointer {
+            .allocate(byteCount: 100, alignment: alignment)
+        }
+
+        @inline(never) static func makeMeeting() -> Meeting { Meeting(threads: 1) }
+
+        @inline(never) static func makeArray() -> [Int] { (0..<100).map { $0 } }
+
         @Test("the counter sees allocations of Swift, of C and of other threads")
         func counterCounts() async {
             await #expect(processExitsWith: .success) {
@@ -43,11 +53,11 @@
                     return AllocationCounter.count - before
                 }
                 #expect(counted {} == 0)
-                #expect(counted { UnsafeMutableRawPointer.allocate(byteCount: 100, alignment: 8).deallocate() } >= 1)
+                #expect(counted { AllocationTests.allocate(alignment: 8).deallocate() } >= 1)
                 // As scratch and tensors are allocated.
-                #expect(counted { UnsafeMutableRawPointer.allocate(byteCount: 100, alignment: 64).deallocate() } >= 1)
-                #expect(counted { _ = Meeting(threads: 1) } >= 1)
-                #expect(counted { _ = (0..<100).map { $0 } } >= 1)
+                #expect(counted { AllocationTests.allocate(alignment: 64).deallocate() } >= 1)
+                #expect(counted { _ = AllocationTests.makeMeeting() } >= 1)
+                #expect(counted { _ = AllocationTests.makeArray() } >= 1)
 
                 let pool = WorkerPool(threads: 3)
                 AllocationTests.warmUp(pool, scratchByteCount: 64)
@@ -58,7 +68,7 @@
                         context: UnsafeRawPointer(Unmanaged.passUnretained(meeting).toOpaque())
                     ) { context, _, _ in
                         Unmanaged<Meeting>.fromOpaque(context).takeUnretainedValue().join()
-                        UnsafeMutableRawPointer.allocate(byteCount: 100, alignment: 8).deallocate()
+                        AllocationTests.allocate(alignment: 8).deallocate()
                     }
                 }
                 withExtendedLifetime(meeting) { #expect(onThreads >= 3) }
