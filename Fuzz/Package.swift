@@ -8,7 +8,10 @@ let package = Package(
     targets: [
         .executableTarget(
             name: "safetensors-fuzz",
-            dependencies: [.product(name: "SparseKernels", package: "SparseKernels")],
+            dependencies: [
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "SparseKernelsReference", package: "SparseKernels"),
+            ],
             path: "Sources/SafetensorsFuzz",
             swiftSettings: [
                 .enableUpcomingFeature("ExistentialAny"),

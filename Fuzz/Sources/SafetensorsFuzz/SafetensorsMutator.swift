@@ -1,19 +1,8 @@
 // Compiled twice: by the fuzzing program and, through a symbolic link, by the package's tests.
 
-/// A small random generator with the same numbers on every platform.
-struct SplitMix64: RandomNumberGenerator {
-    private var state: UInt64
+import SparseKernelsReference
 
-    init(seed: UInt64) { state = seed }
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
-        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
-        return z ^ (z >> 31)
-    }
-
+extension SplitMix64 {
     /// From 0 to `bound` - 1.
     mutating func below(_ bound: Int) -> Int { bound <= 1 ? 0 : Int(truncatingIfNeeded: next() >> 1) % bound }
 
