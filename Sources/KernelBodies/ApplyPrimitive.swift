@@ -14,7 +14,7 @@ public func applyPrimitive(
     var x = 0
     while x < count {
         switch primitive {
-        case .exp2: store(exp2(load(floats + x)), results + x)
+        case .exp: store(exp(load(floats + x)), results + x)
         case .tanh: store(tanh(load(floats + x)), results + x)
         case .widenHalf: store(loadHalf(halves + x), results + x)
         case .widenBFloat16: store(loadBFloat16(halves + x), results + x)

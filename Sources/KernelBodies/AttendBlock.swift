@@ -1,14 +1,13 @@
 // Attention of one query block: tiled online softmax, transposed.
 //
-//     S = K·Qᵀ   [keys][queries]      m ← maximum(m, log₂e·colmax S)      P = 2^(log₂e·S − m)      l ← α·l + colsum P
-//     Oᵀ ← α·Oᵀ + Vᵀ·P   [channels][queries]                    α = 2^(m_old − m_new)
+//     S = K·Qᵀ   [keys][queries]      m ← max(m, colmax S)      P = e^(S − m)      l ← α·l + colsum P
+//     Oᵀ ← α·Oᵀ + Vᵀ·P   [channels][queries]                    α = e^(m_old − m_new)
 //
 // Lanes are queries. Maximum, sum and rescaling are therefore vertical, and neither K nor V needs packing: K rows and
 // V columns are the broadcast operand of the register tile, Q (packed once per block) and P are its panels. The queries are cut
 // into panels of one to three vectors, and a panel's scores stay in the first-level cache from product to product.
 //
-// softmaxScale is folded into the packed Q, so scores are natural; m is kept in units of log₂, and P = 2^(S·log₂e − m) takes one
-// multiply-add per score: no score is rounded on the way into the exponent. Not handled here: which keys a block sees
+// softmaxScale is folded into the packed Q. Not handled here: which keys a block sees
 // beyond ranges and diagonal limits (the operators build those), head geometry, threads.
 
 public import KernelInterface
@@ -20,9 +19,6 @@ public import KernelInterface
 #elseif canImport(Darwin)
     import Darwin
 #endif
-
-@_transparent
-private var log2E: Float { 1.442_695 }
 
 /// A panel of queries and where its parts live in the scratch.
 private struct Panel {
@@ -39,6 +35,8 @@ private struct Workspace {
     var scores: UnsafeMutablePointer<Float>
     var maxima: UnsafeMutablePointer<Float>
     var sums: UnsafeMutablePointer<Float>
+    /// A key block of values, for the rare block whose ragged keys hold non-finite ones.
+    var finiteValues: UnsafeMutablePointer<Float>
 }
 
 /// The keys of one step as the register tile reads them: float rows, in the caller's memory or staged.
@@ -67,7 +65,7 @@ public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
     let space = Workspace(
         packedQuery: scratch + layout.packedQuery, accumulator: scratch + layout.accumulator,
         scores: scratch + layout.scores, maxima: scratch + layout.statistics,
-        sums: scratch + layout.statistics + vectors * laneCount)
+        sums: scratch + layout.statistics + vectors * laneCount, finiteValues: scratch + layout.finiteValues)
 
     packQueries(args, into: space, vectors: vectors)
     for x in 0..<vectors * laneCount {
@@ -183,31 +181,25 @@ private func attendPanel(
 
     let rescale = softmaxPanel(scores, count: count, maxima: space.maxima + row, sums: space.sums + row, width: width)
     let accumulator = space.accumulator + row * (args.valueDim + tileRows)
-    let ragged = commonLow > low || commonHigh < high
-    if ragged
-        && !(allFinite(values, stride: block.valueStride, rows: commonLow - low, channels: args.valueDim)
-            && allFinite(
-                values + (commonHigh - low) * block.valueStride, stride: block.valueStride,
-                rows: high - commonHigh, channels: args.valueDim))
-    {
-        // A non-finite value row must not reach, as 0·∞, queries that do not see it: ragged keys go one by one, with selection.
-        accumulateMasked(
-            args, scores, values, block.valueStride, accumulator, rescale, row: row, width: width,
-            firstKey: firstKey, keys: 0, until: commonLow - low)
-        let one = splatRow(1)
-        let first = commonLow > low ? one : rescale
+    let ends = (0, commonLow - low, commonHigh - low, count)
+    if hasNonFinite(values, stride: block.valueStride, channels: args.valueDim, ends) {
+        // A non-finite value must not reach, as 0·∞, queries that do not see its key: the products run over a copy without the
+        // non-finite values of ragged keys, which are added afterwards, lane by lane.
+        let copy = space.finiteValues
+        copyFinite(values, stride: block.valueStride, count: count, channels: args.valueDim, ends, into: copy)
         accumulateValues(
-            values + (commonLow - low) * block.valueStride, stride: block.valueStride,
-            count: commonHigh - commonLow, valueDim: args.valueDim, scores: scores + (commonLow - low) * lanes,
-            accumulator: accumulator, rescale: first, width: width)
-        accumulateMasked(
-            args, scores, values, block.valueStride, accumulator, one, row: row, width: width,
-            firstKey: firstKey, keys: commonHigh - low, until: count)
-        return
+            copy, stride: args.valueDim, count: count, valueDim: args.valueDim, scores: scores, accumulator: accumulator,
+            rescale: rescale, width: width)
+        for key in 0..<count where key < ends.1 || key >= ends.2 {
+            addNonFinite(
+                args, values + key * block.valueStride, scores + key * lanes, accumulator, row: row, key: firstKey + key,
+                width: width)
+        }
+    } else {
+        accumulateValues(
+            values, stride: block.valueStride, count: count, valueDim: args.valueDim, scores: scores,
+            accumulator: accumulator, rescale: rescale, width: width)
     }
-    accumulateValues(
-        values, stride: block.valueStride, count: count, valueDim: args.valueDim, scores: scores,
-        accumulator: accumulator, rescale: rescale, width: width)
 }
 
 /// Channels that a score sums in one chain. Scores of 20 and more are common in trained models, and the rounding error of a score
@@ -276,18 +268,15 @@ private func softmaxPanel(
 ) -> PanelRow {
     let lanes = width * laneCount
     let before = loadRow(maxima, width: width)
-    let unit = splatRow(log2E)
-    var highest = splatRow(-.infinity)
-    for key in 0..<count { highest = maximum(loadRow(scores + key * lanes, width: width), highest) }
-    var m = maximum(highest * unit, before)
+    var m = before
+    for key in 0..<count { m = maximum(loadRow(scores + key * lanes, width: width), m) }
     store(m, maxima, width: width)
-    // A row that has seen nothing yet keeps m = −∞; subtracting 0 instead gives 2^−∞ = 0 and no NaN.
+    // A row that has seen nothing yet keeps m = −∞; subtracting 0 instead gives e^−∞ = 0 and no NaN.
     m = zeroingNegativeInfinity(m)
-    let rescale = exp2(before - m)
-    let negated = splatRow(0) - m
+    let rescale = exp(before - m)
     var l = splatRow(0)
     for key in 0..<count {
-        let p = exp2(multiplyAdd(loadRow(scores + key * lanes, width: width), unit, negated))
+        let p = exp(loadRow(scores + key * lanes, width: width) - m)
         l = l + p
         store(p, scores + key * lanes, width: width)
     }
@@ -347,36 +336,49 @@ private func adjustScores(
     }
 }
 
-/// Oᵀ ← α·Oᵀ + vᵀ·p for keys [keys, until), touching only the lanes that see each key.
+/// Keys [0, 1) and [2, 3) of a step are ragged: some queries of the panel see them and some do not.
+private typealias RaggedEnds = (Int, Int, Int, Int)
+
+/// Whether a ragged key has an infinite or NaN value: only those make 0·x differ from 0.
 @_transparent
-private func accumulateMasked(
-    _ args: AttentionArguments, _ scores: UnsafePointer<Float>, _ values: UnsafePointer<Float>, _ stride: Int,
-    _ accumulator: UnsafeMutablePointer<Float>, _ rescale: PanelRow, row: Int, width: Int, firstKey: Int, keys: Int,
-    until: Int
+private func hasNonFinite(_ values: UnsafePointer<Float>, stride: Int, channels: Int, _ ends: RaggedEnds) -> Bool {
+    var sum: Float = 0
+    for key in ends.0..<ends.1 {
+        for channel in 0..<channels { sum += values[key * stride + channel] * 0 }
+    }
+    for key in ends.2..<ends.3 {
+        for channel in 0..<channels { sum += values[key * stride + channel] * 0 }
+    }
+    return sum != 0
+}
+
+/// Adjacent rows, with zeros for the non-finite values of ragged keys.
+@inline(never)
+private func copyFinite(
+    _ values: UnsafePointer<Float>, stride: Int, count: Int, channels: Int, _ ends: RaggedEnds,
+    into copy: UnsafeMutablePointer<Float>
 ) {
-    if keys >= until { return }
-    let lanes = width * laneCount
-    for channel in 0..<args.valueDim {
-        let line = accumulator + channel * lanes
-        var o = loadRow(line, width: width) * rescale
-        for key in keys..<until {
-            let sum = multiplyAdd(values[key * stride + channel], loadRow(scores + key * lanes, width: width), o)
-            o = select(visibleLanes(args, row, firstKey + key), sum, else: o)
+    for key in 0..<count {
+        let isRagged = key < ends.1 || key >= ends.2
+        for channel in 0..<channels {
+            let value = values[key * stride + channel]
+            copy[key * channels + channel] = isRagged && value * 0 != 0 ? 0 : value
         }
-        store(o, line, width: width)
     }
 }
 
-/// Whether `rows` rows hold neither infinities nor NaN: only those make 0·x differ from 0.
+/// Adds p·v to the lanes that see the key, for its non-finite values.
 @_transparent
-private func allFinite(_ values: UnsafePointer<Float>, stride: Int, rows: Int, channels: Int) -> Bool {
-    for row in 0..<maximum(0, rows) {
-        let line = values + row * stride
-        var sum: Float = 0
-        for channel in 0..<channels { sum += line[channel] * 0 }
-        if sum != 0 { return false }
+private func addNonFinite(
+    _ args: AttentionArguments, _ values: UnsafePointer<Float>, _ probabilities: UnsafePointer<Float>,
+    _ accumulator: UnsafeMutablePointer<Float>, row: Int, key: Int, width: Int
+) {
+    let mask = visibleLanes(args, row, key)
+    for channel in 0..<args.valueDim where values[channel] * 0 != 0 {
+        let line = accumulator + channel * width * laneCount
+        let o = loadRow(line, width: width)
+        store(select(mask, multiplyAdd(values[channel], loadRow(probabilities, width: width), o), else: o), line, width: width)
     }
-    return true
 }
 
 // MARK: - Operands in and out
@@ -449,9 +451,8 @@ private func writeOutput(_ args: AttentionArguments, _ space: Workspace, _ panel
     let sums = space.sums + panel.row
     if let logSumExp = args.logSumExp {
         for lane in 0..<rows {
-            let ln2 = 0.693_147_180_559_945_3
-            let log = (Double(space.maxima[panel.row + lane]) + log2(Double(sums[lane]))) * ln2
-            logSumExp[panel.row + lane] = sums[lane] == 0 ? -.infinity : Float(log)
+            let lse = Double(space.maxima[panel.row + lane]) + log(Double(sums[lane]))
+            logSumExp[panel.row + lane] = sums[lane] == 0 ? -.infinity : Float(lse)
         }
     }
     for lane in 0..<lanes { sums[lane] = sums[lane] == 0 ? 0 : 1 / sums[lane] }

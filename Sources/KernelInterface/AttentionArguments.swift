@@ -118,6 +118,7 @@ public struct AttentionScratch: Sendable {
     public var statistics: Int
     public var keys: Int
     public var values: Int
+    public var finiteValues: Int
     public var byteCount: Int
 
     public init(headDim: Int, valueDim: Int, queryRows: Int, stagesKeys: Bool, stagesValues: Bool) {
@@ -129,6 +130,7 @@ public struct AttentionScratch: Sendable {
         statistics = Self.take(2 * paddedRows, &offset)
         keys = Self.take(stagesKeys ? Self.keyBlock * headDim : 0, &offset)
         values = Self.take(stagesValues ? Self.keyBlock * valueDim : 0, &offset)
+        finiteValues = Self.take(Self.keyBlock * valueDim, &offset)
         byteCount = offset * 4
     }
 

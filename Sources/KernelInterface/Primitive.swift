@@ -1,6 +1,6 @@
 /// The elementary functions and conversions that `applyPrimitive` offers to tests.
 public enum Primitive: String, Sendable, CaseIterable {
-    case exp2
+    case exp
     case tanh
     case widenHalf
     case widenBFloat16

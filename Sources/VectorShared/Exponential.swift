@@ -1,18 +1,21 @@
-// 2ˣ and tanh, to a few units in the last place, without tables or branches.
+// eˣ and tanh, to a few units in the last place, without tables or branches.
 
-/// 2ˣ for x ≤ 127; exactly 0 below −126.5 (and for −∞), NaN for NaN.
+/// eˣ for x ≤ 88; exactly 0 below −87.7 (and for −∞), exactly 1 at 0, NaN for NaN.
 ///
-/// x = n + f with n = round(x), |f| ≤ ½. Adding 1.5·2²³ + 127 leaves n + 127 in the low mantissa bits, so shifting them into
-/// the exponent field builds 2ⁿ; n = −127 builds the bit pattern of +0, which is how masked scores become exact zeros.
+/// x·log₂e = n + f with n the nearest integer, |f| ≤ ½. Adding 1.5·2²³ + 127 leaves n + 127 in the low mantissa bits, so shifting
+/// them into the exponent field builds 2ⁿ; n = −127 builds the bit pattern of +0, which is how masked scores become exact zeros.
+/// f comes from x by one more multiply-add, so that the product x·log₂e is never rounded on its own.
 /// 2ᶠ is the degree-5 minimax polynomial with p(0) = 1 exactly, so that an unchanged running maximum rescales by exactly 1.
-/// Its relative error is 1.1e-7; with the rounding of the multiply-adds the result is within 1.7e-7 (6.6e-8 RMS). Degree 6
-/// would halve that and cost one multiply-add in fourteen operations.
+/// Its relative error is 1.1e-7; with the rounding of the multiply-adds the result is within 1.7e-7 (6.6e-8 RMS), plus
+/// 2e-8·|x| from the constant (and 9e-8·|x| on levels without fused multiply-adds). Degree 6 would halve the first part and
+/// cost one multiply-add in fourteen operations.
 @_alwaysEmitIntoClient @_transparent
-public func exp2(_ argument: Vector) -> Vector {
+public func exp(_ argument: Vector) -> Vector {
     let magic = splat(12_583_039)  // 1.5·2²³ + 127
-    let x = maximum(splat(-127), argument)
-    let shifted = x + magic
-    let f = x - (shifted - magic)
+    let log2E = splat(1.442_695)
+    let x = maximum(splat(-88.03), argument)
+    let shifted = multiplyAdd(x, log2E, magic)
+    let f = multiplyAdd(x, log2E, magic - shifted)
     var p = splat(1.326_472_7e-3)
     p = multiplyAdd(p, f, splat(9.671_513e-3))
     p = multiplyAdd(p, f, splat(5.550_733_6e-2))
@@ -31,9 +34,8 @@ public func exp2(_ argument: Vector) -> Vector {
 public func tanh(_ x: Vector) -> Vector {
     let magnitude = unsafeBitCast(unsafeBitCast(x, to: IntVector.self) & 0x7fff_ffff, to: Vector.self)
     let sign = unsafeBitCast(x, to: IntVector.self) & IntVector(repeating: Int32(bitPattern: 0x8000_0000))
-    // 2·log₂e; the argument is capped where tanh has long been 1, so that exp2 stays in range.
-    let exponent = minimum(magnitude * splat(2.885_390_1), splat(100))
-    let large = splat(1) - splat(2) / (exp2(exponent) + splat(1))
+    // The argument is capped where tanh has long been 1, so that exp stays in range.
+    let large = splat(1) - splat(2) / (exp(minimum(magnitude + magnitude, splat(80))) + splat(1))
     let square = magnitude * magnitude
     var p = splat(-8.863_235_5e-3)
     p = multiplyAdd(p, square, splat(2.186_948_8e-2))

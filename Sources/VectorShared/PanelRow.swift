@@ -67,9 +67,9 @@ public func maximum(_ a: PanelRow, _ b: PanelRow) -> PanelRow {
     (maximum(a.x0, b.x0), maximum(a.x1, b.x1), maximum(a.x2, b.x2))
 }
 
-/// Lane by lane, 2ˣ.
+/// Lane by lane, eˣ.
 @_alwaysEmitIntoClient @_transparent
-public func exp2(_ x: PanelRow) -> PanelRow { (exp2(x.x0), exp2(x.x1), exp2(x.x2)) }
+public func exp(_ x: PanelRow) -> PanelRow { (exp(x.x0), exp(x.x1), exp(x.x2)) }
 
 /// Lane by lane, x with −∞ replaced by 0.
 @_alwaysEmitIntoClient @_transparent
