@@ -38,6 +38,11 @@ func level(_ name: String, _ settings: [SwiftSetting]) -> [Target] {
     ]
 }
 
+// Only who builds the documentation needs the plug-in; a client of the kernels resolves nothing.
+let documentation: [Package.Dependency] =
+    Context.environment["SPARSEKERNELS_DOCS"] == nil
+    ? [] : [.package(url: "https://github.com/swiftlang/swift-docc-plugin", from: "1.5.0")]
+
 // MARK: - Package
 
 let package = Package(
@@ -52,6 +57,7 @@ let package = Package(
         .trait(name: "OpenBLAS", description: "Dense algebra and SVD through the system's OpenBLAS and LAPACKE."),
         .default(enabledTraits: ["OpenBLAS"]),
     ],
+    dependencies: documentation,
     targets: [
         .target(
             name: "SparseKernels",
@@ -69,6 +75,8 @@ let package = Package(
             swiftSettings: language + views),
         .testTarget(
             name: "GoldenReplayTests", dependencies: ["GoldenReplay", "SparseKernels"], swiftSettings: language + views),
+        // Built as a client builds: no settings of this package, no @testable.
+        .testTarget(name: "PublicAPITests", dependencies: ["SparseKernels"]),
         .systemLibrary(name: "CIntrinsics"),
         .systemLibrary(
             name: "COpenBLAS", pkgConfig: "openblas",

@@ -1,0 +1,29 @@
+import Foundation
+import Testing
+
+/// Every Swift block of the guides is compiled and run: it stands, line for line, in a test of this folder.
+@Suite("Snippets of the guides")
+struct SnippetTests {
+    private static let tests = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+    private static let guides = tests.appendingPathComponent("../../Docs").standardizedFileURL
+
+    /// Lines without indentation and without empty ones.
+    private static func lines(_ text: Substring) -> [String] {
+        text.split(separator: "\n").map { $0.trimmingCharacters(in: .whitespaces) }.filter { !$0.isEmpty }
+    }
+
+    @Test("a guide's snippets are in its tests", arguments: ["DenseAttention", "GEMM", "Safetensors"])
+    func snippetsAreTested(_ name: String) throws {
+        let guide = try String(contentsOf: Self.guides.appendingPathComponent("\(name).md"), encoding: .utf8)
+        let test = try String(contentsOf: Self.tests.appendingPathComponent("\(name)Snippets.swift"), encoding: .utf8)
+        let tested = Self.lines(Substring(test)).joined(separator: "\n")
+        let blocks = guide.components(separatedBy: "```swift\n").dropFirst()
+            .compactMap { $0.components(separatedBy: "```").first }
+        #expect(!blocks.isEmpty, "\(name).md has no snippet")
+        for block in blocks {
+            let snippet = Self.lines(Substring(block))
+            #expect(snippet.count <= 14, "a snippet of \(name).md is long")
+            #expect(tested.contains(snippet.joined(separator: "\n")), "not in \(name)Snippets.swift: \(snippet.first ?? "")")
+        }
+    }
+}
