@@ -45,9 +45,8 @@ public struct ReferenceAttention: Sendable {
 
     /// One row.
     ///
-    /// - Parameters:
-    ///   - bias: added to the score of key j; −∞ hides it.
-    ///   - hides: further keys this query does not see, such as those outside a block mask.
+    /// `bias` is added to the score of key j; −∞ hides it. `hides` names further keys that this query does not see, such as those
+    /// outside a block mask.
     public func row<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
         head: Int, token: Int, query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>,
         bias: (Int) -> Double = { _ in 0 }, hides: (Int) -> Bool = { _ in false }

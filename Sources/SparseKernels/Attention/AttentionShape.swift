@@ -20,9 +20,7 @@ public struct AttentionShape: Hashable, Sendable {
     /// The most channels a head may have: kernel scratch is sized for it.
     public static let maximumHeadDim = 256
 
-    /// - Parameters:
-    ///   - queryHeads: a multiple of `kvHeads`.
-    ///   - valueDim: `headDim` unless given.
+    /// Checks the sizes. `queryHeads` is a multiple of `kvHeads`; `valueDim` is `headDim` unless given.
     /// - Throws: `.invalidShape` when an extent is below 1, a head is wider than `maximumHeadDim`, the heads do not divide, or
     ///   the work of full attention is 2⁶⁰ multiply-adds or more.
     public init(

@@ -29,8 +29,7 @@ public struct DenseAttention: Sendable {
     let queryBlock: Int
     let limits: (from: Int, to: Int)
 
-    /// - Parameters:
-    ///   - instructionSet: the best of this machine, or what `SPARSEKERNELS_ISA` says, unless given.
+    /// Makes the plan. The instruction set is the best of this machine, or what `SPARSEKERNELS_ISA` says, unless given.
     /// - Throws: `.invalidArgument` for a scale, cap or slope that is not finite or a window below 1, `.invalidShape` for a wrong
     ///   number of slopes, `.unsupportedInstructionSet`.
     public init(

@@ -31,8 +31,8 @@ public final class SafetensorsFile: Sendable {
         try self.init(FileMapping(path: path), named: path)
     }
 
-    /// Checks a file that is in memory already. The bytes are copied, so that they are aligned.
-    /// - Parameter name: stands for the path in messages.
+    /// Checks a file that is in memory already. The bytes are copied, so that they are aligned. The name stands for the path in
+    /// messages.
     /// - Throws: `.malformedFile` when the bytes break the format.
     public convenience init(bytes: [UInt8], named name: String = "bytes") throws(SparseKernelsError) {
         try self.init(FileMapping(copying: bytes), named: name)

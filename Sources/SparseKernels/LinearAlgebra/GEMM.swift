@@ -57,6 +57,7 @@ public struct GEMM: Sendable {
     ///   - a: m × k.
     ///   - b: k × n, or n × k when `transposesB`.
     ///   - c: m × n, overwritten.
+    ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` naming the operand that disagrees with the plan; nothing is written then.
     public func run(
         a: MatrixView<Float>, b: MatrixView<Float>, c: consuming MutableMatrixView<Float>, on pool: WorkerPool = .shared

@@ -3,8 +3,7 @@ internal import KernelInterface
 /// What this machine can do at best, measured: the denominators of every "percent of roof".
 public enum MachineRoofs {
     /// Single-precision multiply-adds out of registers, in GFLOP/s (two per multiply-add), with every thread of the pool busy.
-    ///
-    /// - Parameter duration: how long to measure.
+    /// Measures for `duration` and takes the best.
     public static func multiplyAdd(
         instructionSet: InstructionSet, on pool: WorkerPool, duration: Duration = .milliseconds(200)
     ) -> Double {
@@ -23,8 +22,7 @@ public enum MachineRoofs {
     }
 
     /// Memory read in order, in GB/s (10⁹ bytes), with every thread of the pool reading its own part.
-    ///
-    /// - Parameter bytesPerThread: 256 MiB by default, far beyond any cache; choose less to measure a cache.
+    /// `bytesPerThread` is 256 MiB by default, far beyond any cache; choose less to measure a cache.
     public static func read(
         instructionSet: InstructionSet, on pool: WorkerPool, bytesPerThread: Int = 256 << 20,
         duration: Duration = .milliseconds(200)

@@ -6,7 +6,7 @@ public struct MatrixView<Element: TensorElement>: ~Escapable {
     public let rowStride: Int
     let span: Span<Element>
 
-    /// - Parameter rowStride: `columns` unless given.
+    /// A view of rows that lie `rowStride` elements apart: `columns` unless given.
     /// - Throws: `.invalidShape` for an extent below 1 or too little memory, `.invalidStride` for rows that overlap.
     @_lifetime(copy span)
     public init(
@@ -36,7 +36,7 @@ public struct MutableMatrixView<Element: TensorElement>: ~Copyable, ~Escapable {
     public let rowStride: Int
     var span: MutableSpan<Element>
 
-    /// - Parameter rowStride: `columns` unless given.
+    /// A view of rows that lie `rowStride` elements apart: `columns` unless given.
     /// - Throws: `.invalidShape` for an extent below 1 or too little memory, `.invalidStride` for rows that overlap.
     @_lifetime(copy span)
     public init(
