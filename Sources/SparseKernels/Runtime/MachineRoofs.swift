@@ -9,7 +9,7 @@ public enum MachineRoofs {
     ) -> Double {
         let kernels = instructionSet.kernels
         let perIteration = 3 * kernels.tileRows * kernels.laneCount * 2
-        var call = ChainCall(kernels: kernels, iterations: 1 << 20)
+        var call = ChainCall(kernels: kernels, iterations: 1 << 22)
         return best(over: duration) {
             withUnsafePointer(to: &call) { call in
                 pool.run(tasks: pool.threads, work: .max, scratchByteCount: 0, context: call) { context, _, _ in
