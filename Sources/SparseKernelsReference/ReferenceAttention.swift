@@ -27,12 +27,26 @@ public struct ReferenceAttention: Sendable {
         public var output: [Double]
         /// −∞ when no key is visible.
         public var logSumExp: Double
-        /// max_j Σ_c |scale·q_c·k_jc| over the visible keys: how large the terms of a score are, which its rounding follows.
-        public var scoreMagnitude: Double
-        /// max_j |v_jc| over the visible keys and all channels.
-        public var valueMagnitude: Double
+        /// What the row's probabilities p make of rounding errors. Filled in for `AttentionErrorBound`.
+        public var sensitivity = Sensitivity()
         /// Keys this query sees.
         public var visibleKeys: Int
+    }
+
+    /// How errors of scores, probabilities and sums reach the output of a row. A_j = Σ_c |scale·q_c·k_jc| is the magnitude of the terms
+    /// of a score, which its rounding follows; D_j = max_c |v_jc − o_c| is how far a value lies from the output, because an error
+    /// δ of score j moves the output by p_j·δ·(v_j − o).
+    public struct Sensitivity: Sendable {
+        /// √(Σ p_j²·A_j²·D_j²): independent errors of scores, in the output.
+        public var outputByScores = 0.0
+        /// √(Σ p_j²·A_j²): the same, in the LSE.
+        public var logSumExpByScores = 0.0
+        /// Σ p_j·(1 + (m − s_j)/2)·D_j: errors of the exponential, which grow with its argument.
+        public var outputByExponentials = 0.0
+        /// Σ p_j·(1 + (m − s_j)/2).
+        public var logSumExpByExponentials = 0.0
+        /// max_c Σ p_j·|v_jc|: errors of the sums.
+        public var outputBySums = 0.0
     }
 
     /// Whether query `i` sees key `j` as far as positions are concerned.
@@ -58,9 +72,10 @@ public struct ReferenceAttention: Sendable {
 
         var keys: [Int] = []
         var scores: [Double] = []
+        var magnitudes: [Double] = []
         var result = Row(
             head: head, token: token, output: Array(repeating: 0, count: shape.valueDim), logSumExp: -.infinity,
-            scoreMagnitude: 0, valueMagnitude: 0, visibleKeys: 0)
+            visibleKeys: 0)
         for j in 0..<shape.keyLength where isVisible(query: token, key: j) && !hides(j) {
             var score = 0.0
             var magnitude = 0.0
@@ -80,7 +95,7 @@ public struct ReferenceAttention: Sendable {
             if extra.isFinite { magnitude += abs(extra) }
             keys.append(j)
             scores.append(score)
-            result.scoreMagnitude = max(result.scoreMagnitude, magnitude)
+            magnitudes.append(magnitude)
         }
         result.visibleKeys = keys.count
         let maximum = scores.max() ?? -.infinity
@@ -90,13 +105,33 @@ public struct ReferenceAttention: Sendable {
             let weight = exponential(score - maximum)
             sum += weight
             for c in 0..<shape.valueDim {
-                let v = Double(value[kvHead, j, c].floatValue)
-                result.output[c] += weight * v
-                result.valueMagnitude = max(result.valueMagnitude, abs(v))
+                result.output[c] += weight * Double(value[kvHead, j, c].floatValue)
             }
         }
         for c in 0..<shape.valueDim { result.output[c] /= sum }
         result.logSumExp = maximum + logarithm(sum)
+
+        var absolute = Array(repeating: 0.0, count: shape.valueDim)
+        for index in keys.indices {
+            let p = exponential(scores[index] - maximum) / sum
+            let distance = p * (1 + (maximum - scores[index]) / 2)
+            var deviation = 0.0
+            for c in 0..<shape.valueDim {
+                let v = Double(value[kvHead, keys[index], c].floatValue)
+                deviation = max(deviation, abs(v - result.output[c]))
+                absolute[c] += p * abs(v)
+            }
+            let error = p * magnitudes[index]
+            result.sensitivity.outputByScores += error * error * deviation * deviation
+            result.sensitivity.logSumExpByScores += error * error
+            if p > 0 {
+                result.sensitivity.outputByExponentials += distance * deviation
+                result.sensitivity.logSumExpByExponentials += distance
+            }
+        }
+        result.sensitivity.outputByScores = result.sensitivity.outputByScores.squareRoot()
+        result.sensitivity.logSumExpByScores = result.sensitivity.logSumExpByScores.squareRoot()
+        result.sensitivity.outputBySums = absolute.max() ?? 0
         return result
     }
 }

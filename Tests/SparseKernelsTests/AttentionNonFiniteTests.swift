@@ -226,10 +226,10 @@ struct AttentionNonFiniteTests {
         let state = try DenseAttention(shape, scoring: scoring, instructionSet: set)(
             query: Tensor<Float>([1, 3, 1], [1, 1, 1]), key: Tensor<Float>([1, 2, 1], [.infinity, -.infinity]),
             value: Tensor<Float>([1, 2, 1], [1, 0]))
-        // As in `AttentionErrorBound`: σ is the error of tanh and the rounding of cap·log₂e; values are at most 1.
+        // As in `AttentionErrorBound`: σ is the error of tanh and the rounding of cap·tanh, 2e-7·(1 + 4/2) that of e⁻⁴.
         let u = AttentionErrorBound.unitRoundoff
         let sigma = (4e-7 + 3 * u) * 2
-        let bound = 2 * (2 * sigma + AttentionErrorBound.exponential) + 6 * u
+        let bound = 2 * (2 * sigma + 2e-7 * 3) + 6 * u
         let expected = 0.982_013_790_037_908_4  // e⁴ / (e⁴ + 1)
         for index in 0..<3 { #expect(abs(Double(state.output[flat: index]) - expected) <= bound, "\(set)") }
     }

@@ -50,15 +50,16 @@ struct AttentionStateTests {
         ///
         /// because w·w' ≤ ¼, |o − o'| ≤ 2V and |δL − δL'| ≤ 2δL; 4u rounds two weights, two products and their sum.
         /// LSE: |δL| ≤ max(δL, δL') + u·|LSE|, the rounding of its store. Each merge adds its terms to the next one's δo and δL.
-        /// Fewer keys have smaller bounds, so those over all keys stand for the parts'. Only u·|LSE| may be larger in a part of
-        /// very negative LSE, which then weighs e^LSE.
+        /// The bounds over all keys stand for w·δo + w'·δo' of the parts: probabilities of a part times its weight are those of the
+        /// whole. They are doubled because deviations D are measured from the output of the part there.
         func expectMatch(_ state: AttentionState, merges: Int, _ label: String) throws {
             let u = AttentionErrorBound.unitRoundoff
+            let largest = value.elements.reduce(0) { max($0, abs(Double($1))) }
             for (index, row) in try rows().enumerated() {
                 let bound = AttentionErrorBound(row, headDim: shape.headDim)
-                var (output, lse) = (bound.output, bound.logSumExp)
+                var (output, lse) = (2 * bound.output, 2 * bound.logSumExp)
                 for _ in 0..<merges {
-                    output += (lse + 4 * u) * row.valueMagnitude
+                    output += (lse + 4 * u) * largest
                     lse += u * abs(row.logSumExp)
                 }
                 let actual = Double(state.logSumExp[flat: index])
