@@ -60,7 +60,7 @@ public struct DenseAttention: Sendable {
     /// does not change results.
     private static func queryBlock(_ shape: AttentionShape, _ kernels: KernelTable) -> Int {
         func blocks(_ rows: Int) -> Int { shape.queryHeads * ((shape.queryLength + rows - 1) / rows) }
-        let rows = blocks(192) >= 256 ? AttentionScratch.maximumQueryRows : blocks(96) >= 16 ? 96 : 48
+        let rows = blocks(192) >= 128 ? AttentionScratch.maximumQueryRows : blocks(96) >= 16 ? 96 : 48
         return rows / kernels.panelWidth * kernels.panelWidth
     }
 
