@@ -1,7 +1,7 @@
 // What a core can do at best, measured with the same vectors that the kernels use. Benchmarks divide by these.
 
-/// Runs `iterations` × `roofChains` independent multiply-adds, each `laneCount` wide, out of registers. Returns a value that
-/// depends on all of them, so that none can be left out.
+/// Runs `iterations` multiply-adds in each of 3·`tileRows` independent chains, each `laneCount` wide, out of registers. Returns
+/// a value that depends on all of them, so that none can be left out.
 public func multiplyAddChains(_ iterations: Int, _ seed: Float) -> Float {
     let a = splatRow(seed)
     let b = splatRow(1 - seed)

@@ -1,4 +1,5 @@
-// The AVX-512 level: 512-bit vectors, 32 registers (F, BW, DQ, VL and VNNI). Compiled with -march=x86-64-v4.
+// The AVX-512 level: 512-bit vectors, 32 registers (F, CD, BW, DQ, VL and VNNI). Compiled with
+// -march=x86-64-v4 and -mavx512vnni.
 public import CIntrinsics
 
 /// One register of single-precision lanes.

@@ -194,7 +194,7 @@ struct AttentionNonFiniteTests {
                 // Its weight is exactly 1 and the others' exactly 0.
                 let wanted = Array(value.bits[winner * 5..<(winner + 1) * 5])
                 for row in 0..<20 { #expect(Array(state.output.bits[row * 5..<(row + 1) * 5]) == wanted, "\(set)") }
-                // Rounded: q·scale·log₂e, its constant, the product, and the LSE itself: 4u, and u for 1e15 as a float, twice.
+                // Rounded: q·scale, the product, and the LSE itself, and 1e15 as a float, twice: within 6u.
                 let bound = 6 * AttentionErrorBound.unitRoundoff * 1e30
                 #expect(state.logSumExp.elements.allSatisfy { abs(Double($0) - 1e30) <= bound }, "\(set)")
             }

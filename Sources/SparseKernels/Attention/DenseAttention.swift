@@ -56,8 +56,8 @@ public struct DenseAttention: Sendable {
     ///
     /// Keys and values are read from the caches once per block of queries. 192 rows make that, and the conversion of 16-bit keys and
     /// values, disappear beside the products; 96 rows cost about 1%. Packed queries and accumulators of 192 rows are 192 KiB at
-    /// 128 channels, which leaves room for a key block in a 512 KiB second-level cache. Rows are independent, so the choice
-    /// does not change results.
+    /// 128 channels, which leaves room for a key block in a 512 KiB second-level cache. The choice
+    /// depends on shape and level only, never on the threads.
     private static func queryBlock(_ shape: AttentionShape, _ kernels: KernelTable) -> Int {
         func blocks(_ rows: Int) -> Int { shape.queryHeads * ((shape.queryLength + rows - 1) / rows) }
         let rows = blocks(192) >= 128 ? AttentionScratch.maximumQueryRows : blocks(96) >= 16 ? 96 : 48
@@ -90,7 +90,8 @@ public struct DenseAttention: Sendable {
     ///   - key: `kvHeads` × `keyLength` × `headDim`. `Float` rows that are adjacent are read in place; others are copied block by
     ///     block into scratch.
     ///   - value: `kvHeads` × `keyLength` × `valueDim`.
-    ///   - bias: added to the scores: 1 or `queryHeads` heads × `queryLength` × `keyLength`. −∞ hides a key.
+    ///   - bias: added to the scores: 1 or `queryHeads` heads × `queryLength` × `keyLength`. −∞ hides a key,
+    ///     but a key that only the bias hides must have finite values: 0·∞ is NaN.
     ///   - output: `queryHeads` × `queryLength` × `valueDim`.
     ///   - logSumExp: natural log of the sum of exponentials of each row, `[queryHeads, queryLength]`.
     ///   - pool: the threads to use. The call blocks until they are done.

@@ -2,7 +2,7 @@ internal import KernelInterface
 
 /// C = A·B or A·Bᵀ in single precision, row-major.
 ///
-/// The register tile and cache blocks that every kernel of this package stands on, as an operator of their own.
+/// The register tile that every kernel of this package stands on, with cache blocks of its own.
 ///
 /// - Non-finite input propagates as IEEE arithmetic has it. Results are bitwise the same for every number of threads.
 /// - Complexity: M·N·K multiply-adds.

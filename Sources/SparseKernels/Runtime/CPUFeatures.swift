@@ -6,7 +6,7 @@
 enum CPUFeatures {
     /// AVX2, FMA and F16C, with the 256-bit registers saved by the operating system.
     static let hasAVX2 = detect().avx2
-    /// AVX-512 F, BW, DQ, VL and VNNI, with the 512-bit registers saved by the operating system.
+    /// AVX-512 F, CD, BW, DQ, VL and VNNI, with the 512-bit registers saved by the operating system.
     static let hasAVX512 = detect().avx512
 
     private static func detect() -> (avx2: Bool, avx512: Bool) {

@@ -19,7 +19,7 @@ public struct InstructionSet: Hashable, Sendable {
     public static let portable = InstructionSet(name: "portable")
     /// 256-bit vectors: AVX2, FMA, F16C.
     public static let avx2 = InstructionSet(name: "avx2")
-    /// 512-bit vectors: AVX-512 F, BW, DQ, VL and VNNI.
+    /// 512-bit vectors: AVX-512 F, CD, BW, DQ, VL (x86-64-v4) and VNNI.
     public static let avx512 = InstructionSet(name: "avx512")
 
     /// Every level this package knows, best first, whether or not this machine has it.

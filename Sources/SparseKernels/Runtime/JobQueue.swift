@@ -10,10 +10,12 @@ internal import Synchronization
 
 /// What the workers of a pool share: the calls in progress, and scratch and call records kept for reuse.
 ///
-/// One mutex guards everything but the task counter of a job, which threads draw from without it. Steady-state calls allocate
+/// One mutex guards everything but the task counter of a job, which threads draw from without it, and the count of open places,
+/// which waiting workers watch without it. Steady-state calls allocate
 /// nothing: records and scratch come from free lists whose arrays were given their capacity up front.
 final class JobQueue: @unchecked Sendable {
-    // @unchecked: all stored variables are read and written with `mutex` held; `mutex` and the conditions are constant.
+    // @unchecked: all stored variables are read and written with `mutex` held; `mutex` and the conditions are constant, and
+    // `openPlaces` is atomic.
 
     private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
     private let workAvailable = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
@@ -21,8 +23,8 @@ final class JobQueue: @unchecked Sendable {
     private var openJobs: [Job] = []
     private var idleJobs: [Job] = []
     private var idleScratch: [Scratch] = []
-    /// Calls with places left, readable without the mutex: what a waiting worker watches.
-    private let openCalls = Atomic<Int>(0)
+    /// Places left in all open calls, readable without the mutex: what a waiting worker watches.
+    private let openPlaces = Atomic<Int>(0)
     private var isStopping = false
     private var handles: [pthread_t] = []
 
@@ -85,7 +87,7 @@ final class JobQueue: @unchecked Sendable {
         job.nextTask.store(0, ordering: .relaxed)
         if helpers > 0 {
             openJobs.append(job)
-            openCalls.add(1, ordering: .relaxed)
+            openPlaces.add(helpers, ordering: .relaxed)
         }
         pthread_mutex_unlock(mutex)
         for _ in 0..<helpers { pthread_cond_signal(workAvailable) }
@@ -96,7 +98,7 @@ final class JobQueue: @unchecked Sendable {
         pthread_mutex_lock(mutex)
         if let index = indexOfOpenJob(where: { $0 === job }) {
             openJobs.remove(at: index)
-            openCalls.subtract(1, ordering: .relaxed)
+            openPlaces.subtract(job.openPlaces, ordering: .relaxed)
         }
         // The memory that helpers wrote becomes visible here: they take the mutex after their last task.
         while job.helpers > 0 { pthread_cond_wait(jobFinished, mutex) }
@@ -160,6 +162,7 @@ final class JobQueue: @unchecked Sendable {
             }
             hasWorked = true
             job.openPlaces -= 1
+            openPlaces.subtract(1, ordering: .relaxed)
             job.helpers += 1
             var scratch = takeScratch(job.scratchByteCount)
             pthread_mutex_unlock(mutex)
@@ -179,7 +182,7 @@ final class JobQueue: @unchecked Sendable {
         let clock = ContinuousClock()
         let start = clock.now
         repeat {
-            for _ in 0..<64 where openCalls.load(ordering: .relaxed) > 0 { return }
+            for _ in 0..<64 where openPlaces.load(ordering: .relaxed) > 0 { return }
         } while start.duration(to: clock.now) < .microseconds(100)
     }
 
