@@ -5,16 +5,19 @@ import Testing
 @Suite("Snippets of the guides")
 struct SnippetTests {
     private static let tests = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
-    private static let guides = tests.appendingPathComponent("../../Docs").standardizedFileURL
+    private static let package = tests.appendingPathComponent("../..").standardizedFileURL
 
-    /// Lines without indentation and without empty ones.
+    /// Lines without indentation, and without empty ones and imports.
     private static func lines(_ text: Substring) -> [String] {
-        text.split(separator: "\n").map { $0.trimmingCharacters(in: .whitespaces) }.filter { !$0.isEmpty }
+        text.split(separator: "\n").map { $0.trimmingCharacters(in: .whitespaces) }
+            .filter { !$0.isEmpty && !$0.hasPrefix("import ") }
     }
 
-    @Test("a guide's snippets are in its tests", arguments: ["DenseAttention", "GEMM", "Safetensors"])
-    func snippetsAreTested(_ name: String) throws {
-        let guide = try String(contentsOf: Self.guides.appendingPathComponent("\(name).md"), encoding: .utf8)
+    @Test(
+        "a guide's snippets are in its tests", arguments: ["README", "Docs/DenseAttention", "Docs/GEMM", "Docs/Safetensors"])
+    func snippetsAreTested(_ path: String) throws {
+        let name = URL(fileURLWithPath: path).lastPathComponent
+        let guide = try String(contentsOf: Self.package.appendingPathComponent("\(path).md"), encoding: .utf8)
         let test = try String(contentsOf: Self.tests.appendingPathComponent("\(name)Snippets.swift"), encoding: .utf8)
         let tested = Self.lines(Substring(test)).joined(separator: "\n")
         let blocks = guide.components(separatedBy: "```swift\n").dropFirst()
