@@ -7,18 +7,10 @@
 // V columns are the broadcast operand of the register tile, Q (packed once per block) and P are its panels. The queries are cut
 // into panels of one to three vectors, and a panel's scores stay in the first-level cache from product to product.
 //
-// softmaxScale is folded into the packed Q. Not handled here: which keys a block sees
-// beyond ranges and diagonal limits (the operators build those), head geometry, threads.
+// softmaxScale is folded into the packed Q. Not handled here: which keys a block sees beyond ranges and diagonal limits (the
+// operators build those), head geometry, threads. Operands come in and go out in AttentionOperands.swift.
 
 public import KernelInterface
-
-#if canImport(Glibc)
-    import Glibc
-#elseif canImport(Musl)
-    import Musl
-#elseif canImport(Darwin)
-    import Darwin
-#endif
 
 /// A panel of queries and where its parts live in the scratch.
 private struct Panel {
@@ -67,7 +59,10 @@ public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
         scores: scratch + layout.scores, maxima: scratch + layout.statistics,
         sums: scratch + layout.statistics + vectors * laneCount, finiteValues: scratch + layout.finiteValues)
 
-    packQueries(args, into: space, vectors: vectors)
+    forEachPanel(vectors: vectors) { panel in
+        packQueries(
+            args, row: panel.row, lanes: panel.width * laneCount, into: space.packedQuery + panel.row * args.headDim)
+    }
     for x in 0..<vectors * laneCount {
         space.maxima[x] = -.infinity
         space.sums[x] = 0
@@ -106,7 +101,12 @@ public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
             key += count
         }
     }
-    forEachPanel(vectors: vectors) { panel in writeOutput(args, space, panel) }
+    forEachPanel(vectors: vectors) { panel in
+        writeOutput(
+            args, row: panel.row, lanes: panel.width * laneCount,
+            accumulator: space.accumulator + panel.row * (args.valueDim + tileRows), maxima: space.maxima + panel.row,
+            sums: space.sums + panel.row)
+    }
 }
 
 /// Cuts a row of vectors into panels of three, ending in 2 + 2 rather than 3 + 1: a tile two vectors wide still has
@@ -378,111 +378,5 @@ private func addNonFinite(
         let line = accumulator + channel * width * laneCount
         let o = loadRow(line, width: width)
         store(select(mask, multiplyAdd(values[channel], loadRow(probabilities, width: width), o), else: o), line, width: width)
-    }
-}
-
-// MARK: - Operands in and out
-
-/// Q becomes panels [headDim][lanes], times softmaxScale (over the soft cap); missing rows are zero.
-private func packQueries(_ args: AttentionArguments, into space: Workspace, vectors: Int) {
-    let scale = args.logitsSoftCap > 0 ? args.softmaxScale / args.logitsSoftCap : args.softmaxScale
-    forEachPanel(vectors: vectors) { panel in
-        let lanes = panel.width * laneCount
-        let packed = space.packedQuery + panel.row * args.headDim
-        let rows = minimum(lanes, args.queryRows - panel.row)
-        if rows < lanes {
-            for x in 0..<lanes * args.headDim { packed[x] = 0 }
-        }
-        if args.query.type == .float32 {
-            let source = args.query.base.assumingMemoryBound(to: Float.self) + panel.row * args.query.stride
-            transpose(
-                source, stride: args.query.stride, rows: rows, columns: args.headDim, times: scale, into: packed,
-                destinationStride: lanes)
-        } else {
-            for lane in 0..<rows {
-                for channel in 0..<args.headDim {
-                    packed[channel * lanes + lane] = element(args.query, panel.row + lane, channel) * scale
-                }
-            }
-        }
-    }
-}
-
-@_transparent
-private func element(_ operand: RowOperand, _ row: Int, _ channel: Int) -> Float {
-    let index = row * operand.stride + channel
-    switch operand.type {
-    case .float32: return operand.base.assumingMemoryBound(to: Float.self)[index]
-    case .float16: return widenHalf(operand.base.assumingMemoryBound(to: UInt16.self)[index])
-    case .bfloat16: return Float(bitPattern: UInt32(operand.base.assumingMemoryBound(to: UInt16.self)[index]) << 16)
-    }
-}
-
-/// Copies rows to adjacent floats.
-@inline(never)
-private func stage(
-    _ operand: RowOperand, first: Int, count: Int, channels: Int, into destination: UnsafeMutablePointer<Float>
-) {
-    let whole = channels / laneCount * laneCount
-    for row in 0..<count {
-        let target = destination + row * channels
-        let start = (first + row) * operand.stride
-        switch operand.type {
-        case .float32:
-            let source = operand.base.assumingMemoryBound(to: Float.self) + start
-            for x in 0..<whole / laneCount { store(load(source + x * laneCount), target + x * laneCount) }
-        case .float16:
-            let source = operand.base.assumingMemoryBound(to: UInt16.self) + start
-            for x in 0..<whole / laneCount { store(loadHalf(source + x * laneCount), target + x * laneCount) }
-        case .bfloat16:
-            let source = operand.base.assumingMemoryBound(to: UInt16.self) + start
-            for x in 0..<whole / laneCount { store(loadBFloat16(source + x * laneCount), target + x * laneCount) }
-        }
-        for channel in whole..<channels { target[channel] = element(operand, first + row, channel) }
-    }
-}
-
-/// O/l in the caller's layout and type; a row that saw no key gives 0 and −∞.
-@inline(never)
-private func writeOutput(_ args: AttentionArguments, _ space: Workspace, _ panel: Panel) {
-    let lanes = panel.width * laneCount
-    let rows = minimum(lanes, args.queryRows - panel.row)
-    let accumulator = space.accumulator + panel.row * (args.valueDim + tileRows)
-    let sums = space.sums + panel.row
-    if let logSumExp = args.logSumExp {
-        for lane in 0..<rows {
-            let lse = Double(space.maxima[panel.row + lane]) + log(Double(sums[lane]))
-            logSumExp[panel.row + lane] = sums[lane] == 0 ? -.infinity : Float(lse)
-        }
-    }
-    for lane in 0..<lanes { sums[lane] = sums[lane] == 0 ? 0 : 1 / sums[lane] }
-    for channel in 0..<args.valueDim {
-        for x in 0..<panel.width {
-            let pointer = accumulator + (channel * panel.width + x) * laneCount
-            let factor = load(sums + x * laneCount)
-            // Selected, not multiplied: hidden values that are not finite have left 0·∞ in the accumulator.
-            store((load(pointer) * factor).replacing(with: splat(0), where: factor .== splat(0)), pointer)
-        }
-    }
-    let start = panel.row * args.outputStride
-    switch args.outputType {
-    case .float32:
-        transpose(
-            accumulator, stride: lanes, rows: args.valueDim, columns: rows, times: 1,
-            into: args.output.assumingMemoryBound(to: Float.self) + start, destinationStride: args.outputStride)
-    case .float16:
-        let output = args.output.assumingMemoryBound(to: UInt16.self) + start
-        for lane in 0..<rows {
-            for channel in 0..<args.valueDim {
-                output[lane * args.outputStride + channel] = narrowToHalf(accumulator[channel * lanes + lane])
-            }
-        }
-    case .bfloat16:
-        let output = args.output.assumingMemoryBound(to: UInt16.self) + start
-        for lane in 0..<rows {
-            for channel in 0..<args.valueDim {
-                output[lane * args.outputStride + channel] = narrowToBFloat16(accumulator[channel * lanes + lane])
-            }
-        }
     }
 }

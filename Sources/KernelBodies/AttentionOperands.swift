@@ -1,0 +1,115 @@
+// Attention operands in and out of the kernel: queries into panels, 16-bit or strided rows into adjacent floats, accumulators into the
+// caller's layout and type. Once per block or key block, so plain loops around the vector transposes and conversions.
+//
+// These functions take pointers and numbers only: a struct that files share would bring weak functions of its own.
+
+import KernelInterface
+
+#if canImport(Glibc)
+    import Glibc
+#elseif canImport(Musl)
+    import Musl
+#elseif canImport(Darwin)
+    import Darwin
+#endif
+
+/// Q becomes a panel [headDim][lanes], times softmaxScale (over the soft cap); missing rows are zero.
+@inline(never)
+func packQueries(_ args: AttentionArguments, row: Int, lanes: Int, into packed: UnsafeMutablePointer<Float>) {
+    let scale = args.logitsSoftCap > 0 ? args.softmaxScale / args.logitsSoftCap : args.softmaxScale
+    let rows = minimum(lanes, args.queryRows - row)
+    if rows < lanes {
+        for x in 0..<lanes * args.headDim { packed[x] = 0 }
+    }
+    if args.query.type == .float32 {
+        let source = args.query.base.assumingMemoryBound(to: Float.self) + row * args.query.stride
+        transpose(
+            source, stride: args.query.stride, rows: rows, columns: args.headDim, times: scale, into: packed,
+            destinationStride: lanes)
+    } else {
+        for lane in 0..<rows {
+            for channel in 0..<args.headDim {
+                packed[channel * lanes + lane] = element(args.query, row + lane, channel) * scale
+            }
+        }
+    }
+}
+
+@_transparent
+private func element(_ operand: RowOperand, _ row: Int, _ channel: Int) -> Float {
+    let index = row * operand.stride + channel
+    switch operand.type {
+    case .float32: return operand.base.assumingMemoryBound(to: Float.self)[index]
+    case .float16: return widenHalf(operand.base.assumingMemoryBound(to: UInt16.self)[index])
+    case .bfloat16: return Float(bitPattern: UInt32(operand.base.assumingMemoryBound(to: UInt16.self)[index]) << 16)
+    }
+}
+
+/// Copies rows to adjacent floats.
+@inline(never)
+func stage(
+    _ operand: RowOperand, first: Int, count: Int, channels: Int, into destination: UnsafeMutablePointer<Float>
+) {
+    let whole = channels / laneCount * laneCount
+    for row in 0..<count {
+        let target = destination + row * channels
+        let start = (first + row) * operand.stride
+        switch operand.type {
+        case .float32:
+            let source = operand.base.assumingMemoryBound(to: Float.self) + start
+            for x in 0..<whole / laneCount { store(load(source + x * laneCount), target + x * laneCount) }
+        case .float16:
+            let source = operand.base.assumingMemoryBound(to: UInt16.self) + start
+            for x in 0..<whole / laneCount { store(loadHalf(source + x * laneCount), target + x * laneCount) }
+        case .bfloat16:
+            let source = operand.base.assumingMemoryBound(to: UInt16.self) + start
+            for x in 0..<whole / laneCount { store(loadBFloat16(source + x * laneCount), target + x * laneCount) }
+        }
+        for channel in whole..<channels { target[channel] = element(operand, first + row, channel) }
+    }
+}
+
+/// O/l in the caller's layout and type; a row that saw no key gives 0 and −∞.
+@inline(never)
+func writeOutput(
+    _ args: AttentionArguments, row: Int, lanes: Int, accumulator: UnsafeMutablePointer<Float>,
+    maxima: UnsafePointer<Float>, sums: UnsafeMutablePointer<Float>
+) {
+    let rows = minimum(lanes, args.queryRows - row)
+    if let logSumExp = args.logSumExp {
+        for lane in 0..<rows {
+            let lse = Double(maxima[lane]) + log(Double(sums[lane]))
+            logSumExp[row + lane] = sums[lane] == 0 ? -.infinity : Float(lse)
+        }
+    }
+    for lane in 0..<lanes { sums[lane] = sums[lane] == 0 ? 0 : 1 / sums[lane] }
+    for channel in 0..<args.valueDim {
+        for x in 0..<lanes / laneCount {
+            let pointer = accumulator + channel * lanes + x * laneCount
+            let factor = load(sums + x * laneCount)
+            // Selected, not multiplied: hidden values that are not finite have left 0·∞ in the accumulator.
+            store((load(pointer) * factor).replacing(with: splat(0), where: factor .== splat(0)), pointer)
+        }
+    }
+    let start = row * args.outputStride
+    switch args.outputType {
+    case .float32:
+        transpose(
+            accumulator, stride: lanes, rows: args.valueDim, columns: rows, times: 1,
+            into: args.output.assumingMemoryBound(to: Float.self) + start, destinationStride: args.outputStride)
+    case .float16:
+        let output = args.output.assumingMemoryBound(to: UInt16.self) + start
+        for lane in 0..<rows {
+            for channel in 0..<args.valueDim {
+                output[lane * args.outputStride + channel] = narrowToHalf(accumulator[channel * lanes + lane])
+            }
+        }
+    case .bfloat16:
+        let output = args.output.assumingMemoryBound(to: UInt16.self) + start
+        for lane in 0..<rows {
+            for channel in 0..<args.valueDim {
+                output[lane * args.outputStride + channel] = narrowToBFloat16(accumulator[channel * lanes + lane])
+            }
+        }
+    }
+}
