@@ -6,6 +6,8 @@ import SparseKernelsReference
 struct AttentionCases {
     var instructionSets: [InstructionSet]
     var pools: [WorkerPool]
+    /// Heads of the synthetic cases; nil for as many as give every length about the same work.
+    var heads: Int?
 
     func section(quick: Bool) -> Section {
         var groups: [CaseGroup] = []
@@ -38,9 +40,9 @@ struct AttentionCases {
         }
     }
 
-    /// As many heads as give every length about the same work per call at equal headDim and mask.
+    /// Without `heads`, as many as give every length about the same work per call at equal headDim and mask.
     private func synthetic(_ length: Int, _ headDim: Int, _ mask: AttentionMask) -> CaseGroup {
-        let heads = max(1, 16384 / length)
+        let heads = heads ?? max(1, 16384 / length)
         let shape = try! AttentionShape(
             queryLength: length, keyLength: length, queryHeads: heads, kvHeads: heads, headDim: headDim)
         let name = "N \(length) d \(headDim) H \(heads) \(mask.isCausal ? "causal" : "full")"

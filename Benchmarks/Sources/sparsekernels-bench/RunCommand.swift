@@ -15,6 +15,9 @@ struct RunCommand: ParsableCommand {
     @Flag(help: "Fewer and shorter cases, under a minute in all.")
     var quick = false
 
+    @Option(help: "Heads of the synthetic attention cases. Default: 16384 / N.")
+    var heads: Int?
+
     @Option(help: "Write machine, roofs and rows to this file.")
     var json: String?
 
@@ -22,6 +25,7 @@ struct RunCommand: ParsableCommand {
     var svg: String?
 
     func run() throws {
+        if let heads, heads < 1 { throw ValidationError("--heads takes 1 or more, got \(heads)") }
         let sets = try machine.instructionSets()
         let pools = try machine.pools()
         let description = Machine.current(isa: sets.map(\.name).joined(separator: ","))
@@ -31,7 +35,7 @@ struct RunCommand: ParsableCommand {
         var report = Report(machine: description, roofs: measureRoofs(sets[0]))
         var sections = [
             GEMMCases(instructionSets: sets, pools: pools).section(quick: quick),
-            AttentionCases(instructionSets: sets, pools: pools).section(quick: quick),
+            AttentionCases(instructionSets: sets, pools: pools, heads: heads).section(quick: quick),
         ]
         for index in sections.indices {
             sections[index].groups.removeAll { group in
