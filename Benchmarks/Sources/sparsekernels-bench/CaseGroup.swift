@@ -24,7 +24,8 @@ struct Variant {
     var isa: String
     var threads: Int
     var body: () -> Void
-    var verify: () throws -> Verification
+    /// Checks the result; nil when there is none to check.
+    var verify: () throws -> Verification?
     /// Another variant of the group, by position, and what the table calls it.
     var baseline: (index: Int, name: String)?
     /// The roof of this variant, measured in the same rounds, in GFLOP/s.

@@ -40,7 +40,7 @@ struct GroupRunner {
                 roofFraction: roof.map { rate / $0 }, baseline: variant.baseline?.name,
                 baselineSeconds: variant.baseline.map { samples.summary(of: "\($0.index)").median },
                 speedup: variant.baseline.map { samples.speedup(of: "\(index)", over: "\($0.index)") },
-                error: checks[index].error, errorBound: checks[index].bound, verified: checks[index].passed)
+                error: checks[index]?.error, errorBound: checks[index]?.bound, verified: checks[index]?.passed)
         }
     }
 }

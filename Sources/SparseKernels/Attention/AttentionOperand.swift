@@ -15,6 +15,11 @@ extension AttentionElement {
     }
 }
 
+extension StorageType {
+    /// Bytes of one element.
+    var byteCount: Int { self == .float32 ? 4 : 2 }
+}
+
 /// A read-only operand as kernels address it.
 struct AttentionOperand {
     let base: UnsafeRawPointer
@@ -29,7 +34,7 @@ struct AttentionOperand {
 
     /// The rows of one head, from a token on.
     func rows(head: Int, from token: Int = 0) -> RowOperand {
-        let bytes = geometry.offset(head: head, token: token) * (type == .float32 ? 4 : 2)
+        let bytes = geometry.offset(head: head, token: token) * type.byteCount
         return RowOperand(base: base + bytes, stride: geometry.tokenStride, type: type)
     }
 }
@@ -48,6 +53,6 @@ struct MutableAttentionOperand {
 
     /// The address of a row.
     func row(head: Int, token: Int) -> UnsafeMutableRawPointer {
-        base + geometry.offset(head: head, token: token) * (type == .float32 ? 4 : 2)
+        base + geometry.offset(head: head, token: token) * type.byteCount
     }
 }

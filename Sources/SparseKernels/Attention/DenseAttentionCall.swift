@@ -13,20 +13,11 @@ struct DenseAttentionCall {
     var bias: AttentionOperand?
     var logSumExp: UnsafeMutablePointer<Float>?
 
-    init(
-        plan: DenseAttention, query: AttentionOperand, key: AttentionOperand, value: AttentionOperand,
-        output: MutableAttentionOperand
-    ) {
-        self.plan = plan
-        self.query = query
-        self.key = key
-        self.value = value
-        self.output = output
-    }
+    /// Query blocks of one head.
+    private var blocks: Int { (plan.shape.queryLength + plan.queryBlock - 1) / plan.queryBlock }
 
     func run(on pool: WorkerPool) {
         let shape = plan.shape
-        let blocks = (shape.queryLength + plan.queryBlock - 1) / plan.queryBlock
         let work = shape.queryHeads * shape.queryLength * shape.keyLength * (shape.headDim + shape.valueDim)
         withUnsafePointer(to: self) { call in
             pool.run(
@@ -40,7 +31,6 @@ struct DenseAttentionCall {
 
     private func attend(task: Int, scratch: UnsafeMutableRawPointer) {
         let shape = plan.shape
-        let blocks = (shape.queryLength + plan.queryBlock - 1) / plan.queryBlock
         let head = task / blocks
         let first = (blocks - 1 - task % blocks) * plan.queryBlock
         let kvHead = head / shape.queryHeadsPerKVHead
