@@ -38,9 +38,7 @@ struct RunCommand: ParsableCommand {
             AttentionCases(instructionSets: sets, pools: pools, heads: heads).section(quick: quick),
         ]
         for index in sections.indices {
-            sections[index].groups.removeAll { group in
-                filter.map { !"\(group.op) \(group.name)".localizedCaseInsensitiveContains($0) } ?? false
-            }
+            sections[index].groups.removeAll { !matches(filter, op: $0.op, name: $0.name) }
         }
         let total = sections.map(\.groups.count).reduce(0, +)
         if total == 0 { throw ValidationError("no case matches --filter \(filter ?? "")") }
@@ -62,7 +60,7 @@ struct RunCommand: ParsableCommand {
             }
         }
         if let json { try report.write(to: json) }
-        if let svg { try chart(report).write(toFile: svg, atomically: true, encoding: .utf8) }
+        if let svg { try report.writeChart(to: svg) }
         let failures = report.rows.filter { $0.status == .fail }.count
         if failures > 0 {
             print("\n\(failures) rows FAILED verification")
@@ -82,12 +80,5 @@ struct RunCommand: ParsableCommand {
         print(String(format: "multiply-add, GFLOP/s   %10.1f %11.1f", fma[0], fma[1]))
         print(String(format: "memory read, GB/s       %10.1f %11.1f", read[0], read[1]))
         return roofs
-    }
-
-    private func chart(_ report: Report) -> String {
-        BarChart(
-            title: "Percent of the multiply-add roof", subtitle: "\(report.machine.cpu), commit \(report.machine.commit)",
-            rows: report.rows.filter { $0.roofFraction != nil }
-        ).svg()
     }
 }

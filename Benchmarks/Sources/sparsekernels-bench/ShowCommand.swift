@@ -16,26 +16,34 @@ struct ShowCommand: ParsableCommand {
     var svg: String?
 
     func run() throws {
-        let report = try Report(contentsOf: report)
+        var report = try Report(contentsOf: report)
         let machine = report.machine
         print("\(machine.cpu), \(machine.cores) cores; \(machine.compiler); commit \(machine.commit)")
         for (roof, value) in report.roofs.all { print(String(format: "%@ %.1f", roof.rawValue, value)) }
-        let rows = report.rows.filter { row in
-            filter.map { "\(row.op) \(row.caseName)".localizedCaseInsensitiveContains($0) } ?? true
-        }
-        if rows.isEmpty { throw ValidationError("no row matches") }
-        for (title, matches) in [("Matrix product", true), ("Attention", false)] {
-            let section = rows.filter { $0.op.hasPrefix("gemm") == matches }
+        report.rows.removeAll { !matches(filter, op: $0.op, name: $0.caseName) }
+        if report.rows.isEmpty { throw ValidationError("no row matches") }
+        for (title, isProduct) in [("Matrix product", true), ("Attention", false)] {
+            let section = report.rows.filter { $0.op.hasPrefix("gemm") == isProduct }
             if section.isEmpty { continue }
             let table = TextTable(title: title, rows: section)
             table.printHeader()
             for row in section { table.printRow(row) }
         }
-        if let svg {
-            try BarChart(
-                title: "Percent of the multiply-add roof", subtitle: "\(machine.cpu), commit \(machine.commit)",
-                rows: rows.filter { $0.roofFraction != nil }
-            ).svg().write(toFile: svg, atomically: true, encoding: .utf8)
-        }
+        if let svg { try report.writeChart(to: svg) }
+    }
+}
+
+/// Whether a case passes `--filter`: its operation or name contains the text, or there is none.
+func matches(_ filter: String?, op: String, name: String) -> Bool {
+    filter.map { "\(op) \(name)".localizedCaseInsensitiveContains($0) } ?? true
+}
+
+extension Report {
+    /// Writes the chart of the percent of the roof, for the rows that have one.
+    func writeChart(to path: String) throws {
+        try BarChart(
+            title: "Percent of the multiply-add roof", subtitle: "\(machine.cpu), commit \(machine.commit)",
+            rows: rows.filter { $0.roofFraction != nil }
+        ).svg().write(toFile: path, atomically: true, encoding: .utf8)
     }
 }
