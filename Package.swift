@@ -43,6 +43,11 @@ let documentation: [Package.Dependency] =
     Context.environment["SPARSEKERNELS_DOCS"] == nil
     ? [] : [.package(url: "https://github.com/swiftlang/swift-docc-plugin", from: "1.5.0")]
 
+// MARK: - Façades
+
+// One module per paper: its words and defaults over the operators of SparseKernels, which it re-exports. No arithmetic.
+let facades = ["XAttention", "MInference", "SpargeAttention", "DuoAttention"]
+
 // MARK: - Package
 
 let package = Package(
@@ -52,7 +57,7 @@ let package = Package(
         .library(name: "SparseKernels", targets: ["SparseKernels"]),
         .library(name: "SparseKernelsReference", targets: ["SparseKernelsReference"]),
         .library(name: "GoldenReplay", targets: ["GoldenReplay"]),
-    ],
+    ] + facades.map { .library(name: $0, targets: [$0]) },
     traits: [
         .trait(name: "OpenBLAS", description: "Dense algebra and SVD through the system's OpenBLAS and LAPACKE."),
         .default(enabledTraits: ["OpenBLAS"]),
@@ -68,20 +73,28 @@ let package = Package(
             swiftSettings: language + views + levelDefine),
         .target(
             name: "SparseKernelsReference", dependencies: ["SparseKernels"], swiftSettings: language + views),
-        .target(name: "GoldenReplay", dependencies: ["SparseKernels"], swiftSettings: language + views),
+        .target(
+            name: "GoldenReplay", dependencies: ["SparseKernels"] + facades.map { .byName(name: $0) },
+            swiftSettings: language + views),
         .target(name: "KernelInterface", swiftSettings: language),
         .testTarget(
             name: "SparseKernelsTests", dependencies: ["SparseKernels", "SparseKernelsReference", "KernelInterface"],
             swiftSettings: language + views),
         .testTarget(
             name: "GoldenReplayTests", dependencies: ["GoldenReplay", "SparseKernels"], swiftSettings: language + views),
+        .testTarget(
+            name: "FacadeTests",
+            dependencies: ["SparseKernels", "SparseKernelsReference"] + facades.map { .byName(name: $0) },
+            swiftSettings: language + views),
         // Built as a client builds: no settings of this package, no @testable.
-        .testTarget(name: "PublicAPITests", dependencies: ["SparseKernels"]),
+        .testTarget(
+            name: "PublicAPITests", dependencies: ["SparseKernels"] + facades.map { .byName(name: $0) }),
         .systemLibrary(name: "CIntrinsics"),
         .systemLibrary(
             name: "COpenBLAS", pkgConfig: "openblas",
             providers: [.apt(["libopenblas-dev", "liblapacke-dev"]), .brew(["openblas"])]),
     ]
+        + facades.map { .target(name: $0, dependencies: ["SparseKernels"], swiftSettings: language + views) }
         + level("Portable", portableFlags)
         + vectorLevels.flatMap { level($0.0, levelFlags($0.1)) }
 )

@@ -40,18 +40,20 @@ private struct KeyBlock {
     /// Position of row 0 in the sequence.
     var begin: Int
     var count: Int
-    /// Another block follows in memory, to be fetched while this one is worked on.
-    var hasNext: Bool
+    /// The block that comes next, to be fetched while this one is worked on; nil when there is none or rows are staged.
+    var nextKeys: UnsafePointer<Float>?
+    var nextValues: UnsafePointer<Float>?
 }
 
 /// See `AttentionArguments`.
 public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
-    let args = arguments.pointee
+    var args = arguments.pointee
     let stagesKeys = needsStaging(args.key, channels: args.headDim)
     let stagesValues = needsStaging(args.value, channels: args.valueDim)
+    let gathers = args.gatheredKeyCount > 0
     let layout = AttentionScratch(
-        headDim: args.headDim, valueDim: args.valueDim, queryRows: args.queryRows, stagesKeys: stagesKeys,
-        stagesValues: stagesValues)
+        headDim: args.headDim, valueDim: args.valueDim, queryRows: args.queryRows, stagesKeys: stagesKeys || gathers,
+        stagesValues: stagesValues || gathers)
     let scratch = args.scratch.assumingMemoryBound(to: Float.self)
     let vectors = (args.queryRows + laneCount - 1) / laneCount
     let space = Workspace(
@@ -69,43 +71,76 @@ public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
     }
     for x in 0..<(args.valueDim + tileRows) * vectors * laneCount { space.accumulator[x] = 0 }
 
-    for range in 0..<args.keyRangeCount {
-        let begin = maximum(args.keyRanges[range].begin, args.visibleFrom)
-        let end = minimum(args.keyRanges[range].end, args.queryRows - 1 + args.visibleTo)
-        var key = begin
+    let keyRows = args.key.base.assumingMemoryBound(to: Float.self)
+    let valueRows = args.value.base.assumingMemoryBound(to: Float.self)
+    let windowFrom = args.visibleFrom
+    for index in 0..<args.keyRangeCount {
+        let range = args.keyRanges![index]
+        args.visibleFrom = range.end <= args.sinkKeys ? -(1 << 60) : windowFrom
+        var key = maximum(range.begin, args.visibleFrom)
+        let end = minimum(range.end, args.queryRows - 1 + args.visibleTo)
         while key < end {
             let count = minimum(AttentionScratch.keyBlock, end - key)
             var block = KeyBlock(
                 keys: scratch + layout.keys, keyStride: args.headDim, values: scratch + layout.values,
-                valueStride: args.valueDim, begin: key, count: count,
-                hasNext: key + count < end && !stagesKeys && !stagesValues)
+                valueStride: args.valueDim, begin: key, count: count)
             if stagesKeys {
                 stage(args.key, first: key, count: count, channels: args.headDim, into: scratch + layout.keys)
             } else {
-                block.keys = args.key.base.assumingMemoryBound(to: Float.self) + key * args.key.stride
+                block.keys = keyRows + key * args.key.stride
                 block.keyStride = args.key.stride
             }
             if stagesValues {
                 stage(args.value, first: key, count: count, channels: args.valueDim, into: scratch + layout.values)
             } else {
-                block.values = args.value.base.assumingMemoryBound(to: Float.self) + key * args.value.stride
+                block.values = valueRows + key * args.value.stride
                 block.valueStride = args.value.stride
             }
-            forEachPanel(vectors: vectors) { panel in
-                switch panel.width {
-                case 1: attendPanelOfOne(args, space, block, row: panel.row)
-                case 2: attendPanelOfTwo(args, space, block, row: panel.row)
-                default: attendPanelOfThree(args, space, block, row: panel.row)
-                }
-            }
             key += count
+            if !stagesKeys && !stagesValues && (key < end || index + 1 < args.keyRangeCount) {
+                let next = key < end ? key : args.keyRanges![index + 1].begin
+                block.nextKeys = keyRows + next * args.key.stride
+                block.nextValues = valueRows + next * args.value.stride
+            }
+            attendKeyBlock(args, space, block, vectors: vectors)
         }
+    }
+    args.visibleFrom = -(1 << 60)
+    args.visibleTo = 1 << 60
+    var first = 0
+    while first < args.gatheredKeyCount {
+        let count = minimum(AttentionScratch.keyBlock, args.gatheredKeyCount - first)
+        for row in 0..<count {
+            let key = Int(args.gatheredKeys![first + row])
+            stage(
+                args.key, first: key, count: 1, channels: args.headDim, into: scratch + layout.keys + row * args.headDim)
+            stage(
+                args.value, first: key, count: 1, channels: args.valueDim,
+                into: scratch + layout.values + row * args.valueDim)
+        }
+        let block = KeyBlock(
+            keys: scratch + layout.keys, keyStride: args.headDim, values: scratch + layout.values, valueStride: args.valueDim,
+            begin: 0, count: count)
+        attendKeyBlock(args, space, block, vectors: vectors)
+        first += count
     }
     forEachPanel(vectors: vectors) { panel in
         writeOutput(
             args, row: panel.row, lanes: panel.width * laneCount,
             accumulator: space.accumulator + panel.row * (args.valueDim + tileRows), maxima: space.maxima + panel.row,
             sums: space.sums + panel.row)
+    }
+}
+
+/// All panels of the block against one step of keys.
+@_transparent
+private func attendKeyBlock(_ args: AttentionArguments, _ space: Workspace, _ block: KeyBlock, vectors: Int) {
+    forEachPanel(vectors: vectors) { panel in
+        switch panel.width {
+        case 1: attendPanelOfOne(args, space, block, row: panel.row)
+        case 2: attendPanelOfTwo(args, space, block, row: panel.row)
+        default: attendPanelOfThree(args, space, block, row: panel.row)
+        }
     }
 }
 
@@ -168,17 +203,22 @@ private func attendPanel(
     let firstKey = block.begin + low
 
     // The first panel of the block fetches the next one.
-    let next = row == 0 && block.hasNext ? block.count - low : 0
     scorePanel(
-        keys, stride: block.keyStride, count: count, headDim: args.headDim,
-        packedQuery: space.packedQuery + row * args.headDim, scores: scores, values: values, valueStride: block.valueStride,
-        next: next, width: width)
+        block, keys, count: count, headDim: args.headDim, packedQuery: space.packedQuery + row * args.headDim,
+        scores: scores, fetchesNext: row == 0 && block.nextKeys != nil, width: width)
     if args.logitsSoftCap > 0 || args.aliBiSlope != 0 || args.bias != nil {
         adjustScores(args, scores, row: row, width: width, firstKey: firstKey, count: count)
     }
     maskScores(args, scores, row: row, width: width, firstKey: firstKey, keys: 0, until: commonLow - low)
     maskScores(args, scores, row: row, width: width, firstKey: firstKey, keys: commonHigh - low, until: count)
 
+    if args.pvSkipThreshold < .infinity
+        && isNegligible(
+            scores, count: count, maxima: space.maxima + row, rows: lastRow + 1 - row, below: args.pvSkipThreshold,
+            width: width)
+    {
+        return
+    }
     let rescale = softmaxPanel(scores, count: count, maxima: space.maxima + row, sums: space.sums + row, width: width)
     let accumulator = space.accumulator + row * (args.valueDim + tileRows)
     let ends = (0, commonLow - low, commonHigh - low, count)
@@ -210,13 +250,14 @@ private var scoreDepth: Int { 16 }
 
 /// S = K·Qᵀ, `scoreDepth` channels at a time over all keys of the block.
 ///
-/// Sixteen channels are one cache line of a row. With `next` > 0 each step also asks for that line of the keys and values `next` rows
-/// on, so that the next block comes from memory or the last-level cache beside the arithmetic and not in front of it.
+/// Sixteen channels are one cache line of a row. With `fetchesNext` each step also asks for that line of the keys and values of the
+/// next block, so that it comes from memory or the last-level cache beside the arithmetic and not in front of it.
 @_transparent
 private func scorePanel(
-    _ keys: UnsafePointer<Float>, stride: Int, count: Int, headDim: Int, packedQuery: UnsafePointer<Float>,
-    scores: UnsafeMutablePointer<Float>, values: UnsafePointer<Float>, valueStride: Int, next: Int, width: Int
+    _ block: KeyBlock, _ keys: UnsafePointer<Float>, count: Int, headDim: Int, packedQuery: UnsafePointer<Float>,
+    scores: UnsafeMutablePointer<Float>, fetchesNext: Bool, width: Int
 ) {
+    let stride = block.keyStride
     let lanes = width * laneCount
     var channel = 0
     while channel < headDim {
@@ -224,10 +265,10 @@ private func scorePanel(
         let panel = packedQuery + channel * lanes
         var key = 0
         while key < count {
-            if next > 0 {
+            if fetchesNext {
                 for r in 0..<tileRows {
-                    prefetch(keys + (next + key + r) * stride + channel)
-                    prefetch(values + (next + key + r) * valueStride + channel)
+                    prefetch(block.nextKeys! + (key + r) * stride + channel)
+                    prefetch(block.nextValues! + (key + r) * block.valueStride + channel)
                 }
             }
             var tile = zeroTile()
@@ -239,6 +280,27 @@ private func scorePanel(
         }
         channel += depth
     }
+}
+
+/// Whether every score of the step lies `below` or more under the running maximum of its row, NaN counting as no. e^−`below` then
+/// bounds every probability of the step, relative to the largest of its row. Lanes past `rows` are padding.
+@inline(never)
+private func isNegligible(
+    _ scores: UnsafeMutablePointer<Float>, count: Int, maxima: UnsafePointer<Float>, rows: Int, below: Float, width: Int
+) -> Bool {
+    let lanes = width * laneCount
+    // Rows past the step are free once it is scored.
+    let exceeding = scores + AttentionScratch.keyBlock * lanes
+    var x = 0
+    while x < lanes {
+        let limit = load(maxima + x) - splat(below)
+        var kept = splat(1)
+        for key in 0..<count { kept = splat(0).replacing(with: kept, where: load(scores + key * lanes + x) .<= limit) }
+        store(kept, exceeding + x)
+        x += laneCount
+    }
+    for lane in 0..<rows where exceeding[lane] == 0 { return false }
+    return true
 }
 
 /// Oᵀ ← α·Oᵀ + Vᵀ·P.

@@ -32,7 +32,8 @@ public struct KeyRange: Sendable {
 /// One query block of one head against a list of key ranges: the unit of work of every attention operator.
 ///
 /// Query row `i` of the block sees key `j` when `j` lies in one of `keyRanges` (ascending, disjoint) and
-/// `i + visibleFrom ≤ j < i + visibleTo`. Callers without a lower or upper limit pass ∓2⁶⁰ there.
+/// `i + visibleFrom ≤ j < i + visibleTo`. Callers without a lower or upper limit pass ∓2⁶⁰ there. Ranges that end at or before
+/// `sinkKeys` are exempt from the lower limit. Every row sees `gatheredKeys` as well, which lie in no range.
 public struct AttentionArguments {
     /// Row 0 is the first query of the block.
     public var query: RowOperand
@@ -50,21 +51,28 @@ public struct AttentionArguments {
     public var queryRows: Int
     public var headDim: Int
     public var valueDim: Int
-    public var keyRanges: UnsafePointer<KeyRange>
-    public var keyRangeCount: Int
-    public var visibleFrom: Int
-    public var visibleTo: Int
+    public var keyRanges: UnsafePointer<KeyRange>?
+    public var keyRangeCount = 0
+    public var visibleFrom = -(1 << 60)
+    public var visibleTo = 1 << 60
+    public var sinkKeys = 0
+    /// Single keys, ascending.
+    public var gatheredKeys: UnsafePointer<Int32>?
+    public var gatheredKeyCount = 0
 
     /// Multiplies the scores: softmaxScale, before soft cap, slope and bias.
-    public var softmaxScale: Float
+    public var softmaxScale: Float = 1
     /// cap·tanh(score/cap) when positive; 0 is off.
-    public var logitsSoftCap: Float
+    public var logitsSoftCap: Float = 0
     /// Adds slope·(j − i − `aliBiOffset`) when non-zero.
-    public var aliBiSlope: Float
-    public var aliBiOffset: Int
+    public var aliBiSlope: Float = 0
+    public var aliBiOffset = 0
     /// Adds bias[i][j] when present; `biasStride` floats from row to row.
     public var bias: UnsafePointer<Float>?
-    public var biasStride: Int
+    public var biasStride = 0
+    /// Skips the exponentials and P·V of a panel and a key block whose scores all lie at least this far below the running maxima
+    /// of their rows; +∞ skips nothing.
+    public var pvSkipThreshold: Float = .infinity
 
     /// `AttentionScratch.byteCount` bytes, 64-byte aligned, contents undefined.
     public var scratch: UnsafeMutableRawPointer
@@ -72,8 +80,6 @@ public struct AttentionArguments {
     public init(
         query: RowOperand, key: RowOperand, value: RowOperand, output: UnsafeMutableRawPointer, outputStride: Int,
         outputType: StorageType, logSumExp: UnsafeMutablePointer<Float>?, queryRows: Int, headDim: Int, valueDim: Int,
-        keyRanges: UnsafePointer<KeyRange>, keyRangeCount: Int, visibleFrom: Int, visibleTo: Int, softmaxScale: Float,
-        logitsSoftCap: Float, aliBiSlope: Float, aliBiOffset: Int, bias: UnsafePointer<Float>?, biasStride: Int,
         scratch: UnsafeMutableRawPointer
     ) {
         self.query = query
@@ -86,16 +92,6 @@ public struct AttentionArguments {
         self.queryRows = queryRows
         self.headDim = headDim
         self.valueDim = valueDim
-        self.keyRanges = keyRanges
-        self.keyRangeCount = keyRangeCount
-        self.visibleFrom = visibleFrom
-        self.visibleTo = visibleTo
-        self.softmaxScale = softmaxScale
-        self.logitsSoftCap = logitsSoftCap
-        self.aliBiSlope = aliBiSlope
-        self.aliBiOffset = aliBiOffset
-        self.bias = bias
-        self.biasStride = biasStride
         self.scratch = scratch
     }
 }

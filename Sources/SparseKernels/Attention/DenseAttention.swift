@@ -16,7 +16,7 @@ internal import KernelInterface
 /// - Source: online softmax as in FlashAttention-2 (Dao, 2023, algorithm 1), with queries along the vector lanes.
 /// - Complexity: `queryHeads · visible pairs · (headDim + valueDim)` multiply-adds.
 /// - Scratch: `scratchByteCount` per thread, kept by the pool; nothing is allocated per call once the pool has it.
-public struct DenseAttention: Sendable {
+public struct DenseAttention: AttentionOperator {
     public let shape: AttentionShape
     public let mask: AttentionMask
     public let scoring: AttentionScoring
@@ -58,7 +58,7 @@ public struct DenseAttention: Sendable {
     /// values, disappear beside the products; 96 rows cost about 1%. Packed queries and accumulators of 192 rows are 192 KiB at
     /// 128 channels, which leaves room for a key block in a 512 KiB second-level cache. The choice
     /// depends on shape and level only, never on the threads.
-    private static func queryBlock(_ shape: AttentionShape, _ kernels: KernelTable) -> Int {
+    static func queryBlock(_ shape: AttentionShape, _ kernels: KernelTable) -> Int {
         func blocks(_ rows: Int) -> Int { shape.queryHeads * ((shape.queryLength + rows - 1) / rows) }
         let rows = blocks(192) >= 128 ? AttentionScratch.maximumQueryRows : blocks(96) >= 16 ? 96 : 48
         return rows / kernels.panelWidth * kernels.panelWidth
@@ -97,34 +97,26 @@ public struct DenseAttention: Sendable {
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` naming the operand that disagrees with the plan; nothing is written then.
     public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
-        query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>,
-        bias: TensorView<Float>? = nil, output: consuming MutableTensorView<O>,
+        query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, bias: TensorView<Float>,
+        output: consuming MutableTensorView<O>,
         logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
-        try shape.check(
-            "query", query.geometry, heads: shape.queryHeads, tokens: shape.queryLength, channels: shape.headDim)
-        try shape.check("key", key.geometry, heads: shape.kvHeads, tokens: shape.keyLength, channels: shape.headDim)
-        try shape.check("value", value.geometry, heads: shape.kvHeads, tokens: shape.keyLength, channels: shape.valueDim)
-        try shape.check(
-            "output", output.geometry, heads: shape.queryHeads, tokens: shape.queryLength, channels: shape.valueDim)
-        if let bias {
-            try require(
-                bias.heads == 1 || bias.heads == shape.queryHeads, .invalidShape, "bias.heads",
-                expected: "1 or queryHeads (\(shape.queryHeads))", actual: "\(bias.heads)")
-            try shape.check(
-                "bias", bias.geometry, heads: bias.heads, tokens: shape.queryLength, channels: shape.keyLength)
-        }
-        let rows = shape.queryHeads * shape.queryLength
-        if let count = logSumExp?.count {
-            try require(
-                count == rows, .invalidShape, "logSumExp", expected: "queryHeads × queryLength = \(rows) elements",
-                actual: "\(count)")
-        }
-        var call = DenseAttentionCall(
-            plan: self, query: AttentionOperand(query), key: AttentionOperand(key), value: AttentionOperand(value),
-            output: MutableAttentionOperand(output))
-        if let bias { call.bias = AttentionOperand(bias) }
-        call.logSumExp = logSumExp?.withUnsafeMutableBufferPointer { $0.baseAddress }
-        call.run(on: pool)
+        try require(
+            bias.heads == 1 || bias.heads == shape.queryHeads, .invalidShape, "bias.heads",
+            expected: "1 or queryHeads (\(shape.queryHeads))", actual: "\(bias.heads)")
+        try shape.check("bias", bias.geometry, heads: bias.heads, tokens: shape.queryLength, channels: shape.keyLength)
+        let buffers = try AttentionBuffers(
+            shape, query: query, key: key, value: value, output: output, logSumExp: logSumExp)
+        DenseAttentionCall(plan: self, buffers: buffers, bias: AttentionOperand(bias)).run(on: pool)
+    }
+
+    /// Computes attention without a bias. See `run(query:key:value:bias:output:logSumExp:on:)`.
+    public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
+        query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, output: consuming MutableTensorView<O>,
+        logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        let buffers = try AttentionBuffers(
+            shape, query: query, key: key, value: value, output: output, logSumExp: logSumExp)
+        DenseAttentionCall(plan: self, buffers: buffers).run(on: pool)
     }
 }

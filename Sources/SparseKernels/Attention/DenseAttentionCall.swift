@@ -6,12 +6,8 @@ internal import KernelInterface
 /// queries of a head: under a causal mask later blocks see more keys, and the light ones are left to fill the end.
 struct DenseAttentionCall {
     let plan: DenseAttention
-    let query: AttentionOperand
-    let key: AttentionOperand
-    let value: AttentionOperand
-    let output: MutableAttentionOperand
+    let buffers: AttentionBuffers
     var bias: AttentionOperand?
-    var logSumExp: UnsafeMutablePointer<Float>?
 
     /// Query blocks of one head.
     private var blocks: Int { (plan.shape.queryLength + plan.queryBlock - 1) / plan.queryBlock }
@@ -33,22 +29,22 @@ struct DenseAttentionCall {
         let shape = plan.shape
         let head = task / blocks
         let first = (blocks - 1 - task % blocks) * plan.queryBlock
-        let kvHead = head / shape.queryHeadsPerKVHead
         var range = KeyRange(begin: 0, end: shape.keyLength)
         let biasHead = bias.map { $0.geometry.heads == 1 ? 0 : head } ?? 0
         let biasRow = bias?.rows(head: biasHead, from: first)
         withUnsafePointer(to: &range) { ranges in
-            var arguments = AttentionArguments(
-                query: query.rows(head: head, from: first), key: key.rows(head: kvHead), value: value.rows(head: kvHead),
-                output: output.row(head: head, token: first), outputStride: output.geometry.tokenStride,
-                outputType: output.type, logSumExp: logSumExp.map { $0 + head * shape.queryLength + first },
-                queryRows: min(plan.queryBlock, shape.queryLength - first), headDim: shape.headDim,
-                valueDim: shape.valueDim, keyRanges: ranges, keyRangeCount: 1, visibleFrom: first + plan.limits.from,
-                visibleTo: first + plan.limits.to, softmaxScale: plan.softmaxScale,
-                logitsSoftCap: plan.scoring.logitsSoftCap ?? 0, aliBiSlope: plan.scoring.aliBiSlopes?[head] ?? 0,
-                aliBiOffset: first + shape.keyLength - shape.queryLength,
-                bias: biasRow?.base.assumingMemoryBound(to: Float.self), biasStride: biasRow?.stride ?? 0,
-                scratch: scratch)
+            var arguments = buffers.arguments(
+                shape, head: head, firstQuery: first, rows: min(plan.queryBlock, shape.queryLength - first), scratch: scratch)
+            arguments.keyRanges = ranges
+            arguments.keyRangeCount = 1
+            arguments.visibleFrom = first + plan.limits.from
+            arguments.visibleTo = first + plan.limits.to
+            arguments.softmaxScale = plan.softmaxScale
+            arguments.logitsSoftCap = plan.scoring.logitsSoftCap ?? 0
+            arguments.aliBiSlope = plan.scoring.aliBiSlopes?[head] ?? 0
+            arguments.aliBiOffset = first + shape.keyLength - shape.queryLength
+            arguments.bias = biasRow?.base.assumingMemoryBound(to: Float.self)
+            arguments.biasStride = biasRow?.stride ?? 0
             plan.kernels.attendBlock(&arguments)
         }
     }

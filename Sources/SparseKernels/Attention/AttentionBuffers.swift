@@ -1,0 +1,47 @@
+internal import KernelInterface
+
+/// The operands of one `run`, checked against a shape: what every attention operator hands to its tasks.
+struct AttentionBuffers {
+    let query: AttentionOperand
+    let key: AttentionOperand
+    let value: AttentionOperand
+    let output: MutableAttentionOperand
+    var logSumExp: UnsafeMutablePointer<Float>?
+
+    /// - Throws: `.invalidShape` naming the operand that disagrees with the shape.
+    init<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
+        _ shape: AttentionShape, query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>,
+        output: consuming MutableTensorView<O>, logSumExp: consuming MutableSpan<Float>?
+    ) throws(SparseKernelsError) {
+        try shape.check(
+            "query", query.geometry, heads: shape.queryHeads, tokens: shape.queryLength, channels: shape.headDim)
+        try shape.check("key", key.geometry, heads: shape.kvHeads, tokens: shape.keyLength, channels: shape.headDim)
+        try shape.check("value", value.geometry, heads: shape.kvHeads, tokens: shape.keyLength, channels: shape.valueDim)
+        try shape.check(
+            "output", output.geometry, heads: shape.queryHeads, tokens: shape.queryLength, channels: shape.valueDim)
+        let rows = shape.queryHeads * shape.queryLength
+        if let count = logSumExp?.count {
+            try require(
+                count == rows, .invalidShape, "logSumExp", expected: "queryHeads × queryLength = \(rows) elements",
+                actual: "\(count)")
+        }
+        self.query = AttentionOperand(query)
+        self.key = AttentionOperand(key)
+        self.value = AttentionOperand(value)
+        self.output = MutableAttentionOperand(output)
+        self.logSumExp = logSumExp?.withUnsafeMutableBufferPointer { $0.baseAddress }
+    }
+
+    /// A task's addresses: `rows` queries of a head against the keys from `firstKey` on. The caller sets ranges, limits and scoring.
+    func arguments(
+        _ shape: AttentionShape, head: Int, firstQuery: Int, rows: Int, firstKey: Int = 0, scratch: UnsafeMutableRawPointer
+    ) -> AttentionArguments {
+        let kvHead = head / shape.queryHeadsPerKVHead
+        return AttentionArguments(
+            query: query.rows(head: head, from: firstQuery), key: key.rows(head: kvHead, from: firstKey),
+            value: value.rows(head: kvHead, from: firstKey), output: output.row(head: head, token: firstQuery),
+            outputStride: output.geometry.tokenStride, outputType: output.type,
+            logSumExp: logSumExp.map { $0 + head * shape.queryLength + firstQuery }, queryRows: rows,
+            headDim: shape.headDim, valueDim: shape.valueDim, scratch: scratch)
+    }
+}

@@ -1,0 +1,222 @@
+internal import KernelInterface
+
+/// Exact attention over the keys that a pattern keeps: per head dense, streaming, block-sparse or runs of keys.
+///
+/// The plan turns patterns into a list of tasks once; `run` costs what the kept keys cost. Make it per mask and run it as often as
+/// the mask holds; it is immutable and may be used from several threads.
+///
+/// ```swift
+/// let grid = try BlockGrid(shape, blockSize: 128, isCausal: true)
+/// let mask = try BlockMask.streaming(grid, sinkBlocks: 1, localBlocks: 4)
+/// let state = try BlockSparseAttention(shape, mask: mask)(query: q, key: k, value: v)
+/// ```
+///
+/// - A query that sees no key gives output 0 and LSE −∞.
+/// - Non-finite input propagates as IEEE arithmetic has it into the rows that see it, and into no other row. With a
+///   `pvSkipThreshold` values of skipped keys are not looked at.
+/// - Results are bitwise the same for every number of threads.
+/// - Source: block-sparse and streaming heads as in Block-Sparse-Attention (mit-han-lab), aligned at the end.
+/// - Complexity: planning O(kept blocks); running `visiblePairs · (headDim + valueDim)` multiply-adds.
+/// - Scratch: `scratchByteCount` per thread, kept by the pool; nothing is allocated per call once the pool has it.
+public struct BlockSparseAttention: AttentionOperator {
+    public let shape: AttentionShape
+    public let scoring: AttentionScoring
+    /// Blocks of scores this far or more below the running maximum of all their rows are not multiplied with values; nil: none.
+    public let pvSkipThreshold: Float?
+    /// The instruction set that `run` executes.
+    public let instructionSet: InstructionSet
+
+    let kernels: KernelTable
+    let softmaxScale: Float
+    let schedule: AttentionSchedule
+
+    /// One sequence of a packed batch: where it lies in the operands and what its heads attend to.
+    public struct PackedSequence: Sendable {
+        public var queries: Range<Int>
+        public var keys: Range<Int>
+        /// One pattern for all heads, per KV head, or per query head.
+        public var heads: [HeadPattern]
+
+        public init(queries: Range<Int>, keys: Range<Int>, heads: [HeadPattern]) {
+            self.queries = queries
+            self.keys = keys
+            self.heads = heads
+        }
+    }
+
+    /// A plan from a mask of 1, `kvHeads` or `queryHeads` heads.
+    ///
+    /// - Parameter pvSkipThreshold: in natural-log units, above 0. See `SpargeAttention`.
+    /// - Throws: `.invalidShape` when mask and shape disagree, otherwise as `DenseAttention`.
+    public init(
+        _ shape: AttentionShape, mask: BlockMask, scoring: AttentionScoring = AttentionScoring(),
+        pvSkipThreshold: Float? = nil, instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        try self.init(
+            shape, heads: (0..<mask.heads).map { .blockSparse(mask, head: $0) }, isCausal: mask.grid.isCausal,
+            scoring: scoring, pvSkipThreshold: pvSkipThreshold, instructionSet: instructionSet)
+    }
+
+    /// A plan from one pattern for all heads, per KV head, or per query head.
+    ///
+    /// - Parameter isCausal: hides keys after the query's own position, which is aligned at the end of the keys.
+    /// - Throws: `.invalidShape` or `.invalidArgument` naming the pattern that does not fit, otherwise as `DenseAttention`.
+    public init(
+        _ shape: AttentionShape, heads: [HeadPattern], isCausal: Bool, scoring: AttentionScoring = AttentionScoring(),
+        pvSkipThreshold: Float? = nil, instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        let sequence = PackedSequence(queries: 0..<shape.queryLength, keys: 0..<shape.keyLength, heads: heads)
+        try self.init(
+            shape, sequences: [sequence], isCausal: isCausal, scoring: scoring, pvSkipThreshold: pvSkipThreshold,
+            instructionSet: instructionSet)
+    }
+
+    /// A plan for a batch of sequences of different lengths, packed one after the other in the operands.
+    ///
+    /// - Parameters:
+    ///   - shape: `queryLength` and `keyLength` are those of the packed operands.
+    ///   - sequences: their queries follow each other and cover all of `queryLength`; keys may lie anywhere, also shared.
+    ///   - isCausal: per sequence, aligned at its own end.
+    /// - Throws: as above; `.invalidShape` for ranges that leave the operands, leave gaps between queries, or are empty.
+    public init(
+        _ shape: AttentionShape, sequences: [PackedSequence], isCausal: Bool,
+        scoring: AttentionScoring = AttentionScoring(), pvSkipThreshold: Float? = nil, instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        try scoring.validate(shape)
+        if let threshold = pvSkipThreshold {
+            try require(
+                threshold > 0 && threshold.isFinite, .invalidArgument, "pvSkipThreshold", expected: "finite and positive",
+                actual: "\(threshold)")
+        }
+        self.shape = shape
+        self.scoring = scoring
+        self.pvSkipThreshold = pvSkipThreshold
+        self.instructionSet = try InstructionSet.resolve(instructionSet)
+        kernels = self.instructionSet.kernels
+        softmaxScale = scoring.softmaxScale ?? 1 / Float(shape.headDim).squareRoot()
+
+        var schedule = AttentionSchedule()
+        let denseRows = AttentionSchedule.TaskRows(
+            limit: DenseAttention.queryBlock(shape, kernels), panelWidth: kernels.panelWidth)
+        let blockRows = AttentionSchedule.TaskRows(panelWidth: kernels.panelWidth)
+        var end = 0
+        for (index, sequence) in sequences.enumerated() {
+            let name = sequences.count == 1 ? "" : "sequences[\(index)]."
+            try Self.check(sequence, shape, after: end, isCausal: isCausal, named: name)
+            end = sequence.queries.upperBound
+            let lie = AttentionSchedule.Sequence(queries: sequence.queries, keys: sequence.keys, isCausal: isCausal)
+            for head in 0..<shape.queryHeads {
+                // One pattern for all heads, one per query head, or one per KV head.
+                let patterns = sequence.heads.count
+                let pattern = patterns == 1 ? 0 : patterns == shape.queryHeads ? head : head / shape.queryHeadsPerKVHead
+                if scoring.aliBiSlopes != nil, case .runs = sequence.heads[pattern] {
+                    throw SparseKernelsError(
+                        .invalidArgument, "aliBiSlopes", expected: "nil with patterns of single keys", actual: "slopes")
+                }
+                schedule.append(
+                    sequence.heads[pattern], head: head, sequence: lie, denseRows: denseRows, blockRows: blockRows)
+            }
+        }
+        try require(
+            end == shape.queryLength, .invalidShape, "sequences", expected: "to cover all \(shape.queryLength) queries",
+            actual: "\(end)")
+        schedule.order()
+        self.schedule = schedule
+    }
+
+    private static func check(
+        _ sequence: PackedSequence, _ shape: AttentionShape, after end: Int, isCausal: Bool, named name: String
+    ) throws(SparseKernelsError) {
+        let (queries, keys) = (sequence.queries, sequence.keys)
+        try require(
+            queries.lowerBound == end && !queries.isEmpty && queries.upperBound <= shape.queryLength, .invalidShape,
+            "\(name)queries", expected: "a range that starts at \(end) and ends at or before \(shape.queryLength)",
+            actual: "\(queries)")
+        try require(
+            keys.lowerBound >= 0 && !keys.isEmpty && keys.upperBound <= shape.keyLength, .invalidShape, "\(name)keys",
+            expected: "a range inside 0..<\(shape.keyLength)", actual: "\(keys)")
+        try require(
+            !isCausal || queries.count <= keys.count, .invalidShape, "\(name)queryLength",
+            expected: "at most keyLength (\(keys.count)) when causal", actual: "\(queries.count)")
+        let patterns = sequence.heads.count
+        try require(
+            [1, shape.kvHeads, shape.queryHeads].contains(patterns), .invalidShape, "\(name)heads",
+            expected: "1, kvHeads (\(shape.kvHeads)) or queryHeads (\(shape.queryHeads)) patterns or mask heads",
+            actual: "\(patterns)")
+        for (index, pattern) in sequence.heads.enumerated() {
+            try pattern.validate(
+                queryLength: queries.count, keyLength: keys.count, isCausal: isCausal, named: "\(name)heads[\(index)]")
+        }
+    }
+
+    /// Bytes of scratch that each thread of the pool needs.
+    public var scratchByteCount: Int {
+        AttentionScratch(
+            headDim: shape.headDim, valueDim: shape.valueDim, queryRows: schedule.tasks.reduce(1) { max($0, $1.rows) },
+            stagesKeys: true, stagesValues: true
+        ).byteCount
+    }
+
+    /// Score entries that the patterns and the causal limit leave, over all query heads.
+    public var visiblePairs: Int { schedule.visiblePairs }
+
+    /// Computes attention into the caller's memory. See `AttentionOperator.run`.
+    public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
+        query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, output: consuming MutableTensorView<O>,
+        logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        let buffers = try AttentionBuffers(
+            shape, query: query, key: key, value: value, output: output, logSumExp: logSumExp)
+        schedule.tasks.withUnsafeBufferPointer { tasks in
+            schedule.ranges.withUnsafeBufferPointer { ranges in
+                schedule.gatheredKeys.withUnsafeBufferPointer { gathered in
+                    Call(
+                        plan: self, buffers: buffers, tasks: tasks.baseAddress!, ranges: ranges.baseAddress,
+                        gathered: gathered.baseAddress
+                    ).run(on: pool, tasks: tasks.count)
+                }
+            }
+        }
+    }
+
+    /// One `run`: what its tasks share.
+    private struct Call {
+        let plan: BlockSparseAttention
+        let buffers: AttentionBuffers
+        let tasks: UnsafePointer<AttentionSchedule.Task>
+        let ranges: UnsafePointer<KeyRange>?
+        let gathered: UnsafePointer<Int32>?
+
+        func run(on pool: WorkerPool, tasks count: Int) {
+            let shape = plan.shape
+            withUnsafePointer(to: self) { call in
+                pool.run(
+                    tasks: count, work: plan.visiblePairs * (shape.headDim + shape.valueDim),
+                    scratchByteCount: plan.scratchByteCount, context: call
+                ) { context, task, scratch in
+                    let call = context.assumingMemoryBound(to: Call.self)
+                    call.pointee.attend(task: call.pointee.tasks[task], scratch: scratch)
+                }
+            }
+        }
+
+        private func attend(task: AttentionSchedule.Task, scratch: UnsafeMutableRawPointer) {
+            var arguments = buffers.arguments(
+                plan.shape, head: task.head, firstQuery: task.firstQuery, rows: task.rows, firstKey: task.firstKey,
+                scratch: scratch)
+            arguments.keyRanges = ranges.map { $0 + task.ranges.lowerBound }
+            arguments.keyRangeCount = task.ranges.count
+            arguments.gatheredKeys = gathered.map { $0 + task.gathered.lowerBound }
+            arguments.gatheredKeyCount = task.gathered.count
+            arguments.visibleFrom = task.visibleFrom
+            arguments.visibleTo = task.visibleTo
+            arguments.sinkKeys = task.sinkKeys
+            arguments.softmaxScale = plan.softmaxScale
+            arguments.logitsSoftCap = plan.scoring.logitsSoftCap ?? 0
+            arguments.aliBiSlope = plan.scoring.aliBiSlopes?[task.head] ?? 0
+            arguments.aliBiOffset = task.position
+            arguments.pvSkipThreshold = plan.pvSkipThreshold ?? .infinity
+            plan.kernels.attendBlock(&arguments)
+        }
+    }
+}

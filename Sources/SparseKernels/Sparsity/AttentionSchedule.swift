@@ -1,0 +1,165 @@
+internal import KernelInterface
+
+/// The tasks of a sparse plan: which rows of which head attend to which keys. All patterns, block sizes and packed sequences come
+/// down to this list, which `run` works off without looking at masks again.
+struct AttentionSchedule: Sendable {
+    /// One call of the kernel.
+    struct Task: Sendable {
+        var head: Int
+        /// Rows of the query operand.
+        var firstQuery: Int
+        var rows: Int
+        /// Where the sequence's key 0 lies in the key operand; ranges and limits count from there.
+        var firstKey: Int
+        /// Key position of the task's first row.
+        var position: Int
+        var ranges: Range<Int>
+        var gathered: Range<Int>
+        var visibleFrom = AttentionSchedule.unlimited.from
+        var visibleTo = AttentionSchedule.unlimited.to
+        var sinkKeys = 0
+        /// Score entries that the limits leave.
+        var visiblePairs = 0
+    }
+
+    static let unlimited = (from: -(1 << 60), to: 1 << 60)
+
+    private(set) var tasks: [Task] = []
+    private(set) var ranges: [KeyRange] = []
+    private(set) var gatheredKeys: [Int32] = []
+    private(set) var visiblePairs = 0
+
+    /// Where a sequence lies in the operands.
+    struct Sequence {
+        var queries: Range<Int>
+        var keys: Range<Int>
+        var isCausal: Bool
+        var queryOffset: Int { keys.count - queries.count }
+    }
+
+    /// Rows per task: at most what scratch holds, and whole panels except at the end of the block.
+    struct TaskRows {
+        var limit = AttentionScratch.maximumQueryRows
+        var panelWidth: Int
+
+        /// Cuts a block of queries into equal tasks.
+        func cut(_ block: Range<Int>, _ body: (Range<Int>) -> Void) {
+            let pieces = (block.count + limit - 1) / limit
+            if pieces == 0 { return }
+            let even = (block.count + pieces - 1) / pieces
+            let size = min(limit, (even + panelWidth - 1) / panelWidth * panelWidth)
+            for first in stride(from: block.lowerBound, to: block.upperBound, by: size) {
+                body(first..<min(block.upperBound, first + size))
+            }
+        }
+    }
+
+    /// Adds the tasks of one head of one sequence.
+    mutating func append(_ pattern: HeadPattern, head: Int, sequence: Sequence, denseRows: TaskRows, blockRows: TaskRows) {
+        switch pattern {
+        case .dense:
+            append(
+                [KeyRange(begin: 0, end: sequence.keys.count)], head: head, sequence: sequence,
+                block: 0..<sequence.queries.count, rows: denseRows)
+        case .streaming(let sink, let local):
+            let sink = min(sink, sequence.keys.count)
+            // A window longer than the sequence hides nothing; clamped, it stays far from overflow.
+            let window = min(local, sequence.keys.count)
+            var ranges = [KeyRange(begin: 0, end: sink), KeyRange(begin: sink, end: sequence.keys.count)]
+            ranges.removeAll { $0.begin == $0.end }
+            append(
+                ranges, head: head, sequence: sequence, block: 0..<sequence.queries.count, rows: denseRows, sink: sink,
+                window: window)
+        case .blockSparse(let mask, let maskHead):
+            var ranges: [KeyRange] = []
+            for row in 0..<mask.grid.blockRows {
+                mask.keyRanges(head: maskHead, row: row, into: &ranges)
+                append(ranges, head: head, sequence: sequence, block: mask.grid.query[row], rows: blockRows)
+            }
+        case .runs(let runs):
+            for block in 0..<runs.query.count {
+                let ranges = runs.runs(block: block).map { KeyRange(begin: $0.lowerBound, end: $0.upperBound) }
+                append(
+                    ranges, keys: runs.keys(block: block), head: head, sequence: sequence, block: runs.query[block],
+                    rows: blockRows)
+            }
+        }
+    }
+
+    private mutating func append(
+        _ keyRanges: [KeyRange], keys: ArraySlice<Int32> = [], head: Int, sequence: Sequence, block: Range<Int>,
+        rows: TaskRows, sink: Int = 0, window: Int? = nil
+    ) {
+        let (rangeStart, keyStart) = (ranges.count, gatheredKeys.count)
+        ranges += keyRanges
+        gatheredKeys += keys
+        let listed = rangeStart..<ranges.count
+        let gathered = keyStart..<gatheredKeys.count
+        rows.cut(block) { queries in
+            let position = queries.lowerBound + sequence.queryOffset
+            var task = Task(
+                head: head, firstQuery: sequence.queries.lowerBound + queries.lowerBound, rows: queries.count,
+                firstKey: sequence.keys.lowerBound, position: position, ranges: listed, gathered: gathered)
+            if sequence.isCausal { task.visibleTo = position + 1 }
+            if let window { task.visibleFrom = position - window + 1 }
+            task.sinkKeys = sink
+            for range in keyRanges {
+                let keys = range.end - range.begin
+                let seen = pairsBelowDiagonal(rows: task.rows, columns: keys, offset: task.visibleTo - range.begin)
+                let before =
+                    range.end <= sink
+                    ? 0 : pairsBelowDiagonal(rows: task.rows, columns: keys, offset: task.visibleFrom - range.begin)
+                task.visiblePairs += max(0, seen - before)
+            }
+            task.visiblePairs += task.rows * keys.count
+            tasks.append(task)
+            visiblePairs += task.visiblePairs
+        }
+    }
+
+    /// Orders the tasks for the pool, heaviest first: classes of equal powers of two, so that inside a class neighbours stay
+    /// neighbours and find their keys in the cache, and backwards through the queries, where causal tasks are heavier.
+    mutating func order() {
+        // Counting sort by the class, which costs less than the kernel's work on a single row.
+        var counts = [Int](repeating: 0, count: 65)
+        for task in tasks { counts[task.weightClass + 1] += 1 }
+        for index in 1...64 { counts[index] += counts[index - 1] }
+        var ordered = tasks
+        for task in tasks {
+            ordered[tasks.count - 1 - counts[task.weightClass]] = task
+            counts[task.weightClass] += 1
+        }
+        tasks = ordered
+    }
+}
+
+extension AttentionSchedule.Task {
+    /// Position of the highest bit of the work: 0…63.
+    fileprivate var weightClass: Int { 63 - max(1, visiblePairs).leadingZeroBitCount }
+}
+
+/// Pairs (i, j) with i < `rows`, j < `columns` and j < i + `offset`: none, then one more key per row, then all.
+func pairsBelowDiagonal(rows: Int, columns: Int, offset: Int) -> Int {
+    if rows == 0 || offset + rows - 1 <= 0 { return 0 }
+    // Rows from `full` on see every column; rows from `first` on see one more each.
+    let full = min(rows, max(0, columns - offset))
+    let first = min(full, max(0, 1 - offset))
+    return (first + offset + full - 1 + offset) * (full - first) / 2 + (rows - full) * columns
+}
+
+extension BlockMask {
+    /// The kept keys of a row as ranges: adjacent blocks merged, unreachable ones left out.
+    func keyRanges(head: Int, row: Int, into ranges: inout [KeyRange]) {
+        ranges.removeAll(keepingCapacity: true)
+        let reachable = grid.reachableColumns(ofRow: row).upperBound
+        for column in columns(head: head, row: row) where column < reachable {
+            let keys = grid.key[Int(column)]
+            if keys.isEmpty { continue }
+            if let last = ranges.last, last.end == keys.lowerBound {
+                ranges[ranges.count - 1].end = keys.upperBound
+            } else {
+                ranges.append(KeyRange(begin: keys.lowerBound, end: keys.upperBound))
+            }
+        }
+    }
+}

@@ -1,0 +1,150 @@
+/// Which blocks of the attention matrix are kept, for one or several heads: block compressed sparse rows (BSR).
+///
+/// Row r of head h keeps the columns `columnIndices[rowOffsets[h·blockRows + r] ..< rowOffsets[h·blockRows + r + 1]]`, ascending.
+/// Blocks beyond the causal diagonal may be listed; attention ignores them and `density` does not count them.
+///
+/// Memory: 8 bytes per block row and 4 per kept block. Values are immutable and share storage when copied.
+public struct BlockMask: Hashable, Sendable {
+    public let grid: BlockGrid
+    /// Masks in this value: 1, the KV heads or the query heads of a call.
+    public let heads: Int
+    /// `heads · blockRows + 1` ascending positions in `columnIndices`.
+    public let rowOffsets: [Int]
+    /// Kept columns of every row, ascending within a row.
+    public let columnIndices: [Int32]
+
+    /// A mask from its parts.
+    /// - Throws: `.invalidShape` for wrong counts, `.invalidArgument` for offsets that do not ascend from 0 to the number of
+    ///   columns, or for columns out of range or out of order.
+    /// - Complexity: O(rows + kept blocks).
+    public init(grid: BlockGrid, heads: Int, rowOffsets: [Int], columnIndices: [Int32]) throws(SparseKernelsError) {
+        try require(heads >= 1, .invalidShape, "heads", expected: "at least 1", actual: "\(heads)")
+        let (rows, overflow) = heads.multipliedReportingOverflow(by: grid.blockRows)
+        try require(
+            !overflow && rowOffsets.count == rows + 1, .invalidShape, "rowOffsets",
+            expected: "heads · blockRows + 1 = \(heads) · \(grid.blockRows) + 1 elements", actual: "\(rowOffsets.count)")
+        try require(
+            rowOffsets[0] == 0 && rowOffsets[rows] == columnIndices.count, .invalidArgument, "rowOffsets",
+            expected: "to start at 0 and end at columnIndices.count (\(columnIndices.count))",
+            actual: "\(rowOffsets[0]) and \(rowOffsets[rows])")
+        for row in 0..<rows {
+            let (begin, end) = (rowOffsets[row], rowOffsets[row + 1])
+            try require(
+                begin <= end && end <= columnIndices.count, .invalidArgument, "rowOffsets[\(row + 1)]",
+                expected: "within \(begin)...\(columnIndices.count)", actual: "\(end)")
+            var previous = Int32(-1)
+            for index in begin..<end {
+                let column = columnIndices[index]
+                try require(
+                    column > previous && column < grid.blockColumns, .invalidArgument, "columnIndices[\(index)]",
+                    expected: "ascending within the row and below blockColumns (\(grid.blockColumns))",
+                    actual: "\(column) after \(previous)")
+                previous = column
+            }
+        }
+        self.init(unchecked: grid, heads: heads, rowOffsets: rowOffsets, columnIndices: columnIndices)
+    }
+
+    /// For parts that are right by construction.
+    init(unchecked grid: BlockGrid, heads: Int, rowOffsets: [Int], columnIndices: [Int32]) {
+        self.grid = grid
+        self.heads = heads
+        self.rowOffsets = rowOffsets
+        self.columnIndices = columnIndices
+    }
+
+    /// Keeps the blocks for which `isKept(head, row, column)`; asked for reachable blocks only.
+    public init(grid: BlockGrid, heads: Int = 1, where isKept: (Int, Int, Int) -> Bool) throws(SparseKernelsError) {
+        try require(heads >= 1, .invalidShape, "heads", expected: "at least 1", actual: "\(heads)")
+        var builder = BlockMaskBuilder(grid: grid, heads: heads)
+        for head in 0..<heads {
+            for row in 0..<grid.blockRows {
+                for column in grid.reachableColumns(ofRow: row) where isKept(head, row, column) { builder.keep(column) }
+                builder.endRow()
+            }
+        }
+        self = builder.mask
+    }
+
+    /// Kept columns of a row.
+    public func columns(head: Int, row: Int) -> ArraySlice<Int32> {
+        precondition(
+            head >= 0 && head < heads && row >= 0 && row < grid.blockRows,
+            "row (\(head), \(row)) outside a mask of \(heads) heads × \(grid.blockRows) rows")
+        let index = head * grid.blockRows + row
+        return columnIndices[rowOffsets[index]..<rowOffsets[index + 1]]
+    }
+
+    /// Whether a block is kept.
+    /// - Complexity: O(log of the row's kept blocks).
+    public subscript(head: Int, row: Int, column: Int) -> Bool {
+        let columns = columns(head: head, row: row)
+        var (low, high) = (columns.startIndex, columns.endIndex)
+        while low < high {
+            let middle = (low + high) / 2
+            if columns[middle] < column { low = middle + 1 } else { high = middle }
+        }
+        return low < columns.endIndex && columns[low] == column
+    }
+
+    /// Kept blocks that attention would compute, over all heads or of one.
+    public func nonzeroBlocks(head: Int? = nil) -> Int {
+        var count = 0
+        for head in head.map({ $0..<$0 + 1 }) ?? 0..<heads {
+            for row in 0..<grid.blockRows {
+                let reachable = grid.reachableColumns(ofRow: row).upperBound
+                let columns = columns(head: head, row: row)
+                // Columns ascend, so unreachable ones are at the end.
+                count += columns.last.map { Int($0) < reachable } ?? true ? columns.count : columns.count { $0 < reachable }
+            }
+        }
+        return count
+    }
+
+    /// Kept fraction of the reachable blocks (of the causal area when the grid is causal), over all heads.
+    public var density: Double { Double(nonzeroBlocks()) / Double(max(1, heads * grid.reachableBlocks)) }
+
+    /// Kept fraction of one head's reachable blocks.
+    public func density(head: Int) -> Double {
+        Double(nonzeroBlocks(head: head)) / Double(max(1, grid.reachableBlocks))
+    }
+
+    /// Score entries that attention computes, over all heads.
+    public var visiblePairs: Int {
+        var pairs = 0
+        for head in 0..<heads {
+            for row in 0..<grid.blockRows {
+                for column in columns(head: head, row: row) { pairs += grid.visiblePairs(row: row, column: Int(column)) }
+            }
+        }
+        return pairs
+    }
+
+    /// Bytes of the index arrays.
+    public var byteCount: Int { rowOffsets.count * MemoryLayout<Int>.stride + columnIndices.count * 4 }
+}
+
+/// Writes masks row by row: `keep` in ascending order, then `endRow`, for every row of every head.
+struct BlockMaskBuilder {
+    let grid: BlockGrid
+    let heads: Int
+    private var rowOffsets = [0]
+    private var columnIndices: [Int32] = []
+
+    init(grid: BlockGrid, heads: Int) {
+        self.grid = grid
+        self.heads = heads
+        rowOffsets.reserveCapacity(heads * grid.blockRows + 1)
+    }
+
+    mutating func keep(_ column: Int) { columnIndices.append(Int32(truncatingIfNeeded: column)) }
+
+    mutating func keep(_ columns: Range<Int>) { for column in columns { keep(column) } }
+
+    mutating func endRow() { rowOffsets.append(columnIndices.count) }
+
+    var mask: BlockMask {
+        precondition(rowOffsets.count == heads * grid.blockRows + 1, "a mask needs every row of every head")
+        return BlockMask(unchecked: grid, heads: heads, rowOffsets: rowOffsets, columnIndices: columnIndices)
+    }
+}

@@ -1,0 +1,66 @@
+/// A sequence cut into consecutive blocks: equal ones with a shorter last one, or blocks of any sizes.
+///
+/// Uniform partitions are what block-sparse masks of estimators use; partitions of any sizes are what clustered (permuted)
+/// sequences use, where a block is a cluster. Empty blocks are allowed in the latter.
+public struct BlockPartition: Hashable, Sendable {
+    /// Tokens of the sequence.
+    public let length: Int
+    /// Tokens of every block but the last; nil when sizes vary.
+    public let blockSize: Int?
+    /// Number of blocks.
+    public let count: Int
+    /// First token of every block and, last, `length`; empty for uniform partitions.
+    private let edges: [Int]
+
+    /// Blocks of `blockSize` tokens; the last one may be shorter.
+    /// - Throws: `.invalidShape` for a length or block size below 1.
+    public init(length: Int, blockSize: Int) throws(SparseKernelsError) {
+        try require(length >= 1, .invalidShape, "length", expected: "at least 1", actual: "\(length)")
+        try require(blockSize >= 1, .invalidShape, "blockSize", expected: "at least 1", actual: "\(blockSize)")
+        self.length = length
+        self.blockSize = blockSize
+        count = (length - 1) / blockSize + 1
+        edges = []
+    }
+
+    /// Blocks of the given sizes, in order. A block may be empty.
+    /// - Throws: `.invalidShape` for a negative size, or sizes that add up to nothing or overflow.
+    public init(sizes: [Int]) throws(SparseKernelsError) {
+        var edges = [0]
+        edges.reserveCapacity(sizes.count + 1)
+        for (index, size) in sizes.enumerated() {
+            try require(size >= 0, .invalidShape, "sizes[\(index)]", expected: "at least 0", actual: "\(size)")
+            let (end, overflow) = edges[index].addingReportingOverflow(size)
+            try require(!overflow, .invalidShape, "sizes", expected: "a sum that fits 63 bits", actual: "\(sizes.count) sizes")
+            edges.append(end)
+        }
+        try require(edges[sizes.count] >= 1, .invalidShape, "sizes", expected: "a sum of at least 1", actual: "0")
+        length = edges[sizes.count]
+        blockSize = nil
+        count = sizes.count
+        self.edges = edges
+    }
+
+    /// Tokens of block `index`.
+    public subscript(index: Int) -> Range<Int> {
+        precondition(index >= 0 && index < count, "block \(index) outside a partition of \(count) blocks")
+        guard let blockSize else { return edges[index]..<edges[index + 1] }
+        return index * blockSize..<min(length, (index + 1) * blockSize)
+    }
+
+    /// The block that holds `token`; tokens outside the sequence give the first or the last block.
+    public func block(of token: Int) -> Int {
+        let token = max(0, min(length - 1, token))
+        if let blockSize { return token / blockSize }
+        // The last edge at or below the token, among those of blocks that are not empty.
+        var (low, high) = (0, count)
+        while high - low > 1 {
+            let middle = (low + high) / 2
+            if edges[middle] <= token { low = middle } else { high = middle }
+        }
+        return low
+    }
+
+    /// Sizes of all blocks.
+    public var sizes: [Int] { (0..<count).map { self[$0].count } }
+}
