@@ -12,6 +12,16 @@ public struct KernelTable: Sendable {
     /// A block of a matrix product. See `GEMMArguments`.
     public var multiplyBlock: @Sendable (UnsafePointer<GEMMArguments>) -> Void
 
+    /// Block scores of some groups of queries. See `AntidiagonalArguments`.
+    public var scoreAntidiagonals: @Sendable (UnsafePointer<AntidiagonalArguments>) -> Void
+    /// Codes of some groups of keys. See `KeyCodeArguments`.
+    public var encodeKeyGroups: @Sendable (UnsafePointer<KeyCodeArguments>) -> Void
+    /// Sums of columns: (rows, first row, end, channels, room for one row, sums).
+    public var sumRows:
+        @Sendable (
+            UnsafePointer<RowOperand>, Int, Int, Int, UnsafeMutablePointer<Float>, UnsafeMutablePointer<Float>
+        ) -> Void
+
     /// Roofs: (iterations, seed) → `3·tileRows` chains of multiply-adds, `laneCount` wide.
     public var multiplyAddChains: @Sendable (Int, Float) -> Float
     /// Roofs: (pointer, count) → reads every float once; count is a multiple of 3·panelWidth.
@@ -26,6 +36,12 @@ public struct KernelTable: Sendable {
         laneCount: Int, panelWidth: Int, tileRows: Int,
         attendBlock: @escaping @Sendable (UnsafePointer<AttentionArguments>) -> Void,
         multiplyBlock: @escaping @Sendable (UnsafePointer<GEMMArguments>) -> Void,
+        scoreAntidiagonals: @escaping @Sendable (UnsafePointer<AntidiagonalArguments>) -> Void,
+        encodeKeyGroups: @escaping @Sendable (UnsafePointer<KeyCodeArguments>) -> Void,
+        sumRows:
+            @escaping @Sendable (
+                UnsafePointer<RowOperand>, Int, Int, Int, UnsafeMutablePointer<Float>, UnsafeMutablePointer<Float>
+            ) -> Void,
         multiplyAddChains: @escaping @Sendable (Int, Float) -> Float,
         readAll: @escaping @Sendable (UnsafePointer<Float>, Int) -> Float,
         multiplyTile:
@@ -37,6 +53,9 @@ public struct KernelTable: Sendable {
         self.tileRows = tileRows
         self.attendBlock = attendBlock
         self.multiplyBlock = multiplyBlock
+        self.scoreAntidiagonals = scoreAntidiagonals
+        self.encodeKeyGroups = encodeKeyGroups
+        self.sumRows = sumRows
         self.multiplyAddChains = multiplyAddChains
         self.readAll = readAll
         self.multiplyTile = multiplyTile

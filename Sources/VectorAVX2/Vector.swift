@@ -38,3 +38,44 @@ public func loadBFloat16(_ pointer: UnsafePointer<UInt16>) -> Vector {
     let bits = UnsafeRawPointer(pointer).loadUnaligned(as: __m128i.self)
     return unsafeBitCast(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16), to: Vector.self)
 }
+
+/// Lane-wise conversion of integers.
+@_alwaysEmitIntoClient @_transparent
+public func floats(_ integers: IntVector) -> Vector { _mm256_cvtepi32_ps(unsafeBitCast(integers, to: __m256i.self)) }
+
+// MARK: - Small integer codes
+
+/// One register of bytes, or of 16-bit sums of their products.
+public typealias CodeVector = __m256i
+
+/// Channels whose products a narrow sum can hold: 16-bit lanes take 16 products of 31·62 = 1922 (30752 of 32767), and every
+/// step of four channels gives each lane two.
+@_alwaysEmitIntoClient @_transparent
+public var narrowDepth: Int { 32 }
+
+/// Four adjacent bytes, repeated.
+@_alwaysEmitIntoClient @_transparent
+public func splatCodes(_ pointer: UnsafePointer<UInt8>) -> CodeVector {
+    _mm256_set1_epi32(UnsafeRawPointer(pointer).loadUnaligned(as: Int32.self))
+}
+
+/// sum += products of unsigned and signed codes, in 16-bit lanes.
+@_alwaysEmitIntoClient @_transparent
+public func addProducts(_ sum: CodeVector, _ unsigned: CodeVector, _ signed: CodeVector) -> CodeVector {
+    _mm256_add_epi16(sum, _mm256_maddubs_epi16(unsigned, signed))
+}
+
+/// Narrow sums as one 32-bit sum per lane.
+@_alwaysEmitIntoClient @_transparent
+public func widened(_ sum: CodeVector) -> IntVector {
+    unsafeBitCast(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), to: IntVector.self)
+}
+
+/// The lowest byte of every lane, to adjacent bytes.
+@_alwaysEmitIntoClient @_transparent
+public func storeLowBytes(_ value: IntVector, _ pointer: UnsafeMutablePointer<UInt8>) {
+    let bytes = unsafeBitCast(value, to: __m256i.self)
+    let words = _mm_packus_epi32(
+        _mm_and_si128(bytes.lowHalf, _mm_set1_epi32(255)), _mm_and_si128(bytes.highHalf, _mm_set1_epi32(255)))
+    _mm_storel_epi64(UnsafeMutableRawPointer(pointer).assumingMemoryBound(to: __m128i.self), _mm_packus_epi16(words, words))
+}

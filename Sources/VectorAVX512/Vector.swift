@@ -39,3 +39,39 @@ public func loadBFloat16(_ pointer: UnsafePointer<UInt16>) -> Vector {
     let bits = UnsafeRawPointer(pointer).loadUnaligned(as: __m256i.self)
     return unsafeBitCast(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16), to: Vector.self)
 }
+
+/// Lane-wise conversion of integers.
+@_alwaysEmitIntoClient @_transparent
+public func floats(_ integers: IntVector) -> Vector { _mm512_cvtepi32_ps(unsafeBitCast(integers, to: __m512i.self)) }
+
+// MARK: - Small integer codes
+
+/// One register of bytes, or of 32-bit sums of their products.
+public typealias CodeVector = __m512i
+
+/// Channels whose products a sum can hold: VNNI sums in 32 bits, so all of them.
+@_alwaysEmitIntoClient @_transparent
+public var narrowDepth: Int { 1 << 20 }
+
+/// Four adjacent bytes, repeated.
+@_alwaysEmitIntoClient @_transparent
+public func splatCodes(_ pointer: UnsafePointer<UInt8>) -> CodeVector {
+    _mm512_set1_epi32(UnsafeRawPointer(pointer).loadUnaligned(as: Int32.self))
+}
+
+/// sum += products of unsigned and signed codes, four per lane.
+@_alwaysEmitIntoClient @_transparent
+public func addProducts(_ sum: CodeVector, _ unsigned: CodeVector, _ signed: CodeVector) -> CodeVector {
+    _mm512_dpbusd_epi32(sum, unsigned, signed)
+}
+
+/// One 32-bit sum per lane: already there.
+@_alwaysEmitIntoClient @_transparent
+public func widened(_ sum: CodeVector) -> IntVector { unsafeBitCast(sum, to: IntVector.self) }
+
+/// The lowest byte of every lane, to adjacent bytes.
+@_alwaysEmitIntoClient @_transparent
+public func storeLowBytes(_ value: IntVector, _ pointer: UnsafeMutablePointer<UInt8>) {
+    let bytes = _mm512_cvtepi32_epi8(unsafeBitCast(value, to: __m512i.self))
+    UnsafeMutableRawPointer(pointer).storeBytes(of: bytes, as: __m128i.self)
+}

@@ -54,3 +54,42 @@ public func loadBFloat16(_ pointer: UnsafePointer<UInt16>) -> Vector {
     let half = UnsafeRawPointer(pointer).loadUnaligned(as: SIMD4<UInt16>.self)
     return unsafeBitCast(SIMD4<UInt32>(truncatingIfNeeded: half) &<< 16, to: Vector.self)
 }
+
+/// Lane-wise conversion of integers.
+@_alwaysEmitIntoClient @_transparent
+public func floats(_ integers: IntVector) -> Vector { Vector(integers) }
+
+// MARK: - Small integer codes
+
+/// One register of bytes, or of 32-bit sums of their products.
+public typealias CodeVector = SIMD4<Int32>
+
+/// Channels whose products a sum can hold: it has 32 bits, so all of them.
+@_alwaysEmitIntoClient @_transparent
+public var narrowDepth: Int { 1 << 20 }
+
+/// Four adjacent bytes, repeated.
+@_alwaysEmitIntoClient @_transparent
+public func splatCodes(_ pointer: UnsafePointer<UInt8>) -> CodeVector {
+    SIMD4(repeating: UnsafeRawPointer(pointer).loadUnaligned(as: Int32.self))
+}
+
+/// sum += products of unsigned and signed codes, four per lane. Bytes widen to 16-bit lanes, whose products and sums of pairs fit.
+@_alwaysEmitIntoClient @_transparent
+public func addProducts(_ sum: CodeVector, _ unsigned: CodeVector, _ signed: CodeVector) -> CodeVector {
+    let a = SIMD16<Int16>(truncatingIfNeeded: unsafeBitCast(unsigned, to: SIMD16<UInt8>.self))
+    let b = SIMD16<Int16>(truncatingIfNeeded: unsafeBitCast(signed, to: SIMD16<Int8>.self))
+    let products = a &* b
+    let pairs = SIMD8<Int32>(truncatingIfNeeded: products.evenHalf &+ products.oddHalf)
+    return sum &+ pairs.evenHalf &+ pairs.oddHalf
+}
+
+/// One 32-bit sum per lane: already there.
+@_alwaysEmitIntoClient @_transparent
+public func widened(_ sum: CodeVector) -> IntVector { sum }
+
+/// The lowest byte of every lane, to adjacent bytes.
+@_alwaysEmitIntoClient @_transparent
+public func storeLowBytes(_ value: IntVector, _ pointer: UnsafeMutablePointer<UInt8>) {
+    UnsafeMutableRawPointer(pointer).storeBytes(of: SIMD4<UInt8>(truncatingIfNeeded: value), as: SIMD4<UInt8>.self)
+}

@@ -1,0 +1,139 @@
+// Operands of antidiagonal scoring: query groups into panels with their tokens reversed, panels and keys into 6-bit codes.
+
+public import KernelInterface
+
+/// Query groups become a panel [stride·headDim][lanes], tokens in reverse order; missing tokens and groups are zero.
+@inline(never)
+func packGroups(
+    _ args: AntidiagonalArguments, row: Int, lanes: Int, staging: UnsafeMutablePointer<Float>,
+    into packed: UnsafeMutablePointer<Float>
+) {
+    let scale = args.keyCodes == nil ? args.scale : 1
+    for phase in 0..<args.stride {
+        // Token of every group that stands at this place of the reversed row.
+        let token = row * args.stride + args.stride - 1 - phase
+        let present = maximum(0, (args.queryTokens - token + args.stride - 1) / args.stride)
+        let rows = minimum(lanes, minimum(present, args.groups - row))
+        let panel = packed + phase * args.headDim * lanes
+        if rows < lanes {
+            for x in 0..<args.headDim * lanes { panel[x] = 0 }
+        }
+        if args.query.type == .float32 {
+            transpose(
+                args.query.base.assumingMemoryBound(to: Float.self) + token * args.query.stride,
+                stride: args.stride * args.query.stride, rows: rows, columns: args.headDim, times: scale, into: panel,
+                destinationStride: lanes)
+        } else {
+            for lane in 0..<rows {
+                stage(
+                    args.query, first: token + lane * args.stride, count: 1, channels: args.headDim,
+                    into: staging + lane * args.headDim)
+            }
+            transpose(
+                staging, stride: args.headDim, rows: rows, columns: args.headDim, times: scale, into: panel,
+                destinationStride: lanes)
+        }
+    }
+}
+
+/// A float panel becomes codes [depth/4][lanes][4], one scale per lane, and −31·Σ codes per lane.
+@inline(never)
+func encodePanel(
+    _ args: AntidiagonalArguments, _ panel: UnsafePointer<Float>, lanes: Int, into codes: UnsafeMutablePointer<UInt8>,
+    scales: UnsafeMutablePointer<Float>, offsets: UnsafeMutablePointer<Int32>
+) {
+    let depth = args.headDim * args.stride
+    let padded = AntidiagonalScratch.codeDepth(headDim: args.headDim, stride: args.stride)
+    let limit = splat(Float(codeLimit))
+    var lane = 0
+    while lane < lanes {
+        var top = splat(0)
+        for channel in 0..<depth { top = maximum(magnitude(load(panel + channel * lanes + lane)), top) }
+        let factor = (limit / top).replacing(with: splat(0), where: top .== splat(0))
+        store(top / limit * splat(args.scale), scales + lane)
+        var sum = IntVector(repeating: 0)
+        var channel = 0
+        while channel < padded {
+            var bytes = IntVector(repeating: 0)
+            for i in 0..<minimum(4, maximum(0, depth - channel)) {
+                let code = nearest(load(panel + (channel + i) * lanes + lane) * factor)
+                sum = sum &+ code
+                bytes = bytes | ((code & 0xff) &<< Int32(truncatingIfNeeded: 8 * i))
+            }
+            UnsafeMutableRawPointer(codes + channel * lanes + 4 * lane).storeBytes(of: bytes, as: IntVector.self)
+            channel += 4
+        }
+        let offset = IntVector(repeating: 0) &- sum &* Int32(truncatingIfNeeded: codeLimit)
+        UnsafeMutableRawPointer(offsets + lane).storeBytes(of: offset, as: IntVector.self)
+        lane += laneCount
+    }
+}
+
+/// See `KeyCodeArguments`.
+public func encodeKeyGroups(_ arguments: UnsafePointer<KeyCodeArguments>) {
+    let args = arguments.pointee
+    let depth = args.headDim * args.stride
+    let padded = AntidiagonalScratch.codeDepth(headDim: args.headDim, stride: args.stride)
+    let centred = args.scratch.assumingMemoryBound(to: Float.self)
+    let limit = Float(codeLimit)
+    let whole = depth / laneCount * laneCount
+    for group in args.firstGroup..<args.endGroup {
+        let first = group * args.stride
+        let tokens = minimum(args.stride, args.keyTokens - first)
+        stage(args.key, first: first, count: tokens, channels: args.headDim, into: centred)
+        for x in tokens * args.headDim..<depth { centred[x] = 0 }
+        let top = centre(centred, mean: args.mean, tokens: args.stride, channels: args.headDim)
+        args.scales[group] = top / limit
+        let factor = top == 0 ? 0 : limit / top
+        let codes = args.codes + group * padded
+        let shift = IntVector(repeating: Int32(truncatingIfNeeded: codeLimit))
+        var x = 0
+        while x < whole {
+            storeLowBytes(nearest(load(centred + x) * splat(factor)) &+ shift, codes + x)
+            x += laneCount
+        }
+        // The channels past the last whole register: through one more register of zeros.
+        while x < padded {
+            var values = splat(0)
+            for lane in 0..<minimum(laneCount, maximum(0, depth - x)) { values[lane] = centred[x + lane] }
+            storeLowBytes(nearest(values * splat(factor)) &+ shift, codes + x)
+            x += laneCount
+        }
+    }
+}
+
+/// Subtracts the mean from every token and returns the largest magnitude.
+@_transparent
+private func centre(_ rows: UnsafeMutablePointer<Float>, mean: UnsafePointer<Float>, tokens: Int, channels: Int) -> Float {
+    var top = splat(0)
+    var tail: Float = 0
+    for token in 0..<tokens {
+        let row = rows + token * channels
+        var x = 0
+        while x + laneCount <= channels {
+            let value = load(row + x) - load(mean + x)
+            top = maximum(magnitude(value), top)
+            store(value, row + x)
+            x += laneCount
+        }
+        while x < channels {
+            row[x] -= mean[x]
+            tail = row[x].magnitude > tail ? row[x].magnitude : tail
+            x += 1
+        }
+    }
+    for lane in 0..<laneCount where top[lane] > tail { tail = top[lane] }
+    return tail
+}
+
+/// sums[c] = Σ of channel c over rows [first, end), in order.
+public func sumRows(
+    _ operand: UnsafePointer<RowOperand>, _ first: Int, _ end: Int, _ channels: Int, _ row: UnsafeMutablePointer<Float>,
+    _ sums: UnsafeMutablePointer<Float>
+) {
+    for channel in 0..<channels { sums[channel] = 0 }
+    for token in first..<end {
+        stage(operand.pointee, first: token, count: 1, channels: channels, into: row)
+        for channel in 0..<channels { sums[channel] += row[channel] }
+    }
+}

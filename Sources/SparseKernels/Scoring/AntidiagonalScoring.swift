@@ -1,0 +1,136 @@
+internal import KernelInterface
+
+/// Arithmetic of a scoring operator.
+public enum ScoringPrecision: String, Hashable, Sendable, CaseIterable {
+    /// Single precision throughout.
+    case float32
+    /// Products of 6-bit codes (−31…31, one scale per row of a product), summed exactly in integers; softmax in single precision.
+    ///
+    /// On the recorded captures its masks keep the attention mass of the float masks to 0.02 percentage points at equal density.
+    case int6
+}
+
+/// XAttention's estimate of the attention mass of every block: softmax over strided antidiagonals, summed over blocks.
+///
+/// Tokens are taken in groups of `stride`. The score of query group i and key group j is the sum over the antidiagonal of their
+/// stride × stride square,
+///
+///     x_ij = softmaxScale / (stride · norm) · Σ_s q[i·stride + stride − 1 − s] · k[j·stride + s]
+///
+/// and the score of a block is Σ softmax_j(x_ij) over its groups, so that a full row of blocks adds up to its number of query
+/// groups. A stride of 1 gives the exact attention mass of every block.
+///
+/// - A causal group sees the key groups up to and including those that hold a key of its last query's past: j ≤ i +
+///   ⌈(keyLength − queryLength) / stride⌉. The last group may have fewer tokens than `stride`; missing ones count as zeros.
+/// - Query head h reads key head h / (`queryHeads` / `kvHeads`).
+/// - Results are bitwise the same for every number of threads.
+/// - NaN and infinities make the rows that see them NaN.
+/// - Source: XAttention (Xu et al., ICML 2025) §2.1 and algorithm 1; `flat_group_gemm_fuse_reshape` and
+///   `softmax_fuse_block_sum` of the released code. Scores and block sums stay in single precision, where the code stores 16 bits.
+/// - Complexity: `queryHeads · queryLength · keyLength · headDim / stride` multiply-adds, half of it when causal.
+/// - Scratch: `scratchByteCount` per thread, kept by the pool; and with `.int6` one byte per key channel for the length of the call.
+public struct AntidiagonalScoring: Sendable {
+    public let shape: AttentionShape
+    public let grid: BlockGrid
+    /// Tokens of a group.
+    public let stride: Int
+    public let precision: ScoringPrecision
+    /// The instruction set that `run` executes.
+    public let instructionSet: InstructionSet
+    /// Factor on the sums of products: softmaxScale / (stride · norm).
+    let scale: Float
+    let kernels: KernelTable
+    /// Query tokens that count; groups that start at or after it have no mass. Below queryLength for zero-padded operands.
+    package var scoredQueryTokens: Int
+
+    /// - Parameters:
+    ///   - grid: uniform blocks over the tokens of `shape`, sizes multiples of `stride`.
+    ///   - norm: further divisor of the scores; 1 in every released configuration.
+    ///   - softmaxScale: factor on q·k; nil means 1/√headDim.
+    /// - Throws: `.invalidShape` when grid and shape disagree, `.invalidArgument` for a stride below 1 or that does not divide the
+    ///   blocks and for factors that are not finite or not positive, `.unsupportedInstructionSet`.
+    public init(
+        _ shape: AttentionShape, grid: BlockGrid, stride: Int = 16, norm: Float = 1, softmaxScale: Float? = nil,
+        precision: ScoringPrecision = .int6, instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        try require(
+            grid.query.length == shape.queryLength && grid.key.length == shape.keyLength, .invalidShape, "grid",
+            expected: "over \(shape.queryLength) × \(shape.keyLength) tokens",
+            actual: "\(grid.query.length) × \(grid.key.length)")
+        try require(stride >= 1 && stride <= 1024, .invalidArgument, "stride", expected: "in 1...1024", actual: "\(stride)")
+        for (name, partition) in [("grid.query", grid.query), ("grid.key", grid.key)] {
+            try require(
+                partition.blockSize.map { $0 % stride == 0 } ?? false, .invalidArgument, name,
+                expected: "equal blocks whose size is a multiple of stride (\(stride))",
+                actual: partition.blockSize.map { "blocks of \($0)" } ?? "blocks of various sizes")
+        }
+        try require(norm.isFinite && norm > 0, .invalidArgument, "norm", expected: "finite and positive", actual: "\(norm)")
+        if let softmaxScale {
+            try require(
+                softmaxScale.isFinite, .invalidArgument, "softmaxScale", expected: "finite", actual: "\(softmaxScale)")
+        }
+        self.shape = shape
+        self.grid = grid
+        self.stride = stride
+        self.precision = precision
+        self.instructionSet = try InstructionSet.resolve(instructionSet)
+        kernels = self.instructionSet.kernels
+        scale = (softmaxScale ?? 1 / Float(shape.headDim).squareRoot()) / (Float(stride) * norm)
+        scoredQueryTokens = shape.queryLength
+    }
+
+    /// Groups of queries and of keys, the last one possibly partial.
+    var queryGroups: Int { (shape.queryLength - 1) / stride + 1 }
+    var keyGroups: Int { (shape.keyLength - 1) / stride + 1 }
+    var groupsPerQueryBlock: Int { grid.query.blockSize! / stride }
+    var groupsPerKeyBlock: Int { grid.key.blockSize! / stride }
+
+    /// Query blocks of a task: two panels of groups, so that a step of keys is used twice while it is in the second-level cache and
+    /// the packed queries (2 · 24 · 1024 floats are 192 KiB) leave it room.
+    var taskBlocks: Int { max(1, 2 * kernels.panelWidth / groupsPerQueryBlock) }
+
+    /// Key groups that query group 0 sees.
+    var visibleTo: Int { grid.isCausal ? (grid.queryOffset + stride - 1) / stride + 1 : 1 << 60 }
+
+    /// Bytes of scratch that each thread of the pool needs.
+    public var scratchByteCount: Int {
+        let groups = min(queryGroups, taskBlocks * groupsPerQueryBlock)
+        let scratch = AntidiagonalScratch(
+            headDim: shape.headDim, stride: stride, groups: groups, keyGroups: keyGroups,
+            groupsPerKeyBlock: groupsPerKeyBlock, usesCodes: precision == .int6)
+        return scratch.byteCount
+    }
+
+    /// Scores of all blocks, `[queryHeads, blockRows, blockColumns]`; 0 where the causal limit leaves nothing.
+    ///
+    /// - Parameters:
+    ///   - query: `queryHeads` × `queryLength` × `headDim`.
+    ///   - key: `kvHeads` × `keyLength` × `headDim`.
+    /// - Throws: `.invalidShape` naming the operand that disagrees with the plan.
+    public func run<Q: AttentionElement, K: AttentionElement>(
+        query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> BlockScores {
+        try shape.check(
+            "query", query.geometry, heads: shape.queryHeads, tokens: shape.queryLength, channels: shape.headDim)
+        try shape.check("key", key.geometry, heads: shape.kvHeads, tokens: shape.keyLength, channels: shape.headDim)
+        var scores = try BlockScores(grid: grid, heads: shape.queryHeads)
+        let codes = try precision == .int6 ? KeyCodes(self, AttentionOperand(key), on: pool) : nil
+        var sums = scores.values.mutableSpan
+        sums.withUnsafeMutableBufferPointer { sums in
+            let call = AntidiagonalScoringCall(
+                plan: self, query: AttentionOperand(query), key: AttentionOperand(key), codes: codes?.codePointer,
+                scales: codes?.scalePointer, sums: sums.baseAddress!)
+            call.run(on: pool)
+        }
+        withExtendedLifetime(codes) {}
+        return scores
+    }
+
+    /// Scores of tensors `[heads, tokens, headDim]`.
+    /// - Throws: as `run`.
+    public func callAsFunction<Q: AttentionElement, K: AttentionElement>(
+        query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> BlockScores {
+        try run(query: query.view(named: "query"), key: key.view(named: "key"), on: pool)
+    }
+}

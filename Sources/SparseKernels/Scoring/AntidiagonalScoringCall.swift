@@ -1,0 +1,144 @@
+internal import KernelInterface
+
+/// One `run` of antidiagonal scoring: some blocks of queries of a head per task, the last ones first, which see the most keys.
+struct AntidiagonalScoringCall {
+    let plan: AntidiagonalScoring
+    let query: AttentionOperand
+    let key: AttentionOperand
+    let codes: UnsafePointer<UInt8>?
+    let scales: UnsafePointer<Float>?
+    let sums: UnsafeMutablePointer<Float>
+
+    /// Tasks of one head.
+    private var tasksPerHead: Int { (plan.grid.blockRows - 1) / plan.taskBlocks + 1 }
+
+    func run(on pool: WorkerPool) {
+        let shape = plan.shape
+        let work = shape.queryHeads * plan.queryGroups * plan.keyGroups * plan.stride * shape.headDim
+        withUnsafePointer(to: self) { call in
+            pool.run(
+                tasks: shape.queryHeads * tasksPerHead, work: work, scratchByteCount: plan.scratchByteCount, context: call
+            ) { context, task, scratch in
+                context.assumingMemoryBound(to: AntidiagonalScoringCall.self).pointee.score(task: task, scratch: scratch)
+            }
+        }
+    }
+
+    private func score(task: Int, scratch: UnsafeMutableRawPointer) {
+        let (shape, grid, stride) = (plan.shape, plan.grid, plan.stride)
+        let head = task / tasksPerHead
+        let kvHead = head / shape.queryHeadsPerKVHead
+        let block = (tasksPerHead - 1 - task % tasksPerHead) * plan.taskBlocks
+        let firstGroup = block * plan.groupsPerQueryBlock
+        let scoredGroups = (plan.scoredQueryTokens + stride - 1) / stride
+        let groups = min(plan.taskBlocks * plan.groupsPerQueryBlock, scoredGroups - firstGroup)
+        // Blocks of nothing but padding keep their zeros.
+        if groups <= 0 { return }
+        let first = firstGroup * stride
+        var arguments = AntidiagonalArguments(
+            query: query.rows(head: head, from: first), queryTokens: shape.queryLength - first,
+            key: key.rows(head: kvHead), keyTokens: shape.keyLength, headDim: shape.headDim, stride: stride,
+            groups: groups, groupsPerQueryBlock: plan.groupsPerQueryBlock, groupsPerKeyBlock: plan.groupsPerKeyBlock,
+            visibleTo: firstGroup + plan.visibleTo, scale: plan.scale, keyCodes: nil, keyScales: nil,
+            sums: sums + (head * grid.blockRows + block) * grid.blockColumns, keyBlocks: grid.blockColumns,
+            scratch: scratch)
+        if let codes, let scales {
+            let depth = AntidiagonalScratch.codeDepth(headDim: shape.headDim, stride: stride)
+            arguments.keyCodes = codes + kvHead * plan.keyGroups * depth
+            arguments.keyScales = scales + kvHead * plan.keyGroups
+        }
+        plan.kernels.scoreAntidiagonals(&arguments)
+    }
+}
+
+/// Keys of all KV heads as 6-bit codes, one scale per group.
+///
+/// The mean key of the head is subtracted first. That adds the same to all scores of a query and so changes no probability, and it
+/// frees the codes of channels with a large constant part, which trained keys have.
+final class KeyCodes {
+    private let storage: TensorStorage
+    private let scales: TensorStorage
+    var codePointer: UnsafePointer<UInt8> { UnsafePointer(storage.pointer.assumingMemoryBound(to: UInt8.self)) }
+    var scalePointer: UnsafePointer<Float> { UnsafePointer(scales.pointer.assumingMemoryBound(to: Float.self)) }
+
+    /// Tokens whose sum is one task, and groups whose codes are.
+    private static let sumTokens = 4096
+
+    /// - Throws: `.invalidShape` when the codes would not fit memory addresses.
+    init(_ plan: AntidiagonalScoring, _ key: AttentionOperand, on pool: WorkerPool) throws(SparseKernelsError) {
+        let shape = plan.shape
+        let depth = AntidiagonalScratch.codeDepth(headDim: shape.headDim, stride: plan.stride)
+        let count = try checkedElementCount([shape.kvHeads, plan.keyGroups, depth], elementBytes: 1)
+        storage = TensorStorage(byteCount: count)
+        scales = TensorStorage(byteCount: shape.kvHeads * plan.keyGroups * 4)
+        let slices = (shape.keyLength - 1) / Self.sumTokens + 1
+        let sums = TensorStorage(byteCount: shape.kvHeads * (slices + 1) * shape.headDim * 4)
+        let call = Call(
+            plan: plan, key: key, slices: slices, sums: sums.pointer.assumingMemoryBound(to: Float.self),
+            codes: storage.pointer.assumingMemoryBound(to: UInt8.self),
+            scales: scales.pointer.assumingMemoryBound(to: Float.self), depth: depth)
+        let bytes = shape.kvHeads * shape.keyLength * shape.headDim
+        withUnsafePointer(to: call) { call in
+            pool.run(
+                tasks: shape.kvHeads * slices, work: bytes, scratchByteCount: shape.headDim * 4, context: call
+            ) { context, task, scratch in
+                context.assumingMemoryBound(to: Call.self).pointee.sum(task: task, scratch: scratch)
+            }
+            call.pointee.takeMeans()
+            pool.run(
+                tasks: shape.kvHeads * slices, work: bytes, scratchByteCount: shape.headDim * plan.stride * 4,
+                context: call
+            ) { context, task, scratch in
+                context.assumingMemoryBound(to: Call.self).pointee.encode(task: task, scratch: scratch)
+            }
+        }
+        withExtendedLifetime(sums) {}
+    }
+
+    private struct Call {
+        let plan: AntidiagonalScoring
+        let key: AttentionOperand
+        let slices: Int
+        /// `[kvHeads, slices + 1, headDim]`; the last row of a head becomes its mean.
+        let sums: UnsafeMutablePointer<Float>
+        let codes: UnsafeMutablePointer<UInt8>
+        let scales: UnsafeMutablePointer<Float>
+        let depth: Int
+
+        func row(_ head: Int, _ slice: Int) -> UnsafeMutablePointer<Float> {
+            sums + (head * (slices + 1) + slice) * plan.shape.headDim
+        }
+
+        func sum(task: Int, scratch: UnsafeMutableRawPointer) {
+            let (head, slice) = task.quotientAndRemainder(dividingBy: slices)
+            let first = slice * KeyCodes.sumTokens
+            var rows = key.rows(head: head)
+            plan.kernels.sumRows(
+                &rows, first, min(plan.shape.keyLength, first + KeyCodes.sumTokens), plan.shape.headDim,
+                scratch.assumingMemoryBound(to: Float.self), row(head, slice))
+        }
+
+        /// A mean that is not finite is left out: it would cost every key its codes for the sake of one.
+        func takeMeans() {
+            for head in 0..<plan.shape.kvHeads {
+                for channel in 0..<plan.shape.headDim {
+                    var sum: Float = 0
+                    for slice in 0..<slices { sum += row(head, slice)[channel] }
+                    let mean = sum / Float(plan.shape.keyLength)
+                    row(head, slices)[channel] = mean.isFinite ? mean : 0
+                }
+            }
+        }
+
+        func encode(task: Int, scratch: UnsafeMutableRawPointer) {
+            let (head, slice) = task.quotientAndRemainder(dividingBy: slices)
+            let groups = plan.keyGroups
+            var arguments = KeyCodeArguments(
+                key: key.rows(head: head), keyTokens: plan.shape.keyLength, headDim: plan.shape.headDim,
+                stride: plan.stride, firstGroup: slice * groups / slices, endGroup: (slice + 1) * groups / slices,
+                mean: row(head, slices), codes: codes + head * groups * depth, scales: scales + head * groups,
+                scratch: scratch)
+            plan.kernels.encodeKeyGroups(&arguments)
+        }
+    }
+}
