@@ -9,7 +9,11 @@ public enum GoldenReplay {
     /// What can be replayed so far.
     public static var operations: [String] { replays.keys.sorted() }
 
-    private static let replays: [String: Replay] = ["blocksparse.attention": replayBlockSparseAttention]
+    private static let replays: [String: Replay] = [
+        "blocksparse.attention": replayBlockSparseAttention,
+        "twilight.top_p_mask": replayTopPMask,
+        "xattention.find_blocks": replayFindBlocks,
+    ]
 
     /// Replays one file.
     /// - Throws: `.notFound` when no replay exists for its operation, and whatever reading or the operation throws.

@@ -50,7 +50,7 @@ extension SparseKernelsError: CustomStringConvertible {
 }
 
 /// Throws unless `condition` holds.
-func require(
+package func require(
     _ condition: Bool, _ code: SparseKernelsError.Code, _ argument: @autoclosure () -> String,
     expected: @autoclosure () -> String, actual: @autoclosure () -> String
 ) throws(SparseKernelsError) {

@@ -1,0 +1,96 @@
+internal import SparseKernels
+
+/// `xattention.find_blocks`: the official selection on given sums, before and after post-processing.
+///
+/// Final masks are compared exactly. Before post-processing, blocks beyond the causal diagonal whose sum is 0 are left out: in the first
+/// chunk the rule keeps one block besides the diagonal unconditionally, and where a row has nothing but zeros left, the official
+/// sort, which is not stable, picks any of them.
+func replayFindBlocks(
+    _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
+) throws(SparseKernelsError) -> GoldenResult {
+    struct Parameters: Decodable {
+        var blocksPerChunk: Int
+        var isCausal: Bool
+        var keepSink: Bool
+        var keepRecent: Bool
+        var thresholds: Thresholds
+
+        enum CodingKeys: String, CodingKey {
+            case blocksPerChunk = "blocks_per_chunk"
+            case isCausal = "causal"
+            case keepSink = "keep_sink"
+            case keepRecent = "keep_recent"
+            case thresholds = "threshold"
+        }
+    }
+    let parameters = try golden.parameters(Parameters.self)
+    let sums = try golden.file.floatTensor("in.block_sums")
+    guard sums.shape.count == 3 else {
+        throw SparseKernelsError(
+            .invalidShape, "in.block_sums of \(golden.name)", expected: "[heads, rows, columns]", actual: "\(sums.shape)")
+    }
+    // Only the number of blocks matters, so a block is one token.
+    let grid = try BlockGrid(
+        queryLength: sums.shape[1], keyLength: sums.shape[2], queryBlockSize: 1, keyBlockSize: 1,
+        isCausal: parameters.isCausal)
+    let scores = try BlockScores(grid: grid, values: sums)
+    let selection = try XAttentionSelection(
+        thresholds: parameters.thresholds.values, blocksPerChunk: parameters.blocksPerChunk,
+        keepSink: parameters.keepSink, keepRecent: parameters.keepRecent)
+    var comparison = GoldenComparison()
+    let before = try golden.file.tensor("out.mask_before_post", as: UInt8.self)
+    let after = try golden.file.tensor("out.mask", as: UInt8.self)
+    try golden.check("out.mask_before_post", before.shape, sums.shape)
+    try golden.check("out.mask", after.shape, sums.shape)
+    comparison.compare("out.mask_before_post", try selection.blocksBeforePostProcessing(scores), with: before) {
+        grid.isCausal && $2 > grid.diagonalColumns(ofRow: $1).lowerBound && scores[$0, $1, $2] == 0
+    }
+    comparison.compare("out.mask", try selection(scores), with: after) { _, _, _ in false }
+    return comparison.result(golden)
+}
+
+/// A scalar or one threshold per head, as the recorded parameters have it.
+struct Thresholds: Decodable {
+    let values: [Double]
+
+    init(from decoder: any Decoder) throws {
+        let container = try decoder.singleValueContainer()
+        values = try (try? [container.decode(Double.self)]) ?? container.decode([Double].self)
+    }
+}
+
+extension GoldenCase {
+    /// Throws unless a recorded tensor has the shape that the parameters imply.
+    func check(_ name: String, _ actual: [Int], _ expected: [Int]) throws(SparseKernelsError) {
+        if actual != expected {
+            throw SparseKernelsError(.invalidShape, "\(name) of \(self.name)", expected: "\(expected)", actual: "\(actual)")
+        }
+    }
+}
+
+extension GoldenComparison {
+    /// Compares a mask block by block, passing over differences that `isNearTie(head, row, column)` explains.
+    /// - Returns: how many differences were explained.
+    @discardableResult
+    mutating func compare(
+        _ name: String, _ mask: BlockMask, with expected: Tensor<UInt8>, unless isNearTie: (Int, Int, Int) -> Bool
+    ) -> Int {
+        let (rows, columns) = (mask.grid.blockRows, mask.grid.blockColumns)
+        var nearTies = 0
+        for head in 0..<mask.heads {
+            for row in 0..<rows {
+                for column in 0..<columns {
+                    let actual: UInt8 = mask[head, row, column] ? 1 : 0
+                    let expected = expected[flat: (head * rows + row) * columns + column]
+                    if actual != expected && isNearTie(head, row, column) {
+                        nearTies += 1
+                        continue
+                    }
+                    compare(
+                        "\(name)[\(head), \(row), \(column)]", actual: Double(actual), expected: Double(expected), bound: 0)
+                }
+            }
+        }
+        return nearTies
+    }
+}

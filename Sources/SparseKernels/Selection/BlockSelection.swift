@@ -1,0 +1,137 @@
+/// From scores to a mask: which blocks of every row are kept.
+///
+/// In every block row the sink and recent blocks come first. Then a rule takes blocks by score, larger first and equal ones by
+/// lower column, until it has enough. Forced blocks count: towards the mass of `.topP`, the number of `.topK`, and `minimumBlocks`.
+///
+/// ```swift
+/// let selection = try BlockSelection(.topP(0.9), sinkBlocks: 1, recentBlocks: 1)
+/// let mask = try selection(scores)
+/// let pruned = try BlockSelection(.topP(0.95))(scores, within: otherMask)
+/// ```
+///
+/// Blocks that the causal limit leaves without a pair, and empty blocks of variable partitions, are no candidates: they are never
+/// kept and their scores are not looked at. With `within:` only the blocks of that mask are candidates, forced ones included, and
+/// the mass of `.topP` is a fraction of *their* mass, so that any selector's mask can be pruned.
+///
+/// - A row with a NaN among its candidates keeps all of them, and so does a row of infinite mass under `.topP`: attention then
+///   shows what the operands hold, instead of an arbitrary choice hiding it.
+/// - Results are the same for every number of threads.
+/// - Complexity: O(blocks + kept · log blockColumns) per head; no row is sorted.
+/// - Scratch: 8 bytes per block column for each thread, kept by the pool; a bit per block of the grid while the call runs.
+public struct BlockSelection: Sendable {
+    /// How many blocks of a row are enough.
+    public enum Rule: Hashable, Sendable {
+        /// The smallest set of blocks whose scores add up to this fraction (0…1) of the row; see `TopP.select`. Scores must not be
+        /// negative. Blocks of score 0 are not kept for their mass.
+        case topP(Double)
+        /// This many blocks, forced ones included.
+        case topK(Int)
+        /// Blocks whose score is this or more.
+        case threshold(Float)
+    }
+
+    /// One rule for all heads, or one per head.
+    public let rules: [Rule]
+    /// Blocks that every row keeps at least, if it has as many candidates; also those of score 0.
+    public let minimumBlocks: Int
+    /// Columns at the start that every row keeps.
+    public let sinkBlocks: Int
+    /// 0: none. Otherwise every row keeps its diagonal blocks (`BlockGrid.diagonalColumns`) and `recentBlocks` − 1 blocks before them,
+    /// in grids that are not causal too.
+    public let recentBlocks: Int
+
+    /// One rule for all heads.
+    /// - Throws: `.invalidArgument` for a mass outside 0…1, a threshold that is NaN, or a negative count.
+    public init(
+        _ rule: Rule, minimumBlocks: Int = 1, sinkBlocks: Int = 0, recentBlocks: Int = 0
+    ) throws(SparseKernelsError) {
+        try rule.validate(named: "rule")
+        try self.init(checked: [rule], minimumBlocks: minimumBlocks, sinkBlocks: sinkBlocks, recentBlocks: recentBlocks)
+    }
+
+    /// One rule per head of the scores.
+    /// - Throws: as above, naming `rules[index]`; `.invalidShape` for no rules.
+    public init(
+        perHead rules: [Rule], minimumBlocks: Int = 1, sinkBlocks: Int = 0, recentBlocks: Int = 0
+    ) throws(SparseKernelsError) {
+        try require(!rules.isEmpty, .invalidShape, "rules", expected: "at least one", actual: "none")
+        for (index, rule) in rules.enumerated() { try rule.validate(named: "rules[\(index)]") }
+        try self.init(checked: rules, minimumBlocks: minimumBlocks, sinkBlocks: sinkBlocks, recentBlocks: recentBlocks)
+    }
+
+    private init(
+        checked rules: [Rule], minimumBlocks: Int, sinkBlocks: Int, recentBlocks: Int
+    ) throws(SparseKernelsError) {
+        for (name, count) in [
+            ("minimumBlocks", minimumBlocks), ("sinkBlocks", sinkBlocks), ("recentBlocks", recentBlocks),
+        ] {
+            try require(count >= 0, .invalidArgument, name, expected: "at least 0", actual: "\(count)")
+        }
+        self.rules = rules
+        self.minimumBlocks = minimumBlocks
+        self.sinkBlocks = sinkBlocks
+        self.recentBlocks = recentBlocks
+    }
+
+    /// Selects.
+    ///
+    /// - Parameters:
+    ///   - scores: larger is more important.
+    ///   - candidates: restricts the choice to the blocks of this mask; one head for all, or one per head of the scores.
+    ///   - pool: the threads to use. The call blocks until they are done.
+    /// - Returns: a mask over the grid and with the heads of the scores.
+    /// - Throws: `.invalidShape` for rules or candidates that do not fit the scores, `.invalidArgument` naming the first candidate
+    ///   whose score is negative under `.topP`.
+    public func callAsFunction(
+        _ scores: BlockScores, within candidates: BlockMask? = nil, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> BlockMask {
+        let grid = scores.grid
+        try require(
+            rules.count == 1 || rules.count == scores.heads, .invalidShape, "rules",
+            expected: "1 or one per head of the scores (\(scores.heads))", actual: "\(rules.count)")
+        if let candidates {
+            try require(
+                candidates.grid == grid, .invalidShape, "candidates.grid", expected: "the grid of the scores",
+                actual: "\(candidates.grid.blockRows) × \(candidates.grid.blockColumns) blocks of "
+                    + "\(candidates.grid.query.length) × \(candidates.grid.key.length) tokens")
+            try require(
+                candidates.heads == 1 || candidates.heads == scores.heads, .invalidShape, "candidates.heads",
+                expected: "1 or those of the scores (\(scores.heads))", actual: "\(candidates.heads)")
+        }
+        var bits = BlockBits(grid: grid, heads: scores.heads)
+        // The first negative score of every row, or −1.
+        var negative = [Int32](repeating: -1, count: scores.heads * grid.blockRows)
+        bits.words.withUnsafeMutableBufferPointer { words in
+            negative.withUnsafeMutableBufferPointer { negative in
+                scores.values.span.withUnsafeBufferPointer { values in
+                    let call = BlockSelectionCall(
+                        selection: self, grid: grid, heads: scores.heads, candidates: candidates,
+                        values: values.baseAddress!, words: words.baseAddress!, wordsPerRow: bits.wordsPerRow,
+                        negative: negative.baseAddress!)
+                    call.run(on: pool)
+                }
+            }
+        }
+        if let row = negative.firstIndex(where: { $0 >= 0 }) {
+            let (head, blockRow, column) = (row / grid.blockRows, row % grid.blockRows, Int(negative[row]))
+            throw SparseKernelsError(
+                .invalidArgument, "scores[\(head), \(blockRow), \(column)]", expected: "not negative under .topP",
+                actual: "\(scores[head, blockRow, column])")
+        }
+        return bits.mask
+    }
+}
+
+extension BlockSelection.Rule {
+    func validate(named name: @autoclosure () -> String) throws(SparseKernelsError) {
+        switch self {
+        case .topP(let mass):
+            try TopP.checkMass(mass, named: "\(name()).topP")
+        case .topK(let count):
+            try require(count >= 0, .invalidArgument, "\(name()).topK", expected: "at least 0", actual: "\(count)")
+        case .threshold(let threshold):
+            try require(
+                !threshold.isNaN, .invalidArgument, "\(name()).threshold", expected: "a number", actual: "\(threshold)")
+        }
+    }
+}

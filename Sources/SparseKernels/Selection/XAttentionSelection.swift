@@ -1,0 +1,157 @@
+/// The selection of the released XAttention code, quirks included: what a parity test compares with.
+///
+/// The official code works on sequences padded to whole *chunks* of queries and selects chunk by chunk. For a row of sums v with
+/// total T and threshold τ, all in `Double`:
+///
+/// * Causal. The diagonal block is forced. Column 0 is forced too, but not in the chunk whose diagonal starts at column 0: there the
+///   official code overwrites it. Let F be the mass of the forced blocks, O₀ ≥ O₁ ≥ … the others. Ranked forced blocks first, rank p
+///   is kept iff E_p < τ·T, with E = 0, 0, F, F + O₀, F + O₀ + O₁, … With two forced blocks this is the clean rule: stop as soon as
+///   the mass is reached. With one, in the *first chunk*, the list is late by one block: the largest other block is kept
+///   unconditionally, and the mass leaves out the block added last. The mask therefore depends on the chunk size.
+/// * Not causal. Rank p is kept iff the mass of the ranks before it is below τ·T; nothing is forced.
+/// * In both modes, column 0 is kept whenever a block was rejected.
+/// * Afterwards: in causal grids blocks beyond the diagonal are dropped. Then `keepSink` keeps all columns of query block 0 (*row* 0, as
+///   published, and not column 0), and `keepRecent` the diagonal.
+///
+/// Equal values are ranked by lower column; the official sorts leave their order open. A row with NaN rejects everything, so that
+/// only the forced blocks and column 0 remain.
+///
+/// Clean selection is `BlockSelection`; `XAttentionPrefill` uses this one in its official mode.
+///
+/// - Complexity: O(blocks + kept · log blockColumns) per head, on the calling thread.
+/// - Source: `find_blocks_chunked` in `xattn/src/utils.py` and the end of `xattn_estimate` in `xattn/src/Xattention.py`,
+///   mit-han-lab/x-attention.
+public struct XAttentionSelection: Sendable {
+    /// One threshold for all heads, or one per head.
+    public let thresholds: [Double]
+    /// Block rows per chunk: `chunk_size` / block size.
+    public let blocksPerChunk: Int
+    public let keepSink: Bool
+    public let keepRecent: Bool
+
+    /// - Throws: `.invalidArgument` for thresholds outside 0…1 or less than one block per chunk, `.invalidShape` for no thresholds.
+    public init(
+        thresholds: [Double], blocksPerChunk: Int, keepSink: Bool = false, keepRecent: Bool = false
+    ) throws(SparseKernelsError) {
+        try require(!thresholds.isEmpty, .invalidShape, "thresholds", expected: "at least one", actual: "none")
+        for (index, threshold) in thresholds.enumerated() {
+            try TopP.checkMass(threshold, named: "thresholds[\(index)]")
+        }
+        try require(
+            blocksPerChunk >= 1, .invalidArgument, "blocksPerChunk", expected: "at least 1", actual: "\(blocksPerChunk)")
+        self.thresholds = thresholds
+        self.blocksPerChunk = blocksPerChunk
+        self.keepSink = keepSink
+        self.keepRecent = keepRecent
+    }
+
+    /// The mask of the padded grid, after post-processing.
+    ///
+    /// It may list blocks beyond the causal diagonal (`keepSink`), which attention ignores.
+    ///
+    /// - Parameter scores: sums over the padded grid, whose rows are whole chunks.
+    /// - Throws: `.invalidShape` for scores whose heads do not fit the thresholds, whose rows are not whole chunks, or which have
+    ///   more rows than columns.
+    public func callAsFunction(_ scores: BlockScores) throws(SparseKernelsError) -> BlockMask {
+        try select(scores, postProcesses: true)
+    }
+
+    /// The chunks' masks put together, before post-processing: what `find_blocks_chunked` returns.
+    /// - Throws: as above.
+    public func blocksBeforePostProcessing(_ scores: BlockScores) throws(SparseKernelsError) -> BlockMask {
+        try select(scores, postProcesses: false)
+    }
+
+    private func select(_ scores: BlockScores, postProcesses: Bool) throws(SparseKernelsError) -> BlockMask {
+        let grid = scores.grid
+        let columns = grid.blockColumns
+        // Where row 0 stands on the key axis, in blocks of the padded sequences.
+        let offset = columns - grid.blockRows
+        try require(
+            thresholds.count == 1 || thresholds.count == scores.heads, .invalidShape, "thresholds",
+            expected: "1 or one per head of the scores (\(scores.heads))", actual: "\(thresholds.count)")
+        try require(
+            grid.blockRows % blocksPerChunk == 0 && offset >= 0, .invalidShape, "scores",
+            expected: "whole chunks of \(blocksPerChunk) block rows, at most as many as columns (\(columns))",
+            actual: "\(grid.blockRows)")
+        let heap = UnsafeMutablePointer<UInt64>.allocate(capacity: columns)
+        defer { heap.deallocate() }
+        var builder = BlockMaskBuilder(grid: grid, heads: scores.heads)
+        var values = [Float](repeating: 0, count: columns)
+        for head in 0..<scores.heads {
+            let threshold = thresholds[thresholds.count == 1 ? 0 : head]
+            for row in 0..<grid.blockRows {
+                for column in 0..<columns { values[column] = scores[head, row, column] }
+                let chunk = offset + row / blocksPerChunk * blocksPerChunk
+                var kept =
+                    grid.isCausal
+                    ? Self.causal(values, threshold, chunkStart: chunk, diagonal: offset + row, heap: DescendingHeap(heap))
+                    : Self.full(values, threshold, heap: DescendingHeap(heap))
+                if grid.isCausal {
+                    let end = postProcesses ? offset + row + 1 : chunk + blocksPerChunk
+                    for column in end..<columns { kept[column] = false }
+                }
+                if postProcesses {
+                    if keepSink && row == 0 { kept = Array(repeating: true, count: columns) }
+                    if keepRecent { kept[offset + row] = true }
+                }
+                for column in 0..<columns where kept[column] { builder.keep(column) }
+                builder.endRow()
+            }
+        }
+        return builder.mask
+    }
+
+    private static func causal(
+        _ values: [Float], _ threshold: Double, chunkStart: Int, diagonal: Int, heap: DescendingHeap
+    ) -> [Bool] {
+        var others = heap
+        var kept = [Bool](repeating: false, count: values.count)
+        var required = 0.0
+        var forcedMass = 0.0
+        let forced = chunkStart > 0 ? [0, diagonal] : [diagonal]
+        for index in forced { kept[index] = true }
+        for (index, value) in values.enumerated() {
+            required += Double(value)
+            if kept[index] { forcedMass += Double(value) } else if !value.isNaN { others.append(value, index: index) }
+        }
+        required *= threshold
+        others.heapify()
+        // E of the current rank. Ranks of forced blocks only decide whether column 0 comes in.
+        var mass = 0.0
+        var taken: [Double] = []
+        for rank in 0..<values.count {
+            if rank == 2 { mass = forcedMass }
+            if rank > 2 { mass += taken[rank - 3] }
+            if !(mass < required) {
+                kept[0] = true
+                break
+            }
+            if rank < forced.count { continue }
+            kept[others.first.index] = true
+            taken.append(Double(others.first.value))
+            others.removeFirst()
+        }
+        return kept
+    }
+
+    private static func full(_ values: [Float], _ threshold: Double, heap: DescendingHeap) -> [Bool] {
+        var blocks = heap
+        var kept = [Bool](repeating: false, count: values.count)
+        var required = 0.0
+        for (index, value) in values.enumerated() {
+            required += Double(value)
+            if !value.isNaN { blocks.append(value, index: index) }
+        }
+        required *= threshold
+        blocks.heapify()
+        var mass = 0.0
+        while blocks.count > 0 && mass < required {
+            kept[blocks.first.index] = true
+            mass += Double(blocks.first.value)
+            blocks.removeFirst()
+        }
+        if blocks.count > 0 || required.isNaN { kept[0] = true }
+        return kept
+    }
+}
