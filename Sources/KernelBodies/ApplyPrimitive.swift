@@ -1,5 +1,5 @@
 // The elementary functions and conversions, applied to arrays, so that tests can hold every one of them on every instruction
-// set against the oracle. Operators inline the primitives and never come here.
+// set against the oracle. Attention inlines the primitives; scoring operators exponentiate rows of scores here.
 
 public import KernelInterface
 

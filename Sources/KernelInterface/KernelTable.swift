@@ -11,6 +11,8 @@ public struct KernelTable: Sendable {
     public var attendBlock: @Sendable (UnsafePointer<AttentionArguments>) -> Void
     /// A block of a matrix product. See `GEMMArguments`.
     public var multiplyBlock: @Sendable (UnsafePointer<GEMMArguments>) -> Void
+    /// Rows of any storage type as adjacent floats: (rows, first, count, channels, destination).
+    public var stageRows: @Sendable (RowOperand, Int, Int, Int, UnsafeMutablePointer<Float>) -> Void
 
     /// Block scores of some groups of queries. See `AntidiagonalArguments`.
     public var scoreAntidiagonals: @Sendable (UnsafePointer<AntidiagonalArguments>) -> Void
@@ -29,13 +31,14 @@ public struct KernelTable: Sendable {
     /// The micro-kernel alone: (strip, panel, C, depth, iterations).
     public var multiplyTile:
         @Sendable (UnsafePointer<Float>, UnsafePointer<Float>, UnsafeMutablePointer<Float>, Int, Int) -> Void
-    /// Elementary functions over arrays, for tests: (primitive, source, destination, count).
+    /// Elementary functions over arrays, for operators and tests: (primitive, source, destination, count).
     public var applyPrimitive: @Sendable (Primitive, UnsafeRawPointer, UnsafeMutableRawPointer, Int) -> Void
 
     public init(
         laneCount: Int, panelWidth: Int, tileRows: Int,
         attendBlock: @escaping @Sendable (UnsafePointer<AttentionArguments>) -> Void,
         multiplyBlock: @escaping @Sendable (UnsafePointer<GEMMArguments>) -> Void,
+        stageRows: @escaping @Sendable (RowOperand, Int, Int, Int, UnsafeMutablePointer<Float>) -> Void,
         scoreAntidiagonals: @escaping @Sendable (UnsafePointer<AntidiagonalArguments>) -> Void,
         encodeKeyGroups: @escaping @Sendable (UnsafePointer<KeyCodeArguments>) -> Void,
         sumRows:
@@ -53,6 +56,7 @@ public struct KernelTable: Sendable {
         self.tileRows = tileRows
         self.attendBlock = attendBlock
         self.multiplyBlock = multiplyBlock
+        self.stageRows = stageRows
         self.scoreAntidiagonals = scoreAntidiagonals
         self.encodeKeyGroups = encodeKeyGroups
         self.sumRows = sumRows

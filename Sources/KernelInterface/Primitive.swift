@@ -1,4 +1,4 @@
-/// The elementary functions and conversions that `applyPrimitive` offers to tests.
+/// The elementary functions and conversions that `applyPrimitive` offers to operators and tests.
 public enum Primitive: String, Sendable, CaseIterable {
     case exp
     case tanh

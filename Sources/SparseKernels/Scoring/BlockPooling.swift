@@ -1,0 +1,91 @@
+internal import KernelInterface
+
+/// Blocks of tokens pooled to one row each: what estimators score instead of the tokens.
+///
+/// - Results are bitwise the same for every number of threads and every instruction set.
+/// - Non-finite elements reach the mean of their own block and channel only.
+public enum BlockPooling {
+    /// Rows summed in `Float`; these sums are added in `Double`, so that a mean over any number of tokens carries the rounding of 16.
+    private static let rowsPerSum = 16
+    /// Blocks of one task: a block alone is a few microseconds of work.
+    private static let blocksPerTask = 16
+
+    /// The mean of every block of tokens, `[heads, blocks, channels]`.
+    ///
+    /// Each mean is over the tokens that the block has: a shorter last block is not padded. An empty block of a partition of varying
+    /// sizes gives zeros.
+    ///
+    /// - Parameters:
+    ///   - operand: heads × tokens × channels, in any layout.
+    ///   - partition: the blocks; its length is the operand's number of tokens.
+    /// - Throws: `.invalidShape` when the partition's length is not the operand's, `.unsupportedInstructionSet`.
+    /// - Complexity: O(heads · tokens · channels). Scratch per thread: 16 bytes per channel.
+    public static func means<Element: AttentionElement>(
+        _ operand: TensorView<Element>, blocks partition: BlockPartition, instructionSet: InstructionSet? = nil,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Tensor<Float> {
+        try require(
+            partition.length == operand.tokens, .invalidShape, "blocks.length", expected: "\(operand.tokens) tokens",
+            actual: "\(partition.length)")
+        let kernels = try InstructionSet.resolve(instructionSet).kernels
+        var means = try Tensor<Float>(zeros: [operand.heads, partition.count, operand.channels])
+        // Pointers are used only until this call returns; `operand` and `means` outlive it.
+        let source = AttentionOperand(operand)
+        var span = means.mutableSpan
+        span.withUnsafeMutableBufferPointer { means in
+            Call(operand: source, partition: partition, means: means.baseAddress!, kernels: kernels).run(on: pool)
+        }
+        return means
+    }
+
+    /// The mean of every block of tokens of a tensor `[heads, tokens, channels]`.
+    /// - Throws: as above.
+    public static func means<Element: AttentionElement>(
+        _ tensor: Tensor<Element>, blocks partition: BlockPartition, instructionSet: InstructionSet? = nil,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Tensor<Float> {
+        try means(tensor.view(), blocks: partition, instructionSet: instructionSet, on: pool)
+    }
+
+    private struct Call {
+        let operand: AttentionOperand
+        let partition: BlockPartition
+        let means: UnsafeMutablePointer<Float>
+        let kernels: KernelTable
+
+        private var groups: Int { (partition.count + blocksPerTask - 1) / blocksPerTask }
+
+        func run(on pool: WorkerPool) {
+            let geometry = operand.geometry
+            withUnsafePointer(to: self) { call in
+                pool.run(
+                    tasks: geometry.heads * groups,
+                    work: geometry.heads * geometry.tokens * geometry.channels * operand.type.byteCount,
+                    scratchByteCount: geometry.channels * 16, context: call
+                ) { context, task, scratch in
+                    context.assumingMemoryBound(to: Call.self).pointee.pool(task: task, scratch: scratch)
+                }
+            }
+        }
+
+        private func pool(task: Int, scratch: UnsafeMutableRawPointer) {
+            let channels = operand.geometry.channels
+            let totals = scratch.assumingMemoryBound(to: Double.self)
+            let sums = (scratch + channels * 8).assumingMemoryBound(to: Float.self)
+            let (head, first) = (task / groups, task % groups * blocksPerTask)
+            var rows = operand.rows(head: head)
+            for block in first..<min(partition.count, first + blocksPerTask) {
+                let tokens = partition[block]
+                if tokens.isEmpty { continue }
+                for channel in 0..<channels { totals[channel] = 0 }
+                for token in stride(from: tokens.lowerBound, to: tokens.upperBound, by: rowsPerSum) {
+                    let end = min(tokens.upperBound, token + rowsPerSum)
+                    kernels.sumRows(&rows, token, end, channels, sums + channels, sums)
+                    for channel in 0..<channels { totals[channel] += Double(sums[channel]) }
+                }
+                let mean = means + (head * partition.count + block) * channels
+                for channel in 0..<channels { mean[channel] = Float(totals[channel] / Double(tokens.count)) }
+            }
+        }
+    }
+}
