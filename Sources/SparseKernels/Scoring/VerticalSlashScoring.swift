@@ -1,0 +1,166 @@
+internal import KernelInterface
+
+/// Attention mass of every key and of every distance, estimated from the last queries of a sequence.
+///
+/// The last w = min(`lastQueries`, `queryLength`) queries attend to all keys; their probabilities P, summed along columns and
+/// diagonals, say which keys and which distances the whole head looks at:
+///
+///     P = softmax(softmaxScale · Q_last · Kᵀ)     causal, the last w keys a triangle
+///     vertical[c] = Σ_r P[r, c]                   slash[t] = Σ_r P[r, position_r − t]
+///
+/// - Non-finite input propagates as IEEE arithmetic has it into the scores of the head that sees it.
+/// - Results are bitwise the same for every number of threads.
+/// - Source: MInference (arXiv 2407.02490) algorithm 2; `vertical_and_slash_kernel` of microsoft/MInference.
+/// - Complexity: `heads · w · keyLength · headDim` multiply-adds, at the speed of `GEMM`. One head is one task of the pool.
+/// - Scratch: `scratchByteCount` per thread, which holds the w × `keyLength` scores of a head.
+public struct VerticalSlashScoring: Sendable {
+    public let shape: AttentionShape
+    /// Query rows that vote: w above.
+    public let lastQueries: Int
+    /// Factor on q·k.
+    public let softmaxScale: Float
+    /// Query heads that are scored.
+    public let heads: [Int]
+    /// The instruction set that runs.
+    public let instructionSet: InstructionSet
+
+    private let layout: VerticalSlashScratch
+
+    /// The most query rows that may vote: one block of the matrix product.
+    public static let maximumLastQueries = GEMMScratch.rowBlock
+
+    /// - Parameters:
+    ///   - shape: `queryLength` is at most `keyLength`; the sequences end together.
+    ///   - lastQueries: clamped to `queryLength`.
+    ///   - softmaxScale: 1/√headDim unless given.
+    ///   - heads: the query heads to score, in any order; nil scores all.
+    /// - Throws: `.invalidShape` for more queries than keys, `.invalidArgument` for `lastQueries` outside
+    ///   1…`maximumLastQueries`, a scale that is not finite or a head that is not one of the shape's,
+    ///   `.unsupportedInstructionSet`.
+    public init(
+        _ shape: AttentionShape, lastQueries: Int = 64, softmaxScale: Float? = nil, heads: [Int]? = nil,
+        instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        try require(
+            shape.queryLength <= shape.keyLength, .invalidShape, "queryLength",
+            expected: "at most keyLength (\(shape.keyLength))", actual: "\(shape.queryLength)")
+        try require(
+            lastQueries >= 1 && lastQueries <= Self.maximumLastQueries, .invalidArgument, "lastQueries",
+            expected: "in 1...\(Self.maximumLastQueries)", actual: "\(lastQueries)")
+        let scale = softmaxScale ?? 1 / Float(shape.headDim).squareRoot()
+        try require(scale.isFinite, .invalidArgument, "softmaxScale", expected: "finite", actual: "\(scale)")
+        for head in heads ?? [] {
+            try require(
+                head >= 0 && head < shape.queryHeads, .invalidArgument, "heads",
+                expected: "query heads in 0..<\(shape.queryHeads)", actual: "\(head)")
+        }
+        self.shape = shape
+        self.lastQueries = min(lastQueries, shape.queryLength)
+        self.softmaxScale = scale
+        self.heads = heads ?? Array(0..<shape.queryHeads)
+        self.instructionSet = try InstructionSet.resolve(instructionSet)
+        layout = VerticalSlashScratch(rows: self.lastQueries, keys: shape.keyLength, headDim: shape.headDim)
+    }
+
+    /// Bytes of scratch that each thread of the pool needs.
+    public var scratchByteCount: Int { layout.byteCount }
+
+    /// Scores operands in any layout.
+    /// - Throws: `.invalidShape` naming the operand that disagrees with the shape.
+    public func callAsFunction<Q: AttentionElement, K: AttentionElement>(
+        query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> VerticalSlashScores {
+        try shape.check(
+            "query", query.geometry, heads: shape.queryHeads, tokens: shape.queryLength, channels: shape.headDim)
+        try shape.check("key", key.geometry, heads: shape.kvHeads, tokens: shape.keyLength, channels: shape.headDim)
+        var vertical = try Tensor<Float>(zeros: [heads.count, shape.keyLength])
+        var slash = try Tensor<Float>(zeros: [heads.count, shape.keyLength])
+        // Pointers are used only until this call returns; operands and results outlive it.
+        let (queries, keys) = (AttentionOperand(query), AttentionOperand(key))
+        var verticals = vertical.mutableSpan
+        var slashes = slash.mutableSpan
+        verticals.withUnsafeMutableBufferPointer { verticals in
+            slashes.withUnsafeMutableBufferPointer { slashes in
+                guard let vertical = verticals.baseAddress, let slash = slashes.baseAddress else { return }
+                let call = Call(
+                    plan: self, kernels: instructionSet.kernels, query: queries, key: keys, vertical: vertical, slash: slash)
+                call.run(on: pool)
+            }
+        }
+        return try VerticalSlashScores(vertical: vertical, slash: slash)
+    }
+
+    /// Scores tensors `[heads, tokens, headDim]`.
+    /// - Throws: as above.
+    public func callAsFunction<Q: AttentionElement, K: AttentionElement>(
+        query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> VerticalSlashScores {
+        try self(query: query.view(named: "query"), key: key.view(named: "key"), on: pool)
+    }
+
+    /// One run: what its tasks share. A task is one head.
+    private struct Call {
+        let plan: VerticalSlashScoring
+        let kernels: KernelTable
+        let query: AttentionOperand
+        let key: AttentionOperand
+        let vertical: UnsafeMutablePointer<Float>
+        let slash: UnsafeMutablePointer<Float>
+
+        func run(on pool: WorkerPool) {
+            let shape = plan.shape
+            withUnsafePointer(to: self) { call in
+                pool.run(
+                    tasks: plan.heads.count,
+                    work: plan.heads.count * plan.lastQueries * shape.keyLength * shape.headDim,
+                    scratchByteCount: plan.scratchByteCount, context: call
+                ) { context, task, scratch in
+                    context.assumingMemoryBound(to: Call.self).pointee.score(task: task, scratch: scratch)
+                }
+            }
+        }
+
+        private func score(task: Int, scratch: UnsafeMutableRawPointer) {
+            let (layout, keys) = (plan.layout, plan.shape.keyLength)
+            let sums = VerticalSlashSums(layout: layout, scratch: scratch, kernels: kernels)
+            sums.clear()
+            let head = plan.heads[task]
+            let queries = query.rows(head: head, from: plan.shape.queryLength - layout.rows)
+            kernels.stageRows(queries, 0, layout.rows, layout.headDim, sums.query)
+            for index in 0..<layout.rows * layout.headDim { sums.query[index] *= plan.softmaxScale }
+            let rows = key.rows(head: head / plan.shape.queryHeadsPerKVHead)
+            for first in stride(from: 0, to: keys, by: VerticalSlashScratch.columnBlock) {
+                sums.scores(of: rows, columns: first..<min(keys, first + VerticalSlashScratch.columnBlock))
+            }
+            sums.exponentiate()
+            sums.add()
+            for index in 0..<keys {
+                vertical[task * keys + index] = sums.vertical[index]
+                slash[task * keys + index] = sums.diagonal[keys - 1 - index]
+            }
+        }
+    }
+}
+
+/// What the last queries say about every key and every distance of some heads.
+public struct VerticalSlashScores: Sendable, Equatable {
+    /// `[heads, keyLength]`: the attention mass of every key.
+    public let vertical: Tensor<Float>
+    /// `[heads, keyLength]`: the attention mass of every distance t = position of the query − key.
+    public let slash: Tensor<Float>
+
+    public var heads: Int { vertical.shape[0] }
+    public var keyLength: Int { vertical.shape[1] }
+
+    /// - Throws: `.invalidShape` unless both are `[heads, keyLength]` with at least one key.
+    public init(vertical: Tensor<Float>, slash: Tensor<Float>) throws(SparseKernelsError) {
+        try require(
+            vertical.shape.count == 2 && vertical.shape[1] >= 1, .invalidShape, "vertical",
+            expected: "[heads, keyLength] with at least one key", actual: "\(vertical.shape)")
+        try require(
+            slash.shape == vertical.shape, .invalidShape, "slash", expected: "\(vertical.shape), as vertical",
+            actual: "\(slash.shape)")
+        self.vertical = vertical
+        self.slash = slash
+    }
+}

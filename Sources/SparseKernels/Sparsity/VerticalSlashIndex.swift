@@ -1,0 +1,182 @@
+/// The lines of a vertical-slash head turned into what each block of queries reads: runs of keys where diagonals pass, and the single
+/// keys between them.
+///
+/// A block of `blockSize` queries that ends before position e meets the diagonal of distance t in the keys of a square; the run
+/// [e − t − `blockSize`, e − t), held at or after key 0, covers its part. Runs that touch grow together in whole blocks, so that a run may
+/// reach up to `blockSize` keys further than its diagonals. Kept keys in no run are read singly.
+///
+/// The starts of runs are arbitrary, not multiples of `blockSize`; the last one may reach beyond the diagonal and beyond the last
+/// key. `keyRuns` clips it, and attention applies the causal limit token by token.
+///
+/// - Source: `convert_vertical_slash_indexes_kernel` (microsoft/MInference, csrc/vertical_slash_index.cu), for lengths that may
+///   differ: query 0 stands at position `keyLength` − `queryLength`.
+/// - Complexity: O(query blocks · lines).
+public struct VerticalSlashIndex: Hashable, Sendable {
+    /// The blocks of queries.
+    public let query: BlockPartition
+    public let keyLength: Int
+    public let blockSize: Int
+    /// Single keys of query block b: `columns[columnOffsets[b]..<columnOffsets[b + 1]]`, ascending.
+    public let columnOffsets: [Int]
+    public let columns: [Int32]
+    /// First keys of the blocks of `blockSize` keys of query block b: `blockStarts[blockOffsets[b]..<blockOffsets[b + 1]]`, ascending.
+    public let blockOffsets: [Int]
+    public let blockStarts: [Int32]
+
+    /// The block size of the released kernels.
+    public static let releasedBlockSize = 64
+
+    /// - Parameters:
+    ///   - lines: keys below `keyLength`, and distances below `keyLength`, 0 among them.
+    ///   - queryLength: at most `keyLength`.
+    /// - Throws: `.invalidShape` for lengths or a block size below 1, more queries than keys or 2³¹ keys; `.invalidArgument` for
+    ///   lines out of range or without distance 0: the queries' own keys must be in a run.
+    public init(
+        _ lines: VerticalSlashLines, queryLength: Int, keyLength: Int, blockSize: Int = releasedBlockSize
+    ) throws(SparseKernelsError) {
+        query = try BlockPartition(length: queryLength, blockSize: blockSize)
+        // Runs end up to two blocks after the last key, in 32 bits.
+        try require(
+            keyLength >= queryLength && keyLength < 1 << 30 && blockSize < 1 << 29, .invalidShape, "keyLength",
+            expected: "at least queryLength (\(queryLength)) and below 2³⁰, as twice the block size", actual: "\(keyLength)")
+        for (name, values) in [("lines.keys", lines.keys), ("lines.distances", lines.distances)] {
+            for value in [values.first, values.last] {
+                guard let value else { continue }
+                try require(
+                    value >= 0 && value < keyLength, .invalidArgument, name, expected: "in 0..<\(keyLength)", actual: "\(value)")
+            }
+        }
+        try require(
+            lines.distances.first == 0, .invalidArgument, "lines.distances", expected: "with distance 0",
+            actual: lines.distances.first.map { "distances from \($0) on" } ?? "none")
+        var builder = VerticalSlashBuilder(lines: lines, blockSize: blockSize)
+        for block in 0..<query.count {
+            builder.append(end: keyLength - queryLength + (block + 1) * blockSize)
+        }
+        self.keyLength = keyLength
+        self.blockSize = blockSize
+        (columnOffsets, columns) = (builder.columnOffsets, builder.columns)
+        (blockOffsets, blockStarts) = (builder.blockOffsets, builder.blockStarts)
+    }
+
+    /// Single keys of a block of queries.
+    public func columns(block: Int) -> ArraySlice<Int32> { columns[columnOffsets[block]..<columnOffsets[block + 1]] }
+
+    /// First keys of the key blocks of a block of queries.
+    public func blockStarts(block: Int) -> ArraySlice<Int32> { blockStarts[blockOffsets[block]..<blockOffsets[block + 1]] }
+
+    /// The runs of a block of queries, clipped to the keys, those that touch as one.
+    private func runs(block: Int) -> [Range<Int>] {
+        var runs: [Range<Int>] = []
+        for start in blockStarts(block: block) {
+            let run = Int(start)..<min(keyLength, Int(start) + blockSize)
+            if run.lowerBound >= keyLength { break }
+            if let last = runs.last, last.upperBound == run.lowerBound {
+                runs[runs.count - 1] = last.lowerBound..<run.upperBound
+            } else {
+                runs.append(run)
+            }
+        }
+        return runs
+    }
+
+    /// The same keys as attention takes them.
+    public var keyRuns: KeyRuns {
+        var runs: [Range<Int>] = []
+        var offsets = [0]
+        for block in 0..<query.count {
+            runs += self.runs(block: block)
+            offsets.append(runs.count)
+        }
+        // Runs ascend without touching and columns lie between them by construction.
+        return try! KeyRuns(
+            query: query, keyLength: keyLength, runOffsets: offsets, runs: runs, keyOffsets: columnOffsets, keys: columns)
+    }
+
+    /// Every block of a grid that holds a kept key of its row's queries: the pattern at block granularity.
+    ///
+    /// - Parameter grid: a causal grid over the same tokens, with blocks of any size.
+    /// - Throws: `.invalidShape` for a grid over other lengths, `.invalidArgument` for one that is not causal.
+    public func blockCover(_ grid: BlockGrid) throws(SparseKernelsError) -> BlockMask {
+        try require(
+            grid.query.length == query.length && grid.key.length == keyLength, .invalidShape, "grid",
+            expected: "over \(query.length) × \(keyLength) tokens", actual: "\(grid.query.length) × \(grid.key.length)")
+        try require(grid.isCausal, .invalidArgument, "grid", expected: "causal", actual: "not causal")
+        var builder = BlockMaskBuilder(grid: grid, heads: 1)
+        var isKept = [Bool](repeating: false, count: grid.blockColumns)
+        for row in 0..<grid.blockRows {
+            let reachable = grid.reachableColumns(ofRow: row)
+            for column in reachable { isKept[column] = false }
+            if !reachable.isEmpty {
+                let queries = grid.query[row]
+                for block in query.block(of: queries.lowerBound)...query.block(of: queries.upperBound - 1) {
+                    for run in runs(block: block) {
+                        for column in grid.key.block(of: run.lowerBound)...grid.key.block(of: run.upperBound - 1) {
+                            isKept[column] = true
+                        }
+                    }
+                    for key in columns(block: block) { isKept[grid.key.block(of: Int(key))] = true }
+                }
+            }
+            for column in reachable where isKept[column] && !grid.key[column].isEmpty { builder.keep(column) }
+            builder.endRow()
+        }
+        return builder.mask
+    }
+}
+
+/// Merges the lines of one block of queries after the other, as the official kernel does in one thread per block.
+private struct VerticalSlashBuilder {
+    let lines: VerticalSlashLines
+    let blockSize: Int
+    var columnOffsets = [0]
+    var columns: [Int32] = []
+    var blockOffsets = [0]
+    var blockStarts: [Int32] = []
+    /// Distances below the end of the block: those that meet one of its queries or lie before key 0 for all but the first ones.
+    private var reaching = 0
+
+    init(lines: VerticalSlashLines, blockSize: Int) {
+        self.lines = lines
+        self.blockSize = blockSize
+    }
+
+    /// - Parameter end: one past the position of the block's last query, were the block full. Ends ascend from call to call.
+    mutating func append(end: Int) {
+        while reaching < lines.distances.count && Int(lines.distances[reaching]) < end { reaching += 1 }
+        // From the largest distance down, the ends of the squares' keys ascend. Distance 0 always reaches.
+        var distance = reaching - 1
+        var range = run(end, distance)
+        var vertical = 0
+        while true {
+            while vertical < lines.keys.count && lines.keys[vertical] < range.upperBound {
+                if lines.keys[vertical] < range.lowerBound { columns.append(lines.keys[vertical]) }
+                vertical += 1
+            }
+            distance -= 1
+            if distance < 0 { break }
+            let next = run(end, distance)
+            if next.upperBound > range.upperBound + blockSize {
+                flush(range)
+                range = next
+            } else if next.upperBound > range.upperBound {
+                range = range.lowerBound..<range.upperBound + blockSize
+            }
+        }
+        flush(range)
+        columnOffsets.append(columns.count)
+        blockOffsets.append(blockStarts.count)
+    }
+
+    /// The keys that the diagonal of a distance covers.
+    private func run(_ end: Int, _ distance: Int) -> Range<Int> {
+        let upper = max(end - Int(lines.distances[distance]), blockSize)
+        return upper - blockSize..<upper
+    }
+
+    private mutating func flush(_ range: Range<Int>) {
+        for start in stride(from: range.lowerBound, to: range.upperBound, by: blockSize) {
+            blockStarts.append(Int32(truncatingIfNeeded: start))
+        }
+    }
+}

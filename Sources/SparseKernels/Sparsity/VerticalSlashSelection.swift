@@ -1,0 +1,110 @@
+/// The keys and distances that a vertical-slash head keeps: vertical lines and diagonals of the attention matrix.
+public struct VerticalSlashLines: Hashable, Sendable {
+    /// Kept keys, ascending.
+    public let keys: [Int32]
+    /// Kept distances t = position of the query − key, ascending.
+    public let distances: [Int32]
+
+    /// Lines in any order; duplicates count once.
+    public init(keys: [Int32], distances: [Int32]) {
+        func isAscending(_ values: [Int32]) -> Bool { zip(values, values.dropFirst()).allSatisfy { $0 < $1 } }
+        self.keys = isAscending(keys) ? keys : Set(keys).sorted()
+        self.distances = isAscending(distances) ? distances : Set(distances).sorted()
+    }
+}
+
+/// Chooses the lines of vertical-slash heads: the heaviest keys and distances, some of them in any case.
+///
+/// The first `forcedKeys` keys and the `forcedDistances` smallest distances count as heavier than all others. Of equal scores the
+/// lower key and the smaller distance win; NaN loses to everything.
+///
+/// - Source: MInference; `vertical_and_slash_kernel` of microsoft/MInference, whose `topk` leaves ties open.
+/// - Complexity: O(`keyLength`) per head: the threshold is found digit by digit, nothing is sorted.
+public struct VerticalSlashSelection: Hashable, Sendable {
+    /// Keys and distances to keep, clamped to `keyLength`.
+    public let vertical: Int
+    public let slash: Int
+    public let forcedKeys: Int
+    public let forcedDistances: Int
+
+    /// The released minima: fewer lines are raised to these.
+    public static let minimumVertical = 30
+    public static let minimumSlash = 50
+
+    /// - Parameters:
+    ///   - vertical: keys to keep, the forced ones included; below `minimumVertical` it is raised to that.
+    ///   - slash: distances to keep, the forced ones included; below `minimumSlash` it is raised to that.
+    ///   - forcedKeys: 30 as released.
+    ///   - forcedDistances: 100 as released in prefill, 30 in the pattern search. At least 1: a query always sees itself.
+    /// - Throws: `.invalidArgument` for negative counts or no forced distance.
+    public init(
+        vertical: Int, slash: Int, forcedKeys: Int = 30, forcedDistances: Int = 100
+    ) throws(SparseKernelsError) {
+        for (name, count, least) in [
+            ("vertical", vertical, 0), ("slash", slash, 0), ("forcedKeys", forcedKeys, 0), ("forcedDistances", forcedDistances, 1),
+        ] {
+            try require(count >= least, .invalidArgument, name, expected: "at least \(least)", actual: "\(count)")
+        }
+        self.vertical = max(vertical, Self.minimumVertical)
+        self.slash = max(slash, Self.minimumSlash)
+        self.forcedKeys = forcedKeys
+        self.forcedDistances = forcedDistances
+    }
+
+    /// The lines of one head.
+    public func callAsFunction(_ scores: VerticalSlashScores, head: Int) -> VerticalSlashLines {
+        precondition(head >= 0 && head < scores.heads, "head \(head) outside scores of \(scores.heads) heads")
+        return VerticalSlashLines(
+            keys: Self.largest(vertical, of: scores.vertical, row: head, forced: forcedKeys),
+            distances: Self.largest(slash, of: scores.slash, row: head, forced: forcedDistances))
+    }
+
+    /// Indices of the `count` largest values of a row, ascending; the first `forced` come before all others.
+    static func largest(_ count: Int, of values: Tensor<Float>, row: Int, forced: Int) -> [Int32] {
+        let length = values.shape[1]
+        let count = min(count, length)
+        let forced = min(forced, count)
+        var indices = (0..<forced).map { Int32(truncatingIfNeeded: $0) }
+        if count == forced { return indices }
+        let span = values.span
+        let ranks = [UInt32](unsafeUninitializedCapacity: length - forced) { buffer, initializedCount in
+            for index in forced..<length { buffer[index - forced] = rank(span[row * length + index]) }
+            initializedCount = length - forced
+        }
+        var (threshold, equals) = threshold(of: ranks, count: count - forced)
+        indices.reserveCapacity(count)
+        for (index, rank) in ranks.enumerated() where rank >= threshold {
+            if rank == threshold {
+                if equals == 0 { continue }
+                equals -= 1
+            }
+            indices.append(Int32(truncatingIfNeeded: index + forced))
+        }
+        return indices
+    }
+
+    /// An unsigned number that orders as the value does, both zeros alike and NaN below all.
+    private static func rank(_ value: Float) -> UInt32 {
+        if value.isNaN { return 0 }
+        let bits = (value + 0).bitPattern
+        return bits >> 31 == 0 ? bits | 1 << 31 : ~bits
+    }
+
+    /// The `count`-th largest rank, and how many of that rank are among the `count` largest. Radix selection, a byte at a time.
+    private static func threshold(of ranks: [UInt32], count: Int) -> (rank: UInt32, equals: Int) {
+        var (prefix, mask) = (UInt32(0), UInt32(0))
+        var remaining = count
+        for shift in [UInt32(24), 16, 8, 0] {
+            var counts = [Int](repeating: 0, count: 256)
+            for rank in ranks where rank & mask == prefix { counts[Int(rank >> shift & 255)] += 1 }
+            var digit = 255
+            while counts[digit] < remaining {
+                remaining -= counts[digit]
+                digit -= 1
+            }
+            prefix |= UInt32(digit) << shift
+            mask |= 255 << shift
+        }
+        return (prefix, remaining)
+    }
+}
