@@ -293,9 +293,13 @@ private func isNegligible(
     let exceeding = scores + AttentionScratch.keyBlock * lanes
     var x = 0
     while x < lanes {
-        let limit = load(maxima + x) - splat(below)
+        // Differences, because m − `below` is m itself at large m. A row that has seen nothing has m = −∞; less the lowest
+        // finite number, hidden scores stay −∞ and others exceed.
+        let m = maximum(splat(-.greatestFiniteMagnitude), load(maxima + x))
         var kept = splat(1)
-        for key in 0..<count { kept = splat(0).replacing(with: kept, where: load(scores + key * lanes + x) .<= limit) }
+        for key in 0..<count {
+            kept = splat(0).replacing(with: kept, where: load(scores + key * lanes + x) - m .<= splat(-below))
+        }
         store(kept, exceeding + x)
         x += laneCount
     }

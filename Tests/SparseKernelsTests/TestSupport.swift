@@ -32,21 +32,15 @@ extension Tensor where Element: AttentionElement {
 
 /// Attention into new memory of element type `O`.
 func attend<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
-    _ attention: DenseAttention, query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, bias: Tensor<Float>? = nil,
+    _ attention: some AttentionOperator, query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>,
     as outputType: O.Type = Float.self, on pool: WorkerPool = .shared
 ) throws -> (output: Tensor<O>, logSumExp: Tensor<Float>) {
     let shape = attention.shape
     var output = try Tensor<O>(zeros: [shape.queryHeads, shape.queryLength, shape.valueDim])
     var logSumExp = try Tensor<Float>(zeros: [shape.queryHeads, shape.queryLength])
-    if let bias {
-        try attention.run(
-            query: query.view(), key: key.view(), value: value.view(), bias: bias.view(), output: output.mutableView(),
-            logSumExp: logSumExp.mutableSpan, on: pool)
-    } else {
-        try attention.run(
-            query: query.view(), key: key.view(), value: value.view(), output: output.mutableView(),
-            logSumExp: logSumExp.mutableSpan, on: pool)
-    }
+    try attention.run(
+        query: query.view(), key: key.view(), value: value.view(), output: output.mutableView(),
+        logSumExp: logSumExp.mutableSpan, on: pool)
     return (output, logSumExp)
 }
 

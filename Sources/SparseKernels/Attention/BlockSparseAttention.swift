@@ -25,6 +25,8 @@ public struct BlockSparseAttention: AttentionOperator {
     public let pvSkipThreshold: Float?
     /// The instruction set that `run` executes.
     public let instructionSet: InstructionSet
+    /// Bytes of scratch that each thread of the pool needs.
+    public let scratchByteCount: Int
 
     let kernels: KernelTable
     let softmaxScale: Float
@@ -105,16 +107,16 @@ public struct BlockSparseAttention: AttentionOperator {
             try Self.check(sequence, shape, after: end, isCausal: isCausal, named: name)
             end = sequence.queries.upperBound
             let lie = AttentionSchedule.Sequence(queries: sequence.queries, keys: sequence.keys, isCausal: isCausal)
-            for head in 0..<shape.queryHeads {
-                // One pattern for all heads, one per query head, or one per KV head.
-                let patterns = sequence.heads.count
-                let pattern = patterns == 1 ? 0 : patterns == shape.queryHeads ? head : head / shape.queryHeadsPerKVHead
-                if scoring.aliBiSlopes != nil, case .runs = sequence.heads[pattern] {
+            // One pattern for all heads, one per KV head, or one per query head: each serves as many adjacent query heads.
+            let headsPerPattern = shape.queryHeads / sequence.heads.count
+            for (slot, pattern) in sequence.heads.enumerated() {
+                if scoring.aliBiSlopes != nil, case .runs(let runs) = pattern, !runs.keys.isEmpty {
                     throw SparseKernelsError(
                         .invalidArgument, "aliBiSlopes", expected: "nil with patterns of single keys", actual: "slopes")
                 }
                 schedule.append(
-                    sequence.heads[pattern], head: head, sequence: lie, denseRows: denseRows, blockRows: blockRows)
+                    pattern, heads: slot * headsPerPattern..<(slot + 1) * headsPerPattern, sequence: lie,
+                    denseRows: denseRows, blockRows: blockRows)
             }
         }
         try require(
@@ -122,6 +124,11 @@ public struct BlockSparseAttention: AttentionOperator {
             actual: "\(end)")
         schedule.order()
         self.schedule = schedule
+        scratchByteCount =
+            AttentionScratch(
+                headDim: shape.headDim, valueDim: shape.valueDim, queryRows: schedule.maximumRows, stagesKeys: true,
+                stagesValues: true
+            ).byteCount
     }
 
     private static func check(
@@ -147,14 +154,6 @@ public struct BlockSparseAttention: AttentionOperator {
             try pattern.validate(
                 queryLength: queries.count, keyLength: keys.count, isCausal: isCausal, named: "\(name)heads[\(index)]")
         }
-    }
-
-    /// Bytes of scratch that each thread of the pool needs.
-    public var scratchByteCount: Int {
-        AttentionScratch(
-            headDim: shape.headDim, valueDim: shape.valueDim, queryRows: schedule.tasks.reduce(1) { max($0, $1.rows) },
-            stagesKeys: true, stagesValues: true
-        ).byteCount
     }
 
     /// Score entries that the patterns and the causal limit leave, over all query heads.

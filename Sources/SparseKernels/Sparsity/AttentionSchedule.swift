@@ -28,6 +28,8 @@ struct AttentionSchedule: Sendable {
     private(set) var ranges: [KeyRange] = []
     private(set) var gatheredKeys: [Int32] = []
     private(set) var visiblePairs = 0
+    /// Rows of the largest task, which scratch is sized for.
+    private(set) var maximumRows = 1
 
     /// Where a sequence lies in the operands.
     struct Sequence {
@@ -54,8 +56,25 @@ struct AttentionSchedule: Sendable {
         }
     }
 
-    /// Adds the tasks of one head of one sequence.
-    mutating func append(_ pattern: HeadPattern, head: Int, sequence: Sequence, denseRows: TaskRows, blockRows: TaskRows) {
+    /// Adds the tasks of the heads of one sequence that share a pattern; the list of keys is kept once for all of them.
+    mutating func append(
+        _ pattern: HeadPattern, heads: Range<Int>, sequence: Sequence, denseRows: TaskRows, blockRows: TaskRows
+    ) {
+        let first = tasks.count
+        append(pattern, head: heads.lowerBound, sequence: sequence, denseRows: denseRows, blockRows: blockRows)
+        let listed = first..<tasks.count
+        for head in heads.dropFirst() {
+            for index in listed {
+                var task = tasks[index]
+                task.head = head
+                add(task)
+            }
+        }
+    }
+
+    private mutating func append(
+        _ pattern: HeadPattern, head: Int, sequence: Sequence, denseRows: TaskRows, blockRows: TaskRows
+    ) {
         switch pattern {
         case .dense:
             append(
@@ -77,13 +96,20 @@ struct AttentionSchedule: Sendable {
                 append(ranges, head: head, sequence: sequence, block: mask.grid.query[row], rows: blockRows)
             }
         case .runs(let runs):
+            var ranges: [KeyRange] = []
             for block in 0..<runs.query.count {
-                let ranges = runs.runs(block: block).map { KeyRange(begin: $0.lowerBound, end: $0.upperBound) }
-                append(
-                    ranges, keys: runs.keys(block: block), head: head, sequence: sequence, block: runs.query[block],
-                    rows: blockRows)
+                let queries = runs.query[block]
+                let seenByAll = sequence.isCausal ? queries.lowerBound + sequence.queryOffset + 1 : sequence.keys.count
+                let keys = runs.keyRanges(block: block, gatheringBelow: seenByAll, into: &ranges)
+                append(ranges, keys: keys, head: head, sequence: sequence, block: queries, rows: blockRows)
             }
         }
+    }
+
+    private mutating func add(_ task: Task) {
+        tasks.append(task)
+        visiblePairs += task.visiblePairs
+        maximumRows = max(maximumRows, task.rows)
     }
 
     private mutating func append(
@@ -112,8 +138,7 @@ struct AttentionSchedule: Sendable {
                 task.visiblePairs += max(0, seen - before)
             }
             task.visiblePairs += task.rows * keys.count
-            tasks.append(task)
-            visiblePairs += task.visiblePairs
+            add(task)
         }
     }
 
@@ -161,5 +186,27 @@ extension BlockMask {
                 ranges.append(KeyRange(begin: keys.lowerBound, end: keys.upperBound))
             }
         }
+    }
+}
+
+extension KeyRuns {
+    /// The block's runs as ranges, with its single keys from `limit` on put between them in order, and the other single keys.
+    ///
+    /// Kernels show gathered keys to every query of a task. Under a causal limit that holds for keys up to the position of the
+    /// block's first query only; later ones become ranges of one key, which follow the limit. They lie on the diagonal and are few.
+    func keyRanges(block: Int, gatheringBelow limit: Int, into ranges: inout [KeyRange]) -> ArraySlice<Int32> {
+        ranges.removeAll(keepingCapacity: true)
+        let keys = keys(block: block)
+        var next = keys.firstIndex { $0 >= limit } ?? keys.endIndex
+        let gathered = keys[..<next]
+        for run in runs(block: block) {
+            while next < keys.endIndex && keys[next] < run.lowerBound {
+                ranges.append(KeyRange(begin: Int(keys[next]), end: Int(keys[next]) + 1))
+                next += 1
+            }
+            ranges.append(KeyRange(begin: run.lowerBound, end: run.upperBound))
+        }
+        for key in keys[next...] { ranges.append(KeyRange(begin: Int(key), end: Int(key) + 1)) }
+        return gathered
     }
 }

@@ -1,7 +1,8 @@
 /// Keys kept for each block of queries, down to single tokens: runs of adjacent keys anywhere, and single keys.
 ///
 /// This is what vertical-slash patterns are made of: diagonal bands are runs that start at any token, and verticals are single keys.
-/// Keys inside runs follow the causal limit of the call token by token; single keys are seen by every query of the block.
+/// Both follow the causal limit of the call token by token. Single keys cost a copy of their rows per block of queries, which pays
+/// where they stand alone; adjacent keys belong in a run.
 public struct KeyRuns: Hashable, Sendable {
     /// The blocks of queries.
     public let query: BlockPartition
