@@ -67,7 +67,8 @@ public func scoreAntidiagonals(_ arguments: UnsafePointer<AntidiagonalArguments>
         packGroups(args, row: row, lanes: lanes, staging: staging, into: panel)
         if args.keyCodes != nil {
             let codes = space.packedCodes + row * AntidiagonalScratch.codeDepth(headDim: args.headDim, stride: args.stride)
-            encodePanel(args, panel, lanes: lanes, into: codes, scales: space.codeScales + row, offsets: space.codeOffsets + row)
+            encodePanel(
+                args, panel, lanes: lanes, into: codes, scales: space.codeScales + row, offsets: space.codeOffsets + row)
         }
     }
     for x in 0..<lanes {

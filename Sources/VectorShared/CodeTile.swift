@@ -64,7 +64,9 @@ public func addProducts(_ a: UnsafePointer<UInt8>, _ b: CodeRow, _ c: CodeRow) -
 
 /// C += A·B over `depth` channels, at most `narrowDepth`.
 @_alwaysEmitIntoClient @_transparent
-public func accumulate(_ c: inout CodeTile, _ a: CodePointers, from start: Int, panel: UnsafePointer<UInt8>, depth: Int, width: Int) {
+public func accumulate(
+    _ c: inout CodeTile, _ a: CodePointers, from start: Int, panel: UnsafePointer<UInt8>, depth: Int, width: Int
+) {
     var channel = start
     var b = panel
     let end = start &+ depth

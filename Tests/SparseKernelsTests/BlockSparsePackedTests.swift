@@ -51,7 +51,8 @@ struct BlockSparsePackedTests {
     @Test("positions of ALiBi count within a sequence", arguments: [true, false])
     func slopes(_ isCausal: Bool) throws {
         let batch = [
-            Sequence(queries: 20, keys: 0..<31, patterns: Self.masked), Sequence(queries: 9, keys: 31..<70, patterns: Self.dense),
+            Sequence(queries: 20, keys: 0..<31, patterns: Self.masked),
+            Sequence(queries: 9, keys: 31..<70, patterns: Self.dense),
             Sequence(queries: 40, keys: 60..<239, patterns: Self.masked),
         ]
         try Self.check(batch, isCausal: isCausal, scoring: AttentionScoring(aliBiSlopes: [0.25, -0.125, 0.5, 0]))

@@ -31,7 +31,9 @@ struct BlockSparseVisibilityTests {
     /// The first pair that differs from the rule.
     static func firstDifference(_ sees: [[Bool]], _ rule: (Int, Int) -> Bool) -> String? {
         for (row, line) in sees.enumerated() {
-            for (column, isSeen) in line.enumerated() where isSeen != rule(row, column) { return "(\(row), \(column)) \(isSeen)" }
+            for (column, isSeen) in line.enumerated() where isSeen != rule(row, column) {
+                return "(\(row), \(column)) \(isSeen)"
+            }
         }
         return nil
     }

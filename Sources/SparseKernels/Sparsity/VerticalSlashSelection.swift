@@ -41,7 +41,8 @@ public struct VerticalSlashSelection: Hashable, Sendable {
         vertical: Int, slash: Int, forcedKeys: Int = 30, forcedDistances: Int = 100
     ) throws(SparseKernelsError) {
         for (name, count, least) in [
-            ("vertical", vertical, 0), ("slash", slash, 0), ("forcedKeys", forcedKeys, 0), ("forcedDistances", forcedDistances, 1),
+            ("vertical", vertical, 0), ("slash", slash, 0), ("forcedKeys", forcedKeys, 0),
+            ("forcedDistances", forcedDistances, 1),
         ] {
             try require(count >= least, .invalidArgument, name, expected: "at least \(least)", actual: "\(count)")
         }
