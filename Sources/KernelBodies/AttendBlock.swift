@@ -282,31 +282,6 @@ private func scorePanel(
     }
 }
 
-/// Whether every score of the step lies `below` or more under the running maximum of its row, NaN counting as no. e^−`below` then
-/// bounds every probability of the step, relative to the largest of its row. Lanes past `rows` are padding.
-@inline(never)
-private func isNegligible(
-    _ scores: UnsafeMutablePointer<Float>, count: Int, maxima: UnsafePointer<Float>, rows: Int, below: Float, width: Int
-) -> Bool {
-    let lanes = width * laneCount
-    // Rows past the step are free once it is scored.
-    let exceeding = scores + AttentionScratch.keyBlock * lanes
-    var x = 0
-    while x < lanes {
-        // Differences, because m − `below` is m itself at large m. A row that has seen nothing has m = −∞; less the lowest
-        // finite number, hidden scores stay −∞ and others exceed.
-        let m = maximum(splat(-.greatestFiniteMagnitude), load(maxima + x))
-        var kept = splat(1)
-        for key in 0..<count {
-            kept = splat(0).replacing(with: kept, where: load(scores + key * lanes + x) - m .<= splat(-below))
-        }
-        store(kept, exceeding + x)
-        x += laneCount
-    }
-    for lane in 0..<rows where exceeding[lane] == 0 { return false }
-    return true
-}
-
 /// Oᵀ ← α·Oᵀ + Vᵀ·P.
 @_transparent
 private func accumulateValues(
@@ -376,32 +351,6 @@ private func visibleLanes(_ args: AttentionArguments, _ row: Int, _ key: Int) ->
     return panelMask(lanesUpTo: from, above: to)
 }
 
-/// Soft cap, ALiBi slope and bias, in that order.
-@inline(never)
-private func adjustScores(
-    _ args: AttentionArguments, _ scores: UnsafeMutablePointer<Float>, row: Int, width: Int, firstKey: Int, count: Int
-) {
-    let lanes = width * laneCount
-    if args.logitsSoftCap > 0 {  // Q was packed with softmaxScale/cap
-        let cap = splat(args.logitsSoftCap)
-        for x in 0..<count * width { store(tanh(load(scores + x * laneCount)) * cap, scores + x * laneCount) }
-    }
-    if args.aliBiSlope != 0 {
-        for key in 0..<count {
-            for lane in 0..<lanes {
-                let distance = Float(firstKey + key - (row + lane) - args.aliBiOffset)
-                scores[key * lanes + lane] += args.aliBiSlope * distance
-            }
-        }
-    }
-    if let bias = args.bias {
-        for lane in 0..<minimum(lanes, args.queryRows - row) {
-            let line = bias + (row + lane) * args.biasStride + firstKey
-            for key in 0..<count { scores[key * lanes + lane] += line[key] }
-        }
-    }
-}
-
 /// Keys [0, 1) and [2, 3) of a step are ragged: some queries of the panel see them and some do not.
 private typealias RaggedEnds = (Int, Int, Int, Int)
 
@@ -416,21 +365,6 @@ private func hasNonFinite(_ values: UnsafePointer<Float>, stride: Int, channels:
         for channel in 0..<channels { sum += values[key * stride + channel] * 0 }
     }
     return sum != 0
-}
-
-/// Adjacent rows, with zeros for the non-finite values of ragged keys.
-@inline(never)
-private func copyFinite(
-    _ values: UnsafePointer<Float>, stride: Int, count: Int, channels: Int, _ ends: RaggedEnds,
-    into copy: UnsafeMutablePointer<Float>
-) {
-    for key in 0..<count {
-        let isRagged = key < ends.1 || key >= ends.2
-        for channel in 0..<channels {
-            let value = values[key * stride + channel]
-            copy[key * channels + channel] = isRagged && value * 0 != 0 ? 0 : value
-        }
-    }
 }
 
 /// Adds p·v to the lanes that see the key, for its non-finite values.
