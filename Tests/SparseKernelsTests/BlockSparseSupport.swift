@@ -126,6 +126,12 @@ struct BlockSparseOperands {
     let key: Tensor<Float>
     let value: Tensor<Float>
 
+    init(query: Tensor<Float>, key: Tensor<Float>, value: Tensor<Float>) {
+        self.query = query
+        self.key = key
+        self.value = value
+    }
+
     init(_ shape: AttentionShape, seed: UInt64 = 101) throws {
         query = try .normal([shape.queryHeads, shape.queryLength, shape.headDim], seed: seed)
         key = try .normal([shape.kvHeads, shape.keyLength, shape.headDim], seed: seed + 1)

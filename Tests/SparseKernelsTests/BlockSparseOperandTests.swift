@@ -1,0 +1,161 @@
+import SparseKernels
+import SparseKernelsReference
+import Testing
+
+/// How operands of block-sparse attention lie in memory: element types, layouts, strides and borders.
+@Suite("Block-sparse operands")
+struct BlockSparseOperandTests {
+    typealias Storage = AttentionOperandTests.Storage
+    typealias Placement = AttentionOperandTests.Placement
+    typealias Buffer = AttentionOperandTests.Buffer
+
+    /// A head of each pattern, all with ragged ends: widths leave a tail after whole vectors, lengths after whole blocks.
+    static func shape() throws -> AttentionShape {
+        try AttentionShape(queryLength: 77, keyLength: 150, queryHeads: 4, kvHeads: 2, headDim: 19, valueDim: 21)
+    }
+
+    static func patterns(_ shape: AttentionShape) throws -> [HeadPattern] {
+        let mask = try BlockMask.random(BlockGrid(shape, blockSize: 16, isCausal: true), density: 0.5, seed: 7)
+        // The last block has the last key as a single one.
+        let runs = try KeyRuns(
+            query: BlockPartition(length: shape.queryLength, blockSize: 40), keyLength: shape.keyLength,
+            runOffsets: [0, 2, 3], runs: [3..<20, 60..<111, 30..<100], keyOffsets: [0, 3, 6],
+            keys: [0, 25, 112, 2, 29, Int32(shape.keyLength - 1)])
+        return [.blockSparse(mask, head: 0), .runs(runs), .streaming(sink: 3, local: 30), .dense]
+    }
+
+    static func plan(_ set: InstructionSet) throws -> BlockSparseAttention {
+        let shape = try shape()
+        return try BlockSparseAttention(shape, heads: patterns(shape), isCausal: true, instructionSet: set)
+    }
+
+    // MARK: - Element types
+
+    static func check<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(_: Q.Type, _: K.Type, _: V.Type) throws {
+        let shape = try shape()
+        let query = try Tensor<Q>.normal([shape.queryHeads, shape.queryLength, shape.headDim], seed: 21)
+        let key = try Tensor<K>.normal([shape.kvHeads, shape.keyLength, shape.headDim], seed: 22)
+        let value = try Tensor<V>.normal([shape.kvHeads, shape.keyLength, shape.valueDim], seed: 23)
+        let rows = try referenceRows(
+            shape, query: query, key: key, value: value, sees: visibility(patterns(shape), shape, isCausal: true))
+        for set in InstructionSet.available {
+            let attention = try plan(set)
+            func expect<O: AttentionElement>(_: O.Type) throws {
+                let result = try attend(attention, query: query, key: key, value: value, as: O.self)
+                expectMatches(
+                    result.output, result.logSumExp, rows, headDim: shape.headDim,
+                    "\(set) \(Q.self) \(K.self) \(V.self) → \(O.self)")
+            }
+            try expect(Float.self)
+            try expect(Float16.self)
+            try expect(BFloat16.self)
+        }
+    }
+
+    @Test("all combinations of element types agree with the oracle", arguments: Storage.allCases, Storage.allCases)
+    func elementTypes(_ query: Storage, _ key: Storage) throws {
+        for value in Storage.allCases { try Self.check(query.type, key.type, value.type) }
+    }
+
+    @Test("a staged operand gives the bits that its widened copy gives", arguments: InstructionSet.available)
+    func stagingIsExact(_ set: InstructionSet) throws {
+        let attention = try Self.plan(set)
+        let operands = try BlockSparseOperands(attention.shape)
+        let (key, value) = (operands.key.converted(to: BFloat16.self), operands.value.converted(to: Float16.self))
+        let staged = try attention(query: operands.query, key: key, value: value)
+        let widened = try attention(
+            query: operands.query, key: key.converted(to: Float.self), value: value.converted(to: Float.self))
+        #expect(staged.output.bits == widened.output.bits && staged.logSumExp.bits == widened.logSumExp.bits)
+    }
+
+    // MARK: - Layouts and strides
+
+    /// Gaps of the inputs hold NaN, so that reading one shows; gaps of the output hold a guard, so that writing one shows.
+    @Test("any placement gives the bits of adjacent rows", arguments: InstructionSet.available, Placement.all)
+    func placements(_ set: InstructionSet, _ placement: Placement) throws {
+        let attention = try Self.plan(set)
+        let operands = try BlockSparseOperands(attention.shape)
+        let expected = try attention(query: operands.query, key: operands.key, value: operands.value)
+
+        let guardValue: Float = 12345.678
+        let q = try Buffer(operands.query, placement, filler: .nan)
+        let k = try Buffer(operands.key, placement, filler: .nan)
+        let v = try Buffer(operands.value, placement, filler: .nan)
+        var o = try Buffer(expected.output, placement, filler: guardValue)
+        for index in 0..<expected.output.count { o.elements[o.position(index)] = .nan }
+        var logSumExp = Array(repeating: guardValue, count: expected.logSumExp.count)
+        let (offset, geometry) = (o.offset, o.geometry)
+        try o.elements.withUnsafeMutableBufferPointer { elements in
+            try attention.run(
+                query: TensorView(q.elements.span.extracting(q.offset...), geometry: q.geometry),
+                key: TensorView(k.elements.span.extracting(k.offset...), geometry: k.geometry),
+                value: TensorView(v.elements.span.extracting(v.offset...), geometry: v.geometry),
+                output: MutableTensorView(elements.extracting(offset...).mutableSpan, geometry: geometry),
+                logSumExp: logSumExp.mutableSpan)
+        }
+        let wanted = try Buffer(expected.output, placement, filler: guardValue)
+        #expect(o.elements.map(\.bitPattern) == wanted.elements.map(\.bitPattern))
+        #expect(logSumExp.map(\.bitPattern) == expected.logSumExp.bits)
+    }
+
+    @Test("into a tensor that is reused, and without an LSE", arguments: InstructionSet.available)
+    func reusedOutput(_ set: InstructionSet) throws {
+        let attention = try Self.plan(set)
+        let operands = try BlockSparseOperands(attention.shape)
+        let expected = try attention(query: operands.query, key: operands.key, value: operands.value)
+        var output = try Tensor<Float>(expected.output.shape) { _ in .nan }
+        try attention.run(query: operands.query, key: operands.key, value: operands.value, into: &output)
+        #expect(output.bits == expected.output.bits)
+    }
+
+    // MARK: - Borders
+
+    /// Every operand ends, or starts, at a page that faults when touched. A fault ends the process, hence one of its own.
+    @Test("nothing outside the operands is touched")
+    func bordersAreKept() async {
+        await #expect(processExitsWith: .success) {
+            for set in InstructionSet.available {
+                for fencesEnd in [true, false] {
+                    try Self.runBetweenFences(Float.self, set, fencesEnd: fencesEnd)
+                    try Self.runBetweenFences(Float16.self, set, fencesEnd: fencesEnd)
+                    try Self.runBetweenFences(BFloat16.self, set, fencesEnd: fencesEnd)
+                }
+            }
+        }
+    }
+
+    static func runBetweenFences<Element: AttentionElement>(
+        _: Element.Type, _ set: InstructionSet, fencesEnd: Bool
+    ) throws {
+        for (queries, keys, headDim, valueDim) in [(1, 1, 1, 1), (7, 9, 3, 9), (50, 131, 17, 19), (33, 257, 24, 40)] {
+            let shape = try AttentionShape(
+                queryLength: queries, keyLength: keys, queryHeads: 4, kvHeads: 1, headDim: headDim, valueDim: valueDim)
+            // A short last block of queries and of keys, whose last key is also a single one.
+            let mask = try BlockMask(grid: BlockGrid(shape, blockSize: 24, isCausal: true)) { _, row, column in
+                (row + column) % 2 == 0 || row == column
+            }
+            let runs = try KeyRuns(
+                query: BlockPartition(length: queries, blockSize: queries), keyLength: keys, runOffsets: [0, 1],
+                runs: [0..<max(1, keys / 2)], keyOffsets: [0, keys > 1 ? 1 : 0], keys: keys > 1 ? [Int32(keys - 1)] : [])
+            let patterns: [HeadPattern] = [.blockSparse(mask, head: 0), .runs(runs), .streaming(sink: 1, local: 9), .dense]
+            let query = try FencedMemory(
+                Tensor<Element>.normal([4, queries, headDim], seed: 1).elements, fencesEnd: fencesEnd)
+            let key = try FencedMemory(Tensor<Element>.normal([1, keys, headDim], seed: 2).elements, fencesEnd: fencesEnd)
+            let value = try FencedMemory(
+                Tensor<Element>.normal([1, keys, valueDim], seed: 3).elements, fencesEnd: fencesEnd)
+            let output = FencedMemory(Array(repeating: Element.zero, count: 4 * queries * valueDim), fencesEnd: fencesEnd)
+            let logSumExp = FencedMemory(Array(repeating: Float.nan, count: 4 * queries), fencesEnd: fencesEnd)
+            for pvSkipThreshold: Float? in [nil, 0.5] {
+                let attention = try BlockSparseAttention(
+                    shape, heads: patterns, isCausal: true, pvSkipThreshold: pvSkipThreshold, instructionSet: set)
+                try attention.run(
+                    query: TensorView(query.elements.span, heads: 4, tokens: queries, channels: headDim),
+                    key: TensorView(key.elements.span, heads: 1, tokens: keys, channels: headDim),
+                    value: TensorView(value.elements.span, heads: 1, tokens: keys, channels: valueDim),
+                    output: MutableTensorView(output.elements.mutableSpan, heads: 4, tokens: queries, channels: valueDim),
+                    logSumExp: logSumExp.elements.mutableSpan)
+                #expect(logSumExp.elements.allSatisfy { !$0.isNaN }, "\(set)")
+            }
+        }
+    }
+}
