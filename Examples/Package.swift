@@ -6,11 +6,17 @@ import PackageDescription
 let package = Package(
     name: "SparseKernelsExamples",
     platforms: [.macOS("26.0")],
-    // No traits: neither example needs OpenBLAS.
+    // No traits: no example needs OpenBLAS.
     dependencies: [.package(name: "SparseKernels", path: "..", traits: [])],
     targets: [
         .executableTarget(
             name: "dense-attention",
+            dependencies: [
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "SparseKernelsReference", package: "SparseKernels"),
+            ]),
+        .executableTarget(
+            name: "block-sparse-attention",
             dependencies: [
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),

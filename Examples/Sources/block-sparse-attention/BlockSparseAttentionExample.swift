@@ -1,0 +1,77 @@
+import SparseKernels
+import SparseKernelsReference
+
+/// What a block mask leaves of causal attention: the mask as a picture, its density, and how far the result is from attention over
+/// all keys, and from attention over the kept keys in `Double`.
+///
+///     swift run --package-path Examples -c release block-sparse-attention
+@main
+struct BlockSparseAttentionExample {
+    static func main() throws {
+        let shape = try AttentionShape(queryLength: 1024, keyLength: 1024, queryHeads: 4, kvHeads: 1, headDim: 64)
+        let (query, key, value) = try operands(shape)
+        let dense = try DenseAttention(shape, mask: .causal)(query: query, key: key, value: value)
+        let grid = try BlockGrid(shape, blockSize: 64, isCausal: true)
+
+        // Sinks and a window of whole blocks; every second block further off, or fewer.
+        for (name, step) in [("sink and window", Int.max), ("with every fourth block", 4), ("everything", 1)] {
+            let mask = try BlockMask(grid: grid) { _, row, column in
+                column == 0 || row - column < 3 || (row - column) % step == 0
+            }
+            let attention = try BlockSparseAttention(shape, mask: mask)
+            let state = try attention(query: query, key: key, value: value)
+            print("\(name): density \(percent(mask.density)), \(attention.visiblePairs) pairs")
+            for row in 0..<grid.blockRows { print("  " + picture(mask, row: row)) }
+            print("  relative L1 distance from dense attention: \(distance(state.output, dense.output))")
+            try report(state, shape, mask, query, key, value)
+        }
+    }
+
+    /// Keys of the same topic are alike, and a query looks for a topic; near tokens mostly have the same one.
+    static func operands(
+        _ shape: AttentionShape
+    ) throws -> (query: Tensor<Float>, key: Tensor<Float>, value: Tensor<Float>) {
+        let channels = shape.headDim
+        let topics = try Tensor<Float>.normal([shape.keyLength / 128, channels], seed: 1)
+        func topic(_ flat: Int) -> Float { topics[flat: flat / channels % shape.keyLength / 128 * channels + flat % channels] }
+        let noise = try Tensor<Float>.normal([shape.queryHeads, shape.queryLength, channels], seed: 2)
+        return try (
+            Tensor(noise.shape) { noise[flat: $0] / 2 + topic($0) / 2 },
+            Tensor([1, shape.keyLength, channels]) { noise[flat: $0] / 2 + topic($0) },
+            Tensor<Float>.normal([1, shape.keyLength, channels], seed: 3)
+        )
+    }
+
+    /// A kept block is #, one left out is ·, and one beyond the diagonal is blank.
+    static func picture(_ mask: BlockMask, row: Int) -> String {
+        let reachable = mask.grid.reachableColumns(ofRow: row)
+        return reachable.map { mask[0, row, $0] ? "#" : "·" }.joined()
+    }
+
+    static func percent(_ fraction: Double) -> String { "\((fraction * 1000).rounded() / 10)%" }
+
+    /// Σ|a − b| / Σ|b|.
+    static func distance(_ a: Tensor<Float>, _ b: Tensor<Float>) -> Double {
+        var (difference, total) = (0.0, 0.0)
+        for index in 0..<a.count {
+            difference += Double(abs(a[flat: index] - b[flat: index]))
+            total += Double(abs(b[flat: index]))
+        }
+        return difference / total
+    }
+
+    /// One row by the textbook, over the keys that the mask keeps.
+    static func report(
+        _ state: AttentionState, _ shape: AttentionShape, _ mask: BlockMask, _ query: Tensor<Float>, _ key: Tensor<Float>,
+        _ value: Tensor<Float>
+    ) throws {
+        let (head, token, grid) = (2, 900, mask.grid)
+        let row = try ReferenceAttention(shape, mask: .causal).row(
+            head: head, token: token, query: query.view(), key: key.view(), value: value.view(),
+            hides: { !mask[0, grid.query.block(of: token), grid.key.block(of: $0)] })
+        let first = (head * shape.queryLength + token) * shape.valueDim
+        let error = row.output.indices.reduce(0) { max($0, abs(Double(state.output[flat: first + $1]) - row.output[$1])) }
+        let bound = AttentionErrorBound(row, headDim: shape.headDim)
+        print("  query \(token) sees \(row.visibleKeys) keys: error \(error), bound \(bound.output)")
+    }
+}
