@@ -72,18 +72,19 @@ struct BlockSparseNonFiniteTests {
         [true, false])
     func poisonedValue(_ set: InstructionSet, _ isCausal: Bool) throws {
         let scene = try Scene(set, isCausal: isCausal)
-        let cleanBits = scene.clean.output.bits
         for poison in Self.poisons {
-            for token in Self.tokens {
+            for token in poison.isNaN ? Self.tokens : [1, 30, 127, 149] {
                 for (kvHead, channel) in [(0, 0), (1, 12)] {
                     var poisoned = scene
                     poisoned.value[flat: (kvHead * 150 + token) * 13 + channel] = poison
                     let state = try poisoned.run()
-                    let wrong = state.output.elements.enumerated().first { index, value in
-                        // Weights of finite scores are positive, so an infinity stays one.
-                        let isTouched = index % 13 == channel && scene.reads(row: index / 13, kvHead: kvHead, token: token)
-                        return !(isTouched
-                            ? (poison.isNaN ? value.isNaN : value == poison) : value.bitPattern == cleanBits[index])
+                    // Weights of finite scores are positive, so an infinity stays one.
+                    var expected = scene.clean.output.elements
+                    for row in 0..<440 where scene.reads(row: row, kvHead: kvHead, token: token) {
+                        expected[row * 13 + channel] = poison
+                    }
+                    let wrong = zip(state.output.elements, expected).enumerated().first { _, pair in
+                        pair.0.bitPattern != pair.1.bitPattern && !(pair.0.isNaN && pair.1.isNaN)
                     }
                     #expect(wrong == nil, "\(set): \(poison) at token \(token)")
                     #expect(state.logSumExp.bits == scene.clean.logSumExp.bits, "values have no part in the LSE")
