@@ -15,7 +15,10 @@ struct SnippetTests {
 
     @Test(
         "a guide's snippets are in its tests",
-        arguments: ["README", "Docs/DenseAttention", "Docs/BlockSparseAttention", "Docs/GEMM", "Docs/Safetensors"])
+        arguments: [
+            "README", "Docs/AntidiagonalScoring", "Docs/DenseAttention", "Docs/BlockSparseAttention", "Docs/GEMM",
+            "Docs/Safetensors",
+        ])
     func snippetsAreTested(_ path: String) throws {
         let name = URL(fileURLWithPath: path).lastPathComponent
         let guide = try String(contentsOf: Self.package.appendingPathComponent("\(path).md"), encoding: .utf8)

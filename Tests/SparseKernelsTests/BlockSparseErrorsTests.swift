@@ -28,7 +28,8 @@ struct BlockSparseErrorsTests {
     @Test("options outside their domain are refused")
     func options() throws {
         for threshold: Float in [0, -0.0, -1, .nan, .infinity, -.infinity] {
-            Self.expectError(.invalidArgument, "pvSkipThreshold", containing: ["\(threshold)"], [.dense], pvSkipThreshold: threshold)
+            Self.expectError(
+                .invalidArgument, "pvSkipThreshold", containing: ["\(threshold)"], [.dense], pvSkipThreshold: threshold)
         }
         Self.expectError(.invalidArgument, "softmaxScale", [.dense], scoring: AttentionScoring(softmaxScale: .nan))
         Self.expectError(.invalidArgument, "logitsSoftCap", [.dense], scoring: AttentionScoring(logitsSoftCap: 0))
@@ -107,7 +108,8 @@ struct BlockSparseErrorsTests {
         try Self.expectError(.invalidShape, "heads[0].runs", containing: ["20 × 30", "21 × 30"], [runs(21, 30)])
         try Self.expectError(.invalidShape, "heads[0].runs", containing: ["20 × 29"], [runs(20, 29)])
         let slopes = AttentionScoring(aliBiSlopes: [1, 2, 3, 4, 5, 6])
-        try Self.expectError(.invalidArgument, "aliBiSlopes", containing: ["single keys"], [runs(20, 30, single: [1])], scoring: slopes)
+        try Self.expectError(
+            .invalidArgument, "aliBiSlopes", containing: ["single keys"], [runs(20, 30, single: [1])], scoring: slopes)
         #expect(throws: Never.self) {
             try BlockSparseAttention(Self.shape(), heads: [runs(20, 30)], isCausal: true, scoring: slopes)
         }

@@ -34,7 +34,9 @@ struct BlockSparseSkipTests {
     }
 
     /// e^x is exactly 0 from x = −88.03 on: a skipped step would have added nothing and rescaled by 1.
-    @Test("a huge threshold changes no bit", arguments: InstructionSet.available, [Float(89), 1e4, 1e30, .greatestFiniteMagnitude])
+    @Test(
+        "a huge threshold changes no bit", arguments: InstructionSet.available,
+        [Float(89), 1e4, 1e30, .greatestFiniteMagnitude])
     func hugeThreshold(_ set: InstructionSet, _ threshold: Float) throws {
         let shape = try Self.shape()
         let operands = try Self.operands(shape)
@@ -155,7 +157,9 @@ struct BlockSparseSkipTests {
     }
 
     /// m − threshold is m itself where numbers lie further apart than the threshold.
-    @Test("equal scores are never skipped, however large they are", arguments: InstructionSet.available, [Float(1), 1e4, -1e4, 1e15])
+    @Test(
+        "equal scores are never skipped, however large they are", arguments: InstructionSet.available,
+        [Float(1), 1e4, -1e4, 1e15])
     func hugeScores(_ set: InstructionSet, _ size: Float) throws {
         let steps = try Steps(high: abs(size), low: abs(size), query: size)
         #expect(try steps.run(0.5, set).output.bits == steps.run(nil, set).output.bits)
