@@ -12,6 +12,7 @@ public enum GoldenReplay {
     private static let replays: [String: Replay] = [
         "blocksparse.attention": replayBlockSparseAttention,
         "twilight.top_p_mask": replayTopPMask,
+        "xattention.estimate": replayXAttentionEstimate,
         "xattention.find_blocks": replayFindBlocks,
     ]
 

@@ -80,7 +80,7 @@ public struct InstructionSet: Hashable, Sendable {
     }
 
     /// The level a plan uses: `requested` when given, else `selected()`.
-    static func resolve(_ requested: InstructionSet?) throws(SparseKernelsError) -> InstructionSet {
+    package static func resolve(_ requested: InstructionSet?) throws(SparseKernelsError) -> InstructionSet {
         guard let requested else { return try selected() }
         return try named(requested.name)
     }

@@ -1,0 +1,61 @@
+/// The lengths that the released code pads sequences to, with zeros at the end.
+struct OfficialPadding {
+    let chunkSize: Int
+    let queryLength: Int
+    let keyLength: Int
+
+    /// - Throws: `.invalidArgument` for a chunk that is no positive multiple of the block, `.invalidShape` for lengths with which
+    ///   the code would place the queries wrongly, or which overflow.
+    init(grid: BlockGrid, blockSize: Int, chunkSize: Int?) throws(SparseKernelsError) {
+        let chunkSize = chunkSize ?? XAttentionPrefill.officialChunkSize(keyLength: grid.key.length)
+        try require(
+            chunkSize >= 1 && chunkSize % blockSize == 0, .invalidArgument, "chunkSize",
+            expected: "a positive multiple of blockSize (\(blockSize))", actual: "\(chunkSize)")
+        // The code aligns the *padded* ends, which are the true ends only when both sequences are padded by as much.
+        try require(
+            grid.queryOffset >= 0 && grid.queryOffset % chunkSize == 0, .invalidShape, "queryLength",
+            expected: "keyLength (\(grid.key.length)) less a multiple of the chunk (\(chunkSize)) in the official mode, "
+                + "which would misalign the queries otherwise",
+            actual: "\(grid.query.length)")
+        let padding = (chunkSize - grid.key.length % chunkSize) % chunkSize
+        let (length, overflow) = grid.key.length.addingReportingOverflow(padding)
+        try require(!overflow, .invalidShape, "chunkSize", expected: "a padded length of 63 bits", actual: "\(chunkSize)")
+        self.chunkSize = chunkSize
+        queryLength = grid.query.length + padding
+        keyLength = length
+    }
+}
+
+extension XAttentionPrefill {
+    /// The chunk that the released code chooses: 2048 up to 2048 keys, growing to 16384 at 16384 keys, and falling back to 2048 from
+    /// 65537 keys on, such that chunk × keys stays at 2²⁸ or below.
+    ///
+    /// - Source: the beginning of `xattn_estimate`'s caller `Xattention_prefill`.
+    public static func officialChunkSize(keyLength: Int) -> Int {
+        var power = 1
+        while power < keyLength { power *= 2 }
+        return max(min(max(2048, power), (1 << 28) / power), 2048)
+    }
+}
+
+/// The operand with zero tokens added at the end.
+/// - Throws: `.invalidShape` unless it has the given extents.
+func zeroPadded<Element: AttentionElement>(
+    _ tensor: Tensor<Element>, named name: String, heads: Int, tokens: Int, channels: Int, to padded: Int
+) throws(SparseKernelsError) -> Tensor<Element> {
+    let view = try tensor.view(named: name)
+    try require(
+        view.heads == heads && view.tokens == tokens && view.channels == channels, .invalidShape, name,
+        expected: "\(heads) heads × \(tokens) tokens × \(channels) channels",
+        actual: "\(view.heads) × \(view.tokens) × \(view.channels)")
+    if padded == tokens { return tensor }
+    var result = try Tensor<Element>(zeros: [heads, padded, channels])
+    var target = result.mutableSpan
+    let source = tensor.span
+    for head in 0..<heads {
+        for index in 0..<tokens * channels {
+            target[head * padded * channels + index] = source[head * tokens * channels + index]
+        }
+    }
+    return result
+}

@@ -1,0 +1,115 @@
+/// Thresholds per head from example texts: the profiling heuristic that was released with XAttention.
+///
+/// For every text, head and block row I, with R the true attention mass of the blocks and X XAttention's estimate of it:
+///
+/// 1. take the smallest set of blocks whose R reaches `mass` (0.9) of the row;
+/// 2. t_I = the smallest X in that set, so that keeping blocks with X ≥ t_I covers the set;
+/// 3. the head's threshold is Σ_{X ≥ t_I} X / ΣX over all rows, the largest over the texts.
+///
+/// ```swift
+/// var profile = try ThresholdProfile(queryHeads: 32)
+/// for (query, key) in texts { try profile.add(query: query, key: key) }
+/// let prefill = try XAttentionPrefill(shape, stride: 8, thresholds: profile.thresholds)
+/// ```
+///
+/// The paper's own search is `MinimumThresholdSearch`, which its authors did not release.
+///
+/// - Complexity: per text, one full pass of exact scores (stride 1): about half the work of dense attention.
+/// - Source: `xattn/threshold/profile_threshold/profile_threshold.py` of mit-han-lab/x-attention.
+public struct ThresholdProfile: Sendable {
+    public let stride: Int
+    public let blockSize: Int
+    /// Fraction of the true mass that the kept blocks of a row reach.
+    public let mass: Double
+    /// The largest threshold over the texts so far, per query head; 0 before the first.
+    public private(set) var thresholds: [Double]
+    /// Texts so far.
+    public private(set) var texts = 0
+    private let instructionSet: InstructionSet
+
+    /// - Parameter stride: of the estimate; 8 in the released script. Use the one that prefill will use.
+    /// - Throws: `.invalidShape` for no heads or blocks below one token, `.invalidArgument` for a stride that does not divide the block
+    ///   or a mass outside 0…1, `.unsupportedInstructionSet`.
+    public init(
+        queryHeads: Int, stride: Int = 8, blockSize: Int = 128, mass: Double = 0.9, instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        for (name, extent) in [("queryHeads", queryHeads), ("blockSize", blockSize)] {
+            try require(extent >= 1, .invalidShape, name, expected: "at least 1", actual: "\(extent)")
+        }
+        try require(
+            stride >= 1 && blockSize % stride == 0, .invalidArgument, "stride",
+            expected: "a divisor of blockSize (\(blockSize))", actual: "\(stride)")
+        try require(mass >= 0 && mass <= 1, .invalidArgument, "mass", expected: "within 0...1", actual: "\(mass)")
+        self.stride = stride
+        self.blockSize = blockSize
+        self.mass = mass
+        self.instructionSet = try InstructionSet.resolve(instructionSet)
+        thresholds = Array(repeating: 0, count: queryHeads)
+    }
+
+    /// Profiles one text: the queries and keys of one layer, causal.
+    ///
+    /// - Parameters:
+    ///   - query: `[queryHeads, queryLength, headDim]`.
+    ///   - key: `[kvHeads, keyLength, headDim]`.
+    /// - Returns: the thresholds of this text alone.
+    /// - Throws: `.invalidShape` for operands that disagree with each other or with `queryHeads`; the profile is unchanged then.
+    @discardableResult
+    public mutating func add<Q: AttentionElement, K: AttentionElement>(
+        query: Tensor<Q>, key: Tensor<K>, softmaxScale: Float? = nil, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> [Double] {
+        let (queries, keys) = try (query.view(named: "query").geometry, key.view(named: "key").geometry)
+        try require(
+            queries.heads == thresholds.count, .invalidShape, "query", expected: "\(thresholds.count) heads",
+            actual: "\(queries.heads)")
+        let shape = try AttentionShape(
+            queryLength: queries.tokens, keyLength: keys.tokens, queryHeads: queries.heads, kvHeads: keys.heads,
+            headDim: queries.channels)
+        let grid = try BlockGrid(shape, blockSize: blockSize, isCausal: true)
+        var scores: [BlockScores] = []
+        for stride in [1, stride] {
+            let scoring = try AntidiagonalScoring(
+                shape, grid: grid, stride: stride, softmaxScale: softmaxScale, precision: .float32,
+                instructionSet: instructionSet)
+            scores.append(try scoring(query: query, key: key, on: pool))
+        }
+        let found = try Self.thresholds(masses: scores[0], estimates: scores[1], stride: stride, mass: mass)
+        for (head, threshold) in found.enumerated() { thresholds[head] = max(thresholds[head], threshold) }
+        texts += 1
+        return found
+    }
+
+    /// The thresholds, one per head, that follow from true masses and estimates over one grid.
+    ///
+    /// - Parameter stride: of the estimates, whose rows add up to tokens / `stride`.
+    /// - Throws: `.invalidShape` when the two disagree, `.invalidArgument` for a mass outside 0…1, and masses that are negative, infinite
+    ///   or NaN.
+    public static func thresholds(
+        masses: BlockScores, estimates: BlockScores, stride: Int, mass: Double = 0.9
+    ) throws(SparseKernelsError) -> [Double] {
+        let grid = masses.grid
+        try require(
+            estimates.grid == grid && estimates.heads == masses.heads, .invalidShape, "estimates",
+            expected: "the grid and heads of the masses \(masses.values.shape)", actual: "\(estimates.values.shape)")
+        var result: [Double] = []
+        for head in 0..<masses.heads {
+            var (kept, total) = (0.0, 0.0)
+            for row in 0..<grid.blockRows {
+                let start = (head * grid.blockRows + row) * grid.blockColumns
+                let columns = grid.reachableColumns(ofRow: row)
+                let truth = masses.values.span.extracting(start..<start + columns.upperBound)
+                let needed = try TopP.select(weights: truth, mass: mass)
+                var least = Float.infinity
+                for column in needed { least = min(least, estimates[head, row, column]) }
+                for column in columns {
+                    let estimate = estimates[head, row, column]
+                    total += Double(estimate)
+                    if estimate >= least { kept += Double(estimate) }
+                }
+            }
+            // The released code has the estimates in tokens when it adds 1e-8 to the total.
+            result.append(kept * Double(stride) / (total * Double(stride) + 1e-8))
+        }
+        return result
+    }
+}
