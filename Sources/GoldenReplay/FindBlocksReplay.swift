@@ -45,52 +45,16 @@ func replayFindBlocks(
     comparison.compare("out.mask_before_post", try selection.blocksBeforePostProcessing(scores), with: before) {
         grid.isCausal && $2 > grid.diagonalColumns(ofRow: $1).lowerBound && scores[$0, $1, $2] == 0
     }
-    comparison.compare("out.mask", try selection(scores), with: after) { _, _, _ in false }
+    comparison.compare("out.mask", try selection(scores), with: after)
     return comparison.result(golden)
 }
 
 /// A scalar or one threshold per head, as the recorded parameters have it.
-struct Thresholds: Decodable {
+private struct Thresholds: Decodable {
     let values: [Double]
 
     init(from decoder: any Decoder) throws {
         let container = try decoder.singleValueContainer()
         values = try (try? [container.decode(Double.self)]) ?? container.decode([Double].self)
-    }
-}
-
-extension GoldenCase {
-    /// Throws unless a recorded tensor has the shape that the parameters imply.
-    func check(_ name: String, _ actual: [Int], _ expected: [Int]) throws(SparseKernelsError) {
-        if actual != expected {
-            throw SparseKernelsError(.invalidShape, "\(name) of \(self.name)", expected: "\(expected)", actual: "\(actual)")
-        }
-    }
-}
-
-extension GoldenComparison {
-    /// Compares a mask block by block, passing over differences that `isNearTie(head, row, column)` explains.
-    /// - Returns: how many differences were explained.
-    @discardableResult
-    mutating func compare(
-        _ name: String, _ mask: BlockMask, with expected: Tensor<UInt8>, unless isNearTie: (Int, Int, Int) -> Bool
-    ) -> Int {
-        let (rows, columns) = (mask.grid.blockRows, mask.grid.blockColumns)
-        var nearTies = 0
-        for head in 0..<mask.heads {
-            for row in 0..<rows {
-                for column in 0..<columns {
-                    let actual: UInt8 = mask[head, row, column] ? 1 : 0
-                    let expected = expected[flat: (head * rows + row) * columns + column]
-                    if actual != expected && isNearTie(head, row, column) {
-                        nearTies += 1
-                        continue
-                    }
-                    compare(
-                        "\(name)[\(head), \(row), \(column)]", actual: Double(actual), expected: Double(expected), bound: 0)
-                }
-            }
-        }
-        return nearTies
     }
 }

@@ -30,7 +30,7 @@ extension XAttentionPrefill {
     /// The chunk that the released code chooses: 2048 up to 2048 keys, growing to 16384 at 16384 keys, and falling back to 2048 from
     /// 65537 keys on, such that chunk × keys stays at 2²⁸ or below.
     ///
-    /// - Source: the beginning of `xattn_estimate`'s caller `Xattention_prefill`.
+    /// - Source: `Xattention_prefill` in `xattn/src/Xattention.py`, where no `chunk_size` is given.
     public static func officialChunkSize(keyLength: Int) -> Int {
         var power = 1
         while power < keyLength { power *= 2 }

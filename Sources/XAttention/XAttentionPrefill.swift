@@ -64,7 +64,7 @@ public struct XAttentionPrefill: Sendable {
         case official(XAttentionSelection)
     }
 
-    /// A plan with one threshold for all heads. See the initialiser with one per head.
+    /// A plan with one threshold for all heads; parameters and errors as below.
     public init(
         _ shape: AttentionShape, stride: Int = 16, threshold: Double = 0.9, blockSize: Int = 128, isCausal: Bool = true,
         norm: Float = 1, mode: Mode = .clean, keepSink: Bool = false, keepRecent: Bool = false, minimumBlocks: Int = 1,

@@ -48,7 +48,10 @@ struct XAttentionTests {
             let grid = prefill.grid
             for head in 0..<2 {
                 for row in 0..<grid.blockRows {
-                    let line = Array(exact[(head * grid.blockRows + row) * grid.blockColumns..<(head * grid.blockRows + row + 1) * grid.blockColumns])
+                    let line = Array(
+                        exact[
+                            (head * grid.blockRows + row) * grid.blockColumns..<(head * grid.blockRows + row + 1)
+                                * grid.blockColumns])
                     let total = line.reduce(0, +)
                     let kept = mask.columns(head: head, row: row).map { Int($0) }
                     let mass = kept.reduce(0) { $0 + line[$1] }
@@ -65,7 +68,8 @@ struct XAttentionTests {
         }
     }
 
-    @Test("is scoring, selection and block-sparse attention, one after the other", arguments: [ScoringPrecision.float32, .int6])
+    @Test(
+        "is scoring, selection and block-sparse attention, one after the other", arguments: [ScoringPrecision.float32, .int6])
     func composition(_ precision: ScoringPrecision) throws {
         let work = try Workload(queryLength: 300, keyLength: 420, heads: 4, kvHeads: 2)
         let prefill = try XAttentionPrefill(work.shape, stride: 8, threshold: 0.8, blockSize: 32, precision: precision)
@@ -150,7 +154,8 @@ struct XAttentionTests {
             let prefill = try XAttentionPrefill(work.shape, stride: 4, blockSize: 20, mode: mode)
             let (query, key) = (work.query.converted(to: BFloat16.self), work.key.converted(to: Float16.self))
             let narrow = try prefill(query: query, key: key, value: work.value)
-            let wide = try prefill(query: query.converted(to: Float.self), key: key.converted(to: Float.self), value: work.value)
+            let wide = try prefill(
+                query: query.converted(to: Float.self), key: key.converted(to: Float.self), value: work.value)
             #expect(narrow.mask == wide.mask && narrow.state == wide.state)
         }
     }
@@ -275,7 +280,8 @@ struct XAttentionTests {
     // MARK: - Captures
 
     static let capture: String? = {
-        let package = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../..").standardizedFileURL
+        let package = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../..")
+            .standardizedFileURL
         let data = ProcessInfo.processInfo.environment["SPARSEKERNELS_DATA"] ?? package.path + "/../shared"
         let path = data + "/captures/lm-layer3-8192.safetensors"
         return FileManager.default.fileExists(atPath: path) ? path : nil

@@ -76,7 +76,8 @@ struct SelectionBlockTests {
     @Test("equals a full sort, with forced blocks and minima", arguments: rules)
     func fullSort(_ rule: BlockSelection.Rule) throws {
         for (index, grid) in try Self.grids().enumerated() {
-            for (minimum, sink, recent) in [(0, 0, 0), (1, 1, 1), (4, 2, 3), (Int.max, 0, 0), (0, Int.max, 0), (2, 0, Int.max)] {
+            for (minimum, sink, recent) in [(0, 0, 0), (1, 1, 1), (4, 2, 3), (Int.max, 0, 0), (0, Int.max, 0), (2, 0, Int.max)]
+            {
                 let selection = try BlockSelection(rule, minimumBlocks: minimum, sinkBlocks: sink, recentBlocks: recent)
                 for steps in [nil, 4] as [Float?] {
                     let scores = try Self.scores(grid, heads: 2, seed: UInt64(index), steps: steps)
@@ -125,7 +126,8 @@ struct SelectionBlockTests {
     @Test("the same mask on 1, 2 and 7 threads")
     func threads() throws {
         // 3 heads × 300 × 300 blocks: above the cut-off, so that threads are woken.
-        let grid = try BlockGrid(queryLength: 300 * 16, keyLength: 300 * 16, queryBlockSize: 16, keyBlockSize: 16, isCausal: true)
+        let grid = try BlockGrid(
+            queryLength: 300 * 16, keyLength: 300 * 16, queryBlockSize: 16, keyBlockSize: 16, isCausal: true)
         let scores = try Self.scores(grid, heads: 3, seed: 8)
         #expect(8 * scores.values.count > WorkerPool.workCutoff)
         let selection = try BlockSelection(.topP(0.8), sinkBlocks: 1, recentBlocks: 2)
@@ -149,7 +151,9 @@ struct SelectionBlockTests {
             let mask = try selection(BlockScores(grid: grid, values: values))
             let expected = try selection(clean)
             for row in 0..<5 {
-                #expect(Array(mask.columns(head: 0, row: row)) == (row == 3 ? [0, 1, 2, 3] : Array(expected.columns(head: 0, row: row))))
+                #expect(
+                    Array(mask.columns(head: 0, row: row))
+                        == (row == 3 ? [0, 1, 2, 3] : Array(expected.columns(head: 0, row: row))))
             }
         }
         var values = clean.values

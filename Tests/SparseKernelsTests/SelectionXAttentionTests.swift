@@ -84,7 +84,8 @@ struct SelectionXAttentionTests {
                     let expected = Self.transcription(
                         line, threshold, current: prefix + row / chunk * chunk, chunk: chunk, i: row % chunk, causal: causal)
                     #expect(
-                        mask.columns(head: head, row: row).map { Int($0) } == expected, "\(chunks)×\(chunk)+\(prefix), row \(row)")
+                        mask.columns(head: head, row: row).map { Int($0) } == expected,
+                        "\(chunks)×\(chunk)+\(prefix), row \(row)")
                 }
             }
         }

@@ -4,8 +4,8 @@
 /// scores; estimators that work on pages or tokens call it on their own weights. As a second step it prunes any other selector:
 /// give it the weights of what that selector kept (Twilight's "select, then prune").
 ///
-/// - Source: Twilight (arXiv 2502.02770), section on top-p sparse attention; XAttention (arXiv 2503.16428), Algorithm 1, line
-///   `find_blocks`.
+/// - Source: Twilight (Lin et al., NeurIPS 2025, arXiv 2502.02770), which makes top-p a step of its own after any selector;
+///   XAttention (arXiv 2503.16428), Algorithm 1, `find_blocks`.
 public enum TopP {
     /// The smallest set that reaches the mass, ascending.
     ///
