@@ -10,18 +10,32 @@ public struct BlockGrid: Hashable, Sendable {
     public let key: BlockPartition
     public let isCausal: Bool
 
-    /// - Throws: `.invalidShape` for a causal grid with more queries than keys.
+    /// At least the number of pairs and of blocks.
+    let extent: Int
+    /// Below this, no sum over pairs or blocks overflows.
+    static let extentLimit = 1 << 60
+
+    /// - Throws: `.invalidShape` for a causal grid with more queries than keys, 2³¹ key blocks or more (columns are 32-bit), or
+    ///   2⁶⁰ pairs or more.
     public init(query: BlockPartition, key: BlockPartition, isCausal: Bool) throws(SparseKernelsError) {
         try require(
             !isCausal || query.length <= key.length, .invalidShape, "queryLength",
             expected: "at most keyLength (\(key.length)) when causal", actual: "\(query.length)")
+        try require(
+            key.count <= Int(Int32.max), .invalidShape, "key", expected: "fewer than 2³¹ blocks", actual: "\(key.count)")
+        // Partitions with empty blocks may have more blocks than tokens.
+        let (extent, overflow) = max(query.length, query.count).multipliedReportingOverflow(by: max(key.length, key.count))
+        try require(
+            !overflow && extent < Self.extentLimit, .invalidShape, "queryLength",
+            expected: "such that queryLength · keyLength is below 2⁶⁰", actual: "\(query.length) · \(key.length)")
         self.query = query
         self.key = key
         self.isCausal = isCausal
+        self.extent = extent
     }
 
     /// Equal blocks, the last row and column ragged.
-    /// - Throws: `.invalidShape` for an extent below 1, or a causal grid with more queries than keys.
+    /// - Throws: `.invalidShape` for an extent below 1 or too large, or a causal grid with more queries than keys.
     public init(
         queryLength: Int, keyLength: Int, queryBlockSize: Int = 128, keyBlockSize: Int = 128, isCausal: Bool
     ) throws(SparseKernelsError) {
@@ -51,9 +65,16 @@ public struct BlockGrid: Hashable, Sendable {
     /// Key position of query 0.
     public var queryOffset: Int { key.length - query.length }
 
+    /// Key positions of the row's queries; before 0 for queries that stand before the first key.
+    func positions(ofRow row: Int) -> Range<Int> {
+        let queries = query[row]
+        return queries.lowerBound + queryOffset..<queries.upperBound + queryOffset
+    }
+
     /// Columns in which some query of the row sees some key: all of them, or those up to the diagonal.
     ///
-    /// An empty row of a variable partition reaches none.
+    /// Empty blocks of variable partitions hold no pair. An empty row reaches no column; an empty column among others that are
+    /// reached counts as reached.
     public func reachableColumns(ofRow row: Int) -> Range<Int> {
         let queries = query[row]
         if queries.isEmpty { return 0..<0 }
@@ -61,14 +82,15 @@ public struct BlockGrid: Hashable, Sendable {
         return 0..<key.block(of: queries.upperBound - 1 + queryOffset) + 1
     }
 
-    /// Columns that hold the positions of the row's own queries: the diagonal blocks.
+    /// Columns that hold the positions of the row's own queries: the diagonal blocks. None for a row before the first key.
     public func diagonalColumns(ofRow row: Int) -> Range<Int> {
-        let queries = query[row]
-        if queries.isEmpty { return 0..<0 }
-        return key.block(of: queries.lowerBound + queryOffset)..<key.block(of: queries.upperBound - 1 + queryOffset) + 1
+        let positions = positions(ofRow: row)
+        if positions.isEmpty || positions.upperBound <= 0 { return 0..<0 }
+        return key.block(of: positions.lowerBound)..<key.block(of: positions.upperBound - 1) + 1
     }
 
     /// Reachable blocks of the whole grid.
+    /// - Complexity: O(rows).
     public var reachableBlocks: Int { (0..<blockRows).reduce(0) { $0 + reachableColumns(ofRow: $1).count } }
 
     /// Pairs of block (row, column) that the diagonal leaves.
@@ -77,5 +99,16 @@ public struct BlockGrid: Hashable, Sendable {
         if !isCausal { return queries.count * keys.count }
         return pairsBelowDiagonal(
             rows: queries.count, columns: keys.count, offset: queries.lowerBound + queryOffset + 1 - keys.lowerBound)
+    }
+
+    /// The grid in a few words, for messages and pictures.
+    var summary: String {
+        let sizes: String
+        if let rows = query.blockSize, let columns = key.blockSize {
+            sizes = "blocks of \(rows) × \(columns) tokens"
+        } else {
+            sizes = "blocks of varying sizes over \(query.length) × \(key.length) tokens"
+        }
+        return "\(blockRows) × \(blockColumns) \(sizes), \(isCausal ? "causal" : "not causal")"
     }
 }

@@ -1,7 +1,8 @@
 /// Which blocks of the attention matrix are kept, for one or several heads: block compressed sparse rows (BSR).
 ///
 /// Row r of head h keeps the columns `columnIndices[rowOffsets[h·blockRows + r] ..< rowOffsets[h·blockRows + r + 1]]`, ascending.
-/// Blocks beyond the causal diagonal may be listed; attention ignores them and `density` does not count them.
+/// Blocks beyond the causal diagonal may be listed; attention ignores them and `density` does not count them. Builders do not
+/// list them.
 ///
 /// Memory: 8 bytes per block row and 4 per kept block. Values are immutable and share storage when copied.
 public struct BlockMask: Hashable, Sendable {
@@ -14,14 +15,14 @@ public struct BlockMask: Hashable, Sendable {
     public let columnIndices: [Int32]
 
     /// A mask from its parts.
-    /// - Throws: `.invalidShape` for wrong counts, `.invalidArgument` for offsets that do not ascend from 0 to the number of
+    /// - Throws: `.invalidShape` for wrong counts or too many heads, `.invalidArgument` for offsets that do not ascend from 0 to the number of
     ///   columns, or for columns out of range or out of order.
     /// - Complexity: O(rows + kept blocks).
     public init(grid: BlockGrid, heads: Int, rowOffsets: [Int], columnIndices: [Int32]) throws(SparseKernelsError) {
-        try require(heads >= 1, .invalidShape, "heads", expected: "at least 1", actual: "\(heads)")
-        let (rows, overflow) = heads.multipliedReportingOverflow(by: grid.blockRows)
+        try Self.checkHeads(heads, of: grid)
+        let rows = heads * grid.blockRows
         try require(
-            !overflow && rowOffsets.count == rows + 1, .invalidShape, "rowOffsets",
+            rowOffsets.count == rows + 1, .invalidShape, "rowOffsets",
             expected: "heads · blockRows + 1 = \(heads) · \(grid.blockRows) + 1 elements", actual: "\(rowOffsets.count)")
         try require(
             rowOffsets[0] == 0 && rowOffsets[rows] == columnIndices.count, .invalidArgument, "rowOffsets",
@@ -45,6 +46,14 @@ public struct BlockMask: Hashable, Sendable {
         self.init(unchecked: grid, heads: heads, rowOffsets: rowOffsets, columnIndices: columnIndices)
     }
 
+    /// Throws unless sums over the blocks and pairs of all heads fit.
+    static func checkHeads(_ heads: Int, of grid: BlockGrid) throws(SparseKernelsError) {
+        let (extent, overflow) = heads.multipliedReportingOverflow(by: grid.extent)
+        try require(
+            heads >= 1 && !overflow && extent < BlockGrid.extentLimit, .invalidShape, "heads",
+            expected: "at least 1, with heads · queryLength · keyLength below 2⁶⁰", actual: "\(heads)")
+    }
+
     /// For parts that are right by construction.
     init(unchecked grid: BlockGrid, heads: Int, rowOffsets: [Int], columnIndices: [Int32]) {
         self.grid = grid
@@ -54,8 +63,9 @@ public struct BlockMask: Hashable, Sendable {
     }
 
     /// Keeps the blocks for which `isKept(head, row, column)`; asked for reachable blocks only.
+    /// - Throws: `.invalidShape` for no heads or too many.
     public init(grid: BlockGrid, heads: Int = 1, where isKept: (Int, Int, Int) -> Bool) throws(SparseKernelsError) {
-        try require(heads >= 1, .invalidShape, "heads", expected: "at least 1", actual: "\(heads)")
+        try Self.checkHeads(heads, of: grid)
         var builder = BlockMaskBuilder(grid: grid, heads: heads)
         for head in 0..<heads {
             for row in 0..<grid.blockRows {
@@ -75,6 +85,14 @@ public struct BlockMask: Hashable, Sendable {
         return columnIndices[rowOffsets[index]..<rowOffsets[index + 1]]
     }
 
+    /// Kept columns of a row that attention computes. Columns ascend, so unreachable ones are at the end.
+    func reachableColumns(head: Int, row: Int) -> ArraySlice<Int32> {
+        let columns = columns(head: head, row: row)
+        let reachable = grid.reachableColumns(ofRow: row).upperBound
+        if let last = columns.last, last < reachable { return columns }
+        return columns.prefix { $0 < reachable }
+    }
+
     /// Whether a block is kept.
     /// - Complexity: O(log of the row's kept blocks).
     public subscript(head: Int, row: Int, column: Int) -> Bool {
@@ -91,12 +109,7 @@ public struct BlockMask: Hashable, Sendable {
     public func nonzeroBlocks(head: Int? = nil) -> Int {
         var count = 0
         for head in head.map({ $0..<$0 + 1 }) ?? 0..<heads {
-            for row in 0..<grid.blockRows {
-                let reachable = grid.reachableColumns(ofRow: row).upperBound
-                let columns = columns(head: head, row: row)
-                // Columns ascend, so unreachable ones are at the end.
-                count += columns.last.map { Int($0) < reachable } ?? true ? columns.count : columns.count { $0 < reachable }
-            }
+            for row in 0..<grid.blockRows { count += reachableColumns(head: head, row: row).count }
         }
         return count
     }

@@ -2,7 +2,9 @@
 ///
 /// Uniform partitions are what block-sparse masks of estimators use; partitions of any sizes are what clustered (permuted)
 /// sequences use, where a block is a cluster. Empty blocks are allowed in the latter.
-public struct BlockPartition: Hashable, Sendable {
+///
+/// Partitions are equal when their blocks are, however they were described.
+public struct BlockPartition: Sendable {
     /// Tokens of the sequence.
     public let length: Int
     /// Tokens of every block but the last; nil when sizes vary.
@@ -12,11 +14,17 @@ public struct BlockPartition: Hashable, Sendable {
     /// First token of every block and, last, `length`; empty for uniform partitions.
     private let edges: [Int]
 
+    /// Below this, no position that is computed from lengths and block sizes overflows.
+    private static let limit = 1 << 60
+
     /// Blocks of `blockSize` tokens; the last one may be shorter.
-    /// - Throws: `.invalidShape` for a length or block size below 1.
+    /// - Throws: `.invalidShape` for a length or block size below 1, or of 2⁶⁰ or more.
     public init(length: Int, blockSize: Int) throws(SparseKernelsError) {
-        try require(length >= 1, .invalidShape, "length", expected: "at least 1", actual: "\(length)")
-        try require(blockSize >= 1, .invalidShape, "blockSize", expected: "at least 1", actual: "\(blockSize)")
+        for (name, extent) in [("length", length), ("blockSize", blockSize)] {
+            try require(
+                extent >= 1 && extent < Self.limit, .invalidShape, name, expected: "at least 1 and below 2⁶⁰",
+                actual: "\(extent)")
+        }
         self.length = length
         self.blockSize = blockSize
         count = (length - 1) / blockSize + 1
@@ -24,14 +32,16 @@ public struct BlockPartition: Hashable, Sendable {
     }
 
     /// Blocks of the given sizes, in order. A block may be empty.
-    /// - Throws: `.invalidShape` for a negative size, or sizes that add up to nothing or overflow.
+    /// - Throws: `.invalidShape` for a negative size, or sizes that add up to nothing or to 2⁶⁰ or more.
     public init(sizes: [Int]) throws(SparseKernelsError) {
         var edges = [0]
         edges.reserveCapacity(sizes.count + 1)
         for (index, size) in sizes.enumerated() {
             try require(size >= 0, .invalidShape, "sizes[\(index)]", expected: "at least 0", actual: "\(size)")
             let (end, overflow) = edges[index].addingReportingOverflow(size)
-            try require(!overflow, .invalidShape, "sizes", expected: "a sum that fits 63 bits", actual: "\(sizes.count) sizes")
+            try require(
+                !overflow && end < Self.limit, .invalidShape, "sizes", expected: "a sum below 2⁶⁰",
+                actual: "more after \(index + 1) of \(sizes.count) sizes")
             edges.append(end)
         }
         try require(edges[sizes.count] >= 1, .invalidShape, "sizes", expected: "a sum of at least 1", actual: "0")
@@ -63,4 +73,21 @@ public struct BlockPartition: Hashable, Sendable {
 
     /// Sizes of all blocks.
     public var sizes: [Int] { (0..<count).map { self[$0].count } }
+}
+
+extension BlockPartition: Hashable {
+    /// - Complexity: O(1) for uniform partitions, O(blocks) otherwise.
+    public static func == (a: BlockPartition, b: BlockPartition) -> Bool {
+        if a.length != b.length || a.count != b.count { return false }
+        // With one block of a given length, the nominal size makes no difference.
+        if a.blockSize != nil && b.blockSize != nil { return a.count == 1 || a.blockSize == b.blockSize }
+        if a.blockSize == nil && b.blockSize == nil { return a.edges == b.edges }
+        return (0..<a.count).allSatisfy { a[$0] == b[$0] }
+    }
+
+    public func hash(into hasher: inout Hasher) {
+        hasher.combine(length)
+        hasher.combine(count)
+        hasher.combine(self[0].count)
+    }
 }

@@ -14,11 +14,12 @@ public struct KeyRuns: Hashable, Sendable {
     public let keyOffsets: [Int]
     public let keys: [Int32]
 
-    /// - Throws: `.invalidShape` for wrong counts, `.invalidArgument` for offsets or keys out of order or out of range, empty or
+    /// - Throws: `.invalidShape` for wrong counts or no keys, `.invalidArgument` for offsets or keys out of order or out of range, empty or
     ///   overlapping runs, and single keys inside a run.
     public init(
         query: BlockPartition, keyLength: Int, runOffsets: [Int], runs: [Range<Int>], keyOffsets: [Int], keys: [Int32]
     ) throws(SparseKernelsError) {
+        try require(keyLength >= 1, .invalidShape, "keyLength", expected: "at least 1", actual: "\(keyLength)")
         try Self.checkOffsets(runOffsets, named: "runOffsets", blocks: query.count, elements: runs.count)
         try Self.checkOffsets(keyOffsets, named: "keyOffsets", blocks: query.count, elements: keys.count)
         for block in 0..<query.count {

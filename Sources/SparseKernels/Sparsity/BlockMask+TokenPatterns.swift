@@ -1,0 +1,113 @@
+// Block covers of patterns that are defined on tokens. Each keeps exactly the blocks that hold a pair (query, key) of the pattern,
+// so attention under the mask sees the pattern and the rest of those blocks. Query i stands at key position
+// i + keyLength − queryLength. Empty blocks of variable partitions hold no pair and are not listed.
+
+extension BlockMask {
+    /// Blocks that hold a key at or before the position of one of their queries.
+    ///
+    /// Of a causal grid these are all blocks with a visible pair. A grid that is not causal gives *block-causal* attention:
+    /// blocks on the diagonal are seen whole.
+    /// - Complexity: O(kept blocks).
+    public static func causal(_ grid: BlockGrid) -> BlockMask {
+        covering(grid) { positions, ranges in ranges.append(0..<max(0, positions.upperBound)) }
+    }
+
+    /// Blocks that hold a pair closer than `tokens`: |position − key| < `tokens`, of which a causal grid sees the keys up to
+    /// the position. That is `AttentionMask.causal(window:)` or `.full(window:)`, in blocks.
+    /// - Throws: `.invalidArgument` for a window below 1.
+    /// - Complexity: O(rows + kept blocks).
+    public static func slidingWindow(_ grid: BlockGrid, tokens: Int) throws(SparseKernelsError) -> BlockMask {
+        try require(tokens >= 1, .invalidArgument, "tokens", expected: "at least 1", actual: "\(tokens)")
+        // A wider window hides nothing more, and this one is far from overflow.
+        let reach = min(tokens, grid.query.length + grid.key.length) - 1
+        return covering(grid) { positions, ranges in
+            ranges.append(positions.lowerBound - reach..<positions.upperBound + reach)
+        }
+    }
+
+    /// Blocks that hold a key below `sinkTokens`, or one of the `localTokens` keys that end at the query's own position.
+    ///
+    /// The A-shape of MInference (arXiv 2407.02490, section 3.2; `streaming_forward`, with its defaults of 128 and 3968). The
+    /// official kernel hides the other tokens of the blocks; for that use `HeadPattern.streaming(sink:local:)`.
+    /// - Throws: `.invalidArgument` for a grid that is not causal, a negative sink or a window below 1.
+    /// - Complexity: O(rows + kept blocks).
+    public static func aShape(
+        _ grid: BlockGrid, sinkTokens: Int, localTokens: Int
+    ) throws(SparseKernelsError) -> BlockMask {
+        try require(grid.isCausal, .invalidArgument, "grid", expected: "causal for an A-shape", actual: "not causal")
+        try require(sinkTokens >= 0, .invalidArgument, "sinkTokens", expected: "at least 0", actual: "\(sinkTokens)")
+        try require(localTokens >= 1, .invalidArgument, "localTokens", expected: "at least 1", actual: "\(localTokens)")
+        let reach = min(localTokens, grid.key.length) - 1
+        return covering(grid) { positions, ranges in
+            ranges.append(0..<sinkTokens)
+            ranges.append(max(0, positions.lowerBound - reach)..<positions.upperBound)
+        }
+    }
+
+    /// Blocks that hold a listed key (a vertical) or a listed distance from query to key (a slash), in blocks of the grid.
+    ///
+    /// The vertical-slash pattern of MInference (arXiv 2407.02490, section 3.2). The official index keeps single keys and diagonal
+    /// runs that start anywhere, which `KeyRuns` holds; this is its cover by whole blocks.
+    ///
+    /// - Parameters:
+    ///   - columns: keys, in 0..<keyLength, in any order.
+    ///   - distances: position − key, in any order: 0 is the diagonal, larger ones lie further back. Negative ones lie after the
+    ///     diagonal and are for grids that are not causal.
+    /// - Throws: `.invalidArgument` for a column or a distance that no pair of the grid has.
+    /// - Complexity: O(rows · (columns + distances) + kept blocks).
+    public static func verticalSlash(
+        _ grid: BlockGrid, columns: [Int], distances: [Int]
+    ) throws(SparseKernelsError) -> BlockMask {
+        let keyLength = grid.key.length
+        for (index, column) in columns.enumerated() {
+            try require(
+                column >= 0 && column < keyLength, .invalidArgument, "columns[\(index)]", expected: "in 0..<\(keyLength)",
+                actual: "\(column)")
+        }
+        let nearest = grid.isCausal ? 0 : 1 - grid.query.length
+        for (index, distance) in distances.enumerated() {
+            try require(
+                distance >= nearest && distance < keyLength, .invalidArgument, "distances[\(index)]",
+                expected: "in \(nearest)..<\(keyLength)", actual: "\(distance)")
+        }
+        let columns = columns.sorted()
+        let distances = distances.sorted(by: >)
+        return covering(grid) { positions, ranges in
+            // Merges two lists that ascend: columns, and diagonals from the furthest.
+            var next = columns.startIndex
+            for distance in distances {
+                let keys = positions.lowerBound - distance..<positions.upperBound - distance
+                while next < columns.endIndex && columns[next] < keys.lowerBound {
+                    ranges.append(columns[next]..<columns[next] + 1)
+                    next += 1
+                }
+                ranges.append(keys)
+            }
+            for column in columns[next...] { ranges.append(column..<column + 1) }
+        }
+    }
+
+    /// The blocks with a visible pair of a row's queries and the keys that `keys` lists for their positions: ranges that ascend by
+    /// their lower bounds, may overlap and may leave the sequence.
+    private static func covering(
+        _ grid: BlockGrid, _ keys: (_ positions: Range<Int>, _ ranges: inout [Range<Int>]) -> Void
+    ) -> BlockMask {
+        var ranges: [Range<Int>] = []
+        return building(grid) { row, builder in
+            let positions = grid.positions(ofRow: row)
+            if positions.isEmpty { return }
+            // The last query sees the most, and every listed key is listed for one of the queries that see it, or for all.
+            let visible = 0..<(grid.isCausal ? positions.upperBound : grid.key.length)
+            ranges.removeAll(keepingCapacity: true)
+            keys(positions, &ranges)
+            var next = 0
+            for range in ranges {
+                let range = range.clamped(to: visible)
+                if range.isEmpty { continue }
+                let first = max(next, grid.key.block(of: range.lowerBound))
+                next = max(first, grid.key.block(of: range.upperBound - 1) + 1)
+                for column in first..<next where !grid.key[column].isEmpty { builder.keep(column) }
+            }
+        }
+    }
+}
