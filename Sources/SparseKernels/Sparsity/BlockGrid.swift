@@ -43,7 +43,9 @@ public struct BlockGrid: Hashable, Sendable {
             ("queryLength", queryLength), ("keyLength", keyLength), ("queryBlockSize", queryBlockSize),
             ("keyBlockSize", keyBlockSize),
         ] {
-            try require(extent >= 1, .invalidShape, name, expected: "at least 1", actual: "\(extent)")
+            try require(
+                extent >= 1 && extent < BlockPartition.limit, .invalidShape, name, expected: "at least 1 and below 2⁶⁰",
+                actual: "\(extent)")
         }
         try self.init(
             query: BlockPartition(length: queryLength, blockSize: queryBlockSize),

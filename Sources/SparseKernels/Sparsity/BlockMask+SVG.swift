@@ -33,15 +33,15 @@ extension BlockMask {
             "<title>\(grid.summary)\(name), density \(rounded(density(head: head)))</title>",
             "<rect width=\"\(width)\" height=\"\(height)\" fill=\"#e3eaf4\"/>",
         ]
-        for (group, fill, rectangles) in [("unreachable", "#b9c0ca", unreachable), ("kept", "#1f5fbf", kept)] {
-            lines += ["<g class=\"\(group)\" fill=\"\(fill)\">"] + rectangles + ["</g>"]
-        }
+        lines += ["<g class=\"kept\" fill=\"#1f5fbf\">"] + kept + ["</g>"]
         if max(grid.blockRows, grid.blockColumns) <= 64 {
             let vertical = (1..<grid.blockColumns).map { "M\(decimal(x.edge($0))) 0V\(height)" }
             let horizontal = (1..<grid.blockRows).map { "M0 \(decimal(y.edge($0)))H\(width)" }
             let path = (vertical + horizontal).joined()
             if !path.isEmpty { lines.append("<path d=\"\(path)\" stroke=\"#fff\" stroke-width=\"0.04\"/>") }
         }
+        // Over the lines, so that it reads as one area.
+        lines += ["<g class=\"unreachable\" fill=\"#c3c7cd\">"] + unreachable + ["</g>"]
         return (lines + ["</svg>", ""]).joined(separator: "\n")
     }
 

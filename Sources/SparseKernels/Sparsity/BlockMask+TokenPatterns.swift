@@ -46,8 +46,9 @@ extension BlockMask {
 
     /// Blocks that hold a listed key (a vertical) or a listed distance from query to key (a slash), in blocks of the grid.
     ///
-    /// The vertical-slash pattern of MInference (arXiv 2407.02490, section 3.2). The official index keeps single keys and diagonal
-    /// runs that start anywhere, which `KeyRuns` holds; this is its cover by whole blocks.
+    /// The vertical-slash pattern of MInference (arXiv 2407.02490, section 3.2). The official index rounds diagonals to runs of 64
+    /// keys that start anywhere and keeps single keys between them: `VerticalSlashIndex`, whose `blockCover` may hold more blocks.
+    /// This is the cover of the lines themselves.
     ///
     /// - Parameters:
     ///   - columns: keys, in 0..<keyLength, in any order.
@@ -96,7 +97,7 @@ extension BlockMask {
         return building(grid) { row, builder in
             let positions = grid.positions(ofRow: row)
             if positions.isEmpty { return }
-            // The last query sees the most, and every listed key is listed for one of the queries that see it, or for all.
+            // A causal row's last query sees the most; a listed key up to its position has a query of the row that sees it.
             let visible = 0..<(grid.isCausal ? positions.upperBound : grid.key.length)
             ranges.removeAll(keepingCapacity: true)
             keys(positions, &ranges)

@@ -15,7 +15,7 @@ public struct BlockPartition: Sendable {
     private let edges: [Int]
 
     /// Below this, no position that is computed from lengths and block sizes overflows.
-    private static let limit = 1 << 60
+    static let limit = 1 << 60
 
     /// Blocks of `blockSize` tokens; the last one may be shorter.
     /// - Throws: `.invalidShape` for a length or block size below 1, or of 2⁶⁰ or more.

@@ -58,6 +58,9 @@ struct BlockGridTests {
         expectError(.invalidShape, "keyBlockSize") {
             _ = try BlockGrid(queryLength: 1, keyLength: 4, keyBlockSize: .min, isCausal: false)
         }
+        expectError(.invalidShape, "keyLength", containing: "\(Int.max)") {
+            _ = try BlockGrid(queryLength: 1, keyLength: .max, isCausal: true)
+        }
         expectError(.invalidShape, "key", containing: "2³¹") {
             _ = try BlockGrid(queryLength: 1, keyLength: 1 << 31, keyBlockSize: 1, isCausal: false)
         }
