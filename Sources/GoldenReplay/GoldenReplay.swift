@@ -11,6 +11,8 @@ public enum GoldenReplay {
 
     private static let replays: [String: Replay] = [
         "blocksparse.attention": replayBlockSparseAttention,
+        "minference.index_build": replayMInferenceIndex,
+        "minference.vertical_slash": replayMInferenceVerticalSlash,
         "twilight.top_p_mask": replayTopPMask,
         "xattention.estimate": replayXAttentionEstimate,
         "xattention.find_blocks": replayFindBlocks,

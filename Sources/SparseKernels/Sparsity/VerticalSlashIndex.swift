@@ -69,9 +69,8 @@ public struct VerticalSlashIndex: Hashable, Sendable {
     /// The runs of a block of queries, clipped to the keys, those that touch as one.
     private func runs(block: Int) -> [Range<Int>] {
         var runs: [Range<Int>] = []
-        for start in blockStarts(block: block) {
+        for start in blockStarts(block: block) where start < keyLength {
             let run = Int(start)..<min(keyLength, Int(start) + blockSize)
-            if run.lowerBound >= keyLength { break }
             if let last = runs.last, last.upperBound == run.lowerBound {
                 runs[runs.count - 1] = last.lowerBound..<run.upperBound
             } else {

@@ -16,7 +16,8 @@ public struct VerticalSlashLines: Hashable, Sendable {
 /// Chooses the lines of vertical-slash heads: the heaviest keys and distances, some of them in any case.
 ///
 /// The first `forcedKeys` keys and the `forcedDistances` smallest distances count as heavier than all others. Of equal scores the
-/// lower key and the smaller distance win; NaN loses to everything.
+/// lower key and the smaller distance win. A head with a NaN among its scores keeps every line: attention then shows what the operands
+/// hold, instead of an arbitrary choice hiding it.
 ///
 /// - Source: MInference; `vertical_and_slash_kernel` of microsoft/MInference, whose `topk` leaves ties open.
 /// - Complexity: O(`keyLength`) per head: the threshold is found digit by digit, nothing is sorted.
@@ -60,7 +61,8 @@ public struct VerticalSlashSelection: Hashable, Sendable {
             distances: Self.largest(slash, of: scores.slash, row: head, forced: forcedDistances))
     }
 
-    /// Indices of the `count` largest values of a row, ascending; the first `forced` come before all others.
+    /// Indices of the `count` largest values of a row, ascending; the first `forced` come before all others. All indices when a value
+    /// is NaN.
     static func largest(_ count: Int, of values: Tensor<Float>, row: Int, forced: Int) -> [Int32] {
         let length = values.shape[1]
         let count = min(count, length)
@@ -68,10 +70,16 @@ public struct VerticalSlashSelection: Hashable, Sendable {
         var indices = (0..<forced).map { Int32(truncatingIfNeeded: $0) }
         if count == forced { return indices }
         let span = values.span
+        var hasNaN = false
         let ranks = [UInt32](unsafeUninitializedCapacity: length - forced) { buffer, initializedCount in
-            for index in forced..<length { buffer[index - forced] = rank(span[row * length + index]) }
+            for index in forced..<length {
+                let value = span[row * length + index]
+                hasNaN = hasNaN || value.isNaN
+                buffer[index - forced] = rank(value)
+            }
             initializedCount = length - forced
         }
+        if hasNaN { return (0..<length).map { Int32(truncatingIfNeeded: $0) } }
         var (threshold, equals) = threshold(of: ranks, count: count - forced)
         indices.reserveCapacity(count)
         for (index, rank) in ranks.enumerated() where rank >= threshold {
@@ -84,9 +92,8 @@ public struct VerticalSlashSelection: Hashable, Sendable {
         return indices
     }
 
-    /// An unsigned number that orders as the value does, both zeros alike and NaN below all.
+    /// An unsigned number that orders as the value does, both zeros alike.
     private static func rank(_ value: Float) -> UInt32 {
-        if value.isNaN { return 0 }
         let bits = (value + 0).bitPattern
         return bits >> 31 == 0 ? bits | 1 << 31 : ~bits
     }
