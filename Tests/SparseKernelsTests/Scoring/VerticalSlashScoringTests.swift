@@ -135,6 +135,8 @@ struct VerticalSlashScoringTests {
             _ = try VerticalSlashScores(vertical: Tensor(zeros: [1, 3]), slash: Tensor(zeros: [1, 4]))
         }
         expect(.invalidArgument, "slash") { _ = try VerticalSlashSelection(vertical: 1, slash: -1) }
-        expect(.invalidArgument, "forcedDistances") { _ = try VerticalSlashSelection(vertical: 1, slash: 1, forcedDistances: 0) }
+        expect(.invalidArgument, "forcedDistances") {
+            _ = try VerticalSlashSelection(vertical: 1, slash: 1, forcedDistances: 0)
+        }
     }
 }

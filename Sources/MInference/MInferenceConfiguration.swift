@@ -1,0 +1,184 @@
+internal import Foundation
+
+/// The patterns of a model's heads, as the offline search leaves them: layer → head → pattern.
+///
+/// The JSON form is the official one, an array with one object per layer:
+///
+///     [{"0": ["vertical_and_slash", 1000, 6096, 0.93], "1": ["stream_llm", 100, 800, 0.9], …}, …]
+///
+/// The numbers are (vertical, slash) for `vertical_and_slash` and (initial, local) for `stream_llm`. `block_sparse` ignores them: it
+/// keeps 100 blocks of 64. The last number is the score that the search gave the pattern.
+public struct MInferenceConfiguration: Hashable, Sendable {
+    /// A head's pattern and what the search measured for it.
+    public struct Entry: Hashable, Sendable {
+        public var head: MInferenceHead
+        public var score: Double
+
+        public init(_ head: MInferenceHead, score: Double = 1) {
+            self.head = head
+            self.score = score
+        }
+    }
+
+    /// For every layer, the heads that have an entry.
+    public var layers: [[Int: Entry]]
+    /// Layers before this one are dense.
+    public var startingLayer: Int
+
+    public init(layers: [[Int: Entry]], startingLayer: Int = 0) {
+        self.layers = layers
+        self.startingLayer = startingLayer
+    }
+
+    /// Reads a file of the official form.
+    /// - Throws: `.inputOutput` when it cannot be read, otherwise as below.
+    public init(path: String, startingLayer: Int = 0) throws(SparseKernelsError) {
+        let data: Data
+        do {
+            data = try Data(contentsOf: URL(fileURLWithPath: path))
+        } catch {
+            throw SparseKernelsError(.inputOutput, path, expected: "readable", actual: error.localizedDescription)
+        }
+        try self.init(json: data, named: path, startingLayer: startingLayer)
+    }
+
+    /// Reads text of the official form.
+    /// - Throws: `.malformedFile` naming the layer and head at fault when the text is not JSON of this form, has an unknown pattern,
+    ///   or a number out of its domain.
+    public init(json: String, startingLayer: Int = 0) throws(SparseKernelsError) {
+        try self.init(json: Data(json.utf8), named: "json", startingLayer: startingLayer)
+    }
+
+    private init(json: Data, named name: String, startingLayer: Int) throws(SparseKernelsError) {
+        let decoded: [[String: OfficialEntry]]
+        do {
+            decoded = try JSONDecoder().decode([[String: OfficialEntry]].self, from: json)
+        } catch {
+            throw Self.malformed(name, error)
+        }
+        layers = []
+        self.startingLayer = startingLayer
+        for (layer, official) in decoded.enumerated() {
+            var entries: [Int: Entry] = [:]
+            for (key, entry) in official {
+                let place = "\(name)[\(layer)][\"\(key)\"]"
+                guard let index = Int(key), index >= 0, String(index) == key else {
+                    throw SparseKernelsError(.malformedFile, place, expected: "a head number as key", actual: key)
+                }
+                entries[index] = try entry.entry(named: place)
+            }
+            layers.append(entries)
+        }
+    }
+
+    /// The patterns of a layer, one per query head: `.standard` where there is no entry, and `.dense` before `startingLayer`.
+    /// - Throws: `.invalidArgument` for a negative layer, or an entry of a head that the layer does not have.
+    public func heads(layer: Int, queryHeads: Int) throws(SparseKernelsError) -> [MInferenceHead] {
+        try require(layer >= 0, .invalidArgument, "layer", expected: "at least 0", actual: "\(layer)")
+        try require(queryHeads >= 1, .invalidArgument, "queryHeads", expected: "at least 1", actual: "\(queryHeads)")
+        if layer < startingLayer { return Array(repeating: .dense, count: queryHeads) }
+        var heads = [MInferenceHead](repeating: .standard, count: queryHeads)
+        if layer >= layers.count { return heads }
+        for (index, entry) in layers[layer] {
+            try require(
+                heads.indices.contains(index), .invalidArgument, "layers[\(layer)]", expected: "heads in 0..<\(queryHeads)",
+                actual: "\(index)")
+            heads[index] = entry.head
+        }
+        return heads
+    }
+
+    /// The official JSON form.
+    /// - Throws: `.invalidArgument` naming an entry that the form cannot hold: `.dense`, block-sparse heads of other numbers than 100
+    ///   and 64, or a score that is not finite.
+    public func json() throws(SparseKernelsError) -> String {
+        var official: [[String: OfficialEntry]] = []
+        for (layer, entries) in layers.enumerated() {
+            var line: [String: OfficialEntry] = [:]
+            for (index, entry) in entries {
+                line[String(index)] = try OfficialEntry(entry, named: "layers[\(layer)][\(index)]")
+            }
+            official.append(line)
+        }
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = .sortedKeys
+        // Strings, integers and finite numbers: nothing that the encoder refuses.
+        return String(decoding: try! encoder.encode(official), as: UTF8.self)
+    }
+
+    private static func malformed(_ name: String, _ error: any Error) -> SparseKernelsError {
+        let context: DecodingError.Context? =
+            switch error as? DecodingError {
+            case .typeMismatch(_, let context), .valueNotFound(_, let context), .keyNotFound(_, let context): context
+            case .dataCorrupted(let context): context
+            default: nil
+            }
+        // Layer, head, element: Foundation gives a key like "0" an integer value as well.
+        let path = (context?.codingPath ?? []).enumerated().map { level, key in
+            level == 1 ? "[\"\(key.stringValue)\"]" : "[\(key.intValue ?? 0)]"
+        }
+        return SparseKernelsError(
+            .malformedFile, name + path.joined(),
+            expected: "an array of objects, head number → [pattern, vertical, slash, score]",
+            actual: context?.debugDescription ?? "\(error)")
+    }
+}
+
+/// `[pattern, number, number, score]`.
+private struct OfficialEntry: Codable {
+    var pattern: String
+    var first: Int
+    var second: Int
+    var score: Double
+
+    init(from decoder: any Decoder) throws {
+        var container = try decoder.unkeyedContainer()
+        pattern = try container.decode(String.self)
+        first = try container.decode(Int.self)
+        second = try container.decode(Int.self)
+        score = try container.decode(Double.self)
+        if !container.isAtEnd {
+            throw DecodingError.dataCorruptedError(in: container, debugDescription: "more than four elements")
+        }
+    }
+
+    func encode(to encoder: any Encoder) throws {
+        var container = encoder.unkeyedContainer()
+        try container.encode(pattern)
+        try container.encode(first)
+        try container.encode(second)
+        try container.encode(score)
+    }
+
+    init(_ entry: MInferenceConfiguration.Entry, named name: String) throws(SparseKernelsError) {
+        switch entry.head {
+        case .verticalSlash(let vertical, let slash): (pattern, first, second) = ("vertical_and_slash", vertical, slash)
+        case .aShape(let initial, let local): (pattern, first, second) = ("stream_llm", initial, local)
+        case .blockSparse(topK: 100, blockSize: 64): (pattern, first, second) = ("block_sparse", 100, 1)
+        default:
+            throw SparseKernelsError(
+                .invalidArgument, name, expected: "a pattern of the official form", actual: "\(entry.head)")
+        }
+        try require(
+            entry.score.isFinite, .invalidArgument, "\(name).score", expected: "finite", actual: "\(entry.score)")
+        score = entry.score
+    }
+
+    func entry(named name: String) throws(SparseKernelsError) -> MInferenceConfiguration.Entry {
+        let head: MInferenceHead
+        switch pattern {
+        case "vertical_and_slash": head = .verticalSlash(vertical: first, slash: second)
+        case "stream_llm": head = .aShape(initial: first, local: second)
+        case "block_sparse": head = .blockSparse()
+        default:
+            throw SparseKernelsError(
+                .malformedFile, name, expected: "vertical_and_slash, stream_llm or block_sparse", actual: pattern)
+        }
+        do {
+            try head.validate(named: name)
+        } catch {
+            throw SparseKernelsError(.malformedFile, error.argument, expected: error.expected, actual: error.actual)
+        }
+        return MInferenceConfiguration.Entry(head, score: score)
+    }
+}

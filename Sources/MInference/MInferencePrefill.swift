@@ -1,0 +1,143 @@
+/// MInference prefill: every head attends in the pattern it was assigned, filled in from the prompt.
+///
+/// ```swift
+/// let prefill = try MInferencePrefill(shape, heads: [.verticalSlash(vertical: 1000, slash: 6096)])
+/// let result = try prefill(query: q, key: k, value: v)   // result.state, result.patterns, result.density
+/// ```
+///
+/// - Attention is causal, queries aligned at the end of the keys. Rotary embeddings have been applied.
+/// - Results are bitwise the same for every number of threads.
+/// - Source: MInference (arXiv 2407.02490), microsoft/MInference. Deviations are listed in Docs/MInference.md.
+/// - Complexity: per vertical-slash head 64 · `keyLength` · `headDim` multiply-adds and an index over
+///   `queryLength`/64 · (vertical + slash) lines; then what `BlockSparseAttention` costs for the kept keys.
+/// - Scratch: that of the operators; a vertical-slash head holds 64 · `keyLength` floats per thread.
+public struct MInferencePrefill: Sendable {
+    public let shape: AttentionShape
+    /// One per query head.
+    public let heads: [MInferenceHead]
+    /// Factor on q·k in attention and in vertical-slash scoring.
+    public let softmaxScale: Float?
+    /// Smallest distances that vertical-slash heads keep in any case.
+    public let forcedDistances: Int
+    /// The instruction set that runs.
+    public let instructionSet: InstructionSet
+
+    /// - Parameters:
+    ///   - heads: one pattern for all query heads, or one per query head.
+    ///   - softmaxScale: 1/√headDim unless given.
+    ///   - forcedDistances: 100 as released; the released pattern search uses 30.
+    /// - Throws: `.invalidShape` for more queries than keys, 2³⁰ keys, or a wrong number of patterns; `.invalidArgument` naming the
+    ///   number of a pattern that is out of its domain; `.unsupportedInstructionSet`.
+    public init(
+        _ shape: AttentionShape, heads: [MInferenceHead] = [.standard], softmaxScale: Float? = nil,
+        forcedDistances: Int = 100, instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        try require(
+            shape.queryLength <= shape.keyLength, .invalidShape, "queryLength",
+            expected: "at most keyLength (\(shape.keyLength))", actual: "\(shape.queryLength)")
+        try require(
+            shape.keyLength < 1 << 30, .invalidShape, "keyLength", expected: "below 2³⁰", actual: "\(shape.keyLength)")
+        try require(
+            heads.count == 1 || heads.count == shape.queryHeads, .invalidShape, "heads",
+            expected: "1 or queryHeads (\(shape.queryHeads)) patterns", actual: "\(heads.count)")
+        for (index, head) in heads.enumerated() { try head.validate(named: "heads[\(index)]") }
+        try require(
+            forcedDistances >= 1, .invalidArgument, "forcedDistances", expected: "at least 1", actual: "\(forcedDistances)")
+        if let scale = softmaxScale {
+            try require(scale.isFinite, .invalidArgument, "softmaxScale", expected: "finite", actual: "\(scale)")
+        }
+        self.shape = shape
+        self.heads = heads.count == 1 ? Array(repeating: heads[0], count: shape.queryHeads) : heads
+        self.softmaxScale = softmaxScale
+        self.forcedDistances = forcedDistances
+        self.instructionSet = try InstructionSet.resolve(instructionSet)
+    }
+
+    /// Attention in the chosen patterns.
+    public struct Result: Sendable {
+        public let state: AttentionState
+        /// What each query head attended to.
+        public let patterns: [HeadPattern]
+        /// Kept fraction of the causal query-key pairs, over all query heads.
+        public let density: Double
+    }
+
+    /// The pattern of every query head, for `BlockSparseAttention`.
+    /// - Throws: `.invalidShape` naming the operand that disagrees with the shape.
+    public func patterns<Q: AttentionElement, K: AttentionElement>(
+        query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> [HeadPattern] {
+        var patterns = [HeadPattern](repeating: .dense, count: heads.count)
+        var verticalSlashHeads: [Int] = []
+        var blockSizes: Set<Int> = []
+        for (index, head) in heads.enumerated() {
+            switch head {
+            case .verticalSlash: verticalSlashHeads.append(index)
+            case .blockSparse(_, let blockSize): blockSizes.insert(blockSize)
+            case .aShape(let initial, let local): patterns[index] = .streaming(sink: initial, local: local)
+            case .dense: break
+            }
+        }
+        let scores = try VerticalSlashScoring(
+            shape, softmaxScale: softmaxScale, heads: verticalSlashHeads, instructionSet: instructionSet)(
+                query: query, key: key, on: pool)
+        for (index, runs) in zip(verticalSlashHeads, keyRuns(scores, heads: verticalSlashHeads, on: pool)) {
+            patterns[index] = .runs(try runs.get())
+        }
+        for blockSize in blockSizes {
+            let mask = try blockMask(query: query, key: key, blockSize: blockSize, on: pool)
+            for (index, head) in heads.enumerated() {
+                if case .blockSparse(_, blockSize) = head { patterns[index] = .blockSparse(mask, head: index) }
+            }
+        }
+        return patterns
+    }
+
+    /// Attention of tensors `[heads, tokens, channels]` in the patterns that their queries and keys ask for.
+    /// - Throws: `.invalidShape` naming the operand that disagrees with the shape.
+    public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
+        query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Result {
+        let patterns = try patterns(query: query, key: key, on: pool)
+        let attention = try BlockSparseAttention(
+            shape, heads: patterns, isCausal: true, scoring: AttentionScoring(softmaxScale: softmaxScale),
+            instructionSet: instructionSet)
+        let pairs = try DenseAttention(shape, mask: .causal, instructionSet: instructionSet).visiblePairs
+        return Result(
+            state: try attention(query: query, key: key, value: value, on: pool), patterns: patterns,
+            density: Double(attention.visiblePairs) / Double(pairs))
+    }
+
+    /// The index of every vertical-slash head, built head by head on the pool.
+    private func keyRuns(
+        _ scores: VerticalSlashScores, heads indices: [Int], on pool: WorkerPool
+    ) -> [Swift.Result<KeyRuns, SparseKernelsError>] {
+        let blocks = (shape.queryLength - 1) / VerticalSlashIndex.releasedBlockSize + 1
+        return pool.map(indices.count, work: indices.count * (shape.keyLength + blocks * 1024)) { row in
+            Swift.Result { () throws(SparseKernelsError) -> KeyRuns in
+                guard case .verticalSlash(let vertical, let slash) = heads[indices[row]] else {
+                    preconditionFailure("head \(indices[row]) has no verticals")
+                }
+                let selection = try VerticalSlashSelection(
+                    vertical: vertical, slash: slash, forcedDistances: forcedDistances)
+                return try VerticalSlashIndex(
+                    selection(scores, head: row), queryLength: shape.queryLength, keyLength: shape.keyLength
+                ).keyRuns
+            }
+        }
+    }
+
+    /// One mask for the block-sparse heads of a block size. Other heads keep a block per row there, which nobody reads.
+    private func blockMask<Q: AttentionElement, K: AttentionElement>(
+        query: Tensor<Q>, key: Tensor<K>, blockSize: Int, on pool: WorkerPool
+    ) throws(SparseKernelsError) -> BlockMask {
+        var rules: [BlockSelection.Rule] = []
+        for head in heads {
+            if case .blockSparse(let topK, blockSize) = head { rules.append(.topK(topK)) } else { rules.append(.topK(1)) }
+        }
+        let grid = try BlockGrid(shape, blockSize: blockSize, isCausal: true)
+        let scores = try MeanPoolScoring(shape, grid: grid, padding: .zeros, instructionSet: instructionSet)(
+            query: query, key: key, on: pool)
+        return try BlockSelection(perHead: rules)(scores, on: pool)
+    }
+}
