@@ -113,9 +113,9 @@ public struct MInferenceConfiguration: Hashable, Sendable {
             case .dataCorrupted(let context): context
             default: nil
             }
-        // Layer, head, element: Foundation gives a key like "0" an integer value as well.
+        // Layer, then head: Foundation gives a key like "0" an integer value as well.
         let path = (context?.codingPath ?? []).enumerated().map { level, key in
-            level == 1 ? "[\"\(key.stringValue)\"]" : "[\(key.intValue ?? 0)]"
+            level == 0 ? "[\(key.intValue ?? 0)]" : "[\"\(key.stringValue)\"]"
         }
         return SparseKernelsError(
             .malformedFile, name + path.joined(),
@@ -132,14 +132,17 @@ private struct OfficialEntry: Codable {
     var score: Double
 
     init(from decoder: any Decoder) throws {
-        var container = try decoder.unkeyedContainer()
-        pattern = try container.decode(String.self)
-        first = try container.decode(Int.self)
-        second = try container.decode(Int.self)
-        score = try container.decode(Double.self)
-        if !container.isAtEnd {
-            throw DecodingError.dataCorruptedError(in: container, debugDescription: "more than four elements")
-        }
+        do {
+            var container = try decoder.unkeyedContainer()
+            pattern = try container.decode(String.self)
+            first = try container.decode(Int.self)
+            second = try container.decode(Int.self)
+            score = try container.decode(Double.self)
+            if container.isAtEnd { return }
+        } catch {}
+        // Foundation's own errors do not always say where, and not all of them are decoding errors.
+        throw DecodingError.dataCorrupted(
+            DecodingError.Context(codingPath: decoder.codingPath, debugDescription: "an entry of another form"))
     }
 
     func encode(to encoder: any Encoder) throws {

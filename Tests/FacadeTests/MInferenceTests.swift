@@ -171,10 +171,10 @@ struct MInferenceConfigurationTests {
         "text of any other form is an error that says where",
         arguments: [
             ("", "json"), ("{", "json"), ("[1]", "json[0]"), ("{\"0\": 3}", "json"), ("[{\"0\": 3}]", "json[0][\"0\"]"),
-            ("[{\"0\": [\"vertical_and_slash\", 1, 2]}]", "json[0][\"0\"][3]"),
+            ("[{\"0\": [\"vertical_and_slash\", 1, 2]}]", "json[0][\"0\"]"),
             ("[{\"0\": [\"vertical_and_slash\", 1, 2, 3, 4]}]", "json[0][\"0\"]"),
-            ("[{\"0\": [\"vertical_and_slash\", 1.5, 2, 3]}]", "json[0][\"0\"][1]"),
-            ("[{\"0\": [\"vertical_and_slash\", 1e99, 2, 3]}]", "json[0][\"0\"][1]"),
+            ("[{\"0\": [\"vertical_and_slash\", 1.5, 2, 3]}]", "json[0][\"0\"]"),
+            ("[{\"0\": [\"vertical_and_slash\", 1e99, 2, 3]}]", "json[0][\"0\"]"),
             ("[{}, {\"7\": [\"vertical_and_slash\", -1, 2, 3]}]", "json[1][\"7\"].vertical"),
             ("[{\"0\": [\"stream_llm\", 1, 0, 3]}]", "json[0][\"0\"].local"),
             ("[{\"0\": [\"nonsense\", 1, 2, 3]}]", "json[0][\"0\"]"),
