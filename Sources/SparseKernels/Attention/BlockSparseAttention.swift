@@ -23,6 +23,8 @@ public struct BlockSparseAttention: AttentionOperator {
     public let scoring: AttentionScoring
     /// Blocks of scores this far or more below the running maximum of all their rows are not multiplied with values; nil: none.
     public let pvSkipThreshold: Float?
+    /// One such threshold per query head, in place of `pvSkipThreshold`; see `skippingPV(below:)`.
+    public private(set) var pvSkipThresholds: [Float]?
     /// The instruction set that `run` executes.
     public let instructionSet: InstructionSet
     /// Bytes of scratch that each thread of the pool needs.
@@ -156,6 +158,21 @@ public struct BlockSparseAttention: AttentionOperator {
         }
     }
 
+    /// This plan with one `pvSkipThreshold` per query head, as tuning finds them. +∞ skips nothing.
+    /// - Throws: `.invalidShape` unless there is one per query head, `.invalidArgument` for NaN and values that are not positive.
+    public func skippingPV(below thresholds: [Float]) throws(SparseKernelsError) -> BlockSparseAttention {
+        try require(
+            thresholds.count == shape.queryHeads, .invalidShape, "pvSkipThresholds",
+            expected: "one per query head (\(shape.queryHeads))", actual: "\(thresholds.count)")
+        for (head, threshold) in thresholds.enumerated() {
+            try require(
+                threshold > 0, .invalidArgument, "pvSkipThresholds[\(head)]", expected: "positive", actual: "\(threshold)")
+        }
+        var plan = self
+        plan.pvSkipThresholds = thresholds
+        return plan
+    }
+
     /// Score entries that the patterns and the causal limit leave, over all query heads.
     public var visiblePairs: Int { schedule.visiblePairs }
 
@@ -214,7 +231,7 @@ public struct BlockSparseAttention: AttentionOperator {
             arguments.logitsSoftCap = plan.scoring.logitsSoftCap ?? 0
             arguments.aliBiSlope = plan.scoring.aliBiSlopes?[task.head] ?? 0
             arguments.aliBiOffset = task.position
-            arguments.pvSkipThreshold = plan.pvSkipThreshold ?? .infinity
+            arguments.pvSkipThreshold = plan.pvSkipThresholds?[task.head] ?? plan.pvSkipThreshold ?? .infinity
             plan.kernels.attendBlock(&arguments)
         }
     }
