@@ -13,6 +13,7 @@ public enum GoldenReplay {
         "blocksparse.attention": replayBlockSparseAttention,
         "minference.index_build": replayMInferenceIndex,
         "minference.vertical_slash": replayMInferenceVerticalSlash,
+        "spargeattn.block_map": replaySpargeBlockMap,
         "twilight.top_p_mask": replayTopPMask,
         "xattention.estimate": replayXAttentionEstimate,
         "xattention.find_blocks": replayFindBlocks,

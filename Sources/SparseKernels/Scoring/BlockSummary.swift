@@ -1,0 +1,29 @@
+/// A sequence reduced to its blocks: the mean of every block and how alike the tokens of the block are.
+///
+/// SpargeAttention predicts from these which blocks of the attention matrix matter: the mean stands for its tokens where they are
+/// alike, and blocks of unlike tokens are computed anyway.
+public struct BlockSummary: Sendable, Equatable {
+    public let partition: BlockPartition
+    /// `[heads, blocks, channels]`: the mean over the tokens of each block.
+    public let means: Tensor<Float>
+    /// `[heads, blocks]`: the mean cosine of all pairs of tokens of the block, 0…1 up to rounding. NaN in blocks that are empty or hold
+    /// non-finite values; selection keeps those.
+    public let similarities: Tensor<Float>
+
+    public var heads: Int { means.shape[0] }
+    public var channels: Int { means.shape[2] }
+
+    /// - Throws: `.invalidShape` unless the means are `[heads, blocks, channels]`, none of them 0, and the similarities
+    ///   `[heads, blocks]`.
+    public init(partition: BlockPartition, means: Tensor<Float>, similarities: Tensor<Float>) throws(SparseKernelsError) {
+        try require(
+            means.shape.count == 3 && means.shape[0] >= 1 && means.shape[1] == partition.count && means.shape[2] >= 1,
+            .invalidShape, "means", expected: "[heads, \(partition.count), channels]", actual: "\(means.shape)")
+        try require(
+            similarities.shape == Array(means.shape.prefix(2)), .invalidShape, "similarities",
+            expected: "\(means.shape.prefix(2)), as the means", actual: "\(similarities.shape)")
+        self.partition = partition
+        self.means = means
+        self.similarities = similarities
+    }
+}

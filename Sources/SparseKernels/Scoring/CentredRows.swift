@@ -1,0 +1,55 @@
+internal import KernelInterface
+
+/// Rows of an operand, widened to adjacent floats and taken less a mean of their head: what the operators of SpargeAttention read.
+struct CentredRows {
+    let operand: AttentionOperand
+    /// `[heads, channels]`; nil subtracts nothing.
+    let mean: UnsafePointer<Float>?
+    /// The type that differences to the mean are rounded to.
+    let rounding: StorageType
+    let kernels: KernelTable
+
+    /// Rows widened at a time, so that they are read from the first-level cache.
+    static let rowsPerStage = 16
+
+    /// Bytes that `forEachStage` needs.
+    var scratchByteCount: Int { Self.rowsPerStage * operand.geometry.channels * 4 }
+
+    /// Calls `body(token, count, rows)` for every few tokens in order.
+    func forEachStage(
+        of tokens: Range<Int>, head: Int, scratch: UnsafeMutableRawPointer,
+        _ body: (_ token: Int, _ count: Int, _ rows: UnsafeMutablePointer<Float>) -> Void
+    ) {
+        let channels = operand.geometry.channels
+        let rows = scratch.assumingMemoryBound(to: Float.self)
+        for token in stride(from: tokens.lowerBound, to: tokens.upperBound, by: Self.rowsPerStage) {
+            let count = min(Self.rowsPerStage, tokens.upperBound - token)
+            kernels.stageRows(operand.rows(head: head), token, count, channels, rows)
+            if let mean {
+                let mean = mean + head * channels
+                for row in 0..<count {
+                    let row = rows + row * channels
+                    for channel in 0..<channels { row[channel] -= mean[channel] }
+                }
+                if rounding != .float32 {
+                    for index in 0..<count * channels { rows[index] = rounding.rounded(rows[index]) }
+                }
+            }
+            body(token, count, rows)
+        }
+    }
+
+    /// Throws unless a partition and a mean `[heads, 1, channels]` fit an operand.
+    static func check(
+        _ geometry: TensorGeometry, blocks partition: BlockPartition, mean: Tensor<Float>?
+    ) throws(SparseKernelsError) {
+        try require(
+            partition.length == geometry.tokens, .invalidShape, "blocks.length", expected: "\(geometry.tokens) tokens",
+            actual: "\(partition.length)")
+        if let mean {
+            try require(
+                mean.shape == [geometry.heads, 1, geometry.channels], .invalidShape, "mean",
+                expected: "[\(geometry.heads), 1, \(geometry.channels)]", actual: "\(mean.shape)")
+        }
+    }
+}

@@ -1,0 +1,167 @@
+internal import KernelInterface
+
+/// How alike the tokens of a block are: the mean cosine of all pairs, and the mean token beside it.
+///
+/// For a block of n rows x_i, less a mean m of the whole sequence when one is given:
+///
+///     y_i = x_i − m        mean = Σ y_i / n        u_i = y_i / ‖y_i‖        similarity = Σ_ij u_i·u_j / n² = ‖Σ u_i‖² / n²
+///
+/// The right-hand side needs no matrix of n × n cosines. A row of zeros has no direction and counts as u_i = 0.
+///
+/// - Results are bitwise the same for every number of threads and every instruction set.
+/// - Source: SpargeAttn, `spas_sage_attn/utils.py`, `triton_bmm_pool_sim_simmean`. The paper divides the Gram matrix by its largest
+///   entry; the released code normalises rows, as here.
+public enum SelfSimilarity {
+    /// Means and self-similarities of all blocks, in one pass.
+    ///
+    /// With `matchesOfficialRounding` values are rounded where the official code rounds them: differences to the mean and the block
+    /// means to the element type, unit rows to half precision. A last block that is shorter than the others then has similarity NaN,
+    /// as there: the official kernel divides the padding rows 0/0. Rows of zeros give NaN for the same reason.
+    ///
+    /// - Parameters:
+    ///   - operand: heads × tokens × channels, in any layout.
+    ///   - partition: the blocks; its length is the operand's number of tokens.
+    ///   - mean: `[heads, 1, channels]`, subtracted from every row; nil subtracts nothing. Keys are taken less their mean.
+    /// - Throws: `.invalidShape` naming the argument that disagrees with the operand, `.unsupportedInstructionSet`.
+    /// - Complexity: O(heads · tokens · channels). Scratch per thread: 80 bytes per channel.
+    public static func summary<Element: AttentionElement>(
+        _ operand: TensorView<Element>, blocks partition: BlockPartition, subtracting mean: Tensor<Float>? = nil,
+        matchesOfficialRounding: Bool = false, instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> BlockSummary {
+        try CentredRows.check(operand.geometry, blocks: partition, mean: mean)
+        let (heads, channels) = (operand.heads, operand.channels)
+        let kernels = try InstructionSet.resolve(instructionSet).kernels
+        var means = try Tensor<Float>(zeros: [heads, partition.count, channels])
+        var similarities = try Tensor<Float>(zeros: [heads, partition.count])
+        // Pointers are used only until this call returns; the tensors outlive it.
+        let source = AttentionOperand(operand)
+        let offset = mean?.elements ?? []
+        var meanSpan = means.mutableSpan
+        var similaritySpan = similarities.mutableSpan
+        offset.withUnsafeBufferPointer { offset in
+            meanSpan.withUnsafeMutableBufferPointer { means in
+                similaritySpan.withUnsafeMutableBufferPointer { similarities in
+                    let rows = CentredRows(
+                        operand: source, mean: mean == nil ? nil : offset.baseAddress,
+                        rounding: matchesOfficialRounding ? source.type : .float32, kernels: kernels)
+                    Call(
+                        rows: rows, partition: partition, roundsAsOfficial: matchesOfficialRounding,
+                        means: means.baseAddress!, similarities: similarities.baseAddress!
+                    ).run(on: pool)
+                }
+            }
+        }
+        return try BlockSummary(partition: partition, means: means, similarities: similarities)
+    }
+
+    /// Means and self-similarities of all blocks of a tensor `[heads, tokens, channels]`.
+    /// - Throws: as above, and `.invalidShape` for another rank.
+    public static func summary<Element: AttentionElement>(
+        _ tensor: Tensor<Element>, blocks partition: BlockPartition, subtracting mean: Tensor<Float>? = nil,
+        matchesOfficialRounding: Bool = false, instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> BlockSummary {
+        try summary(
+            tensor.view(), blocks: partition, subtracting: mean, matchesOfficialRounding: matchesOfficialRounding,
+            instructionSet: instructionSet, on: pool)
+    }
+
+    /// The mean token of every head, `[heads, 1, channels]`: what keys are taken less of, so that what all keys share, which softmax
+    /// cancels, does not make them look alike.
+    ///
+    /// - Parameter matchesOfficialRounding: rounds the mean to the element type.
+    /// - Throws: `.unsupportedInstructionSet`.
+    /// - Complexity: O(heads · tokens · channels).
+    public static func tokenMean<Element: AttentionElement>(
+        _ operand: TensorView<Element>, matchesOfficialRounding: Bool = false, instructionSet: InstructionSet? = nil,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Tensor<Float> {
+        let whole = try BlockPartition(length: operand.tokens, blockSize: operand.tokens)
+        let mean = try BlockPooling.means(operand, blocks: whole, instructionSet: instructionSet, on: pool)
+        return matchesOfficialRounding ? mean.converted(to: Element.self).converted() : mean
+    }
+
+    /// The mean token of every head of a tensor `[heads, tokens, channels]`.
+    /// - Throws: as above, and `.invalidShape` for another rank.
+    public static func tokenMean<Element: AttentionElement>(
+        _ tensor: Tensor<Element>, matchesOfficialRounding: Bool = false, instructionSet: InstructionSet? = nil,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Tensor<Float> {
+        try tokenMean(
+            tensor.view(), matchesOfficialRounding: matchesOfficialRounding, instructionSet: instructionSet, on: pool)
+    }
+
+    /// One `summary`: a task is a block.
+    private struct Call {
+        let rows: CentredRows
+        let partition: BlockPartition
+        let roundsAsOfficial: Bool
+        let means: UnsafeMutablePointer<Float>
+        let similarities: UnsafeMutablePointer<Float>
+
+        private var channels: Int { rows.operand.geometry.channels }
+
+        func run(on pool: WorkerPool) {
+            let geometry = rows.operand.geometry
+            withUnsafePointer(to: self) { call in
+                pool.run(
+                    tasks: geometry.heads * partition.count, work: 4 * geometry.heads * geometry.tokens * geometry.channels,
+                    scratchByteCount: 2 * 8 * channels + rows.scratchByteCount, context: call
+                ) { context, task, scratch in
+                    context.assumingMemoryBound(to: Call.self).pointee.summarise(task: task, scratch: scratch)
+                }
+            }
+        }
+
+        private func summarise(task: Int, scratch: UnsafeMutableRawPointer) {
+            let tokens = partition[task % partition.count]
+            let sums = scratch.assumingMemoryBound(to: Double.self)
+            let unitSums = sums + channels
+            for channel in 0..<2 * channels { sums[channel] = 0 }
+            rows.forEachStage(of: tokens, head: task / partition.count, scratch: scratch + 2 * 8 * channels) { _, count, rows in
+                for row in 0..<count { add(rows + row * channels, sums: sums, unitSums: unitSums) }
+            }
+            let mean = means + task * channels
+            let size = Double(tokens.count)
+            var square = 0.0
+            for channel in 0..<channels {
+                mean[channel] = rows.rounding.rounded(Float(tokens.isEmpty ? 0 : sums[channel] / size))
+                square += unitSums[channel] * unitSums[channel]
+            }
+            let isPadded = roundsAsOfficial && tokens.count < partition.blockSize ?? 0
+            similarities[task] = isPadded ? .nan : Float(square / (size * size))
+        }
+
+        /// Adds a row and its direction to the sums.
+        private func add(
+            _ row: UnsafePointer<Float>, sums: UnsafeMutablePointer<Double>, unitSums: UnsafeMutablePointer<Double>
+        ) {
+            let square = addSquaring(row, to: sums)
+            if roundsAsOfficial {
+                let norm = Float(square.squareRoot())
+                for channel in 0..<channels { unitSums[channel] += Double(roundedToHalf(row[channel] / norm)) }
+            } else if square != 0 {
+                let scale = 1 / square.squareRoot()
+                for channel in 0..<channels { unitSums[channel] += Double(row[channel]) * scale }
+            }
+        }
+
+        /// Adds a row to sums and returns the sum of its squares: four chains of additions, as one would wait for its own result.
+        private func addSquaring(_ row: UnsafePointer<Float>, to sums: UnsafeMutablePointer<Double>) -> Double {
+            let whole = channels & ~3
+            var squares = SIMD4<Double>.zero
+            for channel in stride(from: 0, to: whole, by: 4) {
+                let value = SIMD4<Double>(UnsafeRawPointer(row + channel).loadUnaligned(as: SIMD4<Float>.self))
+                let sum = UnsafeMutableRawPointer(sums + channel)
+                sum.storeBytes(of: sum.loadUnaligned(as: SIMD4<Double>.self) + value, as: SIMD4<Double>.self)
+                squares += value * value
+            }
+            var square = squares.sum()
+            for channel in whole..<channels {
+                let value = Double(row[channel])
+                sums[channel] += value
+                square += value * value
+            }
+            return square
+        }
+    }
+}
