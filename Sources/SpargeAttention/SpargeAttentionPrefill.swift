@@ -1,0 +1,155 @@
+public import SparseKernels
+
+/// SpargeAttention (Zhang et al., 2025, arXiv 2502.18137): prefill and bidirectional attention over the blocks that block means predict
+/// to matter, with the products P·V of negligible tiles left out.
+///
+/// ```swift
+/// let sparge = try SpargeAttentionPrefill(shape, isCausal: true)
+/// let result = try sparge(query: q, key: k, value: v)
+/// print(result.mask.density)
+/// ```
+///
+/// Prediction works on blocks of 128 queries and 64 keys: keys are taken less their mean token, blocks are reduced to their means, and
+/// softmax over the products of means ranks the key blocks of every query block. Blocks whose tokens are unlike each other are computed
+/// in any case. See `SelfSimilarity` and `SimilaritySelection`.
+///
+/// - Attention itself is single-precision and exact over the kept blocks: the official kernels' INT8 products are not reproduced. The
+///   codes and scales that they start from are in `Int8BlockQuantization`.
+/// - Causal grids are aligned at the end and causal inside the blocks of the diagonal. The official kernels align at the start, and
+///   their Sage2 entry points are not causal inside blocks at all.
+/// - Complexity: prediction O(tokens · headDim + blocks² · headDim) per head; attention as `BlockSparseAttention`.
+public struct SpargeAttentionPrefill: Sendable {
+    public let shape: AttentionShape
+    public let grid: BlockGrid
+    /// One setting for all heads or one per query head.
+    public let heads: [SpargeAttentionHead]
+    /// Whether keys are taken less their mean token before prediction.
+    public let smoothsKeys: Bool
+    /// Whether prediction rounds where the official code of 16-bit tensors rounds; see `SelfSimilarity`.
+    public let matchesOfficialRounding: Bool
+    public let scoring: AttentionScoring
+    public let instructionSet: InstructionSet
+    private let selection: SimilaritySelection
+
+    /// What a call gives: the attention over the kept blocks, and which they were.
+    public struct Result: Sendable {
+        public let state: AttentionState
+        public let mask: BlockMask
+    }
+
+    /// - Parameters:
+    ///   - heads: one setting for all heads or one per query head, such as `SpargeAttentionTuner` finds.
+    ///   - keepsFirstColumn: keeps the first key block for every query block (`attention_sink`).
+    ///   - scoring: of attention; prediction uses its `softmaxScale` alone.
+    /// - Throws: `.invalidShape` for a wrong number of settings, a block size below 1, or a causal shape with more queries than keys;
+    ///   `.invalidArgument` naming the setting outside its domain; `.unsupportedInstructionSet`.
+    public init(
+        _ shape: AttentionShape, heads: [SpargeAttentionHead] = [.recommended], isCausal: Bool = false,
+        queryBlockSize: Int = 128, keyBlockSize: Int = 64, smoothsKeys: Bool = true, keepsFirstColumn: Bool = false,
+        matchesOfficialRounding: Bool = false, scoring: AttentionScoring = AttentionScoring(),
+        instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        guard heads.count == 1 || heads.count == shape.queryHeads else {
+            throw SparseKernelsError(
+                .invalidShape, "heads", expected: "1 or queryHeads (\(shape.queryHeads)) settings", actual: "\(heads.count)")
+        }
+        for (index, head) in heads.enumerated() {
+            if let threshold = head.pvSkipThreshold, !(threshold > 0 && threshold.isFinite) {
+                throw SparseKernelsError(
+                    .invalidArgument, "heads[\(index)].pvSkipThreshold", expected: "finite and positive",
+                    actual: "\(threshold)")
+            }
+        }
+        self.shape = shape
+        self.heads = heads
+        self.smoothsKeys = smoothsKeys
+        self.matchesOfficialRounding = matchesOfficialRounding
+        self.scoring = scoring
+        grid = try BlockGrid(
+            queryLength: shape.queryLength, keyLength: shape.keyLength, queryBlockSize: queryBlockSize,
+            keyBlockSize: keyBlockSize, isCausal: isCausal)
+        selection = try SimilaritySelection(
+            grid: grid, heads: heads.map(\.selection), keepsFirstColumn: keepsFirstColumn,
+            softmaxScale: scoring.softmaxScale, instructionSet: instructionSet)
+        self.instructionSet = selection.instructionSet
+    }
+
+    /// The blocks that the prediction keeps, per query head.
+    /// - Throws: `.invalidShape` naming the tensor that disagrees with the shape.
+    public func mask<Q: AttentionElement, K: AttentionElement>(
+        query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> BlockMask {
+        try mask(query: query.view(named: "query"), key: key.view(named: "key"), on: pool)
+    }
+
+    /// The blocks that the prediction keeps, per query head.
+    /// - Throws: `.invalidShape` naming the operand that disagrees with the shape.
+    public func mask<Q: AttentionElement, K: AttentionElement>(
+        query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> BlockMask {
+        try mask(query: querySummary(query, on: pool), key: keySummary(key, on: pool), on: pool)
+    }
+
+    /// The blocks that the prediction keeps, from summaries that were made before.
+    /// - Throws: `.invalidShape` naming the summary that disagrees with the shape.
+    public func mask(
+        query: BlockSummary, key: BlockSummary, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> BlockMask {
+        try selection(query: query, key: key, on: pool)
+    }
+
+    /// Block means and self-similarities of the queries.
+    /// - Throws: `.invalidShape` when the operand disagrees with the shape.
+    public func querySummary<Q: AttentionElement>(
+        _ query: TensorView<Q>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> BlockSummary {
+        try check("query", query.geometry, heads: shape.queryHeads, tokens: shape.queryLength)
+        return try SelfSimilarity.summary(
+            query, blocks: grid.query, matchesOfficialRounding: matchesOfficialRounding, instructionSet: instructionSet,
+            on: pool)
+    }
+
+    /// Block means and self-similarities of the keys, less their mean token.
+    /// - Throws: `.invalidShape` when the operand disagrees with the shape.
+    public func keySummary<K: AttentionElement>(
+        _ key: TensorView<K>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> BlockSummary {
+        try check("key", key.geometry, heads: shape.kvHeads, tokens: shape.keyLength)
+        var mean: Tensor<Float>?
+        if smoothsKeys {
+            mean = try SelfSimilarity.tokenMean(
+                key, matchesOfficialRounding: matchesOfficialRounding, instructionSet: instructionSet, on: pool)
+        }
+        return try SelfSimilarity.summary(
+            key, blocks: grid.key, subtracting: mean, matchesOfficialRounding: matchesOfficialRounding,
+            instructionSet: instructionSet, on: pool)
+    }
+
+    /// The plan of attention over a mask, with the skip of P·V.
+    /// - Throws: `.invalidShape` or `.invalidArgument` when the mask does not fit the shape.
+    public func attention(over mask: BlockMask) throws(SparseKernelsError) -> BlockSparseAttention {
+        let plan = try BlockSparseAttention(shape, mask: mask, scoring: scoring, instructionSet: instructionSet)
+        return try plan.skippingPV(
+            below: (0..<shape.queryHeads).map { heads[heads.count == 1 ? 0 : $0].naturalSkipThreshold })
+    }
+
+    /// Predicts, then attends.
+    /// - Throws: `.invalidShape` naming the tensor that disagrees with the shape.
+    public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
+        query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Result {
+        let mask = try mask(query: query, key: key, on: pool)
+        let state = try attention(over: mask)(query: query, key: key, value: value, on: pool)
+        return Result(state: state, mask: mask)
+    }
+
+    private func check(
+        _ name: String, _ geometry: TensorGeometry, heads: Int, tokens: Int
+    ) throws(SparseKernelsError) {
+        guard geometry.heads == heads && geometry.tokens == tokens && geometry.channels == shape.headDim else {
+            throw SparseKernelsError(
+                .invalidShape, name, expected: "\(heads) heads × \(tokens) tokens × \(shape.headDim) channels",
+                actual: "\(geometry.heads) × \(geometry.tokens) × \(geometry.channels)")
+        }
+    }
+}
