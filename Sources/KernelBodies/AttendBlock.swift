@@ -12,14 +12,6 @@
 
 public import KernelInterface
 
-/// A panel of queries and where its parts live in the scratch.
-private struct Panel {
-    /// First query row of the panel, counted in the block.
-    var row: Int
-    /// Vectors across, 1…3.
-    var width: Int
-}
-
 /// Pointers into the scratch of one block.
 private struct Workspace {
     var packedQuery: UnsafeMutablePointer<Float>
@@ -61,9 +53,8 @@ public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
         scores: scratch + layout.scores, maxima: scratch + layout.statistics,
         sums: scratch + layout.statistics + vectors * laneCount, finiteValues: scratch + layout.finiteValues)
 
-    forEachPanel(vectors: vectors) { panel in
-        packQueries(
-            args, row: panel.row, lanes: panel.width * laneCount, into: space.packedQuery + panel.row * args.headDim)
+    forEachPanel(vectors: vectors) { row, width in
+        packQueries(args, row: row, lanes: width * laneCount, into: space.packedQuery + row * args.headDim)
     }
     for x in 0..<vectors * laneCount {
         space.maxima[x] = -.infinity
@@ -98,7 +89,8 @@ public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
             }
             key += count
             if !stagesKeys && !stagesValues && (key < end || index + 1 < args.keyRangeCount) {
-                let next = key < end ? key : args.keyRanges![index + 1].begin
+                let following = key < end ? range : args.keyRanges![index + 1]
+                let next = key < end ? key : maximum(following.begin, following.end <= args.sinkKeys ? 0 : windowFrom)
                 block.nextKeys = keyRows + next * args.key.stride
                 block.nextValues = valueRows + next * args.value.stride
             }
@@ -124,36 +116,22 @@ public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
         attendKeyBlock(args, space, block, vectors: vectors)
         first += count
     }
-    forEachPanel(vectors: vectors) { panel in
+    forEachPanel(vectors: vectors) { row, width in
         writeOutput(
-            args, row: panel.row, lanes: panel.width * laneCount,
-            accumulator: space.accumulator + panel.row * (args.valueDim + tileRows), maxima: space.maxima + panel.row,
-            sums: space.sums + panel.row)
+            args, row: row, lanes: width * laneCount, accumulator: space.accumulator + row * (args.valueDim + tileRows),
+            maxima: space.maxima + row, sums: space.sums + row)
     }
 }
 
 /// All panels of the block against one step of keys.
 @_transparent
 private func attendKeyBlock(_ args: AttentionArguments, _ space: Workspace, _ block: KeyBlock, vectors: Int) {
-    forEachPanel(vectors: vectors) { panel in
-        switch panel.width {
-        case 1: attendPanelOfOne(args, space, block, row: panel.row)
-        case 2: attendPanelOfTwo(args, space, block, row: panel.row)
-        default: attendPanelOfThree(args, space, block, row: panel.row)
+    forEachPanel(vectors: vectors) { row, width in
+        switch width {
+        case 1: attendPanelOfOne(args, space, block, row: row)
+        case 2: attendPanelOfTwo(args, space, block, row: row)
+        default: attendPanelOfThree(args, space, block, row: row)
         }
-    }
-}
-
-/// Cuts a row of vectors into panels of three, ending in 2 + 2 rather than 3 + 1: a tile two vectors wide still has
-/// `2·tileRows` independent chains, one vector wide only half of what the FMA units need.
-@_transparent
-private func forEachPanel(vectors: Int, _ body: (Panel) -> Void) {
-    var done = 0
-    while done < vectors {
-        let left = vectors - done
-        let width = left == 4 ? 2 : minimum(left, panelVectors)
-        body(Panel(row: done * laneCount, width: width))
-        done += width
     }
 }
 

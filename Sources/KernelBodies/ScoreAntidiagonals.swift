@@ -105,18 +105,6 @@ public func scoreAntidiagonals(_ arguments: UnsafePointer<AntidiagonalArguments>
     sumBlocks(args, space, stepGroups: layout.stepGroups, end: end)
 }
 
-/// Cuts a row of vectors into panels of three, ending in 2 + 2 rather than 3 + 1.
-@_transparent
-private func forEachPanel(vectors: Int, _ body: (_ row: Int, _ width: Int) -> Void) {
-    var done = 0
-    while done < vectors {
-        let left = vectors - done
-        let width = left == 4 ? 2 : minimum(left, panelVectors)
-        body(done * laneCount, width)
-        done += width
-    }
-}
-
 // One function per width, not inlined: the tile needs every register, and constants of other loops must not occupy any.
 
 @inline(never)

@@ -15,6 +15,19 @@ public var panelVectors: Int { 3 }
 @_alwaysEmitIntoClient @_transparent
 public var panelWidth: Int { panelVectors * laneCount }
 
+/// Cuts a row of vectors into panels of three, ending in 2 + 2 rather than 3 + 1: a tile two vectors wide still has
+/// `2·tileRows` independent chains, one vector wide only half of what the FMA units need.
+@_alwaysEmitIntoClient @_transparent
+public func forEachPanel(vectors: Int, _ body: (_ row: Int, _ width: Int) -> Void) {
+    var done = 0
+    while done < vectors {
+        let left = vectors - done
+        let width = left == 4 ? 2 : minimum(left, panelVectors)
+        body(done * laneCount, width)
+        done += width
+    }
+}
+
 /// Up to three registers side by side.
 public typealias PanelRow = (x0: Vector, x1: Vector, x2: Vector)
 
