@@ -21,7 +21,10 @@ internal import KernelInterface
 public struct BlockSparseAttention: AttentionOperator {
     public let shape: AttentionShape
     public let scoring: AttentionScoring
-    /// Blocks of scores this far or more below the running maximum of all their rows are not multiplied with values; nil: none.
+    /// Steps of up to 128 keys whose scores all lie this far or more below the running maxima of a panel of queries are left out,
+    /// in natural-log units; nil leaves out none.
+    ///
+    /// A row then misses at most a part n·e^(−threshold) of its probability mass, with n the keys left out.
     public let pvSkipThreshold: Float?
     /// One such threshold per query head, in place of `pvSkipThreshold`; see `skippingPV(below:)`.
     public private(set) var pvSkipThresholds: [Float]?
@@ -50,8 +53,11 @@ public struct BlockSparseAttention: AttentionOperator {
 
     /// A plan from a mask of 1, `kvHeads` or `queryHeads` heads.
     ///
-    /// - Parameter pvSkipThreshold: in natural-log units, above 0. See `SpargeAttention`.
-    /// - Throws: `.invalidShape` when mask and shape disagree, otherwise as `DenseAttention`.
+    /// - Parameters:
+    ///   - mask: over the shape's tokens. Whether attention is causal is the mask's own property.
+    ///   - pvSkipThreshold: above 0; see the property.
+    /// - Throws: `.invalidShape` when mask and shape disagree, `.invalidArgument` for a threshold that is not finite and positive,
+    ///   otherwise as `DenseAttention`.
     public init(
         _ shape: AttentionShape, mask: BlockMask, scoring: AttentionScoring = AttentionScoring(),
         pvSkipThreshold: Float? = nil, instructionSet: InstructionSet? = nil
@@ -64,7 +70,8 @@ public struct BlockSparseAttention: AttentionOperator {
     /// A plan from one pattern for all heads, per KV head, or per query head.
     ///
     /// - Parameter isCausal: hides keys after the query's own position, which is aligned at the end of the keys.
-    /// - Throws: `.invalidShape` or `.invalidArgument` naming the pattern that does not fit, otherwise as `DenseAttention`.
+    /// - Throws: `.invalidShape` or `.invalidArgument` naming the pattern that does not fit, `.invalidShape` for more queries than
+    ///   keys when causal, `.invalidArgument` for ALiBi slopes with single keys, otherwise as `DenseAttention`.
     public init(
         _ shape: AttentionShape, heads: [HeadPattern], isCausal: Bool, scoring: AttentionScoring = AttentionScoring(),
         pvSkipThreshold: Float? = nil, instructionSet: InstructionSet? = nil
