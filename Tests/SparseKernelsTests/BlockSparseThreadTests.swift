@@ -79,6 +79,20 @@ struct BlockSparseThreadTests {
         #expect(pool.retainedScratchByteCount <= 2 * attention.scratchByteCount)
     }
 
+    @Test("scratch is sized for the largest task, wherever it is", arguments: InstructionSet.available)
+    func scratchOfTheLargestTask(_ set: InstructionSet) throws {
+        func scratch(_ sizes: [Int]) throws -> Int {
+            let length = sizes.reduce(0, +)
+            let shape = try AttentionShape(queryLength: length, keyLength: length, queryHeads: 1, kvHeads: 1, headDim: 32)
+            let blocks = try BlockPartition(sizes: sizes)
+            let mask = try BlockMask(grid: BlockGrid(query: blocks, key: blocks, isCausal: false)) { _, _, _ in true }
+            return try BlockSparseAttention(shape, mask: mask, instructionSet: set).scratchByteCount
+        }
+        let largest = try scratch([192])
+        #expect(try scratch([8]) < largest)
+        for sizes in [[192, 8], [8, 192], [8, 192, 0, 8], [1920]] { #expect(try scratch(sizes) == largest) }
+    }
+
     @Test("scratch is bounded by the widths, not by the lengths", arguments: InstructionSet.available)
     func scratchIsBounded(_ set: InstructionSet) throws {
         let shape = try AttentionShape(
