@@ -7,7 +7,6 @@ import Testing
 struct BlockSparseOperandTests {
     typealias Storage = AttentionOperandTests.Storage
     typealias Placement = AttentionOperandTests.Placement
-    typealias Buffer = AttentionOperandTests.Buffer
 
     /// A head of each pattern, all with ragged ends: widths leave a tail after whole vectors, lengths after whole blocks.
     static func shape() throws -> AttentionShape {
@@ -70,32 +69,12 @@ struct BlockSparseOperandTests {
 
     // MARK: - Layouts and strides
 
-    /// Gaps of the inputs hold NaN, so that reading one shows; gaps of the output hold a guard, so that writing one shows.
     @Test("any placement gives the bits of adjacent rows", arguments: InstructionSet.available, Placement.all)
     func placements(_ set: InstructionSet, _ placement: Placement) throws {
         let attention = try Self.plan(set)
         let operands = try BlockSparseOperands(attention.shape)
-        let expected = try attention(query: operands.query, key: operands.key, value: operands.value)
-
-        let guardValue: Float = 12345.678
-        let q = try Buffer(operands.query, placement, filler: .nan)
-        let k = try Buffer(operands.key, placement, filler: .nan)
-        let v = try Buffer(operands.value, placement, filler: .nan)
-        var o = try Buffer(expected.output, placement, filler: guardValue)
-        for index in 0..<expected.output.count { o.elements[o.position(index)] = .nan }
-        var logSumExp = Array(repeating: guardValue, count: expected.logSumExp.count)
-        let (offset, geometry) = (o.offset, o.geometry)
-        try o.elements.withUnsafeMutableBufferPointer { elements in
-            try attention.run(
-                query: TensorView(q.elements.span.extracting(q.offset...), geometry: q.geometry),
-                key: TensorView(k.elements.span.extracting(k.offset...), geometry: k.geometry),
-                value: TensorView(v.elements.span.extracting(v.offset...), geometry: v.geometry),
-                output: MutableTensorView(elements.extracting(offset...).mutableSpan, geometry: geometry),
-                logSumExp: logSumExp.mutableSpan)
-        }
-        let wanted = try Buffer(expected.output, placement, filler: guardValue)
-        #expect(o.elements.map(\.bitPattern) == wanted.elements.map(\.bitPattern))
-        #expect(logSumExp.map(\.bitPattern) == expected.logSumExp.bits)
+        try AttentionOperandTests.expectPlacementKeepsBits(
+            placement, attention, query: operands.query, key: operands.key, value: operands.value)
     }
 
     @Test("into a tensor that is reused, and without an LSE", arguments: InstructionSet.available)
