@@ -1,22 +1,26 @@
-import SparseKernels
+import Foundation
 import Testing
+import XAttention
 
 /// The snippet of README.md.
 @Suite("Snippets: README")
 struct READMESnippets {
     @Test("ten lines")
     func tenLines() throws {
-        let shape = try AttentionShape(queryLength: 4096, keyLength: 4096, queryHeads: 8, kvHeads: 2, headDim: 64)
-        let attention = try DenseAttention(shape, mask: .causal)
+        let package = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../..")
+        let path = package.appendingPathComponent("Benchmarks/Data/lm-layer3-8192.safetensors").path
 
-        let query = try Tensor<Float>([8, 4096, 64]) { Float($0 % 97) / 97 - 0.5 }  // your tensors: [heads, tokens, headDim]
-        let key = try Tensor<Float>([2, 4096, 64]) { Float($0 % 89) / 89 - 0.5 }
-        let value = try Tensor<Float>([2, 4096, 64]) { Float($0 % 83) / 83 - 0.5 }
+        let file = try SafetensorsFile(path: path)  // tensors query, key and value, [heads, tokens, headDim]
+        let (query, key, value) = try (file.floatTensor("query"), file.floatTensor("key"), file.floatTensor("value"))
+        let shape = try AttentionShape(query: query.view(), key: key.view(), value: value.view())
 
-        let state = try attention(query: query, key: key, value: value)
-        print(state.output.shape, state.logSumExp[flat: 0], attention.instructionSet)
+        let sparse = try XAttentionPrefill(shape, threshold: 0.9)(query: query, key: key, value: value)
+        let dense = try DenseAttention(shape, mask: .causal)(query: query, key: key, value: value)
 
-        // Under a causal mask the first query sees the first key only.
-        #expect(state.output[flat: 7] == value[flat: 7])
+        print(sparse.mask)  // a picture, and the density of the causal area
+        let comparison = try AttentionComparison(sparse.state, with: dense)
+        print(comparison.recall, comparison.error)  // attention mass kept, and ‖sparse − dense‖ / ‖dense‖
+
+        #expect(comparison.recall > 0.9 && comparison.error < 0.06 && sparse.density < 0.14)
     }
 }

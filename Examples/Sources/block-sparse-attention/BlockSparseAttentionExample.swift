@@ -15,14 +15,13 @@ struct BlockSparseAttentionExample {
 
         // Sinks and a window of whole blocks; every second block further off, or fewer.
         for (name, step) in [("sink and window", Int.max), ("with every fourth block", 4), ("everything", 1)] {
-            let mask = try BlockMask(grid: grid) { _, row, column in
-                column == 0 || row - column < 3 || (row - column) % step == 0
-            }
+            let distant = try BlockMask(grid: grid) { _, row, column in (row - column) % step == 0 && row != column }
+            let mask = try BlockMask.streaming(grid, sinkBlocks: 1, localBlocks: 3).union(distant)
             let attention = try BlockSparseAttention(shape, mask: mask)
             let state = try attention(query: query, key: key, value: value)
-            print("\(name): density \(percent(mask.density)), \(attention.visiblePairs) pairs")
-            for row in 0..<grid.blockRows { print("  " + picture(mask, row: row)) }
-            print("  relative L1 distance from dense attention: \(distance(state.output, dense.output))")
+            print("\(name), \(attention.visiblePairs) pairs: \(mask)")
+            let comparison = try AttentionComparison(state, with: dense)
+            print("  attention mass kept: \(comparison.recall), error against dense attention: \(comparison.error)")
             try report(state, shape, mask, query, key, value)
         }
     }
@@ -40,24 +39,6 @@ struct BlockSparseAttentionExample {
             Tensor([1, shape.keyLength, channels]) { noise[flat: $0] / 2 + topic($0) },
             Tensor<Float>.normal([1, shape.keyLength, channels], seed: 3)
         )
-    }
-
-    /// A kept block is #, one left out is ·, and one beyond the diagonal is blank.
-    static func picture(_ mask: BlockMask, row: Int) -> String {
-        let reachable = mask.grid.reachableColumns(ofRow: row)
-        return reachable.map { mask[0, row, $0] ? "#" : "·" }.joined()
-    }
-
-    static func percent(_ fraction: Double) -> String { "\((fraction * 1000).rounded() / 10)%" }
-
-    /// Σ|a − b| / Σ|b|.
-    static func distance(_ a: Tensor<Float>, _ b: Tensor<Float>) -> Double {
-        var (difference, total) = (0.0, 0.0)
-        for index in 0..<a.count {
-            difference += Double(abs(a[flat: index] - b[flat: index]))
-            total += Double(abs(b[flat: index]))
-        }
-        return difference / total
     }
 
     /// One row by the textbook, over the keys that the mask keeps.
