@@ -51,6 +51,22 @@ public struct LineChart: Sendable {
         self.ideal = ideal
     }
 
+    /// Speed-up over density of the block-sparse rows that have both, a curve per case, instruction set and thread count, beside the
+    /// line on which time is proportional to density.
+    public init(title: String, subtitle: String = "", speedupRows rows: [BenchmarkRow]) {
+        var series: [Series] = []
+        for row in rows where row.efficiency != nil {
+            let name = "\(row.caseName), \(row.isa), \(row.threads) thread\(row.threads == 1 ? "" : "s")"
+            let index = series.firstIndex { $0.name == name } ?? series.count
+            if index == series.count { series.append(Series(name, [])) }
+            series[index].points.append((row.density!, row.speedup!))
+        }
+        self.init(
+            title: title, subtitle: subtitle, xAxis: Axis("density", scale: .logarithmic, style: .percent),
+            yAxis: Axis("speed-up over dense", scale: .logarithmic, style: .times), series: series,
+            ideal: Ideal("1 / density") { 1 / $0 })
+    }
+
     // MARK: Drawing
 
     public func svg() -> String {

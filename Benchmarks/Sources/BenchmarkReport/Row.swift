@@ -31,6 +31,10 @@ public struct BenchmarkRow: Codable, Sendable, Equatable {
     public var errorBound: Double?
     /// Part of the attention mass that the selection covers, from 0 to 1.
     public var recall: Double?
+    /// The least density at which any choice of blocks has this recall.
+    public var oracleDensity: Double?
+    /// What the selection costs in accuracy: ‖output − dense output‖ / ‖dense output‖. `error`, in contrast, is that of the arithmetic.
+    public var outputError: Double?
     /// What the check before the measurement found; absent when there was none.
     public var verified: Bool?
 
@@ -38,7 +42,8 @@ public struct BenchmarkRow: Codable, Sendable, Equatable {
         op: String, caseName: String, density: Double? = nil, isa: String, threads: Int, timing: Summary? = nil,
         actualGFLOPS: Double? = nil, effectiveGFLOPS: Double? = nil, roofFraction: Double? = nil,
         baseline: String? = nil, baselineSeconds: Double? = nil, speedup: Double? = nil,
-        error: Double? = nil, errorBound: Double? = nil, recall: Double? = nil, verified: Bool? = nil
+        error: Double? = nil, errorBound: Double? = nil, recall: Double? = nil, oracleDensity: Double? = nil,
+        outputError: Double? = nil, verified: Bool? = nil
     ) {
         self.op = op
         self.caseName = caseName
@@ -57,6 +62,8 @@ public struct BenchmarkRow: Codable, Sendable, Equatable {
         self.error = error
         self.errorBound = errorBound
         self.recall = recall
+        self.oracleDensity = oracleDensity
+        self.outputError = outputError
         self.verified = verified
     }
 }
@@ -93,6 +100,22 @@ extension BenchmarkRow {
     }
 }
 
+// MARK: - Derived
+
+extension BenchmarkRow {
+    /// The name of the dense operator as a baseline: what sparse rows are measured against.
+    public static let denseBaseline = "dense"
+
+    /// Speed-up over dense times density: 1 when the time is proportional to what is kept.
+    public var efficiency: Double? {
+        guard baseline == Self.denseBaseline, let speedup, let density else { return nil }
+        return speedup * density
+    }
+
+    /// Time as a part of the baseline's.
+    public var baselineShare: Double? { speedup.map { 1 / $0 } }
+}
+
 // MARK: - JSON
 
 extension BenchmarkRow {
@@ -107,6 +130,8 @@ extension BenchmarkRow {
         case roofFraction = "roof_fraction"
         case baselineSeconds = "baseline_s"
         case errorBound = "error_bound"
+        case oracleDensity = "oracle_density"
+        case outputError = "output_error"
     }
 
     public func encode(to encoder: any Encoder) throws {
@@ -122,7 +147,7 @@ extension BenchmarkRow {
             (.density, density), (.medianSeconds, medianSeconds), (.minSeconds, minSeconds), (.maxSeconds, maxSeconds),
             (.actualGFLOPS, actualGFLOPS), (.effectiveGFLOPS, effectiveGFLOPS), (.roofFraction, roofFraction),
             (.baselineSeconds, baselineSeconds), (.speedup, speedup), (.error, error), (.errorBound, errorBound),
-            (.recall, recall),
+            (.recall, recall), (.oracleDensity, oracleDensity), (.outputError, outputError),
         ]
         for case (let key, let number?) in numbers where number.isFinite {
             try container.encode(number, forKey: key)

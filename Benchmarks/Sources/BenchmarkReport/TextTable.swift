@@ -6,7 +6,8 @@ import Foundation
 /// the widest number that a column can hold. All lines of a section have the same length.
 public struct TextTable: Sendable {
     public enum Column: Int, CaseIterable, Sendable {
-        case name, density, isa, threads, median, spread, actual, effective, roof, speedup, recall, error, bound, status
+        case name, density, oracleDensity, isa, threads, median, spread, actual, effective, roof, speedup, efficiency, share
+        case recall, outputError, error, bound, status
 
         /// Columns that every table has.
         public static let fixed: Set<Column> = [.name, .isa, .threads, .status]
@@ -20,13 +21,17 @@ public struct TextTable: Sendable {
             switch self {
             case .name, .isa, .threads, .status: true
             case .density: row.density != nil
+            case .oracleDensity: row.oracleDensity != nil
             case .median: row.medianSeconds != nil
             case .spread: row.relativeSpread != nil
             case .actual: row.actualGFLOPS != nil
             case .effective: row.effectiveGFLOPS != nil
             case .roof: row.roofFraction != nil
             case .speedup: row.speedup != nil
+            case .efficiency: row.efficiency != nil
+            case .share: row.baselineShare != nil
             case .recall: row.recall != nil
+            case .outputError: row.outputError != nil
             case .error: row.error != nil
             case .bound: row.errorBound != nil
             }
@@ -81,12 +86,14 @@ public struct TextTable: Sendable {
         gap = widths + 2 * (fields.count - 1) <= lineWidth ? "  " : " "
     }
 
-    /// A table for rows that are all there already.
-    public init(title: String, rows: [BenchmarkRow], lineWidth: Int = 120) {
+    /// A table for rows that are all there already, with those of the columns that they use.
+    public init(
+        title: String, rows: [BenchmarkRow], columns: Set<Column> = Set(Column.allCases), lineWidth: Int = 120
+    ) {
         self.init(
             title: title, caseNames: rows.map(\.caseName), isas: rows.map(\.isa),
             baselines: rows.compactMap { $0.speedup == nil ? nil : $0.baseline },
-            columns: Column.used(by: rows), lineWidth: lineWidth)
+            columns: Column.used(by: rows).intersection(columns), lineWidth: lineWidth)
     }
 
     /// Title, names, units and a rule.
@@ -125,6 +132,7 @@ extension TextTable {
         switch column {
         case .name: Field(column: column, header: ("Case", ""), width: 4, isRightAligned: false)
         case .density: Field(column: column, header: ("Dens.", "%"), width: 5, isRightAligned: true)
+        case .oracleDensity: Field(column: column, header: ("Oracle", "%"), width: 5, isRightAligned: true)
         case .isa: Field(column: column, header: ("ISA", ""), width: 3, isRightAligned: false)
         case .threads: Field(column: column, header: ("Thr", ""), width: 3, isRightAligned: true)
         case .median: Field(column: column, header: ("Median", "ms"), width: 7, isRightAligned: true)
@@ -133,7 +141,10 @@ extension TextTable {
         case .effective: Field(column: column, header: ("Effect.", "GFLOP/s"), width: 7, isRightAligned: true)
         case .roof: Field(column: column, header: ("Roof", "%"), width: 5, isRightAligned: true)
         case .speedup: Field(column: column, header: ("Speed", "×"), width: 6, isRightAligned: true)
+        case .efficiency: Field(column: column, header: ("Effic.", "%"), width: 5, isRightAligned: true)
+        case .share: Field(column: column, header: ("Time", "% base"), width: 5, isRightAligned: true)
         case .recall: Field(column: column, header: ("Recall", "%"), width: 5, isRightAligned: true)
+        case .outputError: Field(column: column, header: ("O.err.", "%"), width: 5, isRightAligned: true)
         case .error: Field(column: column, header: ("Error", ""), width: 7, isRightAligned: true)
         case .bound: Field(column: column, header: ("Bound", ""), width: 7, isRightAligned: true)
         case .status: Field(column: column, header: ("Status", ""), width: 6, isRightAligned: false)
@@ -144,6 +155,7 @@ extension TextTable {
         switch column {
         case .name: row.caseName
         case .density: Format.percent(row.density)
+        case .oracleDensity: Format.percent(row.oracleDensity)
         case .isa: row.isa
         case .threads: String(row.threads)
         case .median: Format.number(row.medianSeconds.map { $0 * 1e3 })
@@ -152,7 +164,10 @@ extension TextTable {
         case .effective: Format.number(row.effectiveGFLOPS)
         case .roof: Format.percent(row.roofFraction)
         case .speedup: speedup(row)
+        case .efficiency: Format.percent(row.efficiency)
+        case .share: Format.percent(row.baselineShare)
         case .recall: Format.percent(row.recall)
+        case .outputError: Format.percent(row.outputError)
         case .error: Format.scientific(row.error)
         case .bound: Format.scientific(row.errorBound)
         case .status: row.status.rawValue

@@ -43,6 +43,20 @@ import Testing
         #expect(Self.lines.svg() == Self.lines.svg())
     }
 
+    @Test func speedupOverDensityHasACurvePerCase() throws {
+        var rows = [Samples.complete, Samples.complete, Samples.bare]
+        rows[1].density = 0.5
+        rows[1].speedup = 1.9
+        rows.append(Samples.complete)
+        rows[3].threads = 1
+        let chart = LineChart(title: "", speedupRows: rows)
+        #expect(chart.series.map(\.name) == ["n4096 h8 d64, avx512, 2 threads", "n4096 h8 d64, avx512, 1 thread"])
+        #expect(chart.series[0].points.map(\.x) == [0.125, 0.5] && chart.series[0].points.map(\.y) == [7.01, 1.9])
+        #expect(chart.ideal?.function(0.25) == 4)
+        _ = try #require(parse(chart.svg()))
+        _ = try #require(parse(LineChart(title: "", speedupRows: []).svg()))
+    }
+
     @Test func nothingToShowIsStillAChart() throws {
         _ = try #require(parse(BarChart(title: "", rows: []).svg()))
         _ = try #require(parse(LineChart(title: "", xAxis: .init("x"), yAxis: .init("y"), series: []).svg()))

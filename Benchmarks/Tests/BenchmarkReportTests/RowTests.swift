@@ -11,7 +11,8 @@ import Testing
     @Test func aCompleteRowHasExactlyTheAgreedKeys() throws {
         let expected: Set = [
             "op", "case", "density", "isa", "threads", "median_s", "min_s", "max_s", "gflops_actual", "gflops_effective",
-            "roof_fraction", "baseline", "baseline_s", "speedup", "error", "error_bound", "recall", "verified",
+            "roof_fraction", "baseline", "baseline_s", "speedup", "error", "error_bound", "recall", "oracle_density",
+            "output_error", "verified",
         ]
         let object = try keys(Samples.complete)
         #expect(Set(object.keys) == expected)
@@ -38,6 +39,16 @@ import Testing
         let object = try keys(row)
         #expect(object["error"] == nil && object["speedup"] == nil)
         #expect(object["verified"] as? Bool == false)
+    }
+
+    @Test func whatIsDerivedIsNotWritten() {
+        #expect(Samples.complete.efficiency == 7.01 * 0.125)
+        #expect(Samples.complete.baselineShare == 1 / 7.01)
+        var row = Samples.complete
+        row.baseline = "run"
+        #expect(row.efficiency == nil && row.baselineShare != nil)
+        row.speedup = nil
+        #expect(row.baselineShare == nil)
     }
 
     @Test func statusHasTwoThresholds() {

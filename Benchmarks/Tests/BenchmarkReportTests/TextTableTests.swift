@@ -10,10 +10,22 @@ import Testing
         #expect(Set(lines.map(\.count)).count == 1, "\(lines.joined(separator: "\n"))")
     }
 
-    @Test func aFullSectionFitsATerminal() {
+    @Test(arguments: [
+        (ReportSection.matrixProduct, "tile, 256 deep", ["OpenBLAS"]),
+        (.denseAttention, "lm-layer3-32768 causal f16", ["1 thread", "avx2"]),
+        (.blockSparse, "N 32768 d 128 H 1 B 128 dense", ["dense", "run"]),
+        (.scoring, "lm-layer3-32768 S16 f32", ["dense"]),
+        (.prefill, "lm-layer3-32768 S16 τ0.95 f32 attend", ["dense"]),
+    ])
+    func everySectionFitsATerminal(section: ReportSection, name: String, baselines: [String]) {
         let table = TextTable(
-            title: "Attention", caseNames: [String(repeating: "n", count: 26)], isas: ["portable"], baselines: ["dense"])
-        #expect(table.header.allSatisfy { $0.count <= 120 })
+            title: section.title, caseNames: [name], isas: ["avx512"], baselines: baselines, columns: section.columns)
+        #expect(table.header.allSatisfy { $0.count <= 120 }, "\(table.header[2].count)")
+    }
+
+    @Test func columnsMayBeLimitedToThoseOfASection() {
+        let table = TextTable(title: "", rows: [Samples.complete], columns: ReportSection.scoring.columns)
+        #expect(!table.header[2].contains("Roof") && table.header[2].contains("Recall"))
     }
 
     @Test func columnsThatNobodyUsesAreDropped() {
@@ -35,7 +47,8 @@ import Testing
         let cells = line.split(separator: " ").dropFirst(3).map(String.init)
         #expect(
             cells == [
-                "12.5", "avx512", "2", "12.3", "4.9", "141", "1130", "91.2", "7.01", "98.4", "3.1e-07", "4.0e-06", "ok",
+                "12.5", "10.1", "avx512", "2", "12.3", "4.9", "141", "1130", "91.2", "7.01", "87.6", "14.3", "98.4", "2.3",
+                "3.1e-07", "4.0e-06", "ok",
             ])
         #expect(TextTable(title: "", rows: Samples.rows).line(Samples.rows[2]).contains("nan"))
         #expect(TextTable(title: "", rows: Samples.rows).line(Samples.rows[2]).contains("FAIL"))

@@ -1,0 +1,42 @@
+/// The tables of a report: which operations stand in which table, and what is worth a column there.
+///
+/// Dense attention that is timed beside sparse rows is named after them (`prefill.dense`), so that it stays in their table.
+public enum ReportSection: CaseIterable, Sendable {
+    case matrixProduct, denseAttention, blockSparse, scoring, prefill
+
+    public init(op: String) {
+        let owner = Self.allCases.first { section in section.prefixes.contains { op.hasPrefix($0) } }
+        self = owner ?? .denseAttention
+    }
+
+    private var prefixes: [String] {
+        switch self {
+        case .matrixProduct: ["gemm"]
+        case .denseAttention: ["attention.dense"]
+        case .blockSparse: ["attention.blocksparse", "attention.plan"]
+        case .scoring: ["scoring"]
+        case .prefill: ["prefill"]
+        }
+    }
+
+    public var title: String {
+        switch self {
+        case .matrixProduct: "Single-precision matrix product"
+        case .denseAttention: "Dense attention"
+        case .blockSparse: "Block-sparse attention"
+        case .scoring: "Block scoring"
+        case .prefill: "Prefill, end to end"
+        }
+    }
+
+    public var columns: Set<TextTable.Column> {
+        switch self {
+        case .matrixProduct: [.median, .spread, .actual, .roof, .speedup, .error, .bound]
+        case .denseAttention: [.median, .spread, .actual, .effective, .roof, .speedup, .error, .bound]
+        // No bound, here and below: it is in the JSON, and the lines would be too long for a terminal.
+        case .blockSparse: [.density, .median, .spread, .actual, .roof, .speedup, .efficiency, .share, .error]
+        case .scoring: [.density, .median, .spread, .actual, .speedup, .share, .recall, .error, .bound]
+        case .prefill: [.density, .oracleDensity, .median, .spread, .speedup, .share, .recall, .outputError, .error]
+        }
+    }
+}
