@@ -30,6 +30,7 @@ let package = Package(
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
                 .product(name: "GoldenReplay", package: "SparseKernels"),
+                .product(name: "XAttention", package: "SparseKernels"),
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: language),

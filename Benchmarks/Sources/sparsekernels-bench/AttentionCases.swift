@@ -22,8 +22,7 @@ struct AttentionCases {
             }
         }
         return Section(
-            title: "Dense attention", groups: groups,
-            columns: [.median, .spread, .actual, .effective, .roof, .speedup, .error, .bound], baselines: baselines)
+            kind: .denseAttention, groups: groups, baselines: baselines)
     }
 
     private var baselines: [String] { (pools.count > 1 ? ["1 thread"] : []) + (instructionSets.count > 1 ? ["avx2"] : []) }
@@ -63,9 +62,11 @@ struct AttentionCases {
         // Only the operations are counted with it. A level is named because the environment's choice may be invalid.
         let plan = try! DenseAttention(shape, mask: mask, scoring: scoring, instructionSet: instructionSets[0])
         return CaseGroup(
-            op: "attention.dense", name: name, actualFLOP: perPair * Double(plan.visiblePairs),
-            effectiveFLOP: perPair * Double(shape.queryHeads * shape.queryLength) * Double(shape.keyLength)
-        ) {
+            op: "attention.dense", name: name,
+            operations: Operations(
+                actual: perPair * Double(plan.visiblePairs),
+                effective: perPair * Double(shape.queryHeads * shape.queryLength) * Double(shape.keyLength))
+        ) { _ in
             let (query, key, value) = try operands()
             let checker = AttentionChecker(
                 reference: ReferenceAttention(shape, mask: mask, scoring: scoring), query: query, key: key, value: value)
@@ -94,62 +95,5 @@ struct AttentionCases {
             }
             return variants
         }
-    }
-}
-
-/// A reusable output tensor.
-final class AttentionOutput {
-    private(set) var tensor: Tensor<Float>
-
-    init(_ shape: AttentionShape) {
-        tensor = try! Tensor(zeros: [shape.queryHeads, shape.queryLength, shape.valueDim])
-    }
-
-    func compute<Element: AttentionElement>(
-        _ plan: DenseAttention, _ query: Tensor<Element>, _ key: Tensor<Element>, _ value: Tensor<Element>, on pool: WorkerPool
-    ) {
-        // The shapes were taken from the plan, so this cannot throw.
-        try! plan.run(query: query, key: key, value: value, into: &tensor, on: pool)
-    }
-}
-
-/// Compares sampled rows with the `Double` oracle. The oracle of one row costs keys × channels, so a few dozen rows take less time
-/// than one timed call.
-final class AttentionChecker<Element: AttentionElement> {
-    private let rows: [ReferenceAttention.Row]
-    private let shape: AttentionShape
-    private let cap: Float?
-
-    init(
-        reference: ReferenceAttention, query: Tensor<Element>, key: Tensor<Element>, value: Tensor<Element>
-    ) {
-        shape = reference.shape
-        cap = reference.scoring.logitsSoftCap
-        let last = reference.shape.queryLength - 1
-        var generator = SplitMix64(seed: 7)
-        var tokens: Set<Int> = [0, last / 2, last]
-        while tokens.count < min(9, last + 1) { tokens.insert(Int.random(in: 0...last, using: &generator)) }
-        var rows: [ReferenceAttention.Row] = []
-        for head in Set([0, reference.shape.queryHeads - 1]).sorted() {
-            for token in tokens.sorted() {
-                rows.append(
-                    try! reference.row(
-                        head: head, token: token, query: query.view(), key: key.view(), value: value.view()))
-            }
-        }
-        self.rows = rows
-    }
-
-    func check(_ output: Tensor<Float>) throws -> Verification {
-        var verification = Verification.none
-        for row in rows {
-            let bound = AttentionErrorBound(row, headDim: shape.headDim, logitsSoftCap: cap)
-            let start = (row.head * shape.queryLength + row.token) * shape.valueDim
-            for channel in 0..<shape.valueDim {
-                verification.add(
-                    error: abs(Double(output[flat: start + channel]) - row.output[channel]), bound: bound.output)
-            }
-        }
-        return verification
     }
 }

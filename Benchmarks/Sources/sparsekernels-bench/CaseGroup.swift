@@ -32,23 +32,60 @@ struct Variant {
     var roof: (() -> Double)?
     /// Untimed pause after each call, for libraries whose threads go on spinning for a while.
     var restsAfterwards = false
+
+    // Where the variants of a group differ in more than how they compute. nil: as the group has it.
+
+    var op: String?
+    /// Follows the group's name.
+    var label: String?
+    var operations: Operations?
+    var density: Double?
+    /// What the selection of blocks is worth, where there is one.
+    var quality: SelectionQuality?
+}
+
+/// Floating-point operations that are done, and that the dense operation would need; nil when a rate would say nothing.
+struct Operations {
+    var actual: Double?
+    var effective: Double?
+
+    /// For work that has no floating-point operations to speak of.
+    static let uncounted = Operations()
+}
+
+/// Accuracy of a selection, on the columns of the table.
+struct SelectionQuality {
+    var recall: Double
+    var oracleDensity: Double?
+    var outputError: Double?
 }
 
 /// A case and all the ways to compute it, which are timed in turn, round by round, so that ratios are taken side by side.
 struct CaseGroup {
     var op: String
     var name: String
-    /// Floating-point operations that are done, and that the dense operation would need.
-    var actualFLOP: Double
-    var effectiveFLOP: Double
-    var density: Double?
-    /// Allocates operands and plans; called when the group's turn comes.
-    var variants: () throws -> [Variant]
+    var operations: Operations
+    /// Labels that variants will add to the name, and further operations: known before the group's turn comes.
+    var labels: [String] = []
+    var otherOps: [String] = []
+    /// Rounds to time, for cases of which one takes many seconds; nil: as the run has it.
+    var rounds: Int?
+    /// Allocates operands and plans; called when the group's turn comes. The closure tells the user what takes long.
+    var variants: (_ announce: (String) -> Void) throws -> [Variant]
+
+    /// The names that rows of this group will have.
+    var rowNames: [String] { [name] + labels.map { "\(name) \($0)" } }
+
+    /// Whether the group has a row for `--filter`.
+    func matches(_ filter: String?) -> Bool {
+        ([op] + otherOps).contains { op in rowNames.contains { sparsekernels_bench.matches(filter, op: op, name: $0) } }
+    }
 }
 
 struct Section {
-    var title: String
+    var kind: ReportSection
     var groups: [CaseGroup]
-    var columns: Set<TextTable.Column>
     var baselines: [String]
+    /// Follows the title.
+    var remark = ""
 }

@@ -15,9 +15,8 @@ struct GEMMCases {
             if !quick { groups.append(product(size, transposesB: true)) }
         }
         return Section(
-            title: "Single-precision matrix product" + (OpenBLAS.isAvailable ? "" : " (built without OpenBLAS)"),
-            groups: groups, columns: [.median, .spread, .actual, .roof, .speedup, .error, .bound],
-            baselines: OpenBLAS.isAvailable ? ["OpenBLAS"] : [])
+            kind: .matrixProduct, groups: groups, baselines: OpenBLAS.isAvailable ? ["OpenBLAS"] : [],
+            remark: OpenBLAS.isAvailable ? "" : " (built without OpenBLAS)")
     }
 
     /// A packed tile, 256 deep, on one thread. OpenBLAS does not offer its micro-kernel, so the rate that it reaches over a whole
@@ -25,7 +24,7 @@ struct GEMMCases {
     private func tile(_ set: InstructionSet) -> CaseGroup {
         let size = 1024
         let flop = 2 * Double(size * size * size)
-        return CaseGroup(op: "gemm.tile", name: "tile, 256 deep", actualFLOP: flop, effectiveFLOP: flop) {
+        return CaseGroup(op: "gemm.tile", name: "tile, 256 deep", operations: Operations(actual: flop, effective: flop)) { _ in
             let operands = try GEMMOperands(m: size, n: size, k: size, transposesB: false)
             var variants = [
                 Variant(
@@ -45,8 +44,9 @@ struct GEMMCases {
     private func product(_ size: Int, transposesB: Bool) -> CaseGroup {
         let flop = 2 * Double(size * size * size)
         return CaseGroup(
-            op: "gemm", name: "\(size)³\(transposesB ? " A·Bᵀ" : " A·B")", actualFLOP: flop, effectiveFLOP: flop
-        ) {
+            op: "gemm", name: "\(size)³\(transposesB ? " A·Bᵀ" : " A·B")",
+            operations: Operations(actual: flop, effective: flop)
+        ) { _ in
             let operands = try GEMMOperands(m: size, n: size, k: size, transposesB: transposesB)
             var variants: [Variant] = []
             for pool in pools {

@@ -5,17 +5,20 @@ import SparseKernels
 
 struct RunCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "run", abstract: "Measures roofs, matrix products and attention; prints one verified row per case.")
+        commandName: "run", abstract: "Measures roofs, products, dense and sparse attention; prints one verified row per case.")
 
     @OptionGroup var machine: MachineOptions
 
     @Option(help: "Run only cases whose operation or name contains this text.")
     var filter: String?
 
-    @Flag(help: "Fewer and shorter cases, under a minute in all.")
+    @Flag(help: "Fewer and shorter cases, about a minute in all.")
     var quick = false
 
-    @Option(help: "Heads of the synthetic attention cases. Default: 16384 / N.")
+    @Flag(help: "Also prefill of structured synthetic operands of 65536 and 131072 tokens, which takes many minutes.")
+    var long = false
+
+    @Option(help: "Heads of the synthetic cases of dense and block-sparse attention. Default: 16384 / N, at least 1.")
     var heads: Int?
 
     @Option(help: "Write machine, roofs and rows to this file.")
@@ -23,6 +26,9 @@ struct RunCommand: ParsableCommand {
 
     @Option(help: "Write a chart of the percent of the roof to this file.")
     var svg: String?
+
+    @Option(help: "Write a chart of the speed-up of block-sparse attention over its density to this file.")
+    var svgDensity: String?
 
     func run() throws {
         if let heads, heads < 1 { throw ValidationError("--heads takes 1 or more, got \(heads)") }
@@ -36,9 +42,12 @@ struct RunCommand: ParsableCommand {
         var sections = [
             GEMMCases(instructionSets: sets, pools: pools).section(quick: quick),
             AttentionCases(instructionSets: sets, pools: pools, heads: heads).section(quick: quick),
+            SparseAttentionCases(instructionSets: sets, pools: pools, heads: heads).section(quick: quick),
+            ScoringCases(instructionSets: sets, pools: pools).section(quick: quick),
+            PrefillCases(instructionSets: sets, pool: pools.last!).section(quick: quick, long: long),
         ]
         for index in sections.indices {
-            sections[index].groups.removeAll { !matches(filter, op: $0.op, name: $0.name) }
+            sections[index].groups.removeAll { !$0.matches(filter) }
         }
         let total = sections.map(\.groups.count).reduce(0, +)
         if total == 0 { throw ValidationError("no case matches --filter \(filter ?? "")") }
@@ -49,8 +58,9 @@ struct RunCommand: ParsableCommand {
             progress: ProgressLine(total: total))
         for section in sections where !section.groups.isEmpty {
             let table = TextTable(
-                title: section.title, caseNames: section.groups.map(\.name), isas: sets.map(\.name) + ["openblas"],
-                baselines: section.baselines, columns: section.columns)
+                title: section.kind.title + section.remark, caseNames: section.groups.flatMap(\.rowNames),
+                isas: sets.map(\.name) + (section.kind == .matrixProduct ? ["openblas"] : []), baselines: section.baselines,
+                columns: section.kind.columns)
             table.printHeader()
             for group in section.groups {
                 for row in try runner.run(group) {
@@ -61,6 +71,7 @@ struct RunCommand: ParsableCommand {
         }
         if let json { try report.write(to: json) }
         if let svg { try report.writeChart(to: svg) }
+        if let svgDensity { try report.writeDensityChart(to: svgDensity) }
         let failures = report.rows.filter { $0.status == .fail }.count
         if failures > 0 {
             print("\n\(failures) rows FAILED verification")

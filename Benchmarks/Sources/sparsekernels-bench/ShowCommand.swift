@@ -15,6 +15,9 @@ struct ShowCommand: ParsableCommand {
     @Option(help: "Write a chart of the percent of the roof to this file.")
     var svg: String?
 
+    @Option(help: "Write a chart of the speed-up of block-sparse attention over its density to this file.")
+    var svgDensity: String?
+
     func run() throws {
         var report = try Report(contentsOf: report)
         let machine = report.machine
@@ -22,18 +25,19 @@ struct ShowCommand: ParsableCommand {
         for (roof, value) in report.roofs.all { print(String(format: "%@ %.1f", roof.rawValue, value)) }
         report.rows.removeAll { !matches(filter, op: $0.op, name: $0.caseName) }
         if report.rows.isEmpty { throw ValidationError("no row matches") }
-        for (title, isProduct) in [("Matrix product", true), ("Attention", false)] {
-            let section = report.rows.filter { $0.op.hasPrefix("gemm") == isProduct }
-            if section.isEmpty { continue }
-            let table = TextTable(title: title, rows: section)
+        for section in ReportSection.allCases {
+            let rows = report.rows.filter { ReportSection(op: $0.op) == section }
+            if rows.isEmpty { continue }
+            let table = TextTable(title: section.title, rows: rows, columns: section.columns)
             table.printHeader()
-            for row in section { table.printRow(row) }
+            for row in rows { table.printRow(row) }
         }
         if let svg { try report.writeChart(to: svg) }
+        if let svgDensity { try report.writeDensityChart(to: svgDensity) }
     }
 }
 
-/// Whether a case passes `--filter`: its operation or name contains the text, or there is none.
+/// Whether a case or row passes `--filter`: its operation or name contains the text, or there is none.
 func matches(_ filter: String?, op: String, name: String) -> Bool {
     filter.map { "\(op) \(name)".localizedCaseInsensitiveContains($0) } ?? true
 }
@@ -44,6 +48,14 @@ extension Report {
         try BarChart(
             title: "Percent of the multiply-add roof", subtitle: "\(machine.cpu), commit \(machine.commit)",
             rows: rows.filter { $0.roofFraction != nil }
+        ).svg().write(toFile: path, atomically: true, encoding: .utf8)
+    }
+
+    /// Writes the chart of speed-up over density, for the block-sparse rows.
+    func writeDensityChart(to path: String) throws {
+        try LineChart(
+            title: "Block-sparse attention", subtitle: "\(machine.cpu), commit \(machine.commit)",
+            speedupRows: rows.filter { ReportSection(op: $0.op) == .blockSparse }
         ).svg().write(toFile: path, atomically: true, encoding: .utf8)
     }
 }
