@@ -1,5 +1,9 @@
 // The portable level: 128-bit vectors that every x86-64 (SSE2) and arm64 (NEON) core has, without compiler flags.
 
+#if arch(x86_64)
+    public import CIntrinsics
+#endif
+
 /// One register of single-precision lanes.
 public typealias Vector = SIMD4<Float>
 /// One register of 32-bit integer lanes, lane for lane beside `Vector`.
@@ -74,15 +78,27 @@ public func splatCodes(_ pointer: UnsafePointer<UInt8>) -> CodeVector {
     SIMD4(repeating: UnsafeRawPointer(pointer).loadUnaligned(as: Int32.self))
 }
 
-/// sum += products of unsigned and signed codes, four per lane. Bytes widen to 16-bit lanes, whose products and sums of pairs fit.
-@_alwaysEmitIntoClient @_transparent
-public func addProducts(_ sum: CodeVector, _ unsigned: CodeVector, _ signed: CodeVector) -> CodeVector {
-    let a = SIMD16<Int16>(truncatingIfNeeded: unsafeBitCast(unsigned, to: SIMD16<UInt8>.self))
-    let b = SIMD16<Int16>(truncatingIfNeeded: unsafeBitCast(signed, to: SIMD16<Int8>.self))
-    let products = a &* b
-    let pairs = SIMD8<Int32>(truncatingIfNeeded: products.evenHalf &+ products.oddHalf)
-    return sum &+ pairs.evenHalf &+ pairs.oddHalf
-}
+#if arch(x86_64)
+    /// sum += products of unsigned and signed codes, four per lane. SSE2 multiplies pairs of 16-bit lanes: one product of the even
+    /// bytes and one of the odd ones.
+    @_alwaysEmitIntoClient @_transparent
+    public func addProducts(_ sum: CodeVector, _ unsigned: CodeVector, _ signed: CodeVector) -> CodeVector {
+        let (a, b) = (unsafeBitCast(unsigned, to: __m128i.self), unsafeBitCast(signed, to: __m128i.self))
+        let even = _mm_madd_epi16(_mm_and_si128(a, _mm_set1_epi16(255)), _mm_srai_epi16(_mm_slli_epi16(b, 8), 8))
+        let odd = _mm_madd_epi16(_mm_srli_epi16(a, 8), _mm_srai_epi16(b, 8))
+        return sum &+ unsafeBitCast(_mm_add_epi32(even, odd), to: CodeVector.self)
+    }
+#else
+    /// sum += products of unsigned and signed codes, four per lane. Bytes widen to 16-bit lanes, whose products and sums of pairs fit.
+    @_alwaysEmitIntoClient @_transparent
+    public func addProducts(_ sum: CodeVector, _ unsigned: CodeVector, _ signed: CodeVector) -> CodeVector {
+        let a = SIMD16<Int16>(truncatingIfNeeded: unsafeBitCast(unsigned, to: SIMD16<UInt8>.self))
+        let b = SIMD16<Int16>(truncatingIfNeeded: unsafeBitCast(signed, to: SIMD16<Int8>.self))
+        let products = a &* b
+        let pairs = SIMD8<Int32>(truncatingIfNeeded: products.evenHalf &+ products.oddHalf)
+        return sum &+ pairs.evenHalf &+ pairs.oddHalf
+    }
+#endif
 
 /// One 32-bit sum per lane: already there.
 @_alwaysEmitIntoClient @_transparent
