@@ -53,6 +53,14 @@ public struct MInferencePrefill: Sendable {
         self.instructionSet = try InstructionSet.resolve(instructionSet)
     }
 
+    /// What a call attended to.
+    public struct Selected: Sendable {
+        /// What each query head attended to.
+        public let patterns: [HeadPattern]
+        /// Kept fraction of the causal query-key pairs, over all query heads.
+        public let density: Double
+    }
+
     /// Attention in the chosen patterns.
     public struct Result: Sendable {
         public let state: AttentionState
@@ -63,9 +71,13 @@ public struct MInferencePrefill: Sendable {
     }
 
     /// The pattern of every query head, for `BlockSparseAttention`.
+    ///
+    /// - Parameters:
+    ///   - query: `queryHeads` × `queryLength` × `headDim`.
+    ///   - key: `kvHeads` × `keyLength` × `headDim`.
     /// - Throws: `.invalidShape` naming the operand that disagrees with the shape.
     public func patterns<Q: AttentionElement, K: AttentionElement>(
-        query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
+        query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> [HeadPattern] {
         var patterns = [HeadPattern](repeating: .dense, count: heads.count)
         var verticalSlashHeads: [Int] = []
@@ -93,19 +105,51 @@ public struct MInferencePrefill: Sendable {
         return patterns
     }
 
-    /// Attention of tensors `[heads, tokens, channels]` in the patterns that their queries and keys ask for.
-    /// - Throws: `.invalidShape` naming the operand that disagrees with the shape.
-    public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
-        query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> Result {
+    /// The pattern of every query head, from tensors `[heads, tokens, headDim]`.
+    /// - Throws: as above.
+    public func patterns<Q: AttentionElement, K: AttentionElement>(
+        query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> [HeadPattern] {
+        try patterns(query: query.view(named: "query"), key: key.view(named: "key"), on: pool)
+    }
+
+    /// Attends in the patterns that queries and keys ask for, into the caller's memory. No operand is copied.
+    ///
+    /// - Parameters:
+    ///   - query: `queryHeads` × `queryLength` × `headDim`. Any strides that keep channels adjacent, here and below.
+    ///   - key: `kvHeads` × `keyLength` × `headDim`.
+    ///   - value: `kvHeads` × `keyLength` × `valueDim`.
+    ///   - output: `queryHeads` × `queryLength` × `valueDim`.
+    ///   - logSumExp: natural log of the sum of exponentials over the kept keys of each row, `[queryHeads, queryLength]`.
+    /// - Throws: `.invalidShape` naming the operand that disagrees with the shape; nothing is computed or written then.
+    @discardableResult
+    public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
+        query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, output: consuming MutableTensorView<O>,
+        logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Selected {
+        try shape.check(
+            query: query.geometry, key: key.geometry, value: value.geometry, output: output.geometry,
+            logSumExpCount: logSumExp?.count)
         let patterns = try patterns(query: query, key: key, on: pool)
         let attention = try BlockSparseAttention(
             shape, heads: patterns, isCausal: true, scoring: AttentionScoring(softmaxScale: softmaxScale),
             instructionSet: instructionSet)
         let pairs = try DenseAttention(shape, mask: .causal, instructionSet: instructionSet).visiblePairs
-        return Result(
-            state: try attention(query: query, key: key, value: value, on: pool), patterns: patterns,
-            density: Double(attention.visiblePairs) / Double(pairs))
+        try attention.run(query: query, key: key, value: value, output: output, logSumExp: logSumExp, on: pool)
+        return Selected(patterns: patterns, density: Double(attention.visiblePairs) / Double(pairs))
+    }
+
+    /// Attention of tensors `[heads, tokens, channels]` in the patterns that their queries and keys ask for.
+    /// - Throws: as `run`.
+    public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
+        query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Result {
+        let (state, selected) = try AttentionState.computing(shape) { output, logSumExp throws(SparseKernelsError) in
+            try run(
+                query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"),
+                output: output, logSumExp: logSumExp, on: pool)
+        }
+        return Result(state: state, patterns: selected.patterns, density: selected.density)
     }
 
     /// The index of every vertical-slash head, built head by head on the pool.
@@ -129,7 +173,7 @@ public struct MInferencePrefill: Sendable {
 
     /// One mask for the block-sparse heads of a block size. Other heads keep a block per row there, which nobody reads.
     private func blockMask<Q: AttentionElement, K: AttentionElement>(
-        query: Tensor<Q>, key: Tensor<K>, blockSize: Int, on pool: WorkerPool
+        query: TensorView<Q>, key: TensorView<K>, blockSize: Int, on pool: WorkerPool
     ) throws(SparseKernelsError) -> BlockMask {
         var rules: [BlockSelection.Rule] = []
         for head in heads {

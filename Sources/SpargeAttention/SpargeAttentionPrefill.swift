@@ -87,7 +87,9 @@ public struct SpargeAttentionPrefill: Sendable {
     public func mask<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockMask {
-        try mask(query: querySummary(query, on: pool), key: keySummary(key, on: pool), on: pool)
+        try shape.check(query: query.geometry)
+        try shape.check(key: key.geometry)
+        return try mask(query: querySummary(query, on: pool), key: keySummary(key, on: pool), on: pool)
     }
 
     /// The blocks that the prediction keeps, from summaries that were made before.
@@ -103,7 +105,7 @@ public struct SpargeAttentionPrefill: Sendable {
     public func querySummary<Q: AttentionElement>(
         _ query: TensorView<Q>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockSummary {
-        try check("query", query.geometry, heads: shape.queryHeads, tokens: shape.queryLength)
+        try shape.check(query: query.geometry)
         return try SelfSimilarity.summary(
             query, blocks: grid.query, matchesOfficialRounding: matchesOfficialRounding, instructionSet: instructionSet,
             on: pool)
@@ -114,7 +116,7 @@ public struct SpargeAttentionPrefill: Sendable {
     public func keySummary<K: AttentionElement>(
         _ key: TensorView<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockSummary {
-        try check("key", key.geometry, heads: shape.kvHeads, tokens: shape.keyLength)
+        try shape.check(key: key.geometry)
         var mean: Tensor<Float>?
         if smoothsKeys {
             mean = try SelfSimilarity.tokenMean(
@@ -133,23 +135,40 @@ public struct SpargeAttentionPrefill: Sendable {
             below: (0..<shape.queryHeads).map { heads[heads.count == 1 ? 0 : $0].naturalSkipThreshold })
     }
 
-    /// Predicts, then attends.
-    /// - Throws: `.invalidShape` naming the tensor that disagrees with the shape.
+    /// Predicts, then attends into the caller's memory. No operand is copied.
+    ///
+    /// - Parameters:
+    ///   - query: `queryHeads` × `queryLength` × `headDim`. Any strides that keep channels adjacent, here and below.
+    ///   - key: `kvHeads` × `keyLength` × `headDim`.
+    ///   - value: `kvHeads` × `keyLength` × `valueDim`.
+    ///   - output: `queryHeads` × `queryLength` × `valueDim`.
+    ///   - logSumExp: natural log of the sum of exponentials over the computed keys of each row, `[queryHeads, queryLength]`.
+    /// - Returns: the blocks that were attended to, one head per query head.
+    /// - Throws: `.invalidShape` naming the operand that disagrees with the shape; nothing is computed or written then.
+    @discardableResult
+    public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
+        query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, output: consuming MutableTensorView<O>,
+        logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> BlockMask {
+        try shape.check(
+            query: query.geometry, key: key.geometry, value: value.geometry, output: output.geometry,
+            logSumExpCount: logSumExp?.count)
+        let mask = try mask(query: query, key: key, on: pool)
+        try attention(over: mask).run(
+            query: query, key: key, value: value, output: output, logSumExp: logSumExp, on: pool)
+        return mask
+    }
+
+    /// Predicts, then attends with tensors `[heads, tokens, channels]` into new memory.
+    /// - Throws: as `run`.
     public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Result {
-        let mask = try mask(query: query, key: key, on: pool)
-        let state = try attention(over: mask)(query: query, key: key, value: value, on: pool)
-        return Result(state: state, mask: mask)
-    }
-
-    private func check(
-        _ name: String, _ geometry: TensorGeometry, heads: Int, tokens: Int
-    ) throws(SparseKernelsError) {
-        guard geometry.heads == heads && geometry.tokens == tokens && geometry.channels == shape.headDim else {
-            throw SparseKernelsError(
-                .invalidShape, name, expected: "\(heads) heads × \(tokens) tokens × \(shape.headDim) channels",
-                actual: "\(geometry.heads) × \(geometry.tokens) × \(geometry.channels)")
+        let (state, mask) = try AttentionState.computing(shape) { output, logSumExp throws(SparseKernelsError) in
+            try run(
+                query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"),
+                output: output, logSumExp: logSumExp, on: pool)
         }
+        return Result(state: state, mask: mask)
     }
 }

@@ -37,25 +37,3 @@ extension XAttentionPrefill {
         return max(min(max(2048, power), (1 << 28) / power), 2048)
     }
 }
-
-/// The operand with zero tokens added at the end.
-/// - Throws: `.invalidShape` unless it has the given extents.
-func zeroPadded<Element: AttentionElement>(
-    _ tensor: Tensor<Element>, named name: String, heads: Int, tokens: Int, channels: Int, to padded: Int
-) throws(SparseKernelsError) -> Tensor<Element> {
-    let view = try tensor.view(named: name)
-    try require(
-        view.heads == heads && view.tokens == tokens && view.channels == channels, .invalidShape, name,
-        expected: "\(heads) heads × \(tokens) tokens × \(channels) channels",
-        actual: "\(view.heads) × \(view.tokens) × \(view.channels)")
-    if padded == tokens { return tensor }
-    var result = try Tensor<Element>(zeros: [heads, padded, channels])
-    var target = result.mutableSpan
-    let source = tensor.span
-    for head in 0..<heads {
-        for index in 0..<tokens * channels {
-            target[head * padded * channels + index] = source[head * tokens * channels + index]
-        }
-    }
-    return result
-}

@@ -28,7 +28,17 @@ public struct XAttentionPrefill: Sendable {
         case official(chunkSize: Int? = nil)
     }
 
-    /// What a call computed.
+    /// What a call attended to.
+    public struct Selected: Sendable {
+        /// One head per query head.
+        public let mask: BlockMask
+        /// The scores that the mask was made from, if asked for. In the official mode over the padded grid.
+        public let scores: BlockScores?
+        /// Kept fraction of the reachable blocks: of the causal area, when causal.
+        public var density: Double { mask.density }
+    }
+
+    /// What a call computed, and what it attended to.
     public struct Result: Sendable {
         public let state: AttentionState
         /// One head per query head.
@@ -155,20 +165,28 @@ public struct XAttentionPrefill: Sendable {
     /// Scores of all blocks of `scoredGrid`, `[queryHeads, blockRows, blockColumns]`.
     ///
     /// - Parameters:
-    ///   - query: `[queryHeads, queryLength, headDim]`.
-    ///   - key: `[kvHeads, keyLength, headDim]`.
+    ///   - query: `queryHeads` × `queryLength` × `headDim`.
+    ///   - key: `kvHeads` × `keyLength` × `headDim`.
     /// - Throws: `.invalidShape` naming the operand that disagrees with the plan.
+    public func scores<Q: AttentionElement, K: AttentionElement>(
+        query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> BlockScores {
+        // The official mode adds as many tokens to the queries as to the keys.
+        let scored = scoring.shape
+        if scored.keyLength == shape.keyLength { return try scoring.run(query: query, key: key, on: pool) }
+        try shape.check(query: query.geometry)
+        try shape.check(key: key.geometry)
+        return try scoring(
+            query: Tensor(zeroPadding: query, toTokens: scored.queryLength),
+            key: Tensor(zeroPadding: key, toTokens: scored.keyLength), on: pool)
+    }
+
+    /// Scores from tensors `[heads, tokens, headDim]`.
+    /// - Throws: as above.
     public func scores<Q: AttentionElement, K: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockScores {
-        if case .clean = mode { return try scoring(query: query, key: key, on: pool) }
-        let query = try zeroPadded(
-            query, named: "query", heads: shape.queryHeads, tokens: shape.queryLength, channels: shape.headDim,
-            to: scoring.shape.queryLength)
-        let key = try zeroPadded(
-            key, named: "key", heads: shape.kvHeads, tokens: shape.keyLength, channels: shape.headDim,
-            to: scoring.shape.keyLength)
-        return try scoring(query: query, key: key, on: pool)
+        try scores(query: query.view(named: "query"), key: key.view(named: "key"), on: pool)
     }
 
     /// The blocks to attend to, from scores over `scoredGrid`.
@@ -191,27 +209,56 @@ public struct XAttentionPrefill: Sendable {
     /// The blocks to attend to.
     /// - Throws: as `scores`.
     public func mask<Q: AttentionElement, K: AttentionElement>(
-        query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
+        query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockMask {
         try mask(from: scores(query: query, key: key, on: pool), on: pool)
     }
 
-    /// Scores, selects and attends.
+    /// The blocks to attend to, from tensors `[heads, tokens, headDim]`.
+    /// - Throws: as `scores`.
+    public func mask<Q: AttentionElement, K: AttentionElement>(
+        query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> BlockMask {
+        try mask(query: query.view(named: "query"), key: key.view(named: "key"), on: pool)
+    }
+
+    /// Scores, selects and attends into the caller's memory. No operand is copied, but for queries and keys that the official mode
+    /// pads.
     ///
     /// - Parameters:
-    ///   - query: `[queryHeads, queryLength, headDim]`.
-    ///   - key: `[kvHeads, keyLength, headDim]`.
-    ///   - value: `[kvHeads, keyLength, valueDim]`.
+    ///   - query: `queryHeads` × `queryLength` × `headDim`. Any strides that keep channels adjacent, here and below.
+    ///   - key: `kvHeads` × `keyLength` × `headDim`.
+    ///   - value: `kvHeads` × `keyLength` × `valueDim`.
+    ///   - output: `queryHeads` × `queryLength` × `valueDim`.
+    ///   - logSumExp: natural log of the sum of exponentials over the kept keys of each row, `[queryHeads, queryLength]`.
     ///   - keepsScores: returns the scores as well.
-    /// - Throws: `.invalidShape` naming the operand that disagrees with the plan.
-    public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
-        query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, keepsScores: Bool = false, on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> Result {
+    /// - Throws: `.invalidShape` naming the operand that disagrees with the plan; nothing is computed or written then.
+    @discardableResult
+    public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
+        query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, output: consuming MutableTensorView<O>,
+        logSumExp: consuming MutableSpan<Float>? = nil, keepsScores: Bool = false, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Selected {
+        try shape.check(
+            query: query.geometry, key: key.geometry, value: value.geometry, output: output.geometry,
+            logSumExpCount: logSumExp?.count)
         let scores = try scores(query: query, key: key, on: pool)
         let mask = try mask(from: scores, on: pool)
         let attention = try BlockSparseAttention(
             shape, mask: mask, scoring: AttentionScoring(softmaxScale: softmaxScale), instructionSet: instructionSet)
-        let state = try attention(query: query, key: key, value: value, on: pool)
-        return Result(state: state, mask: mask, scores: keepsScores ? scores : nil)
+        try attention.run(query: query, key: key, value: value, output: output, logSumExp: logSumExp, on: pool)
+        return Selected(mask: mask, scores: keepsScores ? scores : nil)
+    }
+
+    /// Scores, selects and attends with tensors `[heads, tokens, channels]` into new memory.
+    /// - Throws: as `run`.
+    public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
+        query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, keepsScores: Bool = false, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Result {
+        let (state, selected) = try AttentionState.computing(shape) { output, logSumExp throws(SparseKernelsError) in
+            try run(
+                query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"),
+                output: output, logSumExp: logSumExp, keepsScores: keepsScores, on: pool)
+        }
+        return Result(state: state, mask: selected.mask, scores: selected.scores)
     }
 }

@@ -19,9 +19,17 @@ struct MInferenceSnippets {
         let heads: [MInferenceHead] = [
             .verticalSlash(vertical: 100, slash: 200), .aShape(initial: 64, local: 256), .blockSparse(topK: 4), .dense,
         ]
-        let result = try MInferencePrefill(shape, heads: heads)(query: query, key: key, value: value)
+        let prefill = try MInferencePrefill(shape, heads: heads)
+        let result = try prefill(query: query, key: key, value: value)
         print(result.state.output.shape, result.patterns.count, result.density)  // [4, 1024, 32] 4 and a density below 1
 
+        var output = try Tensor<Float16>(zeros: [1024, 4, 32])  // [tokens, heads, channels]
+        let selected = try prefill.run(
+            query: query.view(), key: key.view(), value: value.view(), output: output.mutableView(layout: .nhd))
+        print(selected.patterns.count, selected.density)
+
+        #expect(selected.patterns == result.patterns && selected.density == result.density)
+        #expect(output[flat: 3 * 32] == Float16(result.state.output[flat: 3 * 1024 * 32]))
         #expect(result.state.output.shape == [4, 1024, 32] && result.patterns.count == 4)
         #expect(result.density > 0 && result.density < 1)
     }

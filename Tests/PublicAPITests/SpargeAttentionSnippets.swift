@@ -22,6 +22,12 @@ struct SpargeAttentionSnippets {
         let mask = try sparge.mask(query: query, key: key)
         let state = try sparge.attention(over: mask)(query: query, key: key, value: value)
 
+        var output = try Tensor<Float16>(zeros: [1000, 4, 64])  // [tokens, heads, channels]
+        let kept = try sparge.run(
+            query: query.view(), key: key.view(), value: value.view(), output: output.mutableView(layout: .nhd))
+        print(kept.density)
+
+        #expect(kept == mask && output[flat: 3 * 64] == Float16(state.output[flat: 3 * 1000 * 64]))
         #expect(mask == result.mask && state == result.state && mask.density < 1)
         // Blocks counted in the guide: 673 attention runs.
         #expect(SpargeAttentionTuner.evaluationsPerHead == 673)

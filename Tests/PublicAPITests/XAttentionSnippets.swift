@@ -26,6 +26,30 @@ struct XAttentionSnippets {
         #expect(mask.grid.blockRows == 3 && mask.grid.blockColumns == 8)
     }
 
+    @Test("the caller's memory")
+    func views() throws {
+        let query = try DenseAttentionSnippets.pattern([4, 1000, 64], 7)
+        let (keys, values) = (Self.rows(11), Self.rows(13))
+        let shape = try AttentionShape(queryLength: 1000, keyLength: 1000, queryHeads: 4, kvHeads: 2, headDim: 64)
+        let prefill = try XAttentionPrefill(shape, threshold: 0.9)
+
+        // Rows [tokens, heads, channels]; `keys` and `values` are arrays of Float16.
+        var output = [Float](repeating: 0, count: 1000 * 4 * 64)
+        let selected = try prefill.run(
+            query: query.view(),
+            key: TensorView(keys.span, heads: 2, tokens: 1000, channels: 64, layout: .nhd),
+            value: TensorView(values.span, heads: 2, tokens: 1000, channels: 64, layout: .nhd),
+            output: MutableTensorView(output.mutableSpan, heads: 4, tokens: 1000, channels: 64, layout: .nhd))
+        print(selected.mask.density)
+
+        #expect(selected.mask.heads == 4 && selected.density <= 1)
+        // Token 0 sees key 0 alone, so that each pair of heads has the row of its KV head.
+        #expect((0..<256).allSatisfy { output[$0] == Float(values[$0 / 128 * 64 + $0 % 64]) })
+    }
+
+    /// 1000 tokens × 2 heads × 64 channels.
+    static func rows(_ step: Int) -> [Float16] { (0..<1000 * 2 * 64).map { Float16($0 * step % 31) / 16 - 1 } }
+
     @Test("thresholds")
     func thresholds() throws {
         let query = try DenseAttentionSnippets.pattern([4, 500, 64], 7)

@@ -14,17 +14,8 @@ struct AttentionBuffers {
         output: consuming MutableTensorView<O>, logSumExp: consuming MutableSpan<Float>?
     ) throws(SparseKernelsError) {
         try shape.check(
-            "query", query.geometry, heads: shape.queryHeads, tokens: shape.queryLength, channels: shape.headDim)
-        try shape.check("key", key.geometry, heads: shape.kvHeads, tokens: shape.keyLength, channels: shape.headDim)
-        try shape.check("value", value.geometry, heads: shape.kvHeads, tokens: shape.keyLength, channels: shape.valueDim)
-        try shape.check(
-            "output", output.geometry, heads: shape.queryHeads, tokens: shape.queryLength, channels: shape.valueDim)
-        let rows = shape.queryHeads * shape.queryLength
-        if let count = logSumExp?.count {
-            try require(
-                count == rows, .invalidShape, "logSumExp", expected: "queryHeads × queryLength = \(rows) elements",
-                actual: "\(count)")
-        }
+            query: query.geometry, key: key.geometry, value: value.geometry, output: output.geometry,
+            logSumExpCount: logSumExp?.count)
         self.query = AttentionOperand(query)
         self.key = AttentionOperand(key)
         self.value = AttentionOperand(value)

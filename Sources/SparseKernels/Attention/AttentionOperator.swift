@@ -25,12 +25,11 @@ extension AttentionOperator {
     public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> AttentionState {
-        var output = try Tensor<Float>(zeros: [shape.queryHeads, shape.queryLength, shape.valueDim])
-        var logSumExp = try Tensor<Float>(zeros: [shape.queryHeads, shape.queryLength])
-        try run(
-            query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"),
-            output: output.mutableView(), logSumExp: logSumExp.mutableSpan, on: pool)
-        return try AttentionState(output: output, logSumExp: logSumExp)
+        try AttentionState.computing(shape) { output, logSumExp throws(SparseKernelsError) in
+            try run(
+                query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"),
+                output: output, logSumExp: logSumExp, on: pool)
+        }.state
     }
 
     /// Computes attention of tensors `[heads, tokens, channels]` into a tensor that is reused from call to call.

@@ -79,6 +79,32 @@ public struct AttentionShape: Hashable, Sendable {
             expected: "\(heads) heads × \(tokens) tokens × \(channels) channels",
             actual: "\(geometry.heads) × \(geometry.tokens) × \(geometry.channels)")
     }
+
+    /// Throws unless queries have the extents the plan was made for.
+    package func check(query: TensorGeometry) throws(SparseKernelsError) {
+        try check("query", query, heads: queryHeads, tokens: queryLength, channels: headDim)
+    }
+
+    /// Throws unless keys have the extents the plan was made for.
+    package func check(key: TensorGeometry) throws(SparseKernelsError) {
+        try check("key", key, heads: kvHeads, tokens: keyLength, channels: headDim)
+    }
+
+    /// Throws unless all operands of a `run` have the extents the plan was made for.
+    package func check(
+        query: TensorGeometry, key: TensorGeometry, value: TensorGeometry, output: TensorGeometry, logSumExpCount: Int?
+    ) throws(SparseKernelsError) {
+        try check(query: query)
+        try check(key: key)
+        try check("value", value, heads: kvHeads, tokens: keyLength, channels: valueDim)
+        try check("output", output, heads: queryHeads, tokens: queryLength, channels: valueDim)
+        if let count = logSumExpCount {
+            let rows = queryHeads * queryLength
+            try require(
+                count == rows, .invalidShape, "logSumExp", expected: "queryHeads × queryLength = \(rows) elements",
+                actual: "\(count)")
+        }
+    }
 }
 
 /// Which keys a query may see, by position. Query *i* stands at key position *i* + `keyLength` − `queryLength`: the two

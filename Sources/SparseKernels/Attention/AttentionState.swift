@@ -17,6 +17,19 @@ public struct AttentionState: Sendable, Equatable {
         logSumExp = try Tensor([heads, tokens]) { _ in -.infinity }
     }
 
+    /// The state that `compute` writes into new memory, and what else it gives.
+    package static func computing<Other>(
+        _ shape: AttentionShape,
+        _ compute: (
+            _ output: consuming MutableTensorView<Float>, _ logSumExp: consuming MutableSpan<Float>
+        ) throws(SparseKernelsError) -> Other
+    ) throws(SparseKernelsError) -> (state: AttentionState, other: Other) {
+        var output = try Tensor<Float>(zeros: [shape.queryHeads, shape.queryLength, shape.valueDim])
+        var logSumExp = try Tensor<Float>(zeros: [shape.queryHeads, shape.queryLength])
+        let other = try compute(output.mutableView(named: "output"), logSumExp.mutableSpan)
+        return (try AttentionState(output: output, logSumExp: logSumExp), other)
+    }
+
     /// - Throws: `.invalidShape` unless the output is `[heads, tokens, valueDim]` and the LSE `[heads, tokens]`.
     public init(output: Tensor<Float>, logSumExp: Tensor<Float>) throws(SparseKernelsError) {
         try require(

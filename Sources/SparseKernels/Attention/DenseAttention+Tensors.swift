@@ -6,11 +6,10 @@ extension DenseAttention {
     public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, bias: Tensor<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> AttentionState {
-        var output = try Tensor<Float>(zeros: [shape.queryHeads, shape.queryLength, shape.valueDim])
-        var logSumExp = try Tensor<Float>(zeros: [shape.queryHeads, shape.queryLength])
-        try run(
-            query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"),
-            bias: bias.view(named: "bias"), output: output.mutableView(), logSumExp: logSumExp.mutableSpan, on: pool)
-        return try AttentionState(output: output, logSumExp: logSumExp)
+        try AttentionState.computing(shape) { output, logSumExp throws(SparseKernelsError) in
+            try run(
+                query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"),
+                bias: bias.view(named: "bias"), output: output, logSumExp: logSumExp, on: pool)
+        }.state
     }
 }

@@ -110,9 +110,8 @@ public struct AntidiagonalScoring: Sendable {
     public func run<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockScores {
-        try shape.check(
-            "query", query.geometry, heads: shape.queryHeads, tokens: shape.queryLength, channels: shape.headDim)
-        try shape.check("key", key.geometry, heads: shape.kvHeads, tokens: shape.keyLength, channels: shape.headDim)
+        try shape.check(query: query.geometry)
+        try shape.check(key: key.geometry)
         var scores = try BlockScores(grid: grid, heads: shape.queryHeads)
         let codes = try precision == .int6 ? KeyCodes(self, AttentionOperand(key), on: pool) : nil
         var sums = scores.values.mutableSpan

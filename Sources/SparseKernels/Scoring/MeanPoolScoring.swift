@@ -76,9 +76,8 @@ public struct MeanPoolScoring: Sendable {
     public func callAsFunction<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockScores {
-        try shape.check(
-            "query", query.geometry, heads: shape.queryHeads, tokens: shape.queryLength, channels: shape.headDim)
-        try shape.check("key", key.geometry, heads: shape.kvHeads, tokens: shape.keyLength, channels: shape.headDim)
+        try shape.check(query: query.geometry)
+        try shape.check(key: key.geometry)
         var queries = try BlockPooling.means(query, blocks: grid.query, instructionSet: instructionSet, on: pool)
         var keys = try BlockPooling.means(key, blocks: grid.key, instructionSet: instructionSet, on: pool)
         if padding == .zeros {

@@ -70,9 +70,8 @@ public struct VerticalSlashScoring: Sendable {
     public func callAsFunction<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> VerticalSlashScores {
-        try shape.check(
-            "query", query.geometry, heads: shape.queryHeads, tokens: shape.queryLength, channels: shape.headDim)
-        try shape.check("key", key.geometry, heads: shape.kvHeads, tokens: shape.keyLength, channels: shape.headDim)
+        try shape.check(query: query.geometry)
+        try shape.check(key: key.geometry)
         var vertical = try Tensor<Float>(zeros: [heads.count, shape.keyLength])
         var slash = try Tensor<Float>(zeros: [heads.count, shape.keyLength])
         // Pointers are used only until this call returns; operands and results outlive it.

@@ -105,6 +105,26 @@ extension Tensor {
     }
 }
 
+extension Tensor {
+    /// A copy of an operand, `[heads, paddedTokens, channels]`: tokens of zeros follow its own.
+    /// - Throws: `.invalidShape` for a size that overflows.
+    package init(zeroPadding view: TensorView<Element>, toTokens paddedTokens: Int) throws(SparseKernelsError) {
+        precondition(paddedTokens >= view.tokens, "\(view.tokens) tokens do not fit in \(paddedTokens)")
+        try self.init(zeros: [view.heads, paddedTokens, view.channels])
+        let target = storage.pointer.assumingMemoryBound(to: Element.self)
+        view.span.withUnsafeBufferPointer { source in
+            // The view's geometry was checked against its memory, and a tensor of these extents has room for every row.
+            let source = source.baseAddress!
+            for head in 0..<view.heads {
+                for token in 0..<view.tokens {
+                    (target + (head * paddedTokens + token) * view.channels).update(
+                        from: source + view.geometry.offset(head: head, token: token), count: view.channels)
+                }
+            }
+        }
+    }
+}
+
 extension Tensor: Equatable where Element: Equatable {
     public static func == (a: Tensor, b: Tensor) -> Bool { a.shape == b.shape && a.elements == b.elements }
 }

@@ -1,0 +1,258 @@
+import MInference
+import SpargeAttention
+import SparseKernelsReference
+import Testing
+import XAttention
+
+@Suite("Façades over the caller's memory")
+struct FacadeViewTests {
+    /// What the façades have in common.
+    enum Facade: Sendable {
+        case xAttention(XAttentionPrefill)
+        case mInference(MInferencePrefill)
+        case sparge(SpargeAttentionPrefill)
+
+        struct Choice: Equatable {
+            var patterns: [HeadPattern]
+            var density: Double
+            var scores: BlockScores?
+
+            init(_ patterns: [HeadPattern], density: Double) {
+                self.patterns = patterns
+                self.density = density
+            }
+
+            init(_ mask: BlockMask, scores: BlockScores? = nil) {
+                patterns = (0..<mask.heads).map { .blockSparse(mask, head: $0) }
+                density = mask.density
+                self.scores = scores
+            }
+        }
+
+        func patterns<Q: AttentionElement, K: AttentionElement>(
+            query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
+        ) throws -> [HeadPattern] {
+            switch self {
+            case .xAttention(let prefill): Choice(try prefill.mask(query: query, key: key, on: pool)).patterns
+            case .mInference(let prefill): try prefill.patterns(query: query, key: key, on: pool)
+            case .sparge(let prefill): Choice(try prefill.mask(query: query, key: key, on: pool)).patterns
+            }
+        }
+
+        func patterns(query: Tensor<Float>, key: Tensor<Float>) throws -> [HeadPattern] {
+            switch self {
+            case .xAttention(let prefill): Choice(try prefill.mask(query: query, key: key)).patterns
+            case .mInference(let prefill): try prefill.patterns(query: query, key: key)
+            case .sparge(let prefill): Choice(try prefill.mask(query: query, key: key)).patterns
+            }
+        }
+
+        func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
+            query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, output: consuming MutableTensorView<O>,
+            logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
+        ) throws -> Choice {
+            switch self {
+            case .xAttention(let prefill):
+                let selected = try prefill.run(
+                    query: query, key: key, value: value, output: output, logSumExp: logSumExp, keepsScores: true, on: pool)
+                #expect(selected.density == selected.mask.density)
+                return Choice(selected.mask, scores: selected.scores)
+            case .mInference(let prefill):
+                let selected = try prefill.run(
+                    query: query, key: key, value: value, output: output, logSumExp: logSumExp, on: pool)
+                return Choice(selected.patterns, density: selected.density)
+            case .sparge(let prefill):
+                return Choice(
+                    try prefill.run(query: query, key: key, value: value, output: output, logSumExp: logSumExp, on: pool))
+            }
+        }
+
+        func callAsFunction(
+            query: Tensor<Float>, key: Tensor<Float>, value: Tensor<Float>
+        ) throws -> (state: AttentionState, choice: Choice) {
+            switch self {
+            case .xAttention(let prefill):
+                let result = try prefill(query: query, key: key, value: value, keepsScores: true)
+                return (result.state, Choice(result.mask, scores: result.scores))
+            case .mInference(let prefill):
+                let result = try prefill(query: query, key: key, value: value)
+                return (result.state, Choice(result.patterns, density: result.density))
+            case .sparge(let prefill):
+                let result = try prefill(query: query, key: key, value: value)
+                return (result.state, Choice(result.mask))
+            }
+        }
+    }
+
+    /// One of each, with small blocks. The official mode pads 75 and 165 tokens by 15, or not at all.
+    enum Case: String, CaseIterable, Sendable {
+        case xAttention, xAttentionOfficial, xAttentionUnpadded, mInference, sparge
+
+        func facade(_ shape: AttentionShape, _ set: InstructionSet? = nil) throws -> Facade {
+            switch self {
+            case .xAttention:
+                return .xAttention(
+                    try XAttentionPrefill(shape, stride: 5, threshold: 0.7, blockSize: 15, instructionSet: set))
+            case .xAttentionOfficial, .xAttentionUnpadded:
+                let chunkSize = self == .xAttentionOfficial ? 90 : 15
+                return .xAttention(
+                    try XAttentionPrefill(
+                        shape, stride: 5, threshold: 0.7, blockSize: 15, mode: .official(chunkSize: chunkSize),
+                        instructionSet: set))
+            case .mInference:
+                return .mInference(
+                    try MInferencePrefill(
+                        shape,
+                        heads: [
+                            .verticalSlash(vertical: 31, slash: 60), .blockSparse(topK: 2, blockSize: 16),
+                            .aShape(initial: 3, local: 20), .dense,
+                        ], forcedDistances: 10, instructionSet: set))
+            case .sparge:
+                return .sparge(
+                    try SpargeAttentionPrefill(
+                        shape, heads: [.keepRatio(0.3)], isCausal: true, queryBlockSize: 16, keyBlockSize: 8,
+                        instructionSet: set))
+            }
+        }
+    }
+
+    static func shape() throws -> AttentionShape {
+        try AttentionShape(queryLength: 75, keyLength: 165, queryHeads: 4, kvHeads: 2, headDim: 20, valueDim: 12)
+    }
+
+    /// Rows `[tokens, heads, channels]` with gaps after every row and token, which hold `filler`.
+    struct Strided<Element: AttentionElement> {
+        var elements: [Element]
+        let geometry: TensorGeometry
+
+        init(heads: Int, tokens: Int, channels: Int, filler: Element) throws {
+            let headStride = channels + 3
+            geometry = try TensorGeometry(
+                heads: heads, tokens: tokens, channels: channels, headStride: headStride,
+                tokenStride: heads * headStride + 5)
+            elements = Array(repeating: filler, count: tokens * geometry.tokenStride)
+        }
+
+        init(_ tensor: Tensor<Element>, filler: Element) throws {
+            let (tokens, channels) = (tensor.shape[1], tensor.shape[2])
+            try self.init(heads: tensor.shape[0], tokens: tokens, channels: channels, filler: filler)
+            for flat in 0..<tensor.count {
+                let row = flat / channels
+                elements[geometry.offset(head: row / tokens, token: row % tokens) + flat % channels] = tensor[flat: flat]
+            }
+        }
+
+        /// The view, of other extents if asked for.
+        @_lifetime(borrow self)
+        func view(_ change: Change = .none) throws -> TensorView<Element> {
+            try TensorView(elements.span, geometry: change.applied(to: geometry))
+        }
+    }
+
+    enum Change: String, CaseIterable, Sendable {
+        case none, heads, tokens, channels
+
+        func applied(to geometry: TensorGeometry) throws -> TensorGeometry {
+            try TensorGeometry(
+                heads: geometry.heads - (self == .heads ? 1 : 0), tokens: geometry.tokens - (self == .tokens ? 1 : 0),
+                channels: geometry.channels - (self == .channels ? 1 : 0), headStride: geometry.headStride,
+                tokenStride: geometry.tokenStride)
+        }
+    }
+
+    struct Operands {
+        let shape: AttentionShape
+        let query: Tensor<BFloat16>
+        let key: Tensor<Float16>
+        let value: Tensor<Float16>
+
+        init() throws {
+            shape = try FacadeViewTests.shape()
+            query = try Tensor<Float>.normal([shape.queryHeads, shape.queryLength, shape.headDim], seed: 1, scale: 2)
+                .converted()
+            key = try Tensor<Float>.normal([shape.kvHeads, shape.keyLength, shape.headDim], seed: 2, scale: 2).converted()
+            value = try Tensor<Float>.normal([shape.kvHeads, shape.keyLength, shape.valueDim], seed: 3).converted()
+        }
+    }
+
+    @Test(
+        "padded rows of 16-bit elements in the order tokens, heads give the bits of tensors", arguments: Case.allCases,
+        InstructionSet.available)
+    func bits(_ method: Case, _ set: InstructionSet) throws {
+        let operands = try Operands()
+        let facade = try method.facade(operands.shape, set)
+        let wide: (query: Tensor<Float>, key: Tensor<Float>, value: Tensor<Float>) = (
+            operands.query.converted(), operands.key.converted(), operands.value.converted()
+        )
+        let expected = try facade(query: wide.query, key: wide.key, value: wide.value)
+        #expect(expected.choice.density < 0.9)
+
+        // Gaps of the inputs hold NaN, so that reading one shows, and gaps of the output a guard, so that writing one does.
+        let query = try Strided(operands.query, filler: BFloat16(Float.nan))
+        let key = try Strided(operands.key, filler: .nan)
+        let value = try Strided(operands.value, filler: .nan)
+        let wanted = try Strided(expected.state.output, filler: 12345.678)
+        for pool in [WorkerPool.serial, WorkerPool(threads: 3)] {
+            var output = try Strided<Float>(
+                heads: operands.shape.queryHeads, tokens: operands.shape.queryLength, channels: operands.shape.valueDim,
+                filler: 12345.678)
+            var logSumExp = [Float](repeating: .nan, count: expected.state.logSumExp.count)
+            let choice = try facade.run(
+                query: query.view(), key: key.view(), value: value.view(),
+                output: MutableTensorView(output.elements.mutableSpan, geometry: wanted.geometry),
+                logSumExp: logSumExp.mutableSpan, on: pool)
+            #expect(output.elements.map(\.bitPattern) == wanted.elements.map(\.bitPattern))
+            #expect(logSumExp.map(\.bitPattern) == expected.state.logSumExp.elements.map(\.bitPattern))
+            #expect(choice == expected.choice)
+            #expect(try facade.patterns(query: query.view(), key: key.view(), on: pool) == choice.patterns)
+        }
+        #expect(try facade.patterns(query: wide.query, key: wide.key) == expected.choice.patterns)
+        if case .xAttention(let prefill) = facade {
+            #expect(try prefill.scores(query: query.view(), key: key.view()) == expected.choice.scores)
+        }
+    }
+
+    @Test(
+        "an operand of other extents is named, and nothing is written", arguments: Case.allCases,
+        ["query", "key", "value", "output", "logSumExp"])
+    func errors(_ method: Case, _ operand: String) throws {
+        let operands = try Operands()
+        let facade = try method.facade(operands.shape)
+        let query = try Strided(operands.query, filler: .zero)
+        let key = try Strided(operands.key, filler: .zero)
+        let value = try Strided(operands.value, filler: .zero)
+        for change in Change.allCases where change != .none {
+            func changed(_ name: String) -> Change { name == operand ? change : .none }
+            var output = try Strided<Float>(
+                heads: operands.shape.queryHeads, tokens: operands.shape.queryLength, channels: operands.shape.valueDim,
+                filler: 7)
+            let rows = operands.shape.queryHeads * operands.shape.queryLength
+            var logSumExp = [Float](repeating: 7, count: rows - (operand == "logSumExp" ? 1 : 0))
+            let geometry = try changed("output").applied(to: output.geometry)
+            expectError(.invalidShape, operand) {
+                _ = try facade.run(
+                    query: query.view(changed("query")), key: key.view(changed("key")), value: value.view(changed("value")),
+                    output: MutableTensorView(output.elements.mutableSpan, geometry: geometry),
+                    logSumExp: logSumExp.mutableSpan)
+            }
+            #expect(output.elements.allSatisfy { $0 == 7 } && logSumExp.allSatisfy { $0 == 7 })
+            if operand == "query" || operand == "key" {
+                expectError(.invalidShape, operand) {
+                    _ = try facade.patterns(query: query.view(changed("query")), key: key.view(changed("key")))
+                }
+            }
+        }
+    }
+
+    @Test("tensors of a rank that is no operand's are named", arguments: Case.allCases)
+    func ranks(_ method: Case) throws {
+        let facade = try method.facade(Self.shape())
+        let operands = try Operands()
+        let (query, key) = (operands.query.converted(to: Float.self), operands.key.converted(to: Float.self))
+        let value = operands.value.converted(to: Float.self)
+        let flat = try Tensor<Float>(zeros: [12])
+        expectError(.invalidShape, "query") { _ = try facade(query: flat, key: key, value: value) }
+        expectError(.invalidShape, "key") { _ = try facade(query: query, key: flat, value: value) }
+        expectError(.invalidShape, "value") { _ = try facade(query: query, key: key, value: flat) }
+    }
+}
