@@ -86,8 +86,12 @@ public struct AntidiagonalScoring: Sendable {
     var groupsPerKeyBlock: Int { grid.key.blockSize! / stride }
 
     /// Query blocks of a task: two panels of groups, so that a step of keys is used twice while it is in the second-level cache and
-    /// the packed queries (2 · 24 · 1024 floats are 192 KiB) leave it room.
-    var taskBlocks: Int { max(1, 2 * kernels.panelWidth / groupsPerQueryBlock) }
+    /// the packed queries (2 · 24 · 1024 floats are 192 KiB) leave it room; one panel where that is needed for 32 tasks.
+    var taskBlocks: Int {
+        let panelBlocks = kernels.panelWidth / groupsPerQueryBlock
+        let tasks = shape.queryHeads * grid.blockRows / max(1, 2 * panelBlocks)
+        return max(1, tasks >= 32 ? 2 * panelBlocks : panelBlocks)
+    }
 
     /// Key groups that query group 0 sees.
     var visibleTo: Int { grid.isCausal ? (grid.queryOffset + stride - 1) / stride + 1 : 1 << 60 }
