@@ -46,16 +46,11 @@ public struct DuoAttentionPrefill: AttentionOperator {
         window: Window = .tokens, scoring: AttentionScoring = AttentionScoring(), instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         let isFull = Array(heads)
-        guard isFull.count == shape.kvHeads else {
-            throw SparseKernelsError(
-                .invalidShape, "heads", expected: "one per key/value head (\(shape.kvHeads))", actual: "\(isFull.count)")
-        }
-        guard sinkTokens >= 0 else {
-            throw SparseKernelsError(.invalidArgument, "sinkTokens", expected: "at least 0", actual: "\(sinkTokens)")
-        }
-        guard localTokens >= 1 else {
-            throw SparseKernelsError(.invalidArgument, "localTokens", expected: "at least 1", actual: "\(localTokens)")
-        }
+        try require(
+            isFull.count == shape.kvHeads, .invalidShape, "heads", expected: "one per key/value head (\(shape.kvHeads))",
+            actual: "\(isFull.count)")
+        try require(sinkTokens >= 0, .invalidArgument, "sinkTokens", expected: "at least 0", actual: "\(sinkTokens)")
+        try require(localTokens >= 1, .invalidArgument, "localTokens", expected: "at least 1", actual: "\(localTokens)")
         let streaming = try Self.pattern(shape, sinkTokens: sinkTokens, localTokens: localTokens, window: window)
         attention = try BlockSparseAttention(
             shape, heads: isFull.map { $0 ? .dense : streaming }, isCausal: true, scoring: scoring,
@@ -75,9 +70,7 @@ public struct DuoAttentionPrefill: AttentionOperator {
         case .tokens:
             return .streaming(sink: sinkTokens, local: localTokens)
         case .blocks(let size):
-            guard size >= 1 else {
-                throw SparseKernelsError(.invalidArgument, "window.blocks", expected: "at least 1", actual: "\(size)")
-            }
+            try require(size >= 1, .invalidArgument, "window.blocks", expected: "at least 1", actual: "\(size)")
             let grid = try BlockGrid(
                 queryLength: shape.queryLength, keyLength: shape.keyLength, queryBlockSize: size, keyBlockSize: size,
                 isCausal: true)

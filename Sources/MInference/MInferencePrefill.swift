@@ -139,6 +139,18 @@ public struct MInferencePrefill: Sendable {
         return Selected(patterns: patterns, density: Double(attention.visiblePairs) / Double(pairs))
     }
 
+    /// Scores, selects and attends with tensors `[heads, tokens, channels]` into a tensor that is reused from call to call.
+    /// - Throws: as above.
+    @discardableResult
+    public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
+        query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, into output: inout Tensor<O>,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Selected {
+        try run(
+            query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"),
+            output: output.mutableView(named: "output"), on: pool)
+    }
+
     /// Attention of tensors `[heads, tokens, channels]` in the patterns that their queries and keys ask for.
     /// - Throws: as `run`.
     public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(

@@ -249,6 +249,18 @@ public struct XAttentionPrefill: Sendable {
         return Selected(mask: mask, scores: keepsScores ? scores : nil)
     }
 
+    /// Scores, selects and attends with tensors `[heads, tokens, channels]` into a tensor that is reused from call to call.
+    /// - Throws: as above.
+    @discardableResult
+    public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
+        query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, into output: inout Tensor<O>, keepsScores: Bool = false,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Selected {
+        try run(
+            query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"),
+            output: output.mutableView(named: "output"), keepsScores: keepsScores, on: pool)
+    }
+
     /// Scores, selects and attends with tensors `[heads, tokens, channels]` into new memory.
     /// - Throws: as `run`.
     public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(

@@ -255,4 +255,23 @@ struct FacadeViewTests {
         expectError(.invalidShape, "key") { _ = try facade(query: query, key: flat, value: value) }
         expectError(.invalidShape, "value") { _ = try facade(query: query, key: key, value: flat) }
     }
+
+    @Test("into a tensor that is reused")
+    func reusedTensors() throws {
+        let shape = try AttentionShape(queryLength: 300, keyLength: 300, queryHeads: 2, kvHeads: 1, headDim: 16)
+        let query = try Tensor<Float>.normal([2, 300, 16], seed: 1)
+        let key = try Tensor<Float>.normal([1, 300, 16], seed: 2)
+        let xattention = try XAttentionPrefill(shape, threshold: 0.6, blockSize: 32)
+        let minference = try MInferencePrefill(shape, heads: [.verticalSlash(vertical: 40, slash: 110)])
+        let sparge = try SpargeAttentionPrefill(shape, isCausal: true, queryBlockSize: 32, keyBlockSize: 32)
+        var output = try Tensor<Float>([2, 300, 16]) { _ in .nan }
+
+        let selected = try xattention.run(query: query, key: key, value: key, into: &output, keepsScores: true)
+        let expected = try xattention(query: query, key: key, value: key)
+        #expect(output == expected.state.output && selected.mask == expected.mask && selected.scores != nil)
+        let patterns = try minference.run(query: query, key: key, value: key, into: &output).patterns
+        #expect(output == (try minference(query: query, key: key, value: key)).state.output && patterns.count == 2)
+        let mask = try sparge.run(query: query, key: key, value: key, into: &output)
+        #expect(output == (try sparge(query: query, key: key, value: key)).state.output && mask.heads == 2)
+    }
 }

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import XAttention
 
 /// A reusable output tensor.
 final class AttentionOutput {
@@ -15,6 +16,12 @@ final class AttentionOutput {
     ) {
         // The shapes were taken from the plan, so this cannot throw.
         try! plan.run(query: query, key: key, value: value, into: &tensor, on: pool)
+    }
+
+    func compute(
+        _ prefill: XAttentionPrefill, _ query: Tensor<Float>, _ key: Tensor<Float>, _ value: Tensor<Float>, on pool: WorkerPool
+    ) {
+        try! prefill.run(query: query, key: key, value: value, into: &tensor, on: pool)
     }
 }
 
