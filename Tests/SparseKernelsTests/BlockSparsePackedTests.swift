@@ -121,4 +121,27 @@ struct BlockSparsePackedTests {
             #expect(try Self.tokens(packed.output, queries).bits == alone.output.bits)
         }
     }
+
+    @Test("offsets name the same sequences")
+    func offsets() throws {
+        typealias Packed = BlockSparseAttention.PackedSequence
+        let sequences = try Packed.sequences(queryOffsets: [0, 3, 10], keyOffsets: [0, 5, 20], heads: [[.dense]])
+        #expect(sequences.map(\.queries) == [0..<3, 3..<10] && sequences.map(\.keys) == [0..<5, 5..<20])
+        #expect(sequences.allSatisfy { $0.heads == [.dense] })
+        let shape = try AttentionShape(queryLength: 10, keyLength: 20, queryHeads: 2, kvHeads: 1, headDim: 4)
+        let plan = try BlockSparseAttention(shape, sequences: sequences, isCausal: true)
+        // Rows of sequence 0 see 3, 4 and 5 keys, those of sequence 1 9 to 15, in two heads.
+        #expect(plan.visiblePairs == 2 * (12 + 84))
+
+        for (queries, keys, heads, argument) in [
+            ([0], [0], [[HeadPattern.dense]], "queryOffsets"), ([0, 3, 10], [0, 5], [[.dense]], "keyOffsets"),
+            ([0, 3, 10], [0, 5, 20], [[.dense], [.dense], [.dense]], "heads"),
+            ([0, 3, 3], [0, 5, 20], [[.dense]], "queryOffsets[2]"), ([0, 3, 10], [0, 5, 4], [[.dense]], "keyOffsets[2]"),
+        ] {
+            let error = #expect(throws: SparseKernelsError.self) {
+                try Packed.sequences(queryOffsets: queries, keyOffsets: keys, heads: heads)
+            }
+            #expect(error?.argument == argument)
+        }
+    }
 }

@@ -1,0 +1,34 @@
+extension BlockSparseAttention.PackedSequence {
+    /// Sequences from cumulative lengths (`cu_seqlens`): sequence b has the queries `queryOffsets[b]..<queryOffsets[b + 1]` and the keys
+    /// `keyOffsets[b]..<keyOffsets[b + 1]`.
+    ///
+    /// - Parameter heads: the patterns of every sequence, or one list for all. Masks are made for one length, so lists with masks differ
+    ///   from sequence to sequence.
+    /// - Throws: `.invalidShape` unless both have the same two or more offsets and `heads` one list or one per sequence;
+    ///   `.invalidArgument` naming the first offset that does not ascend.
+    public static func sequences(
+        queryOffsets: [Int], keyOffsets: [Int], heads: [[HeadPattern]]
+    ) throws(SparseKernelsError) -> [BlockSparseAttention.PackedSequence] {
+        let count = queryOffsets.count - 1
+        try require(
+            count >= 1, .invalidShape, "queryOffsets", expected: "one per sequence and one more", actual: "\(count + 1)")
+        try require(
+            keyOffsets.count == count + 1, .invalidShape, "keyOffsets", expected: "\(count + 1), as queryOffsets",
+            actual: "\(keyOffsets.count)")
+        try require(
+            heads.count == 1 || heads.count == count, .invalidShape, "heads", expected: "1 list or one per sequence (\(count))",
+            actual: "\(heads.count)")
+        for (name, offsets) in [("queryOffsets", queryOffsets), ("keyOffsets", keyOffsets)] {
+            for index in 1...count {
+                try require(
+                    offsets[index] > offsets[index - 1], .invalidArgument, "\(name)[\(index)]",
+                    expected: "more than \(offsets[index - 1]), the offset before", actual: "\(offsets[index])")
+            }
+        }
+        return (0..<count).map { index in
+            BlockSparseAttention.PackedSequence(
+                queries: queryOffsets[index]..<queryOffsets[index + 1], keys: keyOffsets[index]..<keyOffsets[index + 1],
+                heads: heads[heads.count == 1 ? 0 : index])
+        }
+    }
+}
