@@ -56,6 +56,9 @@ public struct BlockSparseAttention: AttentionOperator {
     /// - Parameters:
     ///   - mask: over the shape's tokens. Whether attention is causal is the mask's own property.
     ///   - pvSkipThreshold: above 0; see the property.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    ///   - scoring: how scores become probabilities.
+    ///   - shape: sizes of the operands.
     /// - Throws: `.invalidShape` when mask and shape disagree, `.invalidArgument` for a threshold that is not finite and positive,
     ///   otherwise as `DenseAttention`.
     public init(
@@ -70,6 +73,11 @@ public struct BlockSparseAttention: AttentionOperator {
     /// A plan from one pattern for all heads, per KV head, or per query head.
     ///
     /// - Parameter isCausal: hides keys after the query's own position, which is aligned at the end of the keys.
+    /// - Parameter heads: the patterns.
+    /// - Parameter instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    /// - Parameter pvSkipThreshold: in natural-log units, above 0; nil skips nothing.
+    /// - Parameter scoring: how scores become probabilities.
+    /// - Parameter shape: sizes of the operands.
     /// - Throws: `.invalidShape` or `.invalidArgument` naming the pattern that does not fit, `.invalidShape` for more queries than
     ///   keys when causal, `.invalidArgument` for ALiBi slopes with single keys, otherwise as `DenseAttention`.
     public init(
@@ -88,6 +96,9 @@ public struct BlockSparseAttention: AttentionOperator {
     ///   - shape: `queryLength` and `keyLength` are those of the packed operands.
     ///   - sequences: their queries follow each other and cover all of `queryLength`; keys may lie anywhere, also shared.
     ///   - isCausal: per sequence, aligned at its own end.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    ///   - pvSkipThreshold: in natural-log units, above 0; nil skips nothing.
+    ///   - scoring: how scores become probabilities.
     /// - Throws: as above; `.invalidShape` for ranges that leave the operands, leave gaps between queries, or are empty.
     public init(
         _ shape: AttentionShape, sequences: [PackedSequence], isCausal: Bool,

@@ -4,6 +4,8 @@ extension BlockSparseAttention.PackedSequence {
     ///
     /// - Parameter heads: the patterns of every sequence, or one list for all. Masks are made for one length, so lists with masks differ
     ///   from sequence to sequence.
+    /// - Parameter keyOffsets: first key of every sequence and, last, the end.
+    /// - Parameter queryOffsets: first query of every sequence and, last, the end.
     /// - Throws: `.invalidShape` unless both have the same two or more offsets and `heads` one list or one per sequence;
     ///   `.invalidArgument` naming the first offset that does not ascend.
     public static func sequences(

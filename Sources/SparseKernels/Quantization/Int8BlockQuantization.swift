@@ -28,6 +28,8 @@ public struct Int8BlockQuantization: Sendable, Equatable {
     ///   - partition: the blocks; its length is the operand's number of tokens.
     ///   - mean: `[heads, 1, channels]`, subtracted from every row; nil subtracts nothing.
     ///   - matchesOfficialRounding: rounds differences to the mean to the element type, as the official code does.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` naming the argument that disagrees with the operand, `.unsupportedInstructionSet`.
     /// - Complexity: O(heads · tokens · channels). Scratch per thread: 64 bytes per channel.
     public init<Element: AttentionElement>(

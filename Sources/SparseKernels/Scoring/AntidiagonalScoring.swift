@@ -47,6 +47,10 @@ public struct AntidiagonalScoring: Sendable {
     ///   - grid: uniform blocks over the tokens of `shape`, sizes multiples of `stride`.
     ///   - norm: further divisor of the scores; 1 in every released configuration.
     ///   - softmaxScale: factor on q·k; nil means 1/√headDim.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    ///   - precision: arithmetic of the products.
+    ///   - shape: sizes of the operands.
+    ///   - stride: tokens of a group; divides the sizes of the blocks.
     /// - Throws: `.invalidShape` when grid and shape disagree, `.invalidArgument` for a stride below 1 or that does not divide the
     ///   blocks and for factors that are not finite or not positive, `.unsupportedInstructionSet`.
     public init(
@@ -110,6 +114,7 @@ public struct AntidiagonalScoring: Sendable {
     /// - Parameters:
     ///   - query: `queryHeads` × `queryLength` × `headDim`.
     ///   - key: `kvHeads` × `keyLength` × `headDim`.
+    ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` naming the operand that disagrees with the plan.
     public func run<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared

@@ -18,6 +18,8 @@ public enum BlockPooling {
     /// - Parameters:
     ///   - operand: heads × tokens × channels, in any layout.
     ///   - partition: the blocks; its length is the operand's number of tokens.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` when the partition's length is not the operand's, `.unsupportedInstructionSet`.
     /// - Complexity: O(heads · tokens · channels). Scratch per thread: 16 bytes per channel.
     public static func means<Element: AttentionElement>(

@@ -45,6 +45,10 @@ public struct MeanPoolScoring: Sendable {
     /// - Parameters:
     ///   - grid: over the shape's tokens. Padding with zeros needs equal blocks.
     ///   - scale: 1 gives raw products; 1/√headDim is that of attention scores.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    ///   - normalizes: whether scores become probabilities along each row.
+    ///   - padding: what blocks at the ends are filled with.
+    ///   - shape: sizes of the operands.
     /// - Throws: `.invalidShape` when grid and shape disagree, `.invalidArgument` for a scale that is not finite or padding of blocks
     ///   of varying sizes, `.unsupportedInstructionSet`.
     public init(

@@ -22,6 +22,9 @@ public enum SelfSimilarity {
     ///   - operand: heads × tokens × channels, in any layout.
     ///   - partition: the blocks; its length is the operand's number of tokens.
     ///   - mean: `[heads, 1, channels]`, subtracted from every row; nil subtracts nothing. Keys are taken less their mean.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    ///   - matchesOfficialRounding: rounds where the released code stores 16 bits.
+    ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` naming the argument that disagrees with the operand, `.unsupportedInstructionSet`.
     /// - Complexity: O(heads · tokens · channels). Scratch per thread: 80 bytes per channel.
     public static func summary<Element: AttentionElement>(
@@ -69,6 +72,9 @@ public enum SelfSimilarity {
     /// cancels, does not make them look alike.
     ///
     /// - Parameter matchesOfficialRounding: rounds the mean to the element type.
+    /// - Parameter instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    /// - Parameter operand: `[heads, tokens, channels]`.
+    /// - Parameter pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.unsupportedInstructionSet`.
     /// - Complexity: O(heads · tokens · channels).
     public static func tokenMean<Element: AttentionElement>(

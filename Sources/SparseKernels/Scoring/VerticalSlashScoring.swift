@@ -34,6 +34,7 @@ public struct VerticalSlashScoring: Sendable {
     ///   - lastQueries: clamped to `queryLength`.
     ///   - softmaxScale: 1/√headDim unless given.
     ///   - heads: the query heads to score, in any order; nil scores all.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidShape` for more queries than keys, `.invalidArgument` for `lastQueries` outside
     ///   1…`maximumLastQueries`, a scale that is not finite or a head that is not one of the shape's,
     ///   `.unsupportedInstructionSet`.

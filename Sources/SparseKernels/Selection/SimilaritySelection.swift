@@ -51,6 +51,10 @@ public struct SimilaritySelection: Sendable {
     public let instructionSet: InstructionSet
 
     /// - Parameter heads: one setting for all heads or one per query head.
+    /// - Parameter grid: blocks over the tokens.
+    /// - Parameter instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    /// - Parameter keepsFirstColumn: keeps the first block of keys in every row.
+    /// - Parameter softmaxScale: factor on the products of means; nil means 1/√headDim.
     /// - Throws: `.invalidShape` for no settings, `.invalidArgument` for a rule outside 0…1, a similarity threshold or a scale that is
     ///   not finite, `.unsupportedInstructionSet`.
     public init(

@@ -35,6 +35,7 @@ extension TopP {
     ///   - weights: probabilities, which add up to 1: `mass` is compared with their sums as they are. Finite, not negative, not empty.
     ///   - mass: the mass p to reach, 0…1, rounded to `Float` as in the kernel.
     ///   - epsilon: at least 0.
+    ///   - upperBound: where the search starts.
     /// - Throws: `.invalidArgument` for arguments outside these domains, `.invalidShape` for no weights.
     /// - Complexity: O(n) per round; about log₂(w_max/epsilon) rounds.
     /// - Source: `TopPReturnMaskKernel` in `csrc/include/sampling.cuh` of tsinghua-ideal/Twilight. The kernel adds in single

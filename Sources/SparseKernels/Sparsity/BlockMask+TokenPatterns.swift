@@ -54,6 +54,7 @@ extension BlockMask {
     ///   - columns: keys, in 0..<keyLength, in any order.
     ///   - distances: position − key, in any order: 0 is the diagonal, larger ones lie further back. Negative ones lie after the
     ///     diagonal and are for grids that are not causal.
+    ///   - grid: blocks over the tokens.
     /// - Throws: `.invalidArgument` for a column or a distance that no pair of the grid has.
     /// - Complexity: O(rows · (columns + distances) + kept blocks).
     public static func verticalSlash(

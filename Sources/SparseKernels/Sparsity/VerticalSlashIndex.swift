@@ -29,6 +29,8 @@ public struct VerticalSlashIndex: Hashable, Sendable {
     /// - Parameters:
     ///   - lines: keys below `keyLength`, and distances below `keyLength`, 0 among them.
     ///   - queryLength: at most `keyLength`.
+    ///   - blockSize: queries and keys of a block.
+    ///   - keyLength: tokens of the key side.
     /// - Throws: `.invalidShape` for lengths or a block size below 1, more queries than keys or 2³¹ keys; `.invalidArgument` for
     ///   lines out of range or without distance 0: the queries' own keys must be in a run.
     public init(
