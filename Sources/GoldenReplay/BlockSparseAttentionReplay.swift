@@ -39,9 +39,7 @@ func replayBlockSparseAttention(
         throw SparseKernelsError(
             .invalidShape, "\(name) of \(golden.name)", expected: "\(expected)", actual: "\(actual)")
     }
-    let mask = try BlockMask(grid: grid, heads: shape.queryHeads) { head, row, column in
-        blocks[flat: (head * grid.blockRows + row) * grid.blockColumns + column] != 0
-    }
+    let mask = try BlockMask(grid: grid, booleans: blocks)
     let state = try BlockSparseAttention(shape, mask: mask, instructionSet: instructionSet)(
         query: query, key: key, value: value, on: pool)
     var comparison = GoldenComparison()

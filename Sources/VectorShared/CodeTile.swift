@@ -8,10 +8,6 @@
 @_alwaysEmitIntoClient @_transparent
 public var codeLimit: Int { 31 }
 
-/// Channels of a code row are padded to a multiple of this with products that are zero.
-@_alwaysEmitIntoClient @_transparent
-public var codeGroup: Int { 32 }
-
 /// Up to three registers side by side.
 public typealias CodeRow = (x0: CodeVector, x1: CodeVector, x2: CodeVector)
 
@@ -130,10 +126,4 @@ public func store(
 public func nearest(_ value: Vector) -> IntVector {
     let magic = splat(12_582_912)
     return unsafeBitCast(value + magic, to: IntVector.self) &- unsafeBitCast(magic, to: IntVector.self)
-}
-
-/// Lane-wise |x|.
-@_alwaysEmitIntoClient @_transparent
-public func magnitude(_ x: Vector) -> Vector {
-    unsafeBitCast(unsafeBitCast(x, to: IntVector.self) & 0x7fff_ffff, to: Vector.self)
 }

@@ -18,6 +18,12 @@ public func store(_ value: Vector, _ pointer: UnsafeMutablePointer<Float>) {
 @_alwaysEmitIntoClient @_transparent
 public func splat(_ value: Float) -> Vector { Vector(repeating: value) }
 
+/// Lane-wise |x|.
+@_alwaysEmitIntoClient @_transparent
+public func magnitude(_ x: Vector) -> Vector {
+    unsafeBitCast(unsafeBitCast(x, to: IntVector.self) & 0x7fff_ffff, to: Vector.self)
+}
+
 /// The bit pattern of the half-precision value nearest to `value`, ties to even.
 ///
 /// Adding a power of two 10 bits above the last kept bit makes the FPU do the rounding, for normal and subnormal results

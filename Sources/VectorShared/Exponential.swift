@@ -32,7 +32,7 @@ public func exp(_ argument: Vector) -> Vector {
 /// error of 1.3e-7 is 3.4e-7 of tanh ≥ 0.38.
 @_alwaysEmitIntoClient @_transparent
 public func tanh(_ x: Vector) -> Vector {
-    let magnitude = unsafeBitCast(unsafeBitCast(x, to: IntVector.self) & 0x7fff_ffff, to: Vector.self)
+    let magnitude = magnitude(x)
     let sign = unsafeBitCast(x, to: IntVector.self) & IntVector(repeating: Int32(bitPattern: 0x8000_0000))
     // The argument is capped where tanh has long been 1, so that exp stays in range.
     let large = splat(1) - splat(2) / (exp(minimum(magnitude + magnitude, splat(80))) + splat(1))

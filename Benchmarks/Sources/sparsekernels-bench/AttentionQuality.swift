@@ -1,5 +1,4 @@
 import BenchmarkReport
-import Foundation
 import SparseKernels
 
 /// What a sparse pattern keeps of dense attention, head by head.
@@ -23,37 +22,21 @@ struct AttentionQuality {
     ///   - density: kept part of the visible pairs or blocks of a head.
     init(
         dense: AttentionState, sparse: AttentionState, masses: BlockScores, density: (Int) throws -> Double
-    ) rethrows {
-        let (count, tokens) = (dense.output.shape[0], dense.output.shape[1])
-        let channels = dense.output.shape[2]
-        var heads: [Head] = []
-        var (difference, norm) = (0.0, 0.0)
-        for head in 0..<count {
-            // e^(LSE − dense LSE) is the part of the row's sum of exponentials that the kept keys have: exact for any pattern.
-            let recall = (head * tokens..<(head + 1) * tokens).reduce(0.0) {
-                $0 + exp(Double(sparse.logSumExp[flat: $1]) - Double(dense.logSumExp[flat: $1]))
-            }
-            var (headDifference, headNorm) = (0.0, 0.0)
-            for index in head * tokens * channels..<(head + 1) * tokens * channels {
-                let exact = Double(dense.output[flat: index])
-                let deviation = Double(sparse.output[flat: index]) - exact
-                headDifference += deviation * deviation
-                headNorm += exact * exact
-            }
-            difference += headDifference
-            norm += headNorm
-            let mean = recall / Double(tokens)
-            heads.append(
-                Head(
-                    density: try density(head), recall: mean,
-                    oracleDensity: masses.massCurve(head: head).density(reaching: mean),
-                    outputError: (headDifference / headNorm).squareRoot()))
+    ) throws {
+        let comparison = try AttentionComparison(sparse, with: dense)
+        let heads = try comparison.heads.enumerated().map { head, compared in
+            Head(
+                density: try density(head), recall: compared.recall,
+                oracleDensity: masses.massCurve(head: head).density(reaching: compared.recall),
+                outputError: compared.error)
         }
         self.heads = heads
-        func mean(_ value: KeyPath<Head, Double>) -> Double { heads.map { $0[keyPath: value] }.reduce(0, +) / Double(count) }
+        func mean(_ value: KeyPath<Head, Double>) -> Double {
+            heads.map { $0[keyPath: value] }.reduce(0, +) / Double(heads.count)
+        }
         all = Head(
-            density: mean(\.density), recall: mean(\.recall), oracleDensity: mean(\.oracleDensity),
-            outputError: (difference / norm).squareRoot())
+            density: mean(\.density), recall: comparison.recall, oracleDensity: mean(\.oracleDensity),
+            outputError: comparison.error)
     }
 }
 

@@ -74,10 +74,10 @@ public struct DenseAttention: AttentionOperator {
 
     /// Score entries that the mask leaves, over all query heads.
     public var visiblePairs: Int {
-        var pairs = 0
-        for query in 0..<shape.queryLength {
-            pairs += max(0, min(shape.keyLength, query + limits.to) - max(0, query + limits.from))
-        }
+        let (rows, columns) = (shape.queryLength, shape.keyLength)
+        let pairs =
+            pairsBelowDiagonal(rows: rows, columns: columns, offset: limits.to)
+            - pairsBelowDiagonal(rows: rows, columns: columns, offset: limits.from)
         return pairs * shape.queryHeads
     }
 

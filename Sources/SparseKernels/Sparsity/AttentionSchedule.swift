@@ -176,8 +176,7 @@ extension BlockMask {
     /// The kept keys of a row as ranges: adjacent blocks merged, unreachable ones left out.
     func keyRanges(head: Int, row: Int, into ranges: inout [KeyRange]) {
         ranges.removeAll(keepingCapacity: true)
-        let reachable = grid.reachableColumns(ofRow: row).upperBound
-        for column in columns(head: head, row: row) where column < reachable {
+        for column in reachableColumns(head: head, row: row) {
             let keys = grid.key[Int(column)]
             if keys.isEmpty { continue }
             if let last = ranges.last, last.end == keys.lowerBound {
