@@ -1,0 +1,22 @@
+/// How activations meet the quantised weights.
+///
+/// Activations are divided by the smoothing factors, when a layer has them, and quantised as the product runs: one scale per token and
+/// group of the weights, or one per token.
+public enum ActivationFormat: Hashable, Sendable {
+    /// They stay floating-point, and weights are dequantised: W4A16.
+    case float
+    /// −127…127, one scale per token: scale = max |x| / 127, code = x / scale.
+    case int8PerToken
+    /// −127…127, one scale per token and group.
+    case int8PerGroup
+    /// −7…7, one scale per token and group: SVDQuant's W4A4.
+    case int4
+    /// 0…15, one scale per token and group, of x + `shift`, which must not be negative: what follows a GELU. The layer's bias has to undo the
+    /// shift.
+    case uint4(shift: Float)
+    /// E2M1, one E4M3 scale per token and group: NVFP4.
+    case fp4
+
+    /// The shift of SVDQuant's GELU layers, a little above −min GELU(x) = 0.17 and exact in 16 bits: 11/64.
+    public static let geluShift: Float = 0.171875
+}

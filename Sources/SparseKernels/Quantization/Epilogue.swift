@@ -1,0 +1,8 @@
+/// What becomes of a linear layer's output after bias and low-rank branch.
+public enum Epilogue: Hashable, Sendable {
+    case none
+    /// GELU by its tanh approximation: ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))).
+    case gelu
+    /// x / (1 + e⁻ˣ).
+    case silu
+}

@@ -1,0 +1,30 @@
+/// The part of a linear layer that stays in higher precision: y += (x · downᵀ) · upᵀ.
+///
+/// It takes the activations as they come, before smoothing.
+public struct LowRankBranch: Sendable {
+    /// `[rank, inFeatures]`.
+    public let down: Tensor<Float>
+    /// `[outFeatures, rank]`.
+    public let up: Tensor<Float>
+
+    public var rank: Int { down.shape[0] }
+
+    /// - Throws: `.invalidShape` unless the factors have rank 2 and agree, with a rank of 1 to 1024; `.invalidArgument` for an element that is
+    ///   not finite.
+    public init(down: Tensor<Float>, up: Tensor<Float>) throws(SparseKernelsError) {
+        try require(
+            down.shape.count == 2 && (1...1024).contains(down.shape[0]) && down.shape[1] >= 1, .invalidShape, "down",
+            expected: "[rank, inFeatures] with a rank of 1 to 1024", actual: "\(down.shape)")
+        try require(
+            up.shape.count == 2 && up.shape[0] >= 1 && up.shape[1] == down.shape[0], .invalidShape, "up",
+            expected: "[outFeatures, \(down.shape[0])]", actual: "\(up.shape)")
+        for (name, factor) in [("down", down), ("up", up)] {
+            let bad = (0..<factor.count).first { !factor[flat: $0].isFinite }
+            try require(
+                bad == nil, .invalidArgument, name, expected: "finite",
+                actual: "\(bad.map { factor[flat: $0] } ?? 0) at element \(bad ?? 0)")
+        }
+        self.down = down
+        self.up = up
+    }
+}

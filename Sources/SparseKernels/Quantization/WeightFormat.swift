@@ -1,0 +1,60 @@
+/// How the weights of a linear layer are coded: the kind of code and how many of them share a scale.
+///
+/// The value of element k of row n is `channelScale[n] · (scale[n, k / groupSize] · code − offset[n, k / groupSize])`; channel scales
+/// are 1 and offsets 0 where a weight has none. Docs/Layouts describes the bytes.
+public struct WeightFormat: Hashable, Sendable {
+    /// One code.
+    public enum Code: String, Hashable, Sendable, CaseIterable {
+        /// −8…7, a two's-complement nibble. Symmetric quantisers use −7…7.
+        case int4
+        /// 0…15, a nibble, with an offset per group.
+        case uint4
+        /// A nibble of sign, two exponent bits and one mantissa bit (E2M1): ±{0, ½, 1, 1½, 2, 3, 4, 6}.
+        case fp4
+        /// −128…127, a byte. Symmetric quantisers use −127…127.
+        case int8
+
+        /// Bits of one code.
+        public var bits: Int { self == .int8 ? 8 : 4 }
+    }
+
+    public let code: Code
+    /// Consecutive input features that share a scale; nil: the whole row, "per channel".
+    public let groupSize: Int?
+
+    /// - Throws: `.invalidArgument` for a group size that is not 16, 32, 64 or 128.
+    public init(_ code: Code, groupSize: Int?) throws(SparseKernelsError) {
+        try require(
+            groupSize.map { Self.groupSizes.contains($0) } ?? true, .invalidArgument, "groupSize",
+            expected: "16, 32, 64, 128 or nil for whole rows", actual: "\(groupSize ?? 0)")
+        self.init(known: code, groupSize: groupSize)
+    }
+
+    private init(known code: Code, groupSize: Int?) {
+        self.code = code
+        self.groupSize = groupSize
+    }
+
+    /// What kernels are built for: multiples of the 16 channels of the smallest, up to the 128 that 16-bit sums can hold.
+    public static let groupSizes = [16, 32, 64, 128]
+
+    /// INT4, symmetric, 64 to a group: SVDQuant's residual.
+    public static let svdQuantInt4 = WeightFormat(known: .int4, groupSize: 64)
+    /// NVFP4: E2M1 codes, 16 to a group, E4M3 scales.
+    public static let nvfp4 = WeightFormat(known: .fp4, groupSize: 16)
+    /// INT8, symmetric, one scale per output channel.
+    public static let int8PerChannel = WeightFormat(known: .int8, groupSize: nil)
+
+    /// Groups in a row of `inFeatures`; the last one may be short.
+    public func groups(inFeatures: Int) -> Int { groupSize.map { (inFeatures + $0 - 1) / $0 } ?? 1 }
+
+    /// Input features with the last group filled up: what a stored row spans. Rows without groups are filled to an even count.
+    public func paddedInFeatures(_ inFeatures: Int) -> Int {
+        let unit = groupSize ?? 2
+        return (inFeatures + unit - 1) / unit * unit
+    }
+}
+
+extension WeightFormat: CustomStringConvertible {
+    public var description: String { code.rawValue + (groupSize.map { " group \($0)" } ?? " per channel") }
+}
