@@ -24,6 +24,15 @@ public struct KernelTable: Sendable {
             UnsafePointer<RowOperand>, Int, Int, Int, UnsafeMutablePointer<Float>, UnsafeMutablePointer<Float>
         ) -> Void
 
+    /// Activations of a quantised product. See `QuantizeArguments`.
+    public var quantizeActivations: @Sendable (UnsafePointer<QuantizeArguments>) -> Void
+    /// A panel of a quantised product. See `QuantizedProductArguments`.
+    public var multiplyQuantized: @Sendable (UnsafePointer<QuantizedProductArguments>) -> Void
+    /// What counts as the zero of weights that are stored as bytes.
+    public var byteZero: Int32
+
+    /// Roofs: (iterations) → `3·tileRows` chains of multiply-adds of codes, `4·laneCount` wide.
+    public var codeProductChains: @Sendable (Int) -> Int32
     /// Roofs: (iterations, seed) → `3·tileRows` chains of multiply-adds, `laneCount` wide.
     public var multiplyAddChains: @Sendable (Int, Float) -> Float
     /// Roofs: (pointer, count) → reads every float once; count is a multiple of 3·panelWidth.
@@ -45,6 +54,9 @@ public struct KernelTable: Sendable {
             @escaping @Sendable (
                 UnsafePointer<RowOperand>, Int, Int, Int, UnsafeMutablePointer<Float>, UnsafeMutablePointer<Float>
             ) -> Void,
+        quantizeActivations: @escaping @Sendable (UnsafePointer<QuantizeArguments>) -> Void,
+        multiplyQuantized: @escaping @Sendable (UnsafePointer<QuantizedProductArguments>) -> Void, byteZero: Int32,
+        codeProductChains: @escaping @Sendable (Int) -> Int32,
         multiplyAddChains: @escaping @Sendable (Int, Float) -> Float,
         readAll: @escaping @Sendable (UnsafePointer<Float>, Int) -> Float,
         multiplyTile:
@@ -60,6 +72,10 @@ public struct KernelTable: Sendable {
         self.scoreAntidiagonals = scoreAntidiagonals
         self.encodeKeyGroups = encodeKeyGroups
         self.sumRows = sumRows
+        self.quantizeActivations = quantizeActivations
+        self.multiplyQuantized = multiplyQuantized
+        self.byteZero = byteZero
+        self.codeProductChains = codeProductChains
         self.multiplyAddChains = multiplyAddChains
         self.readAll = readAll
         self.multiplyTile = multiplyTile

@@ -10,6 +10,8 @@ public func portableKernels() -> KernelTable {
         stageRows: { stage($0, first: $1, count: $2, channels: $3, into: $4) },
         scoreAntidiagonals: { scoreAntidiagonals($0) }, encodeKeyGroups: { encodeKeyGroups($0) },
         sumRows: { sumRows($0, $1, $2, $3, $4, $5) },
+        quantizeActivations: { quantizeActivations($0) }, multiplyQuantized: { multiplyQuantized($0) },
+        byteZero: byteZero, codeProductChains: { codeProductChains($0) },
         multiplyAddChains: { multiplyAddChains($0, $1) }, readAll: { readAll($0, $1) },
         multiplyTile: { multiplyTile($0, $1, $2, $3, $4) },
         applyPrimitive: { applyPrimitive($0, $1, $2, $3) })

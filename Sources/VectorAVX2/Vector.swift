@@ -79,3 +79,62 @@ public func storeLowBytes(_ value: IntVector, _ pointer: UnsafeMutablePointer<UI
         _mm_and_si128(bytes.lowHalf, _mm_set1_epi32(255)), _mm_and_si128(bytes.highHalf, _mm_set1_epi32(255)))
     _mm_storel_epi64(UnsafeMutableRawPointer(pointer).assumingMemoryBound(to: __m128i.self), _mm_packus_epi16(words, words))
 }
+
+/// The lowest 16 bits of every lane, to adjacent halves.
+@_alwaysEmitIntoClient @_transparent
+public func storeLowHalves(_ value: IntVector, _ pointer: UnsafeMutablePointer<UInt16>) {
+    let lanes = unsafeBitCast(value, to: __m256i.self)
+    UnsafeMutableRawPointer(pointer).storeBytes(of: _mm_packus_epi32(lanes.lowHalf, lanes.highHalf), as: __m128i.self)
+}
+
+/// The largest lane; NaN anywhere gives an arbitrary result.
+@_alwaysEmitIntoClient @_transparent
+public func largest(_ value: Vector) -> Float {
+    let four = _mm_max_ps(value.lowHalf, value.highHalf)
+    let (a, b) = (four.evenHalf, four.oddHalf)
+    let (x, y) = (a[0] > b[0] ? a[0] : b[0], a[1] > b[1] ? a[1] : b[1])
+    return x > y ? x : y
+}
+
+// MARK: - Quantised weights
+
+/// Largest magnitude that a sum of products of nibble codes can hold.
+@_alwaysEmitIntoClient @_transparent
+public var codeSumLimit: Int { 32_767 }
+
+/// What is added to a signed byte to store it: nothing is subtracted again, because `addByteProducts` restores the sign.
+@_alwaysEmitIntoClient @_transparent
+public var byteZero: Int32 { 0 }
+
+/// sum += products of weights, stored plus 128, and signed codes −127…127, four per 32-bit lane.
+///
+/// Sums of two full products do not fit 16 bits with one factor unsigned. With the sign moved from the weight to the code they
+/// do: 2·128·127 < 2¹⁵.
+@_alwaysEmitIntoClient @_transparent
+public func addByteProducts(_ sum: CodeVector, _ weights: CodeVector, _ codes: CodeVector) -> CodeVector {
+    let signed = _mm256_xor_si256(weights, _mm256_set1_epi32(Int32(bitPattern: 0x8080_8080)))
+    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(codes, signed))
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+}
+
+/// Sums of `addByteProducts` as integer lanes.
+@_alwaysEmitIntoClient @_transparent
+public func byteSums(_ sum: CodeVector) -> IntVector { unsafeBitCast(sum, to: IntVector.self) }
+
+/// Sums of 32 bits that start at an integer.
+@_alwaysEmitIntoClient @_transparent
+public func startingSums(_ value: Int32) -> CodeVector { _mm256_set1_epi32(value) }
+
+/// The eight nibbles of every lane as two registers of bytes: the low ones and the high ones.
+@_alwaysEmitIntoClient @_transparent
+public func nibbles(_ packed: CodeVector) -> (low: CodeVector, high: CodeVector) {
+    let mask = _mm256_set1_epi32(0x0f0f_0f0f)
+    return (_mm256_and_si256(packed, mask), _mm256_and_si256(_mm256_srli_epi32(packed, 4), mask))
+}
+
+/// The bytes of a table of 16 that the codes 0…15 choose.
+@_alwaysEmitIntoClient @_transparent
+public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVector {
+    let entries = UnsafeRawPointer(table).loadUnaligned(as: __m128i.self)
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), codes)
+}

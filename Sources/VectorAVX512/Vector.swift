@@ -75,3 +75,52 @@ public func storeLowBytes(_ value: IntVector, _ pointer: UnsafeMutablePointer<UI
     let bytes = _mm512_cvtepi32_epi8(unsafeBitCast(value, to: __m512i.self))
     UnsafeMutableRawPointer(pointer).storeBytes(of: bytes, as: __m128i.self)
 }
+
+/// The lowest 16 bits of every lane, to adjacent halves.
+@_alwaysEmitIntoClient @_transparent
+public func storeLowHalves(_ value: IntVector, _ pointer: UnsafeMutablePointer<UInt16>) {
+    let halves = _mm512_cvtepi32_epi16(unsafeBitCast(value, to: __m512i.self))
+    UnsafeMutableRawPointer(pointer).storeBytes(of: halves, as: __m256i.self)
+}
+
+/// The largest lane; NaN anywhere gives an arbitrary result.
+@_alwaysEmitIntoClient @_transparent
+public func largest(_ value: Vector) -> Float { _mm512_reduce_max_ps(value) }
+
+// MARK: - Quantised weights
+
+/// Largest magnitude that a sum of products of nibble codes can hold.
+@_alwaysEmitIntoClient @_transparent
+public var codeSumLimit: Int { Int(Int32.max) }
+
+/// What is added to a signed byte to store it, and so counts in every sum of products.
+@_alwaysEmitIntoClient @_transparent
+public var byteZero: Int32 { 128 }
+
+/// sum += products of weights, stored plus 128, and signed codes, four per 32-bit lane.
+@_alwaysEmitIntoClient @_transparent
+public func addByteProducts(_ sum: CodeVector, _ weights: CodeVector, _ codes: CodeVector) -> CodeVector {
+    addProducts(sum, weights, codes)
+}
+
+/// Sums of `addByteProducts` as integer lanes.
+@_alwaysEmitIntoClient @_transparent
+public func byteSums(_ sum: CodeVector) -> IntVector { unsafeBitCast(sum, to: IntVector.self) }
+
+/// Sums of 32 bits that start at an integer.
+@_alwaysEmitIntoClient @_transparent
+public func startingSums(_ value: Int32) -> CodeVector { _mm512_set1_epi32(value) }
+
+/// The eight nibbles of every lane as two registers of bytes: the low ones and the high ones.
+@_alwaysEmitIntoClient @_transparent
+public func nibbles(_ packed: CodeVector) -> (low: CodeVector, high: CodeVector) {
+    let mask = _mm512_set1_epi32(0x0f0f_0f0f)
+    return (_mm512_and_si512(packed, mask), _mm512_and_si512(_mm512_srli_epi32(packed, 4), mask))
+}
+
+/// The bytes of a table of 16 that the codes 0…15 choose.
+@_alwaysEmitIntoClient @_transparent
+public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVector {
+    let entries = UnsafeRawPointer(table).loadUnaligned(as: __m128i.self)
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), codes)
+}

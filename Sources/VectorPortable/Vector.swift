@@ -89,13 +89,14 @@ public func splatCodes(_ pointer: UnsafePointer<UInt8>) -> CodeVector {
         return sum &+ unsafeBitCast(_mm_add_epi32(even, odd), to: CodeVector.self)
     }
 #else
-    /// sum += products of unsigned and signed codes, four per lane. Bytes widen to 16-bit lanes, whose products and sums of pairs fit.
+    /// sum += products of unsigned and signed codes, four per lane. Bytes widen to 16-bit lanes, which hold one product.
     @_alwaysEmitIntoClient @_transparent
     public func addProducts(_ sum: CodeVector, _ unsigned: CodeVector, _ signed: CodeVector) -> CodeVector {
         let a = SIMD16<Int16>(truncatingIfNeeded: unsafeBitCast(unsigned, to: SIMD16<UInt8>.self))
         let b = SIMD16<Int16>(truncatingIfNeeded: unsafeBitCast(signed, to: SIMD16<Int8>.self))
         let products = a &* b
-        let pairs = SIMD8<Int32>(truncatingIfNeeded: products.evenHalf &+ products.oddHalf)
+        let pairs =
+            SIMD8<Int32>(truncatingIfNeeded: products.evenHalf) &+ SIMD8<Int32>(truncatingIfNeeded: products.oddHalf)
         return sum &+ pairs.evenHalf &+ pairs.oddHalf
     }
 #endif
@@ -108,4 +109,57 @@ public func widened(_ sum: CodeVector) -> IntVector { sum }
 @_alwaysEmitIntoClient @_transparent
 public func storeLowBytes(_ value: IntVector, _ pointer: UnsafeMutablePointer<UInt8>) {
     UnsafeMutableRawPointer(pointer).storeBytes(of: SIMD4<UInt8>(truncatingIfNeeded: value), as: SIMD4<UInt8>.self)
+}
+
+/// The lowest 16 bits of every lane, to adjacent halves.
+@_alwaysEmitIntoClient @_transparent
+public func storeLowHalves(_ value: IntVector, _ pointer: UnsafeMutablePointer<UInt16>) {
+    UnsafeMutableRawPointer(pointer).storeBytes(of: SIMD4<UInt16>(truncatingIfNeeded: value), as: SIMD4<UInt16>.self)
+}
+
+/// The largest lane; NaN anywhere gives an arbitrary result.
+@_alwaysEmitIntoClient @_transparent
+public func largest(_ value: Vector) -> Float {
+    let (a, b) = (value.evenHalf, value.oddHalf)
+    let (x, y) = (a[0] > b[0] ? a[0] : b[0], a[1] > b[1] ? a[1] : b[1])
+    return x > y ? x : y
+}
+
+// MARK: - Quantised weights
+
+/// Largest magnitude that a sum of products of nibble codes can hold.
+@_alwaysEmitIntoClient @_transparent
+public var codeSumLimit: Int { Int(Int32.max) }
+
+/// What is added to a signed byte to store it, and so counts in every sum of products.
+@_alwaysEmitIntoClient @_transparent
+public var byteZero: Int32 { 128 }
+
+/// sum += products of weights, stored plus 128, and signed codes, four per 32-bit lane.
+@_alwaysEmitIntoClient @_transparent
+public func addByteProducts(_ sum: CodeVector, _ weights: CodeVector, _ codes: CodeVector) -> CodeVector {
+    addProducts(sum, weights, codes)
+}
+
+/// Sums of `addByteProducts` as integer lanes.
+@_alwaysEmitIntoClient @_transparent
+public func byteSums(_ sum: CodeVector) -> IntVector { sum }
+
+/// Sums of 32 bits that start at an integer.
+@_alwaysEmitIntoClient @_transparent
+public func startingSums(_ value: Int32) -> CodeVector { CodeVector(repeating: value) }
+
+/// The eight nibbles of every lane as two registers of bytes: the low ones and the high ones.
+@_alwaysEmitIntoClient @_transparent
+public func nibbles(_ packed: CodeVector) -> (low: CodeVector, high: CodeVector) {
+    (packed & 0x0f0f_0f0f, (packed &>> 4) & 0x0f0f_0f0f)
+}
+
+/// The bytes of a table of 16 that the codes 0…15 choose. The baseline has no instruction for it.
+@_alwaysEmitIntoClient @_transparent
+public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVector {
+    let index = unsafeBitCast(codes, to: SIMD16<UInt8>.self)
+    var bytes = SIMD16<UInt8>()
+    for i in 0..<16 { bytes[i] = table[Int(index[i])] }
+    return unsafeBitCast(bytes, to: CodeVector.self)
 }

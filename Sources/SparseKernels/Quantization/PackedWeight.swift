@@ -2,25 +2,187 @@ internal import KernelInterface
 
 /// The quantised weight of a linear layer in the order in which the kernels of one instruction set read it.
 ///
-/// Made from a `QuantizedWeight` when a layer is loaded, shared by the layers that run it, never written to disk. It holds no copy of
-/// the weight in floating point.
+/// Made from a `QuantizedWeight` when a layer is loaded, shared by the layers that run it, never written to disk. It holds codes, scales and
+/// offsets, and no copy of the weight in floating point. Docs/Layouts shows the order.
 public struct PackedWeight: Sendable {
     public let format: WeightFormat
     public let outFeatures: Int
     public let inFeatures: Int
     /// The instruction set whose kernels read it.
     public let instructionSet: InstructionSet
-    let weight: QuantizedWeight
 
+    let kernels: KernelTable
+    let layout: PackedLayout
+    let coding: WeightCoding
+    /// The byte that stands for zero when codes are multiplied.
+    let zeroCode: Int32
+    /// Largest such byte.
+    let largestCode: Int
+    let codes: TensorStorage
+    let scales: CompactFloats
+    let offsets: TensorStorage?
+    let channelScales: TensorStorage?
+
+    /// Packs a weight.
+    ///
+    /// - Parameters:
+    ///   - weight: the logical form, which is not kept.
+    ///   - instructionSet: the level whose kernels will read it; nil: as `InstructionSet.selected()`.
+    ///   - pool: the threads that pack.
     /// - Throws: `.unsupportedInstructionSet`.
-    public init(_ weight: QuantizedWeight, instructionSet: InstructionSet? = nil) throws(SparseKernelsError) {
+    public init(
+        _ weight: QuantizedWeight, instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        self.instructionSet = try InstructionSet.resolve(instructionSet)
+        kernels = self.instructionSet.kernels
         format = weight.format
         outFeatures = weight.outFeatures
         inFeatures = weight.inFeatures
-        self.instructionSet = try InstructionSet.resolve(instructionSet)
-        self.weight = weight
+        let layout = PackedLayout(weight.format, outFeatures: outFeatures, inFeatures: inFeatures, kernels: kernels)
+        self.layout = layout
+        (coding, zeroCode, largestCode) =
+            switch weight.format.code {
+            case .int4: (.nibble, 8, 15)
+            case .uint4: (.nibble, 0, 15)
+            case .fp4: (.table, 12, 24)
+            case .int8: (.byte, kernels.byteZero, 255)
+            }
+        codes = TensorStorage(byteCount: layout.codeByteCount)
+        PackCall(weight: weight, layout: layout, codes: codes.pointer).run(on: pool)
+        // Twice the value of an E2M1 code is an integer; its scale makes up for it.
+        let step: Float = weight.format.code == .fp4 ? 0.5 : 1
+        scales = CompactFloats(count: layout.lanes * layout.groups, kernels: kernels) { target in
+            layout.scatter(weight.scales, times: step, groups: weight.groups, into: target)
+        }
+        offsets = weight.offsets.map { offsets in
+            let storage = TensorStorage(byteCount: layout.lanes * layout.groups * 4)
+            layout.scatter(
+                offsets, times: 1, groups: weight.groups, into: storage.pointer.assumingMemoryBound(to: Float.self))
+            return storage
+        }
+        channelScales = weight.channelScales.map { layout.padded($0) }
     }
 
-    /// Bytes held: codes, scales and offsets with the padding of rows and columns to whole registers.
-    public var byteCount: Int { weight.codes.count + weight.scales.count * 2 }
+    /// Bytes held: codes, scales and offsets, with rows and columns filled up to whole registers and groups.
+    public var byteCount: Int {
+        codes.byteCount + scales.byteCount + (offsets?.byteCount ?? 0) + (channelScales?.byteCount ?? 0)
+    }
+
+    /// Bytes 0…24 for the codes of E2M1: twice the value, plus 12.
+    static let doubledE2M1: TensorStorage = {
+        let table = TensorStorage(byteCount: 16)
+        for code in 0..<16 {
+            table.pointer.storeBytes(of: UInt8(12 + E2M1.doubledValue(ofCode: code)), toByteOffset: code, as: UInt8.self)
+        }
+        return table
+    }()
+}
+
+/// Where everything stands in a packed weight: panels of up to three registers of output features, each with all its input features, groups
+/// or ranks.
+struct PackedLayout: Sendable {
+    let outFeatures: Int
+    let inFeatures: Int
+    let laneCount: Int
+    let panelWidth: Int
+    /// Rows without groups are cut into groups of 128 with one and the same scale.
+    let groupSize: Int
+    let groups: Int
+    let bits: Int
+
+    private static let groupOfWholeRows = 128
+
+    init(_ format: WeightFormat, outFeatures: Int, inFeatures: Int, kernels: KernelTable) {
+        self.outFeatures = outFeatures
+        self.inFeatures = inFeatures
+        laneCount = kernels.laneCount
+        panelWidth = kernels.panelWidth
+        groupSize = format.groupSize ?? Self.groupOfWholeRows
+        groups = (inFeatures - 1) / groupSize + 1
+        bits = format.code.bits
+    }
+
+    var paddedInFeatures: Int { groups * groupSize }
+    /// Output features, filled up to whole registers.
+    var lanes: Int { (outFeatures + laneCount - 1) / laneCount * laneCount }
+    var panels: Int { (outFeatures + panelWidth - 1) / panelWidth }
+    var codeByteCount: Int { lanes * paddedInFeatures * bits / 8 }
+
+    /// Lanes of a panel: all registers but in the last one.
+    func lanes(ofPanel panel: Int) -> Int { min(panelWidth, lanes - panel * panelWidth) }
+
+    /// One number per output feature, zeros behind.
+    func padded(_ values: Tensor<Float>) -> TensorStorage {
+        let storage = TensorStorage(byteCount: lanes * 4)
+        let target = storage.pointer.assumingMemoryBound(to: Float.self)
+        for lane in 0..<lanes { target[lane] = lane < outFeatures ? values[flat: lane] : 0 }
+        return storage
+    }
+
+    /// Numbers `[outFeatures, groups]` to panels [groups][lanes]; a row with a single number repeats it.
+    func scatter(_ values: Tensor<Float>, times factor: Float, groups given: Int, into target: UnsafeMutablePointer<Float>) {
+        values.span.withUnsafeBufferPointer { source in
+            for panel in 0..<panels {
+                let (first, width) = (panel * panelWidth, lanes(ofPanel: panel))
+                let base = target + first * groups
+                for lane in 0..<width {
+                    for group in 0..<groups {
+                        let row = first + lane
+                        let value = row < outFeatures ? source[row * given + min(group, given - 1)] * factor : 0
+                        base[group * width + lane] = value
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Codes into panels, a panel per task.
+private struct PackCall {
+    let weight: QuantizedWeight
+    let layout: PackedLayout
+    let codes: UnsafeMutableRawPointer
+
+    func run(on pool: WorkerPool) {
+        withUnsafePointer(to: self) { call in
+            pool.run(tasks: layout.panels, work: layout.codeByteCount, scratchByteCount: 0, context: call) {
+                context, panel, _ in
+                context.assumingMemoryBound(to: PackCall.self).pointee.pack(panel: panel)
+            }
+        }
+    }
+
+    private func pack(panel: Int) {
+        let (first, width) = (panel * layout.panelWidth, layout.lanes(ofPanel: panel))
+        let rowBytes = weight.codes.shape[1]
+        let words = layout.paddedInFeatures * layout.bits / 32
+        let target = (codes + first * layout.paddedInFeatures * layout.bits / 8).assumingMemoryBound(to: UInt32.self)
+        weight.codes.span.withUnsafeBufferPointer { source in
+            for lane in 0..<width {
+                for word in 0..<words {
+                    var bytes: UInt32 = 0
+                    if first + lane < layout.outFeatures {
+                        let start = (first + lane) * rowBytes + word * 4
+                        for i in 0..<max(0, min(4, rowBytes - word * 4)) { bytes |= UInt32(source[start + i]) << (8 * i) }
+                    }
+                    target[word * width + lane] = packed(bytes)
+                }
+            }
+        }
+    }
+
+    /// Four bytes of a row in the order of the kernels. Nibbles: codes k…k+3 in the low halves, k+4…k+7 in the high ones.
+    private func packed(_ bytes: UInt32) -> UInt32 {
+        switch weight.format.code {
+        case .int8: bytes ^ 0x8080_8080
+        case .int4: Self.spread(bytes & 0xffff) | Self.spread(bytes >> 16) << 4 ^ 0x8888_8888
+        case .uint4, .fp4: Self.spread(bytes & 0xffff) | Self.spread(bytes >> 16) << 4
+        }
+    }
+
+    /// Four nibbles to the low halves of four bytes.
+    private static func spread(_ nibbles: UInt32) -> UInt32 {
+        let pairs = (nibbles | nibbles << 8) & 0x00ff_00ff
+        return (pairs | pairs << 4) & 0x0f0f_0f0f
+    }
 }

@@ -1,31 +1,104 @@
-internal import Foundation
 internal import KernelInterface
 
 /// A linear layer with quantised weights: y = epilogue(x̂ · Wᵀ + (x · downᵀ) · upᵀ + bias), where x̂ is x / smooth, quantised.
+///
+/// ```swift
+/// let weight = try WeightQuantizer(.svdQuantInt4)(matrix)
+/// let layer = try QuantizedLinear(PackedWeight(weight), activation: .int4)
+/// let y = try layer(x)
+/// ```
+///
+/// Quantising x, the low-rank branch, bias and epilogue are part of one call: x is read once and y written once.
+///
+/// - Exactness: products of codes are summed in integers within a group of the weights, groups in `Float`. Codes and scales are those of
+///   the papers' own kernels; see `ActivationFormat`. Results are bitwise the same for every number of threads, and a row's do not
+///   depend on the other rows.
+/// - Non-finite input makes the rows it is in NaN and leaves the others alone.
+/// - Complexity: M·N·K multiply-adds of codes, or of floats for `.float`, and M·(N + K)·rank of floats.
+/// - Scratch: `workspaceByteCount` once and `scratchByteCount` per thread, kept by the pool.
+/// - Source: SVDQuant (arXiv 2411.05007), nunchaku's `quantize_w4a4_act_fuse_lora` and `gemm_w4a4`.
 public struct QuantizedLinear: Sendable {
     public let weight: PackedWeight
     public let activation: ActivationFormat
     /// `[inFeatures]`, what x is divided by; nil: nothing.
     public let smooth: Tensor<Float>?
-    public let lowRank: LowRankBranch?
-    /// `[outFeatures]`.
-    public let bias: Tensor<Float>?
+    /// Rank of the low-rank branch; 0: none.
+    public let rank: Int
     public let epilogue: Epilogue
 
+    let lowRank: PackedLowRank?
+    let bias: TensorStorage?
+
+    /// - Parameters:
+    ///   - weight: the packed weight, which other layers may share.
+    ///   - activation: how x meets the weight.
+    ///   - smooth: `[inFeatures]`, positive divisors of x.
+    ///   - lowRank: the branch in higher precision; it takes x before smoothing.
+    ///   - bias: `[outFeatures]`.
+    ///   - epilogue: what is done last.
+    /// - Throws: `.invalidShape` for a tensor that disagrees with the weight; `.invalidArgument` for factors that are not positive and
+    ///   finite, a bias or shift that is not finite, or a negative shift.
     public init(
         _ weight: PackedWeight, activation: ActivationFormat, smooth: Tensor<Float>? = nil, lowRank: LowRankBranch? = nil,
         bias: Tensor<Float>? = nil, epilogue: Epilogue = .none
     ) throws(SparseKernelsError) {
+        if let smooth {
+            try require(
+                smooth.shape == [weight.inFeatures], .invalidShape, "smooth", expected: "\([weight.inFeatures])",
+                actual: "\(smooth.shape)")
+            let bad = smooth.elements.firstIndex { !($0 > 0 && $0.isFinite) }
+            try require(
+                bad == nil, .invalidArgument, "smooth", expected: "positive and finite",
+                actual: "\(smooth[flat: bad ?? 0]) at element \(bad ?? 0)")
+        }
+        if let lowRank {
+            try require(
+                lowRank.down.shape[1] == weight.inFeatures && lowRank.up.shape[0] == weight.outFeatures, .invalidShape,
+                "lowRank",
+                expected: "factors [rank, \(weight.inFeatures)] and [\(weight.outFeatures), rank]",
+                actual: "\(lowRank.down.shape) and \(lowRank.up.shape)")
+        }
+        if let bias {
+            try require(
+                bias.shape == [weight.outFeatures], .invalidShape, "bias", expected: "\([weight.outFeatures])",
+                actual: "\(bias.shape)")
+            let bad = bias.elements.firstIndex { !$0.isFinite }
+            try require(
+                bad == nil, .invalidArgument, "bias", expected: "finite",
+                actual: "\(bias[flat: bad ?? 0]) at element \(bad ?? 0)")
+        }
+        if case .uint4(let shift) = activation {
+            try require(
+                shift >= 0 && shift.isFinite, .invalidArgument, "shift", expected: "0 or more, and finite", actual: "\(shift)")
+        }
         self.weight = weight
         self.activation = activation
         self.smooth = smooth
-        self.lowRank = lowRank
-        self.bias = bias
         self.epilogue = epilogue
+        rank = lowRank?.rank ?? 0
+        self.lowRank = lowRank.map { PackedLowRank($0, layout: weight.layout, kernels: weight.kernels) }
+        self.bias = bias.map { weight.layout.padded($0) }
     }
 
     public var outFeatures: Int { weight.outFeatures }
     public var inFeatures: Int { weight.inFeatures }
+
+    /// Bytes held: the packed weight, the factors of the low-rank branch, smoothing factors and bias.
+    public var byteCount: Int {
+        weight.byteCount + (lowRank?.byteCount ?? 0) + (smooth?.count ?? 0) * 4 + (bias?.byteCount ?? 0)
+    }
+
+    /// Bytes of scratch that each thread of the pool needs.
+    public var scratchByteCount: Int {
+        max(QuantizedScratch.activationByteCount, QuantizedScratch.productByteCount(rank: rank))
+    }
+
+    /// Bytes that the threads share: the quantised activations of up to 1024 rows.
+    public func workspaceByteCount(tokens: Int) -> Int { ActivationBlock(self, rows: min(tokens, Self.blockRows)).byteCount }
+
+    /// Rows whose activations exist at one time: enough that the tasks of 16 threads come out even for 512 output features, few enough that
+    /// 4096 channels stay in the last-level cache.
+    static let blockRows = 1024
 
     /// Computes y for the rows of x.
     ///
@@ -37,61 +110,89 @@ public struct QuantizedLinear: Sendable {
     public func run<X: AttentionElement, Y: AttentionElement>(
         x: MatrixView<X>, y: consuming MutableMatrixView<Y>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
-        try require(
-            x.columns == inFeatures, .invalidShape, "x", expected: "\(inFeatures) columns", actual: "\(x.columns)")
+        try checkInput(x)
         try require(
             y.rows == x.rows && y.columns == outFeatures, .invalidShape, "y", expected: "\(x.rows) × \(outFeatures)",
             actual: "\(y.rows) × \(y.columns)")
-        let (logical, k) = (weight.weight, inFeatures)
-        let group = logical.format.groupSize ?? k
-        let values = (0..<outFeatures * k).map { logical.value(row: $0 / k, column: $0 % k) }
-        for m in 0..<x.rows {
-            var v = (0..<k).map { X(x[m, $0].floatValue / (smooth?[flat: $0] ?? 1)).floatValue }
-            switch activation {
-            case .float, .fp4: break
-            case .int8PerToken:
-                let scale = X(v.reduce(0) { max($0, abs($1)) } / 127).floatValue
-                v = v.map { scale == 0 ? 0 : ($0 / scale).rounded(.toNearestOrEven) * scale }
-            case .int4, .uint4, .int8PerGroup:
-                let limit: Float = activation == .int8PerGroup ? 127 : activation == .int4 ? 7 : 15
-                if case .uint4(let shift) = activation { v = v.map { X($0 + shift).floatValue } }
-                for start in stride(from: 0, to: k, by: group) {
-                    let range = start..<min(k, start + group)
-                    let scale = range.reduce(0) { max($0, abs(v[$1])) } * (1 / limit)
-                    for i in range {
-                        v[i] = scale == 0 ? 0 : (v[i] * (1 / scale)).rounded(.toNearestOrEven) * X(scale).floatValue
-                    }
-                }
-            }
-            let t = lowRank.map { branch in
-                (0..<branch.rank).map { r in
-                    (0..<k).reduce(Float(0)) { $0 + x[m, $1].floatValue * branch.down[flat: r * k + $1] }
-                }
-            }
-            for n in 0..<outFeatures {
-                var sum = bias?[flat: n] ?? 0
-                for i in 0..<k { sum += v[i] * values[n * k + i] }
-                if let t, let branch = lowRank {
-                    for r in 0..<branch.rank { sum += t[r] * branch.up[flat: n * branch.rank + r] }
-                }
-                switch epilogue {
-                case .none: break
-                case .gelu: sum = 0.5 * sum * (1 + Float(tanh(Double(0.7978845608 * (sum + 0.044715 * sum * sum * sum)))))
-                case .silu: sum = sum / (1 + Float(exp(Double(-sum))))
-                }
-                y.span[m * y.rowStride + n] = Y(sum)
-            }
-        }
+        let yStride = y.rowStride
+        // Pointers are used only until this call returns; the views are borrowed or owned all the while.
+        let call = QuantizedLinearCall(
+            layer: self, x: rows(of: x), y: y.span.withUnsafeMutableBufferPointer { UnsafeMutableRawPointer($0.baseAddress!) },
+            yStride: yStride, yType: Y.storageType)
+        call.run(rows: x.rows, on: pool)
     }
 
-    /// y for the rows of x, in a new tensor.
-    /// - Throws: as `run`.
-    public func callAsFunction<X: AttentionElement>(_ x: Tensor<X>, on pool: WorkerPool = .shared)
-        throws(SparseKernelsError) -> Tensor<Float>
-    {
-        let view = try x.matrixView(named: "x")
-        var y = try Tensor<Float>(zeros: [view.rows, outFeatures])
+    /// Computes y for the rows of x into a tensor that is reused from call to call.
+    ///
+    /// - Parameters:
+    ///   - x: `[tokens, inFeatures]`.
+    ///   - y: `[tokens, outFeatures]`, overwritten.
+    ///   - pool: the threads to use. The call blocks until they are done.
+    /// - Throws: as `run` with views.
+    public func run<X: AttentionElement, Y: AttentionElement>(
+        _ x: Tensor<X>, into y: inout Tensor<Y>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
         try run(x: x.matrixView(named: "x"), y: y.mutableMatrixView(named: "y"), on: pool)
+    }
+
+    /// y for the rows of x, `[tokens, outFeatures]`, in a new tensor.
+    /// - Throws: as `run`.
+    public func callAsFunction<X: AttentionElement>(
+        _ x: Tensor<X>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Tensor<Float> {
+        try checkInput(x.matrixView(named: "x"))
+        var y = try Tensor<Float>(zeros: [x.shape[0], outFeatures])
+        try run(x, into: &y, on: pool)
         return y
     }
+
+    /// The codes and scales that the rows of x have in the product.
+    /// - Throws: `.invalidShape` for a width that is not the layer's, `.invalidArgument` for a layer whose activations stay floating-point.
+    public func quantized<X: AttentionElement>(
+        _ x: MatrixView<X>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> QuantizedActivations {
+        try checkInput(x)
+        try require(
+            activation != .float, .invalidArgument, "activation", expected: "an integer format", actual: "floating point")
+        let layout = weight.layout
+        var codes = try Tensor<Int8>(zeros: [x.rows, layout.paddedInFeatures])
+        var scales = try Tensor<Float>(zeros: [x.rows, layout.groups])
+        let operand = rows(of: x)
+        let block = ActivationBlock(self, rows: x.rows)
+        let call = QuantizedLinearCall(
+            layer: self, x: operand, y: UnsafeMutableRawPointer(bitPattern: 64)!, yStride: 0, yType: .float32)
+        pool.withWorkspace(byteCount: block.byteCount) { workspace in
+            call.quantize(from: 0, rows: x.rows, block, workspace, on: pool)
+            let (codeBase, scaleBase) = (block.codes(workspace), block.scales(workspace))
+            var codeSpan = codes.mutableSpan
+            var scaleSpan = scales.mutableSpan
+            for row in 0..<x.rows {
+                for k in 0..<layout.paddedInFeatures {
+                    codeSpan[row * layout.paddedInFeatures + k] = codeBase[row * block.codeStride + k]
+                }
+                for group in 0..<layout.groups {
+                    scaleSpan[row * layout.groups + group] = scaleBase[row * layout.groups + group]
+                }
+            }
+        }
+        return QuantizedActivations(codes: codes, scales: scales)
+    }
+
+    private func checkInput<X: AttentionElement>(_ x: borrowing MatrixView<X>) throws(SparseKernelsError) {
+        try require(x.columns == inFeatures, .invalidShape, "x", expected: "\(inFeatures) columns", actual: "\(x.columns)")
+    }
+
+    private func rows<X: AttentionElement>(of x: borrowing MatrixView<X>) -> RowOperand {
+        RowOperand(
+            base: x.span.withUnsafeBufferPointer { UnsafeRawPointer($0.baseAddress!) }, stride: x.rowStride, type: X.storageType
+        )
+    }
+}
+
+/// Activations as a quantised product sees them: value = scale · code of the token's group.
+public struct QuantizedActivations: Sendable {
+    /// `[tokens, paddedInFeatures]`; for `.fp4` twice the value of the E2M1 code.
+    public let codes: Tensor<Int8>
+    /// `[tokens, groups]`.
+    public let scales: Tensor<Float>
 }

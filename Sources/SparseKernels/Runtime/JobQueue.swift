@@ -209,6 +209,19 @@ final class JobQueue: @unchecked Sendable {
         }
     }
 
+    /// Lends memory to a caller, from the same store.
+    func withScratch<Result>(byteCount: Int, _ body: (UnsafeMutableRawPointer) -> Result) -> Result {
+        pthread_mutex_lock(mutex)
+        var scratch = takeScratch(byteCount)
+        pthread_mutex_unlock(mutex)
+        scratch.grow(to: byteCount)
+        let result = body(scratch.pointer)
+        pthread_mutex_lock(mutex)
+        idleScratch.append(scratch)
+        pthread_mutex_unlock(mutex)
+        return result
+    }
+
     /// The smallest kept piece that is large enough, else the largest one, which then grows. Call with the mutex held.
     private func takeScratch(_ needed: Int) -> Scratch {
         var best: Int?

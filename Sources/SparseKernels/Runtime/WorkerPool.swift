@@ -56,6 +56,12 @@ public final class WorkerPool: Sendable {
         queue.run(tasks: taskCount, helpers: helpers, scratchByteCount: scratchByteCount, context: context, body: body)
     }
 
+    /// Runs `body` with memory that the calls it makes on this pool can share: 64-byte aligned, contents undefined, kept by the pool for
+    /// later calls as scratch is.
+    package func withWorkspace(byteCount: Int, _ body: (UnsafeMutableRawPointer) -> Void) {
+        queue.withScratch(byteCount: byteCount, body)
+    }
+
     /// Multiply-adds below which waking a thread costs more than it saves: a wake-up takes 5–50 µs, in which one core does
     /// about a million multiply-adds.
     package static let workCutoff = 1 << 20

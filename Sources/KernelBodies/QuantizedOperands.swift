@@ -1,0 +1,159 @@
+// What goes into a quantised product and comes out of it: panels of codes as bytes or as weights, scales as floats, rows of sums as output.
+//
+// These functions take pointers and numbers only: a struct that files share would bring weak functions of its own.
+
+import KernelInterface
+
+/// Numbers of any storage type as floats; `count` is a multiple of `laneCount`.
+@inline(never)
+func widen(
+    _ source: UnsafeRawPointer, _ type: StorageType, from first: Int, count: Int, into target: UnsafeMutablePointer<Float>
+) {
+    var x = 0
+    switch type {
+    case .float32:
+        let source = source.assumingMemoryBound(to: Float.self) + first
+        while x < count {
+            store(load(source + x), target + x)
+            x += laneCount
+        }
+    case .float16:
+        let source = source.assumingMemoryBound(to: UInt16.self) + first
+        while x < count {
+            store(loadHalf(source + x), target + x)
+            x += laneCount
+        }
+    case .bfloat16:
+        let source = source.assumingMemoryBound(to: UInt16.self) + first
+        while x < count {
+            store(loadBFloat16(source + x), target + x)
+            x += laneCount
+        }
+    }
+}
+
+/// Nibbles of `channels` channels as bytes [channels/4][lanes][4].
+@inline(never)
+func expandCodes(
+    _ args: QuantizedProductArguments, channel: Int, channels: Int, lanes: Int, into target: UnsafeMutablePointer<UInt8>
+) {
+    let vectors = lanes / laneCount
+    let bytes = 4 * laneCount
+    var source = args.panel + channel * lanes / 2
+    var low = UnsafeMutableRawPointer(target)
+    for _ in 0..<channels / 8 {
+        for _ in 0..<vectors {
+            let codes = nibbles(source.loadUnaligned(as: CodeVector.self))
+            if args.coding == .table {
+                low.storeBytes(of: lookUp(codes.low, args.table), as: CodeVector.self)
+                (low + vectors * bytes).storeBytes(of: lookUp(codes.high, args.table), as: CodeVector.self)
+            } else {
+                low.storeBytes(of: codes.low, as: CodeVector.self)
+                (low + vectors * bytes).storeBytes(of: codes.high, as: CodeVector.self)
+            }
+            source += bytes
+            low += bytes
+        }
+        low += vectors * bytes
+    }
+}
+
+/// Codes of `channels` channels as weights [channels][lanes]: (code − zero) · scale − offset.
+@inline(never)
+func expandWeights(
+    _ args: QuantizedProductArguments, channel: Int, channels: Int, scales: UnsafePointer<Float>,
+    offsets: UnsafePointer<Float>?,
+    lanes: Int, into target: UnsafeMutablePointer<Float>
+) {
+    let bytes = 4 * laneCount
+    let mask = IntVector(repeating: 255)
+    let zero = IntVector(repeating: args.zeroCode)
+    var first = 0
+    while first < channels {
+        let group = first / args.groupSize * lanes
+        for vector in 0..<lanes / laneCount {
+            let lane = vector * laneCount
+            let scale = load(scales + group + lane)
+            let offset = offsets.map { load($0 + group + lane) } ?? splat(0)
+            var step = 0
+            while step < 8 {
+                var codes: CodeVector
+                if args.coding == .byte {
+                    codes = (args.panel + (channel + first + step) * lanes + vector * bytes).loadUnaligned(as: CodeVector.self)
+                } else {
+                    let packed = (args.panel + (channel + first) * lanes / 2 + vector * bytes).loadUnaligned(
+                        as: CodeVector.self)
+                    codes = step == 0 ? nibbles(packed).low : nibbles(packed).high
+                    if args.coding == .table { codes = lookUp(codes, args.table) }
+                }
+                var word = byteSums(codes)
+                for i in 0..<4 {
+                    let value = multiplyAdd(floats((word & mask) &- zero), scale, splat(0) - offset)
+                    store(value, target + (first + step + i) * lanes + lane)
+                    word = word &>> 8
+                }
+                step += 4
+            }
+        }
+        first += 8
+    }
+}
+
+/// Sums through the output function, in the output's type. Lanes past the last column are dropped.
+@inline(never)
+func writeRows(_ args: QuantizedProductArguments, _ c: UnsafeMutablePointer<Float>, lanes: Int) {
+    for row in 0..<args.rows {
+        let line = c + row * lanes
+        switch args.function {
+        case .none: break
+        case .gelu:
+            for x in 0..<lanes / laneCount { store(gelu(load(line + x * laneCount)), line + x * laneCount) }
+        case .silu:
+            for x in 0..<lanes / laneCount { store(silu(load(line + x * laneCount)), line + x * laneCount) }
+        }
+        var column = 0
+        switch args.yType {
+        case .float32:
+            let y = args.y.assumingMemoryBound(to: Float.self) + row * args.yStride
+            while column + laneCount <= args.columns {
+                store(load(line + column), y + column)
+                column += laneCount
+            }
+            while column < args.columns {
+                y[column] = line[column]
+                column += 1
+            }
+        case .float16:
+            let y = args.y.assumingMemoryBound(to: UInt16.self) + row * args.yStride
+            while column + laneCount <= args.columns {
+                storeLowHalves(halfBits(load(line + column)), y + column)
+                column += laneCount
+            }
+            while column < args.columns {
+                y[column] = narrowToHalf(line[column])
+                column += 1
+            }
+        case .bfloat16:
+            let y = args.y.assumingMemoryBound(to: UInt16.self) + row * args.yStride
+            while column + laneCount <= args.columns {
+                storeLowHalves(bfloat16Bits(load(line + column)), y + column)
+                column += laneCount
+            }
+            while column < args.columns {
+                y[column] = narrowToBFloat16(line[column])
+                column += 1
+            }
+        }
+    }
+}
+
+/// ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))).
+@_transparent
+private func gelu(_ x: Vector) -> Vector {
+    let inner = splat(0.797_884_56) * multiplyAdd(splat(0.044_715) * x * x, x, x)
+    return splat(0.5) * x * (splat(1) + tanh(inner))
+}
+
+/// x / (1 + e⁻ˣ). The exponential is capped where the quotient has long been x's limit of 0.
+@_transparent
+private func silu(_ x: Vector) -> Vector { x / (splat(1) + exp(minimum(splat(0) - x, splat(88)))) }

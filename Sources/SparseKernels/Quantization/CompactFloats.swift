@@ -1,0 +1,36 @@
+internal import KernelInterface
+
+/// Numbers in the narrowest type that holds each of them exactly: half precision, else bfloat16, else single precision.
+///
+/// Scales and factors that were rounded to 16 bits when a layer was quantised take two bytes again when it is loaded.
+struct CompactFloats: Sendable {
+    let type: StorageType
+    private let storage: TensorStorage
+
+    var pointer: UnsafeRawPointer { UnsafeRawPointer(storage.pointer) }
+    var byteCount: Int { storage.byteCount }
+
+    /// Makes `count` numbers, a multiple of the level's `laneCount`, with `fill`.
+    init(count: Int, kernels: KernelTable, fill: (UnsafeMutablePointer<Float>) -> Void) {
+        let wide = TensorStorage(byteCount: count * 4)
+        let floats = wide.pointer.assumingMemoryBound(to: Float.self)
+        fill(floats)
+        let narrow = TensorStorage(byteCount: count * 2)
+        let back = TensorStorage(byteCount: count * 4)
+        for (type, narrowing, widening) in [
+            (StorageType.float16, Primitive.narrowToHalf, Primitive.widenHalf),
+            (.bfloat16, .narrowToBFloat16, .widenBFloat16),
+        ] {
+            kernels.applyPrimitive(narrowing, floats, narrow.pointer, count)
+            kernels.applyPrimitive(widening, narrow.pointer, back.pointer, count)
+            let result = back.pointer.assumingMemoryBound(to: Float.self)
+            if (0..<count).allSatisfy({ floats[$0] == result[$0] }) {
+                self.type = type
+                storage = narrow
+                return
+            }
+        }
+        type = .float32
+        storage = wide
+    }
+}

@@ -1,0 +1,240 @@
+internal import KernelInterface
+
+/// One `run` of a quantised layer, block of rows by block of rows: all its activations are quantised, then multiplied with every panel of
+/// the weight.
+///
+/// Tasks of the product go row block by row block, so that a thread finds its activations in the second-level cache while panels pass.
+struct QuantizedLinearCall {
+    let layer: QuantizedLinear
+    let x: RowOperand
+    let y: UnsafeMutableRawPointer
+    let yStride: Int
+    let yType: StorageType
+
+    func run(rows: Int, on pool: WorkerPool) {
+        let block = ActivationBlock(layer, rows: min(rows, QuantizedLinear.blockRows))
+        pool.withWorkspace(byteCount: block.byteCount) { workspace in
+            var first = 0
+            while first < rows {
+                let count = min(block.rows, rows - first)
+                quantize(from: first, rows: count, block, workspace, on: pool)
+                multiply(from: first, rows: count, block, workspace, on: pool)
+                first += count
+            }
+        }
+    }
+
+    // MARK: - Activations
+
+    /// Sixteen tasks where there are rows enough: results do not depend on how rows are dealt.
+    func quantize(
+        from first: Int, rows: Int, _ block: ActivationBlock, _ workspace: UnsafeMutableRawPointer, on pool: WorkerPool
+    ) {
+        let unit = layer.weight.kernels.tileRows
+        let taskRows = min(QuantizedScratch.activationRows, ((rows + 15) / 16 + unit - 1) / unit * unit)
+        let phase = Phase(call: self, block: block, workspace: workspace, first: first, rows: rows, taskRows: taskRows)
+        withUnsafePointer(to: phase) { phase in
+            pool.run(
+                tasks: (rows + taskRows - 1) / taskRows, work: rows * layer.inFeatures * (layer.rank + 8),
+                scratchByteCount: layer.scratchByteCount, context: phase
+            ) { context, task, scratch in
+                context.assumingMemoryBound(to: Phase.self).pointee.quantize(task: task, scratch: scratch)
+            }
+        }
+    }
+
+    private func multiply(
+        from first: Int, rows: Int, _ block: ActivationBlock, _ workspace: UnsafeMutableRawPointer, on pool: WorkerPool
+    ) {
+        let taskRows = QuantizedScratch.taskRows
+        let phase = Phase(call: self, block: block, workspace: workspace, first: first, rows: rows, taskRows: taskRows)
+        withUnsafePointer(to: phase) { phase in
+            pool.run(
+                tasks: (rows + taskRows - 1) / taskRows * layer.weight.layout.panels,
+                work: rows * layer.inFeatures * layer.outFeatures,
+                scratchByteCount: layer.scratchByteCount, context: phase
+            ) { context, task, scratch in
+                context.assumingMemoryBound(to: Phase.self).pointee.multiply(task: task, scratch: scratch)
+            }
+        }
+    }
+
+    /// Either half of a block of rows.
+    private struct Phase {
+        let call: QuantizedLinearCall
+        let block: ActivationBlock
+        let workspace: UnsafeMutableRawPointer
+        /// First row of the block, its rows, and those of a task.
+        let first: Int
+        let rows: Int
+        let taskRows: Int
+
+        func quantize(task: Int, scratch: UnsafeMutableRawPointer) {
+            let layer = call.layer
+            let layout = layer.weight.layout
+            let row = task * taskRows
+            let bytes = (first + row) * call.x.stride * call.x.type.byteCount
+            let groups = row * layout.groups
+            var arguments = QuantizeArguments(
+                x: RowOperand(base: call.x.base + bytes, stride: call.x.stride, type: call.x.type),
+                rows: min(taskRows, rows - row),
+                depth: layout.inFeatures, paddedDepth: layout.paddedInFeatures,
+                smooth: layer.smooth?.span.withUnsafeBufferPointer { $0.baseAddress! }, coding: layer.activation.coding,
+                shift: layer.activation.shift, groupSize: layout.groupSize, zeroCode: layer.weight.zeroCode,
+                scales: block.scales(workspace) + groups, starts: block.starts(workspace) + groups,
+                sums: block.sums(workspace) + groups, scratch: scratch)
+            if layer.activation == .float {
+                arguments.values = block.values(workspace) + row * block.valueStride
+                arguments.valueStride = block.valueStride
+            } else {
+                arguments.codes = block.codes(workspace) + row * block.codeStride
+                arguments.codeStride = block.codeStride
+            }
+            if let lowRank = layer.lowRank {
+                arguments.down = lowRank.down.pointer
+                arguments.factorType = lowRank.down.type
+                arguments.lowVectors = lowRank.vectors
+                arguments.low = block.low(workspace) + row * block.lowStride
+                arguments.lowStride = block.lowStride
+            }
+            layer.weight.kernels.quantizeActivations(&arguments)
+        }
+
+        func multiply(task: Int, scratch: UnsafeMutableRawPointer) {
+            let layer = call.layer
+            let weight = layer.weight
+            let layout = weight.layout
+            let (rowBlock, panel) = task.quotientAndRemainder(dividingBy: layout.panels)
+            let row = rowBlock * taskRows
+            let column = panel * layout.panelWidth
+            let groups = row * layout.groups
+            var arguments = QuantizedProductArguments(
+                scales: block.scales(workspace) + groups, starts: block.starts(workspace) + groups,
+                sums: block.sums(workspace) + groups, rows: min(taskRows, rows - row), paddedDepth: layout.paddedInFeatures,
+                groupSize: layout.groupSize, largestProduct: weight.largestCode * layer.activation.largestCode,
+                panel: UnsafeRawPointer(weight.codes.pointer) + column * layout.paddedInFeatures * layout.bits / 8,
+                coding: weight.coding, zeroCode: weight.zeroCode,
+                table: PackedWeight.doubledE2M1.pointer.assumingMemoryBound(to: UInt8.self),
+                weightScales: weight.scales.pointer + column * layout.groups * weight.scales.type.byteCount,
+                scaleType: weight.scales.type, y: call.y + ((first + row) * call.yStride + column) * call.yType.byteCount,
+                yStride: call.yStride, yType: call.yType, columns: min(layout.panelWidth, layout.outFeatures - column),
+                function: layer.epilogue.function, scratch: scratch)
+            if layer.activation == .float {
+                arguments.values = UnsafePointer(block.values(workspace)) + row * block.valueStride
+                arguments.valueStride = block.valueStride
+            } else {
+                arguments.codes = UnsafePointer(block.codes(workspace)) + row * block.codeStride
+                arguments.codeStride = block.codeStride
+            }
+            arguments.offsets = floats(weight.offsets, at: column * layout.groups)
+            arguments.channelScales = floats(weight.channelScales, at: column)
+            arguments.bias = floats(layer.bias, at: column)
+            if let lowRank = layer.lowRank {
+                arguments.low = UnsafePointer(block.low(workspace)) + row * block.lowStride
+                arguments.lowStride = block.lowStride
+                arguments.up = lowRank.up.pointer + column * lowRank.rank * lowRank.up.type.byteCount
+                arguments.factorType = lowRank.up.type
+                arguments.rank = lowRank.rank
+            }
+            weight.kernels.multiplyQuantized(&arguments)
+        }
+
+        private func floats(_ storage: TensorStorage?, at index: Int) -> UnsafePointer<Float>? {
+            storage.map { UnsafePointer($0.pointer.assumingMemoryBound(to: Float.self)) + index }
+        }
+    }
+}
+
+/// Where the activations of a block of rows stand in the workspace.
+struct ActivationBlock {
+    let rows: Int
+    let codeStride: Int
+    let valueStride: Int
+    let lowStride: Int
+    let byteCount: Int
+    private let places: (codes: Int, scales: Int, starts: Int, sums: Int, low: Int)
+
+    init(_ layer: QuantizedLinear, rows: Int) {
+        let layout = layer.weight.layout
+        let kernels = layer.weight.kernels
+        self.rows = rows
+        // A cache line more than the row: depths are often multiples of 4096, and rows a page apart would share few sets of a cache.
+        codeStride = (layout.paddedInFeatures + 63) / 64 * 64 + 64
+        valueStride = codeStride
+        lowStride = (layer.lowRank?.vectors ?? 0) * kernels.laneCount
+        var next = 0
+        func take(_ bytes: Int) -> Int {
+            defer { next += (bytes + 63) / 64 * 64 }
+            return next
+        }
+        let groups = rows * layout.groups * 4
+        places = (
+            take(rows * codeStride * (layer.activation == .float ? 4 : 1)), take(groups), take(groups), take(groups),
+            take((rows + kernels.tileRows) * lowStride * 4)
+        )
+        byteCount = next
+    }
+
+    func codes(_ workspace: UnsafeMutableRawPointer) -> UnsafeMutablePointer<Int8> {
+        (workspace + places.codes).assumingMemoryBound(to: Int8.self)
+    }
+
+    func values(_ workspace: UnsafeMutableRawPointer) -> UnsafeMutablePointer<Float> {
+        (workspace + places.codes).assumingMemoryBound(to: Float.self)
+    }
+
+    func scales(_ workspace: UnsafeMutableRawPointer) -> UnsafeMutablePointer<Float> {
+        (workspace + places.scales).assumingMemoryBound(to: Float.self)
+    }
+
+    func starts(_ workspace: UnsafeMutableRawPointer) -> UnsafeMutablePointer<Int32> {
+        (workspace + places.starts).assumingMemoryBound(to: Int32.self)
+    }
+
+    func sums(_ workspace: UnsafeMutableRawPointer) -> UnsafeMutablePointer<Float> {
+        (workspace + places.sums).assumingMemoryBound(to: Float.self)
+    }
+
+    func low(_ workspace: UnsafeMutableRawPointer) -> UnsafeMutablePointer<Float> {
+        (workspace + places.low).assumingMemoryBound(to: Float.self)
+    }
+}
+
+// MARK: - The kernels' names
+
+extension ActivationFormat {
+    var coding: ActivationCoding {
+        switch self {
+        case .float: .float
+        case .int8PerToken: .int8PerToken
+        case .int8PerGroup: .int8PerGroup
+        case .int4: .int4
+        case .uint4: .uint4
+        case .fp4: .fp4
+        }
+    }
+
+    /// Largest magnitude of a code.
+    var largestCode: Int {
+        switch self {
+        case .float, .int8PerToken, .int8PerGroup: 127
+        case .int4: 7
+        case .uint4: 15
+        case .fp4: 12
+        }
+    }
+
+    var shift: Float {
+        if case .uint4(let shift) = self { shift } else { 0 }
+    }
+}
+
+extension Epilogue {
+    var function: OutputFunction {
+        switch self {
+        case .none: .none
+        case .gelu: .gelu
+        case .silu: .silu
+        }
+    }
+}
