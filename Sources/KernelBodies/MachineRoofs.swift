@@ -13,18 +13,17 @@ public func multiplyAddChains(_ iterations: Int, _ seed: Float) -> Float {
 /// Runs `iterations` multiply-adds of codes in each of 3·`tileRows` independent chains, out of registers. Returns a value that depends on
 /// all of them.
 public func codeProductChains(_ iterations: Int) -> Int32 {
-    let start = integerRow(0x0102_0304)
     let codes = startingSums(0x0103_0201)
-    let row = startRow(start.x0[0])
+    let row = sumRow(0x0102_0304)
     var tile: CodeTile = (row, row, row, row, row, row, row, row)
     for _ in 0..<iterations { chain(&tile, codes) }
-    var total = integers(tile.r0, isByte: false) + integers(tile.r1, isByte: false)
-    total = total + integers(tile.r2, isByte: false) + integers(tile.r3, isByte: false)
+    let (a, b) = (integers(tile.r0, isByte: false) + integers(tile.r1, isByte: false), integers(tile.r2, isByte: false))
+    var sum = a + b + integers(tile.r3, isByte: false)
     if tileRows > 4 {
-        total = total + integers(tile.r4, isByte: false) + integers(tile.r5, isByte: false)
-        total = total + integers(tile.r6, isByte: false) + integers(tile.r7, isByte: false)
+        sum = sum + integers(tile.r4, isByte: false) + integers(tile.r5, isByte: false)
+        sum = sum + integers(tile.r6, isByte: false) + integers(tile.r7, isByte: false)
     }
-    let lanes = total.x0 &+ total.x1 &+ total.x2
+    let lanes = sum.x0 &+ sum.x1 &+ sum.x2
     return lanes[0]
 }
 

@@ -15,6 +15,8 @@ private struct PanelStep {
     var weights: UnsafePointer<Float>
     var scales: UnsafePointer<Float>
     var offsets: UnsafePointer<Float>?
+    /// What the integer sums of a group start from, [groups][lanes].
+    var starts: UnsafeMutablePointer<Int32>
     var c: UnsafeMutablePointer<Float>
     /// First channel and group, and how many.
     var channel = 0
@@ -23,16 +25,14 @@ private struct PanelStep {
     var groups = 0
     /// Channels whose products a narrow sum holds; divides the group.
     var chunk: Int
+    /// Sums of a whole group fit narrow ones together with what they start from.
+    var startsNarrow: Bool
 }
 
 /// See `QuantizedProductArguments`.
 public func multiplyQuantized(_ arguments: UnsafePointer<QuantizedProductArguments>) {
     let args = arguments.pointee
-    switch (args.columns + laneCount - 1) / laneCount {
-    case 1: multiplyPanelOfOne(args)
-    case 2: multiplyPanelOfTwo(args)
-    default: multiplyPanelOfThree(args)
-    }
+    if args.columns > laneCount { multiplyPanelOfTwo(args) } else { multiplyPanelOfOne(args) }
 }
 
 @inline(never)
@@ -41,24 +41,25 @@ private func multiplyPanelOfOne(_ args: QuantizedProductArguments) { multiplyPan
 @inline(never)
 private func multiplyPanelOfTwo(_ args: QuantizedProductArguments) { multiplyPanel(args, width: 2) }
 
-@inline(never)
-private func multiplyPanelOfThree(_ args: QuantizedProductArguments) { multiplyPanel(args, width: 3) }
-
 @_transparent
 private func multiplyPanel(_ args: QuantizedProductArguments, width: Int) {
     let lanes = width * laneCount
     let expanded = args.scratch.assumingMemoryBound(to: UInt8.self)
     let scales = (args.scratch + QuantizedScratch.expandedBytes).assumingMemoryBound(to: Float.self)
     let offsets = scales + QuantizedScratch.scaleFloats
-    let c = offsets + QuantizedScratch.scaleFloats
+    let starts = offsets + QuantizedScratch.scaleFloats
+    let c = starts + QuantizedScratch.scaleFloats
     let up = c + QuantizedScratch.sumFloats
-    let paddedRows = (args.rows + tileRows - 1) / tileRows * tileRows
+    let paddedRows = args.rows + QuantizedScratch.spareRows
     for x in 0..<paddedRows * width { store(splat(0), c + x * laneCount) }
 
     var step = PanelStep(
         codes: expanded, weights: UnsafeRawPointer(expanded).assumingMemoryBound(to: Float.self), scales: scales,
-        offsets: args.offsets == nil ? nil : UnsafePointer(offsets), c: c, chunk: args.groupSize)
-    while step.chunk / 4 * 2 * args.largestProduct > codeSumLimit { step.chunk /= 2 }
+        offsets: args.offsets == nil ? nil : UnsafePointer(offsets),
+        starts: UnsafeMutableRawPointer(starts).assumingMemoryBound(to: Int32.self), c: c, chunk: args.groupSize,
+        startsNarrow: args.groupSize / 2 * (args.largestCode + 2 * Int(args.zeroCode)) * args.largestWeight <= codeSumLimit)
+    // Narrow sums of two products each take a step of four channels.
+    while step.chunk / 2 * args.largestCode * args.largestWeight > codeSumLimit { step.chunk /= 2 }
     let limit = args.values == nil ? QuantizedScratch.codeDepth : QuantizedScratch.floatDepth
     while step.channel < args.paddedDepth {
         step.channels = minimum(limit, args.paddedDepth - step.channel)
@@ -77,10 +78,11 @@ private func multiplyPanel(_ args: QuantizedProductArguments, width: Int) {
                 into: UnsafeMutableRawPointer(expanded).assumingMemoryBound(to: Float.self))
             multiplyFloats(args, step, width: width)
         } else {
-            if args.coding == .byte {
+            if args.isByte {
                 step.codes = args.panel.assumingMemoryBound(to: UInt8.self) + step.channel * lanes
+                startFromSums(args, step, lanes: lanes)
             } else {
-                expandCodes(args, channel: step.channel, channels: step.channels, lanes: lanes, into: expanded)
+                expandCodes(args, step, width: width, into: expanded)
             }
             multiplyCodes(args, step, width: width)
         }
@@ -91,97 +93,153 @@ private func multiplyPanel(_ args: QuantizedProductArguments, width: Int) {
     writeRows(args, c, lanes: lanes)
 }
 
+/// Nibbles of the step as signed bytes [channels/4][width·laneCount][4], and −zero·Σ codes of each group.
+@_transparent
+private func expandCodes(
+    _ args: QuantizedProductArguments, _ step: PanelStep, width: Int, into target: UnsafeMutablePointer<UInt8>
+) {
+    let bytes = 4 * laneCount
+    let ones = startingSums(0x0101_0101)
+    var source = args.panel + step.channel * width * laneCount / 2
+    var low = UnsafeMutableRawPointer(target)
+    for group in 0..<step.groups {
+        var sums = sumRow(0)
+        for _ in 0..<args.groupSize / 8 {
+            sums.x0 = expand(source, low, low + width * bytes, args.table, ones, sums.x0)
+            if width > 1 {
+                sums.x1 = expand(source + bytes, low + bytes, low + (width + 1) * bytes, args.table, ones, sums.x1)
+            }
+            source += width * bytes
+            low += 2 * width * bytes
+        }
+        let total = integers(sums, isByte: false)
+        let starts = step.starts + group * width * laneCount
+        storeStart(total.x0, args, step, starts)
+        if width > 1 { storeStart(total.x1, args, step, starts + laneCount) }
+    }
+}
+
+/// One register of nibbles, to two of bytes; their sum is added to `sum`.
+@_transparent
+private func expand(
+    _ source: UnsafeRawPointer, _ low: UnsafeMutableRawPointer, _ high: UnsafeMutableRawPointer, _ table: UnsafePointer<UInt8>,
+    _ ones: CodeVector, _ sum: CodeVector
+) -> CodeVector {
+    let codes = nibbles(source.loadUnaligned(as: CodeVector.self))
+    let (a, b) = (lookUp(codes.low, table), lookUp(codes.high, table))
+    low.storeBytes(of: a, as: CodeVector.self)
+    high.storeBytes(of: b, as: CodeVector.self)
+    return addProducts(sum, ones, addBytes(a, b))
+}
+
+/// −zero·Σ codes: what stored codes have too much. Narrow sums come in pairs, and the first of a pair takes it all.
+@_transparent
+private func storeStart(
+    _ sum: IntVector, _ args: QuantizedProductArguments, _ step: PanelStep, _ target: UnsafeMutablePointer<Int32>
+) {
+    var start = IntVector(repeating: 0) &- sum &* args.zeroCode
+    if codeSumLimit == 32_767 && step.startsNarrow && !args.isByte { start = start & 0xffff }
+    UnsafeMutableRawPointer(target).storeBytes(of: start, as: IntVector.self)
+}
+
+/// The same for weights of whole bytes, whose sums are stored.
+@_transparent
+private func startFromSums(_ args: QuantizedProductArguments, _ step: PanelStep, lanes: Int) {
+    let sums = args.codeSums! + step.group * lanes
+    for x in 0..<step.groups * lanes / laneCount {
+        let sum = UnsafeRawPointer(sums + x * laneCount).loadUnaligned(as: IntVector.self)
+        storeStart(sum, args, step, step.starts + x * laneCount)
+    }
+}
+
 // MARK: - Integer products
 
-/// All strips of rows against the step.
+/// All strips of rows against the step: six rows at a time; the product with a vector and what is left at the end have tiles of their own.
 @_transparent
 private func multiplyCodes(_ args: QuantizedProductArguments, _ step: PanelStep, width: Int) {
-    // One row alone has a tile of its own: the product with a vector waits for memory, not for the tile.
-    if args.rows == 1 {
-        switch (width, args.coding == .byte) {
-        case (1, false): multiplyRowByOne(args, step)
-        case (2, false): multiplyRowByTwo(args, step)
-        case (3, false): multiplyRowByThree(args, step)
-        case (1, true): multiplyByteRowByOne(args, step)
-        case (2, true): multiplyByteRowByTwo(args, step)
-        default: multiplyByteRowByThree(args, step)
-        }
-        return
-    }
     var row = 0
     while row < args.rows {
-        switch (width, args.coding == .byte) {
-        case (1, false): multiplyStripByOne(args, step, row)
-        case (2, false): multiplyStripByTwo(args, step, row)
-        case (3, false): multiplyStripByThree(args, step, row)
-        case (1, true): multiplyByteStripByOne(args, step, row)
-        case (2, true): multiplyByteStripByTwo(args, step, row)
-        default: multiplyByteStripByThree(args, step, row)
+        let left = args.rows - row
+        // Eight rows are twice four, not six and two.
+        let rows = left == 1 ? 1 : left <= 4 || left == 7 || left == 8 ? 4 : weightRows
+        switch (width, rows, args.isByte) {
+        case (1, 1, false): multiplyRowByOne(args, step, row)
+        case (1, 4, false): multiplyShortStripByOne(args, step, row)
+        case (1, _, false): multiplyStripByOne(args, step, row)
+        case (1, 1, true): multiplyByteRowByOne(args, step, row)
+        case (1, 4, true): multiplyByteShortStripByOne(args, step, row)
+        case (1, _, true): multiplyByteStripByOne(args, step, row)
+        case (_, 1, false): multiplyRowByTwo(args, step, row)
+        case (_, 4, false): multiplyShortStripByTwo(args, step, row)
+        case (_, _, false): multiplyStripByTwo(args, step, row)
+        case (_, 1, true): multiplyByteRowByTwo(args, step, row)
+        case (_, 4, true): multiplyByteShortStripByTwo(args, step, row)
+        case (_, _, true): multiplyByteStripByTwo(args, step, row)
         }
-        row += tileRows
+        row += rows
     }
 }
 
 // One function per shape of the tile, not inlined: it needs every register.
 
 @inline(never)
+private func multiplyRowByOne(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
+    multiplyStrip(args, step, row, rows: 1, width: 1, isByte: false)
+}
+
+@inline(never)
+private func multiplyShortStripByOne(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
+    multiplyStrip(args, step, row, rows: 4, width: 1, isByte: false)
+}
+
+@inline(never)
 private func multiplyStripByOne(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
-    multiplyStrip(args, step, row, rows: tileRows, width: 1, isByte: false)
+    multiplyStrip(args, step, row, rows: weightRows, width: 1, isByte: false)
+}
+
+@inline(never)
+private func multiplyRowByTwo(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
+    multiplyStrip(args, step, row, rows: 1, width: 2, isByte: false)
+}
+
+@inline(never)
+private func multiplyShortStripByTwo(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
+    multiplyStrip(args, step, row, rows: 4, width: 2, isByte: false)
 }
 
 @inline(never)
 private func multiplyStripByTwo(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
-    multiplyStrip(args, step, row, rows: tileRows, width: 2, isByte: false)
+    multiplyStrip(args, step, row, rows: weightRows, width: 2, isByte: false)
 }
 
 @inline(never)
-private func multiplyStripByThree(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
-    multiplyStrip(args, step, row, rows: tileRows, width: 3, isByte: false)
+private func multiplyByteRowByOne(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
+    multiplyStrip(args, step, row, rows: 1, width: 1, isByte: true)
+}
+
+@inline(never)
+private func multiplyByteShortStripByOne(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
+    multiplyStrip(args, step, row, rows: 4, width: 1, isByte: true)
 }
 
 @inline(never)
 private func multiplyByteStripByOne(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
-    multiplyStrip(args, step, row, rows: tileRows, width: 1, isByte: true)
+    multiplyStrip(args, step, row, rows: weightRows, width: 1, isByte: true)
+}
+
+@inline(never)
+private func multiplyByteRowByTwo(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
+    multiplyStrip(args, step, row, rows: 1, width: 2, isByte: true)
+}
+
+@inline(never)
+private func multiplyByteShortStripByTwo(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
+    multiplyStrip(args, step, row, rows: 4, width: 2, isByte: true)
 }
 
 @inline(never)
 private func multiplyByteStripByTwo(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
-    multiplyStrip(args, step, row, rows: tileRows, width: 2, isByte: true)
-}
-
-@inline(never)
-private func multiplyByteStripByThree(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
-    multiplyStrip(args, step, row, rows: tileRows, width: 3, isByte: true)
-}
-
-@inline(never)
-private func multiplyRowByOne(_ args: QuantizedProductArguments, _ step: PanelStep) {
-    multiplyStrip(args, step, 0, rows: 1, width: 1, isByte: false)
-}
-
-@inline(never)
-private func multiplyRowByTwo(_ args: QuantizedProductArguments, _ step: PanelStep) {
-    multiplyStrip(args, step, 0, rows: 1, width: 2, isByte: false)
-}
-
-@inline(never)
-private func multiplyRowByThree(_ args: QuantizedProductArguments, _ step: PanelStep) {
-    multiplyStrip(args, step, 0, rows: 1, width: 3, isByte: false)
-}
-
-@inline(never)
-private func multiplyByteRowByOne(_ args: QuantizedProductArguments, _ step: PanelStep) {
-    multiplyStrip(args, step, 0, rows: 1, width: 1, isByte: true)
-}
-
-@inline(never)
-private func multiplyByteRowByTwo(_ args: QuantizedProductArguments, _ step: PanelStep) {
-    multiplyStrip(args, step, 0, rows: 1, width: 2, isByte: true)
-}
-
-@inline(never)
-private func multiplyByteRowByThree(_ args: QuantizedProductArguments, _ step: PanelStep) {
-    multiplyStrip(args, step, 0, rows: 1, width: 3, isByte: true)
+    multiplyStrip(args, step, row, rows: weightRows, width: 2, isByte: true)
 }
 
 /// C += Σ_g (Σ_k a·w) · weight scale · row's scale, for `rows` rows.
@@ -191,138 +249,103 @@ private func multiplyStrip(
 ) {
     let lanes = width * laneCount
     let groups = args.paddedDepth / args.groupSize
-    let codes = UnsafeRawPointer(args.codes! + row * args.codeStride + step.channel).assumingMemoryBound(to: UInt8.self)
-    let a = codePointers(codes, stride: args.codeStride, count: args.rows - row)
-    let last = minimum(rows, args.rows - row) - 1
-    let c = step.c + row * lanes
+    let count = minimum(rows, args.rows - row)
+    let a = codePointers(args.codes! + row * args.codeStride + step.channel, stride: args.codeStride, count: count)
+    let line = GroupLine(
+        scales: args.scales + row * groups + step.group,
+        r1: minimum(1, count - 1) * groups, r2: minimum(2, count - 1) * groups, r3: minimum(3, count - 1) * groups,
+        r4: minimum(4, count - 1) * groups, r5: minimum(5, count - 1) * groups)
+    let target = step.c + row * lanes
+    var c = loadTile(target, rows: rows, width: width)
     for group in 0..<step.groups {
-        let first = row * groups + step.group + group
-        let line = GroupLine(
-            starts: args.starts + first, scales: args.scales + first, groups: groups, last: last,
-            weightScales: step.scales + group * lanes, c: c)
         let channel = group * args.groupSize
         let panel = step.codes + channel * lanes
-        if isByte || codeSumLimit > 32_767 {
-            var tile = startTile(line, rows: rows)
+        let start = step.starts + group * lanes
+        var sums: IntTile
+        if isByte || step.startsNarrow {
+            var tile = startTile(startRow(start, width: width))
             accumulate(&tile, rows: rows, a, from: channel, weights: panel, depth: args.groupSize, width: width, isByte: isByte)
-            addScaled(integers(tile, rows: rows, isByte: isByte), line, rows: rows, width: width)
+            sums = integers(tile, isByte: isByte)
         } else {
-            var tile = zeroCodeTile()
+            var tile = startTile(sumRow(0))
             accumulate(&tile, rows: rows, a, from: channel, weights: panel, depth: step.chunk, width: width, isByte: false)
-            var sums = integers(tile, rows: rows, isByte: false) + starts(line, rows: rows)
+            sums = integers(tile, isByte: false) + loadIntRow(start, width: width)
             var done = step.chunk
             while done < args.groupSize {
-                tile = zeroCodeTile()
+                tile = startTile(sumRow(0))
                 accumulate(
                     &tile, rows: rows, a, from: channel + done, weights: panel + done * lanes, depth: step.chunk, width: width,
                     isByte: false)
-                sums = sums + integers(tile, rows: rows, isByte: false)
+                sums = sums + integers(tile, isByte: false)
                 done += step.chunk
             }
-            addScaled(sums, line, rows: rows, width: width)
+        }
+        let weightScale = loadRow(step.scales + group * lanes, width: width)
+        c.r0 = multiplyAdd(line.scales[group], floats(sums.r0) * weightScale, c.r0)
+        if rows > 1 {
+            c.r1 = multiplyAdd(line.scales[line.r1 + group], floats(sums.r1) * weightScale, c.r1)
+            c.r2 = multiplyAdd(line.scales[line.r2 + group], floats(sums.r2) * weightScale, c.r2)
+            c.r3 = multiplyAdd(line.scales[line.r3 + group], floats(sums.r3) * weightScale, c.r3)
+        }
+        if rows > 4 {
+            c.r4 = multiplyAdd(line.scales[line.r4 + group], floats(sums.r4) * weightScale, c.r4)
+            c.r5 = multiplyAdd(line.scales[line.r5 + group], floats(sums.r5) * weightScale, c.r5)
         }
     }
     if let offsets = step.offsets {
+        let sums = args.sums + row * groups + step.group
         for group in 0..<step.groups {
-            let sums = args.sums + row * groups + step.group + group
-            for r in 0..<minimum(rows, args.rows - row) {
-                let target = c + r * lanes
-                let weight = loadRow(offsets + group * lanes, width: width)
-                store(multiplyAdd(-sums[r * groups], weight, loadRow(target, width: width)), target, width: width)
+            let offset = loadRow(offsets + group * lanes, width: width)
+            c.r0 = multiplyAdd(-sums[group], offset, c.r0)
+            if rows > 1 {
+                c.r1 = multiplyAdd(-sums[line.r1 + group], offset, c.r1)
+                c.r2 = multiplyAdd(-sums[line.r2 + group], offset, c.r2)
+                c.r3 = multiplyAdd(-sums[line.r3 + group], offset, c.r3)
+            }
+            if rows > 4 {
+                c.r4 = multiplyAdd(-sums[line.r4 + group], offset, c.r4)
+                c.r5 = multiplyAdd(-sums[line.r5 + group], offset, c.r5)
             }
         }
     }
-}
-
-/// One group of a strip: where the rows' scales and starting sums are, and where the products go.
-private struct GroupLine {
-    var starts: UnsafePointer<Int32>
-    var scales: UnsafePointer<Float>
-    /// From one row to the next.
-    var groups: Int
-    /// The last row that exists; rows after it repeat it.
-    var last: Int
-    var weightScales: UnsafePointer<Float>
-    var c: UnsafeMutablePointer<Float>
-}
-
-private typealias IntTile = (
-    r0: IntRow, r1: IntRow, r2: IntRow, r3: IntRow, r4: IntRow, r5: IntRow, r6: IntRow, r7: IntRow
-)
-
-@_transparent
-private func startTile(_ line: GroupLine, rows: Int) -> CodeTile {
-    let first = startRow(line.starts[0])
-    if rows == 1 { return (first, first, first, first, first, first, first, first) }
-    let r1 = startRow(start(line, 1))
-    let r2 = startRow(start(line, 2))
-    let r3 = startRow(start(line, 3))
-    if rows == 4 { return (first, r1, r2, r3, first, first, first, first) }
-    return (
-        first, r1, r2, r3, startRow(start(line, 4)), startRow(start(line, 5)), startRow(start(line, 6)),
-        startRow(start(line, 7))
-    )
-}
-
-@_transparent
-private func starts(_ line: GroupLine, rows: Int) -> IntTile {
-    let first = integerRow(line.starts[0])
-    if rows == 1 { return (first, first, first, first, first, first, first, first) }
-    let (r1, r2, r3) = (integerRow(start(line, 1)), integerRow(start(line, 2)), integerRow(start(line, 3)))
-    if rows == 4 { return (first, r1, r2, r3, first, first, first, first) }
-    return (
-        first, r1, r2, r3, integerRow(start(line, 4)), integerRow(start(line, 5)), integerRow(start(line, 6)),
-        integerRow(start(line, 7))
-    )
-}
-
-@_transparent
-private func start(_ line: GroupLine, _ row: Int) -> Int32 { line.starts[minimum(row, line.last) * line.groups] }
-
-@_transparent
-private func integers(_ tile: CodeTile, rows: Int, isByte: Bool) -> IntTile {
-    let first = integers(tile.r0, isByte: isByte)
-    if rows == 1 { return (first, first, first, first, first, first, first, first) }
-    let r1 = integers(tile.r1, isByte: isByte)
-    let r2 = integers(tile.r2, isByte: isByte)
-    let r3 = integers(tile.r3, isByte: isByte)
-    if rows == 4 { return (first, r1, r2, r3, first, first, first, first) }
-    return (
-        first, r1, r2, r3, integers(tile.r4, isByte: isByte), integers(tile.r5, isByte: isByte),
-        integers(tile.r6, isByte: isByte),
-        integers(tile.r7, isByte: isByte)
-    )
-}
-
-@_transparent
-private func + (a: IntTile, b: IntTile) -> IntTile {
-    (a.r0 + b.r0, a.r1 + b.r1, a.r2 + b.r2, a.r3 + b.r3, a.r4 + b.r4, a.r5 + b.r5, a.r6 + b.r6, a.r7 + b.r7)
-}
-
-@_transparent
-private func addScaled(_ sums: IntTile, _ line: GroupLine, rows: Int, width: Int) {
-    addScaled(sums.r0, line, 0, width: width)
+    // C has room for rows past the last.
+    store(c.r0, target, width: width)
     if rows > 1 {
-        addScaled(sums.r1, line, 1, width: width)
-        addScaled(sums.r2, line, 2, width: width)
-        addScaled(sums.r3, line, 3, width: width)
+        store(c.r1, target + lanes, width: width)
+        store(c.r2, target + 2 * lanes, width: width)
+        store(c.r3, target + 3 * lanes, width: width)
     }
     if rows > 4 {
-        addScaled(sums.r4, line, 4, width: width)
-        addScaled(sums.r5, line, 5, width: width)
-        addScaled(sums.r6, line, 6, width: width)
-        addScaled(sums.r7, line, 7, width: width)
+        store(c.r4, target + 4 * lanes, width: width)
+        store(c.r5, target + 5 * lanes, width: width)
     }
 }
 
-/// C += sums · weight scale · row's scale. C has room for rows past the last.
-@_transparent
-private func addScaled(_ sums: IntRow, _ line: GroupLine, _ row: Int, width: Int) {
-    let target = line.c + row * width * laneCount
-    let scaled = floats(sums) * loadRow(line.weightScales, width: width)
-    let scale = line.scales[minimum(row, line.last) * line.groups]
-    store(multiplyAdd(scale, scaled, loadRow(target, width: width)), target, width: width)
+/// Where the rows of a strip have their scales, from the first group of the step on: rows past the last repeat it.
+private struct GroupLine {
+    var scales: UnsafePointer<Float>
+    var r1: Int
+    var r2: Int
+    var r3: Int
+    var r4: Int
+    var r5: Int
 }
+
+@_transparent
+private func loadTile(_ c: UnsafePointer<Float>, rows: Int, width: Int) -> FloatTile {
+    let first = loadRow(c, width: width)
+    if rows == 1 { return (first, first, first, first, first, first) }
+    let lanes = width * laneCount
+    let (r1, r2) = (loadRow(c + lanes, width: width), loadRow(c + 2 * lanes, width: width))
+    let r3 = loadRow(c + 3 * lanes, width: width)
+    if rows == 4 { return (first, r1, r2, r3, first, first) }
+    return (
+        first, r1, r2, r3, loadRow(c + 4 * lanes, width: width), loadRow(c + 5 * lanes, width: width)
+    )
+}
+
+@_transparent
+private func startTile(_ row: CodeRow) -> WeightTile { (row, row, row, row, row, row) }
 
 // MARK: - Floating-point products
 

@@ -199,10 +199,10 @@ private func scaleTokens(_ args: QuantizeArguments, staged: UnsafeMutablePointer
     }
 }
 
-/// One group: its scale, its codes, and what sums of products with them start from.
+/// One group: its scale, its codes, and their sum.
 @_transparent
 private func encode(
-    _ args: QuantizeArguments, _ v: UnsafePointer<Float>, tokenScale: Float, codes: UnsafeMutablePointer<Int8>, place: Int
+    _ args: QuantizeArguments, _ v: UnsafePointer<Float>, tokenScale: Float, codes: UnsafeMutablePointer<UInt8>, place: Int
 ) {
     var scale = tokenScale
     var stored = tokenScale
@@ -236,14 +236,13 @@ private func encode(
         // What is not finite gives any code; it must only stay in the range that sums are made for.
         code = minimum(maximum(code, lowest), splat(127))
         sum = sum + code
-        storeLowBytes(nearest(code), UnsafeMutableRawPointer(codes + x).assumingMemoryBound(to: UInt8.self))
+        storeLowBytes(nearest(code) &+ args.zeroCode, codes + x)
         x += laneCount
     }
     let total = sum.sum()
     if args.coding == .fp4 { stored = stored * 0.5 }
     args.scales[place] = isZero ? 0 : stored
     args.sums[place] = isZero ? 0 : stored * total
-    args.starts[place] = -args.zeroCode &* Int32(truncatingIfNeeded: Int(total))
 }
 
 @_transparent

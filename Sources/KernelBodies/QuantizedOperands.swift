@@ -32,33 +32,7 @@ func widen(
     }
 }
 
-/// Nibbles of `channels` channels as bytes [channels/4][lanes][4].
-@inline(never)
-func expandCodes(
-    _ args: QuantizedProductArguments, channel: Int, channels: Int, lanes: Int, into target: UnsafeMutablePointer<UInt8>
-) {
-    let vectors = lanes / laneCount
-    let bytes = 4 * laneCount
-    var source = args.panel + channel * lanes / 2
-    var low = UnsafeMutableRawPointer(target)
-    for _ in 0..<channels / 8 {
-        for _ in 0..<vectors {
-            let codes = nibbles(source.loadUnaligned(as: CodeVector.self))
-            if args.coding == .table {
-                low.storeBytes(of: lookUp(codes.low, args.table), as: CodeVector.self)
-                (low + vectors * bytes).storeBytes(of: lookUp(codes.high, args.table), as: CodeVector.self)
-            } else {
-                low.storeBytes(of: codes.low, as: CodeVector.self)
-                (low + vectors * bytes).storeBytes(of: codes.high, as: CodeVector.self)
-            }
-            source += bytes
-            low += bytes
-        }
-        low += vectors * bytes
-    }
-}
-
-/// Codes of `channels` channels as weights [channels][lanes]: (code − zero) · scale − offset.
+/// Codes of `channels` channels as weights [channels][lanes]: code · scale − offset.
 @inline(never)
 func expandWeights(
     _ args: QuantizedProductArguments, channel: Int, channels: Int, scales: UnsafePointer<Float>,
@@ -66,8 +40,6 @@ func expandWeights(
     lanes: Int, into target: UnsafeMutablePointer<Float>
 ) {
     let bytes = 4 * laneCount
-    let mask = IntVector(repeating: 255)
-    let zero = IntVector(repeating: args.zeroCode)
     var first = 0
     while first < channels {
         let group = first / args.groupSize * lanes
@@ -78,17 +50,17 @@ func expandWeights(
             var step = 0
             while step < 8 {
                 var codes: CodeVector
-                if args.coding == .byte {
+                if args.isByte {
                     codes = (args.panel + (channel + first + step) * lanes + vector * bytes).loadUnaligned(as: CodeVector.self)
                 } else {
                     let packed = (args.panel + (channel + first) * lanes / 2 + vector * bytes).loadUnaligned(
                         as: CodeVector.self)
-                    codes = step == 0 ? nibbles(packed).low : nibbles(packed).high
-                    if args.coding == .table { codes = lookUp(codes, args.table) }
+                    codes = lookUp(step == 0 ? nibbles(packed).low : nibbles(packed).high, args.table)
                 }
                 var word = byteSums(codes)
                 for i in 0..<4 {
-                    let value = multiplyAdd(floats((word & mask) &- zero), scale, splat(0) - offset)
+                    // The lowest byte with its sign: up to the top and down again.
+                    let value = multiplyAdd(floats((word &<< 24) &>> 24), scale, splat(0) - offset)
                     store(value, target + (first + step + i) * lanes + lane)
                     word = word &>> 8
                 }

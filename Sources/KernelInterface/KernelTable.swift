@@ -6,6 +6,8 @@ public struct KernelTable: Sendable {
     public var panelWidth: Int
     /// Rows of the register tile.
     public var tileRows: Int
+    /// Floats across a panel of quantised weights.
+    public var weightPanelWidth: Int
 
     /// Attention of one query block. See `AttentionArguments`.
     public var attendBlock: @Sendable (UnsafePointer<AttentionArguments>) -> Void
@@ -28,7 +30,7 @@ public struct KernelTable: Sendable {
     public var quantizeActivations: @Sendable (UnsafePointer<QuantizeArguments>) -> Void
     /// A panel of a quantised product. See `QuantizedProductArguments`.
     public var multiplyQuantized: @Sendable (UnsafePointer<QuantizedProductArguments>) -> Void
-    /// What counts as the zero of weights that are stored as bytes.
+    /// What is added to signed codes of activations that meet weights of whole bytes.
     public var byteZero: Int32
 
     /// Roofs: (iterations) → `3·tileRows` chains of multiply-adds of codes, `4·laneCount` wide.
@@ -44,7 +46,7 @@ public struct KernelTable: Sendable {
     public var applyPrimitive: @Sendable (Primitive, UnsafeRawPointer, UnsafeMutableRawPointer, Int) -> Void
 
     public init(
-        laneCount: Int, panelWidth: Int, tileRows: Int,
+        laneCount: Int, panelWidth: Int, tileRows: Int, weightPanelWidth: Int,
         attendBlock: @escaping @Sendable (UnsafePointer<AttentionArguments>) -> Void,
         multiplyBlock: @escaping @Sendable (UnsafePointer<GEMMArguments>) -> Void,
         stageRows: @escaping @Sendable (RowOperand, Int, Int, Int, UnsafeMutablePointer<Float>) -> Void,
@@ -66,6 +68,7 @@ public struct KernelTable: Sendable {
         self.laneCount = laneCount
         self.panelWidth = panelWidth
         self.tileRows = tileRows
+        self.weightPanelWidth = weightPanelWidth
         self.attendBlock = attendBlock
         self.multiplyBlock = multiplyBlock
         self.stageRows = stageRows

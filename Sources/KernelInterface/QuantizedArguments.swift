@@ -9,16 +9,6 @@ public enum ActivationCoding: UInt8, Sendable {
     case fp4
 }
 
-/// How stored weight codes become the unsigned bytes that are multiplied.
-public enum WeightCoding: UInt8, Sendable {
-    /// Nibbles as they are.
-    case nibble
-    /// Nibbles through a table of 16 bytes.
-    case table
-    /// Bytes as they are.
-    case byte
-}
-
 /// Some rows of activations on their way into a quantised product: smoothed, quantised, and through the low-rank down-projection.
 ///
 /// Groups of activations are groups of the weights. Everything written has `groups` entries per row, or `codeStride`, `valueStride` and
@@ -36,17 +26,16 @@ public struct QuantizeArguments {
     /// Added before unsigned coding.
     public var shift: Float
     public var groupSize: Int
-    /// Sums of products start at −`zeroCode`·Σ codes.
+    /// Added to codes, so that none is negative.
     public var zeroCode: Int32
 
-    public var codes: UnsafeMutablePointer<Int8>?
+    public var codes: UnsafeMutablePointer<UInt8>?
     public var codeStride = 0
     /// Smoothed activations for `.float`, instead of codes.
     public var values: UnsafeMutablePointer<Float>?
     public var valueStride = 0
     /// What a code is worth.
     public var scales: UnsafeMutablePointer<Float>
-    public var starts: UnsafeMutablePointer<Int32>
     /// Σ scale · code of each group.
     public var sums: UnsafeMutablePointer<Float>
 
@@ -64,7 +53,7 @@ public struct QuantizeArguments {
     public init(
         x: RowOperand, rows: Int, depth: Int, paddedDepth: Int, smooth: UnsafePointer<Float>?, coding: ActivationCoding,
         shift: Float,
-        groupSize: Int, zeroCode: Int32, scales: UnsafeMutablePointer<Float>, starts: UnsafeMutablePointer<Int32>,
+        groupSize: Int, zeroCode: Int32, scales: UnsafeMutablePointer<Float>,
         sums: UnsafeMutablePointer<Float>, scratch: UnsafeMutableRawPointer
     ) {
         self.x = x
@@ -77,7 +66,6 @@ public struct QuantizeArguments {
         self.groupSize = groupSize
         self.zeroCode = zeroCode
         self.scales = scales
-        self.starts = starts
         self.sums = sums
         self.scratch = scratch
     }
@@ -93,26 +81,28 @@ public enum OutputFunction: UInt8, Sendable {
 /// Some rows of activations times one panel of quantised weights.
 public struct QuantizedProductArguments {
     /// What `QuantizeArguments` wrote.
-    public var codes: UnsafePointer<Int8>?
+    public var codes: UnsafePointer<UInt8>?
     public var codeStride = 0
+    /// What was added to the codes.
+    public var zeroCode: Int32
     public var values: UnsafePointer<Float>?
     public var valueStride = 0
     public var scales: UnsafePointer<Float>
-    public var starts: UnsafePointer<Int32>
     public var sums: UnsafePointer<Float>
     public var rows: Int
     public var paddedDepth: Int
     public var groupSize: Int
-    /// Largest product of a weight byte and an activation code.
-    public var largestProduct: Int
+    /// Largest stored code of an activation, and largest magnitude of a weight's code.
+    public var largestCode: Int
+    public var largestWeight: Int
 
     /// [paddedDepth/8][width·laneCount] words of nibbles, or [paddedDepth/4][width·laneCount] words of bytes.
     public var panel: UnsafeRawPointer
-    public var coding: WeightCoding
-    /// Code that stands for zero, as a byte.
-    public var zeroCode: Int32
-    /// 16 bytes for `.table`.
+    public var isByte: Bool
+    /// The signed bytes that nibbles stand for, 16 of them.
     public var table: UnsafePointer<UInt8>
+    /// Σ codes of each group, [groups][width·laneCount], for weights of whole bytes.
+    public var codeSums: UnsafePointer<Int32>?
     /// [groups][width·laneCount].
     public var weightScales: UnsafeRawPointer
     public var scaleType: StorageType
@@ -141,21 +131,21 @@ public struct QuantizedProductArguments {
     public var scratch: UnsafeMutableRawPointer
 
     public init(
-        scales: UnsafePointer<Float>, starts: UnsafePointer<Int32>, sums: UnsafePointer<Float>, rows: Int, paddedDepth: Int,
-        groupSize: Int, largestProduct: Int, panel: UnsafeRawPointer, coding: WeightCoding, zeroCode: Int32,
+        scales: UnsafePointer<Float>, zeroCode: Int32, sums: UnsafePointer<Float>, rows: Int, paddedDepth: Int,
+        groupSize: Int, largestCode: Int, largestWeight: Int, panel: UnsafeRawPointer, isByte: Bool,
         table: UnsafePointer<UInt8>, weightScales: UnsafeRawPointer, scaleType: StorageType, y: UnsafeMutableRawPointer,
         yStride: Int, yType: StorageType, columns: Int, function: OutputFunction, scratch: UnsafeMutableRawPointer
     ) {
         self.scales = scales
-        self.starts = starts
+        self.zeroCode = zeroCode
         self.sums = sums
         self.rows = rows
         self.paddedDepth = paddedDepth
         self.groupSize = groupSize
-        self.largestProduct = largestProduct
+        self.largestCode = largestCode
+        self.largestWeight = largestWeight
         self.panel = panel
-        self.coding = coding
-        self.zeroCode = zeroCode
+        self.isByte = isByte
         self.table = table
         self.weightScales = weightScales
         self.scaleType = scaleType
@@ -170,7 +160,7 @@ public struct QuantizedProductArguments {
 
 /// Cache blocks of the quantised product and the scratch they need.
 public enum QuantizedScratch {
-    /// Channels of a step of the product: a panel of 48 columns expands to 24 KiB of codes, which stay in the first-level cache under all
+    /// Channels of a step of the product: a panel of 32 columns expands to 16 KiB of codes, which stay in the first-level cache under all
     /// rows.
     public static let codeDepth = 512
     /// The same for weights that become floats, four bytes each.
@@ -181,21 +171,23 @@ public enum QuantizedScratch {
     public static let activationRows = 64
     public static let activationDepth = 256
 
-    /// Floats across the widest panel.
-    static let maximumLanes = 3 * AttentionScratch.maximumLanes
+    /// Floats across the widest panel of weights.
+    static let maximumLanes = 2 * AttentionScratch.maximumLanes
+    /// Rows that tiles at the end may write past the last.
+    public static let spareRows = AttentionScratch.maximumTileRows
     /// Bytes of expanded codes or weights, which come first.
     public static let expandedBytes = maximumLanes * codeDepth
-    /// Floats of the scales of a step, for groups of 16; as many offsets follow.
+    /// Floats of the scales of a step, for groups of 16; as many offsets follow, and as many starting sums.
     public static let scaleFloats = maximumLanes * codeDepth / 16
     /// Floats of the sums of a task.
-    public static let sumFloats = maximumLanes * (taskRows + AttentionScratch.maximumTileRows)
+    public static let sumFloats = maximumLanes * (taskRows + spareRows)
 
     public static func productByteCount(rank: Int) -> Int {
-        expandedBytes + (2 * scaleFloats + sumFloats + rank * maximumLanes) * 4
+        expandedBytes + (3 * scaleFloats + sumFloats + rank * maximumLanes) * 4
     }
 
     /// Floats of staged rows, which come first; the expanded down-projection and one row of smoothed channels follow.
     public static let stagedFloats = activationRows * activationDepth
-    public static let downFloats = maximumLanes * activationDepth
+    public static let downFloats = 3 * AttentionScratch.maximumLanes * activationDepth
     public static let activationByteCount = (stagedFloats + downFloats + activationDepth) * 4
 }

@@ -6,6 +6,7 @@ public import KernelInterface
 public func avx2Kernels() -> KernelTable {
     KernelTable(
         laneCount: laneCount, panelWidth: panelWidth, tileRows: tileRows,
+        weightPanelWidth: weightVectors * laneCount,
         attendBlock: { attendBlock($0) }, multiplyBlock: { multiplyBlock($0) },
         stageRows: { stage($0, first: $1, count: $2, channels: $3, into: $4) },
         scoreAntidiagonals: { scoreAntidiagonals($0) }, encodeKeyGroups: { encodeKeyGroups($0) },

@@ -102,24 +102,29 @@ public func largest(_ value: Vector) -> Float {
 @_alwaysEmitIntoClient @_transparent
 public var codeSumLimit: Int { 32_767 }
 
-/// What is added to a signed byte to store it: nothing is subtracted again, because `addByteProducts` restores the sign.
+/// What is added to signed codes of activations that meet weights of whole bytes.
 @_alwaysEmitIntoClient @_transparent
 public var byteZero: Int32 { 0 }
 
-/// sum += products of weights, stored plus 128, and signed codes −127…127, four per 32-bit lane.
+/// sum += products of signed codes −127…127 and signed weights, four per 32-bit lane.
 ///
-/// Sums of two full products do not fit 16 bits with one factor unsigned. With the sign moved from the weight to the code they
-/// do: 2·128·127 < 2¹⁵.
+/// Two full products do not fit 16 bits with one factor unsigned. With the sign moved from the weight to the code they do:
+/// 2·128·127 < 2¹⁵.
 @_alwaysEmitIntoClient @_transparent
-public func addByteProducts(_ sum: CodeVector, _ weights: CodeVector, _ codes: CodeVector) -> CodeVector {
-    let signed = _mm256_xor_si256(weights, _mm256_set1_epi32(Int32(bitPattern: 0x8080_8080)))
-    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(codes, signed))
+public func addByteProducts(_ sum: CodeVector, _ codes: CodeVector, _ weights: CodeVector) -> CodeVector {
+    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(codes, weights))
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
 }
 
 /// Sums of `addByteProducts` as integer lanes.
 @_alwaysEmitIntoClient @_transparent
 public func byteSums(_ sum: CodeVector) -> IntVector { unsafeBitCast(sum, to: IntVector.self) }
+
+/// Byte by byte, a + b.
+@_alwaysEmitIntoClient @_transparent
+public func addBytes(_ a: CodeVector, _ b: CodeVector) -> CodeVector {
+    _mm256_add_epi8(a, b)
+}
 
 /// Sums of 32 bits that start at an integer.
 @_alwaysEmitIntoClient @_transparent

@@ -131,19 +131,26 @@ public func largest(_ value: Vector) -> Float {
 @_alwaysEmitIntoClient @_transparent
 public var codeSumLimit: Int { Int(Int32.max) }
 
-/// What is added to a signed byte to store it, and so counts in every sum of products.
+/// What is added to signed codes of activations that meet weights of whole bytes.
 @_alwaysEmitIntoClient @_transparent
 public var byteZero: Int32 { 128 }
 
-/// sum += products of weights, stored plus 128, and signed codes, four per 32-bit lane.
+/// sum += products of codes, 128 added, and signed weights, four per 32-bit lane.
 @_alwaysEmitIntoClient @_transparent
-public func addByteProducts(_ sum: CodeVector, _ weights: CodeVector, _ codes: CodeVector) -> CodeVector {
-    addProducts(sum, weights, codes)
+public func addByteProducts(_ sum: CodeVector, _ codes: CodeVector, _ weights: CodeVector) -> CodeVector {
+    addProducts(sum, codes, weights)
 }
 
 /// Sums of `addByteProducts` as integer lanes.
 @_alwaysEmitIntoClient @_transparent
 public func byteSums(_ sum: CodeVector) -> IntVector { sum }
+
+/// Byte by byte, a + b.
+@_alwaysEmitIntoClient @_transparent
+public func addBytes(_ a: CodeVector, _ b: CodeVector) -> CodeVector {
+    unsafeBitCast(
+        unsafeBitCast(a, to: SIMD16<UInt8>.self) &+ unsafeBitCast(b, to: SIMD16<UInt8>.self), to: CodeVector.self)
+}
 
 /// Sums of 32 bits that start at an integer.
 @_alwaysEmitIntoClient @_transparent

@@ -1,46 +1,58 @@
 // The register tile of quantised weights: C[r][x] = Σ_k a[r][k] · w[k][x], exact.
 //
-// a has signed codes, one row per pointer, read in groups of four channels. w is a panel [depth/4][width·laneCount][4] of unsigned codes, so
-// that weights need no sign and the product of a row with the zero code, −zero·Σ a, is one number per row: what sums start from.
+// a has unsigned codes, one row per pointer, read in groups of four channels. w is a panel [depth/4][width·laneCount][4] of signed codes. Codes
+// of activations that have a sign are stored with `zero` added, so that sums start from −zero·Σ w, which is the same for all rows.
 
-/// `rows` is a literal: 1 for the product with a vector, else `tileRows`. `isByte` chooses products of whole bytes over those of nibbles, whose
+/// Rows and registers of the tile. 6 · 2 = 12 sums, 2 registers of weights, a broadcast and a product fill 16 registers exactly; 4 · 3
+/// would need one more, and the sum that has to stay in memory costs 8 cycles a step where the others take 6. With 32 registers
+/// the 12 floats to which sums are added stay in registers as well.
+@_alwaysEmitIntoClient @_transparent
+public var weightRows: Int { 6 }
+@_alwaysEmitIntoClient @_transparent
+public var weightVectors: Int { 2 }
+
+/// Sums of products: up to six rows.
+public typealias WeightTile = (r0: CodeRow, r1: CodeRow, r2: CodeRow, r3: CodeRow, r4: CodeRow, r5: CodeRow)
+/// The same as 32-bit integers.
+public typealias IntTile = (r0: IntRow, r1: IntRow, r2: IntRow, r3: IntRow, r4: IntRow, r5: IntRow)
+/// The same as floats.
+public typealias FloatTile = (r0: PanelRow, r1: PanelRow, r2: PanelRow, r3: PanelRow, r4: PanelRow, r5: PanelRow)
+
+/// C += a·w. `rows` is a literal: 1 for the product with a vector, 4 for short ends, else 6. `isByte` chooses products of whole bytes over those of nibbles, whose
 /// sums may be narrow.
 @_alwaysEmitIntoClient @_transparent
 public func accumulate(
-    _ c: inout CodeTile, rows: Int, _ a: CodePointers, from start: Int, weights panel: UnsafePointer<UInt8>, depth: Int,
-    width: Int,
-    isByte: Bool
+    _ c: inout WeightTile, rows: Int, _ a: CodePointers, from start: Int, weights panel: UnsafePointer<UInt8>, depth: Int,
+    width: Int, isByte: Bool
 ) {
     var channel = start
     var w = panel
     let end = start &+ depth
     while channel < end {
         let row = loadCodeRow(w, width: width)
-        c.r0 = addProducts(c.r0, weights: row, a.p0 + channel, isByte: isByte)
+        c.r0 = addProducts(c.r0, a.p0 + channel, row, isByte: isByte)
         if rows > 1 {
-            c.r1 = addProducts(c.r1, weights: row, a.p1 + channel, isByte: isByte)
-            c.r2 = addProducts(c.r2, weights: row, a.p2 + channel, isByte: isByte)
-            c.r3 = addProducts(c.r3, weights: row, a.p3 + channel, isByte: isByte)
+            c.r1 = addProducts(c.r1, a.p1 + channel, row, isByte: isByte)
+            c.r2 = addProducts(c.r2, a.p2 + channel, row, isByte: isByte)
+            c.r3 = addProducts(c.r3, a.p3 + channel, row, isByte: isByte)
         }
         if rows > 4 {
-            c.r4 = addProducts(c.r4, weights: row, a.p4 + channel, isByte: isByte)
-            c.r5 = addProducts(c.r5, weights: row, a.p5 + channel, isByte: isByte)
-            c.r6 = addProducts(c.r6, weights: row, a.p6 + channel, isByte: isByte)
-            c.r7 = addProducts(c.r7, weights: row, a.p7 + channel, isByte: isByte)
+            c.r4 = addProducts(c.r4, a.p4 + channel, row, isByte: isByte)
+            c.r5 = addProducts(c.r5, a.p5 + channel, row, isByte: isByte)
         }
         w += 4 * width * laneCount
         channel &+= 4
     }
 }
 
-/// c + w·a with four channels of a in every lane.
+/// c + a·w with four channels of a in every lane.
 @_alwaysEmitIntoClient @_transparent
-public func addProducts(_ c: CodeRow, weights w: CodeRow, _ a: UnsafePointer<UInt8>, isByte: Bool) -> CodeRow {
+public func addProducts(_ c: CodeRow, _ a: UnsafePointer<UInt8>, _ w: CodeRow, isByte: Bool) -> CodeRow {
     let a = splatCodes(a)
     if isByte {
-        return (addByteProducts(c.x0, w.x0, a), addByteProducts(c.x1, w.x1, a), addByteProducts(c.x2, w.x2, a))
+        return (addByteProducts(c.x0, a, w.x0), addByteProducts(c.x1, a, w.x1), addByteProducts(c.x2, a, w.x2))
     }
-    return (addProducts(c.x0, w.x0, a), addProducts(c.x1, w.x1, a), addProducts(c.x2, w.x2, a))
+    return (addProducts(c.x0, a, w.x0), addProducts(c.x1, a, w.x1), addProducts(c.x2, a, w.x2))
 }
 
 /// Integer lanes of a row.
@@ -53,22 +65,50 @@ public func integers(_ c: CodeRow, isByte: Bool) -> IntRow {
     return (widened(c.x0), widened(c.x1), widened(c.x2))
 }
 
+/// One 32-bit sum per lane of every row.
+@_alwaysEmitIntoClient @_transparent
+public func integers(_ c: WeightTile, isByte: Bool) -> IntTile {
+    (
+        integers(c.r0, isByte: isByte), integers(c.r1, isByte: isByte), integers(c.r2, isByte: isByte),
+        integers(c.r3, isByte: isByte), integers(c.r4, isByte: isByte), integers(c.r5, isByte: isByte)
+    )
+}
+
+@_alwaysEmitIntoClient @_transparent
+public func + (a: IntTile, b: IntTile) -> IntTile {
+    (a.r0 + b.r0, a.r1 + b.r1, a.r2 + b.r2, a.r3 + b.r3, a.r4 + b.r4, a.r5 + b.r5)
+}
+
+@_alwaysEmitIntoClient @_transparent
+public func + (a: IntTile, b: IntRow) -> IntTile {
+    (a.r0 + b, a.r1 + b, a.r2 + b, a.r3 + b, a.r4 + b, a.r5 + b)
+}
+
 @_alwaysEmitIntoClient @_transparent
 public func + (a: IntRow, b: IntRow) -> IntRow { (a.x0 &+ b.x0, a.x1 &+ b.x1, a.x2 &+ b.x2) }
 
 @_alwaysEmitIntoClient @_transparent
 public func floats(_ row: IntRow) -> PanelRow { (floats(row.x0), floats(row.x1), floats(row.x2)) }
 
-/// One integer everywhere.
+/// Up to three registers of integers from memory.
 @_alwaysEmitIntoClient @_transparent
-public func integerRow(_ value: Int32) -> IntRow {
-    let lanes = IntVector(repeating: value)
-    return (lanes, lanes, lanes)
+public func loadIntRow(_ pointer: UnsafePointer<Int32>, width: Int) -> IntRow {
+    let raw = UnsafeRawPointer(pointer)
+    let x0 = raw.loadUnaligned(as: IntVector.self)
+    let x1 = width > 1 ? (raw + 4 * laneCount).loadUnaligned(as: IntVector.self) : x0
+    let x2 = width > 2 ? (raw + 8 * laneCount).loadUnaligned(as: IntVector.self) : x0
+    return (x0, x1, x2)
 }
 
-/// A row of sums that start at one integer, for levels whose sums have 32 bits.
+/// Sums of 32 bits that start at the integers in memory.
 @_alwaysEmitIntoClient @_transparent
-public func startRow(_ value: Int32) -> CodeRow {
+public func startRow(_ pointer: UnsafePointer<Int32>, width: Int) -> CodeRow {
+    loadCodeRow(UnsafeRawPointer(pointer).assumingMemoryBound(to: UInt8.self), width: width)
+}
+
+/// The same sum everywhere.
+@_alwaysEmitIntoClient @_transparent
+public func sumRow(_ value: Int32) -> CodeRow {
     let lanes = startingSums(value)
     return (lanes, lanes, lanes)
 }

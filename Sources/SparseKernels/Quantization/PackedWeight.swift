@@ -13,15 +13,16 @@ public struct PackedWeight: Sendable {
 
     let kernels: KernelTable
     let layout: PackedLayout
-    let coding: WeightCoding
-    /// The byte that stands for zero when codes are multiplied.
-    let zeroCode: Int32
-    /// Largest such byte.
+    /// Largest magnitude of a code.
     let largestCode: Int
+    /// The signed bytes that nibbles stand for; whole bytes need none.
+    let table: TensorStorage
     let codes: TensorStorage
     let scales: CompactFloats
     let offsets: TensorStorage?
     let channelScales: TensorStorage?
+    /// Σ codes of each group for whole bytes; of nibbles it is taken when they are unpacked.
+    let codeSums: TensorStorage?
 
     /// Packs a weight.
     ///
@@ -40,13 +41,10 @@ public struct PackedWeight: Sendable {
         inFeatures = weight.inFeatures
         let layout = PackedLayout(weight.format, outFeatures: outFeatures, inFeatures: inFeatures, kernels: kernels)
         self.layout = layout
-        (coding, zeroCode, largestCode) =
-            switch weight.format.code {
-            case .int4: (.nibble, 8, 15)
-            case .uint4: (.nibble, 0, 15)
-            case .fp4: (.table, 12, 24)
-            case .int8: (.byte, kernels.byteZero, 255)
-            }
+        let values = (0..<16).map { weight.format.code.value(ofNibble: $0) }
+        table = TensorStorage(byteCount: 16)
+        table.pointer.copyMemory(from: values.map { Int8($0) }, byteCount: 16)
+        largestCode = weight.format.code == .int8 ? 128 : values.reduce(0) { max($0, abs($1)) }
         codes = TensorStorage(byteCount: layout.codeByteCount)
         PackCall(weight: weight, layout: layout, codes: codes.pointer).run(on: pool)
         // Twice the value of an E2M1 code is an integer; its scale makes up for it.
@@ -61,24 +59,17 @@ public struct PackedWeight: Sendable {
             return storage
         }
         channelScales = weight.channelScales.map { layout.padded($0) }
+        codeSums = weight.format.code == .int8 ? layout.sums(of: codes) : nil
     }
 
     /// Bytes held: codes, scales and offsets, with rows and columns filled up to whole registers and groups.
     public var byteCount: Int {
         codes.byteCount + scales.byteCount + (offsets?.byteCount ?? 0) + (channelScales?.byteCount ?? 0)
+            + (codeSums?.byteCount ?? 0)
     }
-
-    /// Bytes 0…24 for the codes of E2M1: twice the value, plus 12.
-    static let doubledE2M1: TensorStorage = {
-        let table = TensorStorage(byteCount: 16)
-        for code in 0..<16 {
-            table.pointer.storeBytes(of: UInt8(12 + E2M1.doubledValue(ofCode: code)), toByteOffset: code, as: UInt8.self)
-        }
-        return table
-    }()
 }
 
-/// Where everything stands in a packed weight: panels of up to three registers of output features, each with all its input features, groups
+/// Where everything stands in a packed weight: panels of up to two registers of output features, each with all its input features, groups
 /// or ranks.
 struct PackedLayout: Sendable {
     let outFeatures: Int
@@ -96,7 +87,7 @@ struct PackedLayout: Sendable {
         self.outFeatures = outFeatures
         self.inFeatures = inFeatures
         laneCount = kernels.laneCount
-        panelWidth = kernels.panelWidth
+        panelWidth = kernels.weightPanelWidth
         groupSize = format.groupSize ?? Self.groupOfWholeRows
         groups = (inFeatures - 1) / groupSize + 1
         bits = format.code.bits
@@ -137,6 +128,28 @@ struct PackedLayout: Sendable {
     }
 }
 
+extension PackedLayout {
+    /// Σ codes of each group of packed bytes, in panels [groups][lanes].
+    fileprivate func sums(of codes: TensorStorage) -> TensorStorage {
+        let storage = TensorStorage(byteCount: lanes * groups * 4)
+        let target = storage.pointer.assumingMemoryBound(to: Int32.self)
+        let bytes = codes.pointer.assumingMemoryBound(to: Int8.self)
+        for panel in 0..<panels {
+            let (first, width) = (panel * panelWidth, lanes(ofPanel: panel))
+            for lane in 0..<width {
+                for group in 0..<groups {
+                    var sum: Int32 = 0
+                    for k in group * groupSize..<(group + 1) * groupSize {
+                        sum += Int32(bytes[first * paddedInFeatures + (k / 4 * width + lane) * 4 + k % 4])
+                    }
+                    target[first * groups + group * width + lane] = sum
+                }
+            }
+        }
+        return storage
+    }
+}
+
 /// Codes into panels, a panel per task.
 private struct PackCall {
     let weight: QuantizedWeight
@@ -173,11 +186,8 @@ private struct PackCall {
 
     /// Four bytes of a row in the order of the kernels. Nibbles: codes k…k+3 in the low halves, k+4…k+7 in the high ones.
     private func packed(_ bytes: UInt32) -> UInt32 {
-        switch weight.format.code {
-        case .int8: bytes ^ 0x8080_8080
-        case .int4: Self.spread(bytes & 0xffff) | Self.spread(bytes >> 16) << 4 ^ 0x8888_8888
-        case .uint4, .fp4: Self.spread(bytes & 0xffff) | Self.spread(bytes >> 16) << 4
-        }
+        if weight.format.code == .int8 { return bytes }
+        return Self.spread(bytes & 0xffff) | Self.spread(bytes >> 16) << 4
     }
 
     /// Four nibbles to the low halves of four bytes.

@@ -168,7 +168,8 @@ public struct QuantizedLinear: Sendable {
             var scaleSpan = scales.mutableSpan
             for row in 0..<x.rows {
                 for k in 0..<layout.paddedInFeatures {
-                    codeSpan[row * layout.paddedInFeatures + k] = codeBase[row * block.codeStride + k]
+                    let code = Int32(codeBase[row * block.codeStride + k]) - zeroCode
+                    codeSpan[row * layout.paddedInFeatures + k] = Int8(truncatingIfNeeded: code)
                 }
                 for group in 0..<layout.groups {
                     scaleSpan[row * layout.groups + group] = scaleBase[row * layout.groups + group]

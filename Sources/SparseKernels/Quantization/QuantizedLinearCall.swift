@@ -80,9 +80,8 @@ struct QuantizedLinearCall {
                 rows: min(taskRows, rows - row),
                 depth: layout.inFeatures, paddedDepth: layout.paddedInFeatures,
                 smooth: layer.smooth?.span.withUnsafeBufferPointer { $0.baseAddress! }, coding: layer.activation.coding,
-                shift: layer.activation.shift, groupSize: layout.groupSize, zeroCode: layer.weight.zeroCode,
-                scales: block.scales(workspace) + groups, starts: block.starts(workspace) + groups,
-                sums: block.sums(workspace) + groups, scratch: scratch)
+                shift: layer.activation.shift, groupSize: layout.groupSize, zeroCode: layer.zeroCode,
+                scales: block.scales(workspace) + groups, sums: block.sums(workspace) + groups, scratch: scratch)
             if layer.activation == .float {
                 arguments.values = block.values(workspace) + row * block.valueStride
                 arguments.valueStride = block.valueStride
@@ -109,12 +108,12 @@ struct QuantizedLinearCall {
             let column = panel * layout.panelWidth
             let groups = row * layout.groups
             var arguments = QuantizedProductArguments(
-                scales: block.scales(workspace) + groups, starts: block.starts(workspace) + groups,
+                scales: block.scales(workspace) + groups, zeroCode: layer.zeroCode,
                 sums: block.sums(workspace) + groups, rows: min(taskRows, rows - row), paddedDepth: layout.paddedInFeatures,
-                groupSize: layout.groupSize, largestProduct: weight.largestCode * layer.activation.largestCode,
+                groupSize: layout.groupSize, largestCode: layer.activation.largestCode + Int(layer.zeroCode),
+                largestWeight: weight.largestCode,
                 panel: UnsafeRawPointer(weight.codes.pointer) + column * layout.paddedInFeatures * layout.bits / 8,
-                coding: weight.coding, zeroCode: weight.zeroCode,
-                table: PackedWeight.doubledE2M1.pointer.assumingMemoryBound(to: UInt8.self),
+                isByte: weight.format.code == .int8, table: weight.table.pointer.assumingMemoryBound(to: UInt8.self),
                 weightScales: weight.scales.pointer + column * layout.groups * weight.scales.type.byteCount,
                 scaleType: weight.scales.type, y: call.y + ((first + row) * call.yStride + column) * call.yType.byteCount,
                 yStride: call.yStride, yType: call.yType, columns: min(layout.panelWidth, layout.outFeatures - column),
@@ -128,6 +127,9 @@ struct QuantizedLinearCall {
             }
             arguments.offsets = floats(weight.offsets, at: column * layout.groups)
             arguments.channelScales = floats(weight.channelScales, at: column)
+            arguments.codeSums = weight.codeSums.map {
+                UnsafePointer($0.pointer.assumingMemoryBound(to: Int32.self)) + column * layout.groups
+            }
             arguments.bias = floats(layer.bias, at: column)
             if let lowRank = layer.lowRank {
                 arguments.low = UnsafePointer(block.low(workspace)) + row * block.lowStride
@@ -152,7 +154,7 @@ struct ActivationBlock {
     let valueStride: Int
     let lowStride: Int
     let byteCount: Int
-    private let places: (codes: Int, scales: Int, starts: Int, sums: Int, low: Int)
+    private let places: (codes: Int, scales: Int, sums: Int, low: Int)
 
     init(_ layer: QuantizedLinear, rows: Int) {
         let layout = layer.weight.layout
@@ -169,14 +171,14 @@ struct ActivationBlock {
         }
         let groups = rows * layout.groups * 4
         places = (
-            take(rows * codeStride * (layer.activation == .float ? 4 : 1)), take(groups), take(groups), take(groups),
+            take(rows * codeStride * (layer.activation == .float ? 4 : 1)), take(groups), take(groups),
             take((rows + kernels.tileRows) * lowStride * 4)
         )
         byteCount = next
     }
 
-    func codes(_ workspace: UnsafeMutableRawPointer) -> UnsafeMutablePointer<Int8> {
-        (workspace + places.codes).assumingMemoryBound(to: Int8.self)
+    func codes(_ workspace: UnsafeMutableRawPointer) -> UnsafeMutablePointer<UInt8> {
+        (workspace + places.codes).assumingMemoryBound(to: UInt8.self)
     }
 
     func values(_ workspace: UnsafeMutableRawPointer) -> UnsafeMutablePointer<Float> {
@@ -185,10 +187,6 @@ struct ActivationBlock {
 
     func scales(_ workspace: UnsafeMutableRawPointer) -> UnsafeMutablePointer<Float> {
         (workspace + places.scales).assumingMemoryBound(to: Float.self)
-    }
-
-    func starts(_ workspace: UnsafeMutableRawPointer) -> UnsafeMutablePointer<Int32> {
-        (workspace + places.starts).assumingMemoryBound(to: Int32.self)
     }
 
     func sums(_ workspace: UnsafeMutableRawPointer) -> UnsafeMutablePointer<Float> {
@@ -214,7 +212,7 @@ extension ActivationFormat {
         }
     }
 
-    /// Largest magnitude of a code.
+    /// Largest magnitude of a code, before anything is added to make it unsigned.
     var largestCode: Int {
         switch self {
         case .float, .int8PerToken, .int8PerGroup: 127
@@ -226,6 +224,14 @@ extension ActivationFormat {
 
     var shift: Float {
         if case .uint4(let shift) = self { shift } else { 0 }
+    }
+}
+
+extension QuantizedLinear {
+    /// What is added to codes of activations, so that they have no sign.
+    var zeroCode: Int32 {
+        if case .uint4 = activation { return 0 }
+        return weight.format.code == .int8 ? weight.kernels.byteZero : Int32(activation.largestCode) + 1
     }
 }
 

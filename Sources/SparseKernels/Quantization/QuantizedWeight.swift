@@ -60,11 +60,7 @@ public struct QuantizedWeight: Sendable {
         if format.code == .int8 { return Int(Int8(bitPattern: codes[flat: row * codes.shape[1] + column])) }
         let byte = codes[flat: row * codes.shape[1] + column / 2]
         let nibble = Int(column % 2 == 0 ? byte & 15 : byte >> 4)
-        return switch format.code {
-        case .int4: (nibble ^ 8) - 8
-        case .fp4: E2M1.doubledValue(ofCode: nibble)
-        default: nibble
-        }
+        return format.code.value(ofNibble: nibble)
     }
 
     /// The value of an element.

@@ -16,6 +16,15 @@ public struct WeightFormat: Hashable, Sendable {
 
         /// Bits of one code.
         public var bits: Int { self == .int8 ? 8 : 4 }
+
+        /// The integer that a nibble stands for; for E2M1 twice its value.
+        func value(ofNibble nibble: Int) -> Int {
+            switch self {
+            case .int4, .int8: (nibble ^ 8) - 8
+            case .uint4: nibble
+            case .fp4: E2M1.doubledValue(ofCode: nibble)
+            }
+        }
     }
 
     public let code: Code
