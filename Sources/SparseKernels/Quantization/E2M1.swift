@@ -1,5 +1,18 @@
-/// The 4-bit float of NVFP4 and MXFP4: sign, two exponent bits, one mantissa bit.
+/// The 4-bit float of NVFP4 and MXFP4: sign, two exponent bits, one mantissa bit; ±{0, ½, 1, 1½, 2, 3, 4, 6}.
+///
+/// Codes are 0…15, the sign in bit 3.
 public enum E2M1 {
+    /// Which of two equally near values a midpoint becomes.
+    public enum Ties: Hashable, Sendable, CaseIterable {
+        /// The one with an even mantissa bit: 0, 1, 2 or 4. What the GPU does to activations.
+        case toEven
+        /// The smaller magnitude. What the converter of SVDQuant checkpoints does to weights.
+        case towardZero
+    }
+
+    /// The largest magnitude.
+    public static let greatestFiniteMagnitude: Float = 6
+
     /// Twice the magnitudes of codes 0…7: small integers, so that products are exact.
     static let doubledMagnitudes = [0, 1, 2, 3, 4, 6, 8, 12]
 
@@ -7,5 +20,49 @@ public enum E2M1 {
     public static func doubledValue(ofCode code: Int) -> Int {
         let magnitude = doubledMagnitudes[code & 7]
         return code & 8 == 0 ? magnitude : -magnitude
+    }
+
+    /// The value of a code 0…15.
+    public static func value(ofCode code: Int) -> Float { Float(doubledValue(ofCode: code)) / 2 }
+
+    /// The code 0…15 of the value nearest to `value`. What is beyond ±6 becomes ±6.
+    ///
+    /// Ties toward zero never give the code 8 of −0: small negative values become +0, as in the converter, which takes the first
+    /// nearest entry of {0, ½, … 6, −0, −½, … −6}. Ties to even keep the sign, and NaN becomes 6, as in the GPU's conversion.
+    ///
+    /// - Source: `deepcompressor/backend/nunchaku` (converter); `cvt.rn.satfinite.e2m1x2.f32` of PTX (GPU).
+    public static func code(for value: Float, ties: Ties) -> Int {
+        let magnitude = value.magnitude
+        var index = 0
+        for boundary in 0..<7 {
+            let midpoint = Float(doubledMagnitudes[boundary] + doubledMagnitudes[boundary + 1]) / 4
+            // From an odd code the tie goes up to the even one.
+            let goesUp = ties == .toEven && boundary % 2 == 1
+            if magnitude > midpoint || (goesUp && magnitude == midpoint) { index = boundary + 1 }
+        }
+        switch ties {
+        case .toEven: return value.isNaN ? 7 : index | (value.sign == .minus ? 8 : 0)
+        case .towardZero: return index | (value < 0 && index > 0 ? 8 : 0)
+        }
+    }
+
+    /// Twice the nearest value, ties toward zero: `doubledValue(ofCode: code(for: value, ties: .towardZero))` without branches. NaN gives 0.
+    @inline(__always)
+    static func doubledValue(nearest value: Float) -> Int32 {
+        let magnitude = value.magnitude
+        var doubled: Int32 = magnitude > 0.25 ? 1 : 0
+        doubled &+= magnitude > 0.75 ? 1 : 0
+        doubled &+= magnitude > 1.25 ? 1 : 0
+        doubled &+= magnitude > 1.75 ? 1 : 0
+        doubled &+= magnitude > 2.5 ? 2 : 0
+        doubled &+= magnitude > 3.5 ? 2 : 0
+        doubled &+= magnitude > 5 ? 4 : 0
+        return value < 0 ? 0 &- doubled : doubled
+    }
+
+    /// The code of twice a value, −12…12; nil when no code has that value.
+    static func code(ofDoubledValue doubled: Int) -> Int? {
+        guard let index = doubledMagnitudes.firstIndex(of: abs(doubled)) else { return nil }
+        return index | (doubled < 0 ? 8 : 0)
     }
 }

@@ -1,0 +1,56 @@
+/// An 8-bit float of sign, four exponent bits with bias 7 and three mantissa bits, without infinities: the scales of NVFP4.
+///
+/// The largest magnitude is 448, the smallest 2⁻⁹; codes 0x7f and 0xff are NaN. A storage type: arithmetic happens in `Float`.
+public struct E4M3: Hashable, Sendable, BitwiseCopyable {
+    public var bitPattern: UInt8
+
+    public init(bitPattern: UInt8) { self.bitPattern = bitPattern }
+
+    /// The largest value, 448.
+    public static let greatestFiniteMagnitude: Float = 448
+
+    /// The nearest value, ties to the even mantissa. What is beyond ±448 becomes ±448, infinities too; NaN stays NaN.
+    ///
+    /// - Source: `cvt.rn.satfinite.e4m3x2.f32` of PTX, but for the sign of NaN, which stays.
+    public init(_ value: Float) {
+        let sign = UInt8(truncatingIfNeeded: value.bitPattern >> 24) & 0x80
+        let magnitude = value.magnitude
+        if value.isNaN {
+            bitPattern = sign | 0x7f
+        } else if magnitude >= Self.greatestFiniteMagnitude {
+            bitPattern = sign | 0x7e
+        } else if magnitude < 0x1p-6 {
+            // Subnormal values are multiples of 2⁻⁹, and a sum of eight of them is the first normal one.
+            bitPattern = sign | UInt8(truncatingIfNeeded: roundedToInteger(magnitude * 512))
+        } else {
+            // Twenty bits of the mantissa go; a carry moves on into the exponent, as it should.
+            let bits = magnitude.bitPattern
+            let rounded = (bits + 0x7ffff + ((bits >> 20) & 1)) >> 20
+            bitPattern = sign | UInt8(truncatingIfNeeded: rounded - (127 - 7) << 3)
+        }
+    }
+
+    public static var zero: E4M3 { E4M3(bitPattern: 0) }
+
+    /// The value, exactly.
+    public var floatValue: Float {
+        let (exponent, mantissa) = (UInt32(bitPattern >> 3) & 15, UInt32(bitPattern) & 7)
+        let magnitude: Float
+        if exponent == 0 {
+            magnitude = Float(mantissa) * 0x1p-9
+        } else if bitPattern & 0x7f == 0x7f {
+            magnitude = .nan
+        } else {
+            magnitude = Float(bitPattern: (exponent + 127 - 7) << 23 | mantissa << 20)
+        }
+        return bitPattern & 0x80 == 0 ? magnitude : -magnitude
+    }
+}
+
+extension E4M3: TensorElement {
+    public static var elementType: ElementType { .float8E4M3 }
+}
+
+extension E4M3: CustomStringConvertible {
+    public var description: String { floatValue.description }
+}

@@ -1,0 +1,85 @@
+/// The values that the weights of one group can take: what is left to choose is an integer per weight.
+///
+/// A code here is the integer that `QuantizedWeight.code(row:column:)` gives: −8…7, 0…15, −128…127, or twice the value for E2M1.
+public struct GroupGrid: Hashable, Sendable {
+    /// The kind of code.
+    public let kind: WeightFormat.Code
+    /// Distance of neighbouring codes, before the channel scale; for E2M1 of neighbouring integers, codes being halves.
+    public let scale: Float
+    /// Subtracted from scale · code.
+    public let offset: Float
+    /// Multiplies the row.
+    public let channelScale: Float
+
+    /// What a weight is divided by.
+    let divisor: Float
+    /// The integer that stands for 0: offset / scale of unsigned codes.
+    let zeroPoint: Float
+
+    @inline(__always)
+    init(kind: WeightFormat.Code, scale: Float, offset: Float = 0, channelScale: Float = 1) {
+        self.kind = kind
+        self.scale = scale
+        self.offset = offset
+        self.channelScale = channelScale
+        divisor = scale * channelScale
+        zeroPoint = offset == 0 ? 0 : Float(roundedToInteger(clamped(offset / scale, 0, 15)))
+    }
+
+    /// The code of the value nearest to `value`, by the rounding of round-to-nearest quantisers: the quotient to nearest even within the
+    /// symmetric range, E2M1 to nearest with ties toward zero. NaN gives the lowest code.
+    @inline(__always)
+    public func code(_ value: Float) -> Int { Int(nearestCode(value)) }
+
+    /// The value of a code.
+    @inline(__always)
+    public func value(ofCode code: Int) -> Float {
+        (step * Float(code) - offset) * channelScale
+    }
+
+    /// What a code is multiplied with.
+    @inline(__always)
+    var step: Float { kind == .fp4 ? scale / 2 : scale }
+
+    @inline(__always)
+    private func nearestCode(_ value: Float) -> Int32 {
+        switch kind {
+        case .int4: roundedToInteger(clamped(value / divisor, -7, 7))
+        case .int8: roundedToInteger(clamped(value / divisor, -127, 127))
+        case .uint4: roundedToInteger(clamped(value / divisor, -zeroPoint, 15 - zeroPoint)) &+ Int32(zeroPoint)
+        case .fp4: E2M1.doubledValue(nearest: value / divisor)
+        }
+    }
+
+    /// The codes of `count` weights.
+    @inline(__always)
+    func quantize(_ values: UnsafePointer<Float>, _ count: Int, into codes: UnsafeMutablePointer<Int8>) {
+        // One loop for each kind, so that no iteration has a branch.
+        switch kind {
+        case .int4:
+            for index in 0..<count {
+                codes[index] = Int8(truncatingIfNeeded: roundedToInteger(clamped(values[index] / divisor, -7, 7)))
+            }
+        case .int8:
+            for index in 0..<count {
+                codes[index] = Int8(truncatingIfNeeded: roundedToInteger(clamped(values[index] / divisor, -127, 127)))
+            }
+        case .uint4:
+            let (low, high, zero) = (-zeroPoint, 15 - zeroPoint, Int32(zeroPoint))
+            for index in 0..<count {
+                codes[index] = Int8(truncatingIfNeeded: roundedToInteger(clamped(values[index] / divisor, low, high)) &+ zero)
+            }
+        case .fp4:
+            for index in 0..<count {
+                codes[index] = Int8(truncatingIfNeeded: E2M1.doubledValue(nearest: values[index] / divisor))
+            }
+        }
+    }
+
+    /// The values of `count` codes.
+    @inline(__always)
+    func dequantize(_ codes: UnsafePointer<Int8>, _ count: Int, into values: UnsafeMutablePointer<Float>) {
+        let step = step
+        for index in 0..<count { values[index] = (step * Float(codes[index]) - offset) * channelScale }
+    }
+}

@@ -1,0 +1,54 @@
+// Memory by address, for bodies that run on a pool. The operators that use it keep views and tensors alive until the pool is done.
+
+extension Tensor {
+    /// The first of a non-empty tensor's elements. Valid while the tensor is.
+    var address: UnsafePointer<Element> { span.withUnsafeBufferPointer { $0.baseAddress! } }
+
+    /// The same for writing. Valid until the tensor is copied.
+    mutating func mutableAddress() -> UnsafeMutablePointer<Element> {
+        var span = mutableSpan
+        return span.withUnsafeMutableBufferPointer { $0.baseAddress! }
+    }
+}
+
+/// Rows of a view, for bodies that run on a pool. Valid while the view is.
+struct MatrixRows: @unchecked Sendable {
+    let base: UnsafePointer<Float>
+    let rows: Int
+    let columns: Int
+    private let stride: Int
+
+    init(_ view: borrowing MatrixView<Float>) {
+        base = view.span.withUnsafeBufferPointer { $0.baseAddress! }
+        rows = view.rows
+        columns = view.columns
+        stride = view.rowStride
+    }
+
+    @inline(__always)
+    subscript(row: Int) -> UnsafePointer<Float> { base + row * stride }
+}
+
+/// Scales of all groups by address, for loops over rows. Valid while the tensors are.
+struct GridRows: @unchecked Sendable {
+    private let kind: WeightFormat.Code
+    private let groups: Int
+    private let scales: UnsafePointer<Float>
+    private let offsets: UnsafePointer<Float>?
+    private let channelScales: UnsafePointer<Float>?
+
+    init(kind: WeightFormat.Code, scales: Tensor<Float>, offsets: Tensor<Float>?, channelScales: Tensor<Float>?) {
+        self.kind = kind
+        groups = scales.shape[1]
+        self.scales = scales.address
+        self.offsets = offsets?.address
+        self.channelScales = channelScales?.address
+    }
+
+    @inline(__always)
+    func group(_ group: Int, row: Int) -> GroupGrid {
+        let index = row * groups + group
+        return GroupGrid(
+            kind: kind, scale: scales[index], offset: offsets?[index] ?? 0, channelScale: channelScales?[row] ?? 1)
+    }
+}

@@ -1,0 +1,37 @@
+extension WorkerPool {
+    /// Runs `body` for ranges that together are 0..<rows: for passes over matrices that write one row at a time.
+    ///
+    /// The ranges depend on the data alone, so a body that looks at nothing outside its range gives the same bits on any pool.
+    ///
+    /// - Parameters:
+    ///   - rows: the rows to cover.
+    ///   - workPerRow: the estimated cost of one row, as for `run`.
+    ///   - scratchByteCount: bytes that every body gets for its own use, 64-byte aligned and with anything in them.
+    ///   - body: may run on several threads at once.
+    package func forEachRowRange(
+        _ rows: Int, workPerRow: Int, scratchByteCount: Int = 0,
+        _ body: @Sendable (Range<Int>, UnsafeMutableRawPointer) -> Void
+    ) {
+        // Some ten microseconds of work: far more than handing out a task costs, far less than a thread's share.
+        let rowsPerTask = max(1, (1 << 15) / max(1, workPerRow))
+        let tasks = (rows + rowsPerTask - 1) / rowsPerTask
+        let (work, overflow) = rows.multipliedReportingOverflow(by: workPerRow)
+        withoutActuallyEscaping(body) { body in
+            withUnsafePointer(to: RowRangeCall(rows: rows, rowsPerTask: rowsPerTask, body: body)) { call in
+                run(
+                    tasks: tasks, work: overflow ? .max : work, scratchByteCount: scratchByteCount, context: call
+                ) { context, task, scratch in
+                    let call = context.assumingMemoryBound(to: RowRangeCall.self).pointee
+                    let start = task * call.rowsPerTask
+                    call.body(start..<min(call.rows, start + call.rowsPerTask), scratch)
+                }
+            }
+        }
+    }
+}
+
+private struct RowRangeCall {
+    let rows: Int
+    let rowsPerTask: Int
+    let body: @Sendable (Range<Int>, UnsafeMutableRawPointer) -> Void
+}
