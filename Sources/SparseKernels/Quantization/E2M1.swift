@@ -22,8 +22,10 @@ public enum E2M1 {
         return code & 8 == 0 ? magnitude : -magnitude
     }
 
-    /// The value of a code 0…15.
-    public static func value(ofCode code: Int) -> Float { Float(doubledValue(ofCode: code)) / 2 }
+    /// The value of a code 0…15; that of 8 is −0.
+    public static func value(ofCode code: Int) -> Float {
+        Float(signOf: code & 8 == 0 ? 1 : -1, magnitudeOf: Float(doubledMagnitudes[code & 7]) / 2)
+    }
 
     /// The code 0…15 of the value nearest to `value`. What is beyond ±6 becomes ±6.
     ///

@@ -62,6 +62,14 @@ public struct WeightGrid: Sendable {
             format: format, inFeatures: columns, codes: codes, scales: scales, offsets: offsets, channelScales: channelScales)
     }
 
+    /// Rounds every weight of a tensor, `[outFeatures, inFeatures]`, to its group's nearest value.
+    /// - Throws: as above, and `.invalidShape` for another rank.
+    public func quantize(
+        _ weight: Tensor<Float>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> QuantizedWeight {
+        try quantize(weight.matrixView(named: "weight"), on: pool)
+    }
+
     var rows: GridRows {
         GridRows(kind: format.code, scales: scales, offsets: offsets, channelScales: channelScales)
     }

@@ -97,6 +97,14 @@ public struct WeightQuantizer: Sendable {
         return WeightGrid(
             format: format, inFeatures: columns, scales: scales, offsets: offsets, channelScales: channelScales)
     }
+
+    /// The scales and offsets of a tensor, `[outFeatures, inFeatures]`, alone.
+    /// - Throws: as above, and `.invalidShape` for another rank.
+    public func grid(
+        for weight: Tensor<Float>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> WeightGrid {
+        try grid(for: weight.matrixView(named: "weight"), on: pool)
+    }
 }
 
 extension WeightQuantizer {
