@@ -11,6 +11,18 @@ extension Tensor {
     }
 }
 
+extension MatrixView<Float> {
+    /// Why a row of weights has no scale: an element that is not finite, or else magnitudes beyond `limit`.
+    func unquantizable(row: Int, limit: String) -> SparseKernelsError {
+        for column in 0..<columns where !self[row, column].isFinite {
+            return SparseKernelsError(
+                .invalidArgument, "weight", expected: "finite", actual: "\(self[row, column]) in row \(row), column \(column)")
+        }
+        return SparseKernelsError(
+            .invalidArgument, "weight", expected: limit, actual: "magnitudes in row \(row) whose scale overflows")
+    }
+}
+
 /// Rows of a view, for bodies that run on a pool. Valid while the view is.
 struct MatrixRows: @unchecked Sendable {
     let base: UnsafePointer<Float>

@@ -165,14 +165,7 @@ extension WeightQuantizer {
             let largest = largestScales[flat: row]
             let scale = isTensorScale ? rounded(largest / E4M3.greatestFiniteMagnitude) : largest
             if (scale * levels * (isTensorScale ? E4M3.greatestFiniteMagnitude : 1)).isFinite { continue }
-            for column in 0..<weight.columns where !weight[row, column].isFinite {
-                throw SparseKernelsError(
-                    .invalidArgument, "weight", expected: "finite",
-                    actual: "\(weight[row, column]) in row \(row), column \(column)")
-            }
-            throw SparseKernelsError(
-                .invalidArgument, "weight", expected: "small enough for scales in \(scaleType.rawValue)",
-                actual: "magnitudes in row \(row) whose scale overflows")
+            throw weight.unquantizable(row: row, limit: "small enough for scales in \(scaleType.rawValue)")
         }
     }
 }

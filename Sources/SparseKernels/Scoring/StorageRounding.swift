@@ -29,3 +29,14 @@ func roundedToHalf(_ value: Float) -> Float {
     }
     return Float(signOf: value, magnitudeOf: rounded)
 }
+
+/// The bits of the half-precision value nearest to `value`. NaN becomes a quiet one.
+func halfBits(of value: Float) -> UInt16 {
+    let rounded = roundedToHalf(value)
+    let sign: UInt16 = value.sign == .minus ? 0x8000 : 0
+    let magnitude = rounded.magnitude
+    if !magnitude.isFinite { return sign | (value.isNaN ? 0x7e00 : 0x7c00) }
+    // Subnormal values are multiples of 2⁻²⁴, others need a smaller exponent and 13 bits less.
+    if magnitude < 0x1p-14 { return sign | UInt16(magnitude * 0x1p24) }
+    return sign | UInt16(truncatingIfNeeded: (magnitude.bitPattern - (127 - 15) << 23) >> 13)
+}

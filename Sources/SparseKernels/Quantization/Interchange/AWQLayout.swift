@@ -1,0 +1,63 @@
+/// The tensors of a linear layer in an AWQ checkpoint ("GEMM" version): codes 0…15 with zero points, eight to a word along the output
+/// channels, in the order 0, 2, 4, 6, 1, 3, 5, 7.
+///
+/// Element (k, n) is nibble [0, 4, 1, 5, 2, 6, 3, 7][n mod 8] of `qweight[k, n / 8]`, and its value
+/// scales[k / groupSize, n] · (code − zero point). Docs/Layouts/UInt4.md works an example.
+///
+/// - Source: AutoAWQ, `awq/modules/linear/gemm.py`, `WQLinear_GEMM`.
+public struct AWQLayout: Sendable {
+    /// Input features that share a scale; nil: all of them (`q_group_size` −1).
+    public let groupSize: Int?
+    /// `[inFeatures, outFeatures / 8]`.
+    public let qweight: Tensor<Int32>
+    /// `[groups, outFeatures / 8]`, in the order of `qweight`.
+    public let qzeros: Tensor<Int32>
+    /// `[groups, outFeatures]`; F16 in files.
+    public let scales: Tensor<Float>
+
+    public var inFeatures: Int { qweight.shape[0] }
+    public var outFeatures: Int { 8 * qweight.shape[1] }
+
+    /// Tensors as they come from a file.
+    /// - Throws: `.invalidShape` naming the tensor that disagrees with `qweight` and the group size, `.invalidArgument` "groupSize" for one
+    ///   without kernels.
+    public init(
+        qweight: Tensor<Int32>, qzeros: Tensor<Int32>, scales: Tensor<Float>, groupSize: Int?
+    ) throws(SparseKernelsError) {
+        try requireMatrix("qweight", qweight.shape, "[inFeatures, outFeatures / 8]")
+        let format = try WeightFormat(.uint4, groupSize: groupSize)
+        let (groups, words) = (format.groups(inFeatures: qweight.shape[0]), qweight.shape[1])
+        try requireShape("qzeros", qzeros.shape, [groups, words])
+        try requireShape("scales", scales.shape, [groups, 8 * words])
+        self.groupSize = groupSize
+        self.qweight = qweight
+        self.qzeros = qzeros
+        self.scales = scales
+    }
+
+    /// A weight in this layout.
+    ///
+    /// Scales stay as they are; they are exact in F16 where the weight was quantised so.
+    /// - Parameters:
+    ///   - weight: codes of `uint4` whose offsets are multiples 0…15 of the scale, or of `int4` without offsets, which get the zero point 8.
+    ///   - pool: the threads to use. The call blocks until they are done.
+    /// - Throws: `.invalidArgument` "weight" for another weight, `.invalidShape` "weight.outFeatures" unless it is a multiple of 8.
+    public init(_ weight: QuantizedWeight, on pool: WorkerPool = .shared) throws(SparseKernelsError) {
+        try requireMultipleOf8("weight.outFeatures", weight.outFeatures)
+        let codes = try ZeroPointCodes(weight, on: pool)
+        groupSize = codes.groupSize
+        qweight = try codes.codes.columnNibbles(.awq, on: pool)
+        qzeros = try codes.zeroPoints.columnNibbles(.awq, on: pool)
+        scales = try codes.scales.transposed()
+    }
+
+    /// The weight, `int4` where every zero point is 8 and `uint4` otherwise.
+    /// - Throws: `.invalidArgument` "scales" for a scale that is not finite.
+    /// - Complexity: O(outFeatures · inFeatures), and a byte per element for the while.
+    public func quantizedWeight(on pool: WorkerPool = .shared) throws(SparseKernelsError) -> QuantizedWeight {
+        try ZeroPointCodes(
+            groupSize: groupSize, codes: qweight.transposedColumnNibbles(.awq, on: pool),
+            zeroPoints: qzeros.transposedColumnNibbles(.awq, on: pool), scales: scales.transposed()
+        ).quantizedWeight(on: pool)
+    }
+}
