@@ -10,7 +10,9 @@ public enum GoldenReplay {
     public static var operations: [String] { replays.keys.sorted() }
 
     private static let replays: [String: Replay] = [
+        "awq_gptq.pack": replayNibblePacking,
         "blocksparse.attention": replayBlockSparseAttention,
+        "ggml.quantize": replayGGMLQuantize,
         "minference.index_build": replayMInferenceIndex,
         "minference.vertical_slash": replayMInferenceVerticalSlash,
         "spargeattn.block_map": replaySpargeBlockMap,

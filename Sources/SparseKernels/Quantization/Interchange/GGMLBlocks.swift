@@ -56,7 +56,8 @@ public struct GGMLBlocks: Sendable {
         try require(
             bytes.shape.count == 2 && bytes.shape[0] >= 1
                 && bytes.shape[1] == inFeatures / Self.blockSize * kind.byteCount, .invalidShape, "bytes",
-            expected: "[outFeatures, \(inFeatures / Self.blockSize * kind.byteCount)] for \(inFeatures) columns of \(kind.rawValue)",
+            expected:
+                "[outFeatures, \(inFeatures / Self.blockSize * kind.byteCount)] for \(inFeatures) columns of \(kind.rawValue)",
             actual: "\(bytes.shape)")
         self.kind = kind
         self.inFeatures = inFeatures
