@@ -8,12 +8,18 @@ func replayNibblePacking(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
     struct Parameters: Decodable {
-        var K: Int
-        var N: Int
+        var inFeatures: Int
+        var outFeatures: Int
         var group: Int
+
+        enum CodingKeys: String, CodingKey {
+            case inFeatures = "K"
+            case outFeatures = "N"
+            case group
+        }
     }
     let parameters = try golden.parameters(Parameters.self)
-    let (columns, rows) = (parameters.K, parameters.N)
+    let (columns, rows) = (parameters.inFeatures, parameters.outFeatures)
     let codes = try golden.file.tensor("in.codes", as: UInt8.self)
     let zeros = try golden.file.tensor("in.zeros", as: UInt8.self)
     let scales = try golden.file.floatTensor("in.scales")

@@ -4,7 +4,7 @@
 public struct GroupGrid: Hashable, Sendable {
     /// The kind of code.
     public let kind: WeightFormat.Code
-    /// Distance of neighbouring codes, before the channel scale; for E2M1 of neighbouring integers, codes being halves.
+    /// What a code of 1 is worth before the channel scale; for E2M1 the value 1, whose code is 2.
     public let scale: Float
     /// Subtracted from scale · code.
     public let offset: Float

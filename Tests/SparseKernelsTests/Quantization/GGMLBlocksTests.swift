@@ -52,7 +52,7 @@ struct GGMLBlocksTests {
             weight[flat: index] = 0
             weight[flat: 128 + index] = index % 2 == 0 ? 3 : -3
             weight[flat: 256 + index] = 1e-9 * Float(index)
-            weight[flat: 384 + index] = 1e-42 * Float(index)
+            weight[flat: 384 + index] = 0x1p-140 * Float(index)
         }
         let blocks = try GGMLBlocks(quantizing: weight, as: kind)
         let read = try blocks.quantizedWeight()
