@@ -1,5 +1,6 @@
 // Compiled twice: by the fuzzing program and, through a symbolic link, by the package's tests.
 
+import SparseKernels
 import SparseKernelsReference
 
 extension SplitMix64 {

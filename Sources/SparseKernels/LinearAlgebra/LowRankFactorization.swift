@@ -1,0 +1,108 @@
+/// How a truncated singular value decomposition is computed.
+public enum SVDMethod: Hashable, Sendable {
+    /// Randomised subspace iteration: `2 · powerIterations + 2` products of the matrix with `rank + oversampling` vectors.
+    ///
+    /// The defaults are those of deepcompressor's pull request 111, which puts it in the place of a full decomposition.
+    case randomized(oversampling: Int = 10, powerIterations: Int = 4)
+    /// All singular vectors in `Double`: LAPACK's divide and conquer (`dgesdd`) when the package was built with the trait `OpenBLAS`,
+    /// else one-sided Jacobi rotations, which cost some fifty times as much.
+    case full
+}
+
+/// The best approximation of an N × K matrix by a product of rank r: matrix ≈ up · down.
+public struct LowRankFactors: Sendable {
+    /// `[rank, K]`: V_rᵀ, orthonormal rows. Rows that nothing determines, because the matrix has a lower rank, may be zero.
+    public let down: Tensor<Float>
+    /// `[N, rank]`: U_r · diag(σ), as in SVDQuant: the singular values belong to this factor.
+    public let up: Tensor<Float>
+    /// σ, descending.
+    public let singularValues: [Float]
+
+    public var rank: Int { singularValues.count }
+}
+
+/// Truncated singular value decomposition: the factors of the low-rank branch that SVDQuant keeps beside a quantised weight.
+///
+///     W ≈ up · down,   down = V_rᵀ,   up = U_r · diag(σ₁ … σ_r)
+///
+/// The randomised method gives the same bits for a seed on any number of threads. It finds the leading subspace of a spectrum that
+/// decays; when the spectrum is flat, the factors found are as good as the best to a few per cent of what rank r can explain, which
+/// is little then (see `Docs/LowRank.md`).
+///
+/// - Complexity: randomised: 2 · (powerIterations + 1) · N · K · (rank + oversampling) multiply-adds. Full: about
+///   20 · N · K · min(N, K) in `Double` through LAPACK.
+/// - Memory: randomised: three matrices of (rank + oversampling) · max(N, K) floats. Full: some 4 · N · K doubles.
+/// - Source: Halko, Martinsson and Tropp, "Finding structure with randomness" (2011), algorithms 4.4 and 5.1; Li et al.,
+///   "SVDQuant" (arXiv 2411.05007), section 4.2.
+public struct LowRankFactorization: Sendable {
+    public let rank: Int
+    public let method: SVDMethod
+    /// Of the random sketch.
+    public let seed: UInt64
+
+    /// - Throws: `.invalidArgument` for a rank below 1 or negative method options.
+    public init(rank: Int, method: SVDMethod = .randomized(), seed: UInt64 = 0) throws(SparseKernelsError) {
+        try require(rank >= 1, .invalidArgument, "rank", expected: "at least 1", actual: "\(rank)")
+        if case .randomized(let oversampling, let powerIterations) = method {
+            try require(oversampling >= 0, .invalidArgument, "oversampling", expected: "0 or more", actual: "\(oversampling)")
+            try require(
+                powerIterations >= 0, .invalidArgument, "powerIterations", expected: "0 or more", actual: "\(powerIterations)")
+        }
+        self.rank = rank
+        self.method = method
+        self.seed = seed
+    }
+
+    /// The factors of an N × K matrix.
+    ///
+    /// - Parameters:
+    ///   - matrix: N × K, N and K at least `rank`.
+    ///   - start: factors of a similar N × K matrix of any rank. The randomised method starts from their `up` in the place of random
+    ///     vectors, so that one power iteration does what takes several from nothing. The full method has no use for it.
+    ///   - pool: the threads to use. The call blocks until they are done. LAPACK is told to use as many.
+    /// - Throws: `.invalidArgument` for a rank above min(N, K), or elements that are not finite or reach 2¹⁰⁰; `.invalidShape` for
+    ///   `start` of another shape.
+    public func callAsFunction(
+        _ matrix: MatrixView<Float>, startingFrom start: LowRankFactors? = nil, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> LowRankFactors {
+        let limit = min(matrix.rows, matrix.columns)
+        try require(
+            rank <= limit, .invalidArgument, "rank", expected: "at most \(limit) for \(matrix.rows) × \(matrix.columns)",
+            actual: "\(rank)")
+        if let start {
+            try require(
+                start.up.shape[0] == matrix.rows && start.down.shape[1] == matrix.columns, .invalidShape, "start",
+                expected: "factors of \(matrix.rows) × \(matrix.columns)",
+                actual: "factors of \(start.up.shape[0]) × \(start.down.shape[1])")
+        }
+        try Self.requireUsable(matrix, on: pool)
+        switch method {
+        case .randomized(let oversampling, let powerIterations):
+            let (vectors, overflow) = rank.addingReportingOverflow(oversampling)
+            let iteration = try SubspaceIteration(
+                rows: matrix.rows, columns: matrix.columns, vectors: overflow ? limit : min(vectors, limit))
+            return try iteration.factors(
+                of: matrix, rank: rank, powerIterations: powerIterations, seed: seed, start: start, on: pool)
+        case .full:
+            return try FullDecomposition.factors(of: matrix, rank: rank, on: pool)
+        }
+    }
+
+    /// As above, of a rank-2 tensor.
+    /// - Throws: as above, and `.invalidShape` for another rank of the tensor.
+    public func callAsFunction(
+        _ matrix: Tensor<Float>, startingFrom start: LowRankFactors? = nil, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> LowRankFactors {
+        try self(matrix.matrixView(named: "matrix"), startingFrom: start, on: pool)
+    }
+
+    /// Products of such elements with vectors of any length that fits memory stay inside `Float`, their squares inside `Double`.
+    private static let magnitudeLimit: Float = 0x1p100
+
+    private static func requireUsable(_ matrix: MatrixView<Float>, on pool: WorkerPool) throws(SparseKernelsError) {
+        guard let (row, column) = matrix.firstElement(reaching: magnitudeLimit, on: pool) else { return }
+        throw SparseKernelsError(
+            .invalidArgument, "matrix", expected: "finite elements of magnitude below 2¹⁰⁰",
+            actual: "\(matrix[row, column]) at (\(row), \(column))")
+    }
+}
