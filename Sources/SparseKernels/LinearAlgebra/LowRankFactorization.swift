@@ -75,7 +75,7 @@ public struct LowRankFactorization: Sendable {
                 expected: "factors of \(matrix.rows) × \(matrix.columns)",
                 actual: "factors of \(start.up.shape[0]) × \(start.down.shape[1])")
         }
-        try Self.requireUsable(matrix, on: pool)
+        try requireMagnitudes(of: matrix, named: "matrix", on: pool)
         switch method {
         case .randomized(let oversampling, let powerIterations):
             let (vectors, overflow) = rank.addingReportingOverflow(oversampling)
@@ -94,15 +94,5 @@ public struct LowRankFactorization: Sendable {
         _ matrix: Tensor<Float>, startingFrom start: LowRankFactors? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> LowRankFactors {
         try self(matrix.matrixView(named: "matrix"), startingFrom: start, on: pool)
-    }
-
-    /// Products of such elements with vectors of any length that fits memory stay inside `Float`, their squares inside `Double`.
-    private static let magnitudeLimit: Float = 0x1p100
-
-    private static func requireUsable(_ matrix: MatrixView<Float>, on pool: WorkerPool) throws(SparseKernelsError) {
-        guard let (row, column) = matrix.firstElement(reaching: magnitudeLimit, on: pool) else { return }
-        throw SparseKernelsError(
-            .invalidArgument, "matrix", expected: "finite elements of magnitude below 2¹⁰⁰",
-            actual: "\(matrix[row, column]) at (\(row), \(column))")
     }
 }

@@ -1,6 +1,18 @@
+/// What factorisations take: products of such elements with vectors of any length that fits memory stay inside `Float`, their
+/// squares inside `Double`.
+let magnitudeLimit: Float = 0x1p100
+
+/// Throws `.invalidArgument` for a matrix with an element that is not finite or that reaches the limit.
+func requireMagnitudes(of matrix: MatrixView<Float>, named name: String, on pool: WorkerPool) throws(SparseKernelsError) {
+    guard let (row, column) = matrix.firstElement(reaching: magnitudeLimit, on: pool) else { return }
+    throw SparseKernelsError(
+        .invalidArgument, name, expected: "finite elements of magnitude below 2¹⁰⁰",
+        actual: "\(matrix[row, column]) at (\(row), \(column))")
+}
+
 extension MatrixView<Float> {
     /// The first element, row by row, whose magnitude is not below `limit`; NaN is below nothing.
-    func firstElement(reaching limit: Float, on pool: WorkerPool) -> (row: Int, column: Int)? {
+    fileprivate func firstElement(reaching limit: Float, on pool: WorkerPool) -> (row: Int, column: Int)? {
         var flags = [Bool](repeating: false, count: rows)
         flags.withUnsafeMutableBufferPointer { flags in
             span.withUnsafeBufferPointer { elements in
