@@ -1,5 +1,5 @@
 /// All singular vectors of a matrix in `Double`, of which the leading ones are kept.
-enum FullDecomposition {
+package enum FullDecomposition {
     static func factors(
         of matrix: MatrixView<Float>, rank: Int, on pool: WorkerPool
     ) throws(SparseKernelsError) -> LowRankFactors {
@@ -10,7 +10,7 @@ enum FullDecomposition {
     /// The factors through one-sided Jacobi rotations of the rows of A, or of Aᵀ when it has fewer.
     ///
     /// - Complexity: about 50 · N · K · min(N, K) multiply-adds, memory-bound: seconds for 512 × 512, hours for 4096 × 4096.
-    static func jacobiFactors(
+    package static func jacobiFactors(
         of matrix: MatrixView<Float>, rank: Int, on pool: WorkerPool
     ) throws(SparseKernelsError) -> LowRankFactors {
         let (n, k) = (matrix.rows, matrix.columns)
