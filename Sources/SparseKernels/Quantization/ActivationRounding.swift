@@ -1,0 +1,76 @@
+internal import KernelInterface
+
+/// Quantises activations and multiplies them out again: what the integer product of a layer sees of x.
+struct ActivationRounding: Sendable {
+    let format: ActivationFormat
+    /// Channels that share a scale, where the format has groups: those of the weights; nil: the whole row.
+    let groupSize: Int?
+    /// The type of x in the running layer. Smoothed values and scales are rounded to it.
+    let storage: StorageType
+
+    /// What the layer adds to x before it divides by the smoothing factors.
+    static func shift(of format: ActivationFormat) -> Float {
+        if case .uint4(let shift) = format { shift } else { 0 }
+    }
+
+    /// Replaces smoothed and shifted values.
+    func round(_ values: UnsafeMutablePointer<Float>, _ count: Int) {
+        if storage != .float32 {
+            for i in 0..<count { values[i] = storage.rounded(values[i]) }
+        }
+        let group = format == .int8PerToken ? count : groupSize ?? count
+        for start in stride(from: 0, to: count, by: group) {
+            let values = values + start
+            let length = min(group, count - start)
+            switch format {
+            case .float: return
+            case .int8PerToken: perToken(values, length)
+            case .int8PerGroup: perGroup(values, length, 1 / 127, -127, 127)
+            case .int4: perGroup(values, length, 1 / 7, -7, 7)
+            case .uint4: perGroup(values, length, 1 / 15, 0, 15)
+            case .fp4: nvfp4(values, length)
+            }
+        }
+    }
+
+    private func perToken(_ values: UnsafeMutablePointer<Float>, _ count: Int) {
+        let scale = storage.rounded(largestMagnitude(values, count) / 127)
+        for i in 0..<count {
+            values[i] = scale == 0 ? 0 : clamped(Float(roundedToInteger(values[i] / scale)), -127, 127) * scale
+        }
+    }
+
+    /// Codes come from the scale before it is rounded, and are multiplied by the rounded one, as on the GPU.
+    private func perGroup(
+        _ values: UnsafeMutablePointer<Float>, _ count: Int, _ step: Float, _ low: Float, _ high: Float
+    ) {
+        let scale = largestMagnitude(values, count) * step
+        let inverse = 1 / scale
+        // Zero, or below what has a reciprocal.
+        let stored = inverse.isFinite ? storage.rounded(scale) : 0
+        let factor = inverse.isFinite ? inverse : 0
+        for i in 0..<count { values[i] = clamped(Float(roundedToInteger(values[i] * factor)), low, high) * stored }
+    }
+
+    private func nvfp4(_ values: UnsafeMutablePointer<Float>, _ count: Int) {
+        let scale = min(largestMagnitude(values, count) / E2M1.greatestFiniteMagnitude, E4M3.greatestFiniteMagnitude)
+        let stored = E4M3(scale).floatValue
+        for i in 0..<count {
+            values[i] = scale == 0 ? 0 : E2M1.value(ofCode: E2M1.code(for: values[i] / scale, ties: .toEven)) * stored
+        }
+    }
+}
+
+extension StorageType {
+    /// The type that scales, factors and smoothing are rounded to.
+    init(scaleType: ElementType) throws(SparseKernelsError) {
+        switch scaleType {
+        case .float32: self = .float32
+        case .float16: self = .float16
+        case .bfloat16: self = .bfloat16
+        default:
+            throw SparseKernelsError(
+                .invalidElementType, "scaleType", expected: "F16, BF16 or F32", actual: scaleType.rawValue)
+        }
+    }
+}

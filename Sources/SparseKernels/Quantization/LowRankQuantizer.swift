@@ -1,0 +1,266 @@
+internal import KernelInterface
+
+/// Quantises one linear layer as SVDQuant does: smoothing, a low-rank branch that takes what quantises badly, and a 4-bit residual.
+///
+///     x̂ = (x + shift) / s      Ŵ = W · diag(s) ≈ up · down + R      y = Q(x̂) · Q(R)ᵀ + (x · down'ᵀ) · upᵀ + b'
+///
+/// with down' = down / s, so that the branch takes x as it comes, and b' = b − W·shift + up · (down' · shift), which undoes the shift on both ways.
+///
+/// - Results are bitwise the same for a seed, for every number of threads.
+/// - Complexity: the search of `SmoothingSearch`, the split of `LowRankSplit`, and `GPTQ` if asked for.
+/// - Source: SVDQuant (arXiv 2411.05007); deepcompressor, whose order of operations this is.
+public struct LowRankQuantizer: Sendable {
+    /// Whether and how activations are smoothed.
+    public enum Smoothing: Hashable, Sendable {
+        /// s = 1.
+        case none
+        case fixed(SmoothingCandidate)
+        /// The best of a family on the calibration tokens.
+        case search(grids: Int = 20, family: SmoothingFamily = .activationsThenBalanced)
+    }
+
+    /// How the residual is rounded.
+    public enum ResidualRounding: Hashable, Sendable, CaseIterable {
+        case roundToNearest
+        case gptq
+    }
+
+    public struct Configuration: Hashable, Sendable {
+        /// Of the low-rank branch; 0: none.
+        public var rank = 32
+        public var weightFormat = WeightFormat.svdQuantInt4
+        public var activation = ActivationFormat.int4
+        public var smoothing = Smoothing.search()
+        /// Most iterations of the split, which stops at the first that is worse. The official configuration has 100.
+        public var iterations = 1
+        public var svd = SVDMethod.randomized()
+        public var residual = ResidualRounding.roundToNearest
+        /// What factors, smoothing and scales are rounded to: F16, BF16 or F32.
+        public var scaleType = ElementType.float16
+        /// Rounds Ŵ, up · down and R to `scaleType`, as the official code does, whose tensors have this type.
+        public var matchesOfficialRounding = false
+        /// Most calibration tokens for choosing among candidates and iterations, evenly spread. All of them give the ranges, GPTQ's H and
+        /// the final error.
+        public var sampleTokens = 256
+        /// Of random subspaces.
+        public var seed: UInt64 = 0
+
+        public init() {}
+    }
+
+    public struct Result: Sendable {
+        /// Of the residual.
+        public let weight: QuantizedWeight
+        /// Takes x as it comes: `down` is divided by `smooth`.
+        public let lowRank: LowRankBranch?
+        /// `[inFeatures]`; nil: nothing to divide by.
+        public let smooth: Tensor<Float>?
+        /// `[outFeatures]`, with the shift of the activations undone; nil when there is neither.
+        public let bias: Tensor<Float>?
+        /// What `smooth` was made of; nil without smoothing.
+        public let candidate: SmoothingCandidate?
+        /// √(Σ |y − y_ref|² / Σ |y_ref|²) over all calibration tokens, bias left out.
+        public let outputError: Double
+        /// Of the search; empty without one.
+        public let trials: [SmoothingSearch.Trial]
+        /// Σ |y − y_ref|² over the sample by iteration of the split; empty without a branch.
+        public let splitErrors: [Double]
+    }
+
+    public let configuration: Configuration
+
+    /// - Throws: `.invalidArgument` for a value outside its domain, `.invalidElementType` for a scale type that is not F16, BF16 or F32.
+    public init(_ configuration: Configuration = .init()) throws(SparseKernelsError) {
+        self.configuration = configuration
+        _ = try search(configuration.candidates())
+        if configuration.rank > 0 { _ = try split }
+        if case .uint4(let shift) = configuration.activation {
+            try require(shift.isFinite, .invalidArgument, "shift", expected: "finite", actual: "\(shift)")
+        }
+    }
+
+    /// Quantises a layer.
+    ///
+    /// - Parameters:
+    ///   - weight: `[outFeatures, inFeatures]`. Layers that share input and branch, such as q, k and v, come stacked.
+    ///   - bias: `[outFeatures]`; nil: none.
+    ///   - calibration: `[tokens, inFeatures]`: what the layer gets to see.
+    ///   - pool: the threads to use. The call blocks until they are done.
+    ///   - progress: called after each candidate of the search, on the calling thread.
+    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite, a rank
+    ///   above an extent of the weight, or a residual that no scale can hold.
+    public func callAsFunction(
+        weight: Tensor<Float>, bias: Tensor<Float>? = nil, calibration: Tensor<Float>, on pool: WorkerPool = .shared,
+        progress: ((SmoothingSearch.Trial) -> Void)? = nil
+    ) throws(SparseKernelsError) -> Result {
+        let shift = ActivationRounding.shift(of: configuration.activation)
+        let ranges = try SmoothingRanges(calibration: calibration, weights: [weight], shift: shift, on: pool)
+        try LowRankSplit.check(rank: configuration.rank, of: weight)
+        if let bias {
+            try require(
+                bias.shape == [weight.shape[0]], .invalidShape, "bias", expected: "\([weight.shape[0]])", actual: "\(bias.shape)")
+            try require(
+                bias.elements.allSatisfy(\.isFinite), .invalidArgument, "bias", expected: "finite", actual: "an element that is not")
+        }
+        let smoothing = try smoothing(weight, calibration, ranges, on: pool, progress: progress)
+        let smooth = smoothing.smooth
+
+        // The smoothed layer: its weight, and all tokens as they are quantised.
+        let storage = try StorageType(scaleType: configuration.scaleType)
+        var smoothedWeight = smooth.map { weight.multiplyingColumns(by: $0, on: pool) } ?? weight
+        if configuration.matchesOfficialRounding { smoothedWeight = smoothedWeight.rounded(to: storage, on: pool) }
+        let inputs = try CalibrationSample.tokens(of: calibration, limit: .max, plus: shift, on: pool)
+        let smoothedInputs = smooth.map { inputs.dividingColumns(by: $0, on: pool) } ?? inputs
+
+        var split: LowRankSplit.Result?
+        if configuration.rank > 0 {
+            let tokens = try CalibrationSample.tokens(
+                of: smoothedInputs, limit: configuration.sampleTokens, plus: 0, on: pool)
+            split = try self.split.split(
+                smoothedWeight, sample: CalibrationSample(inputs: tokens, weight: smoothedWeight, on: pool), on: pool)
+        }
+        let quantized = try quantize(split?.residual ?? smoothedWeight, calibration: smoothedInputs, on: pool)
+        var branch: LowRankBranch?
+        if let split {
+            let down = smooth.map { split.down.dividingColumns(by: $0, on: pool).rounded(to: storage, on: pool) } ?? split.down
+            branch = try LowRankBranch(down: down, up: split.up)
+        }
+        return Result(
+            weight: quantized, lowRank: branch, smooth: smooth,
+            bias: try Self.correctedBias(bias, weight: weight, shift: shift, lowRank: branch, on: pool),
+            candidate: smoothing.candidate,
+            outputError: try outputError(
+                of: quantized, branch, smooth, weight: weight, inputs: inputs, on: pool),
+            trials: smoothing.trials, splitErrors: split?.errors ?? [])
+    }
+
+    /// The bias of a layer whose activations are shifted: b − W·shift + up · (down · shift), in `Double`; nil without bias and shift.
+    ///
+    /// The residual sees x + shift, so it adds (W − up · down) · shift too much; the branch sees x.
+    ///
+    /// - Parameters:
+    ///   - bias: `[outFeatures]`; nil: 0.
+    ///   - weight: `[outFeatures, inFeatures]`, before smoothing.
+    ///   - shift: what is added to every activation.
+    ///   - lowRank: the branch of the running layer, which takes x as it comes.
+    ///   - pool: the threads to use.
+    /// - Throws: `.invalidShape` for tensors that disagree.
+    /// - Source: deepcompressor, `ShiftedLinear` (the first term) and the converter to nunchaku (the second).
+    public static func correctedBias(
+        _ bias: Tensor<Float>?, weight: Tensor<Float>, shift: Float, lowRank: LowRankBranch? = nil,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Tensor<Float>? {
+        guard shift != 0 else { return bias }
+        try require(
+            weight.shape.count == 2 && weight.count > 0, .invalidShape, "weight", expected: "[outFeatures, inFeatures]",
+            actual: "\(weight.shape)")
+        let (rows, columns) = (weight.shape[0], weight.shape[1])
+        try require(
+            bias == nil || bias?.shape == [rows], .invalidShape, "bias", expected: "\([rows])", actual: "\(bias?.shape ?? [])")
+        if let lowRank {
+            try require(
+                lowRank.up.shape[0] == rows && lowRank.down.shape[1] == columns, .invalidShape, "lowRank",
+                expected: "factors of \(rows) × \(columns)",
+                actual: "factors of \(lowRank.up.shape[0]) × \(lowRank.down.shape[1])")
+        }
+        func rowSums(_ matrix: Tensor<Float>) -> [Double] {
+            let columns = matrix.shape[1]
+            return pool.map(matrix.shape[0], work: matrix.count) { row in
+                (0..<columns).reduce(0.0) { $0 + Double(matrix.span[row * columns + $1]) }
+            }
+        }
+        let weightSums = rowSums(weight)
+        let downSums = lowRank.map { rowSums($0.down) } ?? []
+        return try Tensor([rows]) { n in
+            var sum = -weightSums[n]
+            for (r, down) in downSums.enumerated() {
+                sum += Double(lowRank?.up.span[n * downSums.count + r] ?? 0) * down
+            }
+            return Float(Double(bias?.span[n] ?? 0) + sum * Double(shift))
+        }
+    }
+}
+
+extension LowRankQuantizer.Configuration {
+    /// What a search tries, or the one candidate that is given.
+    func candidates() throws(SparseKernelsError) -> [SmoothingCandidate] {
+        switch smoothing {
+        case .none: [.identity]
+        case .fixed(let candidate): [candidate]
+        case .search(let grids, let family): try family.candidates(grids: grids)
+        }
+    }
+}
+
+extension LowRankQuantizer {
+    private func search(_ candidates: [SmoothingCandidate]) throws(SparseKernelsError) -> SmoothingSearch {
+        try SmoothingSearch(
+            candidates: candidates, rank: configuration.rank, weightFormat: configuration.weightFormat,
+            activation: configuration.activation, scaleType: configuration.scaleType, sampleTokens: configuration.sampleTokens,
+            seed: configuration.seed)
+    }
+
+    private var split: LowRankSplit {
+        get throws(SparseKernelsError) {
+            try LowRankSplit(
+                rank: configuration.rank, iterations: configuration.iterations, method: configuration.svd,
+                weightFormat: configuration.weightFormat, activation: configuration.activation,
+                scaleType: configuration.scaleType, matchesOfficialRounding: configuration.matchesOfficialRounding,
+                seed: configuration.seed)
+        }
+    }
+
+    /// The factors, without those that are all 1, and what they came from.
+    private func smoothing(
+        _ weight: Tensor<Float>, _ calibration: Tensor<Float>, _ ranges: SmoothingRanges, on pool: WorkerPool,
+        progress: ((SmoothingSearch.Trial) -> Void)?
+    ) throws(SparseKernelsError) -> (smooth: Tensor<Float>?, candidate: SmoothingCandidate?, trials: [SmoothingSearch.Trial]) {
+        let smooth: Tensor<Float>
+        var candidate: SmoothingCandidate
+        var trials: [SmoothingSearch.Trial] = []
+        switch configuration.smoothing {
+        case .none: return (nil, nil, [])
+        case .fixed(let given):
+            candidate = given
+            smooth = try ranges.factors(given, scaleType: configuration.scaleType)
+        case .search:
+            let found = try search(configuration.candidates())(
+                weights: [weight], calibration: calibration, ranges: ranges, on: pool, progress: progress)
+            (candidate, smooth, trials) = (found.candidate, found.smooth, found.trials)
+        }
+        return (smooth.elements.allSatisfy { $0 == 1 } ? nil : smooth, candidate, trials)
+    }
+
+    private func quantize(
+        _ residual: Tensor<Float>, calibration: Tensor<Float>, on pool: WorkerPool
+    ) throws(SparseKernelsError) -> QuantizedWeight {
+        let quantizer = try WeightQuantizer(configuration.weightFormat, scaleType: configuration.scaleType)
+        return switch configuration.residual {
+        case .roundToNearest: try quantizer(residual, on: pool)
+        case .gptq: try GPTQ(quantizer)(residual, calibration: calibration, on: pool)
+        }
+    }
+
+    /// Relative error of the finished layer over all tokens, some at a time.
+    private func outputError(
+        of quantized: QuantizedWeight, _ branch: LowRankBranch?, _ smooth: Tensor<Float>?, weight: Tensor<Float>,
+        inputs: Tensor<Float>, on pool: WorkerPool
+    ) throws(SparseKernelsError) -> Double {
+        let (tokens, columns, tokensAtOnce) = (inputs.shape[0], inputs.shape[1], 1024)
+        let rounding = ActivationRounding(
+            format: configuration.activation, groupSize: configuration.weightFormat.groupSize, storage: .float32)
+        var operand = try quantized.dequantized(on: pool)
+        if let branch { operand = try operand.appendingColumns(of: branch.up, on: pool) }
+        var (error, energy) = (0.0, 0.0)
+        for start in stride(from: 0, to: tokens, by: tokensAtOnce) {
+            let count = min(tokensAtOnce, tokens - start)
+            let some = try Tensor<Float>([count, columns]) { inputs.span[start * columns + $0] }
+            let sample = try CalibrationSample(inputs: some, weight: weight, on: pool)
+            error += try sample.squaredError(
+                activations: sample.activations(smooth: smooth, down: branch?.down, rounding: rounding, on: pool),
+                weight: operand, on: pool)
+            energy += sample.energy
+        }
+        return relativeError(error, of: energy)
+    }
+}
