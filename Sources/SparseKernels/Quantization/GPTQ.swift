@@ -102,20 +102,9 @@ extension GPTQ {
     private func inverseFactor(
         of hessian: Tensor<Float>, meanDiagonal: Double, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Tensor<Float> {
-        let columns = hessian.shape[0]
         for attempt in 0..<attempts {
-            let added = damping * meanDiagonal * (1 + Double(attempt) / 10)
-            var matrix = hessian.elements.map(Double.init)
-            for k in 0..<columns { matrix[k * columns + k] += added }
-            var inverse = [Double](repeating: 0, count: columns * columns)
-            let failed = matrix.withUnsafeMutableBufferPointer { matrix in
-                if TriangularFactor.factor(matrix.baseAddress!, count: columns, stride: columns) != nil { return true }
-                inverse.withUnsafeMutableBufferPointer {
-                    TriangularFactor.invert(matrix.baseAddress!, count: columns, stride: columns, into: $0.baseAddress!)
-                }
-                return false
-            }
-            if !failed { return try Tensor([columns, columns]) { Float(inverse[$0]) } }
+            let added = Float(damping * meanDiagonal * (1 + Double(attempt) / 10))
+            if let inverse = try InverseCholesky(of: hessian, damping: added, on: pool) { return inverse.upper }
         }
         throw SparseKernelsError(
             .invalidArgument, "calibration", expected: "a positive definite H after \(attempts) attempts of damping",

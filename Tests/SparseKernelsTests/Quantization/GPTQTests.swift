@@ -96,7 +96,7 @@ struct GPTQTests {
         #expect(try zero.dequantized().elements.allSatisfy { $0 == 0 })
         // One direction: H has rank 1, and damping makes it invertible.
         let one = try GPTQ(quantizer)(.normal([4, 100], seed: 26), calibration: Tensor([5, 100]) { _ in 3 })
-        #expect(try one.dequantized().elements.allSatisfy(\.isFinite))
+        #expect(try one.dequantized().elements.allSatisfy { $0.isFinite })
     }
 
     @Test("results are the same bits on any number of threads")
