@@ -61,6 +61,23 @@ struct LowRankQuantizerTests {
         #expect(abs(relativeDistance(outputs, exact) - result.outputError) <= 0.01 * result.outputError)
     }
 
+    @Test("the running layer undoes the shift of a GELU", arguments: [LowRankQuantizer.Smoothing.none, .fixed(.init(alpha: 0.5, beta: 0))])
+    func shiftedLayer(_ smoothing: LowRankQuantizer.Smoothing) throws {
+        let layer = try OutlierLayer(30, 130, tokens: 40, seed: 39)
+        // What a GELU gives out: nothing below −0.17.
+        let inputs = try Tensor<Float>(layer.inputs.shape) { max(layer.inputs[flat: $0], -0.17) }
+        let activation = ActivationFormat.uint4(shift: ActivationFormat.geluShift)
+        let result = try LowRankQuantizer(
+            Self.configuration { ($0.rank, $0.activation, $0.smoothing) = (8, activation, smoothing) })(
+            weight: layer.weight, bias: layer.bias, calibration: inputs)
+        let linear = try QuantizedLinear(
+            PackedWeight(result.weight), activation: activation, smooth: result.smooth, lowRank: result.lowRank, bias: result.bias)
+        let exact = exactLayer(layer.weight, inputs, bias: layer.bias)
+        let energy = energy(of: exactLayer(layer.weight, inputs))
+        let error = (ReferenceSVDQuant.squaredDistance(try linear(inputs).rows, exact) / energy).squareRoot()
+        #expect(abs(error - result.outputError) <= 0.02 * result.outputError, "\(error), \(result.outputError)")
+    }
+
     @Test("the search's error for a candidate is the oracle's", arguments: [0, 5])
     func trialErrors(_ rank: Int) throws {
         let layer = try OutlierLayer(48, 96, tokens: 30, seed: 33)
@@ -145,15 +162,15 @@ struct LowRankQuantizerTests {
         }
         let result = try LowRankQuantizer(configuration)(weight: weight, bias: bias, calibration: inputs)
         let exact = try recorded["out.y_exact"].rows
-        let energy = exactLayer(weight, inputs).reduce(0) { $0 + $1.reduce(0) { $0 + $1 * $1 } }
+        let energy = energy(of: exactLayer(weight, inputs))
         let expected = ReferenceSVDQuant.squaredDistance(try recorded["out.y_quantized"].rows, exact)
-        #expect(result.outputError <= 1.02 * (expected / energy).squareRoot(), "\(result.outputError)")
+        #expect(result.outputError <= 1.03 * (expected / energy).squareRoot(), "\(result.outputError)")
         let searched = try LowRankQuantizer(
             Self.configuration {
                 ($0.rank, $0.activation, $0.scaleType) = (recorded.parameters.rank, recorded.activation, recorded.type)
-                $0.iterations = recorded.parameters.iterations
+                ($0.iterations, $0.smoothing) = (recorded.parameters.iterations, .search(grids: 5))
             })(weight: weight, bias: bias, calibration: inputs)
-        #expect(searched.outputError <= 1.02 * result.outputError, "\(searched.outputError), \(result.outputError)")
+        #expect(searched.outputError <= 1.03 * result.outputError, "\(searched.outputError), \(result.outputError)")
     }
 
     @Test("16-bit factors are exactly representable", arguments: [ElementType.float16, .bfloat16])
@@ -258,7 +275,7 @@ struct LowRankQuantizerTests {
     func trainedLayer() throws {
         let file = try SafetensorsFile(path: #require(Self.model))
         let prefix = "model.layers.0."
-        let projections = try ["q", "k", "v"].map { try file.floatTensor(prefix + "self_attn.\($0)_proj.weight") }
+        let projections = try ["k", "v"].map { try file.floatTensor(prefix + "self_attn.\($0)_proj.weight") }
         let weight = try Tensor([projections.reduce(0) { $0 + $1.shape[0] }, 512], projections.flatMap(\.elements))
         // What the first layer sees: embeddings of the bytes of a text, normalised.
         let (embedding, norm) = try (file.floatTensor("model.embed_tokens.weight"), file.floatTensor(prefix + "input_layernorm.weight"))
@@ -273,7 +290,7 @@ struct LowRankQuantizerTests {
                 weight: weight, calibration: inputs
             ).outputError
         }
-        let errors = try [quantizer(0, .none), quantizer(0, .search(grids: 5)), quantizer(32, .search(grids: 5))]
+        let errors = try [quantizer(0, .none), quantizer(0, .search(grids: 3)), quantizer(32, .search(grids: 3))]
         #expect(errors[1] <= errors[0] && errors[2] < 0.95 * errors[1], "\(errors)")
     }
 }

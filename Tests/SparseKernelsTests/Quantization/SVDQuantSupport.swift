@@ -56,9 +56,11 @@ func exactLayer(_ weight: Tensor<Float>, _ inputs: Tensor<Float>, bias: Tensor<F
 
 /// The Frobenius norm of `actual` − `expected`, relative to that of `expected`.
 func relativeDistance(_ actual: [[Double]], _ expected: [[Double]]) -> Double {
-    let norm = ReferenceSVDQuant.squaredDistance(expected, expected.map { $0.map { _ in 0 } })
-    return (ReferenceSVDQuant.squaredDistance(actual, expected) / norm).squareRoot()
+    (ReferenceSVDQuant.squaredDistance(actual, expected) / energy(of: expected)).squareRoot()
 }
+
+/// The square of the Frobenius norm.
+func energy(of rows: [[Double]]) -> Double { rows.reduce(0) { $0 + $1.reduce(0) { $0 + $1 * $1 } } }
 
 /// Rounding to a 16-bit type as the oracle wants it.
 func rounding(to type: ElementType) -> ReferenceSVDQuant.Rounding {
