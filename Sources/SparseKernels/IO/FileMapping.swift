@@ -90,14 +90,14 @@ func systemError(_ path: String, expected: String, number: Int32 = errno) -> Spa
 // MARK: - Text in messages
 
 /// Text from a file as it is shown in a message: in quotation marks, printable, and short whatever the file holds.
-func quoted(_ text: String, limit: Int = 80) -> String {
+package func quoted(_ text: String, limit: Int = 80) -> String {
     var result = "\""
     for scalar in text.unicodeScalars.prefix(limit) { result += scalar.escaped(asASCII: false) }
     return result + (text.unicodeScalars.dropFirst(limit).isEmpty ? "\"" : "\"…")
 }
 
 /// A list of numbers as it is shown in a message, short whatever its length.
-func abbreviated(_ numbers: [Int], limit: Int = 8) -> String {
+package func abbreviated(_ numbers: [Int], limit: Int = 8) -> String {
     if numbers.count <= limit { return "\(numbers)" }
     return "[" + numbers.prefix(limit).map(String.init).joined(separator: ", ") + ", … \(numbers.count) in all]"
 }

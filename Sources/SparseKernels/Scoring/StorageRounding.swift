@@ -17,7 +17,7 @@ extension StorageType {
 ///
 /// Without `Float16`, which Intel Macs lack: normal results lose 13 bits of the significand, and adding 1/2 makes the FPU round
 /// subnormal ones to multiples of 2⁻²⁴.
-func roundedToHalf(_ value: Float) -> Float {
+package func roundedToHalf(_ value: Float) -> Float {
     let magnitude = abs(value)
     if !(magnitude < 65520) { return value.isNaN ? value : Float(signOf: value, magnitudeOf: .infinity) }
     let rounded: Float
@@ -30,13 +30,14 @@ func roundedToHalf(_ value: Float) -> Float {
     return Float(signOf: value, magnitudeOf: rounded)
 }
 
-/// The bits of the half-precision value nearest to `value`. NaN becomes a quiet one.
-func halfBits(of value: Float) -> UInt16 {
+/// The bits of the half-precision value nearest to `value`, which `floatValue(ofHalf:)` reads back.
+package func halfBitPattern(_ value: Float) -> UInt16 {
     let rounded = roundedToHalf(value)
-    let sign: UInt16 = value.sign == .minus ? 0x8000 : 0
-    let magnitude = rounded.magnitude
-    if !magnitude.isFinite { return sign | (value.isNaN ? 0x7e00 : 0x7c00) }
-    // Subnormal values are multiples of 2⁻²⁴, others need a smaller exponent and 13 bits less.
+    let sign = UInt16(truncatingIfNeeded: rounded.bitPattern >> 16) & 0x8000
+    let magnitude = abs(rounded)
+    if magnitude.isNaN { return sign | 0x7e00 }
+    if magnitude == .infinity { return sign | 0x7c00 }
+    // Subnormal values are multiples of 2⁻²⁴; normal ones move from exponent bias 127 to 15.
     if magnitude < 0x1p-14 { return sign | UInt16(magnitude * 0x1p24) }
-    return sign | UInt16(truncatingIfNeeded: (magnitude.bitPattern - (127 - 15) << 23) >> 13)
+    return sign | UInt16(truncatingIfNeeded: (magnitude.bitPattern - 112 << 23) >> 13)
 }

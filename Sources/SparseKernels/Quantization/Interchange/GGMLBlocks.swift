@@ -150,7 +150,7 @@ extension GGMLBlocks {
     }
 
     static func write(half value: Float, to bytes: UnsafeMutablePointer<UInt8>) {
-        let bits = halfBits(of: value)
+        let bits = halfBitPattern(value)
         bytes[0] = UInt8(truncatingIfNeeded: bits)
         bytes[1] = UInt8(truncatingIfNeeded: bits >> 8)
     }

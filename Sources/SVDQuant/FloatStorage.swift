@@ -1,0 +1,59 @@
+internal import SparseKernels
+
+// Floating-point tensors that were computed in `Float` and are kept in fewer bits.
+
+extension ElementType {
+    /// The bytes of the nearest value of this type, ties to even, little-endian. `F32`, `F16`, `BF16` and `F8_E4M3`.
+    func appendNearest(_ value: Float, to bytes: inout [UInt8]) {
+        func append(_ bits: some FixedWidthInteger) {
+            withUnsafeBytes(of: bits.littleEndian) { bytes.append(contentsOf: $0) }
+        }
+        switch self {
+        case .float32: append(value.bitPattern)
+        case .float16: append(halfBitPattern(value))
+        case .bfloat16: append(BFloat16(value).bitPattern)
+        default: preconditionFailure("no rounding to \(rawValue)")
+        }
+    }
+
+    /// Whether this type has the value, the sign of zero included.
+    func holds(_ value: Float) -> Bool {
+        switch self {
+        case .float32: true
+        case .float16: roundedToHalf(value) == value
+        case .bfloat16: value.bitPattern & 0xffff == 0
+        default: false
+        }
+    }
+}
+
+extension SafetensorsWriter {
+    /// Adds a tensor rounded to nearest, ties to even.
+    /// - Throws: `.invalidArgument` for a name that is taken.
+    mutating func add(_ name: String, _ tensor: Tensor<Float>, as type: ElementType) throws(SparseKernelsError) {
+        if type == .float32 { return try add(name, tensor) }
+        var bytes: [UInt8] = []
+        bytes.reserveCapacity(tensor.count * type.byteCount)
+        let values = tensor.span
+        for index in values.indices { type.appendNearest(values[index], to: &bytes) }
+        try add(name, elementType: type, shape: tensor.shape, bytes: bytes)
+    }
+
+    /// Adds a tensor in the first of the types that has all of its values, or else as `F32`.
+    /// - Throws: `.invalidArgument` for a name that is taken.
+    mutating func add(
+        _ name: String, _ tensor: Tensor<Float>, exactlyAs types: [ElementType] = [.float16, .bfloat16]
+    ) throws(SparseKernelsError) {
+        let values = tensor.span
+        let type = types.first { type in values.indices.allSatisfy { type.holds(values[$0]) } }
+        try add(name, tensor, as: type ?? .float32)
+    }
+}
+
+extension SafetensorsFile {
+    /// A copy of a tensor of `F32`, `F16`, `BF16` or `F8_E4M3` as `Float`, exactly.
+    /// - Throws: `.notFound`; `.invalidElementType` when the file holds another type.
+    func storedFloats(_ tensorName: String) throws(SparseKernelsError) -> Tensor<Float> {
+        try floatTensor(tensorName)
+    }
+}
