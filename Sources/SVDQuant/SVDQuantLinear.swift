@@ -160,9 +160,9 @@ extension SVDQuantLinear {
     ) throws(SparseKernelsError) {
         let (outFeatures, inFeatures) = (weight.outFeatures, weight.inFeatures)
         if let smooth {
-            try check("smooth", smooth, [inFeatures], expected: "positive and finite") { $0 > 0 && $0.isFinite }
+            try requireElements(of: smooth, "smooth", [inFeatures], expected: "positive and finite") { $0 > 0 && $0.isFinite }
         }
-        if let bias { try check("bias", bias, [outFeatures], expected: "finite", \.isFinite) }
+        if let bias { try requireElements(of: bias, "bias", [outFeatures], expected: "finite", \.isFinite) }
         guard let lowRank else { return }
         let (down, up) = (lowRank.down.shape, lowRank.up.shape)
         try require(
@@ -170,14 +170,15 @@ extension SVDQuantLinear {
         try require(
             up[0] == outFeatures, .invalidShape, "lowRank.up", expected: "\([outFeatures, lowRank.rank])", actual: "\(up)")
     }
+}
 
-    private static func check(
-        _ name: String, _ tensor: Tensor<Float>, _ shape: [Int], expected: String, _ isValid: (Float) -> Bool
-    ) throws(SparseKernelsError) {
-        try require(tensor.shape == shape, .invalidShape, name, expected: "\(shape)", actual: "\(tensor.shape)")
-        let bad = (0..<tensor.count).first { !isValid(tensor[flat: $0]) }
-        try require(
-            bad == nil, .invalidArgument, name, expected: expected,
-            actual: "\(bad.map { tensor[flat: $0] } ?? 0) at element \(bad ?? 0)")
-    }
+/// Throws unless a tensor has that shape and all its elements pass.
+func requireElements(
+    of tensor: Tensor<Float>, _ name: String, _ shape: [Int], expected: String, _ isValid: (Float) -> Bool
+) throws(SparseKernelsError) {
+    try require(tensor.shape == shape, .invalidShape, name, expected: "\(shape)", actual: "\(tensor.shape)")
+    let bad = (0..<tensor.count).first { !isValid(tensor[flat: $0]) }
+    try require(
+        bad == nil, .invalidArgument, name, expected: expected,
+        actual: "\(bad.map { tensor[flat: $0] } ?? 0) at element \(bad ?? 0)")
 }

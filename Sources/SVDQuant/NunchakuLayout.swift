@@ -1,0 +1,222 @@
+public import SparseKernels
+
+/// The order in which nunchaku's GPU kernels keep the tensors of a layer.
+///
+/// The shapes that a checkpoint states are nominal: memory is in the order of tensor-core fragments, and reading it as rows and columns
+/// gives noise. Packing takes row-major tensors, pads outputs and inputs to multiples of 128 and ranks to multiples of 16, and reorders.
+/// Unpacking takes padded tensors and leaves the padding in place. Docs/Layouts/Nunchaku.md has the formulas with pictures.
+///
+/// - Source: `deepcompressor/backend/nunchaku/utils.py`, `NunchakuWeightPacker`, at commit 69f3473.
+public enum NunchakuLayout {
+    /// Outputs and inputs are padded to multiples of this.
+    public static let featureTile = 128
+    /// Ranks are padded to multiples of this.
+    public static let rankTile = 16
+
+    // MARK: - Indices
+
+    /// The byte that holds the codes of row n and columns k, k + 1, for even k: the low nibble is column k.
+    ///
+    /// A 32-bit word has the 8 codes of columns 8·⌊k/8⌋… of a row.
+    public static func codeByte(row n: Int, column k: Int, inFeatures: Int) -> Int {
+        let tile = (n / 128 * (inFeatures / 64) + k / 64) * 8 + n % 128 / 16
+        let word = ((tile * 8 + n % 8) * 4 + k % 32 / 8) * 4 + n % 16 / 8 * 2 + k % 64 / 32
+        return 4 * word + k % 8 / 2
+    }
+
+    /// The place of element n of a vector: a bias, channel scales, or smoothing factors.
+    public static func vectorIndex(_ n: Int) -> Int { n / 16 * 16 + n % 8 / 2 * 4 + n % 16 / 8 * 2 + n % 2 }
+
+    /// The place of the scale of row n and a group of 64 columns.
+    public static func scaleIndex(row n: Int, group: Int, groups: Int) -> Int {
+        (n / 128 * groups + group) * 128 + vectorIndex(n % 128)
+    }
+
+    /// The place of the scale of row n and a group of 16 columns; `groups` is a multiple of 4.
+    public static func microScaleIndex(row n: Int, group: Int, groups: Int) -> Int {
+        let tile = (n / 128 * (groups / 4) + group / 4) * 8 + n % 8
+        return ((tile * 4 + n % 32 / 8) * 4 + n % 128 / 32) * 4 + group % 4
+    }
+
+    /// The place of element i, c of the factor `down`.
+    public static func downIndex(rank i: Int, input c: Int, ranks: Int) -> Int {
+        let tile = c / 16 * (ranks / 16) + i / 16
+        return tile * 256 + i % 8 * 32 + c % 8 / 2 * 8 + i % 16 / 8 * 4 + c % 16 / 8 * 2 + c % 2
+    }
+
+    /// The place of element c, i of the factor `up`.
+    public static func upIndex(output c: Int, rank i: Int, ranks: Int) -> Int {
+        let tile = c / 16 * (ranks / 16) + i / 16
+        return tile * 256 + c % 8 * 32 + i % 8 / 2 * 8 + c % 16 / 8 * 4 + i % 16 / 8 * 2 + i % 2
+    }
+
+    // MARK: - Codes
+
+    /// `[outFeatures, inFeatures / 2]`, the even column in the low nibble, to the same shape, padded with code 0.
+    /// - Throws: `.invalidShape` unless the tensor is a matrix.
+    public static func packedCodes(_ codes: Tensor<UInt8>) throws(SparseKernelsError) -> Tensor<UInt8> {
+        let shape = try matrix("codes", codes.shape)
+        let (rows, bytes) = (padded(shape.0, featureTile), padded(shape.1, featureTile / 2))
+        return try packed(codes, to: [rows, bytes], filling: 0) { codeByte(row: $0, column: 2 * $1, inFeatures: 2 * bytes) }
+    }
+
+    /// The reverse, padding included.
+    /// - Throws: `.invalidShape` unless both extents are whole tiles.
+    public static func unpackedCodes(_ codes: Tensor<UInt8>) throws(SparseKernelsError) -> Tensor<UInt8> {
+        let shape = try matrix("codes", codes.shape, tiles: (featureTile, featureTile / 2))
+        return try unpacked(codes, to: [shape.0, shape.1]) { codeByte(row: $0, column: 2 * $1, inFeatures: 2 * shape.1) }
+    }
+
+    // MARK: - Scales
+
+    /// `[outFeatures, groups]`, groups of 64, to nominal `[groups, outFeatures]`, padded to an even number of groups, which is 128 columns.
+    /// - Throws: `.invalidShape` unless the tensor is a matrix.
+    public static func packedScales<Element: TensorElement>(
+        _ scales: Tensor<Element>, filling fill: Element
+    ) throws(SparseKernelsError) -> Tensor<Element> {
+        let shape = try matrix("scales", scales.shape)
+        let (rows, groups) = (padded(shape.0, featureTile), padded(shape.1, featureTile / 64))
+        return try packed(scales, to: [groups, rows], filling: fill) { scaleIndex(row: $0, group: $1, groups: groups) }
+    }
+
+    /// The reverse, padding included.
+    /// - Throws: `.invalidShape` unless both extents are whole tiles.
+    public static func unpackedScales<Element: TensorElement>(
+        _ scales: Tensor<Element>
+    ) throws(SparseKernelsError) -> Tensor<Element> {
+        let (groups, rows) = try matrix("scales", scales.shape, tiles: (featureTile / 64, featureTile))
+        return try unpacked(scales, to: [rows, groups]) { scaleIndex(row: $0, group: $1, groups: groups) }
+    }
+
+    /// `[outFeatures, groups]`, groups of 16, to nominal `[groups, outFeatures]`, padded to a multiple of 4 groups, which is 64 columns.
+    /// - Throws: `.invalidShape` unless the tensor is a matrix.
+    public static func packedMicroScales<Element: TensorElement>(
+        _ scales: Tensor<Element>, filling fill: Element
+    ) throws(SparseKernelsError) -> Tensor<Element> {
+        let shape = try matrix("scales", scales.shape)
+        let (rows, groups) = (padded(shape.0, featureTile), padded(shape.1, 4))
+        return try packed(scales, to: [groups, rows], filling: fill) { microScaleIndex(row: $0, group: $1, groups: groups) }
+    }
+
+    /// The reverse, padding included.
+    /// - Throws: `.invalidShape` unless both extents are whole tiles.
+    public static func unpackedMicroScales<Element: TensorElement>(
+        _ scales: Tensor<Element>
+    ) throws(SparseKernelsError) -> Tensor<Element> {
+        let (groups, rows) = try matrix("scales", scales.shape, tiles: (4, featureTile))
+        return try unpacked(scales, to: [rows, groups]) { microScaleIndex(row: $0, group: $1, groups: groups) }
+    }
+
+    // MARK: - Vectors
+
+    /// `[features]` to the same shape, padded.
+    /// - Throws: `.invalidShape` unless the tensor has one axis.
+    public static func packedVector<Element: TensorElement>(
+        _ vector: Tensor<Element>, filling fill: Element
+    ) throws(SparseKernelsError) -> Tensor<Element> {
+        let count = try extent("vector", vector.shape)
+        let column = try Tensor([count, 1], vector.elements)
+        return try packed(column, to: [padded(count, featureTile)], filling: fill) { n, _ in vectorIndex(n) }
+    }
+
+    /// The reverse, padding included.
+    /// - Throws: `.invalidShape` unless the tensor has one axis of whole tiles.
+    public static func unpackedVector<Element: TensorElement>(
+        _ vector: Tensor<Element>
+    ) throws(SparseKernelsError) -> Tensor<Element> {
+        let count = try extent("vector", vector.shape, tile: featureTile)
+        return try unpacked(vector, to: [count]) { n, _ in vectorIndex(n) }
+    }
+
+    // MARK: - Low-rank factors
+
+    /// `[rank, inFeatures]` to nominal `[inFeatures, rank]`, padded with zeros.
+    /// - Throws: `.invalidShape` unless the tensor is a matrix.
+    public static func packedDown<Element: TensorElement>(
+        _ down: Tensor<Element>
+    ) throws(SparseKernelsError) -> Tensor<Element> {
+        let shape = try matrix("down", down.shape)
+        let (ranks, inputs) = (padded(shape.0, rankTile), padded(shape.1, featureTile))
+        return try packed(down, to: [inputs, ranks], filling: .zero) { downIndex(rank: $0, input: $1, ranks: ranks) }
+    }
+
+    /// The reverse, padding included.
+    /// - Throws: `.invalidShape` unless both extents are whole tiles.
+    public static func unpackedDown<Element: TensorElement>(
+        _ down: Tensor<Element>
+    ) throws(SparseKernelsError) -> Tensor<Element> {
+        let (inputs, ranks) = try matrix("down", down.shape, tiles: (featureTile, rankTile))
+        return try unpacked(down, to: [ranks, inputs]) { downIndex(rank: $0, input: $1, ranks: ranks) }
+    }
+
+    /// `[outFeatures, rank]` to the same shape, padded with zeros.
+    /// - Throws: `.invalidShape` unless the tensor is a matrix.
+    public static func packedUp<Element: TensorElement>(
+        _ up: Tensor<Element>
+    ) throws(SparseKernelsError) -> Tensor<Element> {
+        let shape = try matrix("up", up.shape)
+        let (outputs, ranks) = (padded(shape.0, featureTile), padded(shape.1, rankTile))
+        return try packed(up, to: [outputs, ranks], filling: .zero) { upIndex(output: $0, rank: $1, ranks: ranks) }
+    }
+
+    /// The reverse, padding included.
+    /// - Throws: `.invalidShape` unless both extents are whole tiles.
+    public static func unpackedUp<Element: TensorElement>(
+        _ up: Tensor<Element>
+    ) throws(SparseKernelsError) -> Tensor<Element> {
+        let (outputs, ranks) = try matrix("up", up.shape, tiles: (featureTile, rankTile))
+        return try unpacked(up, to: [outputs, ranks]) { upIndex(output: $0, rank: $1, ranks: ranks) }
+    }
+}
+
+// MARK: - Moving elements
+
+extension NunchakuLayout {
+    static func padded(_ extent: Int, _ tile: Int) -> Int { (extent + tile - 1) / tile * tile }
+
+    /// Puts the elements of a matrix where `index` says, and `fill` everywhere else.
+    private static func packed<Element: TensorElement>(
+        _ matrix: Tensor<Element>, to shape: [Int], filling fill: Element, index: (Int, Int) -> Int
+    ) throws(SparseKernelsError) -> Tensor<Element> {
+        let (rows, columns) = (matrix.shape[0], matrix.shape[1])
+        var result = try Tensor<Element>(zeros: shape)
+        var target = result.mutableSpan
+        if rows * columns < target.count { for i in target.indices { target[i] = fill } }
+        let source = matrix.span
+        for row in 0..<rows {
+            for column in 0..<columns { target[index(row, column)] = source[row * columns + column] }
+        }
+        return result
+    }
+
+    /// Takes the elements of a matrix, or of a vector, from where `index` says.
+    private static func unpacked<Element: TensorElement>(
+        _ tensor: Tensor<Element>, to shape: [Int], index: (Int, Int) -> Int
+    ) throws(SparseKernelsError) -> Tensor<Element> {
+        let (rows, columns) = (shape[0], shape.count == 2 ? shape[1] : 1)
+        var result = try Tensor<Element>(zeros: shape)
+        var target = result.mutableSpan
+        let source = tensor.span
+        for row in 0..<rows {
+            for column in 0..<columns { target[row * columns + column] = source[index(row, column)] }
+        }
+        return result
+    }
+
+    private static func matrix(
+        _ name: String, _ shape: [Int], tiles: (Int, Int) = (1, 1)
+    ) throws(SparseKernelsError) -> (Int, Int) {
+        try require(
+            shape.count == 2 && shape[0] >= 1 && shape[1] >= 1 && shape[0] % tiles.0 == 0 && shape[1] % tiles.1 == 0,
+            .invalidShape, name, expected: "a matrix with extents of multiples of \(tiles.0) and \(tiles.1)",
+            actual: abbreviated(shape))
+        return (shape[0], shape[1])
+    }
+
+    private static func extent(_ name: String, _ shape: [Int], tile: Int = 1) throws(SparseKernelsError) -> Int {
+        try require(
+            shape.count == 1 && shape[0] >= 1 && shape[0] % tile == 0, .invalidShape, name,
+            expected: "one axis of a multiple of \(tile)", actual: abbreviated(shape))
+        return shape[0]
+    }
+}
