@@ -12,6 +12,7 @@ extension ElementType {
         case .float32: append(value.bitPattern)
         case .float16: append(halfBitPattern(value))
         case .bfloat16: append(BFloat16(value).bitPattern)
+        case .float8E4M3: append(E4M3(value).bitPattern)
         default: preconditionFailure("no rounding to \(rawValue)")
         }
     }
@@ -22,6 +23,7 @@ extension ElementType {
         case .float32: true
         case .float16: roundedToHalf(value) == value
         case .bfloat16: value.bitPattern & 0xffff == 0
+        case .float8E4M3: E4M3(value).floatValue == value
         default: false
         }
     }
@@ -54,6 +56,8 @@ extension SafetensorsFile {
     /// A copy of a tensor of `F32`, `F16`, `BF16` or `F8_E4M3` as `Float`, exactly.
     /// - Throws: `.notFound`; `.invalidElementType` when the file holds another type.
     func storedFloats(_ tensorName: String) throws(SparseKernelsError) -> Tensor<Float> {
-        try floatTensor(tensorName)
+        guard try entry(named: tensorName).elementType == .float8E4M3 else { return try floatTensor(tensorName) }
+        let stored = try tensor(tensorName, as: E4M3.self)
+        return try Tensor(stored.shape) { stored[flat: $0].floatValue }
     }
 }

@@ -220,3 +220,31 @@ extension NunchakuLayout {
         return shape[0]
     }
 }
+
+extension Tensor {
+    /// A matrix or vector cut off, or extended, at its ends.
+    func resized(to newShape: [Int], filling fill: Element = .zero) throws(SparseKernelsError) -> Tensor {
+        if newShape == shape { return self }
+        let (columns, newColumns) = (shape.count == 2 ? shape[1] : 1, newShape.count == 2 ? newShape[1] : 1)
+        let source = span
+        return try Tensor(newShape) { index in
+            let (row, column) = (index / newColumns, index % newColumns)
+            return row < shape[0] && column < columns ? source[row * columns + column] : fill
+        }
+    }
+}
+
+extension Tensor<UInt8> {
+    /// Whether rows of nibbles, the even column in the low one, have only zeros outside the given part.
+    func hasOnlyZeros(outsideRows rows: Int, nibbles: Int) -> Bool {
+        let (bytes, codes) = (shape[1], span)
+        for row in 0..<shape[0] {
+            let kept = row < rows ? nibbles : 0
+            for byte in kept / 2..<bytes {
+                let code = codes[row * bytes + byte]
+                if (2 * byte < kept ? code >> 4 : code) != 0 { return false }
+            }
+        }
+        return true
+    }
+}

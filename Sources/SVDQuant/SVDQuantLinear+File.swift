@@ -66,11 +66,13 @@ extension SVDQuantLinear {
         }
         // On a copy, so that a name that is taken leaves the file as it was.
         var result = writer
-        func add(_ name: String, _ tensor: Tensor<Float>?) throws(SparseKernelsError) {
-            if let tensor { try result.add(Name.of(name, in: prefix), tensor, exactlyAs: [.float16, .bfloat16]) }
+        func add(
+            _ name: String, _ tensor: Tensor<Float>?, as types: [ElementType] = [.float16, .bfloat16]
+        ) throws(SparseKernelsError) {
+            if let tensor { try result.add(Name.of(name, in: prefix), tensor, exactlyAs: types) }
         }
         try result.add(Name.of(Name.codes, in: prefix), weight.codes)
-        try add(Name.scales, weight.scales)
+        try add(Name.scales, weight.scales, as: weight.format.code == .fp4 ? [.float8E4M3] : [.float16, .bfloat16])
         try add(Name.offsets, weight.offsets)
         try add(Name.channelScales, weight.channelScales)
         try add(Name.smooth, smooth)

@@ -1,0 +1,115 @@
+internal import SparseKernels
+
+/// The tensors of one layer in a nunchaku checkpoint.
+struct NunchakuReader {
+    let file: SafetensorsFile
+    let layer: String
+    /// The type that all 16-bit tensors of the layer have, and who has it. nil: whatever the first one has.
+    private var sixteenBit: (type: ElementType, owner: String)?
+
+    init(file: SafetensorsFile, layer: String) {
+        self.file = file
+        self.layer = layer
+    }
+
+    func name(_ suffix: String) -> String { NunchakuNames.of(suffix, in: layer) }
+
+    /// The name, of two, that the file has.
+    /// - Throws: `.notFound` when it has none, `.malformedFile` when it has both.
+    func name(_ names: [String]) throws(SparseKernelsError) -> String {
+        let found = names.filter { file[name($0)] != nil }
+        try file.requireTensor(
+            found.count <= 1, name(names[0]), expected: "absent beside \(quoted(name(names.last ?? "")))", actual: "both")
+        // The error of a tensor that is not there has names that are.
+        return try file.entry(named: name(found.first ?? names[0])).name
+    }
+
+    /// A tensor of a given shape and of the layer's 16-bit type.
+    mutating func floats(_ name: String, _ shape: [Int]) throws(SparseKernelsError) -> Tensor<Float> {
+        let entry = try file.entry(named: name)
+        try requireType(entry, [.bfloat16, .float16])
+        let (type, owner) = sixteenBit ?? (entry.elementType, name)
+        try require(
+            entry.elementType == type, .invalidElementType, "\(file.name), tensor \(quoted(name))",
+            expected: "\(type.rawValue), as \(quoted(owner))", actual: entry.elementType.rawValue)
+        sixteenBit = (type, owner)
+        try requireShape(entry, shape)
+        return try file.floatTensor(name)
+    }
+
+    /// The codes of a matrix of whole tiles: bytes `[outFeatures, inFeatures / 2]`.
+    func codes() throws(SparseKernelsError) -> Tensor<UInt8> {
+        let entry = try file.entry(named: name(NunchakuNames.codes))
+        try requireType(entry, [.int8, .uint8])
+        let tile = NunchakuLayout.featureTile
+        try file.requireTensor(
+            entry.shape.count == 2 && entry.shape.allSatisfy { $0 >= 1 } && entry.shape[0] % tile == 0
+                && entry.shape[1] % (tile / 2) == 0,
+            entry.name, expected: "[outFeatures, inFeatures / 2], both features multiples of \(tile)",
+            actual: abbreviated(entry.shape))
+        return try file.bytesTensor(entry)
+    }
+
+    /// INT4 or FP4: what the scales' type says. Their shape and the metadata have to agree.
+    func precision(outFeatures: Int, inFeatures: Int) throws(SparseKernelsError) -> NunchakuPrecision {
+        let entry = try file.entry(named: name(NunchakuNames.scales))
+        try requireType(entry, [.bfloat16, .float16, .float8E4M3])
+        let precision: NunchakuPrecision = entry.elementType == .float8E4M3 ? .fp4 : .int4
+        let other: NunchakuPrecision = precision == .fp4 ? .int4 : .fp4
+        let shape = [inFeatures / precision.groupSize, outFeatures]
+        let hint = entry.shape == [inFeatures / other.groupSize, outFeatures] ? ", the shape of \(other.dtype)" : ""
+        try file.requireTensor(
+            entry.shape == shape, entry.name,
+            expected: "\(shape) for \(precision.dtype), whose scales are \(entry.elementType.rawValue)",
+            actual: abbreviated(entry.shape) + hint)
+        try NunchakuConfiguration.check(file, is: precision)
+        return precision
+    }
+
+    /// The rank of the branch, of which the factor `down` has this name.
+    func rank(_ downName: String) throws(SparseKernelsError) -> Int {
+        let entry = try file.entry(named: downName)
+        let tile = NunchakuLayout.rankTile
+        try file.requireTensor(
+            entry.shape.count == 2 && (1...1024).contains(entry.shape[1]) && entry.shape[1] % tile == 0, downName,
+            expected: "[inFeatures, rank], the rank a multiple of \(tile) up to 1024", actual: abbreviated(entry.shape))
+        return entry.shape[1]
+    }
+
+    /// The scales of the rows: `wtscale` · `wcscales`, each 1 where it is missing. nil: 1 in all rows.
+    mutating func channelScales(_ outFeatures: Int) throws(SparseKernelsError) -> Tensor<Float>? {
+        var tensorScale: Float = 1
+        if let entry = file[name(NunchakuNames.tensorScale)] {
+            try requireType(entry, [.float32, .bfloat16, .float16])
+            try file.requireTensor(entry.count == 1, entry.name, expected: "one number", actual: abbreviated(entry.shape))
+            tensorScale = try file.floatTensor(entry.name)[flat: 0]
+            try file.requireTensor(tensorScale.isFinite, entry.name, expected: "finite", actual: "\(tensorScale)")
+        }
+        let channelName = name(NunchakuNames.channelScales)
+        if file[channelName] == nil {
+            return tensorScale == 1 ? nil : try Tensor([outFeatures]) { _ in tensorScale }
+        }
+        let scales = try NunchakuLayout.unpackedVector(floats(channelName, [outFeatures]))
+        let product = try Tensor([outFeatures]) { tensorScale * scales[flat: $0] }
+        return (0..<outFeatures).allSatisfy { product[flat: $0] == 1 } ? nil : product
+    }
+
+    func requireType(_ entry: SafetensorsEntry, _ types: [ElementType]) throws(SparseKernelsError) {
+        try require(
+            types.contains(entry.elementType), .invalidElementType, "\(file.name), tensor \(quoted(entry.name))",
+            expected: types.map(\.rawValue).joined(separator: " or "), actual: entry.elementType.rawValue)
+    }
+
+    func requireShape(_ entry: SafetensorsEntry, _ shape: [Int]) throws(SparseKernelsError) {
+        try file.requireTensor(
+            entry.shape == shape, entry.name, expected: "\(shape)", actual: abbreviated(entry.shape))
+    }
+}
+
+extension SafetensorsFile {
+    /// A copy of a tensor of single bytes, of whatever type.
+    func bytesTensor(_ entry: SafetensorsEntry) throws(SparseKernelsError) -> Tensor<UInt8> {
+        let bytes = try bytes(entry.name)
+        return try Tensor(entry.shape, bytes.withUnsafeBytes { Array($0) })
+    }
+}
