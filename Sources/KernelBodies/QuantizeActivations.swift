@@ -116,7 +116,7 @@ private func project(
 
 // MARK: - Codes
 
-/// v = x / smooth, then + shift, each rounded to the type of x; padding is 0.
+/// v = (x + shift) / smooth, each rounded to the type of x; padding is 0.
 @_transparent
 private func smooth(
     _ args: QuantizeArguments, _ x: UnsafePointer<Float>, start: Int, channels: Int, padded: Int,
@@ -127,16 +127,18 @@ private func smooth(
     var channel = 0
     while channel < padded {
         var v = splat(0)
+        var divisor = splat(1)
         if channel < whole {
             v = load(x + channel)
-            if let smooth = args.smooth { v = rounded(v / load(smooth + start + channel), args.x.type) }
+            if let smooth = args.smooth { divisor = load(smooth + start + channel) }
         } else {
             for lane in 0..<maximum(0, channels - channel) {
-                v[lane] = args.smooth.map { x[channel + lane] / $0[start + channel + lane] } ?? x[channel + lane]
+                v[lane] = x[channel + lane]
+                if let smooth = args.smooth { divisor[lane] = smooth[start + channel + lane] }
             }
-            v = rounded(v, args.x.type)
         }
         if args.coding == .uint4 { v = rounded(v + shift, args.x.type) }
+        if args.smooth != nil { v = rounded(v / divisor, args.x.type) }
         store(v, target + channel)
         channel += laneCount
     }
