@@ -9,11 +9,12 @@ internal import SparseKernels
 /// | layer → nunchaku tensors | exact bytes |
 /// | nunchaku tensors → codes, scales, smoothing, factors | exact |
 /// | recorded activations → y, weights from codes and scales | 1e-6 of ‖y‖, as recorded |
+/// | x → activation scales and codes | scales exact, codes within 1 |
 /// | x → y, everything included | 1.05 times the recorded error against the float layer |
 ///
 /// The recorded y takes dequantised weights *rounded to 16 bits*, and its branch sees smoothed, rounded activations. Both differences are
-/// computed in `Double` and taken out of what is expected. The last stage quantises activations by the engine's rule, which divides by the
-/// unrounded scale, where the recorded codes are the quantiser's.
+/// computed in `Double` and taken out of what is expected. The last two stages quantise activations by the engine's rule, which divides by the
+/// unrounded scale; the recorded codes are the quantiser's, which divides by the rounded one.
 func replaySVDQuantLinear(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -26,6 +27,7 @@ func replaySVDQuantLinear(
     try record.compareExport(of: layer, &comparison)
     try record.compareImport(imported, &comparison)
     try record.compareOutput(of: weight, instructionSet, pool, &comparison)
+    try record.compareActivations(of: imported, pool, &comparison)
     let y = try record.apply(imported, to: "in.x", on: pool)
     let error = distance(
         y.elements.map(Double.init), record.exactOutput.elements.map(Double.init), over: record.exactOutput)
@@ -208,6 +210,32 @@ private struct SVDQuantRecord {
         comparison.compare(
             "‖y − expected‖ / ‖y‖ from recorded activations",
             actual: distance(y.elements.map(Double.init), expected, over: recorded), expected: 0, bound: 1e-6)
+    }
+
+    /// The activations of the whole layer as the product sees them.
+    func compareActivations(
+        of layer: SVDQuantLinear, _ pool: WorkerPool, _ comparison: inout GoldenComparison
+    ) throws(SparseKernelsError) {
+        let quantized: QuantizedActivations
+        if type == .bfloat16 {
+            let x = try golden.file.tensor("in.x", as: BFloat16.self)
+            quantized = try layer.linear.quantized(x.matrixView(named: "in.x"), on: pool)
+        } else {
+            #if !(os(macOS) && arch(x86_64))
+                let x = try golden.file.tensor("in.x", as: Float16.self)
+                quantized = try layer.linear.quantized(x.matrixView(named: "in.x"), on: pool)
+            #else
+                return
+            #endif
+        }
+        try comparison.compareValues("out.x_scales", quantized.scales, in: golden)
+        let codes = try golden.file.tensor("out.x_codes", as: Int8.self)
+        try golden.check("out.x_codes", quantized.codes.shape, codes.shape)
+        for index in 0..<codes.count {
+            comparison.compare(
+                "out.x_codes[\(index)]", actual: Double(quantized.codes[flat: index]), expected: Double(codes[flat: index]),
+                bound: 1)
+        }
     }
 
     /// The output of a layer for recorded activations in their own type.

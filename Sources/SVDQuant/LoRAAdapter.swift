@@ -28,7 +28,13 @@ public struct LoRAAdapter: Sendable {
         let factors = try LowRankBranch(down: down, up: up)
         let scale = alpha.map { $0 / Float(factors.rank) } ?? 1
         try require(alpha?.isFinite ?? true, .invalidArgument, "alpha", expected: "finite", actual: "\(alpha ?? 0)")
-        if let bias { try requireElements(of: bias, "bias", [up.shape[0]], expected: "finite", \.isFinite) }
+        if let bias {
+            try require(
+                bias.shape == [up.shape[0]], .invalidShape, "bias", expected: "\([up.shape[0]])", actual: "\(bias.shape)")
+            try require(
+                bias.elements.allSatisfy(\.isFinite), .invalidArgument, "bias", expected: "finite",
+                actual: "an element that is not")
+        }
         self.init(factors: factors, scale: scale, bias: bias)
     }
 

@@ -50,6 +50,16 @@ public enum NunchakuLayout {
         return tile * 256 + c % 8 * 32 + i % 8 / 2 * 8 + c % 16 / 8 * 4 + i % 16 / 8 * 2 + i % 2
     }
 
+    /// The byte that holds a code of a modulation linear (W4A16), and whether it is the high nibble.
+    ///
+    /// 32 columns of a row are 8 words of 16 bits; word j has columns j, 8 + j, 16 + j and 24 + j, the first in the lowest nibble. Memory is
+    /// `[outFeatures / 4][inFeatures / 64][4 rows][16 words]`.
+    public static func modulationByte(row n: Int, column k: Int, inFeatures: Int) -> (byte: Int, isHigh: Bool) {
+        let word = ((n / 4 * (inFeatures / 64) + k / 64) * 4 + n % 4) * 16 + k % 64 / 32 * 8 + k % 8
+        let nibble = k % 32 / 8
+        return (2 * word + nibble / 2, nibble % 2 == 1)
+    }
+
     // MARK: - Codes
 
     /// `[outFeatures, inFeatures / 2]`, the even column in the low nibble, to the same shape, padded with code 0.

@@ -38,19 +38,18 @@ public struct SVDQuantLinear: Sendable {
     ///   - epilogue: what follows the layer.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidShape` for parts that disagree with the weight, `.invalidArgument` for smoothing factors that are not positive and
-    ///   finite, a bias that is not finite, or an activation format that does not go with the weight; `.unsupportedInstructionSet`.
+    ///   finite, or a bias or shift that is not finite; `.unsupportedInstructionSet`.
     /// - Complexity: O(inFeatures · outFeatures), which packs the weight.
     public init(
         weight: QuantizedWeight, smooth: Tensor<Float>? = nil, lowRank: LowRankBranch? = nil, bias: Tensor<Float>? = nil,
         activation: ActivationFormat = .int4, epilogue: Epilogue = .none, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
-        try Self.check(weight: weight, smooth: smooth, lowRank: lowRank, bias: bias)
         try self.init(
             weight: weight, packed: PackedWeight(weight, instructionSet: instructionSet), smooth: smooth, lowRank: lowRank,
             bias: bias, activation: activation, epilogue: epilogue)
     }
 
-    /// A layer whose weight is packed already. Its parts agree.
+    /// A layer whose weight is packed already.
     private init(
         weight: QuantizedWeight, packed: PackedWeight, smooth: Tensor<Float>?, lowRank: LowRankBranch?, bias: Tensor<Float>?,
         activation: ActivationFormat, epilogue: Epilogue
@@ -70,12 +69,8 @@ public struct SVDQuantLinear: Sendable {
     /// The rank of the branch, adapters included; 0 without one.
     public var rank: Int { lowRank?.rank ?? 0 }
 
-    /// Bytes that `linear` holds: the packed weight, and the other parts as `Float`. The logical weight, which the layer keeps for saving,
-    /// is not in it.
-    public var byteCount: Int {
-        let floats = (smooth?.count ?? 0) + (bias?.count ?? 0) + rank * (inFeatures + outFeatures)
-        return linear.weight.byteCount + floats * MemoryLayout<Float>.stride
-    }
+    /// Bytes that `linear` holds. The logical tensors, which the layer keeps for saving, are not in it.
+    public var byteCount: Int { linear.byteCount }
 
     /// Computes y for the rows of x.
     ///
@@ -107,7 +102,7 @@ extension SVDQuantLinear {
     /// To or from `.uint4`, the bias changes by what its shift adds: W_q · (shift / smooth), with the residual as it is quantised. So both
     /// layers compute the same where activations are exact.
     ///
-    /// - Throws: `.invalidArgument` for a format that does not go with the weight.
+    /// - Throws: `.invalidArgument` for a shift that is negative or not finite.
     /// - Complexity: O(1), or O(inFeatures · outFeatures) when the shift changes.
     public func with(activation: ActivationFormat, on pool: WorkerPool = .shared)
         throws(SparseKernelsError) -> SVDQuantLinear
@@ -127,10 +122,9 @@ extension SVDQuantLinear {
             epilogue: epilogue)
     }
 
-    /// The same layer with another branch and bias, which are checked.
+    /// The same layer with another branch and bias.
     func with(lowRank: LowRankBranch?, bias: Tensor<Float>?) throws(SparseKernelsError) -> SVDQuantLinear {
-        try Self.check(weight: weight, smooth: smooth, lowRank: lowRank, bias: bias)
-        return try SVDQuantLinear(
+        try SVDQuantLinear(
             weight: weight, packed: linear.weight, smooth: smooth, lowRank: lowRank, bias: bias, activation: activation,
             epilogue: epilogue)
     }
@@ -150,35 +144,4 @@ extension ActivationFormat {
     var shift: Float {
         if case .uint4(let shift) = self { shift } else { 0 }
     }
-}
-
-// MARK: - Checks
-
-extension SVDQuantLinear {
-    private static func check(
-        weight: QuantizedWeight, smooth: Tensor<Float>?, lowRank: LowRankBranch?, bias: Tensor<Float>?
-    ) throws(SparseKernelsError) {
-        let (outFeatures, inFeatures) = (weight.outFeatures, weight.inFeatures)
-        if let smooth {
-            try requireElements(of: smooth, "smooth", [inFeatures], expected: "positive and finite") { $0 > 0 && $0.isFinite }
-        }
-        if let bias { try requireElements(of: bias, "bias", [outFeatures], expected: "finite", \.isFinite) }
-        guard let lowRank else { return }
-        let (down, up) = (lowRank.down.shape, lowRank.up.shape)
-        try require(
-            down[1] == inFeatures, .invalidShape, "lowRank.down", expected: "\([lowRank.rank, inFeatures])", actual: "\(down)")
-        try require(
-            up[0] == outFeatures, .invalidShape, "lowRank.up", expected: "\([outFeatures, lowRank.rank])", actual: "\(up)")
-    }
-}
-
-/// Throws unless a tensor has that shape and all its elements pass.
-func requireElements(
-    of tensor: Tensor<Float>, _ name: String, _ shape: [Int], expected: String, _ isValid: (Float) -> Bool
-) throws(SparseKernelsError) {
-    try require(tensor.shape == shape, .invalidShape, name, expected: "\(shape)", actual: "\(tensor.shape)")
-    let bad = (0..<tensor.count).first { !isValid(tensor[flat: $0]) }
-    try require(
-        bad == nil, .invalidArgument, name, expected: expected,
-        actual: "\(bad.map { tensor[flat: $0] } ?? 0) at element \(bad ?? 0)")
 }
