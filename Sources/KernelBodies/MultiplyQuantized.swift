@@ -60,7 +60,8 @@ private func multiplyPanel(_ args: QuantizedProductArguments, width: Int) {
         startsNarrow: args.groupSize / 2 * (args.largestCode + 2 * Int(args.zeroCode)) * args.largestWeight <= codeSumLimit)
     // Narrow sums of two products each take a step of four channels.
     while step.chunk / 2 * args.largestCode * args.largestWeight > codeSumLimit { step.chunk /= 2 }
-    let limit = args.values == nil ? QuantizedScratch.codeDepth : QuantizedScratch.floatDepth
+    let isVector = args.values != nil && args.rows == 1 && args.nibbleZero >= 0
+    let limit = args.values == nil || isVector ? QuantizedScratch.codeDepth : QuantizedScratch.floatDepth
     while step.channel < args.paddedDepth {
         step.channels = minimum(limit, args.paddedDepth - step.channel)
         step.group = step.channel / args.groupSize
@@ -72,7 +73,15 @@ private func multiplyPanel(_ args: QuantizedProductArguments, width: Int) {
                 store(load(given + step.group * lanes + x * laneCount), offsets + x * laneCount)
             }
         }
-        if args.values != nil {
+        if isVector {
+            if width == 1 {
+                multiplyVectorByOne(
+                    args, channel: step.channel, channels: step.channels, scales: scales, offsets: step.offsets, c: c)
+            } else {
+                multiplyVectorByTwo(
+                    args, channel: step.channel, channels: step.channels, scales: scales, offsets: step.offsets, c: c)
+            }
+        } else if args.values != nil {
             expandWeights(
                 args, channel: step.channel, channels: step.channels, scales: scales, offsets: step.offsets, lanes: lanes,
                 into: UnsafeMutableRawPointer(expanded).assumingMemoryBound(to: Float.self))

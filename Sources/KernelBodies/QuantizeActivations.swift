@@ -15,7 +15,7 @@ public func quantizeActivations(_ arguments: UnsafePointer<QuantizeArguments>) {
     let down = staged + QuantizedScratch.stagedFloats
     let smoothed = down + QuantizedScratch.downFloats
     let groups = args.paddedDepth / args.groupSize
-    if args.coding == .int8PerToken { scaleTokens(args, staged: staged, smoothed: smoothed) }
+    if args.coding == .int8PerToken && args.codes != nil { scaleTokens(args, staged: staged, smoothed: smoothed) }
     if let low = args.low {
         for x in 0..<(args.rows + tileRows - 1) / tileRows * tileRows * args.lowStride { low[x] = 0 }
     }
@@ -31,18 +31,30 @@ public func quantizeActivations(_ arguments: UnsafePointer<QuantizeArguments>) {
             stage(channelsFrom(start, of: args.x), first: 0, count: args.rows, channels: channels, into: staged)
         }
         if args.low != nil { projectDown(args, rows, stride: stride, start: start, channels: channels, expanded: down) }
+        if args.codes == nil && args.values == nil {
+            start += padded
+            continue
+        }
+        let isRaw = args.smooth == nil && args.coding != .uint4 && channels == padded
         for row in 0..<args.rows {
-            smooth(args, rows + row * stride, start: start, channels: channels, padded: padded, into: smoothed)
+            var v = rows + row * stride
+            if !isRaw {
+                smooth(args, v, start: start, channels: channels, padded: padded, into: smoothed)
+                v = UnsafePointer(smoothed)
+            }
             if let values = args.values {
                 let target = values + row * args.valueStride + start
-                for x in 0..<padded { target[x] = smoothed[x] }
+                for x in 0..<padded / laneCount { store(load(v + x * laneCount), target + x * laneCount) }
+                for group in 0..<padded / args.groupSize {
+                    args.sums[row * groups + start / args.groupSize + group] = total(v + group * args.groupSize, args.groupSize)
+                }
                 continue
             }
             let codes = args.codes! + row * args.codeStride + start
             for group in 0..<padded / args.groupSize {
                 let place = row * groups + start / args.groupSize + group
                 encode(
-                    args, smoothed + group * args.groupSize, tokenScale: args.scales[row * groups],
+                    args, v + group * args.groupSize, tokenScale: args.scales[row * groups],
                     codes: codes + group * args.groupSize, place: place)
             }
         }
@@ -71,6 +83,13 @@ private func projectDown(
             args.down!, args.factorType, from: vector * laneCount * args.depth + start * lanes, count: channels * lanes,
             into: expanded)
         let low = args.low! + vector * laneCount
+        if args.rows == 1 {
+            for part in 0..<width {
+                projectRow(x, channels, expanded + part * laneCount, stride: lanes, into: low + part * laneCount)
+            }
+            vector += width
+            continue
+        }
         switch width {
         case 1: projectByOne(args, x, stride, channels, expanded, low)
         case 2: projectByTwo(args, x, stride, channels, expanded, low)
@@ -112,6 +131,27 @@ private func project(
         store(tile, low + row * args.lowStride, stride: args.lowStride, width: width)
         row += tileRows
     }
+}
+
+/// One row and one register of the down-projection: four sums, because one would wait for itself.
+@inline(never)
+private func projectRow(
+    _ x: UnsafePointer<Float>, _ channels: Int, _ down: UnsafePointer<Float>, stride: Int, into low: UnsafeMutablePointer<Float>
+) {
+    var (a, b, c, d) = (load(low), splat(0), splat(0), splat(0))
+    var channel = 0
+    while channel + 4 <= channels {
+        a = multiplyAdd(splat(x[channel]), load(down + channel * stride), a)
+        b = multiplyAdd(splat(x[channel + 1]), load(down + (channel + 1) * stride), b)
+        c = multiplyAdd(splat(x[channel + 2]), load(down + (channel + 2) * stride), c)
+        d = multiplyAdd(splat(x[channel + 3]), load(down + (channel + 3) * stride), d)
+        channel += 4
+    }
+    while channel < channels {
+        a = multiplyAdd(splat(x[channel]), load(down + channel * stride), a)
+        channel += 1
+    }
+    store((a + b) + (c + d), low)
 }
 
 // MARK: - Codes
@@ -159,19 +199,22 @@ private func rounded(_ value: Vector, _ type: StorageType) -> Vector {
 @_transparent
 private func rounded(_ value: Float, _ type: StorageType) -> Float { rounded(splat(value), type)[0] }
 
-/// max |v| of some channels; NaN when one of them is not finite.
+/// max |v| of some channels; NaN when one of them is not finite. Magnitudes are ordered as their bit patterns are, NaN last.
 @_transparent
 private func range(_ v: UnsafePointer<Float>, _ count: Int) -> Float {
-    var top = splat(0)
-    var zeros = splat(0)
-    var x = 0
-    while x < count {
-        let value = load(v + x)
-        top = maximum(magnitude(value), top)
-        zeros = multiplyAdd(value, splat(0), zeros)
-        x += laneCount
+    var top = IntVector(repeating: 0)
+    for x in 0..<count / laneCount {
+        top = maximum(unsafeBitCast(load(v + x * laneCount), to: IntVector.self) & 0x7fff_ffff, top)
     }
-    return largest(top) + zeros.sum()
+    let bits = largest(top)
+    return bits < 0x7f80_0000 ? Float(bitPattern: UInt32(truncatingIfNeeded: bits)) : .nan
+}
+
+@_transparent
+private func total(_ v: UnsafePointer<Float>, _ count: Int) -> Float {
+    var sum = splat(0)
+    for x in 0..<count / laneCount { sum = sum + load(v + x * laneCount) }
+    return sum.sum()
 }
 
 /// One scale per token, kept in the place of its first group: max |v| / 127, rounded to the type of x.
@@ -207,44 +250,47 @@ private func encode(
     _ args: QuantizeArguments, _ v: UnsafePointer<Float>, tokenScale: Float, codes: UnsafeMutablePointer<UInt8>, place: Int
 ) {
     var scale = tokenScale
-    var stored = tokenScale
     switch args.coding {
     case .float, .int8PerToken: break
     case .int8PerGroup: scale = range(v, args.groupSize) * (1 / 127)
     case .int4: scale = range(v, args.groupSize) * (1 / 7)
     case .uint4: scale = range(v, args.groupSize) * (1 / 15)
-    case .fp4: scale = minimumOf(range(v, args.groupSize) / 6, 448)
-    }
-    if args.coding == .fp4 {
-        stored = roundedToE4M3(scale)
-    } else if args.coding != .int8PerToken {
-        stored = rounded(scale, args.x.type)
+    case .fp4: scale = minimumOf(range(v, args.groupSize) * (1 / 6), 448)
     }
     // Below the normal numbers 1 / scale overflows: such groups, and those of zeros, have codes of 0. NaN passes.
     let isZero = scale < Float(bitPattern: 0x0080_0000)
+    var stored = args.coding == .fp4 ? roundedToE4M3(scale) * 0.5 : rounded(scale, args.x.type)
+    if isZero { stored = 0 }
     let factor = splat(isZero ? 0 : 1 / scale)
-    let divisor = splat(scale)
-    let lowest = splat(args.coding == .uint4 ? 0 : -127)
-    var sum = splat(0)
-    var x = 0
-    while x < args.groupSize {
-        let value = load(v + x)
-        var code: Vector
-        switch args.coding {
-        case .fp4: code = isZero ? splat(0) : doubledE2M1(value / divisor)
-        case .int8PerToken: code = isZero ? splat(0) : floats(nearest(value / divisor))
-        default: code = floats(nearest(value * factor))
+    let divisor = splat(isZero ? .infinity : scale)
+    let zero = IntVector(repeating: args.zeroCode)
+    let vectors = args.groupSize / laneCount
+    var sum = IntVector(repeating: 0)
+    // What is not finite gives any code: the group's scale is NaN, which is all that counts.
+    switch args.coding {
+    case .fp4:
+        for x in 0..<vectors {
+            let code = nearest(doubledE2M1(load(v + x * laneCount) * factor))
+            sum = sum &+ code
+            storeLowBytes(code &+ zero, codes + x * laneCount)
         }
-        // What is not finite gives any code; it must only stay in the range that sums are made for.
-        code = minimum(maximum(code, lowest), splat(127))
-        sum = sum + code
-        storeLowBytes(nearest(code) &+ args.zeroCode, codes + x)
-        x += laneCount
+    case .int8PerToken:
+        for x in 0..<vectors {
+            let code = nearest(load(v + x * laneCount) / divisor)
+            sum = sum &+ code
+            storeLowBytes(code &+ zero, codes + x * laneCount)
+        }
+    default:
+        // Unsigned codes may come from values a little below 0.
+        let lowest = IntVector(repeating: args.coding == .uint4 ? 0 : -127)
+        for x in 0..<vectors {
+            let code = maximum(nearest(load(v + x * laneCount) * factor), lowest)
+            sum = sum &+ code
+            storeLowBytes(code &+ zero, codes + x * laneCount)
+        }
     }
-    let total = sum.sum()
-    if args.coding == .fp4 { stored = stored * 0.5 }
-    args.scales[place] = isZero ? 0 : stored
-    args.sums[place] = isZero ? 0 : stored * total
+    args.scales[place] = stored
+    if args.needsSums { args.sums[place] = stored * floats(sum).sum() }
 }
 
 @_transparent

@@ -11,7 +11,7 @@ public enum ActivationCoding: UInt8, Sendable {
 
 /// Some rows of activations on their way into a quantised product: smoothed, quantised, and through the low-rank down-projection.
 ///
-/// Groups of activations are groups of the weights. Everything written has `groups` entries per row, or `codeStride`, `valueStride` and
+/// Either half is left out when it has nowhere to go. Groups of activations are groups of the weights. Everything written has `groups` entries per row, or `codeStride`, `valueStride` and
 /// `lowStride` elements from row to row; there is room for `tileRows − 1` more rows of `low`.
 public struct QuantizeArguments {
     public var x: RowOperand
@@ -36,8 +36,9 @@ public struct QuantizeArguments {
     public var valueStride = 0
     /// What a code is worth.
     public var scales: UnsafeMutablePointer<Float>
-    /// Σ scale · code of each group.
+    /// Σ scale · code of each group, or Σ values; codes have sums when weights have offsets.
     public var sums: UnsafeMutablePointer<Float>
+    public var needsSums = false
 
     /// Panels [depth][width·laneCount] of the down-projection, one after the other.
     public var down: UnsafeRawPointer?
@@ -99,6 +100,8 @@ public struct QuantizedProductArguments {
     /// [paddedDepth/8][width·laneCount] words of nibbles, or [paddedDepth/4][width·laneCount] words of bytes.
     public var panel: UnsafeRawPointer
     public var isByte: Bool
+    /// Nibbles are integers, two's complement for 8 and unsigned for 0; −1: they are bytes or look-up codes.
+    public var nibbleZero = -1
     /// The signed bytes that nibbles stand for, 16 of them.
     public var table: UnsafePointer<UInt8>
     /// Σ codes of each group, [groups][width·laneCount], for weights of whole bytes.

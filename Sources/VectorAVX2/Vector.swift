@@ -87,13 +87,19 @@ public func storeLowHalves(_ value: IntVector, _ pointer: UnsafeMutablePointer<U
     UnsafeMutableRawPointer(pointer).storeBytes(of: _mm_packus_epi32(lanes.lowHalf, lanes.highHalf), as: __m128i.self)
 }
 
-/// The largest lane; NaN anywhere gives an arbitrary result.
+/// Lane by lane, the larger integer.
 @_alwaysEmitIntoClient @_transparent
-public func largest(_ value: Vector) -> Float {
-    let four = _mm_max_ps(value.lowHalf, value.highHalf)
-    let (a, b) = (four.evenHalf, four.oddHalf)
-    let (x, y) = (a[0] > b[0] ? a[0] : b[0], a[1] > b[1] ? a[1] : b[1])
-    return x > y ? x : y
+public func maximum(_ a: IntVector, _ b: IntVector) -> IntVector {
+    unsafeBitCast(
+        _mm256_max_epi32(unsafeBitCast(a, to: __m256i.self), unsafeBitCast(b, to: __m256i.self)), to: IntVector.self)
+}
+
+/// The largest lane.
+@_alwaysEmitIntoClient @_transparent
+public func largest(_ value: IntVector) -> Int32 {
+    let four = value.lowHalf.replacing(with: value.highHalf, where: value.highHalf .> value.lowHalf)
+    let two = four.lowHalf.replacing(with: four.highHalf, where: four.highHalf .> four.lowHalf)
+    return two[0] > two[1] ? two[0] : two[1]
 }
 
 // MARK: - Quantised weights

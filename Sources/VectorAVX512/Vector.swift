@@ -83,9 +83,16 @@ public func storeLowHalves(_ value: IntVector, _ pointer: UnsafeMutablePointer<U
     UnsafeMutableRawPointer(pointer).storeBytes(of: halves, as: __m256i.self)
 }
 
-/// The largest lane; NaN anywhere gives an arbitrary result.
+/// Lane by lane, the larger integer.
 @_alwaysEmitIntoClient @_transparent
-public func largest(_ value: Vector) -> Float { _mm512_reduce_max_ps(value) }
+public func maximum(_ a: IntVector, _ b: IntVector) -> IntVector {
+    unsafeBitCast(
+        _mm512_max_epi32(unsafeBitCast(a, to: __m512i.self), unsafeBitCast(b, to: __m512i.self)), to: IntVector.self)
+}
+
+/// The largest lane.
+@_alwaysEmitIntoClient @_transparent
+public func largest(_ value: IntVector) -> Int32 { _mm512_reduce_max_epi32(unsafeBitCast(value, to: __m512i.self)) }
 
 // MARK: - Quantised weights
 

@@ -117,12 +117,17 @@ public func storeLowHalves(_ value: IntVector, _ pointer: UnsafeMutablePointer<U
     UnsafeMutableRawPointer(pointer).storeBytes(of: SIMD4<UInt16>(truncatingIfNeeded: value), as: SIMD4<UInt16>.self)
 }
 
-/// The largest lane; NaN anywhere gives an arbitrary result.
+/// Lane by lane, the larger integer.
 @_alwaysEmitIntoClient @_transparent
-public func largest(_ value: Vector) -> Float {
-    let (a, b) = (value.evenHalf, value.oddHalf)
-    let (x, y) = (a[0] > b[0] ? a[0] : b[0], a[1] > b[1] ? a[1] : b[1])
-    return x > y ? x : y
+public func maximum(_ a: IntVector, _ b: IntVector) -> IntVector {
+    b.replacing(with: a, where: a .> b)
+}
+
+/// The largest lane.
+@_alwaysEmitIntoClient @_transparent
+public func largest(_ value: IntVector) -> Int32 {
+    let two = value.lowHalf.replacing(with: value.highHalf, where: value.highHalf .> value.lowHalf)
+    return two[0] > two[1] ? two[0] : two[1]
 }
 
 // MARK: - Quantised weights

@@ -65,7 +65,8 @@ public struct GPTQ: Sendable {
         // Ties in the order of the weight, so that the order is one.
         let order = (0..<columns).sorted { (diagonal[$1], $0) < (diagonal[$0], $1) }
         hessian = try Self.reordered(hessian, by: order, diagonal: diagonal, on: pool)
-        let factor = try inverseFactor(of: hessian, meanDiagonal: diagonal.reduce(0) { $0 + Double($1) } / Double(columns), on: pool)
+        let factor = try inverseFactor(
+            of: hessian, meanDiagonal: diagonal.reduce(0) { $0 + Double($1) } / Double(columns), on: pool)
         let rows = GPTQRows(grid: grid, order: order, factor: factor, blockSize: blockSize)
         return try rows.quantize(weight, isDead: isDead, on: pool)
     }

@@ -53,14 +53,16 @@ struct GPTQRows {
     }
 
     /// Takes the errors of a block off all columns after it.
-    private func carry(_ block: Range<Int>, through values: inout Tensor<Float>, on pool: WorkerPool) throws(SparseKernelsError) {
+    private func carry(_ block: Range<Int>, through values: inout Tensor<Float>, on pool: WorkerPool) throws(SparseKernelsError)
+    {
         let (rows, columns) = (values.shape[0], values.shape[1])
         let (end, rest) = (block.upperBound, columns - block.upperBound)
         var product = try Tensor<Float>(zeros: [rows, rest])
         try GEMM(m: rows, n: rest, k: block.count).run(
             a: MatrixView(values.span.extracting(block.lowerBound...), rows: rows, columns: block.count, rowStride: columns),
             b: MatrixView(
-                factor.span.extracting((block.lowerBound * columns + end)...), rows: block.count, columns: rest, rowStride: columns),
+                factor.span.extracting((block.lowerBound * columns + end)...), rows: block.count, columns: rest,
+                rowStride: columns),
             c: product.mutableMatrixView(), on: pool)
         let carried = product
         values.updateRows(on: pool) { row, values in

@@ -98,9 +98,11 @@ public struct LowRankQuantizer: Sendable {
         try LowRankSplit.check(rank: configuration.rank, of: weight)
         if let bias {
             try require(
-                bias.shape == [weight.shape[0]], .invalidShape, "bias", expected: "\([weight.shape[0]])", actual: "\(bias.shape)")
+                bias.shape == [weight.shape[0]], .invalidShape, "bias", expected: "\([weight.shape[0]])",
+                actual: "\(bias.shape)")
             try require(
-                bias.elements.allSatisfy(\.isFinite), .invalidArgument, "bias", expected: "finite", actual: "an element that is not")
+                bias.elements.allSatisfy(\.isFinite), .invalidArgument, "bias", expected: "finite",
+                actual: "an element that is not")
         }
         let smoothing = try smoothing(weight, calibration, ranges, on: pool, progress: progress)
         let smooth = smoothing.smooth

@@ -26,16 +26,22 @@ struct QuantizedLinearCall {
 
     // MARK: - Activations
 
-    /// Sixteen tasks where there are rows enough: results do not depend on how rows are dealt.
+    /// Many rows: both halves of a step of channels while it is in the cache. Few rows: the halves are tasks of their own, because one of
+    /// them may take as long as the product of one thread. Results do not depend on how rows are dealt.
     func quantize(
         from first: Int, rows: Int, _ block: ActivationBlock, _ workspace: UnsafeMutableRawPointer, on pool: WorkerPool
     ) {
         let unit = layer.weight.kernels.tileRows
-        let taskRows = min(QuantizedScratch.activationRows, ((rows + 15) / 16 + unit - 1) / unit * unit)
-        let phase = Phase(call: self, block: block, workspace: workspace, first: first, rows: rows, taskRows: taskRows)
+        let isSplit = rows < 8 * unit
+        let taskRows =
+            isSplit ? (rows + 7) / 8 : min(QuantizedScratch.activationRows, ((rows + 15) / 16 + unit - 1) / unit * unit)
+        let phase = Phase(
+            call: self, block: block, workspace: workspace, first: first, rows: rows, taskRows: taskRows,
+            codeTasks: (rows + taskRows - 1) / taskRows, lowRows: isSplit ? unit : 0)
+        let lowTasks = isSplit && layer.rank > 0 ? (rows + unit - 1) / unit : 0
         withUnsafePointer(to: phase) { phase in
             pool.run(
-                tasks: (rows + taskRows - 1) / taskRows, work: rows * layer.inFeatures * (layer.rank + 8),
+                tasks: phase.pointee.codeTasks + lowTasks, work: rows * layer.inFeatures * (layer.rank + 8),
                 scratchByteCount: layer.scratchByteCount, context: phase
             ) { context, task, scratch in
                 context.assumingMemoryBound(to: Phase.self).pointee.quantize(task: task, scratch: scratch)
@@ -68,11 +74,15 @@ struct QuantizedLinearCall {
         let first: Int
         let rows: Int
         let taskRows: Int
+        /// Tasks that quantise, and rows of the tasks after them, which project down; 0: the former do both.
+        var codeTasks = 0
+        var lowRows = 0
 
         func quantize(task: Int, scratch: UnsafeMutableRawPointer) {
             let layer = call.layer
             let layout = layer.weight.layout
-            let row = task * taskRows
+            let isCodes = task < codeTasks
+            let row = isCodes ? task * taskRows : (task - codeTasks) * lowRows
             let bytes = (first + row) * call.x.stride * call.x.type.byteCount
             let groups = row * layout.groups
             var arguments = QuantizeArguments(
@@ -82,14 +92,17 @@ struct QuantizedLinearCall {
                 smooth: layer.smooth?.span.withUnsafeBufferPointer { $0.baseAddress! }, coding: layer.activation.coding,
                 shift: layer.activation.shift, groupSize: layout.groupSize, zeroCode: layer.zeroCode,
                 scales: block.scales(workspace) + groups, sums: block.sums(workspace) + groups, scratch: scratch)
-            if layer.activation == .float {
-                arguments.values = block.values(workspace) + row * block.valueStride
-                arguments.valueStride = block.valueStride
-            } else {
-                arguments.codes = block.codes(workspace) + row * block.codeStride
-                arguments.codeStride = block.codeStride
+            arguments.needsSums = layer.weight.offsets != nil
+            if isCodes {
+                if layer.activation == .float {
+                    arguments.values = block.values(workspace) + row * block.valueStride
+                    arguments.valueStride = block.valueStride
+                } else {
+                    arguments.codes = block.codes(workspace) + row * block.codeStride
+                    arguments.codeStride = block.codeStride
+                }
             }
-            if let lowRank = layer.lowRank {
+            if let lowRank = layer.lowRank, !isCodes || lowRows == 0 {
                 arguments.down = lowRank.down.pointer
                 arguments.factorType = lowRank.down.type
                 arguments.lowVectors = lowRank.vectors
@@ -124,6 +137,11 @@ struct QuantizedLinearCall {
             } else {
                 arguments.codes = UnsafePointer(block.codes(workspace)) + row * block.codeStride
                 arguments.codeStride = block.codeStride
+            }
+            switch weight.format.code {
+            case .int4: arguments.nibbleZero = 8
+            case .uint4: arguments.nibbleZero = 0
+            case .fp4, .int8: break
             }
             arguments.offsets = floats(weight.offsets, at: column * layout.groups)
             arguments.channelScales = floats(weight.channelScales, at: column)
