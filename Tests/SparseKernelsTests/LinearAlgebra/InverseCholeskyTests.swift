@@ -18,7 +18,7 @@ struct InverseCholeskyTests {
         return h
     }
 
-    @Test("agrees with GPTQ's three steps", arguments: [1, 2, 3, 7, 64, 191, 192, 193, 400])
+    @Test("agrees with GPTQ's three steps", arguments: [1, 2, 3, 7, 64, 191, 192, 193])
     func agreesWithOracle(_ order: Int) throws {
         let h = try Self.hessian(order)
         let upper = try #require(try InverseCholesky(of: h.tensor)).upper
@@ -30,7 +30,7 @@ struct InverseCholeskyTests {
         // Factoring and inverting in `Float` is backward stable: λ·√K·u relative to the norms, times the condition (below 4.1 / 0.1).
         let tolerance = 6 * Double(order).squareRoot() * 0x1p-24 * 41
         #expect((u * h * u.transposed).distanceFromIdentity <= tolerance)
-        if order <= 200 {
+        if order <= 64 {
             let expected = try DoubleMatrix(
                 rows: order, columns: order, #require(ReferenceInverseCholesky.upper(h.elements, order: order)))
             #expect((u - expected).norm <= tolerance * expected.norm)
@@ -39,7 +39,7 @@ struct InverseCholeskyTests {
 
     @Test("reads the upper triangle only, and adds the damping to the diagonal")
     func trianglesAndDamping() throws {
-        let order = 200
+        let order = 194
         let h = try Self.hessian(order)
         var lower = h
         for row in 0..<order {
@@ -56,7 +56,7 @@ struct InverseCholeskyTests {
         #expect((DoubleMatrix(a) - DoubleMatrix(b)).norm <= 1e-5 * DoubleMatrix(b).norm)
     }
 
-    @Test("gives nil for what is not positive definite, and damping mends it", arguments: [3, 192, 250])
+    @Test("gives nil for what is not positive definite, and damping mends it", arguments: [3, 194])
     func notPositiveDefinite(_ order: Int) throws {
         // Fewer samples than channels: singular. Then one negative direction in the first and in the last channel.
         let x = try DoubleMatrix(Tensor<Float>.normal([order, order / 3], seed: 9))
@@ -73,7 +73,9 @@ struct InverseCholeskyTests {
 
     @Test("has the same bits on 1, 2 and 7 threads")
     func sameBits() throws {
-        let h = try Self.hessian(500).tensor
+        // Three blocks, made without a product: diagonally dominant.
+        let noise = try Tensor<Float>.normal([500, 500], seed: 1)
+        let h = try Tensor<Float>([500, 500]) { $0 % 501 == 0 ? 400 : noise[flat: $0] }
         let serial = try #require(try InverseCholesky(of: h, on: .serial)).upper.bits
         for threads in [2, 7] {
             let pool = WorkerPool(threads: threads)

@@ -38,10 +38,14 @@ struct DoubleMatrix {
     static func * (a: DoubleMatrix, b: DoubleMatrix) -> DoubleMatrix {
         var product = DoubleMatrix(rows: a.rows, columns: b.columns, Array(repeating: 0, count: a.rows * b.columns))
         product.elements.withUnsafeMutableBufferPointer { product in
-            for i in 0..<a.rows {
-                for k in 0..<a.columns {
-                    let factor = a.elements[i * a.columns + k]
-                    for j in 0..<b.columns { product[i * b.columns + j] += factor * b.elements[k * b.columns + j] }
+            a.elements.withUnsafeBufferPointer { left in
+                b.elements.withUnsafeBufferPointer { right in
+                    for i in 0..<a.rows {
+                        for k in 0..<a.columns {
+                            let factor = left[i * a.columns + k]
+                            for j in 0..<b.columns { product[i * b.columns + j] += factor * right[k * b.columns + j] }
+                        }
+                    }
                 }
             }
         }

@@ -31,9 +31,15 @@ struct LowRankFactorizationTests {
         6 * unitRoundoff * Double(rank).squareRoot() * matrix.norm + 6 * unitRoundoff * matrix.norm
     }
 
+    /// The decomposition that does not depend on the trait.
+    static func jacobi(_ matrix: Tensor<Float>, rank: Int) throws -> LowRankFactors {
+        let view = try matrix.matrixView()
+        return try FullDecomposition.jacobiFactors(of: view, rank: rank, on: .shared)
+    }
+
     @Test("reaches the best error for a spectrum that decays", arguments: shapes, methods)
     func decayingSpectrum(_ shape: Shape, _ method: SVDMethod) throws {
-        let values = (0..<min(shape.rows, shape.columns)).map { 3 * Double($0 + 1).squareRoot() / Double(($0 + 1) * ($0 + 1)) }
+        let values = (1...min(shape.rows, shape.columns)).map { 3 / (Double($0) * Double($0).squareRoot()) }
         let matrix = try DoubleMatrix.withSingularValues(values, rows: shape.rows, columns: shape.columns, seed: 5)
         let factors = try LowRankFactorization(rank: shape.rank, method: method)(matrix.tensor)
         let error = (matrix - factors.product).norm
@@ -56,7 +62,7 @@ struct LowRankFactorizationTests {
         let matrix = try Tensor<Float>.normal([shape.0, shape.1], seed: 3)
         let rank = 9
         let full = try LowRankFactorization(rank: rank, method: .full)(matrix)
-        let jacobi = try FullDecomposition.jacobiFactors(of: matrix.matrixView(), rank: rank, on: .shared)
+        let jacobi = try Self.jacobi(matrix, rank: rank)
         let exact = DoubleMatrix(matrix)
         // Both are exact but for storing them as `Float`, so the products differ by that.
         #expect((full.product - jacobi.product).norm <= 2 * Self.rounding(exact, rank: rank))
@@ -68,10 +74,10 @@ struct LowRankFactorizationTests {
 
     @Test("a flat spectrum costs a few per cent of what the rank explains, less with more iterations")
     func flatSpectrum() throws {
-        let matrix = try Tensor<Float>.normal([320, 384], seed: 8)
+        let matrix = try Tensor<Float>.normal([128, 160], seed: 8)
         let exact = DoubleMatrix(matrix)
-        let rank = 16
-        let best = try (exact - FullDecomposition.jacobiFactors(of: matrix.matrixView(), rank: rank, on: .shared).product).norm
+        let rank = 8
+        let best = try (exact - Self.jacobi(matrix, rank: rank).product).norm
         var explained: [Double] = []
         for powerIterations in [0, 1, 4, 16] {
             let svd = try LowRankFactorization(rank: rank, method: .randomized(powerIterations: powerIterations))
@@ -123,8 +129,7 @@ struct LowRankFactorizationTests {
         let second = DoubleMatrix(rows: 96, columns: 192, zip(first.elements, noise.elements).map { $0.0 + $0.1 })
         let rank = 16
         let start = try LowRankFactorization(rank: rank)(first.tensor)
-        let best = try
-            (second - FullDecomposition.jacobiFactors(of: second.tensor.matrixView(), rank: rank, on: .shared).product).norm
+        let best = try (second - Self.jacobi(second.tensor, rank: rank).product).norm
         let single = try LowRankFactorization(rank: rank, method: .randomized(powerIterations: 0))
         let cold = try (second - single(second.tensor).product).norm / best - 1
         let warm = try (second - single(second.tensor, startingFrom: start).product).norm / best - 1
@@ -134,12 +139,12 @@ struct LowRankFactorizationTests {
         let nothing = try LowRankFactorization(rank: 4)(Tensor<Float>(zeros: [96, 192]))
         let fromNothing = try LowRankFactorization(rank: rank)(second.tensor, startingFrom: nothing)
         #expect((second - other.product).norm <= best)
-        #expect(try (second - fromNothing.product).norm <= 1.01 * best)
+        #expect((second - fromNothing.product).norm <= 1.01 * best)
     }
 
     @Test("a seed gives the same bits on 1, 2 and 7 threads and from any stride")
     func sameBits() throws {
-        let (rows, columns) = (500, 700)
+        let (rows, columns) = (300, 1600)
         let matrix = try Tensor<Float>.normal([rows, columns], seed: 41)
         let svd = try LowRankFactorization(rank: 12, seed: 5)
         let serial = try svd(matrix, on: .serial)
