@@ -31,8 +31,9 @@ public struct LowRankQuantizer: Sendable {
         public var weightFormat = WeightFormat.svdQuantInt4
         public var activation = ActivationFormat.int4
         public var smoothing = Smoothing.search()
-        /// Most iterations of the split, which stops at the first that is worse. The official configuration has 100.
-        public var iterations = 1
+        /// Most iterations of the split, which stops at the first that is worse. The official configuration has 100. The second one gains most:
+        /// 12% of the squared error of recorded layers, the fourth 1%.
+        public var iterations = 4
         public var svd = SVDMethod.randomized()
         public var residual = ResidualRounding.roundToNearest
         /// What factors, smoothing and scales are rounded to: F16, BF16 or F32.

@@ -25,7 +25,7 @@ struct LowRankQuantizerTests {
         let layer = try OutlierLayer(160, 192, tokens: 96, seed: 30)
         let plain = try Self.quantize(layer) { ($0.rank, $0.smoothing) = (0, .none) }
         let smoothed = try Self.quantize(layer) { ($0.rank, $0.smoothing) = (0, .search(grids: 10)) }
-        let split = try Self.quantize(layer) { ($0.rank, $0.smoothing) = (16, .search(grids: 10)) }
+        let split = try Self.quantize(layer) { ($0.rank, $0.smoothing, $0.iterations) = (16, .search(grids: 10), 1) }
         let refined = try Self.quantize(layer) { ($0.rank, $0.smoothing, $0.iterations) = (16, .search(grids: 10), 20) }
         #expect(smoothed.outputError < 0.8 * plain.outputError, "\(smoothed.outputError), \(plain.outputError)")
         #expect(split.outputError < 0.8 * smoothed.outputError, "\(split.outputError), \(smoothed.outputError)")
