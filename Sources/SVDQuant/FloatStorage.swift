@@ -32,7 +32,9 @@ extension ElementType {
 extension SafetensorsWriter {
     /// Adds a tensor rounded to nearest, ties to even.
     /// - Throws: `.invalidArgument` for a name that is taken.
-    mutating func add(_ name: String, _ tensor: Tensor<Float>, as type: ElementType) throws(SparseKernelsError) {
+    mutating func addRounded(
+        _ name: String, _ tensor: Tensor<Float>, to type: ElementType
+    ) throws(SparseKernelsError) {
         if type == .float32 { return try add(name, tensor) }
         var bytes: [UInt8] = []
         bytes.reserveCapacity(tensor.count * type.byteCount)
@@ -43,12 +45,12 @@ extension SafetensorsWriter {
 
     /// Adds a tensor in the first of the types that has all of its values, or else as `F32`.
     /// - Throws: `.invalidArgument` for a name that is taken.
-    mutating func add(
-        _ name: String, _ tensor: Tensor<Float>, exactlyAs types: [ElementType] = [.float16, .bfloat16]
+    mutating func addExact(
+        _ name: String, _ tensor: Tensor<Float>, as types: [ElementType]
     ) throws(SparseKernelsError) {
         let values = tensor.span
         let type = types.first { type in values.indices.allSatisfy { type.holds(values[$0]) } }
-        try add(name, tensor, as: type ?? .float32)
+        try addRounded(name, tensor, to: type ?? .float32)
     }
 }
 

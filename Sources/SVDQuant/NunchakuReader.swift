@@ -47,7 +47,7 @@ struct NunchakuReader {
                 && entry.shape[1] % (tile / 2) == 0,
             entry.name, expected: "[outFeatures, inFeatures / 2], both features multiples of \(tile)",
             actual: abbreviated(entry.shape))
-        return try file.bytesTensor(entry)
+        return try Tensor(entry.shape, file.bytes(entry.name).withUnsafeBytes { Array($0) })
     }
 
     /// INT4 or FP4: what the scales' type says. Their shape and the metadata have to agree.
@@ -103,13 +103,5 @@ struct NunchakuReader {
     func requireShape(_ entry: SafetensorsEntry, _ shape: [Int]) throws(SparseKernelsError) {
         try file.requireTensor(
             entry.shape == shape, entry.name, expected: "\(shape)", actual: abbreviated(entry.shape))
-    }
-}
-
-extension SafetensorsFile {
-    /// A copy of a tensor of single bytes, of whatever type.
-    func bytesTensor(_ entry: SafetensorsEntry) throws(SparseKernelsError) -> Tensor<UInt8> {
-        let bytes = try bytes(entry.name)
-        return try Tensor(entry.shape, bytes.withUnsafeBytes { Array($0) })
     }
 }

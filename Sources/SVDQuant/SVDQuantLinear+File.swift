@@ -69,7 +69,7 @@ extension SVDQuantLinear {
         func add(
             _ name: String, _ tensor: Tensor<Float>?, as types: [ElementType] = [.float16, .bfloat16]
         ) throws(SparseKernelsError) {
-            if let tensor { try result.add(Name.of(name, in: prefix), tensor, exactlyAs: types) }
+            if let tensor { try result.addExact(Name.of(name, in: prefix), tensor, as: types) }
         }
         try result.add(Name.of(Name.codes, in: prefix), weight.codes)
         try add(Name.scales, weight.scales, as: weight.format.code == .fp4 ? [.float8E4M3] : [.float16, .bfloat16])

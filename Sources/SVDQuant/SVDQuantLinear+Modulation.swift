@@ -43,12 +43,13 @@ extension SVDQuantLinear {
 
         /// Where row n of the model is in the checkpoint.
         func stored(_ n: Int) -> Int { n % (rows / splits) * splits + n / (rows / splits) }
-        let words = try file.bytesTensor(entry)
+        let words = try file.bytes(entry.name)
         let codes = try Tensor<UInt8>([rows, columns / 2]) { index in
             let (row, column) = (stored(index / (columns / 2)), index % (columns / 2) * 2)
             func code(_ column: Int) -> UInt8 {
                 let (byte, isHigh) = NunchakuLayout.modulationByte(row: row, column: column, inFeatures: columns)
-                return isHigh ? words[flat: byte] >> 4 : words[flat: byte] & 15
+                let pair = words.unsafeLoad(fromByteOffset: byte, as: UInt8.self)
+                return isHigh ? pair >> 4 : pair & 15
             }
             return code(column) | code(column + 1) << 4
         }

@@ -133,7 +133,7 @@ extension SVDQuantLinear {
         // On a copy, so that a name that is taken leaves the checkpoint as it was.
         var result = writer
         func add(_ name: String, _ tensor: Tensor<Float>, as type: ElementType? = nil) throws(SparseKernelsError) {
-            try result.add(NunchakuNames.of(name, in: prefix), tensor, as: type ?? elementType)
+            try result.addRounded(NunchakuNames.of(name, in: prefix), tensor, to: type ?? elementType)
         }
         let (rows, columns) = (
             NunchakuLayout.padded(outFeatures, NunchakuLayout.featureTile),

@@ -107,7 +107,10 @@ extension SVDQuantLinear {
     public func with(activation: ActivationFormat, on pool: WorkerPool = .shared)
         throws(SparseKernelsError) -> SVDQuantLinear
     {
-        let difference = self.activation.shift - activation.shift
+        let shift = activation.shift
+        try require(
+            shift >= 0 && shift.isFinite, .invalidArgument, "shift", expected: "0 or more, and finite", actual: "\(shift)")
+        let difference = self.activation.shift - shift
         return try SVDQuantLinear(
             weight: weight, packed: linear.weight, smooth: smooth, lowRank: lowRank,
             bias: difference == 0 ? bias : shiftedBias(by: difference, on: pool), activation: activation,
