@@ -17,6 +17,7 @@ public enum GoldenReplay {
         "minference.vertical_slash": replayMInferenceVerticalSlash,
         "nunchaku.pack": replayNunchakuPack,
         "spargeattn.block_map": replaySpargeBlockMap,
+        "svdquant.engine_activation_quant": replayEngineActivation,
         "svdquant.linear": replaySVDQuantLinear,
         "twilight.top_p_mask": replayTopPMask,
         "xattention.estimate": replayXAttentionEstimate,
