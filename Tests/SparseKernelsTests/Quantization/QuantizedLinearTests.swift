@@ -78,6 +78,20 @@ struct QuantizedLinearTests {
         }
     }
 
+    @Test("numbers of tokens around the blocks of rows", arguments: ActivationFormat.all)
+    func blocks(_ activation: ActivationFormat) throws {
+        let (n, k) = (5, 20)
+        let weight = try WeightKind(.int4, 16, offsets: true).weight(n, k, seed: 1)
+        let parts = try LayerParts(
+            weight: weight, activation: activation, lowRank: LayerParts.branch(rank: 3, n, k, seed: 2),
+            bias: Tensor.normal([n], seed: 3))
+        let packed = try Self.packed(weight)
+        for m in [63, 64, 127, 128, 129, 257, 1023, 1024, 1025, 1100] {
+            let x: Tensor<Float16> = try activation.input(m, k, seed: 4)
+            try Self.expectMatches(parts, packed, x: x, "\(activation), \(m) tokens")
+        }
+    }
+
     @Test("scales and offsets that no 16-bit type holds", arguments: WeightKind.all.indices)
     func exactScales(_ index: Int) throws {
         let kind = WeightKind.all[index]

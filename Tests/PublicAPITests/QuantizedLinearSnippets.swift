@@ -1,0 +1,62 @@
+import SparseKernels
+import Testing
+
+/// The snippets of Docs/QuantizedLinear.md, and what their comments promise.
+@Suite("Snippets: quantised linear layers")
+struct QuantizedLinearSnippets {
+    /// A layer of 48 × 128 whose weight is 1/64 everywhere: codes 1 with a scale of 1/64.
+    static func weight() throws -> (codes: Tensor<UInt8>, scales: Tensor<Float>) {
+        try (Tensor([48, 64]) { _ in 0x11 }, Tensor([48, 2]) { _ in 1.0 / 64 })
+    }
+
+    @Test("a layer with a low-rank branch, and its codes")
+    func layer() throws {
+        let (codes, scales) = try Self.weight()
+        let smooth = try Tensor<Float>([128]) { _ in 2 }
+        let (down, up) = try (Tensor<Float>([32, 128]) { _ in 0.125 }, Tensor<Float>([48, 32]) { _ in 0.25 })
+        let bias = try Tensor<Float>([48]) { Float($0) }
+        let x = try Tensor<Float>([10, 128]) { $0 % 2 == 0 ? 14 : -2 }
+
+        // codes: [48, 64] bytes of two codes each, the even column in the low nibble; scales: [48, 2].
+        let weight = try QuantizedWeight(format: .svdQuantInt4, inFeatures: 128, codes: codes, scales: scales)
+        let branch = try LowRankBranch(down: down, up: up)  // [32, 128], [48, 32]
+
+        // Packed for the kernels of this machine; the logical form can go.
+        let layer = try QuantizedLinear(
+            PackedWeight(weight), activation: .int4, smooth: smooth, lowRank: branch, bias: bias)
+        let y = try layer(x)
+        print(y.shape)  // [10, 48]
+
+        let activations = try layer.quantized(x.matrixView())
+        print(activations.codes.shape, activations.scales.shape)  // [10, 128] [10, 2]
+
+        #expect(y.shape == [10, 48])
+        #expect(activations.codes.shape == [10, 128] && activations.scales.shape == [10, 2])
+        // x / 2 is 7, −1, …: scale 1. Integers and powers of two: exact. 64·(7 − 1)/64, and 32 times 64·(14 − 2)/8 · ¼.
+        #expect(activations.codes[flat: 0] == 7 && activations.codes[flat: 1] == -1 && activations.scales[flat: 0] == 1)
+        #expect(y[flat: 3 * 48 + 5] == 6 + 768 + 5)
+    }
+
+    @Test("rows of larger matrices, and a weight that two layers share")
+    func views() throws {
+        let (codes, scales) = try Self.weight()
+        let weight = try QuantizedWeight(format: .svdQuantInt4, inFeatures: 128, codes: codes, scales: scales)
+        let memory = (0..<10 * 200).map { index -> Float in index % 200 < 128 ? Float(index % 8) - 3 : .nan }
+        var result = [Float](repeating: 0, count: 10 * 64)
+        let x = try Tensor<BFloat16>([10, 128]) { BFloat16(Float($0 % 8) - 3) }
+        var halves = try Tensor<Float16>(zeros: [10, 48])
+
+        let packed = try PackedWeight(weight)
+        let exact = try QuantizedLinear(packed, activation: .float)  // W4A16
+        let fast = try QuantizedLinear(packed, activation: .int8PerToken, epilogue: .gelu)  // W4A8
+
+        // The first 128 of 200 columns of every row; the output goes to a larger matrix as well.
+        let rows = try MatrixView(memory.span, rows: 10, columns: 128, rowStride: 200)
+        try exact.run(x: rows, y: MutableMatrixView(result.mutableSpan, rows: 10, columns: 48, rowStride: 64))
+        try fast.run(x, into: &halves)  // a Tensor<Float16> of [10, 48]
+
+        // Σ −3…4 is 4, sixteen times, over 64; GELU(1) = 0.8412, with the error of 8-bit codes.
+        #expect(result[9 * 64 + 47] == 1 && result[9 * 64 + 48] == 0)
+        #expect(abs(Float(halves[flat: 479]) - 0.8412) < 0.01)
+    }
+}
