@@ -52,6 +52,24 @@ public struct SafetensorsWriter: Sendable {
         try add(part)
     }
 
+    /// Adds a tensor of another file as it is, of any type. Its bytes are read from that file when this one is written, so that a file
+    /// larger than the memory can be put together.
+    ///
+    /// - Parameters:
+    ///   - name: its name in the new file.
+    ///   - file: the file that has it; the writer keeps it open.
+    ///   - sourceName: its name there; nil: the same.
+    /// - Throws: `.notFound`; `.invalidArgument` for a name that is taken or reserved.
+    public mutating func add(
+        _ name: String, from file: SafetensorsFile, named sourceName: String? = nil
+    ) throws(SparseKernelsError) {
+        let entry = try file.entry(named: sourceName ?? name)
+        try add(
+            Part(name: name, elementType: entry.elementType, shape: entry.shape) {
+                use throws(SparseKernelsError) in try use(file.bytes(entry.name))
+            })
+    }
+
     private mutating func add(_ part: Part) throws(SparseKernelsError) {
         try requireSafeKey(part.name, "tensor name")
         try require(
