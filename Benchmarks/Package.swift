@@ -12,6 +12,11 @@ let language: [SwiftSetting] = [
 let package = Package(
     name: "SparseKernelsBenchmarks",
     platforms: [.macOS("26.0")],
+    // For the other nested packages.
+    products: [
+        .library(name: "BenchmarkReport", targets: ["BenchmarkReport"]),
+        .library(name: "ModelRunner", targets: ["ModelRunner"]),
+    ],
     traits: [
         .trait(name: "OpenBLAS", description: "Adds OpenBLAS as a dense baseline; passed on to SparseKernels."),
         .default(enabledTraits: ["OpenBLAS"]),
@@ -39,6 +44,14 @@ let package = Package(
             swiftSettings: language),
         // What is done with numbers once they are measured. It knows no kernel, so its tests build in seconds.
         .target(name: "BenchmarkReport", swiftSettings: language),
+        // Runs the trained models that benchmarks and tools take real activations from.
+        .target(
+            name: "ModelRunner",
+            dependencies: [
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "SparseKernelsReference", package: "SparseKernels"),
+            ],
+            swiftSettings: language),
         .testTarget(name: "BenchmarkReportTests", dependencies: ["BenchmarkReport"], swiftSettings: language),
     ],
     swiftLanguageModes: [.v6]

@@ -7,12 +7,17 @@ import Foundation
 /// called, so call `tick()` between rounds. It is not thread-safe.
 public final class ProgressLine {
     private let total: Int
+    /// Of all cases, in any unit that time is proportional to.
+    private let work: Double
     private let isTerminal: Bool
     private let width: Int
     private let write: (String) -> Void
     private let now: () -> Duration
     private let start: Duration
     private var done = 0
+    private var workDone = 0.0
+    /// Of cases that took no time, and say nothing about the others.
+    private var workSkipped = 0.0
     private var current = ""
     private var lastShown: Duration?
     private var isVisible = false
@@ -22,21 +27,24 @@ public final class ProgressLine {
     private static let plainInterval = Duration.seconds(10)
     private static let terminalInterval = Duration.milliseconds(200)
 
-    /// - Parameter total: the number of cases to come.
-    public convenience init(total: Int) {
+    /// - Parameters:
+    ///   - total: the number of cases to come.
+    ///   - work: what they are together, in the unit of `finishCase(work:)`; nil: each case is 1.
+    public convenience init(total: Int, work: Double? = nil) {
         let clock = ContinuousClock()
         let origin = clock.now
         let isTerminal = isatty(FileHandle.standardError.fileDescriptor) == 1
         self.init(
-            total: total, isTerminal: isTerminal, write: { FileHandle.standardError.write(Data($0.utf8)) },
+            total: total, work: work, isTerminal: isTerminal, write: { FileHandle.standardError.write(Data($0.utf8)) },
             now: { clock.now - origin })
     }
 
     /// The parts that a test replaces: the kind of output, the output, the clock.
     init(
-        total: Int, isTerminal: Bool, width: Int = 79, write: @escaping (String) -> Void, now: @escaping () -> Duration
+        total: Int, work: Double? = nil, isTerminal: Bool, width: Int = 79, write: @escaping (String) -> Void, now: @escaping () -> Duration
     ) {
         self.total = total
+        self.work = work ?? Double(total)
         self.isTerminal = isTerminal
         self.width = width
         self.write = write
@@ -56,8 +64,14 @@ public final class ProgressLine {
     }
 
     /// The current case is complete.
-    public func finishCase() {
+    ///
+    /// - Parameters:
+    ///   - work: how much of the whole it was.
+    ///   - isSkipped: there was nothing to do, so that its time is no measure of what is left.
+    public func finishCase(work: Double = 1, isSkipped: Bool = false) {
         done += 1
+        workDone += work
+        if isSkipped { workSkipped += work }
         show(atOnce: false)
     }
 
@@ -88,9 +102,17 @@ public final class ProgressLine {
     private func line(at time: Duration) -> String {
         let elapsed = (time - start) / .seconds(1)
         var line = "[\(done)/\(total)] \(Format.duration(elapsed))"
-        if done > 0, done < total {
-            line += ", about \(Format.duration(elapsed / Double(done) * Double(total - done))) left"
+        if isTerminal { line = "\(bar) \(line)" }
+        if workDone > workSkipped, done < total {
+            line += ", about \(Format.duration(elapsed / (workDone - workSkipped) * (work - workDone))) left"
         }
         return current.isEmpty ? line : line + ": \(current)"
+    }
+
+    /// Twelve cells, each in eighths.
+    private var bar: String {
+        let eighths = Int(max(0, min(1, workDone / max(work, .leastNormalMagnitude))) * 96)
+        let cells = String(repeating: "█", count: eighths / 8) + (eighths % 8 == 0 ? "" : [" ", "▏", "▎", "▍", "▌", "▋", "▊", "▉"][eighths % 8])
+        return "▕" + cells + String(repeating: " ", count: 12 - cells.count) + "▏"
     }
 }

@@ -73,7 +73,7 @@ import Testing
 
         func progress(isTerminal: Bool) -> ProgressLine {
             ProgressLine(
-                total: 4, isTerminal: isTerminal, width: 40, write: { self.output.append($0) }, now: { self.time })
+                total: 4, isTerminal: isTerminal, width: 54, write: { self.output.append($0) }, now: { self.time })
         }
     }
 
@@ -86,7 +86,21 @@ import Testing
         progress.clear()
         progress.clear()
         let erase = "\r\u{1B}[K"
-        #expect(screen.output == [erase + "[0/4] 0 s: a case", erase + "[1/4] 30 s, about 1 min 30 s left: a cas", erase])
+        #expect(screen.output == [
+                erase + "▕            ▏ [0/4] 0 s: a case", erase + "▕███         ▏ [1/4] 30 s, about 1 min 30 s left: a ca", erase,
+            ])
+    }
+
+    @Test func theTimeLeftIsThatOfTheWorkThatWasNotSkipped() {
+        var output = ""
+        var time = Duration.zero
+        let progress = ProgressLine(total: 3, work: 16, isTerminal: true, write: { output = $0 }, now: { time })
+        progress.begin("a")
+        progress.finishCase(work: 8, isSkipped: true)
+        progress.begin("b")
+        time = .seconds(10)
+        progress.finishCase(work: 2)
+        #expect(output == "\r\u{1B}[K▕███████▌    ▏ [2/3] 10 s, about 30 s left: b")
     }
 
     @Test func ticksAreThrottled() {

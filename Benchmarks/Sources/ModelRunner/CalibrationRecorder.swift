@@ -1,0 +1,87 @@
+public import SparseKernels
+import SparseKernelsReference
+
+/// A sample of the inputs of every linear layer, for calibration: the same tokens in all layers, drawn evenly from all that were seen.
+///
+/// Reservoir sampling (Vitter's algorithm R, 1985) with a seed: after any number of tokens each of them is in the sample with equal
+/// probability, and memory is that of the sample, whatever the length of the text.
+public struct CalibrationRecorder: Sendable {
+    /// Rows of each layer's sample, at most.
+    public let capacity: Int
+    /// Tokens that were seen.
+    public private(set) var tokens = 0
+    private var generator: SplitMix64
+    private var rows: [String: Rows] = [:]
+
+    private struct Rows {
+        var inFeatures: Int
+        var elements: [Float]
+    }
+
+    /// - Throws: `.invalidArgument` for a capacity below 1.
+    public init(capacity: Int, seed: UInt64 = 0) throws(SparseKernelsError) {
+        guard capacity >= 1 else {
+            throw SparseKernelsError(.invalidArgument, "capacity", expected: "at least 1", actual: "\(capacity)")
+        }
+        self.capacity = capacity
+        generator = SplitMix64(seed: seed)
+    }
+
+    /// Runs the model over one sequence and samples the inputs of its linear layers.
+    /// - Returns: the logits, for whoever wants to know how well the model does on this text.
+    /// - Throws: as `LlamaModel.logits`; the sample is not one of all tokens then.
+    @discardableResult
+    public mutating func record(
+        _ sequence: [Int], through model: LlamaModel, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Tensor<Float> {
+        // Drawn once per sequence, so that all layers keep the same tokens.
+        var kept: [Int: Int] = [:]
+        for (position, index) in (tokens..<tokens + sequence.count).enumerated() {
+            let slot = index < capacity ? index : Int.random(in: 0...index, using: &generator)
+            if slot < capacity { kept[slot] = position }
+        }
+        tokens += sequence.count
+        let (size, slots) = (min(tokens, capacity), kept)
+        var rows = rows
+        self.rows = [:]
+        defer { self.rows = rows }
+        return try model.logits(sequence, on: pool) { layer, input throws(SparseKernelsError) in
+            let inFeatures = input.shape[1]
+            let source = input.span
+            var sample = rows.removeValue(forKey: layer) ?? Rows(inFeatures: inFeatures, elements: [])
+            sample.elements.append(
+                contentsOf: repeatElement(0, count: size * inFeatures - sample.elements.count))
+            for (slot, position) in slots {
+                for k in 0..<inFeatures { sample.elements[slot * inFeatures + k] = source[position * inFeatures + k] }
+            }
+            rows[layer] = sample
+        }
+    }
+
+    /// The names of the layers that were seen, in order.
+    public var layers: [String] { rows.keys.sorted() }
+
+    /// The sample of a layer, `[tokens, inFeatures]`.
+    /// - Throws: `.notFound`.
+    public func sample(of layer: String) throws(SparseKernelsError) -> Tensor<Float> {
+        guard let sample = rows[layer] else {
+            throw SparseKernelsError(
+                .notFound, "layer \"\(layer)\"", expected: "one of the \(rows.count) layers that were run", actual: "another name")
+        }
+        return try Tensor([sample.elements.count / sample.inFeatures, sample.inFeatures], sample.elements)
+    }
+
+    /// The calibration file that `sparsekernels quantize --calibration` reads: one tensor `[tokens, inFeatures]` per layer under its name.
+    ///
+    /// Values are bfloat16, whose rounding is far below that of 4-bit codes.
+    /// - Throws: `.inputOutput`.
+    public func write(to path: String, source: String) throws(SparseKernelsError) {
+        var writer = SafetensorsWriter(metadata: [
+            "format": "calibration", "layout": "[tokens, inFeatures]", "source": source, "tokens": "\(tokens)",
+        ])
+        for layer in layers {
+            try writer.add(layer, sample(of: layer).converted(to: BFloat16.self))
+        }
+        try writer.write(to: path)
+    }
+}
