@@ -1,0 +1,64 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// A package of its own, so that a client of the kernels never downloads what only the command line needs.
+
+let language: [SwiftSetting] = [
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+]
+
+let package = Package(
+    name: "SparseKernelsTools",
+    platforms: [.macOS("26.0")],
+    products: [.executable(name: "sparsekernels", targets: ["SparseKernelsTool"])],
+    traits: [
+        .trait(name: "OpenBLAS", description: "LAPACKE for full decompositions; passed on to SparseKernels."),
+        .default(enabledTraits: ["OpenBLAS"]),
+    ],
+    dependencies: [
+        .package(
+            name: "SparseKernels", path: "..",
+            traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
+        // For the progress line, the formats of numbers and the model that calibration data comes from.
+        .package(
+            name: "SparseKernelsBenchmarks", path: "../Benchmarks",
+            traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    ],
+    targets: [
+        // Named differently from the product: on file systems that ignore case, SparseKernels is taken.
+        .executableTarget(
+            name: "SparseKernelsTool",
+            dependencies: [
+                "ModelQuantization",
+                .product(name: "BenchmarkReport", package: "SparseKernelsBenchmarks"),
+                .product(name: "ModelRunner", package: "SparseKernelsBenchmarks"),
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: language),
+        // What the commands do, without arguments and terminals.
+        .target(
+            name: "ModelQuantization",
+            dependencies: [
+                .product(name: "BenchmarkReport", package: "SparseKernelsBenchmarks"),
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "SparseKernelsReference", package: "SparseKernels"),
+                .product(name: "SVDQuant", package: "SparseKernels"),
+            ],
+            swiftSettings: language),
+        .testTarget(
+            name: "ModelQuantizationTests",
+            dependencies: [
+                "ModelQuantization",
+                .product(name: "ModelRunner", package: "SparseKernelsBenchmarks"),
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "SparseKernelsReference", package: "SparseKernels"),
+                .product(name: "SVDQuant", package: "SparseKernels"),
+            ],
+            swiftSettings: language),
+    ],
+    swiftLanguageModes: [.v6]
+)

@@ -1,0 +1,57 @@
+internal import BenchmarkReport
+internal import Foundation
+
+/// The table for people: a line per layer, whose widths are settled by the names that will appear.
+public struct LayerTable: Sendable {
+    private let nameWidth: Int
+
+    public init(layers: [ModelPlan.Layer]) { nameWidth = max(5, layers.map { printable($0.name).count }.max() ?? 0) }
+
+    private static let columns: [(name: String, unit: String, width: Int)] = [
+        ("N × K", "", 13), ("Rank", "", 4), ("Act.", "", 5), ("Size", "B/weight", 8), ("α", "", 4), ("β", "", 4),
+        ("RTN", "error %", 7), ("Smooth", "error %", 7), ("SVDQuant", "error %", 8), ("Time", "s", 6),
+    ]
+
+    /// Names, units and a rule.
+    public var header: [String] {
+        let names = line("Layer", Self.columns.map(\.name))
+        return [names, line("", Self.columns.map(\.unit)), String(repeating: "─", count: names.count)]
+    }
+
+    /// A line; the time of a layer that was taken over from an earlier run is in parentheses.
+    public func line(_ report: LayerReport, isReused: Bool) -> String {
+        let seconds = String(format: "%.1f", report.seconds)
+        return line(
+            printable(report.layer),
+            [
+                "\(report.outFeatures) × \(report.inFeatures)", "\(report.rank)", report.activation,
+                String(format: "%.3f", report.bytesPerWeight), exponent(report.alpha), exponent(report.beta),
+                Format.percent(report.roundedError), Format.percent(report.smoothedError), Format.percent(report.outputError),
+                isReused ? "(\(seconds))" : seconds,
+            ])
+    }
+
+    /// The averages of the errors, each layer counting the same.
+    public func summary(_ reports: [LayerReport]) -> String {
+        func mean(_ values: [Double]) -> Double? { values.isEmpty ? nil : values.reduce(0, +) / Double(values.count) }
+        let weights = reports.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
+        let bytes = reports.reduce(0) { $0 + $1.bytesPerWeight * Double($1.outFeatures * $1.inFeatures) }
+        return line(
+            "all \(reports.count)",
+            [
+                "", "", "", String(format: "%.3f", bytes / Double(max(1, weights))), "", "",
+                Format.percent(mean(reports.map(\.roundedError))), Format.percent(mean(reports.compactMap(\.smoothedError))),
+                Format.percent(mean(reports.map(\.outputError))),
+                String(format: "%.1f", reports.reduce(0) { $0 + $1.seconds }),
+            ])
+    }
+
+    private func exponent(_ value: Double?) -> String { value.map { String(format: "%.2f", $0) } ?? "" }
+
+    private func line(_ name: String, _ cells: [String]) -> String {
+        func space(_ text: String, _ width: Int) -> String { String(repeating: " ", count: max(0, width - text.count)) }
+        return zip(cells, Self.columns).reduce(name + space(name, nameWidth)) {
+            $0 + "  " + space($1.0, $1.1.width) + $1.0
+        }
+    }
+}

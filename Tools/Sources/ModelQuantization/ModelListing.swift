@@ -1,0 +1,80 @@
+internal import Foundation
+internal import SVDQuant
+public import SparseKernels
+
+/// What a safetensors file holds, for people: a line per tensor, and one per layer where layers are in SVDQuant form.
+///
+/// It reads names, shapes and metadata, and no tensor, so it takes no time for files of any size.
+public struct ModelListing: Sendable {
+    private let file: SafetensorsFile
+    private let showsMetadata: Bool
+
+    public init(_ file: SafetensorsFile, showsMetadata: Bool = false) {
+        self.file = file
+        self.showsMetadata = showsMetadata
+    }
+
+    public var lines: [String] {
+        let bytes = file.tensors.reduce(0) { $0 + $1.byteRange.count }
+        var lines = ["\(printable(file.name)): \(file.tensors.count) tensors, \(bytes) bytes"]
+        if showsMetadata {
+            lines += file.metadata.sorted { $0.key < $1.key }.map { "  \(printable($0.key)) = \(printable($0.value))" }
+        }
+        var partsOfLayers: Set<String> = []
+        var rows: [[String]] = []
+        // A file of another format has no such layers.
+        for layer in ((try? SVDQuantLinear.layers(in: file)) ?? []).sorted(by: isBefore) {
+            let parts = parts(of: layer)
+            partsOfLayers.formUnion(parts.map(\.name))
+            rows.append(row(of: layer, parts))
+        }
+        lines += table(["Layer", "N × K", "Weights", "Activations", "Rank", "Also", "Bytes", "B/weight"], rows)
+        let others = file.tensors.filter { !partsOfLayers.contains($0.name) }.sorted { isBefore($0.name, $1.name) }
+        lines += table(
+            ["Tensor", "Type", "Shape", "Bytes"],
+            others.map { [printable($0.name), $0.elementType.rawValue, "\($0.shape)", "\($0.byteRange.count)"] })
+        return lines
+    }
+
+    private func text(_ key: String, of layer: String) -> String {
+        printable(file.metadata[layer.isEmpty ? key : "\(layer).\(key)"] ?? "?")
+    }
+
+    private func parts(of layer: String) -> [SafetensorsEntry] {
+        text("tensors", of: layer).split(separator: " ").compactMap { file[layer.isEmpty ? String($0) : "\(layer).\($0)"] }
+    }
+
+    private func row(of layer: String, _ parts: [SafetensorsEntry]) -> [String] {
+        let (rows, columns) = (text("outFeatures", of: layer), text("inFeatures", of: layer))
+        let bytes = parts.reduce(0) { $0 + $1.byteRange.count }
+        let bias = parts.first { $0.name.hasSuffix("bias") }?.byteRange.count ?? 0
+        let perWeight = Double(rows).flatMap { rows in Double(columns).map { Double(bytes - bias) / (rows * $0) } }
+        let extras = ["smooth", "bias"].filter { extra in parts.contains { $0.name.hasSuffix(extra) } }
+        return [
+            printable(layer), "\(rows) × \(columns)", "\(text("code", of: layer)) group \(text("groupSize", of: layer))",
+            text("activation", of: layer), text("rank", of: layer), extras.joined(separator: ", "), "\(bytes)",
+            perWeight.map { String(format: "%.3f", $0) } ?? "?",
+        ]
+    }
+
+    /// Columns as wide as their widest cell, under an empty line and a header; nothing without rows.
+    private func table(_ header: [String], _ rows: [[String]]) -> [String] {
+        if rows.isEmpty { return [] }
+        let widths = header.indices.map { column in ([header] + rows).map { $0[column].count }.max()! }
+        return [""]
+            + ([header] + rows).map { cells in
+                let padded = zip(cells, widths).map { $0 + String(repeating: " ", count: $1 - $0.count) }
+                return padded.joined(separator: "  ").trimmingCharacters(in: .whitespaces)
+            }
+    }
+}
+
+/// The order of names as people read them: layers.2 before layers.10.
+func isBefore(_ a: String, _ b: String) -> Bool { a.compare(b, options: .numeric) == .orderedAscending }
+
+/// Text from a file as it may be shown on a terminal: without control characters.
+func printable(_ text: String) -> String {
+    var result = ""
+    for scalar in text.unicodeScalars { result += scalar == "\"" || scalar == "\\" ? String(scalar) : scalar.escaped(asASCII: false) }
+    return result
+}

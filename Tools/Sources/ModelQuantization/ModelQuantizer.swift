@@ -1,0 +1,148 @@
+internal import Foundation
+public import SparseKernels
+
+/// Turns the linear layers of a model file into SVDQuant form, one after the other, and copies the other tensors.
+///
+/// Each finished layer is a file of its own in OUTPUT.partial, written in one step. A run that was stopped, in whatever way, goes on with
+/// the layers that are missing; a layer is done again when its weight, its calibration tokens or the options have changed. The output
+/// appears in one step when all layers are there.
+public struct ModelQuantizer {
+    /// How far the run is. A `Progress` that throws stops it.
+    public enum Event {
+        case began(ModelPlan.Layer)
+        case finished(LayerReport, isReused: Bool)
+    }
+    public typealias Progress = (Event) throws(SparseKernelsError) -> Void
+
+    public let model: SafetensorsFile
+    public let plan: ModelPlan
+    public let options: QuantizationOptions
+    public let calibration: CalibrationSource
+    public let output: String
+
+    /// Checks everything that can be checked without computing.
+    ///
+    /// - Parameters:
+    ///   - model: the model, open.
+    ///   - selection: which layers are quantised.
+    ///   - options: how.
+    ///   - calibration: the inputs of the layers.
+    ///   - output: the file to make.
+    ///   - replacesOutput: whether an output that exists may be replaced.
+    /// - Throws: `.notFound`, `.invalidShape`, `.invalidElementType`, `.invalidArgument` for the model, the calibration or the options;
+    ///   `.inputOutput` for an output that exists or is the model itself.
+    public init(
+        model: SafetensorsFile, selection: LayerSelection = LayerSelection(), options: QuantizationOptions = QuantizationOptions(),
+        calibration: CalibrationSource, output: String, replacesOutput: Bool = false
+    ) throws(SparseKernelsError) {
+        self.model = model
+        self.options = options
+        self.calibration = calibration
+        self.output = output
+        plan = try ModelPlan(model, selection: selection, rank: options.rank)
+        try calibration.check(plan.layers)
+        _ = try LayerQuantizer(options: options)
+        func resolved(_ path: String) -> String { URL(fileURLWithPath: path).resolvingSymlinksInPath().path }
+        guard resolved(output) != resolved(model.name) else {
+            throw SparseKernelsError(.inputOutput, output, expected: "another file than the model", actual: "the model")
+        }
+        guard replacesOutput || !FileManager.default.fileExists(atPath: output) else {
+            throw SparseKernelsError(.inputOutput, output, expected: "a file that does not exist yet, or --force", actual: "a file")
+        }
+    }
+
+    /// Quantises layers and writes the output.
+    ///
+    /// - Parameters:
+    ///   - limit: only so many layers, from the first on, and no output file: to see whether the options are right. A complete run takes
+    ///     them over.
+    ///   - pool: the threads to use.
+    ///   - progress: told of each layer.
+    ///   - tick: called now and then while a layer is worked on.
+    /// - Returns: a report per layer, in the order of `plan.layers`.
+    /// - Throws: what the layer's quantiser throws, naming the layer; `.inputOutput`; what `progress` throws. Finished layers are kept.
+    @discardableResult
+    public func run(
+        limit: Int? = nil, on pool: WorkerPool = .shared, progress: Progress = { _ throws(SparseKernelsError) in },
+        tick: () -> Void = {}
+    ) throws(SparseKernelsError) -> [LayerReport] {
+        let directory = try WorkDirectory(for: output)
+        var reports: [LayerReport] = []
+        var files: [SafetensorsFile] = []
+        for layer in plan.layers.prefix(limit ?? plan.layers.count) {
+            try progress(.began(layer))
+            let digest = try digest(of: layer)
+            var (file, isReused) = (directory.finishedLayer(layer.name, digest: digest), true)
+            if file.flatMap(report(in:)) == nil {
+                file = try directory.keep(layer.name, try quantized(layer, digest: digest, on: pool, tick: tick))
+                isReused = false
+            }
+            guard let file, let report = report(in: file) else {
+                throw SparseKernelsError(
+                    .inputOutput, directory.path, expected: "left alone by other programs", actual: "a changed file")
+            }
+            files.append(file)
+            reports.append(report)
+            try progress(.finished(report, isReused: isReused))
+        }
+        if files.count == plan.layers.count && limit == nil { try directory.publish(try assembled(files, reports)) }
+        return reports
+    }
+
+    private func report(in file: SafetensorsFile) -> LayerReport? {
+        file.metadata[WorkDirectory.reportKey].flatMap { try? JSONDecoder().decode(LayerReport.self, from: Data($0.utf8)) }
+    }
+
+    /// Of everything that decides about a layer's file. Its first word is the version of what the tool does with it.
+    private func digest(of layer: ModelPlan.Layer) throws(SparseKernelsError) -> String {
+        var digest = ContentDigest()
+        digest.add("1 \(layer.name) \(options)")
+        try digest.add(layer.weightName, of: model)
+        if let bias = layer.biasName { try digest.add(bias, of: model) }
+        try calibration.add(layer, to: &digest)
+        return digest.text
+    }
+
+    private func quantized(
+        _ layer: ModelPlan.Layer, digest: String, on pool: WorkerPool, tick: () -> Void
+    ) throws(SparseKernelsError) -> SafetensorsWriter {
+        do throws(SparseKernelsError) {
+            let bias: Tensor<Float>? = if let name = layer.biasName { try model.floatTensor(name) } else { nil }
+            let result = try LayerQuantizer(options: options)(
+                layer.name, weight: model.floatTensor(layer.weightName), bias: bias, calibration: calibration.tokens(for: layer),
+                on: pool, tick: tick)
+            var writer = result.contents
+            writer.metadata[WorkDirectory.digestKey] = digest
+            writer.metadata[WorkDirectory.reportKey] = try json(result.report)
+            return writer
+        } catch {
+            throw SparseKernelsError(
+                error.code, "layer \"\(printable(layer.name))\": \(error.argument)", expected: error.expected, actual: error.actual)
+        }
+    }
+
+    /// The output: the tensors of all layers, the others of the model, and how it came about.
+    private func assembled(_ files: [SafetensorsFile], _ reports: [LayerReport]) throws(SparseKernelsError) -> SafetensorsWriter {
+        var writer = SafetensorsWriter(metadata: model.metadata)
+        for file in files {
+            for entry in file.tensors { try writer.add(entry.name, from: file) }
+            writer.metadata.merge(file.metadata) { _, new in new }
+        }
+        for (entry, _) in plan.copied { try writer.add(entry.name, from: model) }
+        writer.metadata[WorkDirectory.digestKey] = nil
+        writer.metadata[WorkDirectory.reportKey] = nil
+        writer.metadata["sparsekernels.tool.options"] = "\(options)"
+        writer.metadata["sparsekernels.tool.calibration"] = calibration.summary
+        writer.metadata["sparsekernels.tool.layers"] = try json(reports)
+        return writer
+    }
+}
+
+/// JSON on one line, with sorted keys.
+private func json(_ value: some Encodable) throws(SparseKernelsError) -> String {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
+    do { return String(decoding: try encoder.encode(value), as: UTF8.self) } catch {
+        throw SparseKernelsError(.invalidArgument, "report", expected: "numbers that JSON can hold", actual: "\(error)")
+    }
+}

@@ -1,0 +1,81 @@
+internal import Foundation
+internal import SparseKernels
+
+/// The directory beside an output file in which finished layers wait for the others, so that a run that was stopped can go on.
+///
+/// It is on the file system of the output, so the last step is a rename. One process at a time may use it.
+struct WorkDirectory: ~Copyable {
+    let path: String
+    private let output: String
+    private let lock: Int32
+
+    private static let layerSuffix = ".layer.safetensors"
+    private static let lockName = "lock"
+    static let digestKey = "sparsekernels.tool.digest"
+    static let reportKey = "sparsekernels.tool.report"
+
+    static func path(for output: String) -> String { output + ".partial" }
+
+    /// Makes the directory or enters the one that is there, and removes what a killed process was writing.
+    /// - Throws: `.inputOutput` when it cannot be made or written to, or another process is in it.
+    init(for output: String) throws(SparseKernelsError) {
+        let path = Self.path(for: output)
+        if mkdir(path, 0o755) != 0 && errno != EEXIST { throw systemError(path, expected: "a directory that can be made") }
+        let lock = open("\(path)/\(Self.lockName)", O_RDWR | O_CREAT | O_CLOEXEC, 0o644)
+        if lock < 0 { throw systemError(path, expected: "a directory to write into") }
+        if flock(lock, LOCK_EX | LOCK_NB) != 0 {
+            let error = systemError(path, expected: "used by one process at a time")
+            close(lock)
+            throw error
+        }
+        let names = (try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []
+        for name in names where name != Self.lockName && !name.hasSuffix(Self.layerSuffix) { unlink("\(path)/\(name)") }
+        self.path = path
+        self.output = output
+        self.lock = lock
+    }
+
+    deinit { close(lock) }
+
+    /// Layer names may hold any characters and be longer than file names, so files are named by digest.
+    private func file(of layer: String) -> String {
+        var digest = ContentDigest()
+        digest.add(layer)
+        return "\(path)/\(digest.text)\(Self.layerSuffix)"
+    }
+
+    /// The file of a layer that was finished with the same input and options; nil when there is none, or it is not whole.
+    func finishedLayer(_ layer: String, digest: String) -> SafetensorsFile? {
+        guard let file = try? SafetensorsFile(path: file(of: layer)) else { return nil }
+        return file.metadata[Self.digestKey] == digest ? file : nil
+    }
+
+    /// Puts a finished layer there, in one step.
+    func keep(_ layer: String, _ contents: SafetensorsWriter) throws(SparseKernelsError) -> SafetensorsFile {
+        try contents.write(to: file(of: layer))
+        return try SafetensorsFile(path: file(of: layer))
+    }
+
+    /// Writes the output file, in one step, and removes the directory.
+    ///
+    /// The file is written in the directory first, so that whatever stops the process leaves nothing beside the output.
+    consuming func publish(_ contents: SafetensorsWriter) throws(SparseKernelsError) {
+        let complete = "\(path)/complete.safetensors"
+        try contents.write(to: complete)
+        if rename(complete, output) != 0 { throw systemError(output, expected: "a file that can be replaced") }
+        // The rename has to be on the disk before the layers are not.
+        let parent = open(URL(fileURLWithPath: output).deletingLastPathComponent().path, O_RDONLY | O_CLOEXEC)
+        if parent >= 0 {
+            fsync(parent)
+            close(parent)
+        }
+        try? FileManager.default.removeItem(atPath: path)
+    }
+}
+
+/// The failure that `errno` names.
+func systemError(_ path: String, expected: String) -> SparseKernelsError {
+    let number = errno
+    let reason = number == EWOULDBLOCK ? "in use by another process" : String(cString: strerror(number))
+    return SparseKernelsError(.inputOutput, path, expected: expected, actual: "\(reason) (errno \(number))")
+}

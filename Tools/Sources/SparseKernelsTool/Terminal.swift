@@ -1,0 +1,32 @@
+import BenchmarkReport
+import Dispatch
+import Foundation
+
+/// Prints a line at once, also through a pipe.
+func printNow(_ text: String) {
+    print(text)
+    fflush(nil)
+}
+
+/// The progress line of a run, where there is a terminal to show it on; elsewhere the rows on standard output are enough.
+func terminalProgress(total: Int, work: Double) -> ProgressLine? {
+    isatty(FileHandle.standardError.fileDescriptor) == 1 ? ProgressLine(total: total, work: work) : nil
+}
+
+/// Ends the process at once when it is interrupted, with a word on what remains. Every file is written in one step, so any moment will do.
+struct InterruptMessage {
+    private let sources: [any DispatchSourceSignal]
+
+    init(_ message: String) {
+        sources = [SIGINT, SIGTERM].map { number in
+            signal(number, SIG_IGN)
+            let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
+            source.setEventHandler {
+                FileHandle.standardError.write(Data("\n\(message)\n".utf8))
+                _exit(128 + number)
+            }
+            source.resume()
+            return source
+        }
+    }
+}
