@@ -53,10 +53,18 @@ let package = Package(
             name: "ModelQuantizationTests",
             dependencies: [
                 "ModelQuantization",
-                .product(name: "ModelRunner", package: "SparseKernelsBenchmarks"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
                 .product(name: "SVDQuant", package: "SparseKernels"),
+            ],
+            swiftSettings: language),
+        // Here and not in Benchmarks, whose tests build without kernels.
+        .testTarget(
+            name: "ModelRunnerTests",
+            dependencies: [
+                .product(name: "ModelRunner", package: "SparseKernelsBenchmarks"),
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "SparseKernelsReference", package: "SparseKernels"),
             ],
             swiftSettings: language),
     ],

@@ -41,7 +41,8 @@ public final class ProgressLine {
 
     /// The parts that a test replaces: the kind of output, the output, the clock.
     init(
-        total: Int, work: Double? = nil, isTerminal: Bool, width: Int = 79, write: @escaping (String) -> Void, now: @escaping () -> Duration
+        total: Int, work: Double? = nil, isTerminal: Bool, width: Int = 79, write: @escaping (String) -> Void,
+        now: @escaping () -> Duration
     ) {
         self.total = total
         self.work = work ?? Double(total)
@@ -112,7 +113,9 @@ public final class ProgressLine {
     /// Twelve cells, each in eighths.
     private var bar: String {
         let eighths = Int(max(0, min(1, workDone / max(work, .leastNormalMagnitude))) * 96)
-        let cells = String(repeating: "█", count: eighths / 8) + (eighths % 8 == 0 ? "" : [" ", "▏", "▎", "▍", "▌", "▋", "▊", "▉"][eighths % 8])
+        let cells =
+            String(repeating: "█", count: eighths / 8)
+            + (eighths % 8 == 0 ? "" : [" ", "▏", "▎", "▍", "▌", "▋", "▊", "▉"][eighths % 8])
         return "▕" + cells + String(repeating: " ", count: 12 - cells.count) + "▏"
     }
 }

@@ -66,7 +66,8 @@ public struct CalibrationRecorder: Sendable {
     public func sample(of layer: String) throws(SparseKernelsError) -> Tensor<Float> {
         guard let sample = rows[layer] else {
             throw SparseKernelsError(
-                .notFound, "layer \"\(layer)\"", expected: "one of the \(rows.count) layers that were run", actual: "another name")
+                .notFound, "layer \"\(layer)\"", expected: "one of the \(rows.count) layers that were run",
+                actual: "another name")
         }
         return try Tensor([sample.elements.count / sample.inFeatures, sample.inFeatures], sample.elements)
     }

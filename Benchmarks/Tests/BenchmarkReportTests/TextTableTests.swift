@@ -86,8 +86,10 @@ import Testing
         progress.clear()
         progress.clear()
         let erase = "\r\u{1B}[K"
-        #expect(screen.output == [
-                erase + "▕            ▏ [0/4] 0 s: a case", erase + "▕███         ▏ [1/4] 30 s, about 1 min 30 s left: a ca", erase,
+        #expect(
+            screen.output == [
+                erase + "▕            ▏ [0/4] 0 s: a case", erase + "▕███         ▏ [1/4] 30 s, about 1 min 30 s left: a ca",
+                erase,
             ])
     }
 

@@ -50,6 +50,30 @@ import Testing
         #endif
     }
 
+    @Test func tensorsOfAnotherFile() throws {
+        let directory = try TemporaryDirectory()
+        var writer = SafetensorsWriter()
+        try writer.add("x", try Tensor<BFloat16>([3], [BFloat16(1), BFloat16(2), BFloat16(-3)]))
+        try writer.add("none", try Tensor<Float>(zeros: [2, 0]))
+        try writer.write(to: "\(directory.path)/a")
+        let source = try SafetensorsFile(path: "\(directory.path)/a")
+        var copy = SafetensorsWriter()
+        try copy.add("x", from: source)
+        try copy.add("none", from: source)
+        #expect(try copy.encoded() == directory.bytes("a"))
+        try copy.add("y", from: source, named: "x")
+        try copy.write(to: "\(directory.path)/b")
+        // The new file may take the place of the one that it reads.
+        try copy.write(to: "\(directory.path)/a")
+        #expect(directory.bytes("a") == directory.bytes("b"))
+        let file = try SafetensorsFile(path: "\(directory.path)/a")
+        #expect(try file.tensor("y", as: BFloat16.self) == source.tensor("x", as: BFloat16.self))
+        let missing = try #require(throws: SparseKernelsError.self) { try copy.add("z", from: source) }
+        #expect(missing.code == .notFound)
+        let taken = try #require(throws: SparseKernelsError.self) { try copy.add("x", from: source) }
+        #expect(taken.code == .invalidArgument && taken.argument == "tensor name")
+    }
+
     @Test func scalarsAndEmptyTensors() throws {
         var writer = SafetensorsWriter()
         try writer.add("scalar", try Tensor<Double>([], [2.5]))

@@ -17,7 +17,7 @@ struct LayerQuantizer {
     ///   - name: what the names of the tensors begin with.
     ///   - weight: `[outFeatures, inFeatures]`.
     ///   - bias: `[outFeatures]`.
-    ///   - calibration: `[tokens, inFeatures]`.
+    ///   - calibration: `[tokens, inFeatures]`; every fourth of four or more only measures the errors.
     ///   - pool: the threads to use.
     ///   - tick: called now and then.
     /// - Throws: what `LowRankQuantizer` throws, for elements that are not finite above all.
@@ -26,22 +26,24 @@ struct LayerQuantizer {
         tick: () -> Void
     ) throws(SparseKernelsError) -> (contents: SafetensorsWriter, report: LayerReport) {
         let activation = activation(for: calibration)
+        let (fitting, heldOut) = try Self.split(calibration)
         let clock = ContinuousClock()
         let start = clock.now
         let result = try withoutActuallyEscaping(tick) { tick throws(SparseKernelsError) in
             try LowRankQuantizer(configuration(activation: activation))(
-                weight: weight, bias: bias, calibration: calibration, on: pool, progress: { _ in tick() })
+                weight: weight, bias: bias, calibration: fitting, on: pool, progress: { _ in tick() })
         }
         let seconds = (clock.now - start) / .seconds(1)
         let layer = try SVDQuantLinear(
             weight: result.weight, smooth: result.smooth, lowRank: result.lowRank, bias: result.bias, activation: activation)
 
-        let exact = try ExactLayer(weight: weight, bias: bias, input: calibration, on: pool)
+        let exact = try ExactLayer(weight: weight, bias: bias, input: heldOut, on: pool)
         func roundedError(_ smooth: Tensor<Float>?) throws(SparseKernelsError) -> Double {
             let smoothed = if let smooth { try columns(of: weight, times: smooth) } else { weight }
             let rounded = try WeightQuantizer(.svdQuantInt4, scaleType: options.scaleType.elementType)(smoothed, on: pool)
             return try exact.error(
-                of: SVDQuantLinear(weight: rounded, smooth: smooth, bias: bias).with(activation: activation, on: pool), on: pool)
+                of: SVDQuantLinear(weight: rounded, smooth: smooth, bias: bias).with(activation: activation, on: pool), on: pool
+            )
         }
         var writer = SafetensorsWriter()
         try layer.write(to: &writer, prefix: name)
@@ -50,10 +52,24 @@ struct LayerQuantizer {
             layer: name, outFeatures: layer.outFeatures, inFeatures: layer.inFeatures, rank: layer.rank,
             activation: activation == .int8PerGroup ? "int8" : activation == .int4 ? "int4" : "uint4",
             bytesPerWeight: try bytes(of: writer, except: name + ".bias") / Double(weight.count),
-            alpha: result.candidate?.alpha, beta: result.candidate?.beta, tokens: calibration.shape[0],
-            roundedError: try roundedError(nil), smoothedError: smoothedError, outputError: try exact.error(of: layer, on: pool),
+            alpha: result.candidate?.alpha, beta: result.candidate?.beta, tokens: heldOut.shape[0],
+            roundedError: try roundedError(nil), smoothedError: smoothedError,
+            outputError: try exact.error(of: layer, on: pool),
             seconds: seconds)
         return (writer, report)
+    }
+
+    /// Every fourth token is kept back to measure errors on: GPTQ fits a weight to the tokens it sees, more so when they are few.
+    private static func split(
+        _ calibration: Tensor<Float>
+    ) throws(SparseKernelsError) -> (fitting: Tensor<Float>, heldOut: Tensor<Float>) {
+        let (tokens, width) = (calibration.shape[0], calibration.shape[1])
+        guard tokens >= 4 else { return (calibration, calibration) }
+        let elements = calibration.span
+        return (
+            try Tensor([tokens - tokens / 4, width]) { elements[($0 / width * 4 / 3) * width + $0 % width] },
+            try Tensor([tokens / 4, width]) { elements[($0 / width * 4 + 3) * width + $0 % width] }
+        )
     }
 
     private func configuration(activation: ActivationFormat) -> LowRankQuantizer.Configuration {
@@ -116,7 +132,7 @@ private struct ExactLayer {
         self.output = output
     }
 
-    /// ‖ŷ − y‖ / ‖x·Wᵀ‖, Frobenius; 0 for a layer whose output is 0 and stays 0.
+    /// ‖ŷ − y‖ / ‖x·Wᵀ‖, Frobenius. Where x·Wᵀ is 0: 0 if that is what comes, and 1 if not.
     func error(of layer: SVDQuantLinear, on pool: WorkerPool) throws(SparseKernelsError) -> Double {
         let quantized = try layer(input, on: pool)
         let (actual, expected, features) = (quantized.span, output.span, output.shape[1])
@@ -125,6 +141,6 @@ private struct ExactLayer {
             let difference = Double(actual[i]) - Double(bias?[flat: i % features] ?? 0) - Double(expected[i])
             sum += difference * difference
         }
-        return sum == 0 ? 0 : sum.squareRoot() / norm
+        return sum == 0 ? 0 : norm == 0 ? 1 : sum.squareRoot() / norm
     }
 }

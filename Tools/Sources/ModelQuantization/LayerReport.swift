@@ -14,9 +14,9 @@ public struct LayerReport: Codable, Hashable, Sendable {
     /// Exponents of the smoothing factors, |x|^α / |w|^β; nil: no smoothing.
     public var alpha: Double?
     public var beta: Double?
-    /// Calibration tokens that the errors below were measured on.
+    /// Calibration tokens that the errors below were measured on. The layer was not fitted to them, unless there were fewer than four.
     public var tokens: Int
-    /// ‖ŷ − y‖ / ‖y‖ (Frobenius) over the calibration tokens, quantised activations included, of a layer whose weight was only rounded…
+    /// ‖ŷ − y‖ / ‖y‖ (Frobenius) over these tokens, quantised activations included, of a layer whose weight was only rounded…
     public var roundedError: Double
     /// …rounded after smoothing with the same factors; nil without smoothing…
     public var smoothedError: Double?

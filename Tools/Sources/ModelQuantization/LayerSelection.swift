@@ -21,8 +21,12 @@ public struct LayerSelection: Sendable {
 
     /// Why a tensor is not quantised; nil: it is.
     func reasonToCopy(_ entry: SafetensorsEntry, rank: Int) -> String? {
-        guard let layer = Self.layerName(ofWeight: entry.name), entry.shape.count == 2 else { return "not the weight of a linear layer" }
-        guard [.float32, .float16, .bfloat16].contains(entry.elementType) else { return "element type \(entry.elementType.rawValue)" }
+        guard let layer = Self.layerName(ofWeight: entry.name), entry.shape.count == 2 else {
+            return "not the weight of a linear layer"
+        }
+        guard [.float32, .float16, .bfloat16].contains(entry.elementType) else {
+            return "element type \(entry.elementType.rawValue)"
+        }
         if let pattern = exclude.first(where: { Self.matches(layer, $0) }) { return "excluded by \(pattern)" }
         if !include.contains(where: { Self.matches(layer, $0) }) { return "not included" }
         let smallest = entry.shape.min()!
@@ -104,7 +108,8 @@ extension ModelPlan {
             + reasons.sorted { $0.reason < $1.reason }.map { reason, entries in
                 let names = entries.prefix(3).map { printable($0.name) }.joined(separator: ", ")
                 let bytes = entries.reduce(0) { $0 + $1.byteRange.count }
-                return "copy      \(entries.count) tensors, \(bytes) bytes: \(reason) (\(names)\(entries.count > 3 ? ", …" : ""))"
+                return
+                    "copy      \(entries.count) tensors, \(bytes) bytes: \(reason) (\(names)\(entries.count > 3 ? ", …" : ""))"
             }
     }
 }

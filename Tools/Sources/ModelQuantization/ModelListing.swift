@@ -1,3 +1,4 @@
+internal import BenchmarkReport
 internal import Foundation
 internal import SVDQuant
 public import SparseKernels
@@ -28,7 +29,7 @@ public struct ModelListing: Sendable {
             partsOfLayers.formUnion(parts.map(\.name))
             rows.append(row(of: layer, parts))
         }
-        lines += table(["Layer", "N × K", "Weights", "Activations", "Rank", "Also", "Bytes", "B/weight"], rows)
+        lines += table(["Layer", "N × K", "Weights", "Activations", "Rank", "Also", "Bytes", "B/weight", "Error %"], rows)
         let others = file.tensors.filter { !partsOfLayers.contains($0.name) }.sorted { isBefore($0.name, $1.name) }
         lines += table(
             ["Tensor", "Type", "Shape", "Bytes"],
@@ -54,6 +55,7 @@ public struct ModelListing: Sendable {
             printable(layer), "\(rows) × \(columns)", "\(text("code", of: layer)) group \(text("groupSize", of: layer))",
             text("activation", of: layer), text("rank", of: layer), extras.joined(separator: ", "), "\(bytes)",
             perWeight.map { String(format: "%.3f", $0) } ?? "?",
+            Format.percent(Double(text(ModelQuantizer.outputErrorKey, of: layer))),
         ]
     }
 
@@ -75,6 +77,8 @@ func isBefore(_ a: String, _ b: String) -> Bool { a.compare(b, options: .numeric
 /// Text from a file as it may be shown on a terminal: without control characters.
 func printable(_ text: String) -> String {
     var result = ""
-    for scalar in text.unicodeScalars { result += scalar == "\"" || scalar == "\\" ? String(scalar) : scalar.escaped(asASCII: false) }
+    for scalar in text.unicodeScalars {
+        result += scalar == "\"" || scalar == "\\" ? String(scalar) : scalar.escaped(asASCII: false)
+    }
     return result
 }

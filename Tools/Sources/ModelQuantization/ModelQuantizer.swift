@@ -14,11 +14,15 @@ public struct ModelQuantizer {
     }
     public typealias Progress = (Event) throws(SparseKernelsError) -> Void
 
+    /// What stands in the metadata behind a layer's name and a dot: the relative error of its output.
+    static let outputErrorKey = "outputError"
+
     public let model: SafetensorsFile
     public let plan: ModelPlan
     public let options: QuantizationOptions
     public let calibration: CalibrationSource
     public let output: String
+    private let replacesOutput: Bool
 
     /// Checks everything that can be checked without computing.
     ///
@@ -32,13 +36,15 @@ public struct ModelQuantizer {
     /// - Throws: `.notFound`, `.invalidShape`, `.invalidElementType`, `.invalidArgument` for the model, the calibration or the options;
     ///   `.inputOutput` for an output that exists or is the model itself.
     public init(
-        model: SafetensorsFile, selection: LayerSelection = LayerSelection(), options: QuantizationOptions = QuantizationOptions(),
+        model: SafetensorsFile, selection: LayerSelection = LayerSelection(),
+        options: QuantizationOptions = QuantizationOptions(),
         calibration: CalibrationSource, output: String, replacesOutput: Bool = false
     ) throws(SparseKernelsError) {
         self.model = model
         self.options = options
         self.calibration = calibration
         self.output = output
+        self.replacesOutput = replacesOutput
         plan = try ModelPlan(model, selection: selection, rank: options.rank)
         try calibration.check(plan.layers)
         _ = try LayerQuantizer(options: options)
@@ -46,8 +52,13 @@ public struct ModelQuantizer {
         guard resolved(output) != resolved(model.name) else {
             throw SparseKernelsError(.inputOutput, output, expected: "another file than the model", actual: "the model")
         }
+        try checkOutput()
+    }
+
+    private func checkOutput() throws(SparseKernelsError) {
         guard replacesOutput || !FileManager.default.fileExists(atPath: output) else {
-            throw SparseKernelsError(.inputOutput, output, expected: "a file that does not exist yet, or --force", actual: "a file")
+            throw SparseKernelsError(
+                .inputOutput, output, expected: "a file that does not exist yet, or --force", actual: "a file")
         }
     }
 
@@ -85,7 +96,11 @@ public struct ModelQuantizer {
             reports.append(report)
             try progress(.finished(report, isReused: isReused))
         }
-        if files.count == plan.layers.count && limit == nil { try directory.publish(try assembled(files, reports)) }
+        if limit == nil {
+            // Hours later there may be one.
+            try checkOutput()
+            try directory.publish(try assembled(files, reports))
+        }
         return reports
     }
 
@@ -109,7 +124,8 @@ public struct ModelQuantizer {
         do throws(SparseKernelsError) {
             let bias: Tensor<Float>? = if let name = layer.biasName { try model.floatTensor(name) } else { nil }
             let result = try LayerQuantizer(options: options)(
-                layer.name, weight: model.floatTensor(layer.weightName), bias: bias, calibration: calibration.tokens(for: layer),
+                layer.name, weight: model.floatTensor(layer.weightName), bias: bias,
+                calibration: calibration.tokens(for: layer),
                 on: pool, tick: tick)
             var writer = result.contents
             writer.metadata[WorkDirectory.digestKey] = digest
@@ -117,12 +133,14 @@ public struct ModelQuantizer {
             return writer
         } catch {
             throw SparseKernelsError(
-                error.code, "layer \"\(printable(layer.name))\": \(error.argument)", expected: error.expected, actual: error.actual)
+                error.code, "layer \"\(printable(layer.name))\": \(error.argument)", expected: error.expected,
+                actual: error.actual)
         }
     }
 
     /// The output: the tensors of all layers, the others of the model, and how it came about.
-    private func assembled(_ files: [SafetensorsFile], _ reports: [LayerReport]) throws(SparseKernelsError) -> SafetensorsWriter {
+    private func assembled(_ files: [SafetensorsFile], _ reports: [LayerReport]) throws(SparseKernelsError) -> SafetensorsWriter
+    {
         var writer = SafetensorsWriter(metadata: model.metadata)
         for file in files {
             for entry in file.tensors { try writer.add(entry.name, from: file) }
@@ -133,7 +151,8 @@ public struct ModelQuantizer {
         writer.metadata[WorkDirectory.reportKey] = nil
         writer.metadata["sparsekernels.tool.options"] = "\(options)"
         writer.metadata["sparsekernels.tool.calibration"] = calibration.summary
-        writer.metadata["sparsekernels.tool.layers"] = try json(reports)
+        // Without what differs from run to run: the same input gives the same bytes.
+        for report in reports { writer.metadata["\(report.layer).\(Self.outputErrorKey)"] = "\(report.outputError)" }
         return writer
     }
 }

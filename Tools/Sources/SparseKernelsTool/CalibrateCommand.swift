@@ -7,7 +7,8 @@ import SparseKernels
 struct CalibrateCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "calibrate",
-        abstract: "Runs a byte-level Llama model over text and records the inputs of its linear layers for quantize --calibration.",
+        abstract:
+            "Runs a byte-level Llama model over text and records the inputs of its linear layers for quantize --calibration.",
         discussion: """
             Token ids are bytes, so the vocabulary must be the 256 byte values; each file ends with a zero byte. For models with other \
             vocabularies, record the inputs where the model runs: one tensor [tokens, inFeatures] per layer, under the layer's name.
@@ -43,7 +44,8 @@ struct CalibrateCommand: ParsableCommand {
     func run() throws {
         let llama = try LlamaModel(folder: model)
         guard llama.configuration.vocabularySize == 256 else {
-            throw ValidationError("the vocabulary must be the 256 byte values, got \(llama.configuration.vocabularySize) tokens")
+            throw ValidationError(
+                "the vocabulary must be the 256 byte values, got \(llama.configuration.vocabularySize) tokens")
         }
         var bytes: [Int] = []
         for path in texts { bytes += try Data(contentsOf: URL(fileURLWithPath: path)).map(Int.init) + [0] }

@@ -24,7 +24,9 @@ struct QuantizeCommand: ParsableCommand {
 
     // MARK: Layers
 
-    @Option(help: ArgumentHelp("Quantise only layers that match this pattern, such as '*.mlp.*'. May be repeated.", valueName: "glob"))
+    @Option(
+        help: ArgumentHelp(
+            "Quantise only layers that match this pattern, such as '*.mlp.*'. May be repeated.", valueName: "glob"))
     var include: [String] = []
 
     @Option(help: ArgumentHelp("Copy layers that match this pattern. May be repeated.", valueName: "glob"))
@@ -99,7 +101,9 @@ struct QuantizeCommand: ParsableCommand {
         options.scaleType = scaleType
         options.activation = activation
         let source: CalibrationSource =
-            if let calibration { .file(try SafetensorsFile(path: calibration)) } else { .gaussian(tokens: syntheticCalibration!) }
+            if let calibration { .file(try SafetensorsFile(path: calibration)) } else {
+                .gaussian(tokens: syntheticCalibration!)
+            }
         let quantizer = try ModelQuantizer(
             model: try SafetensorsFile(path: model),
             selection: LayerSelection(
@@ -113,7 +117,8 @@ struct QuantizeCommand: ParsableCommand {
 
     private func quantize(_ quantizer: ModelQuantizer) throws -> [LayerReport] {
         let planned = quantizer.plan.layers.prefix(layers ?? .max)
-        let interruptMessage = InterruptMessage("stopped; finished layers are in \(output).partial, and the same command goes on")
+        let interruptMessage = InterruptMessage(
+            "stopped; finished layers are in \(output).partial, and the same command goes on")
         defer { withExtendedLifetime(interruptMessage) {} }
         let table = LayerTable(layers: Array(planned))
         let progress = quiet ? nil : terminalProgress(total: planned.count, work: planned.reduce(0) { $0 + Double($1.size) })

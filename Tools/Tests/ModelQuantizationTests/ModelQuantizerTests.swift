@@ -25,13 +25,13 @@ struct ModelQuantizerTests {
         #expect(output["blocks.2.up.weight"] == nil && output.metadata["origin"] == "test")
         #expect(output.metadata["sparsekernels.tool.calibration"]?.contains("Gaussian") == true)
 
-        // The errors of the table are those of the layers in the file.
+        // The errors of the table are those of the layers in the file, on the tokens that were kept back.
         let x = try Tensor<Float>.normal([24, 72], seed: 0)
         let layer = try SVDQuantLinear(file: output, prefix: "blocks.2.up")
         let (weight, bias) = (try model.floatTensor("blocks.2.up.weight"), try model.floatTensor("blocks.2.up.bias"))
         let y = try layer(x)
         var (difference, norm) = (0.0, 0.0)
-        for token in 0..<24 {
+        for token in stride(from: 3, to: 24, by: 4) {
             for row in 0..<67 {
                 let exact = (0..<72).reduce(0.0) { $0 + Double(x[flat: token * 72 + $1]) * Double(weight[flat: row * 72 + $1]) }
                 let error = Double(y[flat: token * 67 + row]) - Double(bias[flat: row]) - exact
@@ -42,7 +42,7 @@ struct ModelQuantizerTests {
         let report = try #require(reports.first { $0.layer == "blocks.2.up" })
         #expect(abs(report.outputError - (difference / norm).squareRoot()) < 1e-5)
         #expect(reports.map(\.layer) == layers)
-        #expect(report.outFeatures == 67 && report.inFeatures == 72 && report.rank == 4 && report.tokens == 24)
+        #expect(report.outFeatures == 67 && report.inFeatures == 72 && report.rank == 4 && report.tokens == 6)
         #expect(report.alpha == 0.5 && report.beta == 0.5 && report.activation == "int4")
         let tensors = output.tensors.filter { $0.name.hasPrefix("blocks.2.up.") && !$0.name.hasSuffix("bias") }
         #expect(report.bytesPerWeight == Double(tensors.reduce(0) { $0 + $1.byteRange.count }) / (67 * 72))
@@ -66,13 +66,7 @@ struct ModelQuantizerTests {
         try halted.quantizer().run { event throws(SparseKernelsError) in second.note(event) }
         #expect(second.reused == Array(layers.prefix(count)) && second.finished == Array(layers.dropFirst(count)))
         #expect(halted.contents == ["model.safetensors", "out.safetensors"])
-        let (expected, actual) = (try SafetensorsFile(path: whole.output), try SafetensorsFile(path: halted.output))
-        #expect(expected.tensors == actual.tensors)
-        for entry in expected.tensors {
-            let (a, b) = (try expected.bytes(entry.name), try actual.bytes(entry.name))
-            let isEqual = a.withUnsafeBytes { a in b.withUnsafeBytes { a.elementsEqual($0) } }
-            #expect(isEqual, "\(entry.name)")
-        }
+        #expect(halted.bytes(halted.output) == whole.bytes(whole.output))
     }
 
     @Test("a layer is done again when the options, the calibration or its weight changed")
@@ -119,5 +113,86 @@ struct ModelQuantizerTests {
         var log = Log()
         try workshop.quantizer().run { event throws(SparseKernelsError) in log.note(event) }
         #expect(log.reused == ["blocks.1.qkv", "blocks.2.up"])
+    }
+
+    private func reports(_ change: (inout QuantizationOptions) -> Void, calibration: CalibrationSource) throws -> [LayerReport]
+    {
+        var options = Workshop.options
+        change(&options)
+        let workshop = try Workshop()
+        return try withExtendedLifetime(workshop) {
+            try workshop.quantizer(options: options, calibration: calibration).run()
+        }
+    }
+
+    @Test("options do what they say")
+    func options() throws {
+        let tokens = CalibrationSource.gaussian(tokens: 400)
+        let plain = try reports({ _ in }, calibration: tokens)
+        for (report, other) in zip(plain, try reports({ $0.activation = .int8 }, calibration: tokens)) {
+            #expect(other.activation == "int8" && other.outputError < report.outputError)
+        }
+        for other in try reports({ $0.smoothing = .none }, calibration: tokens) {
+            #expect(other.alpha == nil && other.smoothedError == nil)
+        }
+        for (report, other) in zip(plain, try reports({ $0.rank = 16 }, calibration: tokens)) {
+            #expect(other.rank == 16 && other.outputError < report.outputError && other.bytesPerWeight > report.bytesPerWeight)
+        }
+        // Gaussian values are not what a shift of 0.17 makes positive.
+        #expect(try reports({ $0.activation = .uint4Shift }, calibration: tokens).allSatisfy { $0.activation == "int4" })
+    }
+
+    @Test("GPTQ loses less where channels go together, on tokens that it did not see")
+    func gptq() throws {
+        var writer = SafetensorsWriter()
+        for (layer, width) in [("blocks.1.qkv", 72), ("blocks.2.up", 72), ("blocks.10.down", 67)] {
+            let (factors, noise) = (
+                try Tensor<Float>.normal([400, 6], seed: 5), try Tensor<Float>.normal([400, width], seed: 6)
+            )
+            let mixing = try Tensor<Float>.normal([6, width], seed: 7)
+            let values = try Tensor<Float>(noise.shape) { index in
+                let (token, channel) = (index / width, index % width)
+                return (0..<6).reduce(noise[flat: index] / 8) {
+                    $0 + factors[flat: token * 6 + $1] * mixing[flat: $1 * width + channel]
+                }
+            }
+            try writer.add(layer, values)
+        }
+        let calibration = CalibrationSource.file(try SafetensorsFile(bytes: writer.encoded()))
+        let rounded = try reports({ $0.activation = .int8 }, calibration: calibration)
+        let fitted = try reports({ ($0.activation, $0.method) = (.int8, .gptq) }, calibration: calibration)
+        for (a, b) in zip(rounded, fitted) { #expect(b.outputError < a.outputError && b.roundedError == a.roundedError) }
+    }
+
+    @Test("layers whose input the shift makes positive get unsigned codes, and lose less")
+    func unsignedActivations() throws {
+        var writer = SafetensorsWriter()
+        for (layer, width) in [("blocks.1.qkv", 72), ("blocks.2.up", 72), ("blocks.10.down", 67)] {
+            let normal = try Tensor<Float>.normal([64, width], seed: 9)
+            // Like what a GELU gives: positive, or a little below 0.
+            let values = layer == "blocks.1.qkv" ? normal : try Tensor(normal.shape) { max(normal[flat: $0], -0.17) }
+            try writer.add(layer, values)
+        }
+        let calibration = CalibrationSource.file(try SafetensorsFile(bytes: writer.encoded()))
+        let signed = try reports({ _ in }, calibration: calibration)
+        let unsigned = try reports({ $0.activation = .uint4Shift }, calibration: calibration)
+        #expect(unsigned.map(\.activation) == ["int4", "uint4", "uint4"])
+        for (a, b) in zip(signed, unsigned).dropFirst() {
+            #expect(b.outputError < a.outputError && b.roundedError < a.roundedError)
+        }
+    }
+
+    @Test("a layer of zeros, and one that sees only zeros, are exact")
+    func zeros() throws {
+        var (model, calibration) = (SafetensorsWriter(), SafetensorsWriter())
+        try model.add("dead.weight", Tensor<Float>(zeros: [64, 65]))
+        try model.add("blind.weight", Tensor<Float>.normal([64, 65], seed: 1))
+        try calibration.add("dead", Tensor<Float>.normal([8, 65], seed: 2))
+        try calibration.add("blind", Tensor<Float>(zeros: [8, 65]))
+        let workshop = try Workshop()
+        try model.write(to: workshop.model)
+        let source = CalibrationSource.file(try SafetensorsFile(bytes: calibration.encoded()))
+        let reports = try workshop.quantizer(calibration: source).run()
+        #expect(reports.map(\.outputError) == [0, 0])
     }
 }

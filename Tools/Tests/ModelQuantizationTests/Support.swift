@@ -35,10 +35,12 @@ final class Workshop {
     }
 
     func quantizer(
-        options: QuantizationOptions = Workshop.options, calibration: CalibrationSource = .gaussian(tokens: 24), force: Bool = false
+        options: QuantizationOptions = Workshop.options, calibration: CalibrationSource = .gaussian(tokens: 24),
+        force: Bool = false
     ) throws -> ModelQuantizer {
         try ModelQuantizer(
-            model: SafetensorsFile(path: model), options: options, calibration: calibration, output: output, replacesOutput: force)
+            model: SafetensorsFile(path: model), options: options, calibration: calibration, output: output,
+            replacesOutput: force)
     }
 
     static var options: QuantizationOptions {

@@ -1,8 +1,9 @@
 import Foundation
-@testable import ModelQuantization
 import SparseKernels
 import SparseKernelsReference
 import Testing
+
+@testable import ModelQuantization
 
 @Suite("Plans, tables and listings")
 struct TableTests {
@@ -30,7 +31,8 @@ struct TableTests {
 
     private let report = LayerReport(
         layer: "model.layers.0.mlp.down_proj", outFeatures: 512, inFeatures: 1408, rank: 32, activation: "int4",
-        bytesPerWeight: 0.7031, alpha: 0.5, beta: 0.25, tokens: 512, roundedError: 0.1234, smoothedError: 0.101, outputError: 0.0567,
+        bytesPerWeight: 0.7031, alpha: 0.5, beta: 0.25, tokens: 512, roundedError: 0.1234, smoothedError: 0.101,
+        outputError: 0.0567,
         seconds: 1.26)
 
     @Test("lines of the table have the width of the header")
