@@ -16,6 +16,8 @@ public enum GoldenReplay {
         "minference.index_build": replayMInferenceIndex,
         "minference.vertical_slash": replayMInferenceVerticalSlash,
         "nunchaku.pack": replayNunchakuPack,
+        "qserve.omniserve_pack": replayQServePack,
+        "qserve.w4a8": replayQServe,
         "spargeattn.block_map": replaySpargeBlockMap,
         "svdquant.engine_activation_quant": replayEngineActivation,
         "svdquant.linear": replaySVDQuantLinear,

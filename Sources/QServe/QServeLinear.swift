@@ -58,8 +58,8 @@ public struct QServeLinear: Sendable {
     ///   - bias: `[outFeatures]`.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidArgument` for a weight of another form and for bytes between the levels that do not fit; `.invalidShape` for
-    ///   another shape of the bias; `.unsupportedInstructionSet`.
+    /// - Throws: `.invalidArgument` for a weight of another form for bytes between the levels that do not fit, and for a bias that is
+    ///   not finite; `.invalidShape` for another shape of the bias; `.unsupportedInstructionSet`.
     public init(
         quantized weight: QuantizedWeight, bias: Tensor<Float>? = nil, instructionSet: InstructionSet? = nil,
         on pool: WorkerPool = .shared
@@ -81,6 +81,8 @@ public struct QServeLinear: Sendable {
             try require(
                 bias.shape == [weight.outFeatures], .invalidShape, "bias", expected: "[\(weight.outFeatures)]",
                 actual: "\(bias.shape)")
+            let bad = bias.elements.first { !$0.isFinite }
+            try require(bad == nil, .invalidArgument, "bias", expected: "finite", actual: "\(bad ?? 0)")
         }
         self.weight = weight
         self.bias = bias
