@@ -9,14 +9,11 @@ public import SparseKernels
 ///     let layer = try QServeLinear(weight: weight, bias: bias)
 ///     let y = try layer(x)
 public struct QServeLinear: Sendable {
-    /// The logical weight, of the form that `ProgressiveQuantizer` makes.
-    public let weight: QuantizedWeight
-    /// `[outFeatures]`.
-    public let bias: Tensor<Float>?
-    private let linear: QuantizedLinear
+    /// The weight as the kernels read it, and the bias. The logical weight is not kept.
+    public let linear: QuantizedLinear
 
-    public var outFeatures: Int { weight.outFeatures }
-    public var inFeatures: Int { weight.inFeatures }
+    public var outFeatures: Int { linear.outFeatures }
+    public var inFeatures: Int { linear.inFeatures }
 
     /// Quantises a weight.
     ///
@@ -84,8 +81,6 @@ public struct QServeLinear: Sendable {
             let bad = bias.elements.first { !$0.isFinite }
             try require(bad == nil, .invalidArgument, "bias", expected: "finite", actual: "\(bad ?? 0)")
         }
-        self.weight = weight
-        self.bias = bias
         linear = try QuantizedLinear(
             PackedWeight(weight, instructionSet: instructionSet), activation: .int8PerToken, bias: bias)
     }
@@ -110,17 +105,5 @@ public struct QServeLinear: Sendable {
         _ x: Tensor<X>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Tensor<Float> {
         try linear(x, on: pool)
-    }
-
-    /// The tensors of a QServe file.
-    ///
-    /// - Parameters:
-    ///   - order: the packer to agree with.
-    ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: as `QServeTensors.init(packing:order:bias:on:)`, for extents and group sizes that the format does not have.
-    public func packed(
-        order: QServeTensors.Order, on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> QServeTensors {
-        try QServeTensors(packing: weight, order: order, bias: bias, on: pool)
     }
 }

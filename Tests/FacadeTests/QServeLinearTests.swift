@@ -27,8 +27,10 @@ struct QServeLinearTests {
     }
 
     static func expectMatches<X: AttentionElement>(
-        _ x: Tensor<X>, _ layer: QServeLinear, halfScale: Bool, sourceLocation: SourceLocation = #_sourceLocation
+        _ x: Tensor<X>, _ weight: QuantizedWeight, _ bias: Tensor<Float>, halfScale: Bool,
+        sourceLocation: SourceLocation = #_sourceLocation
     ) throws {
+        let layer = try QServeLinear(quantized: weight, bias: bias)
         let y = try layer(x)
         let (tokens, columns) = (x.shape[0], layer.inFeatures)
         #expect(y.shape == [tokens, layer.outFeatures], sourceLocation: sourceLocation)
@@ -36,7 +38,7 @@ struct QServeLinearTests {
             let values = (0..<columns).map { x[flat: token * columns + $0].floatValue }
             for row in 0..<layer.outFeatures {
                 let (expected, magnitude) = reference(
-                    values, layer.weight, row: row, bias: Double(layer.bias?[flat: row] ?? 0), halfScale: halfScale)
+                    values, weight, row: row, bias: Double(bias[flat: row]), halfScale: halfScale)
                 let bound = ReferenceMatrixProduct.errorBound(magnitude: magnitude, depth: columns + 4)
                 let actual = Double(y[flat: token * layer.outFeatures + row])
                 #expect(abs(actual - expected) <= bound, "(\(token), \(row))", sourceLocation: sourceLocation)
@@ -47,12 +49,12 @@ struct QServeLinearTests {
     @Test("y is that of the codes", arguments: [nil, 16, 128] as [Int?])
     func oracle(_ groupSize: Int?) throws {
         for (tokens, rows, columns) in [(1, 1, 1), (3, 7, 130), (2, 33, 256), (5, 3, 97)] {
-            let layer = try QServeLinear(
-                weight: .normal([rows, columns], seed: 1, scale: 0.1), bias: .normal([rows], seed: 2),
-                quantizer: ProgressiveQuantizer(groupSize: groupSize))
-            try Self.expectMatches(Tensor<Float>.normal([tokens, columns], seed: 3), layer, halfScale: false)
+            let weight = try ProgressiveQuantizer(groupSize: groupSize)(
+                Tensor<Float>.normal([rows, columns], seed: 1, scale: 0.1))
+            let bias = try Tensor<Float>.normal([rows], seed: 2)
+            try Self.expectMatches(Tensor<Float>.normal([tokens, columns], seed: 3), weight, bias, halfScale: false)
             #if !(os(macOS) && arch(x86_64))
-                try Self.expectMatches(Tensor<Float16>.normal([tokens, columns], seed: 4), layer, halfScale: true)
+                try Self.expectMatches(Tensor<Float16>.normal([tokens, columns], seed: 4), weight, bias, halfScale: true)
             #endif
         }
     }
@@ -68,12 +70,11 @@ struct QServeLinearTests {
 
     @Test("a layer of packed tensors gives the same bits", arguments: QServeTensors.Order.allCases, [nil, 128] as [Int?])
     func packed(_ order: QServeTensors.Order, _ groupSize: Int?) throws {
-        let layer = try QServeLinear(
-            weight: .normal([64, 256], seed: 1), bias: .normal([64], seed: 2),
-            quantizer: ProgressiveQuantizer(groupSize: groupSize))
+        let (weight, bias) = try (Tensor<Float>.normal([64, 256], seed: 1), Tensor<Float>.normal([64], seed: 2))
+        let quantizer = try ProgressiveQuantizer(groupSize: groupSize)
         let x = try Tensor<Float>.normal([3, 256], seed: 3)
-        let expected = try layer(x)
-        let again = try QServeLinear(layer.packed(order: order), order: order)
+        let expected = try QServeLinear(weight: weight, bias: bias, quantizer: quantizer)(x)
+        let again = try QServeLinear(QServeTensors(packing: quantizer(weight), order: order, bias: bias), order: order)
         #expect(try again(x) == expected)
         var y = try Tensor<Float>(zeros: [3, 64])
         try again.run(x: x.matrixView(), y: y.mutableMatrixView(), on: .serial)
@@ -82,10 +83,13 @@ struct QServeLinearTests {
 
     @Test("the wrong order of scales is noticed where bytes overflow, and changes the result where they do not")
     func wrongOrder() throws {
-        let layer = try QServeLinear(weight: .normal([64, 256], seed: 1))
-        let tensors = try layer.packed(order: .omniserve)
-        let other = try? tensors.weight(order: .deepcompressor)
-        #expect(other?.scales != layer.weight.scales)
+        let weight = try ProgressiveQuantizer()(Tensor<Float>.normal([64, 256], seed: 1))
+        let tensors = try QServeTensors(packing: weight, order: .omniserve)
+        do {
+            #expect(try tensors.weight(order: .deepcompressor).scales != weight.scales)
+        } catch {
+            #expect(error.argument == "s2_zeros")
+        }
     }
 
     @Test("bad input is an error that names it")

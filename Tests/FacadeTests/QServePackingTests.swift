@@ -53,10 +53,12 @@ struct QServePackingTests {
         let weight = try Self.weight(64, 384)
         let orders: [QServeTensors.Order: [Int]] = [
             .omniserve: [
-                0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27, 4, 12, 20, 28, 5, 13, 21, 29, 6, 14, 22, 30, 7, 15, 23, 31,
+                0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27, 4, 12, 20, 28, 5, 13, 21, 29, 6, 14, 22, 30, 7, 15,
+                23, 31,
             ],
             .deepcompressor: [
-                0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15, 16, 24, 17, 25, 18, 26, 19, 27, 20, 28, 21, 29, 22, 30, 23, 31,
+                0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15, 16, 24, 17, 25, 18, 26, 19, 27, 20, 28, 21, 29, 22, 30,
+                23, 31,
             ],
         ]
         for (order, channels) in orders {
@@ -117,7 +119,9 @@ struct QServePackingTests {
                 format: weight.format, inFeatures: weight.inFeatures, codes: weight.codes, scales: scales,
                 offsets: hasOffsets ? offsets : nil, channelScales: channelScales)
         }
-        for scale in [-1, 128, 7.5] as [Float] { Self.expect(.invalidArgument, "weight.scales") { try pack(changed(scale: scale)) } }
+        for scale in [-1, 128, 7.5] as [Float] {
+            Self.expect(.invalidArgument, "weight.scales") { try pack(changed(scale: scale)) }
+        }
         for offset in [-128, 129, 7.5] as [Float] {
             Self.expect(.invalidArgument, "weight.offsets") { try pack(changed(offset: offset)) }
         }

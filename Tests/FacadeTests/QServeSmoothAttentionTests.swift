@@ -6,7 +6,7 @@ import Testing
 struct QServeSmoothAttentionTests {
     @Test("factors are max |K|^α, shared by the two channels that rotary embedding mixes", arguments: [Float(0), 0.5, 1])
     func factors(_ alpha: Float) throws {
-        let maxima: [Float] = [4, 0, 9, 1, /* second head */ 0, 16, 0, 25]
+        let maxima: [Float] = [4, 0, 9, 1] + [0, 16, 0, 25]  // two heads
         let keys = try Tensor<Float>([3, 8]) { $0 / 8 == 1 ? -maxima[$0 % 8] : maxima[$0 % 8] / 2 }
         func expected(_ pairs: [Float]) -> [Float] {
             alpha == 0 ? pairs.map { _ in 1 } : pairs.map { $0 == 0 ? 1 : alpha == 1 ? $0 : $0.squareRoot() }
