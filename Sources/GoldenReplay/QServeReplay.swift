@@ -18,10 +18,10 @@ func replayQServe(
         let quantized = try quantizer(weight, on: pool)
         try compareCodes(golden, "out.\(variant).codes", quantized, &comparison)
         let s1 = quantized.channelScales ?? quantized.scales
-        try compareExactly(golden, "out.\(variant).s1", s1, &comparison)
-        if let offsets = quantized.offsets { try compareExactly(golden, "out.\(variant).zero", offsets, &comparison) }
+        try compareElements(golden, "out.\(variant).s1", s1, &comparison)
+        if let offsets = quantized.offsets { try compareElements(golden, "out.\(variant).zero", offsets, &comparison) }
         if variant == "g128" {
-            try compareExactly(golden, "out.g128.s2", quantized.scales, &comparison)
+            try compareElements(golden, "out.g128.s2", quantized.scales, &comparison)
             grouped = quantized
         }
         let tensors = try QServeTensors(packing: quantized, order: .deepcompressor, on: pool)
@@ -50,7 +50,7 @@ func replayQServePack(
     let channelScales = try golden.file.floatTensor("in.s1")
     try require(
         codes.shape.count == 2, .invalidShape, "in.codes of \(golden.name)", expected: "rank 2", actual: "\(codes.shape)")
-    try requireShape(golden, "in.zeros", zeros.shape, scales.shape)
+    try golden.check("in.zeros", zeros.shape, scales.shape)
     let nibbles = try Tensor<UInt8>([codes.shape[0], codes.shape[1] / 2]) {
         codes[flat: 2 * $0] & 15 | codes[flat: 2 * $0 + 1] << 4
     }
@@ -66,55 +66,37 @@ func replayQServePack(
     return comparison.result(golden)
 }
 
-private func requireShape(
-    _ golden: GoldenCase, _ name: String, _ actual: [Int], _ expected: [Int]
-) throws(SparseKernelsError) {
-    try require(
-        actual == expected, .invalidShape, "\(name) of \(golden.name)", expected: "\(expected)", actual: "\(actual)")
-}
-
 private func compareTensors(
     _ golden: GoldenCase, _ prefix: String, _ tensors: QServeTensors, _ comparison: inout GoldenComparison
 ) throws(SparseKernelsError) {
     for (name, tensor) in [
         ("qweight", tensors.qweight), ("s2_scales", tensors.s2Scales), ("s2_zeros", tensors.s2Zeros),
     ] {
-        guard let tensor else { continue }
-        let expected = try golden.file.tensor(prefix + name, as: Int8.self)
-        try requireShape(golden, prefix + name, expected.shape, tensor.shape)
-        for index in 0..<expected.count {
-            comparison.compare(
-                "\(prefix + name)[\(index)]", actual: Double(tensor[flat: index]), expected: Double(expected[flat: index]),
-                bound: 0)
-        }
+        if let tensor { try comparison.compare(prefix + name, tensor, golden) }
     }
-    // Recorded by the quantiser's golden under a shorter name.
+    // One packer's case has a shorter name for it.
     let s1 = golden.file[prefix + "s1"] == nil ? "s1_scales" : "s1"
-    try compareExactly(golden, prefix + s1, tensors.s1Scales, &comparison)
-    if let zeros = tensors.s1SZeros { try compareExactly(golden, prefix + "s1_szeros", zeros, &comparison) }
+    try comparison.compareValues(prefix + s1, tensors.s1Scales, in: golden)
+    if let zeros = tensors.s1SZeros { try comparison.compareValues(prefix + "s1_szeros", zeros, in: golden) }
+}
+
+/// Elements in their order; the quantiser's own tensors have an axis more or less.
+private func compareElements(
+    _ golden: GoldenCase, _ name: String, _ actual: Tensor<Float>, _ comparison: inout GoldenComparison
+) throws(SparseKernelsError) {
+    try comparison.compareValues(name, Tensor(golden.file.entry(named: name).shape, actual.elements), in: golden)
 }
 
 private func compareCodes(
     _ golden: GoldenCase, _ name: String, _ weight: QuantizedWeight, _ comparison: inout GoldenComparison
 ) throws(SparseKernelsError) {
     let expected = try golden.file.tensor(name, as: UInt8.self)
-    try requireShape(golden, name, expected.shape, [weight.outFeatures, weight.inFeatures])
+    try golden.check(name, expected.shape, [weight.outFeatures, weight.inFeatures])
     for index in 0..<expected.count {
         let (row, column) = (index / weight.inFeatures, index % weight.inFeatures)
         comparison.compare(
             "\(name)[\(row), \(column)]", actual: Double(weight.code(row: row, column: column)),
             expected: Double(expected[flat: index]), bound: 0)
-    }
-}
-
-private func compareExactly(
-    _ golden: GoldenCase, _ name: String, _ actual: Tensor<Float>, _ comparison: inout GoldenComparison
-) throws(SparseKernelsError) {
-    let expected = try golden.file.floatTensor(name)
-    try requireShape(golden, name, [actual.count], [expected.count])
-    for index in 0..<expected.count {
-        comparison.compare(
-            "\(name)[\(index)]", actual: Double(actual[flat: index]), expected: Double(expected[flat: index]), bound: 0)
     }
 }
 
@@ -130,7 +112,7 @@ private func compareOutput(
         ("out.x_codes", codes.shape, [tokens, inputs]), ("out.x_scale", scales.shape, [tokens]),
         ("out.g128.dequant", dequantized.shape, [outputs, inputs]), ("out.y_g128", expected.shape, y.shape),
     ] {
-        try requireShape(golden, name, actual, shape)
+        try golden.check(name, actual, shape)
     }
     let (codeSpan, recorded) = (codes.span, dequantized.span)
     for output in 0..<outputs {

@@ -35,6 +35,27 @@ public struct QServeLinear: Sendable {
     /// A layer of a file.
     ///
     /// - Parameters:
+    ///   - file: a QServe checkpoint; it is copied from, and need not stay open.
+    ///   - prefix: the layer's name in it, such as `model.layers.0.mlp.down_proj`; empty: none.
+    ///   - order: the packer that made the file.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    ///   - pool: the threads to use. The call blocks until they are done.
+    /// - Throws: as `QServeTensors.init(file:prefix:)`; `.malformedFile` for negative scales and bytes between the levels that do not fit;
+    ///   `.unsupportedInstructionSet`.
+    public init(
+        file: SafetensorsFile, prefix: String = "", order: QServeTensors.Order, instructionSet: InstructionSet? = nil,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        let tensors = try QServeTensors(file: file, prefix: prefix)
+        let weight = try QServeTensors.naming(file, prefix) { () throws(SparseKernelsError) in
+            try tensors.weight(order: order, on: pool)
+        }
+        try self.init(checked: weight, bias: tensors.bias, instructionSet: instructionSet)
+    }
+
+    /// A layer of packed tensors.
+    ///
+    /// - Parameters:
     ///   - tensors: the packed tensors.
     ///   - order: the packer that made them.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.

@@ -1,28 +1,51 @@
 public import SparseKernels
 
 extension QServeTensors {
+    private static func name(_ tensor: String, in layer: String) -> String { layer.isEmpty ? tensor : "\(layer).\(tensor)" }
+
     /// Reads a layer of a file: `qweight`, `s1_scales`, either `s2_scales` and `s2_zeros` or `s1_szeros`, and `bias` where there is one.
     ///
     /// - Parameters:
     ///   - file: a QServe checkpoint.
-    ///   - prefix: what stands before these names, such as `model.layers.0.mlp.down_proj.`; with its point.
-    /// - Throws: `.notFound` for a missing tensor; `.malformedFile` for a file that has the tensors of both variants; `.invalidElementType` for
-    ///   tensors of other formats that use the same names, such as AWQ's `qweight`; and what the other initialisers throw.
+    ///   - prefix: the layer's name in it, such as `model.layers.0.mlp.down_proj`; empty: none.
+    /// - Throws: `.notFound` for a tensor that is missing; `.invalidElementType` for tensors of other formats that use the same names, such as
+    ///   AWQ's `qweight`; `.malformedFile` for the tensors of both variants, shapes that disagree, and numbers that are not finite. Messages
+    ///   name the file and the tensor.
     public init(file: SafetensorsFile, prefix: String = "") throws(SparseKernelsError) {
-        let (perChannel, grouped) = (prefix + "s1_szeros", ["s2_scales", "s2_zeros"].map { prefix + $0 })
-        let both = file[perChannel] != nil && grouped.contains { file[$0] != nil }
+        func name(_ tensor: String) -> String { Self.name(tensor, in: prefix) }
+        let isPerChannel = file[name("s1_szeros")] != nil
         try require(
-            !both, .malformedFile, "\(file.name), \(prefix)qweight",
-            expected: "either s1_szeros, per channel, or s2_scales and s2_zeros, with groups", actual: "both")
-        let qweight = try file.tensor(prefix + "qweight", as: Int8.self)
-        let s1Scales = try file.floatTensor(prefix + "s1_scales")
-        let bias = file[prefix + "bias"] == nil ? nil : try file.floatTensor(prefix + "bias")
-        if file[perChannel] != nil {
-            try self.init(qweight, s1Scales, s1SZeros: file.floatTensor(perChannel), bias: bias)
+            !isPerChannel || (file[name("s2_scales")] == nil && file[name("s2_zeros")] == nil), .malformedFile,
+            "\(file.name), tensor \(quoted(name("s1_szeros")))",
+            expected: "in layers per channel only, without s2_scales and s2_zeros", actual: "one with both")
+        let qweight = try file.tensor(name("qweight"), as: Int8.self)
+        let s1Scales = try file.floatTensor(name("s1_scales"))
+        let bias = file[name("bias")] == nil ? nil : try file.floatTensor(name("bias"))
+        if isPerChannel {
+            let zeros = try file.floatTensor(name("s1_szeros"))
+            self = try Self.naming(file, prefix) { () throws(SparseKernelsError) in
+                try QServeTensors(qweight: qweight, s1Scales: s1Scales, s1SZeros: zeros, bias: bias)
+            }
         } else {
-            try self.init(
-                qweight, s1Scales,
-                s2: (file.tensor(grouped[0], as: Int8.self), file.tensor(grouped[1], as: Int8.self)), bias: bias)
+            let scales = try file.tensor(name("s2_scales"), as: Int8.self)
+            let zeros = try file.tensor(name("s2_zeros"), as: Int8.self)
+            self = try Self.naming(file, prefix) { () throws(SparseKernelsError) in
+                try QServeTensors(qweight: qweight, s1Scales: s1Scales, s2Scales: scales, s2Zeros: zeros, bias: bias)
+            }
+        }
+    }
+
+    /// What `make` gives. An error about a tensor becomes one of the file.
+    static func naming<Value>(
+        _ file: SafetensorsFile, _ layer: String, _ make: () throws(SparseKernelsError) -> Value
+    ) throws(SparseKernelsError) -> Value {
+        do throws(SparseKernelsError) {
+            return try make()
+        } catch {
+            let name = name(error.argument, in: layer)
+            if file[name] == nil { throw error }
+            throw SparseKernelsError(
+                .malformedFile, "\(file.name), tensor \(quoted(name))", expected: error.expected, actual: error.actual)
         }
     }
 
@@ -30,7 +53,7 @@ extension QServeTensors {
     ///
     /// - Parameters:
     ///   - writer: the file to be.
-    ///   - prefix: as for reading.
+    ///   - prefix: the layer's name in it; empty: none.
     /// - Throws: `.invalidArgument` for names that are taken, and for values that fp16 does not hold exactly, a bias excepted, which is
     ///   rounded and must not overflow.
     public func write(to writer: inout SafetensorsWriter, prefix: String = "") throws(SparseKernelsError) {
@@ -39,9 +62,8 @@ extension QServeTensors {
         let overflow = bias?.elements.first { !roundedToHalf($0).isFinite }
         try require(
             overflow == nil, .invalidArgument, "bias", expected: "within the range of fp16", actual: "\(overflow ?? 0)")
-        try writer.add(prefix + "qweight", qweight)
-        for (name, tensor) in [("s2_scales", s2Scales), ("s2_zeros", s2Zeros)] {
-            if let tensor { try writer.add(prefix + name, tensor) }
+        for (name, tensor) in [("qweight", qweight), ("s2_scales", s2Scales), ("s2_zeros", s2Zeros)] {
+            if let tensor { try writer.add(Self.name(name, in: prefix), tensor) }
         }
         for (name, tensor) in [("s1_scales", s1Scales), ("s1_szeros", s1SZeros), ("bias", bias)] {
             guard let tensor else { continue }
@@ -49,7 +71,7 @@ extension QServeTensors {
                 let bits = halfBitPattern(value)
                 return [UInt8(truncatingIfNeeded: bits), UInt8(truncatingIfNeeded: bits >> 8)]
             }
-            try writer.add(prefix + name, elementType: .float16, shape: tensor.shape, bytes: bytes)
+            try writer.add(Self.name(name, in: prefix), elementType: .float16, shape: tensor.shape, bytes: bytes)
         }
     }
 }

@@ -95,18 +95,18 @@ struct QServeLinearTests {
     @Test("bad input is an error that names it")
     func badInput() throws {
         let weight = try Tensor<Float>.normal([32, 128], seed: 1)
-        QServePackingTests.expect(.invalidShape, "bias") { _ = try QServeLinear(weight: weight, bias: Tensor(zeros: [31])) }
-        QServePackingTests.expect(.invalidArgument, "bias") {
+        expectError(.invalidShape, "bias") { _ = try QServeLinear(weight: weight, bias: Tensor(zeros: [31])) }
+        expectError(.invalidArgument, "bias") {
             _ = try QServeLinear(weight: weight, bias: Tensor([32]) { _ in .nan })
         }
         let layer = try QServeLinear(weight: weight)
-        QServePackingTests.expect(.invalidShape, "x") { _ = try layer(Tensor<Float>(zeros: [1, 127])) }
+        expectError(.invalidShape, "x") { _ = try layer(Tensor<Float>(zeros: [1, 127])) }
         let other = try QuantizedWeight(
             format: .svdQuantInt4, inFeatures: 64, codes: Tensor(zeros: [4, 32]), scales: Tensor(zeros: [4, 1]))
-        QServePackingTests.expect(.invalidArgument, "weight") { _ = try QServeLinear(quantized: other) }
+        expectError(.invalidArgument, "weight") { _ = try QServeLinear(quantized: other) }
         let plain = try QuantizedWeight(
             format: WeightFormat(.uint4, groupSize: nil), inFeatures: 64, codes: Tensor(zeros: [4, 32]),
             scales: Tensor(zeros: [4, 1]))
-        QServePackingTests.expect(.invalidArgument, "weight") { _ = try QServeLinear(quantized: plain) }
+        expectError(.invalidArgument, "weight") { _ = try QServeLinear(quantized: plain) }
     }
 }

@@ -129,26 +129,19 @@ struct QServeQuantizerTests {
 
     @Test("bad input is an error that names it")
     func badInput() throws {
-        func expect(
-            _ code: SparseKernelsError.Code, _ argument: String, sourceLocation: SourceLocation = #_sourceLocation,
-            _ body: () throws -> Void
-        ) {
-            let error = #expect(throws: SparseKernelsError.self, sourceLocation: sourceLocation) { try body() }
-            #expect(error?.code == code && error?.argument == argument, sourceLocation: sourceLocation)
-        }
         for size in [0, -1, 48, 256] {
-            expect(.invalidArgument, "groupSize") { _ = try ProgressiveQuantizer(groupSize: size) }
+            expectError(.invalidArgument, "groupSize") { _ = try ProgressiveQuantizer(groupSize: size) }
         }
-        for range in [0, -120, 128] { expect(.invalidArgument, "range") { _ = try ProgressiveQuantizer(range: range) } }
+        for range in [0, -120, 128] { expectError(.invalidArgument, "range") { _ = try ProgressiveQuantizer(range: range) } }
         for groupSize in [nil, 128] as [Int?] {
             let quantizer = try ProgressiveQuantizer(groupSize: groupSize)
             for shape in [[128], [0, 128], [2, 0], [1, 2, 128]] {
-                expect(.invalidShape, "weight") { _ = try quantizer(Tensor<Float>(zeros: shape)) }
+                expectError(.invalidShape, "weight") { _ = try quantizer(Tensor<Float>(zeros: shape)) }
             }
             for value in [Float.nan, .infinity, -.infinity, 3e38, -3e38] {
                 var weight = try Tensor<Float>.normal([4, 140], seed: 1)
                 weight[flat: 2 * 140 + 139] = value
-                expect(.invalidArgument, "weight") { _ = try quantizer(weight) }
+                expectError(.invalidArgument, "weight") { _ = try quantizer(weight) }
             }
         }
     }

@@ -83,30 +83,23 @@ struct QServeSmoothAttentionTests {
 
     @Test("bad input is an error that names it")
     func badInput() throws {
-        func expect(
-            _ code: SparseKernelsError.Code, _ argument: String, sourceLocation: SourceLocation = #_sourceLocation,
-            _ body: () throws -> Void
-        ) {
-            let error = #expect(throws: SparseKernelsError.self, sourceLocation: sourceLocation) { try body() }
-            #expect(error?.code == code && error?.argument == argument, sourceLocation: sourceLocation)
-        }
         let keys = try Tensor<Float>.normal([3, 12], seed: 1)
-        expect(.invalidArgument, "kvHeads") { _ = try SmoothAttention(keys: keys, kvHeads: 0) }
+        expectError(.invalidArgument, "kvHeads") { _ = try SmoothAttention(keys: keys, kvHeads: 0) }
         for alpha in [Float.nan, -0.1, 1.1] {
-            expect(.invalidArgument, "alpha") { _ = try SmoothAttention(keys: keys, kvHeads: 2, alpha: alpha) }
+            expectError(.invalidArgument, "alpha") { _ = try SmoothAttention(keys: keys, kvHeads: 2, alpha: alpha) }
         }
-        expect(.invalidShape, "keys") { _ = try SmoothAttention(keys: keys, kvHeads: 5) }
-        expect(.invalidShape, "keys") { _ = try SmoothAttention(keys: keys, kvHeads: 4) }  // heads of 3 channels have no pairs
-        expect(.invalidShape, "keys") { _ = try SmoothAttention(keys: Tensor(zeros: [0, 12]), kvHeads: 2) }
-        expect(.invalidShape, "keys") { _ = try SmoothAttention(keys: Tensor(zeros: [12]), kvHeads: 2) }
+        expectError(.invalidShape, "keys") { _ = try SmoothAttention(keys: keys, kvHeads: 5) }
+        expectError(.invalidShape, "keys") { _ = try SmoothAttention(keys: keys, kvHeads: 4) }  // heads of 3 channels have no pairs
+        expectError(.invalidShape, "keys") { _ = try SmoothAttention(keys: Tensor(zeros: [0, 12]), kvHeads: 2) }
+        expectError(.invalidShape, "keys") { _ = try SmoothAttention(keys: Tensor(zeros: [12]), kvHeads: 2) }
         #expect(try SmoothAttention(keys: keys, kvHeads: 4, rotaryPairs: .none).headDim == 3)
         var bad = keys
         bad[flat: 7] = .nan
-        expect(.invalidArgument, "keys") { _ = try SmoothAttention(keys: bad, kvHeads: 2) }
+        expectError(.invalidArgument, "keys") { _ = try SmoothAttention(keys: bad, kvHeads: 2) }
         let smooth = try SmoothAttention(keys: keys, kvHeads: 2)
         for rows in [0, 13, 6] {
-            expect(.invalidShape, "projection") { _ = try smooth.scaledQuery(Tensor(zeros: [rows, 4])) }
+            expectError(.invalidShape, "projection") { _ = try smooth.scaledQuery(Tensor(zeros: [rows, 4])) }
         }
-        expect(.invalidShape, "projection") { _ = try smooth.scaledKey(Tensor(zeros: [24, 4])) }
+        expectError(.invalidShape, "projection") { _ = try smooth.scaledKey(Tensor(zeros: [24, 4])) }
     }
 }

@@ -22,10 +22,9 @@ struct QServeSnippets {
 
         // As a QServe checkpoint, and back.
         var writer = SafetensorsWriter()
-        try QServeTensors(packing: quantized, order: .omniserve, bias: bias).write(to: &writer, prefix: "down_proj.")
+        try QServeTensors(packing: quantized, order: .omniserve, bias: bias).write(to: &writer, prefix: "down_proj")
         try writer.write(to: path)
-        let tensors = try QServeTensors(file: SafetensorsFile(path: path), prefix: "down_proj.")
-        let again = try QServeLinear(tensors, order: .omniserve)
+        let again = try QServeLinear(file: SafetensorsFile(path: path), prefix: "down_proj", order: .omniserve)
 
         #expect(y.shape == [3, 64] && again.outFeatures == 64 && again.inFeatures == 256)
         #expect(try again(x) == y)
