@@ -9,6 +9,8 @@ let package = Package(
         .executableTarget(
             name: "safetensors-fuzz",
             dependencies: [
+                .product(name: "QServe", package: "SparseKernels"),
+                .product(name: "SVDQuant", package: "SparseKernels"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
             ],

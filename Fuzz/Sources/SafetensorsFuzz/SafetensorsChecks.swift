@@ -2,11 +2,6 @@
 
 import SparseKernels
 
-/// A promise of the reader that did not hold.
-struct BrokenPromise: Error, CustomStringConvertible {
-    let description: String
-}
-
 /// Valid files of every element type, for a mutator to start from.
 func sampleSafetensors() throws(SparseKernelsError) -> [[UInt8]] {
     var every = SafetensorsWriter(metadata: ["format": "pt", "note": "é \"quoted\" \\ 😀\n"])

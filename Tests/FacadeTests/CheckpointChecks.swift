@@ -1,0 +1,1 @@
+../../Fuzz/Sources/SafetensorsFuzz/CheckpointChecks.swift
