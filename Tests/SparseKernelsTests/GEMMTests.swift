@@ -271,6 +271,37 @@ struct GEMMTests {
         #expect(OpenBLAS.configuration.contains("OpenBLAS"))
     }
 
+    @Test("OpenBLAS multiplies a matrix by a vector", .enabled(if: OpenBLAS.isAvailable), arguments: [1, 7, 70])
+    func openBLASVector(_ k: Int) throws {
+        let (a, x) = try (Tensor<Float>.normal([13, k], seed: 1), Tensor<Float>.normal([k], seed: 2))
+        var y = try Tensor<Float>(zeros: [13])
+        var result = y.mutableSpan
+        try OpenBLAS.multiplyVector(a: a.matrixView(), x: x.span, y: &result)
+        for row in 0..<13 {
+            let exact = ReferenceMatrixProduct.element(
+                row: row, column: 0, depth: k, a: { a[flat: $0 * k + $1] }, b: { depth, _ in x[flat: depth] })
+            let bound = ReferenceMatrixProduct.errorBound(magnitude: exact.magnitude, depth: k)
+            #expect(abs(Double(y[flat: row]) - exact.value) <= bound, "row \(row)")
+        }
+    }
+
+    @Test("OpenBLAS refuses a vector that disagrees with the matrix", .enabled(if: OpenBLAS.isAvailable))
+    func openBLASVectorErrors() throws {
+        let (a, short, x) = try (
+            Tensor<Float>(zeros: [2, 3]), Tensor<Float>(zeros: [2]), Tensor<Float>(zeros: [3])
+        )
+        AttentionErrorsTests.expectError(.invalidShape, "x", containing: ["3", "2"]) {
+            var y = try Tensor<Float>(zeros: [2])
+            var result = y.mutableSpan
+            try OpenBLAS.multiplyVector(a: a.matrixView(), x: short.span, y: &result)
+        }
+        AttentionErrorsTests.expectError(.invalidShape, "y", containing: ["2", "3"]) {
+            var y = try Tensor<Float>(zeros: [3])
+            var result = y.mutableSpan
+            try OpenBLAS.multiplyVector(a: a.matrixView(), x: x.span, y: &result)
+        }
+    }
+
     @Test("OpenBLAS refuses matrices that disagree", .enabled(if: OpenBLAS.isAvailable))
     func openBLASErrors() throws {
         let (a, b) = try (Tensor<Float>(zeros: [2, 3]), Tensor<Float>(zeros: [4, 5]))

@@ -39,6 +39,30 @@ public enum OpenBLAS {
                 }
             }
         }
+
+        /// y = A·x through `cblas_sgemv`: a layer without bias on one row.
+        ///
+        /// - Parameters:
+        ///   - a: the matrix.
+        ///   - x: as many elements as `a` has columns.
+        ///   - y: as many elements as `a` has rows, overwritten.
+        ///   - threads: set for the whole process, as OpenBLAS has it.
+        /// - Throws: `.invalidShape` naming the operand that disagrees; nothing is written then.
+        public static func multiplyVector(
+            a: MatrixView<Float>, x: Span<Float>, y: inout MutableSpan<Float>, threads: Int = 1
+        ) throws(SparseKernelsError) {
+            try require(x.count == a.columns, .invalidShape, "x", expected: "\(a.columns) elements", actual: "\(x.count)")
+            try require(y.count == a.rows, .invalidShape, "y", expected: "\(a.rows) elements", actual: "\(y.count)")
+            openblas_set_num_threads(Int32(threads))
+            let target = y.withUnsafeMutableBufferPointer { $0.baseAddress! }
+            a.span.withUnsafeBufferPointer { matrix in
+                x.withUnsafeBufferPointer { vector in
+                    cblas_sgemv(
+                        CblasRowMajor, CblasNoTrans, blasint(a.rows), blasint(a.columns), 1, matrix.baseAddress,
+                        blasint(a.rowStride), vector.baseAddress, 1, 0, target, 1)
+                }
+            }
+        }
     #else
         public static let isAvailable = false
 
@@ -48,9 +72,14 @@ public enum OpenBLAS {
         public static func multiply(
             a: MatrixView<Float>, b: MatrixView<Float>, c: consuming MutableMatrixView<Float>, transposesB: Bool = false,
             threads: Int = 1
-        ) throws(SparseKernelsError) {
-            throw SparseKernelsError(
-                .invalidArgument, "OpenBLAS", expected: "built in (package trait OpenBLAS)", actual: "not built in")
-        }
+        ) throws(SparseKernelsError) { throw notBuiltIn }
+
+        /// Always throws: the package was built without the trait `OpenBLAS`.
+        public static func multiplyVector(
+            a: MatrixView<Float>, x: Span<Float>, y: inout MutableSpan<Float>, threads: Int = 1
+        ) throws(SparseKernelsError) { throw notBuiltIn }
+
+        private static let notBuiltIn = SparseKernelsError(
+            .invalidArgument, "OpenBLAS", expected: "built in (package trait OpenBLAS)", actual: "not built in")
     #endif
 }
