@@ -21,27 +21,35 @@ public enum MachineRoofs {
         }
     }
 
+    /// Multiply-adds of 8-bit codes out of registers, in 10⁹ per second, with every thread of the pool busy: what quantised products would
+    /// reach if nothing else had to be done. Measures for `duration` and takes the best.
+    public static func integerMultiplyAdd(
+        instructionSet: InstructionSet, on pool: WorkerPool, duration: Duration = .milliseconds(200)
+    ) -> Double {
+        let kernels = instructionSet.kernels
+        let perIteration = 3 * kernels.tileRows * 4 * kernels.laneCount
+        let call = ChainCall(kernels: kernels, iterations: 1 << 22)
+        return best(over: duration) {
+            withUnsafePointer(to: call) { call in
+                pool.run(tasks: pool.threads, work: .max, scratchByteCount: 0, context: call) { context, _, _ in
+                    let call = context.assumingMemoryBound(to: ChainCall.self)
+                    blackHole(Float(call.pointee.kernels.codeProductChains(call.pointee.iterations)))
+                }
+            }
+            return Double(call.iterations) * Double(perIteration * pool.threads)
+        }
+    }
+
     /// Memory read in order, in GB/s (10⁹ bytes), with every thread of the pool reading its own part.
     /// `bytesPerThread` is 256 MiB by default, far beyond any cache; choose less to measure a cache.
     public static func read(
         instructionSet: InstructionSet, on pool: WorkerPool, bytesPerThread: Int = 256 << 20,
         duration: Duration = .milliseconds(200)
     ) -> Double {
-        let kernels = instructionSet.kernels
-        let step = 3 * kernels.panelWidth
-        let count = max(step, bytesPerThread / 4 / step * step)
-        let memory = UnsafeMutablePointer<Float>.allocate(capacity: count * pool.threads)
-        memory.initialize(repeating: 1, count: count * pool.threads)
-        defer { memory.deallocate() }
-        var call = ReadCall(kernels: kernels, memory: memory, count: count)
+        let memory = RoofMemory(instructionSet: instructionSet, bytesPerThread: bytesPerThread, on: pool)
         return best(over: duration) {
-            withUnsafePointer(to: &call) { call in
-                pool.run(tasks: pool.threads, work: .max, scratchByteCount: 0, context: call) { context, task, _ in
-                    let call = context.assumingMemoryBound(to: ReadCall.self).pointee
-                    blackHole(call.kernels.readAll(call.memory + task * call.count, call.count))
-                }
-            }
-            return Double(count * 4 * pool.threads)
+            memory.readAll()
+            return Double(memory.byteCount)
         }
     }
 
@@ -65,12 +73,6 @@ public enum MachineRoofs {
         let iterations: Int
     }
 
-    private struct ReadCall {
-        let kernels: KernelTable
-        let memory: UnsafeMutablePointer<Float>
-        let count: Int
-    }
-
     /// The highest rate, in 10⁹ per second, of repeated calls to `work`, which returns how much it did.
     private static func best(over duration: Duration, _ work: () -> Double) -> Double {
         let clock = ContinuousClock()
@@ -86,5 +88,5 @@ public enum MachineRoofs {
     }
 
     @inline(never)
-    private static func blackHole(_ value: Float) { _ = value }
+    static func blackHole(_ value: Float) { _ = value }
 }
