@@ -31,7 +31,7 @@ let package = Package(
         .executableTarget(
             name: "sparsekernels-bench",
             dependencies: [
-                "BenchmarkReport",
+                "BenchmarkReport", "ModelRunner",
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
                 .product(name: "GoldenReplay", package: "SparseKernels"),

@@ -58,6 +58,31 @@ public struct BarChart: Sendable {
             series: names.map { name in Series(name, categories.map { values[name]?[$0] }) })
     }
 
+    /// Speed-up of quantised layers over the single-precision product: a group per shape and number of tokens, which the first three words
+    /// of a case name, and a bar per variant, which the others name.
+    ///
+    /// Rows of one instruction set, the first, on the most threads; a variant with a low-rank branch stands for the one without.
+    public init(title: String, subtitle: String = "", quantizedRows rows: [BenchmarkRow]) {
+        let compared = rows.filter { $0.speedup != nil }
+        let (isa, threads) = (compared.first?.isa ?? "", compared.map(\.threads).max() ?? 1)
+        let baseline = compared.first?.baseline ?? ""
+        var categories: [String] = []
+        var names: [String] = []
+        var values: [String: [String: Double]] = [:]
+        for row in compared where row.isa == isa && row.threads == threads {
+            let words = row.caseName.split(separator: " ")
+            let (category, name) = (words.prefix(3).joined(separator: " "), words.dropFirst(3).joined(separator: " "))
+            if !categories.contains(category) { categories.append(category) }
+            if !names.contains(name) { names.append(name) }
+            values[name, default: [:]][category] = row.speedup
+        }
+        names = names.filter { name in !names.contains { $0.hasPrefix(name + " ") } }
+        self.init(
+            title: title, subtitle: subtitle + ", \(isa), \(threads) thread\(threads == 1 ? "" : "s")",
+            axisTitle: "speed-up over single precision", axisStyle: .times, categories: categories,
+            series: names.map { name in Series(name, categories.map { values[name]?[$0] }) }, limit: (1, baseline))
+    }
+
     // MARK: Drawing
 
     private static let barHeight = 13.0

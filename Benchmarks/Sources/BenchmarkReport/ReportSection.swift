@@ -2,7 +2,7 @@
 ///
 /// Dense attention that is timed beside sparse rows is named after them (`prefill.dense`), so that it stays in their table.
 public enum ReportSection: CaseIterable, Sendable {
-    case matrixProduct, denseAttention, blockSparse, scoring, prefill
+    case matrixProduct, denseAttention, blockSparse, scoring, prefill, quantizedProduct, quantizationError
 
     public init(op: String) {
         let owner = Self.allCases.first { section in section.prefixes.contains { op.hasPrefix($0) } }
@@ -16,6 +16,8 @@ public enum ReportSection: CaseIterable, Sendable {
         case .blockSparse: ["attention.blocksparse", "attention.plan"]
         case .scoring: ["scoring"]
         case .prefill: ["prefill"]
+        case .quantizedProduct: ["quant.product"]
+        case .quantizationError: ["quant.error"]
         }
     }
 
@@ -26,6 +28,8 @@ public enum ReportSection: CaseIterable, Sendable {
         case .blockSparse: "Block-sparse attention"
         case .scoring: "Block scoring"
         case .prefill: "Prefill, end to end"
+        case .quantizedProduct: "Linear layers with quantised weights"
+        case .quantizationError: "What quantising a layer costs in accuracy, and in time"
         }
     }
 
@@ -37,6 +41,9 @@ public enum ReportSection: CaseIterable, Sendable {
         case .blockSparse: [.density, .median, .spread, .actual, .roof, .speedup, .efficiency, .share, .error]
         case .scoring: [.density, .median, .spread, .actual, .speedup, .share, .recall, .error, .bound]
         case .prefill: [.density, .oracleDensity, .median, .spread, .speedup, .share, .recall, .outputError, .error]
+        case .quantizedProduct:
+            [.median, .spread, .effective, .weightRate, .roof, .speedup, .outputError, .error, .bound]
+        case .quantizationError: [.outputError, .quantization, .speedup, .error, .bound]
         }
     }
 }

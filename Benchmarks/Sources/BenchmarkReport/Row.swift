@@ -18,12 +18,15 @@ public struct BenchmarkRow: Codable, Sendable, Equatable {
     public var actualGFLOPS: Double?
     /// Operations that the dense operator would have needed, per second, in 10⁹.
     public var effectiveGFLOPS: Double?
+    /// Bytes of weights that a run reads, with their scales, per second, in 10⁹.
+    public var weightGigabytesPerSecond: Double?
     /// Speed as a part of the roof that bounds this case: 1 is the roof itself.
     public var roofFraction: Double?
 
     public var baseline: String?
     public var baselineSeconds: Double?
-    /// `baselineSeconds / medianSeconds`, or better the median of the ratios of interleaved rounds.
+    /// `baselineSeconds / medianSeconds`, or better the median of the ratios of interleaved rounds. Of `quantizationSeconds` where a row
+    /// has no other time.
     public var speedup: Double?
 
     public var error: Double?
@@ -33,17 +36,21 @@ public struct BenchmarkRow: Codable, Sendable, Equatable {
     public var recall: Double?
     /// The least density at which any choice of blocks has this recall.
     public var oracleDensity: Double?
-    /// What the selection costs in accuracy: ‖output − dense output‖ / ‖dense output‖. `error`, in contrast, is that of the arithmetic.
+    /// What the selection or the quantisation costs in accuracy: ‖output − exact output‖ / ‖exact output‖, where exact means the dense
+    /// operator or the single-precision layer. `error`, in contrast, is that of the arithmetic.
     public var outputError: Double?
+    /// What making the layer took, once: search of the smoothing, factorisation and rounding.
+    public var quantizationSeconds: Double?
     /// What the check before the measurement found; absent when there was none.
     public var verified: Bool?
 
     public init(
         op: String, caseName: String, density: Double? = nil, isa: String, threads: Int, timing: Summary? = nil,
-        actualGFLOPS: Double? = nil, effectiveGFLOPS: Double? = nil, roofFraction: Double? = nil,
+        actualGFLOPS: Double? = nil, effectiveGFLOPS: Double? = nil, weightGigabytesPerSecond: Double? = nil,
+        roofFraction: Double? = nil,
         baseline: String? = nil, baselineSeconds: Double? = nil, speedup: Double? = nil,
         error: Double? = nil, errorBound: Double? = nil, recall: Double? = nil, oracleDensity: Double? = nil,
-        outputError: Double? = nil, verified: Bool? = nil
+        outputError: Double? = nil, quantizationSeconds: Double? = nil, verified: Bool? = nil
     ) {
         self.op = op
         self.caseName = caseName
@@ -55,6 +62,7 @@ public struct BenchmarkRow: Codable, Sendable, Equatable {
         self.maxSeconds = timing?.max
         self.actualGFLOPS = actualGFLOPS
         self.effectiveGFLOPS = effectiveGFLOPS
+        self.weightGigabytesPerSecond = weightGigabytesPerSecond
         self.roofFraction = roofFraction
         self.baseline = baseline
         self.baselineSeconds = baselineSeconds
@@ -64,6 +72,7 @@ public struct BenchmarkRow: Codable, Sendable, Equatable {
         self.recall = recall
         self.oracleDensity = oracleDensity
         self.outputError = outputError
+        self.quantizationSeconds = quantizationSeconds
         self.verified = verified
     }
 }
@@ -127,11 +136,13 @@ extension BenchmarkRow {
         case maxSeconds = "max_s"
         case actualGFLOPS = "gflops_actual"
         case effectiveGFLOPS = "gflops_effective"
+        case weightGigabytesPerSecond = "gbytes_per_s"
         case roofFraction = "roof_fraction"
         case baselineSeconds = "baseline_s"
         case errorBound = "error_bound"
         case oracleDensity = "oracle_density"
         case outputError = "output_error"
+        case quantizationSeconds = "quantize_s"
     }
 
     public func encode(to encoder: any Encoder) throws {
@@ -145,9 +156,11 @@ extension BenchmarkRow {
         try container.encodeIfPresent(status == .fail ? false : verified, forKey: .verified)
         let numbers: [(CodingKeys, Double?)] = [
             (.density, density), (.medianSeconds, medianSeconds), (.minSeconds, minSeconds), (.maxSeconds, maxSeconds),
-            (.actualGFLOPS, actualGFLOPS), (.effectiveGFLOPS, effectiveGFLOPS), (.roofFraction, roofFraction),
+            (.actualGFLOPS, actualGFLOPS), (.effectiveGFLOPS, effectiveGFLOPS),
+            (.weightGigabytesPerSecond, weightGigabytesPerSecond), (.roofFraction, roofFraction),
             (.baselineSeconds, baselineSeconds), (.speedup, speedup), (.error, error), (.errorBound, errorBound),
             (.recall, recall), (.oracleDensity, oracleDensity), (.outputError, outputError),
+            (.quantizationSeconds, quantizationSeconds),
         ]
         for case (let key, let number?) in numbers where number.isFinite {
             try container.encode(number, forKey: key)

@@ -65,11 +65,11 @@ public struct Sampler: Sendable {
     /// Runs the contenders in turn, A B A B …, so that a clock that drifts or a neighbour that wakes up hits all of them:
     /// ratios within a round are then worth more than a ratio of two medians taken minutes apart.
     public func interleave(_ contenders: [Contender], eachRound: () -> Void = {}) -> InterleavedSamples {
-        precondition(!contenders.isEmpty, "nothing to measure")
         let calls = contenders.map { contender in
             for _ in 0..<warmUpRounds { contender.body() }
             return callsPerSample(contender)
         }
+        if contenders.isEmpty { return InterleavedSamples(names: [], samples: []) }
         let clock = ContinuousClock()
         let start = clock.now
         var samples = [[Double]](repeating: [], count: contenders.count)
@@ -87,6 +87,7 @@ public struct Sampler: Sendable {
 
     /// Doubles the batch until it lasts long enough.
     private func callsPerSample(_ contender: Contender) -> Int {
+        guard contender.repeats else { return 1 }
         let target = minimumSample / .seconds(1)
         var calls = 1
         while target > 0, calls < 1 << 20, Self.seconds(contender, calls: calls) < target { calls *= 2 }
@@ -104,10 +105,13 @@ public struct Sampler: Sendable {
 /// A closure with a name, to be measured beside others. It must be fit to be called any number of times.
 public struct Contender {
     public let name: String
+    /// Whether short calls may be timed in batches; not when something has to happen before each.
+    public let repeats: Bool
     public let body: () -> Void
 
-    public init(_ name: String, _ body: @escaping () -> Void) {
+    public init(_ name: String, repeats: Bool = true, _ body: @escaping () -> Void) {
         self.name = name
+        self.repeats = repeats
         self.body = body
     }
 }
@@ -123,8 +127,9 @@ public struct InterleavedSamples: Sendable {
         self.samples = samples
     }
 
-    public func summary(of name: String) -> Summary {
-        Summary(samples[index(of: name)])
+    /// nil for a name that was not measured.
+    public func summary(of name: String) -> Summary? {
+        names.firstIndex(of: name).map { Summary(samples[$0]) }
     }
 
     /// How many times faster `name` is than `baseline`: the median of the ratios of the rounds.

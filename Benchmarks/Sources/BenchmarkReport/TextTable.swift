@@ -6,8 +6,8 @@ import Foundation
 /// the widest number that a column can hold. All lines of a section have the same length.
 public struct TextTable: Sendable {
     public enum Column: Int, CaseIterable, Sendable {
-        case name, density, oracleDensity, isa, threads, median, spread, actual, effective, roof, speedup, efficiency, share
-        case recall, outputError, error, bound, status
+        case name, density, oracleDensity, isa, threads, median, spread, actual, effective, weightRate, roof
+        case quantization, speedup, efficiency, share, recall, outputError, error, bound, status
 
         /// Columns that every table has.
         public static let fixed: Set<Column> = [.name, .isa, .threads, .status]
@@ -26,7 +26,9 @@ public struct TextTable: Sendable {
             case .spread: row.relativeSpread != nil
             case .actual: row.actualGFLOPS != nil
             case .effective: row.effectiveGFLOPS != nil
+            case .weightRate: row.weightGigabytesPerSecond != nil
             case .roof: row.roofFraction != nil
+            case .quantization: row.quantizationSeconds != nil
             case .speedup: row.speedup != nil
             case .efficiency: row.efficiency != nil
             case .share: row.baselineShare != nil
@@ -139,7 +141,9 @@ extension TextTable {
         case .spread: Field(column: column, header: ("Spread", "± %"), width: 5, isRightAligned: true)
         case .actual: Field(column: column, header: ("Actual", "GFLOP/s"), width: 7, isRightAligned: true)
         case .effective: Field(column: column, header: ("Effect.", "GFLOP/s"), width: 7, isRightAligned: true)
+        case .weightRate: Field(column: column, header: ("Weights", "GB/s"), width: 7, isRightAligned: true)
         case .roof: Field(column: column, header: ("Roof", "%"), width: 5, isRightAligned: true)
+        case .quantization: Field(column: column, header: ("Quant.", "s"), width: 7, isRightAligned: true)
         case .speedup: Field(column: column, header: ("Speed", "×"), width: 6, isRightAligned: true)
         case .efficiency: Field(column: column, header: ("Effic.", "%"), width: 5, isRightAligned: true)
         case .share: Field(column: column, header: ("Time", "% base"), width: 5, isRightAligned: true)
@@ -162,7 +166,9 @@ extension TextTable {
         case .spread: Format.percent(row.relativeSpread)
         case .actual: Format.number(row.actualGFLOPS)
         case .effective: Format.number(row.effectiveGFLOPS)
+        case .weightRate: Format.number(row.weightGigabytesPerSecond)
         case .roof: Format.percent(row.roofFraction)
+        case .quantization: Format.number(row.quantizationSeconds)
         case .speedup: speedup(row)
         case .efficiency: Format.percent(row.efficiency)
         case .share: Format.percent(row.baselineShare)

@@ -40,7 +40,7 @@ struct AttentionQuality {
     }
 }
 
-extension SelectionQuality {
+extension Quality {
     init(_ quality: AttentionQuality) {
         self.init(
             recall: quality.all.recall, oracleDensity: quality.all.oracleDensity, outputError: quality.all.outputError)

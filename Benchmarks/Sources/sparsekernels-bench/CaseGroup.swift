@@ -23,9 +23,12 @@ struct Verification {
 struct Variant {
     var isa: String
     var threads: Int
-    var body: () -> Void
+    /// What is timed; nil for a row without a time of its own.
+    var body: (() -> Void)?
     /// Checks the result; nil when there is none to check.
     var verify: () throws -> Verification?
+    /// Untimed, before each call, which then is not repeated within a sample: what makes calls alike, such as emptying the caches.
+    var preparation: (() -> Void)?
     /// Another variant of the group, by position, and what the table calls it.
     var baseline: (index: Int, name: String)?
     /// The roof of this variant, measured in the same rounds, in GFLOP/s.
@@ -40,8 +43,12 @@ struct Variant {
     var label: String?
     var operations: Operations?
     var density: Double?
-    /// What the selection of blocks is worth, where there is one.
-    var quality: SelectionQuality?
+    /// What a selection of blocks or codes for weights are worth, where there are such.
+    var quality: Quality?
+    /// Bytes of weights and scales that a call reads.
+    var weightBytes: Int?
+    /// What making the layer took; the baseline of a row without `body` is compared by it.
+    var quantizationSeconds: Double?
 }
 
 /// Floating-point operations that are done, and that the dense operation would need; nil when a rate would say nothing.
@@ -53,9 +60,9 @@ struct Operations {
     static let uncounted = Operations()
 }
 
-/// Accuracy of a selection, on the columns of the table.
-struct SelectionQuality {
-    var recall: Double
+/// How much of the exact operator an approximation keeps, on the columns of the table.
+struct Quality {
+    var recall: Double?
     var oracleDensity: Double?
     var outputError: Double?
 }

@@ -20,4 +20,15 @@ enum DataFiles {
         (shipped + [external + "/captures"]).map { "\($0)/\(name).safetensors" }
             .first { FileManager.default.fileExists(atPath: $0) }
     }
+
+    /// The path of a file or folder of the external data, or nil when this machine does not have it.
+    static func external(_ path: String) -> String? {
+        FileManager.default.fileExists(atPath: "\(external)/\(path)") ? "\(external)/\(path)" : nil
+    }
+
+    /// A text that code-lm was not trained on: a source file of this package, where the program was built beside it.
+    static var text: String? {
+        let path = shipped[0] + "/../../Sources/SparseKernels/Attention/DenseAttention.swift"
+        return FileManager.default.fileExists(atPath: path) ? path : nil
+    }
 }

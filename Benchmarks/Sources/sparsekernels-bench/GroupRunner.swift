@@ -21,7 +21,10 @@ struct GroupRunner {
         var roofRates = [[Double]](repeating: [], count: variants.count)
         var contenders: [Contender] = []
         for (index, variant) in variants.enumerated() {
-            contenders.append(Contender("\(index)", variant.body))
+            if let preparation = variant.preparation { contenders.append(Contender("before \(index)", preparation)) }
+            if let body = variant.body {
+                contenders.append(Contender("\(index)", repeats: variant.preparation == nil, body))
+            }
             if variant.restsAfterwards {
                 contenders.append(Contender("rest \(index)") { Thread.sleep(forTimeInterval: 0.05) })
             }
@@ -41,18 +44,37 @@ struct GroupRunner {
         return variants.enumerated().map { index, variant in
             let timing = samples.summary(of: "\(index)")
             let operations = variant.operations ?? group.operations
-            let rate = operations.actual.map { $0 / timing.median / 1e9 }
+            func rate(_ amount: Double?) -> Double? { amount.flatMap { amount in timing.map { amount / $0.median / 1e9 } } }
+            let actual = rate(operations.actual)
             let roof = roofRates[index].isEmpty ? nil : Summary(roofRates[index]).median
+            let baseline = variant.baseline.map { Comparison(variant, index, with: variants[$0.index], $0.index, samples) }
             return BenchmarkRow(
                 op: variant.op ?? group.op, caseName: group.name + (variant.label.map { " \($0)" } ?? ""),
-                density: variant.density, isa: variant.isa, threads: variant.threads, timing: timing, actualGFLOPS: rate,
-                effectiveGFLOPS: operations.effective.map { $0 / timing.median / 1e9 },
-                roofFraction: roof.flatMap { roof in rate.map { $0 / roof } }, baseline: variant.baseline?.name,
-                baselineSeconds: variant.baseline.map { samples.summary(of: "\($0.index)").median },
-                speedup: variant.baseline.map { samples.speedup(of: "\(index)", over: "\($0.index)") },
+                density: variant.density, isa: variant.isa, threads: variant.threads, timing: timing, actualGFLOPS: actual,
+                effectiveGFLOPS: rate(operations.effective),
+                weightGigabytesPerSecond: rate(variant.weightBytes.map(Double.init)),
+                roofFraction: roof.flatMap { roof in actual.map { $0 / roof } }, baseline: variant.baseline?.name,
+                baselineSeconds: baseline?.seconds, speedup: baseline?.speedup,
                 error: checks[index]?.error, errorBound: checks[index]?.bound, recall: variant.quality?.recall,
                 oracleDensity: variant.quality?.oracleDensity, outputError: variant.quality?.outputError,
+                quantizationSeconds: variant.quantizationSeconds,
                 verified: checks[index]?.passed)
+        }
+    }
+
+    /// A row beside its baseline: by the times of the rounds, or by what making the layers took where a row has no other time.
+    private struct Comparison {
+        var seconds: Double?
+        var speedup: Double?
+
+        init(_ variant: Variant, _ index: Int, with baseline: Variant, _ baselineIndex: Int, _ samples: InterleavedSamples) {
+            guard variant.body == nil else {
+                seconds = samples.summary(of: "\(baselineIndex)")?.median
+                speedup = samples.speedup(of: "\(index)", over: "\(baselineIndex)")
+                return
+            }
+            seconds = baseline.quantizationSeconds
+            speedup = seconds.flatMap { seconds in variant.quantizationSeconds.map { seconds / $0 } }
         }
     }
 }

@@ -82,7 +82,7 @@ struct PrefillCases {
         let mask = try prefill.mask(from: scores, on: pool)
         let plan = try BlockSparseAttention(problem.shape, mask: mask, scoring: problem.scoring, instructionSet: set)
         let state = try plan(query: problem.query, key: problem.key, value: problem.value, on: pool)
-        let quality = SelectionQuality(
+        let quality = Quality(
             try AttentionQuality(dense: exact, sparse: state, masses: problem.masses) { mask.density(head: $0) })
         let score = try problem.scores(configuration, set, pool, op: "prefill.score")
         let select = try problem.selection(configuration, scores, set, pool, op: "prefill.select")

@@ -178,7 +178,7 @@ final class PrefillProblem {
         return Variant(
             isa: set.name, threads: pool.threads, body: { _ = try! prefill.mask(from: scores, on: pool) },
             verify: { SelectionCheck.topP(mask, scores, mass: configuration.threshold) }, op: op, operations: .uncounted,
-            density: mask.density, quality: SelectionQuality(recall: masses.keptPart(of: mask)))
+            density: mask.density, quality: Quality(recall: masses.keptPart(of: mask)))
     }
 
     /// Score, select, plan and attend in one call. `plan` is what it will make; only operations are counted with it.

@@ -30,6 +30,9 @@ struct RunCommand: ParsableCommand {
     @Option(help: "Write a chart of the speed-up of block-sparse attention over its density to this file.")
     var svgDensity: String?
 
+    @Option(help: "Write a chart of the speed-up of quantised layers over the number of tokens to this file.")
+    var svgQuant: String?
+
     func run() throws {
         if let heads, heads < 1 { throw ValidationError("--heads takes 1 or more, got \(heads)") }
         let sets = try machine.instructionSets()
@@ -45,6 +48,8 @@ struct RunCommand: ParsableCommand {
             SparseAttentionCases(instructionSets: sets, pools: pools, heads: heads).section(quick: quick),
             ScoringCases(instructionSets: sets, pools: pools).section(quick: quick),
             PrefillCases(instructionSets: sets, pool: pools.last!).section(quick: quick, long: long),
+            QuantizedGEMMCases(instructionSets: sets, pools: pools).section(quick: quick),
+            QuantizationErrorCases(instructionSet: sets[0], pool: pools.last!).section(quick: quick),
         ]
         for index in sections.indices {
             sections[index].groups.removeAll { !$0.matches(filter) }
@@ -59,7 +64,8 @@ struct RunCommand: ParsableCommand {
         for section in sections where !section.groups.isEmpty {
             let table = TextTable(
                 title: section.kind.title + section.remark, caseNames: section.groups.flatMap(\.rowNames),
-                isas: sets.map(\.name) + (section.kind == .matrixProduct ? ["openblas"] : []), baselines: section.baselines,
+                isas: sets.map(\.name) + ([.matrixProduct, .quantizedProduct].contains(section.kind) ? ["openblas"] : []),
+                baselines: section.baselines,
                 columns: section.kind.columns)
             table.printHeader()
             for group in section.groups {
@@ -72,6 +78,7 @@ struct RunCommand: ParsableCommand {
         if let json { try report.write(to: json) }
         if let svg { try report.writeChart(to: svg) }
         if let svgDensity { try report.writeDensityChart(to: svgDensity) }
+        if let svgQuant { try report.writeQuantizedChart(to: svgQuant) }
         let failures = report.rows.filter { $0.status == .fail }.count
         if failures > 0 {
             print("\n\(failures) rows FAILED verification")
@@ -88,7 +95,11 @@ struct RunCommand: ParsableCommand {
         let read = [WorkerPool.serial, all].map { MachineRoofs.read(instructionSet: set, on: $0) }
         (roofs[.fmaOneCore], roofs[.fmaAllCores]) = (fma[0], fma[1])
         (roofs[.readOneCore], roofs[.readAllCores]) = (read[0], read[1])
+        let codes = [WorkerPool.serial, all].map { MachineRoofs.integerMultiplyAdd(instructionSet: set, on: $0) }
+        // Two operations each, as everywhere in these tables.
+        (roofs[.int8DotOneCore], roofs[.int8DotAllCores]) = (2 * codes[0], 2 * codes[1])
         print(String(format: "multiply-add, GFLOP/s   %10.1f %11.1f", fma[0], fma[1]))
+        print(String(format: "of codes, GOP/s         %10.1f %11.1f", 2 * codes[0], 2 * codes[1]))
         print(String(format: "memory read, GB/s       %10.1f %11.1f", read[0], read[1]))
         return roofs
     }

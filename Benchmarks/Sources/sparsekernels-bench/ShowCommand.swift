@@ -18,6 +18,9 @@ struct ShowCommand: ParsableCommand {
     @Option(help: "Write a chart of the speed-up of block-sparse attention over its density to this file.")
     var svgDensity: String?
 
+    @Option(help: "Write a chart of the speed-up of quantised layers over the number of tokens to this file.")
+    var svgQuant: String?
+
     func run() throws {
         var report = try Report(contentsOf: report)
         let machine = report.machine
@@ -34,6 +37,7 @@ struct ShowCommand: ParsableCommand {
         }
         if let svg { try report.writeChart(to: svg) }
         if let svgDensity { try report.writeDensityChart(to: svgDensity) }
+        if let svgQuant { try report.writeQuantizedChart(to: svgQuant) }
     }
 }
 
@@ -56,6 +60,14 @@ extension Report {
         try LineChart(
             title: "Block-sparse attention", subtitle: "\(machine.cpu), commit \(machine.commit)",
             speedupRows: rows.filter { ReportSection(op: $0.op) == .blockSparse }
+        ).svg().write(toFile: path, atomically: true, encoding: .utf8)
+    }
+
+    /// Writes the chart of speed-up over tokens, for the quantised layers.
+    func writeQuantizedChart(to path: String) throws {
+        try BarChart(
+            title: "Quantised linear layers", subtitle: "\(machine.cpu), commit \(machine.commit)",
+            quantizedRows: rows.filter { ReportSection(op: $0.op) == .quantizedProduct }
         ).svg().write(toFile: path, atomically: true, encoding: .utf8)
     }
 }

@@ -57,6 +57,27 @@ import Testing
         _ = try #require(parse(LineChart(title: "", speedupRows: []).svg()))
     }
 
+    @Test func speedupOfQuantisedLayersHasABarPerVariant() throws {
+        func row(_ name: String, _ speedup: Double?, isa: String = "avx2", threads: Int = 2) -> BenchmarkRow {
+            BenchmarkRow(
+                op: "quant.product", caseName: name, isa: isa, threads: threads,
+                baseline: speedup == nil ? nil : "OpenBLAS", speedup: speedup)
+        }
+        let chart = BarChart(
+            title: "", subtitle: "a CPU",
+            quantizedRows: [
+                row("512×1408 M 1 f32", nil, isa: "openblas"), row("512×1408 M 1 f32", 1.1),
+                row("512×1408 M 1 W4A4", 5), row("512×1408 M 1 W4A4 r32", 4), row("512×1408 M 1 W4A4 r32", 9, isa: "avx512"),
+                row("512×1408 M 1 W4A4 r32", 3, threads: 1), row("512×1408 M 8 W4A4 r32", 2), row("512×1408 M 8 W8A8", 1.5),
+            ])
+        #expect(chart.categories == ["512×1408 M 1", "512×1408 M 8"])
+        #expect(chart.series.map(\.name) == ["f32", "W4A4 r32", "W8A8"])
+        #expect(chart.series.map(\.values) == [[1.1, nil], [4, 2], [nil, 1.5]])
+        #expect(chart.subtitle == "a CPU, avx2, 2 threads" && chart.limit?.name == "OpenBLAS")
+        _ = try #require(parse(chart.svg()))
+        _ = try #require(parse(BarChart(title: "", quantizedRows: []).svg()))
+    }
+
     @Test func nothingToShowIsStillAChart() throws {
         _ = try #require(parse(BarChart(title: "", rows: []).svg()))
         _ = try #require(parse(LineChart(title: "", xAxis: .init("x"), yAxis: .init("y"), series: []).svg()))

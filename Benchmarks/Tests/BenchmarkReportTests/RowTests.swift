@@ -11,8 +11,8 @@ import Testing
     @Test func aCompleteRowHasExactlyTheAgreedKeys() throws {
         let expected: Set = [
             "op", "case", "density", "isa", "threads", "median_s", "min_s", "max_s", "gflops_actual", "gflops_effective",
-            "roof_fraction", "baseline", "baseline_s", "speedup", "error", "error_bound", "recall", "oracle_density",
-            "output_error", "verified",
+            "gbytes_per_s", "roof_fraction", "baseline", "baseline_s", "speedup", "error", "error_bound", "recall",
+            "oracle_density", "output_error", "quantize_s", "verified",
         ]
         let object = try keys(Samples.complete)
         #expect(Set(object.keys) == expected)

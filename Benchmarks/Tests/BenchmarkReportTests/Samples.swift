@@ -5,8 +5,9 @@ enum Samples {
     static let complete = BenchmarkRow(
         op: "attention.block", caseName: "n4096 h8 d64", density: 0.125, isa: "avx512", threads: 2,
         timing: Summary(median: 0.0123, min: 0.0119, max: 0.0131), actualGFLOPS: 141.25, effectiveGFLOPS: 1130,
-        roofFraction: 0.912, baseline: "dense", baselineSeconds: 0.0862, speedup: 7.01, error: 3.1e-7, errorBound: 4e-6,
-        recall: 0.984, oracleDensity: 0.101, outputError: 0.0234, verified: true)
+        weightGigabytesPerSecond: 21.5, roofFraction: 0.912, baseline: "dense", baselineSeconds: 0.0862, speedup: 7.01,
+        error: 3.1e-7, errorBound: 4e-6,
+        recall: 0.984, oracleDensity: 0.101, outputError: 0.0234, quantizationSeconds: 0.75, verified: true)
 
     static let bare = BenchmarkRow(op: "pages.select", caseName: "one page", isa: "portable", threads: 1)
 

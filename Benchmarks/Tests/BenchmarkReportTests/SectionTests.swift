@@ -7,6 +7,7 @@ import Testing
         ("attention.blocksparse", .blockSparse), ("attention.blocksparse.dense", .blockSparse),
         ("attention.plan", .blockSparse),
         ("scoring.mass", .scoring), ("prefill.dense", .prefill), ("pages.select", .denseAttention),
+        ("quant.product", .quantizedProduct), ("quant.product.f32", .quantizedProduct), ("quant.error", .quantizationError),
     ])
     func operationsHaveASection(op: String, section: ReportSection) {
         #expect(ReportSection(op: op) == section)

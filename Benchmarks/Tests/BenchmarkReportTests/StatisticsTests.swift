@@ -36,6 +36,10 @@ import Testing
         let samples = Sampler(minimumRounds: 3, budget: .zero, minimumSample: .milliseconds(1)).sample { calls += 1 }
         #expect(calls > 100)
         #expect(samples.count == 3 && samples.allSatisfy { $0 < 1e-3 })
+        calls = 0
+        let single = Contender("", repeats: false) { calls += 1 }
+        let sampler = Sampler(warmUpRounds: 0, minimumRounds: 3, budget: .zero, minimumSample: .milliseconds(1))
+        #expect(sampler.interleave([single]).samples[0].count == 3 && calls == 3)
     }
 
     @Test func contendersTakeTurns() {
@@ -52,5 +56,10 @@ import Testing
         let result = InterleavedSamples(names: ["sparse", "dense"], samples: [[1, 10, 1], [4, 40, 5]])
         #expect(result.speedup(of: "sparse", over: "dense") == 4)
         #expect(result.summary(of: "dense") == Summary(median: 5, min: 4, max: 40))
+        #expect(result.summary(of: "other") == nil)
+    }
+
+    @Test func nothingToMeasureHasNoSamples() {
+        #expect(Sampler().interleave([]).names.isEmpty)
     }
 }

@@ -16,6 +16,8 @@ import Testing
         (.blockSparse, "N 32768 d 128 H 1 B 128 dense", ["dense", "run"]),
         (.scoring, "lm-layer3-32768 S16 f32", ["dense"]),
         (.prefill, "lm-layer3-32768 S16 τ0.95 f32 attend", ["dense"]),
+        (.quantizedProduct, "14336×4096 M 4096 W4A16 r32", ["OpenBLAS"]),
+        (.quantizationError, "code-lm layers.3.mlp.down W4A4 smooth r32 GPTQ", ["39 SVDs"]),
     ])
     func everySectionFitsATerminal(section: ReportSection, name: String, baselines: [String]) {
         let table = TextTable(
@@ -47,7 +49,8 @@ import Testing
         let cells = line.split(separator: " ").dropFirst(3).map(String.init)
         #expect(
             cells == [
-                "12.5", "10.1", "avx512", "2", "12.3", "4.9", "141", "1130", "91.2", "7.01", "87.6", "14.3", "98.4", "2.3",
+                "12.5", "10.1", "avx512", "2", "12.3", "4.9", "141", "1130", "21.5", "91.2", "0.750", "7.01", "87.6", "14.3",
+                "98.4", "2.3",
                 "3.1e-07", "4.0e-06", "ok",
             ])
         #expect(TextTable(title: "", rows: Samples.rows).line(Samples.rows[2]).contains("nan"))

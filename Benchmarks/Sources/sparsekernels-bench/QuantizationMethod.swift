@@ -1,0 +1,38 @@
+import SparseKernels
+
+/// A way to quantise a layer: what SVDQuant does, and what is left of it when parts are taken away.
+struct QuantizationMethod {
+    var label: String
+    var configuration: LowRankQuantizer.Configuration
+    /// Activations to run the same weights behind; the first are those that the smoothing was chosen for.
+    var activations: [ActivationFormat]
+
+    private init(
+        _ label: String, smooths: Bool = false, rank: Int = 0, isGPTQ: Bool = false,
+        activations: [ActivationFormat] = [.int4]
+    ) {
+        self.label = label
+        self.activations = activations
+        configuration = LowRankQuantizer.Configuration()
+        configuration.smoothing = smooths ? .search(grids: 20) : .none
+        configuration.rank = rank
+        configuration.residual = isGPTQ ? .gptq : .roundToNearest
+    }
+
+    static let all: [QuantizationMethod] = [
+        QuantizationMethod("RTN", activations: [.int4, .int8PerToken, .float]),
+        QuantizationMethod("smooth", smooths: true),
+        QuantizationMethod("r32", rank: 32),
+        svdQuant,
+        QuantizationMethod("smooth r32 GPTQ", smooths: true, rank: 32, isGPTQ: true),
+    ]
+
+    /// The defaults of the quantiser.
+    static let svdQuant = QuantizationMethod(
+        "smooth r32", smooths: true, rank: 32, activations: [.int4, .int8PerToken, .float])
+
+    /// "W4A8 smooth r32".
+    func label(_ activation: ActivationFormat) -> String {
+        "\(QuantizedVariant(weightFormat: configuration.weightFormat, activation: activation).label) \(label)"
+    }
+}

@@ -1,0 +1,74 @@
+import BenchmarkReport
+import SparseKernels
+import SparseKernelsReference
+
+/// A layer once it is quantised, with what it takes to run and to check it.
+struct QuantizedLayer {
+    let weight: QuantizedWeight
+    let activation: ActivationFormat
+    let smooth: Tensor<Float>?
+    let lowRank: LowRankBranch?
+    let bias: Tensor<Float>?
+    /// What quantising took.
+    let seconds: Double
+
+    init(_ layer: LinearLayer, _ configuration: LowRankQuantizer.Configuration, on pool: WorkerPool) throws {
+        let quantizer = try LowRankQuantizer(configuration)
+        let clock = ContinuousClock()
+        let start = clock.now
+        let result = try quantizer(weight: layer.weight, bias: layer.bias, calibration: layer.calibration, on: pool)
+        seconds = (clock.now - start) / .seconds(1)
+        activation = configuration.activation
+        (weight, smooth, lowRank, bias) = (result.weight, result.smooth, result.lowRank, result.bias)
+    }
+
+    private init(_ other: QuantizedLayer, activation: ActivationFormat) {
+        self.activation = activation
+        (weight, smooth, lowRank, bias) = (other.weight, other.smooth, other.lowRank, other.bias)
+        seconds = other.seconds
+    }
+
+    /// The same weights behind other activations.
+    func with(_ activation: ActivationFormat) -> QuantizedLayer { QuantizedLayer(self, activation: activation) }
+
+    func packed(for set: InstructionSet) throws -> QuantizedLinear {
+        try QuantizedLinear(
+            PackedWeight(weight, instructionSet: set), activation: activation, smooth: smooth, lowRank: lowRank, bias: bias)
+    }
+
+    /// Compares sampled outputs with their evaluation in `Double` from the same codes.
+    ///
+    /// Activations are coded again, independently; a code that lies within rounding of a tie may go either way, which widens the bound by
+    /// one step.
+    func check(x: Tensor<Float>, y: Tensor<Float>, rows: Int = 3, columns: Int = 12) -> Verification {
+        let oracle = ReferenceQuantizedLinear(
+            weight, activation: activation, smooth: smooth, lowRank: lowRank, bias: bias)
+        var generator = SplitMix64(seed: 4)
+        let tokens = x.shape[0]
+        let sampledRows = Set([0, tokens - 1] + (0..<rows).map { _ in Int.random(in: 0..<tokens, using: &generator) })
+        var verification = Verification.none
+        for row in sampledRows.sorted().prefix(rows) {
+            let token = oracle.token((0..<weight.inFeatures).map { x[flat: row * weight.inFeatures + $0] })
+            for _ in 0..<columns {
+                let column = Int.random(in: 0..<weight.outFeatures, using: &generator)
+                let exact = oracle.output(of: token, column: column)
+                verification.add(
+                    error: abs(Double(y[flat: row * weight.outFeatures + column]) - exact.value),
+                    bound: exact.errorBound + tieStep(token.row, oracle.quantization, column: column))
+            }
+        }
+        return verification
+    }
+
+    /// What the output of a column may move by when every code at a tie goes the other way.
+    private func tieStep(
+        _ row: ReferenceActivationQuantization.Row, _ quantization: ReferenceActivationQuantization, column: Int
+    ) -> Double {
+        var sum = 0.0
+        for k in row.quotients.indices where quantization.isNearTie(row.quotients[k]) {
+            let scale = row.scales[quantization.groupSize.map { k / $0 } ?? 0]
+            sum += abs(Double(scale) * Double(weight.value(row: column, column: k)))
+        }
+        return sum
+    }
+}
