@@ -10,6 +10,8 @@ struct LinearLayer {
     let bias: Tensor<Float>?
     /// `[tokens, inFeatures]`.
     let calibration: Tensor<Float>
+    /// Whether its input is the output of a GELU, which 4-bit activations then shift and code unsigned.
+    var followsGELU = false
 
     var outFeatures: Int { weight.shape[0] }
     var inFeatures: Int { weight.shape[1] }

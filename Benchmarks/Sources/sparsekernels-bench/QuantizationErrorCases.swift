@@ -25,8 +25,8 @@ struct QuantizationErrorCases {
                 return (layer, try input.tokens(256, seed: 6))
             }
         ]
-        var recorded = RecordedLayers.shipped
-        if !quick { recorded += RecordedLayers.models }
+        var recorded = RecordedLayer.shipped
+        if !quick { recorded += RecordedLayer.models }
         for one in recorded { groups.append(group(one.name) { announce in try one.load(announce) }) }
         return Section(
             kind: .quantizationError, groups: groups, baselines: comparesDecomposition ? [Self.decompositionLabel] : [])
@@ -48,6 +48,7 @@ struct QuantizationErrorCases {
             var variants: [Variant] = []
             for method in methods {
                 announce(method.label(method.activations[0]))
+                let method = layer.followsGELU ? method.afterGELU : method
                 let quantized = try QuantizedLayer(layer, method.configuration, on: pool)
                 for (index, activation) in method.activations.enumerated() {
                     var variant = try row(quantized.with(activation), tokens, exact)

@@ -31,6 +31,14 @@ struct QuantizationMethod {
     static let svdQuant = QuantizationMethod(
         "smooth r32", smooths: true, rank: 32, activations: [.int4, .int8PerToken, .float])
 
+    /// The same for a layer that follows a GELU: 4-bit activations are shifted and unsigned.
+    var afterGELU: QuantizationMethod {
+        var method = self
+        method.activations = activations.map { $0 == .int4 ? .uint4(shift: ActivationFormat.geluShift) : $0 }
+        method.configuration.activation = method.activations[0]
+        return method
+    }
+
     /// "W4A8 smooth r32".
     func label(_ activation: ActivationFormat) -> String {
         "\(QuantizedVariant(weightFormat: configuration.weightFormat, activation: activation).label) \(label)"

@@ -8,7 +8,9 @@ struct QuantizedLayer {
     let activation: ActivationFormat
     let smooth: Tensor<Float>?
     let lowRank: LowRankBranch?
+    /// As the activations need it: a shift is undone in it.
     let bias: Tensor<Float>?
+    private let originalBias: Tensor<Float>?
     /// What quantising took.
     let seconds: Double
 
@@ -20,15 +22,17 @@ struct QuantizedLayer {
         seconds = (clock.now - start) / .seconds(1)
         activation = configuration.activation
         (weight, smooth, lowRank, bias) = (result.weight, result.smooth, result.lowRank, result.bias)
+        originalBias = layer.bias
     }
 
     private init(_ other: QuantizedLayer, activation: ActivationFormat) {
         self.activation = activation
-        (weight, smooth, lowRank, bias) = (other.weight, other.smooth, other.lowRank, other.bias)
+        (weight, smooth, lowRank) = (other.weight, other.smooth, other.lowRank)
+        (bias, originalBias) = (activation == other.activation ? other.bias : other.originalBias, other.originalBias)
         seconds = other.seconds
     }
 
-    /// The same weights behind other activations.
+    /// The same weights behind other activations; ones that are not shifted, unless they are the layer's own.
     func with(_ activation: ActivationFormat) -> QuantizedLayer { QuantizedLayer(self, activation: activation) }
 
     func packed(for set: InstructionSet) throws -> QuantizedLinear {
