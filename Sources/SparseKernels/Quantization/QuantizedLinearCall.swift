@@ -87,8 +87,8 @@ struct QuantizedLinearCall {
             let groups = row * layout.groups
             var arguments = QuantizeArguments(
                 x: RowOperand(base: call.x.base + bytes, stride: call.x.stride, type: call.x.type),
-                rows: min(taskRows, rows - row),
-                depth: layout.inFeatures, paddedDepth: layout.paddedInFeatures,
+                rows: min(isCodes ? taskRows : lowRows, rows - row), depth: layout.inFeatures,
+                paddedDepth: layout.paddedInFeatures,
                 smooth: layer.smooth?.span.withUnsafeBufferPointer { $0.baseAddress! }, coding: layer.activation.coding,
                 shift: layer.activation.shift, groupSize: layout.groupSize, zeroCode: layer.zeroCode,
                 scales: block.scales(workspace) + groups, sums: block.sums(workspace) + groups, scratch: scratch)
