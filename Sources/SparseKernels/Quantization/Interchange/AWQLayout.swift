@@ -48,7 +48,7 @@ public struct AWQLayout: Sendable {
         groupSize = codes.groupSize
         qweight = try codes.codes.columnNibbles(.awq, on: pool)
         qzeros = try codes.zeroPoints.columnNibbles(.awq, on: pool)
-        scales = try codes.scales.transposed()
+        scales = try codes.scales.transposed(on: pool)
     }
 
     /// The weight, `int4` where every zero point is 8 and `uint4` otherwise.
@@ -57,7 +57,7 @@ public struct AWQLayout: Sendable {
     public func quantizedWeight(on pool: WorkerPool = .shared) throws(SparseKernelsError) -> QuantizedWeight {
         try ZeroPointCodes(
             groupSize: groupSize, codes: qweight.transposedColumnNibbles(.awq, on: pool),
-            zeroPoints: qzeros.transposedColumnNibbles(.awq, on: pool), scales: scales.transposed()
+            zeroPoints: qzeros.transposedColumnNibbles(.awq, on: pool), scales: scales.transposed(on: pool)
         ).quantizedWeight(on: pool)
     }
 }

@@ -75,7 +75,7 @@ public struct GPTQLayout: Sendable {
         groupSize = codes.groupSize
         qweight = try codes.codes.rowNibbles(on: pool)
         qzeros = try version.stored(codes.zeroPoints).columnNibbles(.sequential, on: pool)
-        scales = try codes.scales.transposed()
+        scales = try codes.scales.transposed(on: pool)
         groupIndices = nil
     }
 
@@ -129,7 +129,7 @@ public struct GPTQLayout: Sendable {
         ZeroPointCodes(
             groupSize: groupSize, codes: try qweight.transposedRowNibbles(on: pool),
             zeroPoints: try version.zeroPoints(qzeros.transposedColumnNibbles(.sequential, on: pool)),
-            scales: try scales.transposed())
+            scales: try scales.transposed(on: pool))
     }
 }
 

@@ -104,11 +104,3 @@ private func forEachLine(
         }
     }
 }
-
-extension Tensor {
-    /// The transpose of a matrix: scales, which files hold `[groups, outFeatures]`.
-    func transposed() throws(SparseKernelsError) -> Tensor {
-        let (rows, columns, source) = (shape[0], shape[1], elements)
-        return try Tensor([columns, rows]) { source[$0 % rows * columns + $0 / rows] }
-    }
-}
