@@ -53,8 +53,8 @@ private struct Sweep {
     let length: Int
     var number = 0
 
-    /// Rows whose cosine is below this are orthogonal: some rounding errors of a dot product.
-    private static let tolerance = 0x1p-48
+    /// Rows whose cosine is below this are orthogonal: the rounding of a dot product, chains of n / 8 sums.
+    private var tolerance: Double { Double(length / 8 + 8) * 0x1p-53 }
 
     init(lines: UnsafeMutablePointer<Double>, count: Int, stride: Int, length: Int) {
         self.lines = lines
@@ -104,7 +104,7 @@ private struct Sweep {
         let alpha = TriangularFactor.dot(a, a, length)
         let beta = TriangularFactor.dot(b, b, length)
         let gamma = TriangularFactor.dot(a, b, length)
-        if !(abs(gamma) > Self.tolerance * (alpha * beta).squareRoot()) { return false }
+        if !(abs(gamma) > tolerance * (alpha * beta).squareRoot()) { return false }
         let zeta = (beta - alpha) / (2 * gamma)
         let tangent = (zeta < 0 ? -1 : 1) / (abs(zeta) + (1 + zeta * zeta).squareRoot())
         let cosine = 1 / (1 + tangent * tangent).squareRoot()
