@@ -8,11 +8,6 @@ struct ActivationRounding: Sendable {
     /// The type of x in the running layer. Smoothed values and scales are rounded to it.
     let storage: StorageType
 
-    /// What the layer adds to x before it divides by the smoothing factors.
-    static func shift(of format: ActivationFormat) -> Float {
-        if case .uint4(let shift) = format { shift } else { 0 }
-    }
-
     /// Replaces smoothed and shifted values.
     func round(_ values: UnsafeMutablePointer<Float>, _ count: Int) {
         if storage != .float32 {

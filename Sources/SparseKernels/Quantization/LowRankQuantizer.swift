@@ -94,7 +94,7 @@ public struct LowRankQuantizer: Sendable {
         weight: Tensor<Float>, bias: Tensor<Float>? = nil, calibration: Tensor<Float>, on pool: WorkerPool = .shared,
         progress: ((SmoothingSearch.Trial) -> Void)? = nil
     ) throws(SparseKernelsError) -> Result {
-        let shift = ActivationRounding.shift(of: configuration.activation)
+        let shift = configuration.activation.shift
         let ranges = try SmoothingRanges(calibration: calibration, weights: [weight], shift: shift, on: pool)
         try LowRankSplit.check(rank: configuration.rank, of: weight)
         if let bias {

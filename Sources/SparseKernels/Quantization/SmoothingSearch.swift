@@ -76,7 +76,7 @@ public struct SmoothingSearch: Sendable {
         progress: ((Trial) -> Void)? = nil
     ) throws(SparseKernelsError) -> Result {
         let ranges = try SmoothingRanges(
-            calibration: calibration, weights: weights, shift: ActivationRounding.shift(of: activation), on: pool)
+            calibration: calibration, weights: weights, shift: activation.shift, on: pool)
         return try self(weights: weights, calibration: calibration, ranges: ranges, on: pool, progress: progress)
     }
 
@@ -87,7 +87,7 @@ public struct SmoothingSearch: Sendable {
         let quantizer = try WeightQuantizer(weightFormat, scaleType: scaleType)
         let rounding = ActivationRounding(format: activation, groupSize: weightFormat.groupSize, storage: .float32)
         let tokens = try CalibrationSample.tokens(
-            of: calibration, limit: sampleTokens, plus: ActivationRounding.shift(of: activation), on: pool)
+            of: calibration, limit: sampleTokens, plus: activation.shift, on: pool)
         var layers: [Layer] = []
         for weight in weights {
             try LowRankSplit.check(rank: rank, of: weight)
