@@ -1,7 +1,8 @@
 internal import SVDQuant
 internal import SparseKernels
 
-/// `svdquant.linear`: a layer from the recorded smoothing and factors, stage by stage, each from the recorded tensors of the one before.
+/// `svdquant.linear`: a layer from the recorded smoothing and factors, stage by stage, each from the recorded tensors of the
+/// one before.
 ///
 /// | Stage | Bound |
 /// |---|---|
@@ -12,9 +13,10 @@ internal import SparseKernels
 /// | x → activation scales and codes | scales exact, codes within 1 |
 /// | x → y, everything included | 1.05 times the recorded error against the float layer |
 ///
-/// The recorded y takes dequantised weights *rounded to 16 bits*, and its branch sees smoothed, rounded activations. Both differences are
-/// computed in `Double` and taken out of what is expected. The last two stages quantise activations by the engine's rule, which divides by the
-/// unrounded scale; the recorded codes are the quantiser's, which divides by the rounded one.
+/// The recorded y takes dequantised weights *rounded to 16 bits*, and its branch sees smoothed, rounded activations. Both
+/// differences are computed in `Double` and taken out of what is expected. The last two stages quantise activations by the
+/// engine's rule, which divides by the unrounded scale; the recorded codes are the quantiser's, which divides by the rounded
+/// one.
 func replaySVDQuantLinear(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -113,8 +115,8 @@ private struct SVDQuantRecord {
         return weight
     }
 
-    /// The layer as the converter leaves it: `down` acts on raw activations, and the bias undoes what the shift adds to the residual
-    /// alone, the branch being fed unshifted ones.
+    /// The layer as the converter leaves it: `down` acts on raw activations, and the bias undoes what the shift adds to the
+    /// residual alone, the branch being fed unshifted ones.
     func layer(_ weight: QuantizedWeight, _ instructionSet: InstructionSet) throws(SparseKernelsError) -> SVDQuantLinear {
         let corrected = try golden.file.floatTensor("out.bias_corrected")
         let (k, r) = (parameters.inFeatures, parameters.rank)
@@ -243,7 +245,8 @@ private struct SVDQuantRecord {
         _ layer: SVDQuantLinear, to name: String, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Tensor<Float> {
         if type == .bfloat16 { return try layer(golden.file.tensor(name, as: BFloat16.self), on: pool) }
-        // The compiler has no Float16 on Intel Macs. In `Float` the smoothed activations keep bits that the recorded ones have lost.
+        // The compiler has no Float16 on Intel Macs. In `Float` the smoothed activations keep bits that the recorded ones have
+        // lost.
         #if !(os(macOS) && arch(x86_64))
             return try layer(golden.file.tensor(name, as: Float16.self), on: pool)
         #else

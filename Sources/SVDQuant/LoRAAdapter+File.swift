@@ -23,15 +23,16 @@ extension LoRAAdapter {
 
     /// Reads the adapter of a layer.
     ///
-    /// Factors are `F32`, `F16` or `BF16`, under the names `lora_A` and `lora_B` of PEFT or `lora_down` and `lora_up` of kohya-ss and
-    /// diffusers, followed by `.weight`. A scalar `alpha` and a bias of `up` are read where they are.
+    /// Factors are `F32`, `F16` or `BF16`, under the names `lora_A` and `lora_B` of PEFT or `lora_down` and `lora_up` of
+    /// kohya-ss and diffusers, followed by `.weight`. A scalar `alpha` and a bias of `up` are read where they are.
     ///
     /// - Parameters:
     ///   - file: the adapter's file.
     ///   - layer: the layer's name in the file, which is what stands before `.lora_`.
-    ///   - alpha: what the file leaves out, such as `lora_alpha` of PEFT, which stands in another file. What is in the file goes first.
-    /// - Throws: `.notFound` when a factor is missing; `.invalidElementType` for another type; `.malformedFile` for shapes that disagree,
-    ///   values that are not finite, or factors under two names. Messages name the file and the tensor.
+    ///   - alpha: what the file leaves out, such as `lora_alpha` of PEFT, which stands in another file. What is in the file
+    ///     goes first.
+    /// - Throws: `.notFound` when a factor is missing; `.invalidElementType` for another type; `.malformedFile` for shapes that
+    ///   disagree, values that are not finite, or factors under two names. Messages name the file and the tensor.
     public init(file: SafetensorsFile, layer: String, alpha: Float? = nil) throws(SparseKernelsError) {
         let found = Self.factorNames.filter { file[layer + $0.0] != nil || file[layer + $0.1] != nil }
         guard let names = found.first else {

@@ -2,8 +2,8 @@ public import SparseKernels
 
 /// A low-rank adapter of one linear layer: y += strength · (scale · (x · downᵀ) · upᵀ + scale · bias).
 ///
-/// `SVDQuantLinear.adding` appends it to the layer's own branch; the weight stays as it is quantised. The smoothing of the layer does not
-/// concern it, because the branch takes activations as they come.
+/// `SVDQuantLinear.adding` appends it to the layer's own branch; the weight stays as it is quantised. The smoothing of the
+/// layer does not concern it, because the branch takes activations as they come.
 public struct LoRAAdapter: Sendable {
     /// `down` is `[rank, inFeatures]` (A), `up` is `[outFeatures, rank]` (B).
     public let factors: LowRankBranch
@@ -48,12 +48,13 @@ public struct LoRAAdapter: Sendable {
 
     /// The adapter of projections that one layer computes together, such as q, k and v.
     ///
-    /// Projections whose factors `down` are identical share them, and their factors `up` are stacked. Otherwise the factors `down` are
-    /// stacked and `up` is block-diagonal. A projection without an adapter gets zeros.
+    /// Projections whose factors `down` are identical share them, and their factors `up` are stacked. Otherwise the factors
+    /// `down` are stacked and `up` is block-diagonal. A projection without an adapter gets zeros.
     ///
-    /// - Parameter projections: in the order of the layer's outputs, each with its number of outputs; nil where a projection has none.
-    /// - Throws: `.invalidArgument` when none has an adapter; `.invalidShape` for other numbers of outputs or inputs than the rest, or a
-    ///   total rank beyond 1024.
+    /// - Parameter projections: in the order of the layer's outputs, each with its number of outputs; nil where a projection
+    ///   has none.
+    /// - Throws: `.invalidArgument` when none has an adapter; `.invalidShape` for other numbers of outputs or inputs than the
+    ///   rest, or a total rank beyond 1024.
     /// - Source: nunchaku, `lora/flux/nunchaku_converter.py`.
     public static func fused(_ projections: [(adapter: LoRAAdapter?, outFeatures: Int)]) throws(SparseKernelsError)
         -> LoRAAdapter
@@ -99,8 +100,8 @@ public struct LoRAAdapter: Sendable {
             bias: present.contains { $0.bias != nil } ? Tensor([outFeatures], bias) : nil)
     }
 
-    /// The adapter of a layer that sees some of the inputs, for a layer that is split by columns, such as the output projection of a FLUX
-    /// single block. `up` is the same for all parts; the bias goes to the part with the first input.
+    /// The adapter of a layer that sees some of the inputs, for a layer that is split by columns, such as the output projection
+    /// of a FLUX single block. `up` is the same for all parts; the bias goes to the part with the first input.
     /// - Throws: `.invalidArgument` for an empty range, or one that leaves the inputs.
     public func inputs(_ range: Range<Int>) throws(SparseKernelsError) -> LoRAAdapter {
         try require(
@@ -123,8 +124,8 @@ extension SVDQuantLinear {
     ///     down'' = [down; A₁; A₂; …]        up'' = [up, strength₁ · scale₁ · B₁, strength₂ · scale₂ · B₂, …]
     ///
     /// - Parameter adapters: with their strengths; a strength of 0 adds ranks that do nothing.
-    /// - Throws: `.invalidShape` for an adapter of another layer, or a total rank beyond 1024; `.invalidArgument` for a strength that is not
-    ///   finite.
+    /// - Throws: `.invalidShape` for an adapter of another layer, or a total rank beyond 1024; `.invalidArgument` for a
+    ///   strength that is not finite.
     /// - Complexity: O(rank · (inFeatures + outFeatures)).
     public func adding(_ adapters: [(adapter: LoRAAdapter, strength: Float)]) throws(SparseKernelsError) -> SVDQuantLinear {
         for (index, (adapter, strength)) in adapters.enumerated() {

@@ -2,9 +2,10 @@ public import SparseKernels
 
 /// The order in which nunchaku's GPU kernels keep the tensors of a layer.
 ///
-/// The shapes that a checkpoint states are nominal: memory is in the order of tensor-core fragments, and reading it as rows and columns
-/// gives noise. Packing takes row-major tensors, pads outputs and inputs to multiples of 128 and ranks to multiples of 16, and reorders.
-/// Unpacking takes padded tensors and leaves the padding in place. Docs/Layouts/Nunchaku.md has the formulas with pictures.
+/// The shapes that a checkpoint states are nominal: memory is in the order of tensor-core fragments, and reading it as rows and
+/// columns gives noise. Packing takes row-major tensors, pads outputs and inputs to multiples of 128 and ranks to multiples of
+/// 16, and reorders. Unpacking takes padded tensors and leaves the padding in place. Docs/Layouts/Nunchaku.md has the formulas
+/// with pictures.
 ///
 /// - Source: `deepcompressor/backend/nunchaku/utils.py`, `NunchakuWeightPacker`, at commit 69f3473.
 public enum NunchakuLayout {
@@ -52,8 +53,8 @@ public enum NunchakuLayout {
 
     /// The byte that holds a code of a modulation linear (W4A16), and whether it is the high nibble.
     ///
-    /// 32 columns of a row are 8 words of 16 bits; word j has columns j, 8 + j, 16 + j and 24 + j, the first in the lowest nibble. Memory is
-    /// `[outFeatures / 4][inFeatures / 64][4 rows][16 words]`.
+    /// 32 columns of a row are 8 words of 16 bits; word j has columns j, 8 + j, 16 + j and 24 + j, the first in the lowest
+    /// nibble. Memory is `[outFeatures / 4][inFeatures / 64][4 rows][16 words]`.
     public static func modulationByte(row n: Int, column k: Int, inFeatures: Int) -> (byte: Int, isHigh: Bool) {
         let word = ((n / 4 * (inFeatures / 64) + k / 64) * 4 + n % 4) * 16 + k % 64 / 32 * 8 + k % 8
         let nibble = k % 32 / 8
@@ -79,7 +80,8 @@ public enum NunchakuLayout {
 
     // MARK: - Scales
 
-    /// `[outFeatures, groups]`, groups of 64, to nominal `[groups, outFeatures]`, padded to an even number of groups, which is 128 columns.
+    /// `[outFeatures, groups]`, groups of 64, to nominal `[groups, outFeatures]`, padded to an even number of groups, which is
+    /// 128 columns.
     /// - Throws: `.invalidShape` unless the tensor is a matrix.
     public static func packedScales<Element: TensorElement>(
         _ scales: Tensor<Element>, filling fill: Element
@@ -98,7 +100,8 @@ public enum NunchakuLayout {
         return try unpacked(scales, to: [rows, groups]) { scaleIndex(row: $0, group: $1, groups: groups) }
     }
 
-    /// `[outFeatures, groups]`, groups of 16, to nominal `[groups, outFeatures]`, padded to a multiple of 4 groups, which is 64 columns.
+    /// `[outFeatures, groups]`, groups of 16, to nominal `[groups, outFeatures]`, padded to a multiple of 4 groups, which is 64
+    /// columns.
     /// - Throws: `.invalidShape` unless the tensor is a matrix.
     public static func packedMicroScales<Element: TensorElement>(
         _ scales: Tensor<Element>, filling fill: Element

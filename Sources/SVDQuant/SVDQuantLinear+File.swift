@@ -36,8 +36,8 @@ extension SVDQuantLinear {
 
     // MARK: - Writing
 
-    /// Puts a file with this layer alone at `path`, in one step: an existing file is either replaced by the complete new one or left as it
-    /// is.
+    /// Puts a file with this layer alone at `path`, in one step: an existing file is either replaced by the complete new one or
+    /// left as it is.
     ///
     /// - Parameters:
     ///   - path: where the file goes.
@@ -51,8 +51,8 @@ extension SVDQuantLinear {
 
     /// Adds the layer to a file that may have other layers, tensors and metadata.
     ///
-    /// Every tensor of floats gets the smallest type that holds all its values exactly: what was quantised in 16 bits takes 16 bits, and
-    /// reading gives back the same bits.
+    /// Every tensor of floats gets the smallest type that holds all its values exactly: what was quantised in 16 bits takes 16
+    /// bits, and reading gives back the same bits.
     ///
     /// - Parameters:
     ///   - writer: the file.
@@ -136,8 +136,8 @@ extension SVDQuantLinear {
     ///   - file: the file; it is copied from, and need not stay open.
     ///   - prefix: the layer's name in it.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.malformedFile` when the file is of another format or version, or its contents are not a layer; `.notFound` for a layer, a
-    ///   tensor or an entry of the metadata that is missing; `.invalidElementType` for a tensor of another type;
+    /// - Throws: `.malformedFile` when the file is of another format or version, or its contents are not a layer; `.notFound`
+    ///   for a layer, a tensor or an entry of the metadata that is missing; `.invalidElementType` for a tensor of another type;
     ///   `.unsupportedInstructionSet`. Messages name the file, the tensor, what was expected and what was found.
     /// - Complexity: proportional to the layer's tensors, whatever the metadata say.
     public init(file: SafetensorsFile, prefix: String = "", instructionSet: InstructionSet? = nil)

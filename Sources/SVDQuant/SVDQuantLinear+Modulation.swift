@@ -1,11 +1,12 @@
 public import SparseKernels
 
 extension SVDQuantLinear {
-    /// Reads a modulation linear (adaLN) of a nunchaku checkpoint, such as `transformer_blocks.0.norm1.linear`: W4A16, unsigned codes in
-    /// groups of 64 with a zero per group, and low-rank factors if it has some.
+    /// Reads a modulation linear (adaLN) of a nunchaku checkpoint, such as `transformer_blocks.0.norm1.linear`: W4A16, unsigned
+    /// codes in groups of 64 with a zero per group, and low-rank factors if it has some.
     ///
-    /// In the checkpoint the outputs of the splits (shift, scale, gate, …) alternate, output i of split s being row i · splits + s, and the
-    /// bias of the splits that become 1 + scale has the 1 in it. Both are undone: the layer has the model's own outputs.
+    /// In the checkpoint the outputs of the splits (shift, scale, gate, …) alternate, output i of split s being row i · splits
+    /// + s, and the bias of the splits that become 1 + scale has the 1 in it. Both are undone: the layer has the model's own
+    /// outputs.
     ///
     /// - Parameters:
     ///   - file: the checkpoint.

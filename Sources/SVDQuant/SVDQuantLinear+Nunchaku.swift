@@ -5,23 +5,23 @@ extension SVDQuantLinear {
 
     /// Reads a W4A4 layer of a nunchaku checkpoint: packed INT4 or NVFP4 weights, smoothing factors and low-rank factors.
     ///
-    /// Which of the two it is, the type of `wscales` says; its shape and `quantization_config` in the metadata have to agree. Names of both
-    /// versions are understood.
+    /// Which of the two it is, the type of `wscales` says; its shape and `quantization_config` in the metadata have to agree.
+    /// Names of both versions are understood.
     ///
     /// - Parameters:
     ///   - file: the checkpoint.
     ///   - prefix: the layer's name in it, such as `transformer_blocks.0.qkv_proj`.
-    ///   - activation: nil is what the engine does: `.fp4` for FP4 weights; for INT4 weights `.uint4(shift: 11/64)` in second layers of
-    ///     MLPs (`mlp_fc2`, `mlp_context_fc2`, `ff.net.2`, `ff_context.net.2`), which follow a GELU, and `.int4` elsewhere. For another
-    ///     format take the layer `with(activation:)`, which keeps the bias right.
+    ///   - activation: nil is what the engine does: `.fp4` for FP4 weights; for INT4 weights `.uint4(shift: 11/64)` in second
+    ///     layers of MLPs (`mlp_fc2`, `mlp_context_fc2`, `ff.net.2`, `ff_context.net.2`), which follow a GELU, and `.int4`
+    ///     elsewhere. For another format take the layer `with(activation:)`, which keeps the bias right.
     ///   - epilogue: what follows the layer. The checkpoint does not say.
     ///   - outFeatures: outputs without the padding to a multiple of 128; nil: all.
     ///   - inFeatures: inputs without it; nil: all.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.notFound` for a tensor that is missing, with names that are there; `.invalidElementType` for a type that a tensor cannot
-    ///   have, or FP16 beside BF16; `.malformedFile` for shapes that are not whole tiles or disagree, a configuration of the other precision,
-    ///   numbers that are not finite, smoothing factors that are not positive, or padding that is not 0; `.invalidArgument` for features
-    ///   that the layer does not have; `.unsupportedInstructionSet`.
+    /// - Throws: `.notFound` for a tensor that is missing, with names that are there; `.invalidElementType` for a type that a
+    ///   tensor cannot have, or FP16 beside BF16; `.malformedFile` for shapes that are not whole tiles or disagree, a
+    ///   configuration of the other precision, numbers that are not finite, smoothing factors that are not positive, or padding
+    ///   that is not 0; `.invalidArgument` for features that the layer does not have; `.unsupportedInstructionSet`.
     /// - Complexity: O(inFeatures · outFeatures).
     public init(
         nunchaku file: SafetensorsFile, prefix: String, activation: ActivationFormat? = nil, epilogue: Epilogue = .none,
@@ -100,17 +100,18 @@ extension SVDQuantLinear {
 
     /// Adds the layer to a nunchaku checkpoint, padded and packed.
     ///
-    /// Scales have to be values of the element type already; smoothing factors, low-rank factors and the bias are rounded to it. A layer
-    /// without smoothing, branch or bias gets ones, rank 16 of zeros, and zeros, as the official converter does. The metadata get the
-    /// `quantization_config` of the precision.
+    /// Scales have to be values of the element type already; smoothing factors, low-rank factors and the bias are rounded to
+    /// it. A layer without smoothing gets ones, one without branch a rank of 16 zeros, one without bias zeros. The metadata get
+    /// the `quantization_config` of the precision. Nothing says how activations are quantised: the engine shifts those of
+    /// second layers of MLPs, by 11/64, and takes others as they are, so a layer of `.uint4` belongs under such a name.
     ///
     /// - Parameters:
     ///   - writer: the checkpoint.
     ///   - prefix: the layer's name in it.
     ///   - elementType: `.bfloat16` or `.float16`, the type of the model. All layers of a checkpoint should have the same.
     ///   - names: v1 for the C++ engine, v2 for the Python modules.
-    /// - Throws: `.invalidArgument` for weights that are not symmetric INT4 in groups of 64 or NVFP4, scales that the type does not have, or
-    ///   a checkpoint of the other precision; `.invalidElementType` for another element type.
+    /// - Throws: `.invalidArgument` for weights that are not symmetric INT4 in groups of 64 or NVFP4, scales that the type does
+    ///   not have, or a checkpoint of the other precision; `.invalidElementType` for another element type.
     public func writeNunchaku(
         to writer: inout SafetensorsWriter, prefix: String, elementType: ElementType = .bfloat16, names: NunchakuNames = .v1
     ) throws(SparseKernelsError) {

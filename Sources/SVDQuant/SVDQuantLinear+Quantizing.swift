@@ -1,8 +1,8 @@
 public import SparseKernels
 
 extension SVDQuantLinear {
-    /// Quantises a layer: searches smoothing factors on the calibration tokens, takes the low-rank branch off the smoothed weight and rounds
-    /// the rest to nearest.
+    /// Quantises a layer: searches smoothing factors on the calibration tokens, takes the low-rank branch off the smoothed
+    /// weight and rounds the rest to nearest.
     ///
     /// `LowRankQuantizer` has more settings, and tells what the search found: pass its result to `init(_:activation:)`.
     ///
@@ -12,14 +12,14 @@ extension SVDQuantLinear {
     ///   - calibration: `[tokens, inFeatures]`, inputs that the layer gets to see.
     ///   - rank: of the branch; the paper has 32, and 16 to 128 in its studies. 0: no branch.
     ///   - format: `.svdQuantInt4`, `.nvfp4`, or another.
-    ///   - activation: the format that the search takes for granted, and that the layer runs with. For the layer behind a GELU take
-    ///     `.uint4(shift: ActivationFormat.geluShift)`; the bias is corrected.
+    ///   - activation: the format that the search takes for granted, and that the layer runs with. For the layer behind a GELU
+    ///     take `.uint4(shift: ActivationFormat.geluShift)`; the bias is corrected.
     ///   - scaleType: what scales, smoothing factors and low-rank factors are rounded to: F16, BF16 or F32.
     ///   - epilogue: what follows the layer.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite, or a rank
-    ///   above an extent of the weight; `.invalidElementType` for another scale type; `.unsupportedInstructionSet`.
+    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite,
+    ///   or a rank above an extent of the weight; `.invalidElementType` for another scale type; `.unsupportedInstructionSet`.
     /// - Complexity: that of `LowRankQuantizer`: 39 trials of a factorisation and a product with some tokens.
     public init(
         weight: Tensor<Float>, bias: Tensor<Float>? = nil, calibration: Tensor<Float>, rank: Int = 32,
@@ -39,8 +39,8 @@ extension SVDQuantLinear {
     ///
     /// - Parameters:
     ///   - result: its parts.
-    ///   - activation: the format that the quantiser was told. For another one take the layer `with(activation:)`, which keeps the bias
-    ///     right.
+    ///   - activation: the format that the quantiser was told. For another one take the layer `with(activation:)`, which keeps
+    ///     the bias right.
     ///   - epilogue: what follows the layer.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.unsupportedInstructionSet`.

@@ -1,7 +1,7 @@
 public import SparseKernels
 
-/// A linear layer in SVDQuant form (Li et al., 2024, arXiv 2411.05007): a 4-bit residual behind smoothing, and a low-rank branch in higher
-/// precision.
+/// A linear layer in SVDQuant form (Li et al., 2024, arXiv 2411.05007): a 4-bit residual behind smoothing, and a low-rank
+/// branch in higher precision.
 ///
 ///     y = epilogue(Q(x / smooth) · weightᵀ + (x · downᵀ) · upᵀ + bias)
 ///
@@ -11,9 +11,9 @@ public import SparseKernels
 /// try layer.write(to: "layer.safetensors")
 /// ```
 ///
-/// The layer has two forms of the same numbers: logical tensors, row-major and independent of the instruction set, which are saved,
-/// exported and extended by adapters; and `linear`, packed for one instruction set, which runs. Who only runs a layer keeps `linear` and
-/// lets the layer go: then half a byte per weight is held, and scales.
+/// The layer has two forms of the same numbers: logical tensors, row-major and independent of the instruction set, which are
+/// saved, exported and extended by adapters; and `linear`, packed for one instruction set, which runs. Who only runs a layer
+/// keeps `linear` and lets the layer go: then half a byte per weight is held, and scales.
 public struct SVDQuantLinear: Sendable {
     /// The residual R = W · diag(smooth) − up · (down · diag(smooth)), quantised, in the smoothed basis.
     public let weight: QuantizedWeight
@@ -33,12 +33,12 @@ public struct SVDQuantLinear: Sendable {
     ///   - smooth: `[inFeatures]`, positive.
     ///   - lowRank: its factor `down` acts on raw activations: what the paper calls A is already divided by `smooth`.
     ///   - bias: `[outFeatures]`; for `.uint4` it has to undo the shift.
-    ///   - activation: `.int4` as published, or `.int8PerGroup` and `.int8PerToken` (W4A8) and `.float` (W4A16), which lose less with the
-    ///     same weights.
+    ///   - activation: `.int4` as published, or `.int8PerGroup` and `.int8PerToken` (W4A8) and `.float` (W4A16), which lose
+    ///     less with the same weights.
     ///   - epilogue: what follows the layer.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.invalidShape` for parts that disagree with the weight, `.invalidArgument` for smoothing factors that are not positive and
-    ///   finite, or a bias or shift that is not finite; `.unsupportedInstructionSet`.
+    /// - Throws: `.invalidShape` for parts that disagree with the weight, `.invalidArgument` for smoothing factors that are not
+    ///   positive and finite, or a bias or shift that is not finite; `.unsupportedInstructionSet`.
     /// - Complexity: O(inFeatures · outFeatures), which packs the weight.
     public init(
         weight: QuantizedWeight, smooth: Tensor<Float>? = nil, lowRank: LowRankBranch? = nil, bias: Tensor<Float>? = nil,
@@ -99,8 +99,8 @@ public struct SVDQuantLinear: Sendable {
 extension SVDQuantLinear {
     /// The same weights with activations in another format.
     ///
-    /// To or from `.uint4`, the bias changes by what its shift adds: W_q · (shift / smooth), with the residual as it is quantised. So both
-    /// layers compute the same where activations are exact.
+    /// To or from `.uint4`, the bias changes by what its shift adds: W_q · (shift / smooth), with the residual as it is
+    /// quantised. So both layers compute the same where activations are exact.
     ///
     /// - Throws: `.invalidArgument` for a shift that is negative or not finite.
     /// - Complexity: O(1), or O(inFeatures · outFeatures) when the shift changes.
@@ -132,19 +132,10 @@ extension SVDQuantLinear {
             epilogue: epilogue)
     }
 
-    /// The bias, plus what activations that are all `shift` give without smoothing.
+    /// The bias, plus what activations that are all `shift` give in the residual.
     private func shiftedBias(by shift: Float, on pool: WorkerPool) throws(SparseKernelsError) -> Tensor<Float> {
-        let inverse = (0..<inFeatures).map { 1 / Double(smooth?[flat: $0] ?? 1) }
-        let sums = pool.map(outFeatures, work: 4 * outFeatures * inFeatures) { row in
-            (0..<inFeatures).reduce(0.0) { $0 + Double(weight.value(row: row, column: $1)) * inverse[$1] }
-        }
-        return try Tensor([outFeatures]) { (bias?[flat: $0] ?? 0) + Float(Double(shift) * sums[$0]) }
-    }
-}
-
-extension ActivationFormat {
-    /// What is added to activations; 0 for formats that have no shift.
-    var shift: Float {
-        if case .uint4(let shift) = self { shift } else { 0 }
+        let residual = try QuantizedLinear(linear.weight, activation: .float, smooth: smooth)
+        let addend = try residual(Tensor<Float>([1, inFeatures]) { _ in shift }, on: pool)
+        return try Tensor([outFeatures]) { (bias?[flat: $0] ?? 0) + addend[flat: $0] }
     }
 }

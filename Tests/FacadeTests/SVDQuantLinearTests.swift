@@ -6,8 +6,8 @@ import Testing
 struct SVDQuantLinearTests {
     private typealias Support = SVDQuantSupport
 
-    /// A Float sum of n terms is off by at most n units of roundoff of its magnitudes; smoothing rounds each x once more, and the branch is
-    /// a sum of sums.
+    /// A Float sum of n terms is off by at most n units of roundoff of its magnitudes; smoothing rounds each x once more, and
+    /// the branch is a sum of sums.
     private static func bound(_ layer: SVDQuantLinear, _ magnitude: Double) -> Double {
         Double(layer.inFeatures + layer.rank + 4) * 0x1p-24 * magnitude
     }
@@ -37,11 +37,10 @@ struct SVDQuantLinearTests {
         let errors = try [ActivationFormat.int8PerGroup, .int8PerToken, .int4].map { activation in
             Support.distance(try layer.with(activation: activation)(x), exact)
         }
-        // One group of 64 normal values has a maximum of 2.63 on average, and rounding an error of step / √12: 0.6% at 127 steps.
-        #expect(
-            errors[0] < 0.006 && errors[0] < errors[1] && errors[1] < 0.02 && errors[1] < errors[2] && errors[2] < 0.12,
-            "\(errors)")
-        #expect(errors[2] > 0.03)
+        // 64 normal values have a maximum of 2.63 (root mean square), and rounding an error of step / √12: 0.6% with 127 steps,
+        // 10.9% with 7. Smoothing makes the values of a group uneven, for which a quarter is added.
+        #expect(errors[0] < 1.25 * 0.0060 && errors[2] < 1.25 * 0.1085, "\(errors)")
+        #expect(errors[0] < errors[1] && errors[1] < 2 * errors[0] && errors[2] > 10 * errors[1], "\(errors)")
     }
 
     @Test("a shift moves to the bias and back")
@@ -52,13 +51,13 @@ struct SVDQuantLinearTests {
         var generator = SplitMix64(seed: 3)
         let x = try Tensor<Float>([1, 130]) { _ in 2 * generator.uniform() - 0.17 }
         for (before, after) in zip(Support.outputs(of: layer, x.elements), Support.outputs(of: shifted, x.elements)) {
-            // The corrected bias is one Float, which bounds the difference.
-            #expect(abs(before.value - after.value) <= 0x1p-23 * after.magnitude)
+            // The correction is a sum of Floats, as the layer's own.
+            #expect(abs(before.value - after.value) <= Self.bound(layer, after.magnitude))
         }
         let back = try shifted.with(activation: .int4)
+        let corrections = Support.outputs(of: shifted, [Float](repeating: 0, count: 130))
         for n in 0..<40 {
-            let magnitude = abs(layer.bias![flat: n]) + abs(shifted.bias![flat: n])
-            #expect(abs(back.bias![flat: n] - layer.bias![flat: n]) <= 0x1p-22 * magnitude)
+            #expect(abs(Double(back.bias![flat: n] - layer.bias![flat: n])) <= 2 * Self.bound(layer, corrections[n].magnitude))
         }
         // Values of one sign have twice the steps.
         let exact = try layer.with(activation: .float)(x)

@@ -40,7 +40,8 @@ enum SVDQuantSupport {
             instructionSet: instructionSet)
     }
 
-    /// What the layer computes with exact activations, and the sum of the magnitudes that are added up, for each output of one row of x.
+    /// What the layer computes with exact activations, and the sum of the magnitudes that are added up, for each output of one
+    /// row of x.
     static func outputs(of layer: SVDQuantLinear, _ x: [Float]) -> [(value: Double, magnitude: Double)] {
         let shift: Double = if case .uint4(let shift) = layer.activation { Double(shift) } else { 0 }
         let hidden = (0..<layer.rank).map { i in

@@ -240,7 +240,8 @@ extension ActivationFormat {
         }
     }
 
-    var shift: Float {
+    /// What is added to activations; 0 for formats that have no shift.
+    package var shift: Float {
         if case .uint4(let shift) = self { shift } else { 0 }
     }
 }
