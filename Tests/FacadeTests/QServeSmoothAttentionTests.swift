@@ -89,7 +89,7 @@ struct QServeSmoothAttentionTests {
             expectError(.invalidArgument, "alpha") { _ = try SmoothAttention(keys: keys, kvHeads: 2, alpha: alpha) }
         }
         expectError(.invalidShape, "keys") { _ = try SmoothAttention(keys: keys, kvHeads: 5) }
-        expectError(.invalidShape, "keys") { _ = try SmoothAttention(keys: keys, kvHeads: 4) }  // heads of 3 channels have no pairs
+        expectError(.invalidShape, "keys") { _ = try SmoothAttention(keys: keys, kvHeads: 4) }
         expectError(.invalidShape, "keys") { _ = try SmoothAttention(keys: Tensor(zeros: [0, 12]), kvHeads: 2) }
         expectError(.invalidShape, "keys") { _ = try SmoothAttention(keys: Tensor(zeros: [12]), kvHeads: 2) }
         #expect(try SmoothAttention(keys: keys, kvHeads: 4, rotaryPairs: .none).headDim == 3)

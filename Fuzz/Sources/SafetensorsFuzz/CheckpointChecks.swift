@@ -115,11 +115,9 @@ func importEverything(_ bytes: [UInt8]) throws -> Int {
         for size in [nil, 32, 128] as [Int?] {
             try attempt { try check(awq(file, layer, groupSize: size).quantizedWeight(), .float) }
             for version in GPTQLayout.Version.allCases {
-                try attempt {
-                    let layout = try gptq(file, layer, version, groupSize: size)
-                    _ = try layout.dequantized()
-                    try check(layout.quantizedWeight(), .float)
-                }
+                // Only the first of them reads groups in activation order.
+                try attempt { _ = try gptq(file, layer, version, groupSize: size).dequantized() }
+                try attempt { try check(gptq(file, layer, version, groupSize: size).quantizedWeight(), .float) }
             }
         }
     }
