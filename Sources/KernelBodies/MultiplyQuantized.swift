@@ -60,7 +60,8 @@ private func multiplyPanel(_ args: QuantizedProductArguments, width: Int) {
         startsNarrow: args.groupSize / 2 * (args.largestCode + 2 * Int(args.zeroCode)) * args.largestWeight <= codeSumLimit)
     // Narrow sums of two products each take a step of four channels.
     while step.chunk / 2 * args.largestCode * args.largestWeight > codeSumLimit { step.chunk /= 2 }
-    let isVector = args.values != nil && args.rows == 1 && args.nibbleZero >= 0
+    // The product with a vector uses every code once: no need to unpack it into memory first.
+    let isVector = args.rows == 1 && (args.values == nil ? !args.isByte : args.nibbleZero >= 0)
     let limit = args.values == nil || isVector ? QuantizedScratch.codeDepth : QuantizedScratch.floatDepth
     while step.channel < args.paddedDepth {
         step.channels = minimum(limit, args.paddedDepth - step.channel)
@@ -76,10 +77,12 @@ private func multiplyPanel(_ args: QuantizedProductArguments, width: Int) {
         if isVector {
             if width == 1 {
                 multiplyVectorByOne(
-                    args, channel: step.channel, channels: step.channels, scales: scales, offsets: step.offsets, c: c)
+                    args, channel: step.channel, channels: step.channels, chunk: step.chunk, scales: scales,
+                    offsets: step.offsets, c: c)
             } else {
                 multiplyVectorByTwo(
-                    args, channel: step.channel, channels: step.channels, scales: scales, offsets: step.offsets, c: c)
+                    args, channel: step.channel, channels: step.channels, chunk: step.chunk, scales: scales,
+                    offsets: step.offsets, c: c)
             }
         } else if args.values != nil {
             expandWeights(
@@ -117,6 +120,11 @@ private func expandCodes(
             sums.x0 = expand(source, low, low + width * bytes, args.table, ones, sums.x0)
             if width > 1 {
                 sums.x1 = expand(source + bytes, low + bytes, low + (width + 1) * bytes, args.table, ones, sums.x1)
+            }
+            // Past a panel stands the next one, which the same thread usually takes.
+            prefetch((source + QuantizedScratch.bytesAhead).assumingMemoryBound(to: Float.self))
+            if width * bytes > 64 {
+                prefetch((source + QuantizedScratch.bytesAhead + 64).assumingMemoryBound(to: Float.self))
             }
             source += width * bytes
             low += 2 * width * bytes
@@ -170,15 +178,13 @@ private func multiplyCodes(_ args: QuantizedProductArguments, _ step: PanelStep,
     while row < args.rows {
         let left = args.rows - row
         // Eight rows are twice four, not six and two.
-        let rows = left == 1 ? 1 : left <= 4 || left == 7 || left == 8 ? 4 : weightRows
+        let rows = left == 1 && args.isByte ? 1 : left <= 4 || left == 7 || left == 8 ? 4 : weightRows
         switch (width, rows, args.isByte) {
-        case (1, 1, false): multiplyRowByOne(args, step, row)
         case (1, 4, false): multiplyShortStripByOne(args, step, row)
         case (1, _, false): multiplyStripByOne(args, step, row)
         case (1, 1, true): multiplyByteRowByOne(args, step, row)
         case (1, 4, true): multiplyByteShortStripByOne(args, step, row)
         case (1, _, true): multiplyByteStripByOne(args, step, row)
-        case (_, 1, false): multiplyRowByTwo(args, step, row)
         case (_, 4, false): multiplyShortStripByTwo(args, step, row)
         case (_, _, false): multiplyStripByTwo(args, step, row)
         case (_, 1, true): multiplyByteRowByTwo(args, step, row)
@@ -192,11 +198,6 @@ private func multiplyCodes(_ args: QuantizedProductArguments, _ step: PanelStep,
 // One function per shape of the tile, not inlined: it needs every register.
 
 @inline(never)
-private func multiplyRowByOne(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
-    multiplyStrip(args, step, row, rows: 1, width: 1, isByte: false)
-}
-
-@inline(never)
 private func multiplyShortStripByOne(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
     multiplyStrip(args, step, row, rows: 4, width: 1, isByte: false)
 }
@@ -204,11 +205,6 @@ private func multiplyShortStripByOne(_ args: QuantizedProductArguments, _ step: 
 @inline(never)
 private func multiplyStripByOne(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
     multiplyStrip(args, step, row, rows: weightRows, width: 1, isByte: false)
-}
-
-@inline(never)
-private func multiplyRowByTwo(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
-    multiplyStrip(args, step, row, rows: 1, width: 2, isByte: false)
 }
 
 @inline(never)

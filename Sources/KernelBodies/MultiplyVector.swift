@@ -1,41 +1,109 @@
-// One row of floating-point activations times nibbles: y += Σ_g scale · Σ_k x · code, for the product with a vector that waits for memory.
+// One row of activations times nibbles, unpacked in registers: the product with a vector waits for memory, and unpacking a panel into
+// scratch first would leave memory idle while it is multiplied.
 //
-// A nibble that is masked where it stands in its 32-bit lane is code · 2⁰, 2⁸, 2¹⁶ or 2²⁴, exactly, as a float. So each place has sums of
-// its own, which are scaled once per group: a conversion and a multiply-add per register of codes, and no shift. Codes with a sign have 8
-// added by flipping their highest bit, and 8·Σ x taken off again.
+// Codes of activations: y += Σ_g scale · scale · (Σ a · w − zero · Σ w), exact within a group, as for many rows.
+//
+// Activations in floating point: y += Σ_g scale · Σ_k x · code. A nibble that is masked where it stands in its 32-bit lane is code · 2⁰, 2⁸,
+// 2¹⁶ or 2²⁴, exactly, as a float. So each place has sums of its own, which are scaled once per group: a conversion and a multiply-add per
+// register of codes, and no shift. Codes with a sign have 8 added by flipping their highest bit, and 8·Σ x taken off again.
 
-import KernelInterface
+public import KernelInterface
 
-/// `c` += the product over some channels, a multiple of the group.
+/// `c` += the product over some channels of a panel, a multiple of the group. `chunk` channels fit a narrow sum; scales and offsets are
+/// those of the channels.
 @inline(never)
 func multiplyVectorByOne(
-    _ args: QuantizedProductArguments, channel: Int, channels: Int, scales: UnsafePointer<Float>,
-    offsets: UnsafePointer<Float>?,
-    c: UnsafeMutablePointer<Float>
-) { multiplyVector(args, channel: channel, channels: channels, scales: scales, offsets: offsets, c: c, width: 1) }
+    _ args: QuantizedProductArguments, channel: Int, channels: Int, chunk: Int, scales: UnsafePointer<Float>,
+    offsets: UnsafePointer<Float>?, c: UnsafeMutablePointer<Float>
+) {
+    let part = VectorPart(channel: channel, channels: channels, chunk: chunk, scales: scales, offsets: offsets, c: c)
+    if args.values == nil { multiplyCodes(args, part, width: 1) } else { multiplyFloats(args, part, width: 1) }
+}
 
 @inline(never)
 func multiplyVectorByTwo(
-    _ args: QuantizedProductArguments, channel: Int, channels: Int, scales: UnsafePointer<Float>,
-    offsets: UnsafePointer<Float>?,
-    c: UnsafeMutablePointer<Float>
-) { multiplyVector(args, channel: channel, channels: channels, scales: scales, offsets: offsets, c: c, width: 2) }
+    _ args: QuantizedProductArguments, channel: Int, channels: Int, chunk: Int, scales: UnsafePointer<Float>,
+    offsets: UnsafePointer<Float>?, c: UnsafeMutablePointer<Float>
+) {
+    let part = VectorPart(channel: channel, channels: channels, chunk: chunk, scales: scales, offsets: offsets, c: c)
+    if args.values == nil { multiplyCodes(args, part, width: 2) } else { multiplyFloats(args, part, width: 2) }
+}
+
+private struct VectorPart {
+    var channel: Int
+    var channels: Int
+    var chunk: Int
+    var scales: UnsafePointer<Float>
+    var offsets: UnsafePointer<Float>?
+    var c: UnsafeMutablePointer<Float>
+}
+
+// MARK: - Codes
+
+@_transparent
+private func multiplyCodes(_ args: QuantizedProductArguments, _ part: VectorPart, width: Int) {
+    let lanes = width * laneCount
+    let bytes = 4 * laneCount
+    let ones = startingSums(0x0101_0101)
+    var a = args.codes! + part.channel
+    var panel = args.panel + part.channel * lanes / 2
+    for group in 0..<part.channels / args.groupSize {
+        var total = integerRow(0)
+        var done = 0
+        while done < args.groupSize {
+            var products = sumRow(0)
+            var weights = sumRow(0)
+            for _ in 0..<part.chunk / 8 {
+                let (low, high) = (splatCodes(a), splatCodes(a + 4))
+                let w = unpacked(panel, args.table)
+                products.x0 = addProducts(addProducts(products.x0, low, w.low), high, w.high)
+                weights.x0 = addProducts(weights.x0, ones, addBytes(w.low, w.high))
+                if width > 1 {
+                    let w = unpacked(panel + bytes, args.table)
+                    products.x1 = addProducts(addProducts(products.x1, low, w.low), high, w.high)
+                    weights.x1 = addProducts(weights.x1, ones, addBytes(w.low, w.high))
+                }
+                prefetch((panel + QuantizedScratch.bytesAhead).assumingMemoryBound(to: Float.self))
+                if width * bytes > 64 {
+                    prefetch((panel + QuantizedScratch.bytesAhead + 64).assumingMemoryBound(to: Float.self))
+                }
+                a += 8
+                panel += width * bytes
+            }
+            let zero = integerRow(args.zeroCode)
+            total = total + integers(products, isByte: false) - zero * integers(weights, isByte: false)
+            done += part.chunk
+        }
+        let place = part.channel / args.groupSize + group
+        var c = loadRow(part.c, width: width)
+        c = multiplyAdd(args.scales[place], floats(total) * loadRow(part.scales + group * lanes, width: width), c)
+        if let offsets = part.offsets {
+            c = multiplyAdd(-args.sums[place], loadRow(offsets + group * lanes, width: width), c)
+        }
+        store(c, part.c, width: width)
+    }
+}
+
+/// Eight channels as signed bytes.
+@_transparent
+private func unpacked(_ panel: UnsafeRawPointer, _ table: UnsafePointer<UInt8>) -> (low: CodeVector, high: CodeVector) {
+    let codes = nibbles(panel.loadUnaligned(as: CodeVector.self))
+    return (lookUp(codes.low, table), lookUp(codes.high, table))
+}
+
+// MARK: - Floating point
 
 /// Sums by the place of the nibble in its lane.
 private typealias PlaceSums = (p0: Vector, p1: Vector, p2: Vector, p3: Vector)
 
 @_transparent
-private func multiplyVector(
-    _ args: QuantizedProductArguments, channel: Int, channels: Int, scales: UnsafePointer<Float>,
-    offsets: UnsafePointer<Float>?,
-    c: UnsafeMutablePointer<Float>, width: Int
-) {
+private func multiplyFloats(_ args: QuantizedProductArguments, _ part: VectorPart, width: Int) {
     let lanes = width * laneCount
     let flip = IntVector(repeating: args.nibbleZero == 8 ? Int32(bitPattern: 0x8888_8888) : 0)
     let zero = splat(Float(args.nibbleZero))
-    let x = args.values! + channel
-    var panel = args.panel + channel * lanes / 2
-    for group in 0..<channels / args.groupSize {
+    let x = args.values! + part.channel
+    var panel = args.panel + part.channel * lanes / 2
+    for group in 0..<part.channels / args.groupSize {
         let none = splat(0)
         var a: PlaceSums = (none, none, none, none)
         var b = a
@@ -47,13 +115,15 @@ private func multiplyVector(
                 let second = (panel + 4 * laneCount).loadUnaligned(as: IntVector.self) ^ flip
                 addPlaces(&b, second, values + step * 8)
             }
+            prefetch((panel + QuantizedScratch.bytesAhead).assumingMemoryBound(to: Float.self))
+            if 4 * lanes > 64 { prefetch((panel + QuantizedScratch.bytesAhead + 64).assumingMemoryBound(to: Float.self)) }
             panel += 4 * lanes
         }
-        let sum = splat(args.sums[channel / args.groupSize + group])
-        addGroup(a, sum, zero, scales + group * lanes, offsets.map { $0 + group * lanes }, c)
+        let sum = splat(args.sums[part.channel / args.groupSize + group])
+        addGroup(a, sum, zero, part.scales + group * lanes, part.offsets.map { $0 + group * lanes }, part.c)
         if width > 1 {
             let lane = group * lanes + laneCount
-            addGroup(b, sum, zero, scales + lane, offsets.map { $0 + lane }, c + laneCount)
+            addGroup(b, sum, zero, part.scales + lane, part.offsets.map { $0 + lane }, part.c + laneCount)
         }
     }
 }

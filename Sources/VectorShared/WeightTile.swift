@@ -85,10 +85,23 @@ public func + (a: IntTile, b: IntRow) -> IntTile {
 }
 
 @_alwaysEmitIntoClient @_transparent
+public func - (a: IntRow, b: IntRow) -> IntRow { (a.x0 &- b.x0, a.x1 &- b.x1, a.x2 &- b.x2) }
+
+@_alwaysEmitIntoClient @_transparent
+public func * (a: IntRow, b: IntRow) -> IntRow { (a.x0 &* b.x0, a.x1 &* b.x1, a.x2 &* b.x2) }
+
+@_alwaysEmitIntoClient @_transparent
 public func + (a: IntRow, b: IntRow) -> IntRow { (a.x0 &+ b.x0, a.x1 &+ b.x1, a.x2 &+ b.x2) }
 
 @_alwaysEmitIntoClient @_transparent
 public func floats(_ row: IntRow) -> PanelRow { (floats(row.x0), floats(row.x1), floats(row.x2)) }
+
+/// One integer everywhere.
+@_alwaysEmitIntoClient @_transparent
+public func integerRow(_ value: Int32) -> IntRow {
+    let lanes = IntVector(repeating: value)
+    return (lanes, lanes, lanes)
+}
 
 /// Up to three registers of integers from memory.
 @_alwaysEmitIntoClient @_transparent

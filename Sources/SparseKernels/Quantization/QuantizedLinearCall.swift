@@ -52,7 +52,7 @@ struct QuantizedLinearCall {
     private func multiply(
         from first: Int, rows: Int, _ block: ActivationBlock, _ workspace: UnsafeMutableRawPointer, on pool: WorkerPool
     ) {
-        let taskRows = QuantizedScratch.taskRows
+        let taskRows = GEMMScratch.block(rows, limit: QuantizedScratch.taskRows, unit: 6)
         let phase = Phase(call: self, block: block, workspace: workspace, first: first, rows: rows, taskRows: taskRows)
         withUnsafePointer(to: phase) { phase in
             pool.run(
