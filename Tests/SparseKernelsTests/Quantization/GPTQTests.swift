@@ -26,7 +26,8 @@ struct GPTQTests {
         let quantizer = try WeightQuantizer(format)
         let grid = try quantizer.grid(for: layer.weight.matrixView())
         let group = format.groupSize ?? size.inFeatures
-        let expected = ReferenceGPTQ.rounded(layer.weight.rows, inputs: layer.inputs.rows, damping: 0.01) { value, row, column in
+        let expected = ReferenceGPTQ.rounded(layer.weight.rows, inputs: layer.inputs.rows, damping: 0.01) {
+            value, row, column in
             let group = grid[row, column / group]
             return Double(group.value(ofCode: group.code(Float(value))))
         }
@@ -36,14 +37,17 @@ struct GPTQTests {
         #expect(different * 5 <= size.outFeatures, "\(different) of \(size.outFeatures) rows")
     }
 
-    @Test("output errors are those of the textbook and below those of rounding to nearest", arguments: [WeightFormat.svdQuantInt4, .nvfp4])
+    @Test(
+        "output errors are those of the textbook and below those of rounding to nearest",
+        arguments: [WeightFormat.svdQuantInt4, .nvfp4])
     func outputErrors(_ format: WeightFormat) throws {
         let layer = try OutlierLayer(48, 192, tokens: 150, seed: 21)
         let quantizer = try WeightQuantizer(format)
         let exact = exactLayer(layer.weight, layer.inputs)
         func error(_ weight: Tensor<Float>) -> Double { relativeDistance(exactLayer(weight, layer.inputs), exact) }
         let grid = try quantizer.grid(for: layer.weight.matrixView())
-        let textbook = ReferenceGPTQ.rounded(layer.weight.rows, inputs: layer.inputs.rows, damping: 0.01) { value, row, column in
+        let textbook = ReferenceGPTQ.rounded(layer.weight.rows, inputs: layer.inputs.rows, damping: 0.01) {
+            value, row, column in
             let group = grid[row, column / (format.groupSize ?? 192)]
             return Double(group.value(ofCode: group.code(Float(value))))
         }

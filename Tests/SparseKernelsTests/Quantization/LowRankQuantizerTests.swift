@@ -47,21 +47,26 @@ struct LowRankQuantizerTests {
         #expect(results[1].weight.scales == results[0].weight.scales)
     }
 
-    @Test("the running layer has the error that the quantiser states", arguments: [ActivationFormat.int4, .int8PerToken, .int8PerGroup, .float])
+    @Test(
+        "the running layer has the error that the quantiser states",
+        arguments: [ActivationFormat.int4, .int8PerToken, .int8PerGroup, .float])
     func runs(_ activation: ActivationFormat) throws {
         let layer = try OutlierLayer(70, 130, tokens: 40, seed: 32)
         let result = try Self.quantize(layer) {
             ($0.rank, $0.activation, $0.smoothing) = (8, activation, .fixed(.init(alpha: 0.5, beta: 0.25)))
         }
         let linear = try QuantizedLinear(
-            PackedWeight(result.weight), activation: activation, smooth: result.smooth, lowRank: result.lowRank, bias: result.bias)
+            PackedWeight(result.weight), activation: activation, smooth: result.smooth, lowRank: result.lowRank,
+            bias: result.bias)
         let exact = exactLayer(layer.weight, layer.inputs)
         let outputs = try linear(layer.inputs).rows.map { row in row.indices.map { row[$0] - Double(layer.bias[flat: $0]) } }
         // Sums in single precision; a code at a tie may differ between instruction sets.
         #expect(abs(relativeDistance(outputs, exact) - result.outputError) <= 0.01 * result.outputError)
     }
 
-    @Test("the running layer undoes the shift of a GELU", arguments: [LowRankQuantizer.Smoothing.none, .fixed(.init(alpha: 0.5, beta: 0))])
+    @Test(
+        "the running layer undoes the shift of a GELU",
+        arguments: [LowRankQuantizer.Smoothing.none, .fixed(.init(alpha: 0.5, beta: 0))])
     func shiftedLayer(_ smoothing: LowRankQuantizer.Smoothing) throws {
         let layer = try OutlierLayer(30, 130, tokens: 40, seed: 39)
         // What a GELU gives out: nothing below −0.17.
@@ -69,9 +74,10 @@ struct LowRankQuantizerTests {
         let activation = ActivationFormat.uint4(shift: ActivationFormat.geluShift)
         let result = try LowRankQuantizer(
             Self.configuration { ($0.rank, $0.activation, $0.smoothing) = (8, activation, smoothing) })(
-            weight: layer.weight, bias: layer.bias, calibration: inputs)
+                weight: layer.weight, bias: layer.bias, calibration: inputs)
         let linear = try QuantizedLinear(
-            PackedWeight(result.weight), activation: activation, smooth: result.smooth, lowRank: result.lowRank, bias: result.bias)
+            PackedWeight(result.weight), activation: activation, smooth: result.smooth, lowRank: result.lowRank,
+            bias: result.bias)
         let exact = exactLayer(layer.weight, inputs, bias: layer.bias)
         let energy = energy(of: exactLayer(layer.weight, inputs))
         let error = (ReferenceSVDQuant.squaredDistance(try linear(inputs).rows, exact) / energy).squareRoot()
@@ -87,7 +93,8 @@ struct LowRankQuantizerTests {
         let exact = exactLayer(layer.weight, layer.inputs)
         for trial in trials {
             let smooth = ReferenceSVDQuant.smoothingFactors(
-                inputs: layer.inputs.rows, weights: [layer.weight.rows], alpha: trial.candidate.alpha, beta: trial.candidate.beta)
+                inputs: layer.inputs.rows, weights: [layer.weight.rows], alpha: trial.candidate.alpha,
+                beta: trial.candidate.beta)
             let inputs = layer.inputs.rows.map { zip($0, smooth).map(/) }
             let weight = layer.weight.rows.map { zip($0, smooth).map(*) }
             var residual = weight
@@ -111,7 +118,8 @@ struct LowRankQuantizerTests {
     @Test("a corrected bias undoes the shift exactly when nothing is rounded")
     func shiftedBias() throws {
         let (weight, down, up) = try (
-            Tensor<Float>.normal([9, 21], seed: 40), Tensor<Float>.normal([3, 21], seed: 41), Tensor<Float>.normal([9, 3], seed: 42)
+            Tensor<Float>.normal([9, 21], seed: 40), Tensor<Float>.normal([3, 21], seed: 41),
+            Tensor<Float>.normal([9, 3], seed: 42)
         )
         let bias = try Tensor<Float>.normal([9], seed: 43)
         let shift = ActivationFormat.geluShift
@@ -122,7 +130,8 @@ struct LowRankQuantizerTests {
         let shifted = inputs.rows.map { $0.map { $0 + Double(shift) } }
         let quantizedPath = ReferenceSVDQuant.product(shifted, ReferenceSVDQuant.transposed(residual))
         let branch = ReferenceSVDQuant.product(
-            ReferenceSVDQuant.product(inputs.rows, ReferenceSVDQuant.transposed(down.rows)), ReferenceSVDQuant.transposed(up.rows))
+            ReferenceSVDQuant.product(inputs.rows, ReferenceSVDQuant.transposed(down.rows)),
+            ReferenceSVDQuant.transposed(up.rows))
         let exact = exactLayer(weight, inputs, bias: bias)
         for m in 0..<6 {
             for n in 0..<9 {
@@ -149,7 +158,9 @@ struct LowRankQuantizerTests {
         #expect(try values == recorded["out.bias_corrected"].elements)
     }
 
-    @Test("recorded layers are quantised as well as recorded", .enabled(if: !RecordedSplit.paths.isEmpty), arguments: RecordedSplit.paths)
+    @Test(
+        "recorded layers are quantised as well as recorded", .enabled(if: !RecordedSplit.paths.isEmpty),
+        arguments: RecordedSplit.paths)
     func recorded(_ path: String) throws {
         let recorded = try RecordedSplit(path)
         let (weight, bias, inputs) = try (recorded["in.weight"], recorded["in.bias"], recorded["in.x"])
@@ -195,7 +206,8 @@ struct LowRankQuantizerTests {
             }
         }
         for result in results.dropFirst() {
-            #expect(result.weight.codes == results[0].weight.codes && result.weight.scales.bits == results[0].weight.scales.bits)
+            #expect(
+                result.weight.codes == results[0].weight.codes && result.weight.scales.bits == results[0].weight.scales.bits)
             #expect(result.lowRank?.down.bits == results[0].lowRank?.down.bits)
             #expect(result.lowRank?.up.bits == results[0].lowRank?.up.bits)
             #expect(result.trials == results[0].trials && result.outputError == results[0].outputError)
@@ -208,14 +220,16 @@ struct LowRankQuantizerTests {
         let layer = try OutlierLayer(3, inFeatures, tokens: 2, seed: 36)
         let activations: [ActivationFormat] = [.float, .int8PerToken, .int8PerGroup, .int4, .uint4(shift: 40), .fp4]
         for (format, activation) in zip(
-            [.svdQuantInt4, .int8PerChannel, .nvfp4, try WeightFormat(.uint4, groupSize: 128), .svdQuantInt4, .nvfp4], activations)
+            [.svdQuantInt4, .int8PerChannel, .nvfp4, try WeightFormat(.uint4, groupSize: 128), .svdQuantInt4, .nvfp4],
+            activations)
         {
             for residual in LowRankQuantizer.ResidualRounding.allCases {
                 let result = try Self.quantize(layer) {
                     ($0.rank, $0.weightFormat, $0.activation, $0.residual) = (1, format, activation, residual)
                     ($0.smoothing, $0.iterations) = (.search(grids: 3), 2)
                 }
-                #expect(result.outputError.isFinite && result.outputError < 1, "\(format), \(activation): \(result.outputError)")
+                #expect(
+                    result.outputError.isFinite && result.outputError < 1, "\(format), \(activation): \(result.outputError)")
             }
         }
     }
@@ -256,7 +270,9 @@ struct LowRankQuantizerTests {
         }
         fails(.invalidShape, "weight") { _ = try quantizer(weight: layer.weight, calibration: .normal([5, 21], seed: 1)) }
         fails(.invalidShape, "calibration") { _ = try quantizer(weight: layer.weight, calibration: .init(zeros: [0, 20])) }
-        fails(.invalidShape, "bias") { _ = try quantizer(weight: layer.weight, bias: .init(zeros: [5]), calibration: layer.inputs) }
+        fails(.invalidShape, "bias") {
+            _ = try quantizer(weight: layer.weight, bias: .init(zeros: [5]), calibration: layer.inputs)
+        }
         let wide = try LowRankQuantizer()
         fails(.invalidArgument, "rank") { _ = try wide(weight: layer.weight, calibration: layer.inputs) }
         let huge = try Tensor<Float>([6, 20]) { _ in 1e30 }
@@ -265,7 +281,9 @@ struct LowRankQuantizerTests {
         fails(.invalidArgument, "iterations") { _ = try LowRankQuantizer(Self.configuration { $0.iterations = 0 }) }
         fails(.invalidArgument, "sampleTokens") { _ = try LowRankQuantizer(Self.configuration { $0.sampleTokens = 0 }) }
         fails(.invalidArgument, "grids") { _ = try LowRankQuantizer(Self.configuration { $0.smoothing = .search(grids: 0) }) }
-        fails(.invalidArgument, "shift") { _ = try LowRankQuantizer(Self.configuration { $0.activation = .uint4(shift: .nan) }) }
+        fails(.invalidArgument, "shift") {
+            _ = try LowRankQuantizer(Self.configuration { $0.activation = .uint4(shift: .nan) })
+        }
         fails(.invalidElementType, "scaleType") { _ = try LowRankQuantizer(Self.configuration { $0.scaleType = .int8 }) }
     }
 
@@ -278,8 +296,11 @@ struct LowRankQuantizerTests {
         let projections = try ["k", "v"].map { try file.floatTensor(prefix + "self_attn.\($0)_proj.weight") }
         let weight = try Tensor([projections.reduce(0) { $0 + $1.shape[0] }, 512], projections.flatMap(\.elements))
         // What the first layer sees: embeddings of the bytes of a text, normalised.
-        let (embedding, norm) = try (file.floatTensor("model.embed_tokens.weight"), file.floatTensor(prefix + "input_layernorm.weight"))
-        let text = Array("public func callAsFunction(_ weight: Tensor<Float>, on pool: WorkerPool = .shared) throws -> {}\n0123456789".utf8)
+        let (embedding, norm) = try (
+            file.floatTensor("model.embed_tokens.weight"), file.floatTensor(prefix + "input_layernorm.weight")
+        )
+        let text = Array(
+            "public func callAsFunction(_ weight: Tensor<Float>, on pool: WorkerPool = .shared) throws -> {}\n0123456789".utf8)
         let inputs = try Tensor<Float>([text.count, 512]) { index in
             let row = Int(text[index / 512]) * 512
             let energy = (0..<512).reduce(Float(0)) { $0 + embedding[flat: row + $1] * embedding[flat: row + $1] }

@@ -21,7 +21,9 @@ struct OutlierLayer {
         for n in 0..<outFeatures {
             for k in 0..<inFeatures {
                 var sum: Float = 0
-                for d in 0..<directions { sum += left[flat: n * directions + d] * right[flat: d * inFeatures + k] / Float(d + 1) }
+                for d in 0..<directions {
+                    sum += left[flat: n * directions + d] * right[flat: d * inFeatures + k] / Float(d + 1)
+                }
                 weight[flat: n * inFeatures + k] += 0.1 * sum
             }
         }

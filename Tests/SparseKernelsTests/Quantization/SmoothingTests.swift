@@ -119,7 +119,8 @@ struct SmoothingTests {
         #expect(result.candidate == best.candidate && best.error < seen[0].error)
 
         // Inputs of one magnitude and a weight of zeros: every candidate is the identity, and exact.
-        let flat = try SmoothingSearch(candidates: [.init(alpha: 0.5, beta: 0), .identity, .init(alpha: 0.2, beta: 0)], rank: 0)
+        let flat = try SmoothingSearch(
+            candidates: [.init(alpha: 0.5, beta: 0), .identity, .init(alpha: 0.2, beta: 0)], rank: 0)
         let tie = try flat(
             weights: [Tensor(zeros: [3, 64])], calibration: Tensor([2, 64]) { _ in 1 })
         #expect(tie.candidate == flat.candidates[2])
