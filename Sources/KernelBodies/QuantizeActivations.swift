@@ -83,7 +83,7 @@ private func projectDown(
             args.down!, args.factorType, from: vector * laneCount * args.depth + start * lanes, count: channels * lanes,
             into: expanded)
         let low = args.low! + vector * laneCount
-        if args.rows == 1 {
+        if args.isAlone {
             for part in 0..<width {
                 projectRow(x, channels, expanded + part * laneCount, stride: lanes, into: low + part * laneCount)
             }

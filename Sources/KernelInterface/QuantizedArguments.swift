@@ -47,6 +47,8 @@ public struct QuantizeArguments {
     public var lowVectors = 0
     public var low: UnsafeMutablePointer<Float>?
     public var lowStride = 0
+    /// The call has no other rows, so the projection may sum in another order than for many.
+    public var isAlone = false
 
     /// `QuantizedScratch.activationByteCount` bytes, 64-byte aligned, contents undefined.
     public var scratch: UnsafeMutableRawPointer

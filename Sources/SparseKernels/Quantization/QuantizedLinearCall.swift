@@ -12,7 +12,8 @@ struct QuantizedLinearCall {
     let yType: StorageType
 
     func run(rows: Int, on pool: WorkerPool) {
-        let block = ActivationBlock(layer, rows: min(rows, QuantizedLinear.blockRows))
+        // Equal blocks: a last one of a single row would be summed in another order.
+        let block = ActivationBlock(layer, rows: GEMMScratch.block(rows, limit: QuantizedLinear.blockRows, unit: 1))
         pool.withWorkspace(byteCount: block.byteCount) { workspace in
             var first = 0
             while first < rows {
@@ -108,6 +109,7 @@ struct QuantizedLinearCall {
                 arguments.lowVectors = lowRank.vectors
                 arguments.low = block.low(workspace) + row * block.lowStride
                 arguments.lowStride = block.lowStride
+                arguments.isAlone = rows == 1
             }
             layer.weight.kernels.quantizeActivations(&arguments)
         }
