@@ -276,7 +276,9 @@ private func encode(
         }
     case .int8PerToken:
         for x in 0..<vectors {
-            let code = nearest(load(v + x * laneCount) / divisor)
+            // A scale that 16 bits round down far leaves quotients beyond 127.
+            let above = maximum(nearest(load(v + x * laneCount) / divisor), IntVector(repeating: -127))
+            let code = IntVector(repeating: 0) &- maximum(IntVector(repeating: 0) &- above, IntVector(repeating: -127))
             sum = sum &+ code
             storeLowBytes(code &+ zero, codes + x * laneCount)
         }

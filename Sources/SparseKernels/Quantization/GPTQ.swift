@@ -58,8 +58,8 @@ public struct GPTQ: Sendable {
         let columns = weight.shape[1]
         var diagonal = (0..<columns).map { hessian[flat: $0 * columns + $0] }
         try require(
-            diagonal.allSatisfy(\.isFinite), .invalidArgument, "calibration", expected: "squares that fit single precision",
-            actual: "an infinite sum")
+            diagonal.allSatisfy { $0 < magnitudeLimit }, .invalidArgument, "calibration", expected: "mean squares below 2⁹⁹",
+            actual: "\(diagonal.max() ?? 0)")
         let isDead = diagonal.map { $0 == 0 }
         for k in 0..<columns where isDead[k] { diagonal[k] = 1 }
         // Ties in the order of the weight, so that the order is one.

@@ -107,6 +107,9 @@ public struct LowRankSplit: Sendable {
                 down: exact.down.rounded(to: storage, on: pool), up: exact.up.rounded(to: storage, on: pool),
                 singularValues: exact.singularValues)
             previous = exact
+            try require(
+                (factors.up.elements + factors.down.elements).allSatisfy(\.isFinite), .invalidArgument, "weight",
+                expected: "singular values that fit \(scaleType.rawValue)", actual: "\(exact.singularValues[0])")
             let residual = try residual(of: weight, down: factors.down, up: factors.up, on: pool)
             var quantized = residual
             try quantized.roundWeights(quantizer, columns: weight.shape[1], on: pool)

@@ -20,7 +20,8 @@ public struct SmoothingRanges: Sendable {
     ///   - weights: `[outFeatures, inFeatures]` each: all layers that are fed by this input, such as q, k and v.
     ///   - shift: what the layer adds to x before it divides; see `ActivationFormat.uint4(shift:)`.
     ///   - pool: the threads to use.
-    /// - Throws: `.invalidShape` for tensors that disagree or have no elements, `.invalidArgument` for an element that is not finite.
+    /// - Throws: `.invalidShape` for tensors that disagree or have no elements, `.invalidArgument` for an element that is not finite or
+    ///   a weight of 2¹⁰⁰ or more.
     /// - Complexity: O(elements).
     public init(
         calibration: Tensor<Float>, weights: [Tensor<Float>], shift: Float = 0, on pool: WorkerPool = .shared
@@ -38,6 +39,9 @@ public struct SmoothingRanges: Sendable {
             let range = try Self.columnMaxima(of: weight, named: "weight", plus: 0, on: pool)
             for k in 0..<inFeatures { weightRange[k] = max(weightRange[k], range[k]) }
         }
+        try require(
+            weightRange.allSatisfy { $0 < magnitudeLimit }, .invalidArgument, "weight", expected: "magnitudes below 2¹⁰⁰",
+            actual: "\(weightRange.max() ?? 0)")
         self.weights = weightRange
         activations = try Self.columnMaxima(of: calibration, named: "calibration", plus: shift, on: pool)
     }
@@ -45,7 +49,7 @@ public struct SmoothingRanges: Sendable {
     /// s for a candidate: every factor positive, finite and rounded to `scaleType`.
     ///
     /// A factor of 0 becomes 1. If one is infinite or NaN, as a weight column of zeros makes it with a positive β, all become 1. Both
-    /// rules hold after rounding too.
+    /// rules hold after rounding too. A factor that takes a weight to 2¹⁰⁰ counts as infinite.
     /// - Throws: `.invalidArgument` for an exponent outside 0…1, `.invalidElementType` for a type that is not a 16-bit float or `Float`.
     public func factors(
         _ candidate: SmoothingCandidate, scaleType: ElementType = .float16
@@ -58,7 +62,9 @@ public struct SmoothingRanges: Sendable {
             let factor = storage.rounded(Float(numerator / denominator))
             return factor == 0 ? 1 : factor
         }
-        if !factors.allSatisfy(\.isFinite) { factors = Array(repeating: 1, count: inFeatures) }
+        if !zip(factors, weights).allSatisfy({ $0.isFinite && $0 * $1 < magnitudeLimit }) {
+            factors = Array(repeating: 1, count: inFeatures)
+        }
         return try Tensor([inFeatures], factors)
     }
 

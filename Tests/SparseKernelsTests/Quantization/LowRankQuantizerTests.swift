@@ -277,6 +277,14 @@ struct LowRankQuantizerTests {
         fails(.invalidArgument, "rank") { _ = try wide(weight: layer.weight, calibration: layer.inputs) }
         let huge = try Tensor<Float>([6, 20]) { _ in 1e30 }
         fails(.invalidArgument, "calibration") { _ = try quantizer(weight: huge, calibration: huge) }
+        // Beyond what sums of products can hold.
+        fails(.invalidArgument, "weight") {
+            _ = try quantizer(weight: Tensor([6, 20]) { _ in 1e37 }, calibration: layer.inputs)
+        }
+        // FP16 has no scale for it, and none of the candidates helps.
+        fails(.invalidArgument, "weight") {
+            _ = try quantizer(weight: Tensor([6, 20]) { _ in 1e29 }, calibration: layer.inputs)
+        }
         fails(.invalidArgument, "rank") { _ = try LowRankQuantizer(Self.configuration { $0.rank = -1 }) }
         fails(.invalidArgument, "iterations") { _ = try LowRankQuantizer(Self.configuration { $0.iterations = 0 }) }
         fails(.invalidArgument, "sampleTokens") { _ = try LowRankQuantizer(Self.configuration { $0.sampleTokens = 0 }) }

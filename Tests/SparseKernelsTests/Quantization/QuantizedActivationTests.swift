@@ -99,6 +99,29 @@ struct QuantizedActivationTests {
                 == [12, 0, 2, 2, 4, 4, 8, 8, 0, -2, -2, -4, -4, -8, -8, 1])
     }
 
+    @Test("small activations, whose 16-bit scales lose bits, have saturated codes", arguments: quantising)
+    func smallValues(_ activation: ActivationFormat) throws {
+        // Without a shift, which would be all that is left of them.
+        let activation = if case .uint4 = activation { ActivationFormat.uint4(shift: 0) } else { activation }
+        func values(_ magnitude: Float, seed: UInt64) throws -> Tensor<Float> {
+            let normal: Tensor<Float> = try activation.input(9, 100, seed: seed)
+            return try Tensor(normal.shape) { normal[flat: $0] * magnitude }
+        }
+        for exponent in 8...24 {
+            let x = try values(Float(sign: .plus, exponent: -exponent, significand: 1), seed: UInt64(exponent))
+            try Self.check(
+                x.converted() as Tensor<Float16>, activation, WeightKind(.int4, 32), smooth: nil,
+                "\(activation), 2^-\(exponent)")
+        }
+        for exponent in stride(from: 118, through: 148, by: 3) {
+            let x = try values(Float(sign: .plus, exponent: -exponent, significand: 1), seed: UInt64(exponent))
+            try Self.check(x, activation, WeightKind(.int4, 32), smooth: nil, "\(activation), 2^-\(exponent)")
+            try Self.check(
+                x.converted() as Tensor<BFloat16>, activation, WeightKind(.int4, 32), smooth: nil,
+                "\(activation), 2^-\(exponent)")
+        }
+    }
+
     @Test("codes come from the unrounded scale, and the stored one is rounded", arguments: InstructionSet.available)
     func storedScale(_ set: InstructionSet) throws {
         // amax = 5: 5/7 lies between two BFloat16 values, and 2.5 · (1/s) = 3.5 is a tie that the rounded scale would move.

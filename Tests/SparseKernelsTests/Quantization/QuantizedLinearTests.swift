@@ -134,6 +134,25 @@ struct QuantizedLinearTests {
         }
     }
 
+    @Test("a row has the same bits in batches of any size from two on", arguments: ActivationFormat.all)
+    func batches(_ activation: ActivationFormat) throws {
+        let (m, n, k) = (140, 29, 70)
+        let parts = try LayerParts(
+            weight: WeightKind(.int4, 32, offsets: true).weight(n, k, seed: 1), activation: activation,
+            lowRank: LayerParts.branch(rank: 17, n, k, seed: 2), bias: Tensor.normal([n], seed: 3))
+        let x: Tensor<Float16> = try activation.input(m, k, seed: 4)
+        for set in InstructionSet.available {
+            let layer = try parts.layer(set)
+            let expected = try layer.output(of: x, as: Float.self).bits
+            // One more than a multiple of any tile or task leaves a row alone in the last one.
+            for rows in Array(2...19) + [25, 31, 33, 49, 64, 65, 66, 73, 97, 127, 128, 129, 133] {
+                let some = try layer.output(of: Tensor([rows, k], Array(x.elements[..<(rows * k)])), as: Float.self).bits
+                let differs = some.indices.first { some[$0] != expected[$0] }
+                #expect(differs == nil, "\(set), \(activation), \(rows) rows: row \((differs ?? 0) / n) has other bits")
+            }
+        }
+    }
+
     @Test("nothing outside the operands is touched")
     func bordersAreKept() async {
         await #expect(processExitsWith: .success) {

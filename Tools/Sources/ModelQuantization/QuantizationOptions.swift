@@ -29,7 +29,7 @@ public struct QuantizationOptions: Codable, Hashable, Sendable {
     public var method = Method.rtn
     public var smoothing = Smoothing.search
     /// Rounds of the iterative split; more than one stop early when the error no longer falls.
-    public var iterations = 1
+    public var iterations = LowRankQuantizer.Configuration().iterations
     public var scaleType = ScaleType.f16
     public var activation = Activation.int4
 
@@ -37,7 +37,7 @@ public struct QuantizationOptions: Codable, Hashable, Sendable {
 }
 
 extension QuantizationOptions: CustomStringConvertible {
-    /// "rank 32, rtn, smoothing search, 1 iteration, f16 scales, int4 activations": every option, so also what digests are made of.
+    /// "rank 32, rtn, smoothing search, 4 iterations, f16 scales, int4 activations": every option, so also what digests are made of.
     public var description: String {
         let smoothing =
             switch smoothing {

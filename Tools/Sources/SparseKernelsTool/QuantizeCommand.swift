@@ -50,7 +50,7 @@ struct QuantizeCommand: ParsableCommand {
     var smoothing = QuantizationOptions.Smoothing.search
 
     @Option(help: "Rounds of the low-rank split, at most. The official configuration has 100; they stop early.")
-    var iterations = 1
+    var iterations = QuantizationOptions().iterations
 
     @Option(help: "What scales are rounded to: f16 or bf16.")
     var scaleType = QuantizationOptions.ScaleType.f16
