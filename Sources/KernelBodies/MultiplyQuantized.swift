@@ -376,8 +376,11 @@ private func finishSums(
 ) {
     let lanes = width * laneCount
     if args.channelScales == nil && args.bias == nil && args.low == nil { return }
-    let factor = args.channelScales.map { loadRow($0, width: width) } ?? splatRow(1)
-    let bias = args.bias.map { loadRow($0, width: width) } ?? splatRow(0)
+    // Not through `map`: optional rows would bring outlined copies, which are weak symbols.
+    var factor = splatRow(1)
+    if let scales = args.channelScales { factor = loadRow(scales, width: width) }
+    var bias = splatRow(0)
+    if let given = args.bias { bias = loadRow(given, width: width) }
     for row in 0..<args.rows {
         let line = c + row * lanes
         store(multiplyAdd(loadRow(line, width: width), factor, bias), line, width: width)

@@ -214,7 +214,7 @@ private func range(_ v: UnsafePointer<Float>, _ count: Int) -> Float {
 private func total(_ v: UnsafePointer<Float>, _ count: Int) -> Float {
     var sum = splat(0)
     for x in 0..<count / laneCount { sum = sum + load(v + x * laneCount) }
-    return sum.sum()
+    return laneSum(sum)
 }
 
 /// One scale per token, kept in the place of its first group: max |v| / 127, rounded to the type of x.
@@ -292,7 +292,7 @@ private func encode(
         }
     }
     args.scales[place] = stored
-    if args.needsSums { args.sums[place] = stored * floats(sum).sum() }
+    if args.needsSums { args.sums[place] = stored * laneSum(floats(sum)) }
 }
 
 @_transparent

@@ -46,7 +46,8 @@ func expandWeights(
         for vector in 0..<lanes / laneCount {
             let lane = vector * laneCount
             let scale = load(scales + group + lane)
-            let offset = offsets.map { load($0 + group + lane) } ?? splat(0)
+            var offset = splat(0)
+            if let offsets { offset = load(offsets + group + lane) }
             var step = 0
             while step < 8 {
                 var codes: CodeVector

@@ -94,6 +94,14 @@ public func maximum(_ a: IntVector, _ b: IntVector) -> IntVector {
         _mm256_max_epi32(unsafeBitCast(a, to: __m256i.self), unsafeBitCast(b, to: __m256i.self)), to: IntVector.self)
 }
 
+/// The sum of the lanes. The standard library's is generic, and is not always inlined.
+@_alwaysEmitIntoClient @_transparent
+public func laneSum(_ value: Vector) -> Float {
+    let four = value.lowHalf + value.highHalf
+    let two = four.lowHalf + four.highHalf
+    return two[0] + two[1]
+}
+
 /// The largest lane.
 @_alwaysEmitIntoClient @_transparent
 public func largest(_ value: IntVector) -> Int32 {

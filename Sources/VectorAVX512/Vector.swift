@@ -90,6 +90,10 @@ public func maximum(_ a: IntVector, _ b: IntVector) -> IntVector {
         _mm512_max_epi32(unsafeBitCast(a, to: __m512i.self), unsafeBitCast(b, to: __m512i.self)), to: IntVector.self)
 }
 
+/// The sum of the lanes. The standard library's is generic, and is not always inlined.
+@_alwaysEmitIntoClient @_transparent
+public func laneSum(_ value: Vector) -> Float { _mm512_reduce_add_ps(value) }
+
 /// The largest lane.
 @_alwaysEmitIntoClient @_transparent
 public func largest(_ value: IntVector) -> Int32 { _mm512_reduce_max_epi32(unsafeBitCast(value, to: __m512i.self)) }

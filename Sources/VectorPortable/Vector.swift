@@ -123,6 +123,13 @@ public func maximum(_ a: IntVector, _ b: IntVector) -> IntVector {
     b.replacing(with: a, where: a .> b)
 }
 
+/// The sum of the lanes. The standard library's is generic, and is not always inlined.
+@_alwaysEmitIntoClient @_transparent
+public func laneSum(_ value: Vector) -> Float {
+    let two = value.lowHalf + value.highHalf
+    return two[0] + two[1]
+}
+
 /// The largest lane.
 @_alwaysEmitIntoClient @_transparent
 public func largest(_ value: IntVector) -> Int32 {
