@@ -71,8 +71,8 @@ package enum HadamardMatrix {
     /// First rows a₀ = 1, a₁ … a_{(n−1)/2} of the four circulants: bit i − 1 is set where aᵢ = −1. These are the orders without a prime for
     /// Paley's constructions.
     ///
-    /// Found by exhausting small sets: for 39, three sequences that multiplication of the indices by 16 permutes; for 43, four that
-    /// multiplication by 6 leaves alone; for the others, all. The lists of Williamson (1944) and Baumert and Hall (1965) have such quadruples too.
+    /// Found by exhausting small sets: for 39, three sequences that multiplication of the indices by 16 permutes; for the others but 43, all.
+    /// That of 43 is the one published by Williamson (1944), which the handbooks and SageMath list.
     private static let williamsonSequences: [Int: [UInt32]] = [
         13: [0x3e, 0x32, 0x25, 0x16],
         23: [0x753, 0x60d, 0x531, 0x390],
