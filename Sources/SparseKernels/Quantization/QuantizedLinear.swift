@@ -13,7 +13,7 @@ internal import KernelInterface
 /// - Exactness: products of codes are summed in integers within a group of the weights, groups in `Float`. Codes and scales are those of
 ///   the papers' own kernels; see `ActivationFormat`. Results are bitwise the same for every number of threads, and a row's do not
 ///   depend on the other rows; only a row alone sums its floats in another order.
-/// - Non-finite input makes the rows it is in NaN and leaves the others alone.
+/// - Non-finite input leaves the other rows alone; its own become NaN, or with `.float` what IEEE arithmetic makes of them.
 /// - Complexity: M·N·K multiply-adds of codes, or of floats for `.float`, and M·(N + K)·rank of floats.
 /// - Scratch: `workspaceByteCount` once and `scratchByteCount` per thread, kept by the pool.
 /// - Source: SVDQuant (arXiv 2411.05007), nunchaku's `quantize_w4a4_act_fuse_lora` and `gemm_w4a4`.
