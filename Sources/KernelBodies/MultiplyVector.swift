@@ -7,7 +7,7 @@
 // 2¹⁶ or 2²⁴, exactly, as a float. So each place has sums of its own, which are scaled once per group: a conversion and a multiply-add per
 // register of codes, and no shift. Codes with a sign have 8 added by flipping their highest bit, and 8·Σ x taken off again.
 
-public import KernelInterface
+import KernelInterface
 
 /// `c` += the product over some channels of a panel, a multiple of the group. `chunk` channels fit a narrow sum; scales and offsets are
 /// those of the channels.
