@@ -18,12 +18,8 @@ public struct LowRankBranch: Sendable {
         try require(
             up.shape.count == 2 && up.shape[0] >= 1 && up.shape[1] == down.shape[0], .invalidShape, "up",
             expected: "[outFeatures, \(down.shape[0])]", actual: "\(up.shape)")
-        for (name, factor) in [("down", down), ("up", up)] {
-            let bad = (0..<factor.count).first { !factor[flat: $0].isFinite }
-            try require(
-                bad == nil, .invalidArgument, name, expected: "finite",
-                actual: "\(bad.map { factor[flat: $0] } ?? 0) at element \(bad ?? 0)")
-        }
+        try down.requireFinite(named: "down")
+        try up.requireFinite(named: "up")
         self.down = down
         self.up = up
     }

@@ -62,10 +62,7 @@ public struct QuantizedLinear: Sendable {
             try require(
                 bias.shape == [weight.outFeatures], .invalidShape, "bias", expected: "\([weight.outFeatures])",
                 actual: "\(bias.shape)")
-            let bad = bias.elements.firstIndex { !$0.isFinite }
-            try require(
-                bad == nil, .invalidArgument, "bias", expected: "finite",
-                actual: "\(bias[flat: bad ?? 0]) at element \(bad ?? 0)")
+            try bias.requireFinite(named: "bias")
         }
         if case .uint4(let shift) = activation {
             try require(

@@ -73,9 +73,6 @@ public struct QuantizedWeight: Sendable {
 
     private static func check(_ name: String, _ tensor: Tensor<Float>, _ shape: [Int]) throws(SparseKernelsError) {
         try require(tensor.shape == shape, .invalidShape, name, expected: "\(shape)", actual: "\(tensor.shape)")
-        let bad = tensor.elements.firstIndex { !$0.isFinite }
-        try require(
-            bad == nil, .invalidArgument, name, expected: "finite",
-            actual: "\(bad.map { tensor[flat: $0] } ?? 0) at element \(bad ?? 0)")
+        try tensor.requireFinite(named: name)
     }
 }
