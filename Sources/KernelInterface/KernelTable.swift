@@ -33,6 +33,9 @@ public struct KernelTable: Sendable {
     /// What is added to signed codes of activations that meet weights of whole bytes.
     public var byteZero: Int32
 
+    /// Keys and values of a cache.
+    public var tokens: TokenKernels
+
     /// Roofs: (iterations) → `3·tileRows` chains of multiply-adds of codes, `4·laneCount` wide.
     public var codeProductChains: @Sendable (Int) -> Int32
     /// Roofs: (iterations, seed) → `3·tileRows` chains of multiply-adds, `laneCount` wide.
@@ -58,7 +61,7 @@ public struct KernelTable: Sendable {
             ) -> Void,
         quantizeActivations: @escaping @Sendable (UnsafePointer<QuantizeArguments>) -> Void,
         multiplyQuantized: @escaping @Sendable (UnsafePointer<QuantizedProductArguments>) -> Void, byteZero: Int32,
-        codeProductChains: @escaping @Sendable (Int) -> Int32,
+        tokens: TokenKernels, codeProductChains: @escaping @Sendable (Int) -> Int32,
         multiplyAddChains: @escaping @Sendable (Int, Float) -> Float,
         readAll: @escaping @Sendable (UnsafePointer<Float>, Int) -> Float,
         multiplyTile:
@@ -78,6 +81,7 @@ public struct KernelTable: Sendable {
         self.quantizeActivations = quantizeActivations
         self.multiplyQuantized = multiplyQuantized
         self.byteZero = byteZero
+        self.tokens = tokens
         self.codeProductChains = codeProductChains
         self.multiplyAddChains = multiplyAddChains
         self.readAll = readAll

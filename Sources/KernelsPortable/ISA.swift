@@ -12,7 +12,12 @@ public func portableKernels() -> KernelTable {
         scoreAntidiagonals: { scoreAntidiagonals($0) }, encodeKeyGroups: { encodeKeyGroups($0) },
         sumRows: { sumRows($0, $1, $2, $3, $4, $5) },
         quantizeActivations: { quantizeActivations($0) }, multiplyQuantized: { multiplyQuantized($0) },
-        byteZero: byteZero, codeProductChains: { codeProductChains($0) },
+        byteZero: byteZero,
+        tokens: TokenKernels(
+            attend: { attendTokens($0) }, score: { scoreTokens($0) }, merge: { mergeTokens($0) },
+            store: { storeTokens($0) }, load: { loadTokens($0, slot: $1, count: $2, isValue: $3, into: $4) },
+            summarize: { summarizeTokens($0) }),
+        codeProductChains: { codeProductChains($0) },
         multiplyAddChains: { multiplyAddChains($0, $1) }, readAll: { readAll($0, $1) },
         multiplyTile: { multiplyTile($0, $1, $2, $3, $4) },
         applyPrimitive: { applyPrimitive($0, $1, $2, $3) })

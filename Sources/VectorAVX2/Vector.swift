@@ -157,3 +157,63 @@ public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVe
     let entries = UnsafeRawPointer(table).loadUnaligned(as: __m128i.self)
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), codes)
 }
+
+// MARK: - Tokens of a cache
+
+/// Tokens of a score tile: 2 tokens × 4 rows are 8 accumulators, which cover the latency, beside 2 vectors of keys and 4 of queries.
+@_alwaysEmitIntoClient @inline(__always)
+public var tokenTile: Int { 2 }
+
+/// The sums of the lanes of four vectors.
+@_alwaysEmitIntoClient @_transparent
+public func laneSums(_ a: Vector, _ b: Vector, _ c: Vector, _ d: Vector) -> SIMD4<Float> {
+    let ab = unsafeBitCast(_mm256_unpacklo_ps(a, b) + _mm256_unpackhi_ps(a, b), to: __m256d.self)
+    let cd = unsafeBitCast(_mm256_unpacklo_ps(c, d) + _mm256_unpackhi_ps(c, d), to: __m256d.self)
+    let low = unsafeBitCast(_mm256_unpacklo_pd(ab, cd), to: Vector.self)
+    let high = unsafeBitCast(_mm256_unpackhi_pd(ab, cd), to: Vector.self)
+    return foldSum(low + high)
+}
+
+/// The sums of the 32-bit lanes of four registers, as floats.
+@_alwaysEmitIntoClient @_transparent
+public func codeLaneSums(_ a: CodeVector, _ b: CodeVector, _ c: CodeVector, _ d: CodeVector) -> SIMD4<Float> {
+    let ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b))
+    let cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d))
+    let sums = unsafeBitCast(
+        _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd)), to: IntVector.self)
+    return _mm_cvtepi32_ps(unsafeBitCast(sums.lowHalf &+ sums.highHalf, to: __m128i.self))
+}
+
+/// Integer lanes as a register of codes.
+@_alwaysEmitIntoClient @_transparent
+public func codes(_ value: IntVector) -> CodeVector { unsafeBitCast(value, to: CodeVector.self) }
+
+/// sum += products of adjacent pairs of signed 16-bit lanes.
+@_alwaysEmitIntoClient @_transparent
+public func addPairProducts(_ sum: CodeVector, _ a: CodeVector, _ b: CodeVector) -> CodeVector {
+    _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
+}
+
+/// `2·laneCount` bytes as 16-bit lanes.
+@_alwaysEmitIntoClient @_transparent
+public func loadBytes(_ pointer: UnsafeRawPointer) -> CodeVector {
+    _mm256_cvtepu8_epi16(pointer.loadUnaligned(as: __m128i.self))
+}
+
+/// The low and the high nibbles of bytes in 16-bit lanes.
+@_alwaysEmitIntoClient @_transparent
+public func splitNibbles(_ bytes: CodeVector) -> (low: CodeVector, high: CodeVector) {
+    (_mm256_and_si256(bytes, _mm256_set1_epi16(15)), _mm256_srli_epi16(bytes, 4))
+}
+
+/// Four values over and over.
+@_alwaysEmitIntoClient @_transparent
+public func repeatFour(_ four: SIMD4<Float>) -> Vector { Vector(lowHalf: four, highHalf: four) }
+
+/// Lane by lane, the sums of the halves.
+@_alwaysEmitIntoClient @_transparent
+public func foldSum(_ value: Vector) -> SIMD4<Float> { value.lowHalf + value.highHalf }
+
+/// Lane by lane, the maxima of the halves.
+@_alwaysEmitIntoClient @_transparent
+public func foldMaximum(_ value: Vector) -> SIMD4<Float> { _mm_max_ps(value.lowHalf, value.highHalf) }

@@ -141,3 +141,73 @@ public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVe
     let entries = UnsafeRawPointer(table).loadUnaligned(as: __m128i.self)
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), codes)
 }
+
+// MARK: - Tokens of a cache
+
+/// Tokens of a score tile: 4 tokens × 4 rows are 16 accumulators, beside 4 vectors of keys and 4 of queries.
+@_alwaysEmitIntoClient @inline(__always)
+public var tokenTile: Int { 4 }
+
+/// The sums of the lanes of four vectors.
+@_alwaysEmitIntoClient @_transparent
+public func laneSums(_ a: Vector, _ b: Vector, _ c: Vector, _ d: Vector) -> SIMD4<Float> {
+    let ab = unsafeBitCast(_mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b), to: __m512d.self)
+    let cd = unsafeBitCast(_mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d), to: __m512d.self)
+    let low = unsafeBitCast(_mm512_unpacklo_pd(ab, cd), to: Vector.self)
+    let high = unsafeBitCast(_mm512_unpackhi_pd(ab, cd), to: Vector.self)
+    return foldSum(low + high)
+}
+
+/// The sums of the 32-bit lanes of four registers, as floats.
+@_alwaysEmitIntoClient @_transparent
+public func codeLaneSums(_ a: CodeVector, _ b: CodeVector, _ c: CodeVector, _ d: CodeVector) -> SIMD4<Float> {
+    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b))
+    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d))
+    let sums = unsafeBitCast(
+        _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd)), to: IntVector.self)
+    let eight = sums.lowHalf &+ sums.highHalf
+    return _mm_cvtepi32_ps(unsafeBitCast(eight.lowHalf &+ eight.highHalf, to: __m128i.self))
+}
+
+/// Integer lanes as a register of codes.
+@_alwaysEmitIntoClient @_transparent
+public func codes(_ value: IntVector) -> CodeVector { unsafeBitCast(value, to: CodeVector.self) }
+
+/// sum += products of adjacent pairs of signed 16-bit lanes.
+@_alwaysEmitIntoClient @_transparent
+public func addPairProducts(_ sum: CodeVector, _ a: CodeVector, _ b: CodeVector) -> CodeVector {
+    _mm512_dpwssd_epi32(sum, a, b)
+}
+
+/// `2·laneCount` bytes as 16-bit lanes.
+@_alwaysEmitIntoClient @_transparent
+public func loadBytes(_ pointer: UnsafeRawPointer) -> CodeVector {
+    _mm512_cvtepu8_epi16(pointer.loadUnaligned(as: __m256i.self))
+}
+
+/// The low and the high nibbles of bytes in 16-bit lanes.
+@_alwaysEmitIntoClient @_transparent
+public func splitNibbles(_ bytes: CodeVector) -> (low: CodeVector, high: CodeVector) {
+    (_mm512_and_si512(bytes, _mm512_set1_epi16(15)), _mm512_srli_epi16(bytes, 4))
+}
+
+/// Four values over and over.
+@_alwaysEmitIntoClient @_transparent
+public func repeatFour(_ four: SIMD4<Float>) -> Vector {
+    let eight = SIMD8<Float>(lowHalf: four, highHalf: four)
+    return Vector(lowHalf: eight, highHalf: eight)
+}
+
+/// Lane by lane, the sums of the quarters.
+@_alwaysEmitIntoClient @_transparent
+public func foldSum(_ value: Vector) -> SIMD4<Float> {
+    let eight = value.lowHalf + value.highHalf
+    return eight.lowHalf + eight.highHalf
+}
+
+/// Lane by lane, the maxima of the quarters.
+@_alwaysEmitIntoClient @_transparent
+public func foldMaximum(_ value: Vector) -> SIMD4<Float> {
+    let eight = _mm256_max_ps(value.lowHalf, value.highHalf)
+    return _mm_max_ps(eight.lowHalf, eight.highHalf)
+}

@@ -182,3 +182,63 @@ public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVe
     for i in 0..<16 { bytes[i] = table[Int(index[i])] }
     return unsafeBitCast(bytes, to: CodeVector.self)
 }
+
+// MARK: - Tokens of a cache
+
+/// Tokens of a score tile: 2 tokens × 4 rows.
+@_alwaysEmitIntoClient @inline(__always)
+public var tokenTile: Int { 2 }
+
+/// The sums of the lanes of four vectors.
+@_alwaysEmitIntoClient @_transparent
+public func laneSums(_ a: Vector, _ b: Vector, _ c: Vector, _ d: Vector) -> SIMD4<Float> {
+    SIMD4(laneSum(a), laneSum(b), laneSum(c), laneSum(d))
+}
+
+/// The sums of the 32-bit lanes of four registers, as floats.
+@_alwaysEmitIntoClient @_transparent
+public func codeLaneSums(_ a: CodeVector, _ b: CodeVector, _ c: CodeVector, _ d: CodeVector) -> SIMD4<Float> {
+    let even = SIMD4(a[0] &+ a[1], b[0] &+ b[1], c[0] &+ c[1], d[0] &+ d[1])
+    let odd = SIMD4(a[2] &+ a[3], b[2] &+ b[3], c[2] &+ c[3], d[2] &+ d[3])
+    return SIMD4<Float>(even &+ odd)
+}
+
+/// Integer lanes as a register of codes.
+@_alwaysEmitIntoClient @_transparent
+public func codes(_ value: IntVector) -> CodeVector { value }
+
+/// sum += products of adjacent pairs of signed 16-bit lanes.
+@_alwaysEmitIntoClient @_transparent
+public func addPairProducts(_ sum: CodeVector, _ a: CodeVector, _ b: CodeVector) -> CodeVector {
+    #if arch(x86_64)
+        let products = _mm_madd_epi16(unsafeBitCast(a, to: __m128i.self), unsafeBitCast(b, to: __m128i.self))
+        return sum &+ unsafeBitCast(products, to: CodeVector.self)
+    #else
+        let low = ((a &<< 16) &>> 16) &* ((b &<< 16) &>> 16)
+        return sum &+ low &+ (a &>> 16) &* (b &>> 16)
+    #endif
+}
+
+/// `2·laneCount` bytes as 16-bit lanes.
+@_alwaysEmitIntoClient @_transparent
+public func loadBytes(_ pointer: UnsafeRawPointer) -> CodeVector {
+    unsafeBitCast(SIMD8<UInt16>(truncatingIfNeeded: pointer.loadUnaligned(as: SIMD8<UInt8>.self)), to: CodeVector.self)
+}
+
+/// The low and the high nibbles of bytes in 16-bit lanes.
+@_alwaysEmitIntoClient @_transparent
+public func splitNibbles(_ bytes: CodeVector) -> (low: CodeVector, high: CodeVector) {
+    (bytes & 0x000f_000f, (bytes &>> 4) & 0x000f_000f)
+}
+
+/// Four values over and over.
+@_alwaysEmitIntoClient @_transparent
+public func repeatFour(_ four: SIMD4<Float>) -> Vector { four }
+
+/// Four lanes are one group: nothing to add.
+@_alwaysEmitIntoClient @_transparent
+public func foldSum(_ value: Vector) -> SIMD4<Float> { value }
+
+/// Four lanes are one group.
+@_alwaysEmitIntoClient @_transparent
+public func foldMaximum(_ value: Vector) -> SIMD4<Float> { value }

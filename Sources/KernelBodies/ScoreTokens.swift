@@ -1,0 +1,375 @@
+// Scores of four query rows against tokens of a cache: the first half of decoding, and all of page scoring and of estimates.
+//
+//     S[t][r] = Σ_c q[r][c] · k[slot(t)][c]          t < count ≤ 128, r < 4
+//
+// Lanes are channels, because tokens are rows that may lie anywhere: a list of slots is all that pages, selections and gathered
+// tokens have in common. A tile of 2 or 4 tokens × 4 rows shares its loads of keys and queries, and its sums over lanes.
+//
+// Float formats are widened in the register. Quantised keys stay integers: queries become 16-bit codes, finer than the half precision
+// that the papers' kernels multiply in, products are summed exactly in 32 bits, and scale and zero point come last:
+// Σ q·s·(code − z) = s·(Σ q·code − z·Σ q).
+
+public import KernelInterface
+
+/// See `ScoreTokensArguments`.
+public func scoreTokens(_ arguments: UnsafePointer<ScoreTokensArguments>) {
+    let args = arguments.pointee
+    let layout = TokenScratch(headDim: args.key.channels, valueDim: 1, rows: TokenScratch.rowTile)
+    let query = args.scratch + layout.query
+    let scores = (args.scratch + layout.scores).assumingMemoryBound(to: Float.self)
+    let scales = (args.scratch + layout.scales).assumingMemoryBound(to: Float.self)
+    var row = 0
+    while row < args.rows {
+        let rows = minimum(TokenScratch.rowTile, args.rows - row)
+        packTokenQueries(
+            args.query + row * args.queryStride, stride: args.queryStride, rows: rows, channels: args.key.channels,
+            format: args.key.format, scale: args.scale, into: query)
+        var first = 0
+        while first < args.count {
+            let count = minimum(TokenScratch.block, args.count - first)
+            gatherScales(args.key, args.slots + first, count: count, into: scales)
+            scoreBlock(
+                args.key, args.slots + first, count: count, query: query, scales: scales, ahead: args.count - first,
+                beside: args.key.base, besideBytes: 0, into: scores)
+            let target = args.scores + row * args.scoreStride + first
+            for r in 0..<rows {
+                for token in 0..<count { target[r * args.scoreStride + token] = scores[token * 4 + r] }
+            }
+            first += count
+        }
+        row += TokenScratch.rowTile
+    }
+}
+
+// MARK: - Queries
+
+/// Bytes of the packed queries of four rows: floats, or 16-bit codes with scales and sums of codes for each row behind them.
+@_transparent
+func packedQueryBytes(_ channels: Int) -> Int { (channels + 63) / 64 * 64 * 16 + 32 }
+
+/// Four rows for `scoreBlock`, times `scale`. Rows past `rows` are zero.
+///
+/// Floats: [vector][row][lane]. Codes: [step][half][row][lane] with the halves of INT4 being the even and the odd channels, then
+/// four scales and four sums of codes.
+@inline(never)
+func packTokenQueries(
+    _ query: UnsafePointer<Float>, stride: Int, rows: Int, channels: Int, format: TokenFormat, scale: Float,
+    into packed: UnsafeMutableRawPointer
+) {
+    if !format.isQuantized {
+        let target = packed.assumingMemoryBound(to: Float.self)
+        for x in 0..<TokenLayout.padded(channels) * 4 { target[x] = 0 }
+        for row in 0..<rows {
+            for channel in 0..<channels {
+                target[(channel / laneCount * 4 + row) * laneCount + channel % laneCount] =
+                    query[row * stride + channel] * scale
+            }
+        }
+        return
+    }
+    let codes = packed.assumingMemoryBound(to: Int16.self)
+    let factors = (packed + packedQueryBytes(channels) - 32).assumingMemoryBound(to: Float.self)
+    let width = 2 * laneCount
+    for x in 0..<(channels + 63) / 64 * 64 * 4 { codes[x] = 0 }
+    // No sum of products leaves 32 bits: 2³¹ / (channels · largest code), which is more than 2¹⁵ up to 256 channels.
+    let limit = Float(minimum(32_767, Int(Int32.max) / (channels * format.maximumCode)))
+    for row in 0..<4 {
+        var largest: Float = 0
+        var isFinite = true
+        if row < rows {
+            for channel in 0..<channels {
+                let value = query[row * stride + channel]
+                let magnitude = value < 0 ? -value : value
+                if magnitude > largest { largest = magnitude }
+                if value - value != 0 { isFinite = false }
+            }
+        }
+        var sum: Int32 = 0
+        let inverse = largest > 0 && isFinite ? limit / largest : 0
+        if inverse > 0 {
+            for channel in 0..<channels {
+                let code = Int32((query[row * stride + channel] * inverse).rounded(.toNearestOrEven))
+                sum &+= code
+                var place = (channel / width * 4 + row) * width + channel % width
+                if format == .int4 {
+                    let within = channel % (2 * width)
+                    place = ((channel / (2 * width) * 2 + (within & 1)) * 4 + row) * width + within / 2
+                }
+                codes[place] = Int16(truncatingIfNeeded: code)
+            }
+        }
+        factors[row] = isFinite ? largest / limit * scale : .nan
+        factors[4 + row] = Float(sum)
+    }
+}
+
+/// Scales and zero points of a step of slots as floats, first `block` scales, then `block` zero points.
+@inline(never)
+func gatherScales(
+    _ tokens: TokenOperand, _ slots: UnsafePointer<Int32>, count: Int, into target: UnsafeMutablePointer<Float>
+) {
+    if !tokens.format.isQuantized { return }
+    let zeros = target + TokenScratch.block
+    var token = 0
+    while token < count {
+        let slot = Int(slots[token])
+        // Tokens of a page are adjacent.
+        if token + laneCount <= count && Int(slots[token + laneCount - 1]) == slot + laneCount - 1 {
+            store(loadHalf(tokens.scales! + slot), target + token)
+            store(loadHalf(tokens.zeros! + slot), zeros + token)
+            token += laneCount
+        } else {
+            target[token] = widenHalf(tokens.scales![slot])
+            zeros[token] = widenHalf(tokens.zeros![slot])
+            token += 1
+        }
+    }
+}
+
+// MARK: - Scores of a step
+
+/// S of a step. Asks for `besideBytes` at `beside` for each slot, which are read next, and, when more than `keyDistance` of the `ahead`
+/// tokens of the list are left, for the keys of later ones.
+@_transparent
+func scoreBlock(
+    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, count: Int, query: UnsafeMutableRawPointer,
+    scales: UnsafePointer<Float>, ahead: Int, beside: UnsafeMutableRawPointer, besideBytes: Int,
+    into scores: UnsafeMutablePointer<Float>
+) {
+    switch key.format {
+    case .float32: scoreFloat32(key, slots, count, query, ahead, beside, besideBytes, scores)
+    case .float16: scoreFloat16(key, slots, count, query, ahead, beside, besideBytes, scores)
+    case .bfloat16: scoreBFloat16(key, slots, count, query, ahead, beside, besideBytes, scores)
+    case .int8: scoreInt8(key, slots, count, query, scales, ahead, beside, besideBytes, scores)
+    case .int4: scoreInt4(key, slots, count, query, scales, ahead, beside, besideBytes, scores)
+    }
+}
+
+/// Tokens between a key that is asked for and the one in work: 16 rows of 128 half-precision channels are 4 KiB.
+@_transparent
+private var keyDistance: Int { 16 }
+
+/// Asks for the lines of a row.
+@_transparent
+func fetch(_ base: UnsafeRawPointer, bytes: Int) {
+    var offset = 0
+    while offset < bytes {
+        prefetch((base + offset).assumingMemoryBound(to: Float.self))
+        offset += 64
+    }
+}
+
+@inline(never)
+private func scoreFloat32(
+    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer, _ ahead: Int,
+    _ beside: UnsafeMutableRawPointer, _ besideBytes: Int, _ scores: UnsafeMutablePointer<Float>
+) {
+    scoreFloats(key, slots, count, query, ahead, beside, besideBytes, scores, format: .float32)
+}
+
+@inline(never)
+private func scoreFloat16(
+    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer, _ ahead: Int,
+    _ beside: UnsafeMutableRawPointer, _ besideBytes: Int, _ scores: UnsafeMutablePointer<Float>
+) {
+    scoreFloats(key, slots, count, query, ahead, beside, besideBytes, scores, format: .float16)
+}
+
+@inline(never)
+private func scoreBFloat16(
+    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer, _ ahead: Int,
+    _ beside: UnsafeMutableRawPointer, _ besideBytes: Int, _ scores: UnsafeMutablePointer<Float>
+) {
+    scoreFloats(key, slots, count, query, ahead, beside, besideBytes, scores, format: .bfloat16)
+}
+
+@inline(never)
+private func scoreInt8(
+    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
+    _ scales: UnsafePointer<Float>, _ ahead: Int, _ beside: UnsafeMutableRawPointer, _ besideBytes: Int,
+    _ scores: UnsafeMutablePointer<Float>
+) {
+    scoreCodes(key, slots, count, query, scales, ahead, beside, besideBytes, scores, halves: 1)
+}
+
+@inline(never)
+private func scoreInt4(
+    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
+    _ scales: UnsafePointer<Float>, _ ahead: Int, _ beside: UnsafeMutableRawPointer, _ besideBytes: Int,
+    _ scores: UnsafeMutablePointer<Float>
+) {
+    scoreCodes(key, slots, count, query, scales, ahead, beside, besideBytes, scores, halves: 2)
+}
+
+/// One vector of a row of floats.
+@_transparent
+func loadElements(_ row: UnsafeRawPointer, _ index: Int, _ format: TokenFormat) -> Vector {
+    switch format {
+    case .float32: return load(row.assumingMemoryBound(to: Float.self) + index)
+    case .bfloat16: return loadBFloat16(row.assumingMemoryBound(to: UInt16.self) + index)
+    default: return loadHalf(row.assumingMemoryBound(to: UInt16.self) + index)
+    }
+}
+
+/// Sums of one token, one vector per row.
+private typealias RowSums = (r0: Vector, r1: Vector, r2: Vector, r3: Vector)
+
+@_transparent
+private func add(_ sums: inout RowSums, _ key: Vector, _ q: RowSums) {
+    sums.r0 = multiplyAdd(key, q.r0, sums.r0)
+    sums.r1 = multiplyAdd(key, q.r1, sums.r1)
+    sums.r2 = multiplyAdd(key, q.r2, sums.r2)
+    sums.r3 = multiplyAdd(key, q.r3, sums.r3)
+}
+
+@_transparent
+private func storeSums(_ sums: RowSums, _ target: UnsafeMutablePointer<Float>) {
+    let four = laneSums(sums.r0, sums.r1, sums.r2, sums.r3)
+    UnsafeMutableRawPointer(target).storeBytes(of: four, as: SIMD4<Float>.self)
+}
+
+/// Fetches what is read later, for the tokens of a tile.
+@_transparent
+private func fetchAhead(
+    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, token: Int, count: Int, ahead: Int,
+    beside: UnsafeMutableRawPointer, besideBytes: Int
+) {
+    for i in 0..<tokenTile {
+        if besideBytes > 0 && token + i < count { fetch(beside + Int(slots[token + i]) * besideBytes, bytes: besideBytes) }
+        if token + i + keyDistance < ahead {
+            fetch(key.base + Int(slots[token + i + keyDistance]) * key.stride, bytes: key.stride)
+        }
+    }
+}
+
+@_transparent
+private func scoreFloats(
+    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer, _ ahead: Int,
+    _ beside: UnsafeMutableRawPointer, _ besideBytes: Int, _ scores: UnsafeMutablePointer<Float>, format: TokenFormat
+) {
+    let vectors = TokenLayout.padded(key.channels) / laneCount
+    let queries = query.assumingMemoryBound(to: Float.self)
+    let zero = (splat(0), splat(0), splat(0), splat(0))
+    var token = 0
+    while token < count {
+        fetchAhead(key, slots, token: token, count: count, ahead: ahead, beside: beside, besideBytes: besideBytes)
+        // Tokens past the last one repeat it; their scores are overwritten or unused.
+        let k0 = UnsafeRawPointer(key.base + Int(slots[token]) * key.stride)
+        let k1 = UnsafeRawPointer(key.base + Int(slots[minimum(token + 1, count - 1)]) * key.stride)
+        let k2 = UnsafeRawPointer(key.base + Int(slots[minimum(token + 2, count - 1)]) * key.stride)
+        let k3 = UnsafeRawPointer(key.base + Int(slots[minimum(token + 3, count - 1)]) * key.stride)
+        var (s0, s1, s2, s3): (RowSums, RowSums, RowSums, RowSums) = (zero, zero, zero, zero)
+        for vector in 0..<vectors {
+            let x = vector * laneCount
+            let q = queries + 4 * x
+            let row = (load(q), load(q + laneCount), load(q + 2 * laneCount), load(q + 3 * laneCount))
+            add(&s0, loadElements(k0, x, format), row)
+            add(&s1, loadElements(k1, x, format), row)
+            if tokenTile > 2 {
+                add(&s2, loadElements(k2, x, format), row)
+                add(&s3, loadElements(k3, x, format), row)
+            }
+        }
+        let target = scores + 4 * token
+        storeSums(s0, target)
+        if token + 1 < count { storeSums(s1, target + 4) }
+        if tokenTile > 2 {
+            if token + 2 < count { storeSums(s2, target + 8) }
+            if token + 3 < count { storeSums(s3, target + 12) }
+        }
+        token += tokenTile
+    }
+}
+
+// MARK: - Quantised keys
+
+private typealias CodeSums = (r0: CodeVector, r1: CodeVector, r2: CodeVector, r3: CodeVector)
+
+@_transparent
+private func loadCodes(_ pointer: UnsafeRawPointer) -> CodeVector { pointer.loadUnaligned(as: CodeVector.self) }
+
+@_transparent
+private func add(_ sums: inout CodeSums, _ key: CodeVector, _ q: CodeSums) {
+    sums.r0 = addPairProducts(sums.r0, key, q.r0)
+    sums.r1 = addPairProducts(sums.r1, key, q.r1)
+    sums.r2 = addPairProducts(sums.r2, key, q.r2)
+    sums.r3 = addPairProducts(sums.r3, key, q.r3)
+}
+
+/// s·(Σ q·code − z·Σ q) for the four rows.
+@_transparent
+private func storeSums(
+    _ sums: CodeSums, _ factors: SIMD4<Float>, _ total: SIMD4<Float>, _ scale: Float, _ zero: Float,
+    _ target: UnsafeMutablePointer<Float>
+) {
+    let four = codeLaneSums(sums.r0, sums.r1, sums.r2, sums.r3)
+    let value = (four - total * SIMD4(repeating: zero)) * (factors * SIMD4(repeating: scale))
+    UnsafeMutableRawPointer(target).storeBytes(of: value, as: SIMD4<Float>.self)
+}
+
+/// `halves` is 2 for nibbles: a load of bytes gives the even and the odd channels.
+@_transparent
+private func scoreCodes(
+    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
+    _ scales: UnsafePointer<Float>, _ ahead: Int, _ beside: UnsafeMutableRawPointer, _ besideBytes: Int,
+    _ scores: UnsafeMutablePointer<Float>, halves: Int
+) {
+    let bytes = 2 * laneCount
+    let steps = (key.stride + bytes - 1) / bytes
+    let factorPointer = query + packedQueryBytes(key.channels) - 32
+    let factors = factorPointer.loadUnaligned(as: SIMD4<Float>.self)
+    let totals = (factorPointer + 16).loadUnaligned(as: SIMD4<Float>.self)
+    let zeros = scales + TokenScratch.block
+    let nothing = startingSums(0)
+    let zero = (nothing, nothing, nothing, nothing)
+    var token = 0
+    while token < count {
+        fetchAhead(key, slots, token: token, count: count, ahead: ahead, beside: beside, besideBytes: besideBytes)
+        let (t1, t2, t3) = (minimum(token + 1, count - 1), minimum(token + 2, count - 1), minimum(token + 3, count - 1))
+        let k0 = UnsafeRawPointer(key.base + Int(slots[token]) * key.stride)
+        let k1 = UnsafeRawPointer(key.base + Int(slots[t1]) * key.stride)
+        let k2 = UnsafeRawPointer(key.base + Int(slots[t2]) * key.stride)
+        let k3 = UnsafeRawPointer(key.base + Int(slots[t3]) * key.stride)
+        var (s0, s1, s2, s3): (CodeSums, CodeSums, CodeSums, CodeSums) = (zero, zero, zero, zero)
+        var q = UnsafeRawPointer(query)
+        for step in 0..<steps {
+            let x = step * bytes
+            // One row of codes is one register, 4·laneCount bytes.
+            let register = 4 * laneCount
+            let row = (loadCodes(q), loadCodes(q + register), loadCodes(q + 2 * register), loadCodes(q + 3 * register))
+            let (b0, b1) = (loadBytes(k0 + x), loadBytes(k1 + x))
+            q += 4 * register
+            if halves == 1 {
+                add(&s0, b0, row)
+                add(&s1, b1, row)
+                if tokenTile > 2 {
+                    add(&s2, loadBytes(k2 + x), row)
+                    add(&s3, loadBytes(k3 + x), row)
+                }
+            } else {
+                let (n0, n1) = (splitNibbles(b0), splitNibbles(b1))
+                let odd = (loadCodes(q), loadCodes(q + register), loadCodes(q + 2 * register), loadCodes(q + 3 * register))
+                q += 4 * register
+                add(&s0, n0.low, row)
+                add(&s1, n1.low, row)
+                add(&s0, n0.high, odd)
+                add(&s1, n1.high, odd)
+                if tokenTile > 2 {
+                    let (n2, n3) = (splitNibbles(loadBytes(k2 + x)), splitNibbles(loadBytes(k3 + x)))
+                    add(&s2, n2.low, row)
+                    add(&s3, n3.low, row)
+                    add(&s2, n2.high, odd)
+                    add(&s3, n3.high, odd)
+                }
+            }
+        }
+        let target = scores + 4 * token
+        storeSums(s0, factors, totals, scales[token], zeros[token], target)
+        if token + 1 < count { storeSums(s1, factors, totals, scales[t1], zeros[t1], target + 4) }
+        if tokenTile > 2 {
+            if token + 2 < count { storeSums(s2, factors, totals, scales[t2], zeros[t2], target + 8) }
+            if token + 3 < count { storeSums(s3, factors, totals, scales[t3], zeros[t3], target + 12) }
+        }
+        token += tokenTile
+    }
+}

@@ -1,0 +1,259 @@
+// Tokens into a pool and out of it: rows of floats become rows of a cache's format and back, and pages get their metadata.
+//
+// Quantised rows follow QServe's and LServe's KV4 and KV8 per token and head: s = half((max − min)/(2ᵇ − 1)), a half-precision zero
+// point z = half(−(2ᵇ − 1)·min/(max − min)), code = nearest(x/s + z). See `TokenLayout` for the places of codes.
+
+public import KernelInterface
+
+/// See `StoreTokensArguments`.
+public func storeTokens(_ arguments: UnsafePointer<StoreTokensArguments>) {
+    let args = arguments.pointee
+    let channels = args.target.channels
+    let padded = TokenLayout.padded(channels)
+    let row = args.scratch
+    for channel in channels..<padded { row[channel] = 0 }
+    for token in 0..<args.count {
+        stage(args.rows, first: args.first + token, count: 1, channels: channels, into: row)
+        if args.target.format.isQuantized {
+            let codes = UnsafeMutableRawPointer(row + padded).assumingMemoryBound(to: Int32.self)
+            encodeToken(row, args.target, slot: args.slot + token, codes: codes)
+            place(codes, args.target, slot: args.slot + token, isValue: args.isValue)
+        } else {
+            storeFloats(row, args.target, slot: args.slot + token, count: padded)
+        }
+    }
+}
+
+/// A row of floats in a float format; `count` is a multiple of `laneCount`.
+@_transparent
+private func storeFloats(_ row: UnsafePointer<Float>, _ target: TokenOperand, slot: Int, count: Int) {
+    let base = target.base + slot * target.stride
+    var x = 0
+    while x < count {
+        let value = load(row + x)
+        switch target.format {
+        case .float32: store(value, base.assumingMemoryBound(to: Float.self) + x)
+        case .bfloat16: storeLowHalves(bfloat16Bits(value), base.assumingMemoryBound(to: UInt16.self) + x)
+        default: storeLowHalves(halfBits(value), base.assumingMemoryBound(to: UInt16.self) + x)
+        }
+        x += laneCount
+    }
+}
+
+/// Scale, zero point and codes of a row.
+@inline(never)
+private func encodeToken(
+    _ row: UnsafePointer<Float>, _ target: TokenOperand, slot: Int, codes: UnsafeMutablePointer<Int32>
+) {
+    let channels = target.channels
+    let limit = Float(target.format.maximumCode)
+    let whole = channels / laneCount * laneCount
+    var (low, high) = (row[0], row[0])
+    if whole > 0 {
+        var (lowest, highest) = (load(row), load(row))
+        var x = laneCount
+        while x < whole {
+            lowest = minimum(lowest, load(row + x))
+            highest = maximum(highest, load(row + x))
+            x += laneCount
+        }
+        for lane in 0..<laneCount {
+            low = lowest[lane] < low ? lowest[lane] : low
+            high = highest[lane] > high ? highest[lane] : high
+        }
+    }
+    for channel in whole..<channels {
+        low = row[channel] < low ? row[channel] : low
+        high = row[channel] > high ? row[channel] : high
+    }
+    let range = high - low
+    var scale = widenHalf(minimumHalf(narrowToHalf(range / limit)))
+    var zero = widenHalf(narrowToHalf(-limit * low / range))
+    if !(range > 0) || scale == 0 || zero - zero != 0 {
+        // All channels are equal, as far as half-precision scales can tell: one code step is the value itself.
+        scale = widenHalf(minimumHalf(narrowToHalf(high < 0 ? -high : high)))
+        zero = high < 0 ? 1 : 0
+        for channel in 0..<channels { codes[channel] = high > 0 ? 1 : 0 }
+    } else {
+        let inverse = splat(1 / scale)
+        let (bottom, top) = (splat(0), splat(limit))
+        var x = 0
+        while x < channels {
+            // Not fused, as in the official code.
+            let value = load(row + x) * inverse + splat(zero)
+            let code = nearest(minimum(maximum(value, bottom), top))
+            UnsafeMutableRawPointer(codes + x).storeBytes(of: code, as: IntVector.self)
+            x += laneCount
+        }
+    }
+    target.scales![slot] = narrowToHalf(scale)
+    target.zeros![slot] = narrowToHalf(zero)
+}
+
+/// The largest finite half instead of infinity.
+@_transparent
+private func minimumHalf(_ bits: UInt16) -> UInt16 { bits == 0x7c00 ? 0x7bff : bits }
+
+/// Codes to their places.
+@inline(never)
+private func place(_ codes: UnsafePointer<Int32>, _ target: TokenOperand, slot: Int, isValue: Bool) {
+    let channels = target.channels
+    if !isValue {
+        let bytes = (target.base + slot * target.stride).assumingMemoryBound(to: UInt8.self)
+        if target.format == .int8 {
+            for channel in 0..<channels { bytes[channel] = UInt8(truncatingIfNeeded: codes[channel]) }
+        } else {
+            for pair in 0..<channels / 2 {
+                bytes[pair] = UInt8(truncatingIfNeeded: codes[2 * pair] | (codes[2 * pair + 1] &<< 4))
+            }
+            if channels & 1 == 1 { bytes[channels / 2] = UInt8(truncatingIfNeeded: codes[channels - 1]) }
+        }
+        return
+    }
+    let offset = slot & 7
+    let group = target.base + (slot >> 3) * target.stride
+    if target.format == .int8 {
+        let bytes = group.assumingMemoryBound(to: UInt8.self) + (offset >> 2) * 4 * TokenLayout.padded(channels) + (offset & 3)
+        for channel in 0..<channels { bytes[4 * channel] = UInt8(truncatingIfNeeded: codes[channel]) }
+    } else {
+        let bytes = group.assumingMemoryBound(to: UInt8.self) + (offset >> 1)
+        let shift = UInt8(truncatingIfNeeded: 4 * (offset & 1))
+        let kept: UInt8 = offset & 1 == 0 ? 0xf0 : 0x0f
+        for channel in 0..<channels {
+            bytes[4 * channel] = (bytes[4 * channel] & kept) | (UInt8(truncatingIfNeeded: codes[channel]) &<< shift)
+        }
+    }
+}
+
+// MARK: - Out
+
+/// Adjacent slots as adjacent rows of floats: (tokens, first slot, count, whether they are values, destination).
+@inline(never)
+public func loadTokens(
+    _ source: TokenOperand, slot: Int, count: Int, isValue: Bool, into target: UnsafeMutablePointer<Float>
+) {
+    let channels = source.channels
+    if !source.format.isQuantized {
+        let type: StorageType =
+            source.format == .float32 ? .float32 : source.format == .float16 ? .float16 : .bfloat16
+        let stride = source.stride / (type == .float32 ? 4 : 2)
+        stage(
+            RowOperand(base: source.base, stride: stride, type: type), first: slot, count: count, channels: channels,
+            into: target)
+        return
+    }
+    for token in 0..<count {
+        let place = slot + token
+        let scale = widenHalf(source.scales![place])
+        let zero = widenHalf(source.zeros![place])
+        let row = target + token * channels
+        let offset = place & 7
+        for channel in 0..<channels {
+            var code: UInt8
+            switch (source.format == .int8, isValue) {
+            case (true, false): code = byte(source.base, place * source.stride + channel)
+            case (false, false): code = byte(source.base, place * source.stride + channel / 2) &>> (channel & 1 == 1 ? 4 : 0)
+            case (true, true):
+                let words = (place >> 3) * source.stride + (offset >> 2) * 4 * TokenLayout.padded(channels)
+                code = byte(source.base, words + 4 * channel + (offset & 3))
+            case (false, true):
+                let words = (place >> 3) * source.stride
+                code = byte(source.base, words + 4 * channel + (offset >> 1)) &>> (offset & 1 == 1 ? 4 : 0)
+            }
+            if source.format == .int4 { code &= 0xf }
+            row[channel] = (Float(code) - zero) * scale
+        }
+    }
+}
+
+@_transparent
+private func byte(_ base: UnsafeMutableRawPointer, _ offset: Int) -> UInt8 {
+    base.load(fromByteOffset: offset, as: UInt8.self)
+}
+
+// MARK: - Page metadata
+
+/// See `SummarizeTokensArguments`.
+public func summarizeTokens(_ arguments: UnsafePointer<SummarizeTokensArguments>) {
+    let args = arguments.pointee
+    let channels = args.key.channels
+    let row = args.scratch
+    let summary = row + TokenLayout.padded(channels)
+    if args.isMean {
+        for channel in 0..<channels { summary[channel] = 0 }
+    } else {
+        for channel in 0..<channels {
+            summary[channel] = -.infinity
+            summary[channels + channel] = .infinity
+        }
+    }
+    for token in 0..<args.count {
+        loadTokens(args.key, slot: args.slot + token, count: 1, isValue: false, into: row)
+        if args.isMean {
+            for channel in 0..<channels { summary[channel] += row[channel] }
+        } else {
+            for channel in 0..<channels {
+                let value = row[channel]
+                if value > summary[channel] { summary[channel] = value }
+                if value < summary[channels + channel] { summary[channels + channel] = value }
+            }
+        }
+    }
+    if args.isMean {
+        for channel in 0..<channels { summary[channel] /= Float(args.count) }
+    }
+    storeSummary(args, summary, count: args.isMean ? channels : 2 * channels)
+}
+
+/// A row of metadata in its format: largest values rounded up, smallest down, means to nearest.
+@inline(never)
+private func storeSummary(_ args: SummarizeTokensArguments, _ summary: UnsafeMutablePointer<Float>, count: Int) {
+    let base = args.target.base + args.row * args.target.stride
+    let half = args.isMean ? 0 : count / 2
+    switch args.target.format {
+    case .float32:
+        let target = base.assumingMemoryBound(to: Float.self)
+        for x in 0..<count { target[x] = summary[x] }
+    case .float16:
+        let target = base.assumingMemoryBound(to: UInt16.self)
+        for x in 0..<count {
+            let value = summary[x]
+            if args.isMean {
+                target[x] = narrowToHalf(value)
+            } else {
+                target[x] = x < half ? halfAbove(value) : halfAbove(-value) ^ 0x8000
+            }
+        }
+    default:
+        // 0 is in the range, so that the zero point is a code and its rounding to half is far below the code that is spare on
+        // either side.
+        var (low, high) = (Float(0), Float(0))
+        for x in 0..<count {
+            if summary[x] < low { low = summary[x] }
+            if summary[x] > high { high = summary[x] }
+        }
+        let bytes = base.assumingMemoryBound(to: UInt8.self)
+        let scale = widenHalf(halfAbove((high - low) / 253))
+        let inverse = scale == 0 ? 0 : 1 / scale
+        let zero = widenHalf(narrowToHalf(1 - low * inverse))
+        // More than the rounding errors of the division.
+        let margin: Float = args.isMean ? 0 : 1.0 / 1024
+        for x in 0..<count {
+            let value = summary[x] * inverse + zero
+            let code =
+                args.isMean
+                ? value.rounded(.toNearestOrEven) : x < half ? (value + margin).rounded(.up) : (value - margin).rounded(.down)
+            bytes[x] = UInt8(truncatingIfNeeded: Int32(code < 0 ? 0 : code > 255 ? 255 : code))
+        }
+        args.target.scales![args.row] = narrowToHalf(scale)
+        args.target.zeros![args.row] = narrowToHalf(zero)
+    }
+}
+
+/// The smallest half that is not below a value, within the finite ones.
+@_transparent
+private func halfAbove(_ value: Float) -> UInt16 {
+    var bits = narrowToHalf(value)
+    if widenHalf(bits) < value { bits = bits & 0x8000 == 0 ? bits + 1 : bits - 1 }
+    return bits == 0x7c00 ? 0x7bff : bits == 0xfc00 ? 0xfbff : bits
+}

@@ -1,0 +1,279 @@
+/// How the tokens of a key/value cache are stored.
+public enum TokenFormat: UInt8, Sendable {
+    case float32
+    case float16
+    case bfloat16
+    /// Unsigned bytes with a scale and a zero point per token: x = s·(code − z).
+    case int8
+    /// Nibbles with a scale and a zero point per token.
+    case int4
+
+    public var isQuantized: Bool { self == .int8 || self == .int4 }
+    /// The largest code.
+    public var maximumCode: Int { self == .int8 ? 255 : 15 }
+}
+
+/// Where the tokens of a pool lie. Both sides of the kernel border compute it from here.
+///
+/// A *slot* is the place of one token. Keys are rows, because a score needs one token's channels: rows of floats are padded with zeros to
+/// whole vectors, rows of codes are tight (INT4: even channels in the low nibbles). Values of quantised formats are interleaved
+/// by tokens, because an output channel sums over tokens: a 32-bit word holds one channel of four tokens (INT8) or eight (INT4),
+/// a group of eight slots is one or two rows of such words, padded with zeros to whole vectors.
+public enum TokenLayout {
+    /// Slots of one group of quantised values.
+    public static let group = 8
+    /// Channels of a padded row are a multiple of the widest vector.
+    public static let channelUnit = 16
+    /// Bytes that vector loads may read past the last row.
+    public static let slack = 64
+
+    public static func padded(_ channels: Int) -> Int { (channels + channelUnit - 1) / channelUnit * channelUnit }
+
+    /// Bytes from key row to key row.
+    public static func keyStride(_ format: TokenFormat, channels: Int) -> Int {
+        switch format {
+        case .float32: 4 * padded(channels)
+        case .float16, .bfloat16: 2 * padded(channels)
+        case .int8: channels
+        case .int4: (channels + 1) / 2
+        }
+    }
+
+    /// Bytes from value row to value row, or from group to group of eight slots.
+    public static func valueStride(_ format: TokenFormat, channels: Int) -> Int {
+        switch format {
+        case .float32, .float16, .bfloat16: keyStride(format, channels: channels)
+        case .int8: 8 * padded(channels)
+        case .int4: 4 * padded(channels)
+        }
+    }
+
+    /// Bytes of the values of `slots` slots, a multiple of `group`.
+    public static func valueBytes(_ format: TokenFormat, channels: Int, slots: Int) -> Int {
+        valueStride(format, channels: channels) * (format.isQuantized ? slots / group : slots)
+    }
+}
+
+/// The keys, or the values, of one head of a pool. Rows of page metadata and of estimates are keys as well.
+public struct TokenOperand {
+    /// Slot 0.
+    public var base: UnsafeMutableRawPointer
+    public var format: TokenFormat
+    public var channels: Int
+    /// See `TokenLayout.keyStride` and `valueStride`.
+    public var stride: Int
+    /// Half-precision scales and zero points of quantised formats, one per slot.
+    public var scales: UnsafeMutablePointer<UInt16>?
+    public var zeros: UnsafeMutablePointer<UInt16>?
+
+    public init(
+        base: UnsafeMutableRawPointer, format: TokenFormat, channels: Int, stride: Int,
+        scales: UnsafeMutablePointer<UInt16>? = nil, zeros: UnsafeMutablePointer<UInt16>? = nil
+    ) {
+        self.base = base
+        self.format = format
+        self.channels = channels
+        self.stride = stride
+        self.scales = scales
+        self.zeros = zeros
+    }
+}
+
+/// Attention of a few query rows over a list of slots: the unit of work of decoding.
+///
+/// Results are partial states: per row a record of `recordStride` floats, Σ e^(s−m)·v in `padded(valueDim)` of them, then m and
+/// l = Σ e^(s−m).
+public struct AttendTokensArguments {
+    public var key: TokenOperand
+    public var value: TokenOperand
+    /// Slots to attend, in the order of their positions.
+    public var slots: UnsafePointer<Int32>
+    public var count: Int
+    /// Float rows, `queryStride` apart.
+    public var query: UnsafePointer<Float>
+    public var queryStride: Int
+    public var rows: Int
+    /// How many of the slots each row sees, from the first one on; nil when all rows see all.
+    public var visible: UnsafePointer<Int32>?
+    public var softmaxScale: Float
+    /// cap·tanh(score/cap) when positive.
+    public var logitsSoftCap: Float
+    public var records: UnsafeMutablePointer<Float>
+    public var recordStride: Int
+    /// `TokenScratch.byteCount` bytes, 64-byte aligned, contents undefined.
+    public var scratch: UnsafeMutableRawPointer
+
+    public init(
+        key: TokenOperand, value: TokenOperand, slots: UnsafePointer<Int32>, count: Int, query: UnsafePointer<Float>,
+        queryStride: Int, rows: Int, visible: UnsafePointer<Int32>? = nil, softmaxScale: Float, logitsSoftCap: Float = 0,
+        records: UnsafeMutablePointer<Float>, recordStride: Int, scratch: UnsafeMutableRawPointer
+    ) {
+        self.key = key
+        self.value = value
+        self.slots = slots
+        self.count = count
+        self.query = query
+        self.queryStride = queryStride
+        self.rows = rows
+        self.visible = visible
+        self.softmaxScale = softmaxScale
+        self.logitsSoftCap = logitsSoftCap
+        self.records = records
+        self.recordStride = recordStride
+        self.scratch = scratch
+    }
+}
+
+/// Scores of a few query rows against a list of slots: `scores[row][i] = scale · q[row] · key[slots[i]]`.
+public struct ScoreTokensArguments {
+    public var key: TokenOperand
+    public var slots: UnsafePointer<Int32>
+    public var count: Int
+    public var query: UnsafePointer<Float>
+    public var queryStride: Int
+    public var rows: Int
+    public var scale: Float
+    public var scores: UnsafeMutablePointer<Float>
+    public var scoreStride: Int
+    /// `TokenScratch.byteCount` bytes, 64-byte aligned, contents undefined.
+    public var scratch: UnsafeMutableRawPointer
+
+    public init(
+        key: TokenOperand, slots: UnsafePointer<Int32>, count: Int, query: UnsafePointer<Float>, queryStride: Int, rows: Int,
+        scale: Float, scores: UnsafeMutablePointer<Float>, scoreStride: Int, scratch: UnsafeMutableRawPointer
+    ) {
+        self.key = key
+        self.slots = slots
+        self.count = count
+        self.query = query
+        self.queryStride = queryStride
+        self.rows = rows
+        self.scale = scale
+        self.scores = scores
+        self.scoreStride = scoreStride
+        self.scratch = scratch
+    }
+}
+
+/// The scratch of `AttendTokensArguments` and `ScoreTokensArguments`, in bytes.
+public struct TokenScratch: Sendable {
+    /// Slots of a step. The keys of 128 tokens of 128 half-precision channels are 32 KiB, so that a step's keys and values stay in
+    /// the second-level cache from the first group of rows to the last.
+    public static let block = 128
+    /// Rows that share one pass: a register tile has 4 rows.
+    public static let rowTile = 4
+
+    public var query: Int
+    public var scores: Int
+    public var scales: Int
+    public var pairs: Int
+    public var groups: Int
+    public var state: Int
+    public var byteCount: Int
+
+    public init(headDim: Int, valueDim: Int, rows: Int) {
+        let paddedRows = (rows + Self.rowTile - 1) / Self.rowTile * Self.rowTile
+        var offset = 0
+        // Codes of INT4 keys are read 64 at a time by the widest level.
+        query = Self.take(paddedRows * ((headDim + 63) / 64 * 64) * 4 + paddedRows * 8, &offset)
+        scores = Self.take(Self.block * Self.rowTile * 4, &offset)
+        scales = Self.take((2 + 2 * Self.rowTile) * Self.block * 4, &offset)
+        // Weights of a group of eight slots: four pairs for four rows.
+        pairs = Self.take(Self.block * 4 * Self.rowTile * 4, &offset)
+        groups = Self.take(Self.block * 4, &offset)
+        state = Self.take(paddedRows * (TokenLayout.padded(valueDim) + 2) * 4, &offset)
+        byteCount = offset
+    }
+
+    private static func take(_ bytes: Int, _ offset: inout Int) -> Int {
+        defer { offset += (bytes + 63) / 64 * 64 }
+        return offset
+    }
+}
+
+/// One output row from the partial states of its chunks.
+public struct MergeTokensArguments {
+    /// Records as `AttendTokensArguments` writes them.
+    public var records: UnsafePointer<Float>
+    public var recordStride: Int
+    /// The records of the row, in the order of their keys.
+    public var indices: UnsafePointer<Int32>
+    public var count: Int
+    public var valueDim: Int
+    /// The output row, of `outputType`, channels adjacent.
+    public var output: UnsafeMutableRawPointer
+    public var outputType: StorageType
+    public var logSumExp: UnsafeMutablePointer<Float>?
+    /// `padded(valueDim)` floats, 64-byte aligned.
+    public var scratch: UnsafeMutablePointer<Float>
+
+    public init(
+        records: UnsafePointer<Float>, recordStride: Int, indices: UnsafePointer<Int32>, count: Int, valueDim: Int,
+        output: UnsafeMutableRawPointer, outputType: StorageType, logSumExp: UnsafeMutablePointer<Float>?,
+        scratch: UnsafeMutablePointer<Float>
+    ) {
+        self.records = records
+        self.recordStride = recordStride
+        self.indices = indices
+        self.count = count
+        self.valueDim = valueDim
+        self.output = output
+        self.outputType = outputType
+        self.logSumExp = logSumExp
+        self.scratch = scratch
+    }
+}
+
+/// Tokens on their way into a pool, or out of it: adjacent slots.
+public struct StoreTokensArguments {
+    /// Rows to store, from `first` on.
+    public var rows: RowOperand
+    public var first: Int
+    public var count: Int
+    public var target: TokenOperand
+    /// The first slot.
+    public var slot: Int
+    public var isValue: Bool
+    /// `2 · padded(channels)` floats, 64-byte aligned.
+    public var scratch: UnsafeMutablePointer<Float>
+
+    public init(
+        rows: RowOperand, first: Int, count: Int, target: TokenOperand, slot: Int, isValue: Bool,
+        scratch: UnsafeMutablePointer<Float>
+    ) {
+        self.rows = rows
+        self.first = first
+        self.count = count
+        self.target = target
+        self.slot = slot
+        self.isValue = isValue
+        self.scratch = scratch
+    }
+}
+
+/// The summary of the keys of some adjacent slots: one row of page metadata.
+public struct SummarizeTokensArguments {
+    public var key: TokenOperand
+    public var slot: Int
+    public var count: Int
+    /// Largest and smallest value of every channel, one after the other, rounded outwards; or the mean.
+    public var isMean: Bool
+    public var target: TokenOperand
+    /// The row of `target`.
+    public var row: Int
+    /// `4 · padded(channels)` floats, 64-byte aligned.
+    public var scratch: UnsafeMutablePointer<Float>
+
+    public init(
+        key: TokenOperand, slot: Int, count: Int, isMean: Bool, target: TokenOperand, row: Int,
+        scratch: UnsafeMutablePointer<Float>
+    ) {
+        self.key = key
+        self.slot = slot
+        self.count = count
+        self.isMean = isMean
+        self.target = target
+        self.row = row
+        self.scratch = scratch
+    }
+}

@@ -1,0 +1,31 @@
+/// The kernels of key/value caches.
+public struct TokenKernels: Sendable {
+    /// Attention of some query rows over a list of slots. See `AttendTokensArguments`.
+    public var attend: @Sendable (UnsafePointer<AttendTokensArguments>) -> Void
+    /// Scores against keys, estimates or page metadata. See `ScoreTokensArguments`.
+    public var score: @Sendable (UnsafePointer<ScoreTokensArguments>) -> Void
+    /// An output row from partial states. See `MergeTokensArguments`.
+    public var merge: @Sendable (UnsafePointer<MergeTokensArguments>) -> Void
+    /// Rows into slots. See `StoreTokensArguments`.
+    public var store: @Sendable (UnsafePointer<StoreTokensArguments>) -> Void
+    /// Slots as adjacent rows of floats: (tokens, first slot, count, whether they are values, destination).
+    public var load: @Sendable (TokenOperand, Int, Int, Bool, UnsafeMutablePointer<Float>) -> Void
+    /// Page metadata. See `SummarizeTokensArguments`.
+    public var summarize: @Sendable (UnsafePointer<SummarizeTokensArguments>) -> Void
+
+    public init(
+        attend: @escaping @Sendable (UnsafePointer<AttendTokensArguments>) -> Void,
+        score: @escaping @Sendable (UnsafePointer<ScoreTokensArguments>) -> Void,
+        merge: @escaping @Sendable (UnsafePointer<MergeTokensArguments>) -> Void,
+        store: @escaping @Sendable (UnsafePointer<StoreTokensArguments>) -> Void,
+        load: @escaping @Sendable (TokenOperand, Int, Int, Bool, UnsafeMutablePointer<Float>) -> Void,
+        summarize: @escaping @Sendable (UnsafePointer<SummarizeTokensArguments>) -> Void
+    ) {
+        self.attend = attend
+        self.score = score
+        self.merge = merge
+        self.store = store
+        self.load = load
+        self.summarize = summarize
+    }
+}

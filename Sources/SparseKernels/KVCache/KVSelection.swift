@@ -1,0 +1,59 @@
+/// Which tokens of their caches the heads of some sequences attend: a list per sequence and head.
+///
+/// The lists are in compressed rows, as FlashInfer's page tables are: that of sequence s and head h is
+/// `indices[offsets[s·heads + h]..<offsets[s·heads + h + 1]]`, ascending.
+public struct KVSelection: Sendable, Equatable {
+    /// Tokens that an index stands for: the page size of the cache, or 1.
+    public let unit: Int
+    public let sequences: Int
+    /// Key/value heads, whose query heads share a list, or query heads.
+    public let heads: Int
+    public let offsets: [Int]
+    /// Pages by their place in the sequence (not in the pool), or positions of tokens.
+    public let indices: [Int32]
+
+    /// - Throws: `.invalidShape` when the offsets do not cut the indices into sequences × heads lists, `.invalidArgument` for a unit
+    ///   below 1 and for a list that is not ascending or has negative indices.
+    public init(
+        unit: Int, sequences: Int, heads: Int, offsets: [Int], indices: [Int32]
+    ) throws(SparseKernelsError) {
+        try require(unit >= 1, .invalidArgument, "unit", expected: "at least 1", actual: "\(unit)")
+        try require(
+            sequences >= 0 && heads >= 1 && offsets.count == sequences * heads + 1, .invalidShape, "offsets",
+            expected: "sequences × heads + 1 = \(sequences * heads + 1) entries", actual: "\(offsets.count)")
+        try require(
+            offsets.first == 0 && offsets.last == indices.count, .invalidShape, "offsets",
+            expected: "from 0 to the \(indices.count) indices", actual: "\(offsets.first ?? 0) to \(offsets.last ?? 0)")
+        for list in 0..<sequences * heads {
+            try require(
+                offsets[list] <= offsets[list + 1], .invalidShape, "offsets[\(list + 1)]",
+                expected: "at least \(offsets[list])", actual: "\(offsets[list + 1])")
+            var previous: Int32 = -1
+            for position in offsets[list]..<offsets[list + 1] {
+                try require(
+                    indices[position] > previous, .invalidArgument, "indices[\(position)]",
+                    expected: "above \(previous)", actual: "\(indices[position])")
+                previous = indices[position]
+            }
+        }
+        self.init(unchecked: unit, sequences: sequences, heads: heads, offsets: offsets, indices: indices)
+    }
+
+    /// Lists that are known to be right.
+    package init(unchecked unit: Int, sequences: Int, heads: Int, offsets: [Int], indices: [Int32]) {
+        self.unit = unit
+        self.sequences = sequences
+        self.heads = heads
+        self.offsets = offsets
+        self.indices = indices
+    }
+
+    /// The list of one sequence and head.
+    public func list(sequence: Int, head: Int) -> ArraySlice<Int32> {
+        precondition(
+            sequence >= 0 && sequence < sequences && head >= 0 && head < heads,
+            "list (\(sequence), \(head)) outside \(sequences) × \(heads)")
+        let index = sequence * heads + head
+        return indices[offsets[index]..<offsets[index + 1]]
+    }
+}

@@ -1,0 +1,198 @@
+package import KernelInterface
+
+/// One kind of data that a cache keeps per page, layer and head. See Docs/Layouts/KVPages.md.
+package struct KVSection: Hashable, Sendable {
+    package enum Kind: String, Sendable, CaseIterable {
+        case keys, keyScales, keyZeros, values, valueScales, valueZeros, metadata, metadataScales, metadataZeros
+        case estimates, estimateScales, estimateZeros
+    }
+
+    package let kind: Kind
+    package let bytesPerPage: Int
+
+    /// The sections of a configuration, in a fixed order.
+    package static func all(_ configuration: KVCacheConfiguration) -> [KVSection] {
+        let (size, logical) = (configuration.pageSize, configuration.logicalPages)
+        var sections: [KVSection] = []
+        func add(_ format: KVFormat, rows: Int, bytes: Int, _ kinds: (Kind, Kind, Kind)) {
+            sections.append(KVSection(kind: kinds.0, bytesPerPage: bytes))
+            if format.isQuantized {
+                sections.append(KVSection(kind: kinds.1, bytesPerPage: 2 * rows))
+                sections.append(KVSection(kind: kinds.2, bytesPerPage: 2 * rows))
+            }
+        }
+        func keyBytes(_ format: KVFormat, _ channels: Int, _ rows: Int) -> Int {
+            TokenLayout.keyStride(format.kernelFormat, channels: channels) * rows
+        }
+        let (keys, values) = (configuration.keyFormat, configuration.valueFormat)
+        add(
+            keys, rows: size, bytes: keyBytes(keys, configuration.headDim, size), (.keys, .keyScales, .keyZeros))
+        let valueBytes = TokenLayout.valueBytes(values.kernelFormat, channels: configuration.valueDim, slots: size)
+        add(values, rows: size, bytes: valueBytes, (.values, .valueScales, .valueZeros))
+        if let metadata = configuration.metadata {
+            add(
+                metadata.format, rows: logical, bytes: keyBytes(metadata.format, configuration.metadataChannels, logical),
+                (.metadata, .metadataScales, .metadataZeros))
+        }
+        if configuration.keepsKeyEstimates {
+            add(
+                .int4, rows: size, bytes: keyBytes(.int4, configuration.headDim, size),
+                (.estimates, .estimateScales, .estimateZeros))
+        }
+        return sections
+    }
+}
+
+/// The memory of a cache: for every section, layer and head one array over the slots of the pool, so that the pages of a head
+/// that follow each other in the pool follow each other in memory.
+///
+/// Knows slots and pages, but not who owns them.
+package final class KVStorage {
+    package let configuration: KVCacheConfiguration
+    package let kernels: KernelTable
+    /// The sections that exist, in the order of their memory.
+    package let sections: [KVSection]
+    private let memory: [KVSection.Kind: UnsafeMutableRawPointer]
+    private let headStride: [KVSection.Kind: Int]
+
+    package init(_ configuration: KVCacheConfiguration, kernels: KernelTable) {
+        self.configuration = configuration
+        self.kernels = kernels
+        sections = KVSection.all(configuration)
+        var memory: [KVSection.Kind: UnsafeMutableRawPointer] = [:]
+        var headStride: [KVSection.Kind: Int] = [:]
+        for section in sections {
+            // Whole cache lines, and what vector loads may read past the end.
+            let bytes = (section.bytesPerPage * configuration.pageCapacity + TokenLayout.slack + 63) / 64 * 64
+            headStride[section.kind] = bytes
+            memory[section.kind] = LazyMemory.allocate(byteCount: bytes * configuration.layers * configuration.kvHeads)
+        }
+        self.memory = memory
+        self.headStride = headStride
+    }
+
+    deinit {
+        for section in sections {
+            LazyMemory.deallocate(
+                memory[section.kind]!, byteCount: headStride[section.kind]! * configuration.layers * configuration.kvHeads)
+        }
+    }
+
+    /// The memory of one page of a section.
+    package func page(_ page: Int, of section: KVSection, layer: Int, head: Int) -> UnsafeMutableRawPointer {
+        base(section.kind, layer: layer, head: head)! + page * section.bytesPerPage
+    }
+
+    private func base(_ kind: KVSection.Kind, layer: Int, head: Int) -> UnsafeMutableRawPointer? {
+        guard let pointer = memory[kind] else { return nil }
+        return pointer + (layer * configuration.kvHeads + head) * headStride[kind]!
+    }
+
+    private func halves(_ kind: KVSection.Kind, layer: Int, head: Int) -> UnsafeMutablePointer<UInt16>? {
+        base(kind, layer: layer, head: head)?.assumingMemoryBound(to: UInt16.self)
+    }
+
+    // MARK: - Operands of kernels
+
+    package func keyOperand(layer: Int, head: Int) -> TokenOperand {
+        rowOperand(configuration.keyFormat, configuration.headDim, (.keys, .keyScales, .keyZeros), layer: layer, head: head)!
+    }
+
+    package func valueOperand(layer: Int, head: Int) -> TokenOperand {
+        let format = configuration.valueFormat.kernelFormat
+        return TokenOperand(
+            base: base(.values, layer: layer, head: head)!, format: format, channels: configuration.valueDim,
+            stride: TokenLayout.valueStride(format, channels: configuration.valueDim),
+            scales: halves(.valueScales, layer: layer, head: head), zeros: halves(.valueZeros, layer: layer, head: head))
+    }
+
+    /// A row per logical page; row of page p and part i is p · logicalPages + i. Nil without metadata.
+    package func metadataOperand(layer: Int, head: Int) -> TokenOperand? {
+        guard let metadata = configuration.metadata else { return nil }
+        return rowOperand(
+            metadata.format, configuration.metadataChannels, (.metadata, .metadataScales, .metadataZeros), layer: layer,
+            head: head)
+    }
+
+    /// The INT4 keys from which scores are estimated: a copy, or the keys themselves. Nil when there are none.
+    package func estimateOperand(layer: Int, head: Int) -> TokenOperand? {
+        if configuration.keyFormat == .int4 { return keyOperand(layer: layer, head: head) }
+        return rowOperand(
+            .int4, configuration.headDim, (.estimates, .estimateScales, .estimateZeros), layer: layer, head: head)
+    }
+
+    private func rowOperand(
+        _ format: KVFormat, _ channels: Int, _ kinds: (KVSection.Kind, KVSection.Kind, KVSection.Kind), layer: Int, head: Int
+    ) -> TokenOperand? {
+        guard let rows = base(kinds.0, layer: layer, head: head) else { return nil }
+        return TokenOperand(
+            base: rows, format: format.kernelFormat, channels: channels,
+            stride: TokenLayout.keyStride(format.kernelFormat, channels: channels),
+            scales: halves(kinds.1, layer: layer, head: head), zeros: halves(kinds.2, layer: layer, head: head))
+    }
+
+    // MARK: - Tokens
+
+    /// Bytes of scratch, 64-byte aligned, that `write` and `summarise` need.
+    package static func scratchByteCount(_ configuration: KVCacheConfiguration) -> Int {
+        4 * 4 * TokenLayout.padded(max(configuration.headDim, configuration.valueDim))
+    }
+
+    /// Stores keys and values, and estimates if the cache keeps them, in adjacent slots of one page.
+    package func write(
+        layer: Int, head: Int, slot: Int, count: Int, key: RowOperand, firstKey: Int, value: RowOperand, firstValue: Int,
+        scratch: UnsafeMutableRawPointer
+    ) {
+        let floats = scratch.assumingMemoryBound(to: Float.self)
+        var keys = StoreTokensArguments(
+            rows: key, first: firstKey, count: count, target: keyOperand(layer: layer, head: head), slot: slot,
+            isValue: false, scratch: floats)
+        kernels.tokens.store(&keys)
+        if configuration.keepsKeyEstimates {
+            keys.target = estimateOperand(layer: layer, head: head)!
+            kernels.tokens.store(&keys)
+        }
+        var values = StoreTokensArguments(
+            rows: value, first: firstValue, count: count, target: valueOperand(layer: layer, head: head), slot: slot,
+            isValue: true, scratch: floats)
+        kernels.tokens.store(&values)
+    }
+
+    /// Recomputes the metadata of the logical pages that `tokens` (offsets inside the page) touch, over the first `filled` tokens
+    /// of the page. Does nothing without metadata.
+    package func summarise(
+        layer: Int, head: Int, page: Int, tokens: Range<Int>, filled: Int, scratch: UnsafeMutableRawPointer
+    ) {
+        guard let metadata = configuration.metadata, let target = metadataOperand(layer: layer, head: head) else { return }
+        let size = metadata.logicalPageSize
+        var part = tokens.lowerBound / size
+        while part * size < min(tokens.upperBound, filled) {
+            var arguments = SummarizeTokensArguments(
+                key: keyOperand(layer: layer, head: head), slot: page * configuration.pageSize + part * size,
+                count: min(size, filled - part * size), isMean: metadata.kind == .mean, target: target,
+                row: page * configuration.logicalPages + part, scratch: scratch.assumingMemoryBound(to: Float.self))
+            kernels.tokens.summarize(&arguments)
+            part += 1
+        }
+    }
+
+    /// Copies a page: every section, layer and head.
+    package func copyPage(from source: Int, to target: Int) {
+        for section in sections {
+            for layer in 0..<configuration.layers {
+                for head in 0..<configuration.kvHeads {
+                    page(target, of: section, layer: layer, head: head).copyMemory(
+                        from: page(source, of: section, layer: layer, head: head), byteCount: section.bytesPerPage)
+                }
+            }
+        }
+    }
+
+    /// Tokens of adjacent slots as adjacent rows of floats; nil skips a part.
+    package func read(
+        layer: Int, head: Int, slot: Int, count: Int, keys: UnsafeMutablePointer<Float>?, values: UnsafeMutablePointer<Float>?
+    ) {
+        if let keys { kernels.tokens.load(keyOperand(layer: layer, head: head), slot, count, false, keys) }
+        if let values { kernels.tokens.load(valueOperand(layer: layer, head: head), slot, count, true, values) }
+    }
+}

@@ -1,0 +1,27 @@
+#if canImport(Glibc)
+    internal import Glibc
+#elseif canImport(Musl)
+    internal import Musl
+#elseif canImport(Darwin)
+    internal import Darwin
+#endif
+
+/// Zeroed memory that the system provides when it is first touched: a pool may be larger than what is ever used of it.
+enum LazyMemory {
+    /// Pages of 2 MiB, where the system has them: a decoding step reads more memory than the translation buffers cover with 4 KiB.
+    static func allocate(byteCount: Int) -> UnsafeMutableRawPointer {
+        #if canImport(Darwin)
+            let flags = MAP_PRIVATE | MAP_ANON
+        #else
+            let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+        #endif
+        let pointer = mmap(nil, max(1, byteCount), PROT_READ | PROT_WRITE, flags, -1, 0)
+        precondition(pointer != MAP_FAILED, "the system refuses \(byteCount) bytes of address space")
+        #if !canImport(Darwin)
+            if byteCount >= 4 << 20 { madvise(pointer!, byteCount, MADV_HUGEPAGE) }
+        #endif
+        return pointer!
+    }
+
+    static func deallocate(_ pointer: UnsafeMutableRawPointer, byteCount: Int) { munmap(pointer, max(1, byteCount)) }
+}
