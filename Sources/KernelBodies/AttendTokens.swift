@@ -54,7 +54,6 @@ public func attendTokens(_ arguments: UnsafePointer<AttendTokensArguments>) {
             args.query + row * args.queryStride, stride: args.queryStride, rows: minimum(tile, args.rows - row),
             channels: args.key.channels, format: args.key.format, scale: scale, into: space.query + index * space.queryBytes)
     }
-    let valueBytes = args.value.format.isQuantized ? args.value.stride / TokenLayout.group : args.value.stride
     var first = 0
     while first < args.count {
         let count = minimum(TokenScratch.block, args.count - first)
@@ -62,13 +61,10 @@ public func attendTokens(_ arguments: UnsafePointer<AttendTokensArguments>) {
         gatherScales(args.key, slots, count: count, into: space.scales)
         let groups = args.value.format.isQuantized ? prepareValues(args, slots, count: count, space) : 0
         for index in 0..<tiles {
-            // The first rows bring keys and values into the caches.
             scoreBlock(
                 args.key, slots, count: count, query: space.query + index * space.queryBytes, scales: space.scales,
-                ahead: index == 0 && first == 0 ? args.count : 0, beside: args.value.base,
-                besideBytes: index == 0 ? valueBytes : 0, into: space.scores)
-            attendRows(
-                args, space, slots, first: first, count: count, groups: groups, row: index * tile, fetches: index == 0)
+                following: args.value, followingSlots: slots, followingCount: count, into: space.scores)
+            attendRows(args, space, slots, first: first, count: count, groups: groups, row: index * tile)
         }
         first += count
     }
@@ -85,7 +81,7 @@ public func attendTokens(_ arguments: UnsafePointer<AttendTokensArguments>) {
 @inline(never)
 private func attendRows(
     _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, first: Int, count: Int, groups: Int,
-    row: Int, fetches: Bool
+    row: Int
 ) {
     let scores = space.scores
     if args.logitsSoftCap > 0 {
@@ -111,18 +107,18 @@ private func attendRows(
     }
     let rescale = softmaxRows(scores, end: end, maxima: space.maxima + row, sums: space.sums + row)
     let accumulator = space.accumulator + row * space.accumulatorStride
-    // The keys of the step after this one.
-    let left = fetches ? args.count - first - TokenScratch.block : 0
+    // Slots of the list from this step on.
+    let left = args.count - first
     switch args.value.format {
     case .float32: addFloat32(args, slots, count, scores, accumulator, space.accumulatorStride, rescale, left)
     case .float16: addFloat16(args, slots, count, scores, accumulator, space.accumulatorStride, rescale, left)
     case .bfloat16: addBFloat16(args, slots, count, scores, accumulator, space.accumulatorStride, rescale, left)
     case .int8:
         let factors = quantizeWeights(space, slots, count: count, end: end, isByte: true)
-        addInt8(args, space, slots, groups, accumulator, rescale, factors, left)
+        addInt8(args, space, slots, groups, accumulator, rescale, factors)
     case .int4:
         let factors = quantizeWeights(space, slots, count: count, end: end, isByte: false)
-        addInt4(args, space, slots, groups, accumulator, rescale, factors, left)
+        addInt4(args, space, slots, groups, accumulator, rescale, factors)
     }
 }
 
@@ -189,24 +185,41 @@ private func accumulate(_ sums: Channels, _ target: UnsafeMutablePointer<Float>,
     }
 }
 
+/// Tokens whose values are multiplied before the next ones: 16 rows of 128 channels are 4 or 8 KiB, which stay in the first-level
+/// cache from one tile of channels to the next, and are the distance at which values are asked for.
+@_transparent
+private var valueStep: Int { 16 }
+
+/// One tile of channels over one step of values. `part` of `parts` says which tile of the row it is.
 @_transparent
 private func addValues(
-    _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, count: Int, weights: UnsafePointer<Float>,
-    accumulator: UnsafeMutablePointer<Float>, stride: Int, rescale: SIMD4<Float>, vector: Int, left: Int,
-    format: TokenFormat, width: Int
+    _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, from first: Int, count: Int, total: Int,
+    weights: UnsafePointer<Float>, accumulator: UnsafeMutablePointer<Float>, stride: Int, rescale: SIMD4<Float>,
+    vector: Int, part: Int, parts: Int, left: Int, format: TokenFormat, width: Int
 ) {
     let zero = (splat(0), splat(0), splat(0), splat(0))
     var tile: ValueTile = (zero, zero, zero, zero)
     let channel = vector * laneCount
-    for token in 0..<count {
-        if token < left {
-            fetch(args.key.base + Int(slots[token + TokenScratch.block]) * args.key.stride, bytes: args.key.stride)
+    let bytes = width * laneCount * (format == .float32 ? 4 : 2)
+    // The rows of the next step are asked for in the order of their addresses, one share of a row per token.
+    var (row, share) = (part * count / parts, part * count % parts)
+    for token in first..<first + count {
+        let next = first + count + row
+        if next < total {
+            fetch(args.value.base + Int(slots[next]) * args.value.stride + share * bytes, bytes: bytes)
+        } else if next < left {
+            fetch(args.key.base + Int(slots[next]) * args.key.stride + share * bytes, bytes: bytes)
         }
-        let row = UnsafeRawPointer(args.value.base + Int(slots[token]) * args.value.stride)
-        let x0 = loadElements(row, channel, format)
-        let x1 = width > 1 ? loadElements(row, channel + laneCount, format) : x0
-        let x2 = width > 2 ? loadElements(row, channel + 2 * laneCount, format) : x0
-        let x3 = width > 2 ? loadElements(row, channel + 3 * laneCount, format) : x0
+        share += 1
+        if share == parts {
+            share = 0
+            row += 1
+        }
+        let values = UnsafeRawPointer(args.value.base + Int(slots[token]) * args.value.stride)
+        let x0 = loadElements(values, channel, format)
+        let x1 = width > 1 ? loadElements(values, channel + laneCount, format) : x0
+        let x2 = width > 2 ? loadElements(values, channel + 2 * laneCount, format) : x0
+        let x3 = width > 2 ? loadElements(values, channel + 3 * laneCount, format) : x0
         let p = weights + 4 * token
         add(&tile.r0, p[0], (x0, x1, x2, x3))
         add(&tile.r1, p[1], (x0, x1, x2, x3))
@@ -220,32 +233,45 @@ private func addValues(
     accumulate(tile.r3, target + 3 * stride, rescale[3], width: width)
 }
 
-/// All channels, in tiles of four (on levels with 32 registers), two and one vectors.
+/// All channels, in tiles of four (on levels with 32 registers), two and one vectors. `left` slots of the list, of which `total` belong to
+/// the step, are not done yet.
 @_transparent
 private func addFloats(
-    _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, _ count: Int, _ weights: UnsafePointer<Float>,
+    _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, _ total: Int, _ weights: UnsafePointer<Float>,
     _ accumulator: UnsafeMutablePointer<Float>, _ stride: Int, _ rescale: SIMD4<Float>, _ left: Int, format: TokenFormat
 ) {
     let vectors = stride / laneCount
-    var vector = 0
-    while vector < vectors {
-        let fetched = vector == 0 ? left : 0
-        if valueVectors == 4 && vectors - vector >= 4 {
-            addValues(
-                args, slots, count: count, weights: weights, accumulator: accumulator, stride: stride, rescale: rescale,
-                vector: vector, left: fetched, format: format, width: 4)
-            vector += 4
-        } else if vectors - vector >= 2 {
-            addValues(
-                args, slots, count: count, weights: weights, accumulator: accumulator, stride: stride, rescale: rescale,
-                vector: vector, left: fetched, format: format, width: 2)
-            vector += 2
-        } else {
-            addValues(
-                args, slots, count: count, weights: weights, accumulator: accumulator, stride: stride, rescale: rescale,
-                vector: vector, left: fetched, format: format, width: 1)
-            vector += 1
+    let parts = (vectors + valueVectors - 1) / valueVectors
+    var first = 0
+    var alpha = rescale
+    while first < total {
+        let count = minimum(valueStep, total - first)
+        var vector = 0
+        var part = 0
+        while vector < vectors {
+            if valueVectors == 4 && vectors - vector >= 4 {
+                addValues(
+                    args, slots, from: first, count: count, total: total, weights: weights, accumulator: accumulator,
+                    stride: stride, rescale: alpha, vector: vector, part: part, parts: parts, left: left, format: format,
+                    width: 4)
+                vector += 4
+            } else if vectors - vector >= 2 {
+                addValues(
+                    args, slots, from: first, count: count, total: total, weights: weights, accumulator: accumulator,
+                    stride: stride, rescale: alpha, vector: vector, part: part, parts: parts, left: left, format: format,
+                    width: 2)
+                vector += 2
+            } else {
+                addValues(
+                    args, slots, from: first, count: count, total: total, weights: weights, accumulator: accumulator,
+                    stride: stride, rescale: alpha, vector: vector, part: part, parts: parts, left: left, format: format,
+                    width: 1)
+                vector += 1
+            }
+            part += 1
         }
+        alpha = SIMD4(repeating: 1)
+        first += count
     }
 }
 
@@ -437,7 +463,7 @@ private func accumulate(
 private func addCodes(
     _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, groups: Int,
     accumulator: UnsafeMutablePointer<Float>, rescale: SIMD4<Float>, factors: (delta: SIMD4<Float>, zero: SIMD4<Float>),
-    vector: Int, left: Int, isByte: Bool, width: Int
+    vector: Int, isByte: Bool, width: Int
 ) {
     let nothing = startingSums(0)
     let zero = (nothing, nothing, nothing, nothing)
@@ -445,9 +471,6 @@ private func addCodes(
     let channel = vector * laneCount
     let stride = space.accumulatorStride
     for group in 0..<groups {
-        for token in 8 * group..<minimum(8 * group + 8, left) {
-            fetch(args.key.base + Int(slots[token + TokenScratch.block]) * args.key.stride, bytes: args.key.stride)
-        }
         let words = UnsafeRawPointer(args.value.base + Int(space.groups[group]) * args.value.stride + 4 * channel)
         let pairs = space.pairs + 16 * group
         if isByte {
@@ -475,26 +498,25 @@ private func addCodes(
 private func addQuantized(
     _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, _ groups: Int,
     _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>,
-    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>), _ left: Int, isByte: Bool
+    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>), isByte: Bool
 ) {
     let vectors = space.accumulatorStride / laneCount
     var vector = 0
     while vector < vectors {
-        let fetched = vector == 0 ? left : 0
         if valueVectors == 4 && vectors - vector >= 4 {
             addCodes(
                 args, space, slots, groups: groups, accumulator: accumulator, rescale: rescale, factors: factors,
-                vector: vector, left: fetched, isByte: isByte, width: 4)
+                vector: vector, isByte: isByte, width: 4)
             vector += 4
         } else if vectors - vector >= 2 {
             addCodes(
                 args, space, slots, groups: groups, accumulator: accumulator, rescale: rescale, factors: factors,
-                vector: vector, left: fetched, isByte: isByte, width: 2)
+                vector: vector, isByte: isByte, width: 2)
             vector += 2
         } else {
             addCodes(
                 args, space, slots, groups: groups, accumulator: accumulator, rescale: rescale, factors: factors,
-                vector: vector, left: fetched, isByte: isByte, width: 1)
+                vector: vector, isByte: isByte, width: 1)
             vector += 1
         }
     }
@@ -504,16 +526,16 @@ private func addQuantized(
 private func addInt8(
     _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, _ groups: Int,
     _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>,
-    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>), _ left: Int
+    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>)
 ) {
-    addQuantized(args, space, slots, groups, accumulator, rescale, factors, left, isByte: true)
+    addQuantized(args, space, slots, groups, accumulator, rescale, factors, isByte: true)
 }
 
 @inline(never)
 private func addInt4(
     _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, _ groups: Int,
     _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>,
-    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>), _ left: Int
+    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>)
 ) {
-    addQuantized(args, space, slots, groups, accumulator, rescale, factors, left, isByte: false)
+    addQuantized(args, space, slots, groups, accumulator, rescale, factors, isByte: false)
 }

@@ -29,8 +29,9 @@ public func scoreTokens(_ arguments: UnsafePointer<ScoreTokensArguments>) {
             let count = minimum(TokenScratch.block, args.count - first)
             gatherScales(args.key, args.slots + first, count: count, into: scales)
             scoreBlock(
-                args.key, args.slots + first, count: count, query: query, scales: scales, ahead: args.count - first,
-                beside: args.key.base, besideBytes: 0, into: scores)
+                args.key, args.slots + first, count: count, query: query, scales: scales, following: args.key,
+                followingSlots: args.slots + minimum(first + count, args.count - 1), followingCount: args.count - first - count,
+                into: scores)
             let target = args.scores + row * args.scoreStride + first
             for r in 0..<rows {
                 for token in 0..<count { target[r * args.scoreStride + token] = scores[token * 4 + r] }
@@ -57,48 +58,90 @@ func packTokenQueries(
     into packed: UnsafeMutableRawPointer
 ) {
     if !format.isQuantized {
-        let target = packed.assumingMemoryBound(to: Float.self)
-        for x in 0..<TokenLayout.padded(channels) * 4 { target[x] = 0 }
-        for row in 0..<rows {
-            for channel in 0..<channels {
-                target[(channel / laneCount * 4 + row) * laneCount + channel % laneCount] =
-                    query[row * stride + channel] * scale
-            }
-        }
-        return
+        packFloats(query, stride: stride, rows: rows, channels: channels, scale: scale, into: packed)
+    } else {
+        packCodes(query, stride: stride, rows: rows, channels: channels, format: format, scale: scale, into: packed)
     }
+}
+
+@_transparent
+private func packFloats(
+    _ query: UnsafePointer<Float>, stride: Int, rows: Int, channels: Int, scale: Float, into packed: UnsafeMutableRawPointer
+) {
+    let target = packed.assumingMemoryBound(to: Float.self)
+    let whole = channels / laneCount
+    for row in 0..<4 {
+        var place = target + row * laneCount
+        for vector in 0..<TokenLayout.padded(channels) / laneCount {
+            if row < rows && vector < whole {
+                store(load(query + row * stride + vector * laneCount) * splat(scale), place)
+            } else {
+                store(splat(0), place)
+                var channel = vector * laneCount
+                while row < rows && channel < minimum(channels, (vector + 1) * laneCount) {
+                    place[channel - vector * laneCount] = query[row * stride + channel] * scale
+                    channel += 1
+                }
+            }
+            place += 4 * laneCount
+        }
+    }
+}
+
+@_transparent
+private func packCodes(
+    _ query: UnsafePointer<Float>, stride: Int, rows: Int, channels: Int, format: TokenFormat, scale: Float,
+    into packed: UnsafeMutableRawPointer
+) {
     let codes = packed.assumingMemoryBound(to: Int16.self)
     let factors = (packed + packedQueryBytes(channels) - 32).assumingMemoryBound(to: Float.self)
     let width = 2 * laneCount
     for x in 0..<(channels + 63) / 64 * 64 * 4 { codes[x] = 0 }
     // No sum of products leaves 32 bits: 2³¹ / (channels · largest code), which is more than 2¹⁵ up to 256 channels.
     let limit = Float(minimum(32_767, Int(Int32.max) / (channels * format.maximumCode)))
+    let whole = channels / laneCount * laneCount
     for row in 0..<4 {
-        var largest: Float = 0
-        var isFinite = true
-        if row < rows {
-            for channel in 0..<channels {
-                let value = query[row * stride + channel]
-                let magnitude = value < 0 ? -value : value
-                if magnitude > largest { largest = magnitude }
-                if value - value != 0 { isFinite = false }
-            }
+        factors[row] = 0
+        factors[4 + row] = 0
+        if row >= rows { continue }
+        let source = query + row * stride
+        // NaN and infinity come out of x − x as NaN.
+        var (largest, difference) = (splat(0), splat(0))
+        var x = 0
+        while x < whole {
+            let value = load(source + x)
+            largest = maximum(magnitude(value), largest)
+            difference = difference + (value - value)
+            x += laneCount
         }
+        var top: Float = 0
+        for lane in 0..<laneCount { top = largest[lane] > top ? largest[lane] : top }
+        var rest = laneSum(difference)
+        for channel in whole..<channels {
+            let value = source[channel]
+            rest += value - value
+            top = value > top ? value : -value > top ? -value : top
+        }
+        if rest != 0 || top == 0 {
+            factors[row] = rest != 0 ? .nan : 0
+            continue
+        }
+        let inverse = limit / top
         var sum: Int32 = 0
-        let inverse = largest > 0 && isFinite ? limit / largest : 0
-        if inverse > 0 {
-            for channel in 0..<channels {
-                let code = Int32((query[row * stride + channel] * inverse).rounded(.toNearestOrEven))
-                sum &+= code
-                var place = (channel / width * 4 + row) * width + channel % width
-                if format == .int4 {
-                    let within = channel % (2 * width)
-                    place = ((channel / (2 * width) * 2 + (within & 1)) * 4 + row) * width + within / 2
-                }
-                codes[place] = Int16(truncatingIfNeeded: code)
+        for channel in 0..<channels {
+            // |x| ≤ 2¹⁵: adding 1.5·2²³ leaves the nearest integer in the low bits.
+            let shifted = source[channel] * inverse + 12_582_912
+            let code = Int32(bitPattern: shifted.bitPattern) &- 0x4b40_0000
+            sum &+= code
+            let place: Int
+            if format == .int4 {
+                place = ((channel / (2 * width) * 2 + (channel & 1)) * 4 + row) * width + channel % (2 * width) / 2
+            } else {
+                place = (channel / width * 4 + row) * width + channel % width
             }
+            codes[place] = Int16(truncatingIfNeeded: code)
         }
-        factors[row] = isFinite ? largest / limit * scale : .nan
+        factors[row] = top / limit * scale
         factors[4 + row] = Float(sum)
     }
 }
@@ -128,77 +171,105 @@ func gatherScales(
 
 // MARK: - Scores of a step
 
-/// S of a step. Asks for `besideBytes` at `beside` for each slot, which are read next, and, when more than `keyDistance` of the `ahead`
-/// tokens of the list are left, for the keys of later ones.
+/// S of a step. The rows of `following` are those that are read after the step's keys: its first ones are asked for at the end.
 @_transparent
 func scoreBlock(
     _ key: TokenOperand, _ slots: UnsafePointer<Int32>, count: Int, query: UnsafeMutableRawPointer,
-    scales: UnsafePointer<Float>, ahead: Int, beside: UnsafeMutableRawPointer, besideBytes: Int,
+    scales: UnsafePointer<Float>, following: TokenOperand, followingSlots: UnsafePointer<Int32>, followingCount: Int,
     into scores: UnsafeMutablePointer<Float>
 ) {
     switch key.format {
-    case .float32: scoreFloat32(key, slots, count, query, ahead, beside, besideBytes, scores)
-    case .float16: scoreFloat16(key, slots, count, query, ahead, beside, besideBytes, scores)
-    case .bfloat16: scoreBFloat16(key, slots, count, query, ahead, beside, besideBytes, scores)
-    case .int8: scoreInt8(key, slots, count, query, scales, ahead, beside, besideBytes, scores)
-    case .int4: scoreInt4(key, slots, count, query, scales, ahead, beside, besideBytes, scores)
+    case .float32: scoreFloat32(key, slots, count, query, following, followingSlots, followingCount, scores)
+    case .float16: scoreFloat16(key, slots, count, query, following, followingSlots, followingCount, scores)
+    case .bfloat16: scoreBFloat16(key, slots, count, query, following, followingSlots, followingCount, scores)
+    case .int8: scoreInt8(key, slots, count, query, scales, following, followingSlots, followingCount, scores)
+    case .int4: scoreInt4(key, slots, count, query, scales, following, followingSlots, followingCount, scores)
     }
 }
 
-/// Tokens between a key that is asked for and the one in work: 16 rows of 128 half-precision channels are 4 KiB.
+/// Tokens between a row that is asked for and the one in work: 4 KiB of 128 half-precision channels.
+///
+/// A tile reads several rows side by side, an order in which no hardware prefetcher sees a stream: 17 of the 38 GB/s that one core reads
+/// in order. Asking for lines in the order of their addresses, as many at a time as are being read, brings it to 34. Requests
+/// in bursts are dropped, so they are spread over the steps of a tile.
 @_transparent
-private var keyDistance: Int { 16 }
+private var fetchDistance: Int { 16 }
 
-/// Asks for the lines of a row.
+/// Where the row that is `distance` tokens ahead lies: in this step, or among the rows that follow it.
+@_transparent
+private func rowAhead(
+    _ token: Int, _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ following: TokenOperand,
+    _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int
+) -> UnsafeRawPointer {
+    if token < count { return UnsafeRawPointer(key.base + Int(slots[token]) * key.stride) }
+    let place = minimum(token - count, followingCount - 1)
+    if place < 0 { return UnsafeRawPointer(key.base + Int(slots[count - 1]) * key.stride) }
+    return UnsafeRawPointer(following.base + tokenOffset(following, followingSlots[place]))
+}
+
+/// The bytes of a row of keys or values, or an eighth of a group of quantised values, from the base on.
+@_transparent
+func tokenOffset(_ tokens: TokenOperand, _ slot: Int32) -> Int {
+    Int(slot) * tokenBytes(tokens)
+}
+
+/// Keys of codes and rows of floats have a stride each, quantised values one for eight slots.
+@_transparent
+func tokenBytes(_ tokens: TokenOperand) -> Int { tokens.isGrouped ? tokens.stride / TokenLayout.group : tokens.stride }
+
+/// Asks for the lines of a row, which has at least one.
 @_transparent
 func fetch(_ base: UnsafeRawPointer, bytes: Int) {
     var offset = 0
-    while offset < bytes {
-        prefetch((base + offset).assumingMemoryBound(to: Float.self))
+    repeat {
+        prefetchNear(base + offset)
         offset += 64
-    }
+    } while offset < bytes
 }
 
 @inline(never)
 private func scoreFloat32(
-    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer, _ ahead: Int,
-    _ beside: UnsafeMutableRawPointer, _ besideBytes: Int, _ scores: UnsafeMutablePointer<Float>
+    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
+    _ following: TokenOperand, _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int,
+    _ scores: UnsafeMutablePointer<Float>
 ) {
-    scoreFloats(key, slots, count, query, ahead, beside, besideBytes, scores, format: .float32)
+    scoreFloats(key, slots, count, query, following, followingSlots, followingCount, scores, format: .float32)
 }
 
 @inline(never)
 private func scoreFloat16(
-    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer, _ ahead: Int,
-    _ beside: UnsafeMutableRawPointer, _ besideBytes: Int, _ scores: UnsafeMutablePointer<Float>
+    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
+    _ following: TokenOperand, _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int,
+    _ scores: UnsafeMutablePointer<Float>
 ) {
-    scoreFloats(key, slots, count, query, ahead, beside, besideBytes, scores, format: .float16)
+    scoreFloats(key, slots, count, query, following, followingSlots, followingCount, scores, format: .float16)
 }
 
 @inline(never)
 private func scoreBFloat16(
-    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer, _ ahead: Int,
-    _ beside: UnsafeMutableRawPointer, _ besideBytes: Int, _ scores: UnsafeMutablePointer<Float>
+    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
+    _ following: TokenOperand, _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int,
+    _ scores: UnsafeMutablePointer<Float>
 ) {
-    scoreFloats(key, slots, count, query, ahead, beside, besideBytes, scores, format: .bfloat16)
+    scoreFloats(key, slots, count, query, following, followingSlots, followingCount, scores, format: .bfloat16)
 }
 
 @inline(never)
 private func scoreInt8(
     _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
-    _ scales: UnsafePointer<Float>, _ ahead: Int, _ beside: UnsafeMutableRawPointer, _ besideBytes: Int,
+    _ scales: UnsafePointer<Float>, _ following: TokenOperand, _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int,
     _ scores: UnsafeMutablePointer<Float>
 ) {
-    scoreCodes(key, slots, count, query, scales, ahead, beside, besideBytes, scores, halves: 1)
+    scoreCodes(key, slots, count, query, scales, following, followingSlots, followingCount, scores, halves: 1)
 }
 
 @inline(never)
 private func scoreInt4(
     _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
-    _ scales: UnsafePointer<Float>, _ ahead: Int, _ beside: UnsafeMutableRawPointer, _ besideBytes: Int,
+    _ scales: UnsafePointer<Float>, _ following: TokenOperand, _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int,
     _ scores: UnsafeMutablePointer<Float>
 ) {
-    scoreCodes(key, slots, count, query, scales, ahead, beside, besideBytes, scores, halves: 2)
+    scoreCodes(key, slots, count, query, scales, following, followingSlots, followingCount, scores, halves: 2)
 }
 
 /// One vector of a row of floats.
@@ -228,46 +299,44 @@ private func storeSums(_ sums: RowSums, _ target: UnsafeMutablePointer<Float>) {
     UnsafeMutableRawPointer(target).storeBytes(of: four, as: SIMD4<Float>.self)
 }
 
-/// Fetches what is read later, for the tokens of a tile.
-@_transparent
-private func fetchAhead(
-    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, token: Int, count: Int, ahead: Int,
-    beside: UnsafeMutableRawPointer, besideBytes: Int
-) {
-    for i in 0..<tokenTile {
-        if besideBytes > 0 && token + i < count { fetch(beside + Int(slots[token + i]) * besideBytes, bytes: besideBytes) }
-        if token + i + keyDistance < ahead {
-            fetch(key.base + Int(slots[token + i + keyDistance]) * key.stride, bytes: key.stride)
-        }
-    }
-}
-
 @_transparent
 private func scoreFloats(
-    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer, _ ahead: Int,
-    _ beside: UnsafeMutableRawPointer, _ besideBytes: Int, _ scores: UnsafeMutablePointer<Float>, format: TokenFormat
+    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
+    _ following: TokenOperand, _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int,
+    _ scores: UnsafeMutablePointer<Float>, format: TokenFormat
 ) {
     let vectors = TokenLayout.padded(key.channels) / laneCount
     let queries = query.assumingMemoryBound(to: Float.self)
     let zero = (splat(0), splat(0), splat(0), splat(0))
+    // What a step of the tile reads, over all its rows.
+    let stepBytes = tokenTile * laneCount * (format == .float32 ? 4 : 2)
     var token = 0
     while token < count {
-        fetchAhead(key, slots, token: token, count: count, ahead: ahead, beside: beside, besideBytes: besideBytes)
         // Tokens past the last one repeat it; their scores are overwritten or unused.
         let k0 = UnsafeRawPointer(key.base + Int(slots[token]) * key.stride)
         let k1 = UnsafeRawPointer(key.base + Int(slots[minimum(token + 1, count - 1)]) * key.stride)
         let k2 = UnsafeRawPointer(key.base + Int(slots[minimum(token + 2, count - 1)]) * key.stride)
         let k3 = UnsafeRawPointer(key.base + Int(slots[minimum(token + 3, count - 1)]) * key.stride)
         var (s0, s1, s2, s3): (RowSums, RowSums, RowSums, RowSums) = (zero, zero, zero, zero)
-        for vector in 0..<vectors {
-            let x = vector * laneCount
-            let q = queries + 4 * x
-            let row = (load(q), load(q + laneCount), load(q + 2 * laneCount), load(q + 3 * laneCount))
-            add(&s0, loadElements(k0, x, format), row)
-            add(&s1, loadElements(k1, x, format), row)
-            if tokenTile > 2 {
-                add(&s2, loadElements(k2, x, format), row)
-                add(&s3, loadElements(k3, x, format), row)
+        var vector = 0
+        for row in 0..<tokenTile {
+            // Each row ahead is asked for during its share of the steps.
+            var ahead = rowAhead(
+                token + fetchDistance + row, key, slots, count, following, followingSlots, followingCount)
+            let end = (row + 1) * vectors / tokenTile
+            while vector < end {
+                fetch(ahead, bytes: stepBytes)
+                ahead += stepBytes
+                let x = vector * laneCount
+                let q = queries + 4 * x
+                let four = (load(q), load(q + laneCount), load(q + 2 * laneCount), load(q + 3 * laneCount))
+                add(&s0, loadElements(k0, x, format), four)
+                add(&s1, loadElements(k1, x, format), four)
+                if tokenTile > 2 {
+                    add(&s2, loadElements(k2, x, format), four)
+                    add(&s3, loadElements(k3, x, format), four)
+                }
+                vector += 1
             }
         }
         let target = scores + 4 * token
@@ -311,7 +380,7 @@ private func storeSums(
 @_transparent
 private func scoreCodes(
     _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
-    _ scales: UnsafePointer<Float>, _ ahead: Int, _ beside: UnsafeMutableRawPointer, _ besideBytes: Int,
+    _ scales: UnsafePointer<Float>, _ following: TokenOperand, _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int,
     _ scores: UnsafeMutablePointer<Float>, halves: Int
 ) {
     let bytes = 2 * laneCount
@@ -324,7 +393,11 @@ private func scoreCodes(
     let zero = (nothing, nothing, nothing, nothing)
     var token = 0
     while token < count {
-        fetchAhead(key, slots, token: token, count: count, ahead: ahead, beside: beside, besideBytes: besideBytes)
+        for row in 0..<tokenTile {
+            fetch(
+                rowAhead(token + fetchDistance + row, key, slots, count, following, followingSlots, followingCount),
+                bytes: key.stride)
+        }
         let (t1, t2, t3) = (minimum(token + 1, count - 1), minimum(token + 2, count - 1), minimum(token + 3, count - 1))
         let k0 = UnsafeRawPointer(key.base + Int(slots[token]) * key.stride)
         let k1 = UnsafeRawPointer(key.base + Int(slots[t1]) * key.stride)

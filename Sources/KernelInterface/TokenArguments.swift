@@ -62,18 +62,23 @@ public struct TokenOperand {
     public var channels: Int
     /// See `TokenLayout.keyStride` and `valueStride`.
     public var stride: Int
+    /// Whether the stride is that of groups of eight slots: quantised values.
+    public var isGrouped: Bool
     /// Half-precision scales and zero points of quantised formats, one per slot.
     public var scales: UnsafeMutablePointer<UInt16>?
     public var zeros: UnsafeMutablePointer<UInt16>?
 
     public init(
-        base: UnsafeMutableRawPointer, format: TokenFormat, channels: Int, stride: Int,
+        base: UnsafeMutableRawPointer, format: TokenFormat, channels: Int, isValue: Bool,
         scales: UnsafeMutablePointer<UInt16>? = nil, zeros: UnsafeMutablePointer<UInt16>? = nil
     ) {
         self.base = base
         self.format = format
         self.channels = channels
-        self.stride = stride
+        isGrouped = isValue && format.isQuantized
+        stride =
+            isValue
+            ? TokenLayout.valueStride(format, channels: channels) : TokenLayout.keyStride(format, channels: channels)
         self.scales = scales
         self.zeros = zeros
     }

@@ -71,3 +71,7 @@ public func maximum(_ a: Int, _ b: Int) -> Int { a > b ? a : b }
 /// Asks for the cache line at `pointer`, into the second level. Never faults, so it may point anywhere.
 @_alwaysEmitIntoClient @_transparent
 public func prefetch(_ pointer: UnsafePointer<Float>) { sparsekernels_prefetch(pointer) }
+
+/// Asks for the cache line at `pointer`, into the first level. Never faults, so it may point anywhere.
+@_alwaysEmitIntoClient @_transparent
+public func prefetchNear(_ pointer: UnsafeRawPointer) { sparsekernels_prefetch_near(pointer) }

@@ -101,8 +101,7 @@ package final class KVStorage {
     package func valueOperand(layer: Int, head: Int) -> TokenOperand {
         let format = configuration.valueFormat.kernelFormat
         return TokenOperand(
-            base: base(.values, layer: layer, head: head)!, format: format, channels: configuration.valueDim,
-            stride: TokenLayout.valueStride(format, channels: configuration.valueDim),
+            base: base(.values, layer: layer, head: head)!, format: format, channels: configuration.valueDim, isValue: true,
             scales: halves(.valueScales, layer: layer, head: head), zeros: halves(.valueZeros, layer: layer, head: head))
     }
 
@@ -126,8 +125,7 @@ package final class KVStorage {
     ) -> TokenOperand? {
         guard let rows = base(kinds.0, layer: layer, head: head) else { return nil }
         return TokenOperand(
-            base: rows, format: format.kernelFormat, channels: channels,
-            stride: TokenLayout.keyStride(format.kernelFormat, channels: channels),
+            base: rows, format: format.kernelFormat, channels: channels, isValue: false,
             scales: halves(kinds.1, layer: layer, head: head), zeros: halves(kinds.2, layer: layer, head: head))
     }
 
