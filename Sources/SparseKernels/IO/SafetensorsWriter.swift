@@ -70,6 +70,20 @@ public struct SafetensorsWriter: Sendable {
             })
     }
 
+    /// Takes bytes of a tensor, one piece after the other.
+    package typealias ByteSink = (RawSpan) throws(SparseKernelsError) -> Void
+
+    /// Adds a tensor whose bytes do not lie together. `pieces` hands them out in order when the file is written, which may happen more
+    /// than once; together they must be as many as type and shape ask for.
+    /// - Throws: `.invalidArgument` for a name that is taken or reserved, `.invalidShape` for a size that overflows.
+    package mutating func add(
+        _ name: String, elementType: ElementType, shape: [Int],
+        pieces: @escaping @Sendable (ByteSink) throws(SparseKernelsError) -> Void
+    ) throws(SparseKernelsError) {
+        _ = try checkedElementCount(shape, elementBytes: elementType.byteCount)
+        try add(Part(name: name, elementType: elementType, shape: shape, withBytes: pieces))
+    }
+
     private mutating func add(_ part: Part) throws(SparseKernelsError) {
         try requireSafeKey(part.name, "tensor name")
         try require(
@@ -155,14 +169,12 @@ public struct SafetensorsWriter: Sendable {
     }
 }
 
-/// A tensor of any type. The closure keeps the owner of the bytes and hands them out without a copy.
+/// A tensor of any type. The closure keeps the owner of the bytes and hands them out without a copy, in one piece or several.
 private struct Part: Sendable {
-    typealias Use = (RawSpan) throws(SparseKernelsError) -> Void
-
     let name: String
     let elementType: ElementType
     let shape: [Int]
-    let withBytes: @Sendable (Use) throws(SparseKernelsError) -> Void
+    let withBytes: @Sendable (SafetensorsWriter.ByteSink) throws(SparseKernelsError) -> Void
 
     /// The shape was checked when the part was added, or when its tensor was made.
     var byteCount: Int { shape.reduce(1, *) * elementType.byteCount }

@@ -25,6 +25,10 @@ public struct SparseKernelsError: Error, Hashable, Sendable {
         public static let misalignedData = Code("misaligned data")
         /// A name is not in the file.
         public static let notFound = Code("not found")
+        /// A pool of fixed size has too few pages left.
+        public static let capacityExceeded = Code("capacity exceeded")
+        /// A sequence of a cache was freed, or never made.
+        public static let unknownSequence = Code("unknown sequence")
         /// The operating system refused an operation on a file.
         public static let inputOutput = Code("input/output failure")
     }

@@ -1,0 +1,155 @@
+extension PagedKVCache {
+    /// Reads a cache that `save` has put at `path`.
+    ///
+    /// - Parameters:
+    ///   - path: of the file.
+    ///   - pageCapacity: pages of the new cache, at least as many as the file has; nil: as many as the saved cache had. The memory
+    ///     follows from this number and not from the size of the file.
+    ///   - instructionSet: as for a new cache. It need not be the one that the cache was saved with.
+    /// - Throws: `.inputOutput` when the file cannot be read, otherwise as `init(_:pageCapacity:instructionSet:)`.
+    public convenience init(
+        contentsOf path: String, pageCapacity: Int? = nil, instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        try self.init(SafetensorsFile(path: path), pageCapacity: pageCapacity, instructionSet: instructionSet)
+    }
+
+    /// Reads a saved cache from a file that is open.
+    ///
+    /// All numbers are checked: lengths, tables, and which pages are shared. What stands in the pages is taken as it is, so a damaged
+    /// file can give wrong keys and values, but no crash.
+    ///
+    /// - Parameters:
+    ///   - file: the saved cache. It may hold other tensors as well.
+    ///   - pageCapacity: as for `init(contentsOf:pageCapacity:instructionSet:)`.
+    ///   - instructionSet: as for a new cache.
+    /// - Throws: `.malformedFile` when the file is of another format or version, or its contents are not a cache; `.notFound` for a
+    ///   tensor or a metadata entry that is missing; `.invalidElementType` for a tensor of another type; `.capacityExceeded` when
+    ///   `pageCapacity` is smaller than the pages of the file; `.unsupportedInstructionSet`.
+    public convenience init(
+        _ file: SafetensorsFile, pageCapacity: Int? = nil, instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        let kernels = try InstructionSet.resolve(instructionSet).kernels
+        for (key, value) in [(FileName.format, FileName.formatValue), (FileName.version, FileName.versionValue)] {
+            let text = try file.text(key)
+            try file.requireMetadata(text == value, key, expected: quoted(value), actual: quoted(text))
+        }
+        let configuration = try KVCacheConfiguration(file, pageCapacity: pageCapacity)
+        let saved = try SavedSequences(file, layers: configuration.layers, pageSize: configuration.pageSize)
+        let used = saved.referenceCounts.count
+        try require(
+            used <= configuration.pageCapacity, pageCapacity == nil ? .malformedFile : .capacityExceeded,
+            pageCapacity == nil ? "\(file.name), metadata \"pageCapacity\"" : "pageCapacity",
+            expected: "at least the \(used) pages of the file", actual: "\(configuration.pageCapacity)")
+        self.init(
+            configuration, kernels: kernels,
+            pages: PagePool(capacity: configuration.pageCapacity, referenceCounts: saved.referenceCounts),
+            table: SequenceTable(entries: saved.entries, generations: saved.generations))
+        for section in storage.sections { try Self.read(section, pages: used, from: file) }
+    }
+
+    /// Reads the first pages of a section.
+    private static func read(
+        _ section: KVStorage.Section, pages: Int, from file: SafetensorsFile
+    ) throws(SparseKernelsError) {
+        let entry = try file.entry(named: section.name)
+        let shape = [section.heads, pages, section.pageByteCount]
+        try file.requireTensor(
+            entry.elementType == .uint8 && entry.shape == shape, section.name, expected: "U8 \(shape)",
+            actual: "\(entry.elementType.rawValue) \(abbreviated(entry.shape))")
+        let byteCount = pages * section.pageByteCount
+        if byteCount == 0 { return }
+        try file.bytes(section.name).withUnsafeBytes { source in
+            for head in 0..<section.heads {
+                (section.base + head * section.headStride).copyMemory(
+                    from: source.baseAddress! + head * byteCount, byteCount: byteCount)
+            }
+        }
+    }
+}
+
+/// The sequences of a file, checked.
+///
+/// What makes tables consistent: every page from 0 up is in one of them, at the same position in each that has it, and therefore at
+/// most once in each; a table is as long as its longest layer needs; only pages that are full in every layer were discarded; and
+/// entries without a sequence are empty.
+private struct SavedSequences {
+    var entries: [CachedSequence] = []
+    let generations: [UInt32]
+    private(set) var referenceCounts: [Int32] = []
+    /// Where a page stands in the tables that have it; −1: in none so far.
+    private var positions: [Int] = []
+
+    /// - Complexity: O(elements of the tensors), whatever the numbers in them say.
+    init(_ file: SafetensorsFile, layers: Int, pageSize: Int) throws(SparseKernelsError) {
+        typealias Name = PagedKVCache.FileName
+        generations = try file.vector(Name.generations, as: UInt32.self)
+        let count = generations.count
+        try file.requireTensor(
+            count <= Int(Int32.max), Name.generations, expected: "fewer than 2³¹ sequences", actual: "\(count)")
+        let lengths = try file.tensor(Name.lengths, as: Int64.self)
+        try file.requireTensor(
+            lengths.shape == [count, layers], Name.lengths, expected: "\([count, layers])",
+            actual: abbreviated(lengths.shape))
+        let offsets = try file.vector(Name.tableOffsets, as: Int64.self)
+        let tables = try file.vector(Name.tables, as: Int32.self)
+        let ascends = zip(offsets, offsets.dropFirst()).allSatisfy { $0 <= $1 }
+        try file.requireTensor(
+            offsets.count == count + 1 && offsets.first == 0 && offsets.last == Int64(tables.count) && ascends,
+            Name.tableOffsets, expected: "\(count + 1) ascending numbers from 0 to \(tables.count)", actual: "others")
+
+        let used = (tables.max().map { Int($0) } ?? -1) + 1
+        let listed = tables.reduce(0) { $0 + ($1 == CachedSequence.hole ? 0 : 1) }
+        // Otherwise a page is in no table, or a number is negative.
+        try file.requireTensor(
+            used <= listed && tables.allSatisfy { $0 >= CachedSequence.hole }, Name.tables,
+            expected: "page numbers from 0 up without gaps, or −1", actual: "others")
+        referenceCounts = Array(repeating: 0, count: used)
+        positions = Array(repeating: -1, count: used)
+
+        let allLengths = lengths.elements
+        entries.reserveCapacity(count)
+        for index in 0..<count {
+            let own = allLengths[index * layers..<(index + 1) * layers].map { Int($0) }
+            let pages = Array(tables[Int(offsets[index])..<Int(offsets[index + 1])])
+            let sequence = CachedSequence(pages: pages, lengths: own)
+            try check(sequence, at: index, pageSize: pageSize, in: file)
+            entries.append(generations[index] % 2 == 1 ? sequence : CachedSequence(pages: [], lengths: []))
+        }
+        let lost = referenceCounts.firstIndex(of: 0)
+        try file.requireTensor(
+            lost == nil, Name.tables, expected: "every page in a table", actual: "page \(lost ?? 0) in none")
+    }
+
+    /// Checks a sequence, and counts its pages.
+    private mutating func check(
+        _ sequence: CachedSequence, at index: Int, pageSize: Int, in file: SafetensorsFile
+    ) throws(SparseKernelsError) {
+        typealias Name = PagedKVCache.FileName
+        let exists = generations[index] % 2 == 1
+        try file.requireTensor(
+            sequence.shortest >= 0 && (exists || sequence.longest == 0), Name.lengths,
+            expected: exists ? "0 or more" : "0 where there is no sequence",
+            actual: "\(abbreviated(sequence.lengths)) of sequence \(index)")
+        let needed = sequence.longest / pageSize + (sequence.longest % pageSize == 0 ? 0 : 1)
+        try file.requireTensor(
+            sequence.pages.count == needed, Name.tableOffsets,
+            expected: "\(needed) pages for the \(sequence.longest) tokens of sequence \(index)",
+            actual: "\(sequence.pages.count)")
+        let full = sequence.shortest / pageSize
+        for (position, page) in sequence.pages.enumerated() {
+            if page == CachedSequence.hole {
+                try file.requireTensor(
+                    position < full, Name.tables, expected: "pages at positions from \(full) on in sequence \(index)",
+                    actual: "−1 at position \(position)")
+                continue
+            }
+            let known = positions[Int(page)]
+            try file.requireTensor(
+                known == -1 || known == position, Name.tables,
+                expected: "page \(page) at position \(known) of sequence \(index), as in another one",
+                actual: "at position \(position)")
+            positions[Int(page)] = position
+            referenceCounts[Int(page)] += 1
+        }
+    }
+}

@@ -1,0 +1,164 @@
+internal import KernelInterface
+
+extension PagedKVCache {
+    /// Appends tokens to one layer of a sequence.
+    ///
+    /// - Parameters:
+    ///   - key: `[kvHeads, tokens, headDim]`, at least one token, of any attention element type and strides. With rotary
+    ///     embeddings: rotated, as attention reads them.
+    ///   - value: `[kvHeads, tokens, valueDim]`.
+    ///   - sequence: gets new pages where its table has none, and copies of shared pages that it writes to.
+    ///   - layer: whose keys and values.
+    ///   - pool: heads and pages are written in parallel.
+    /// - Throws: `.unknownSequence`; `.invalidShape` for other extents; `.invalidArgument` for a layer that the cache does not have,
+    ///   and for elements that the format cannot take (see `PagedKVCache`); `.capacityExceeded` when fewer pages are free than
+    ///   the call needs, copies included. Nothing has changed then.
+    /// - Complexity: O(tokens), one token: O(1) and no allocation but for the growth of the table. Scratch of
+    ///   `KVStorage.scratchByteCount` per thread, from the pool.
+    public func append<Key: AttentionElement, Value: AttentionElement>(
+        key: TensorView<Key>, value: TensorView<Value>, to sequence: SequenceID, layer: Int = 0,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        let index = try table.index(of: sequence)
+        try requireLayer(layer)
+        try requireOperands(key: key, value: value)
+        let position = table.entries[index].lengths[layer]
+        try write(key: key, value: value, tokens: position..<position + key.tokens, of: index, layer: layer, on: pool)
+    }
+
+    /// Replaces tokens that one layer of a sequence has already.
+    ///
+    /// - Parameters:
+    ///   - key: `[kvHeads, tokens, headDim]`.
+    ///   - value: `[kvHeads, tokens, valueDim]`.
+    ///   - sequence: gets copies of shared pages that it writes to.
+    ///   - position: the first of the replaced tokens. All of them must be below the length of the layer, and none discarded.
+    ///   - layer: whose keys and values.
+    ///   - pool: heads and pages are written in parallel.
+    /// - Throws: as `append`; `.invalidArgument` for a position with which tokens are not there. Nothing has changed then.
+    /// - Complexity: as `append`.
+    public func overwrite<Key: AttentionElement, Value: AttentionElement>(
+        key: TensorView<Key>, value: TensorView<Value>, in sequence: SequenceID, from position: Int, layer: Int = 0,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        let index = try table.index(of: sequence)
+        try requireLayer(layer)
+        try requireOperands(key: key, value: value)
+        let last = table.entries[index].lengths[layer] - key.tokens
+        try require(
+            position >= 0 && position <= last, .invalidArgument, "position",
+            expected: last >= 0 ? "0...\(last) for \(key.tokens) tokens" : "that of \(key.tokens) tokens or more of the layer",
+            actual: "\(position)")
+        let tokens = position..<position + key.tokens
+        try requireTokens(tokens, of: index, argument: "position")
+        try write(key: key, value: value, tokens: tokens, of: index, layer: layer, on: pool)
+    }
+
+    // MARK: - Before anything is written
+
+    private func requireOperands<Key: AttentionElement, Value: AttentionElement>(
+        key: TensorView<Key>, value: TensorView<Value>
+    ) throws(SparseKernelsError) {
+        let wanted = [
+            ("key", key.geometry, configuration.headDim), ("value", value.geometry, configuration.valueDim),
+        ]
+        for (name, geometry, channels) in wanted {
+            try require(
+                geometry.heads == configuration.kvHeads && geometry.channels == channels, .invalidShape, name,
+                expected: "[\(configuration.kvHeads), tokens, \(channels)]",
+                actual: "[\(geometry.heads), \(geometry.tokens), \(geometry.channels)]")
+        }
+        try require(
+            value.tokens == key.tokens, .invalidShape, "value.tokens", expected: "\(key.tokens), as the keys",
+            actual: "\(value.tokens)")
+    }
+
+    /// Throws when the pages of some tokens were discarded.
+    func requireTokens(_ tokens: Range<Int>, of index: Int, argument: String) throws(SparseKernelsError) {
+        let positions = tokens.lowerBound / configuration.pageSize..<pageCount(tokens.upperBound)
+        guard let hole = table.entries[index].pages[positions].firstIndex(of: CachedSequence.hole) else { return }
+        let start = hole * configuration.pageSize
+        throw SparseKernelsError(
+            .invalidArgument, argument, expected: "outside of discarded pages",
+            actual: "\(tokens), with \(start)..<\(start + configuration.pageSize) discarded")
+    }
+
+    /// Gives a sequence pages of its own at some positions of its table: new ones, and copies of shared ones. When there are too
+    /// few, nothing changes.
+    private func claimPages(at positions: Range<Int>, of index: Int) throws(SparseKernelsError) {
+        let existing = positions.lowerBound..<min(positions.upperBound, table.entries[index].pages.count)
+        var needed = positions.count - existing.count
+        for position in existing where pages.isShared(table.entries[index].pages[position]) { needed += 1 }
+        try requireFreePages(needed)
+
+        for position in existing where pages.isShared(table.entries[index].pages[position]) {
+            separatePage(at: position, of: index)
+        }
+        for _ in existing.upperBound..<positions.upperBound { table.entries[index].pages.append(pages.take()) }
+    }
+
+    // MARK: - Writing
+
+    private func write<Key: AttentionElement, Value: AttentionElement>(
+        key: TensorView<Key>, value: TensorView<Value>, tokens: Range<Int>, of index: Int, layer: Int,
+        on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        if configuration.boundsKeys { try key.requireHalfRange(named: "key", on: pool) }
+        if configuration.boundsValues { try value.requireHalfRange(named: "value", on: pool) }
+        let positions = tokens.lowerBound / configuration.pageSize..<pageCount(tokens.upperBound)
+        try claimPages(at: positions, of: index)
+
+        let length = max(table.entries[index].lengths[layer], tokens.upperBound)
+        table.entries[index].lengths[layer] = length
+        table.entries[index].pages.withUnsafeBufferPointer { pages in
+            let call = PageWrite(
+                storage: storage, layer: layer, key: AttentionOperand(key), value: AttentionOperand(value),
+                tokens: tokens, length: length, positions: positions, pages: pages.baseAddress!)
+            call.run(on: pool)
+        }
+    }
+}
+
+/// Tokens on their way into the pages of one layer. A task is one head of one page; no two touch the same memory.
+private struct PageWrite {
+    let storage: KVStorage
+    let layer: Int
+    let key: AttentionOperand
+    let value: AttentionOperand
+    /// Positions in the sequence of the rows of the operands.
+    let tokens: Range<Int>
+    /// Tokens of the layer after the write.
+    let length: Int
+    /// Positions in the page table that `tokens` touch.
+    let positions: Range<Int>
+    /// The whole page table.
+    let pages: UnsafePointer<Int32>
+
+    func run(on pool: WorkerPool) {
+        let configuration = storage.configuration
+        let bytes = (configuration.headDim + configuration.valueDim) * 4
+        withUnsafePointer(to: self) { call in
+            pool.run(
+                tasks: configuration.kvHeads * positions.count, work: tokens.count * configuration.kvHeads * bytes,
+                scratchByteCount: KVStorage.scratchByteCount(configuration), context: call
+            ) { context, task, scratch in
+                context.assumingMemoryBound(to: PageWrite.self).pointee.write(task: task, scratch)
+            }
+        }
+    }
+
+    private func write(task: Int, _ scratch: UnsafeMutableRawPointer) {
+        let pageSize = storage.configuration.pageSize
+        let (head, position) = (task / positions.count, positions.lowerBound + task % positions.count)
+        let start = position * pageSize
+        let written = max(tokens.lowerBound, start)..<min(tokens.upperBound, start + pageSize)
+        let page = Int(pages[position])
+        let first = written.lowerBound - tokens.lowerBound
+        storage.write(
+            layer: layer, head: head, slot: page * pageSize + written.lowerBound - start, count: written.count,
+            key: key.rows(head: head), firstKey: first, value: value.rows(head: head), firstValue: first, scratch: scratch)
+        storage.summarise(
+            layer: layer, head: head, page: page, tokens: written.lowerBound - start..<written.upperBound - start,
+            filled: min(pageSize, length - start), scratch: scratch)
+    }
+}
