@@ -4,14 +4,9 @@ internal import KernelInterface
 
 extension KVCacheConfiguration {
     /// Whether keys must fit half precision: their scales, bounds or estimates do.
-    var boundsKeys: Bool { keyFormat.isQuantised || metadata != nil || keepsKeyEstimates }
+    var boundsKeys: Bool { keyFormat.isQuantized || metadata != nil || keepsKeyEstimates }
     /// Whether values must fit half precision: their scales do.
-    var boundsValues: Bool { valueFormat.isQuantised }
-}
-
-extension KVFormat {
-    /// Whether elements are codes under scales.
-    var isQuantised: Bool { self == .int8 || self == .int4 }
+    var boundsValues: Bool { valueFormat.isQuantized }
 }
 
 extension TensorView where Element: AttentionElement {

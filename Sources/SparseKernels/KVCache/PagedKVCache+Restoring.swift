@@ -44,24 +44,27 @@ extension PagedKVCache {
             configuration, kernels: kernels,
             pages: PagePool(capacity: configuration.pageCapacity, referenceCounts: saved.referenceCounts),
             table: SequenceTable(entries: saved.entries, generations: saved.generations))
-        for section in storage.sections { try Self.read(section, pages: used, from: file) }
+        for section in storage.sections { try read(section, pages: used, from: file) }
     }
 
     /// Reads the first pages of a section.
-    private static func read(
-        _ section: KVStorage.Section, pages: Int, from file: SafetensorsFile
-    ) throws(SparseKernelsError) {
-        let entry = try file.entry(named: section.name)
-        let shape = [section.heads, pages, section.pageByteCount]
+    private func read(_ section: KVSection, pages: Int, from file: SafetensorsFile) throws(SparseKernelsError) {
+        let name = section.kind.rawValue
+        let entry = try file.entry(named: name)
+        let (layers, heads) = (configuration.layers, configuration.kvHeads)
+        let shape = [layers, heads, pages, section.bytesPerPage]
         try file.requireTensor(
-            entry.elementType == .uint8 && entry.shape == shape, section.name, expected: "U8 \(shape)",
+            entry.elementType == .uint8 && entry.shape == shape, name, expected: "U8 \(shape)",
             actual: "\(entry.elementType.rawValue) \(abbreviated(entry.shape))")
-        let byteCount = pages * section.pageByteCount
-        if byteCount == 0 { return }
-        try file.bytes(section.name).withUnsafeBytes { source in
-            for head in 0..<section.heads {
-                (section.base + head * section.headStride).copyMemory(
-                    from: source.baseAddress! + head * byteCount, byteCount: byteCount)
+        // Heads without a page cost nothing, however many the file claims.
+        if pages == 0 { return }
+        let byteCount = pages * section.bytesPerPage
+        try file.bytes(name).withUnsafeBytes { source in
+            for layer in 0..<layers {
+                for head in 0..<heads {
+                    storage.page(0, of: section, layer: layer, head: head).copyMemory(
+                        from: source.baseAddress! + (layer * heads + head) * byteCount, byteCount: byteCount)
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 // A cache as a safetensors file. Docs/PagedKVCache.md has the schema.
 
 extension PagedKVCache {
-    /// Names of tensors and metadata in a file. Pages have the names of `KVStorage.sections`.
+    /// Names of tensors and metadata in a file. Pages have the names of `KVSection.Kind`.
     enum FileName {
         static let format = "format"
         static let formatValue = "sparsekernels.pagedKVCache"
@@ -50,24 +50,26 @@ extension PagedKVCache {
         return writer
     }
 
-    /// Adds the used pages of a section, `[kvHeads, pages, bytes of a page]`.
+    /// Adds the used pages of a section, `[layers, kvHeads, pages, bytes of a page]`.
     private func add(
-        _ section: KVStorage.Section, of used: [Int], to writer: inout SafetensorsWriter
+        _ section: KVSection, of used: [Int], to writer: inout SafetensorsWriter
     ) throws(SparseKernelsError) {
-        // The writer is used while the caller is in `save`, which reads the cache as any reader does; it keeps the memory alive.
-        nonisolated(unsafe) let (section, storage) = (section, storage)
+        // Written while the caller is in `save`, which reads the cache as any reader does. The closure keeps the memory alive.
+        nonisolated(unsafe) let storage = storage
+        let (layers, heads) = (configuration.layers, configuration.kvHeads)
         let runs = adjacentRuns(used)
         try writer.add(
-            section.name, elementType: .uint8, shape: [section.heads, used.count, section.pageByteCount]
+            section.kind.rawValue, elementType: .uint8, shape: [layers, heads, used.count, section.bytesPerPage]
         ) { sink throws(SparseKernelsError) in
-            for head in 0..<section.heads {
-                for run in runs {
-                    let start = section.base + head * section.headStride + run.lowerBound * section.pageByteCount
-                    let bytes = UnsafeRawBufferPointer(start: start, count: run.count * section.pageByteCount)
-                    try sink(RawSpan(_unsafeBytes: bytes))
+            for layer in 0..<layers {
+                for head in 0..<heads {
+                    for run in runs {
+                        let start = storage.page(run.lowerBound, of: section, layer: layer, head: head)
+                        let bytes = UnsafeRawBufferPointer(start: start, count: run.count * section.bytesPerPage)
+                        try sink(RawSpan(_unsafeBytes: bytes))
+                    }
                 }
             }
-            withExtendedLifetime(storage) {}
         }
     }
 }
@@ -130,13 +132,9 @@ extension KVCacheConfiguration {
             throw SparseKernelsError(
                 .malformedFile, "\(file.name), metadata \(quoted(key))", expected: "one of \(choices)", actual: quoted(text))
         }
-        let layers = try file.integer(Name.layers)
-        // Bounds what a cache costs before its pages are read: each layer has tensors of its own.
-        try file.requireMetadata(
-            layers >= 1 && layers <= file.tensors.count, Name.layers, expected: "the layers that the file has tensors for",
-            actual: "\(layers)")
-        let (kvHeads, headDim) = (try file.integer(Name.kvHeads), try file.integer(Name.headDim))
-        let (valueDim, pageSize) = (try file.integer(Name.valueDim), try file.integer(Name.pageSize))
+        let (layers, kvHeads) = (try file.integer(Name.layers), try file.integer(Name.kvHeads))
+        let (headDim, valueDim) = (try file.integer(Name.headDim), try file.integer(Name.valueDim))
+        let pageSize = try file.integer(Name.pageSize)
         let savedCapacity = try file.integer(Name.pageCapacity)
         let keyFormat = try choice(Name.keyFormat, KVFormat.self)
         let valueFormat = try choice(Name.valueFormat, KVFormat.self)

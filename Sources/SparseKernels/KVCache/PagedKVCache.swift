@@ -98,6 +98,11 @@ public final class PagedKVCache {
         return try withExtendedLifetime(pages) { () throws(SparseKernelsError) in try body(buffer) }
     }
 
+    /// How many page tables hold a page.
+    package func referenceCount(ofPage page: Int32) -> Int {
+        Int(page) < pages.referenceCounts.count ? Int(pages.referenceCounts[Int(page)]) : 0
+    }
+
     // MARK: - Shared
 
     func requireLayer(_ layer: Int) throws(SparseKernelsError) {
