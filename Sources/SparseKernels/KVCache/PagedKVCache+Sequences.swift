@@ -4,7 +4,8 @@ extension PagedKVCache {
     /// A new sequence without tokens. It takes no page until something is appended.
     public func makeSequence() -> SequenceID {
         let empty = CachedSequence(pages: [], lengths: Array(repeating: 0, count: configuration.layers))
-        return table.name(at: table.insert(empty))
+        let index = table.insert(empty)
+        return table.name(at: index)
     }
 
     /// Gives back what a sequence has. Pages that others share stay with them.
