@@ -1,0 +1,72 @@
+internal import KernelInterface
+
+/// Scores of the pages of one sequence: what a selection is made from, for inspection.
+public struct PageScores: Sendable, Equatable {
+    /// `[queryHeads, logical pages]`, of the logical pages that hold tokens.
+    public let logical: Tensor<Float>
+    /// `[lists, pages]`: per key/value head or per query head, as the selector shares lists. NaN of any kind are one NaN here.
+    public let pages: Tensor<Float>
+    /// The position of every page in the page table. Discarded pages have no scores; then logical pages are those of these pages, in order.
+    public let positions: [Int32]
+}
+
+extension PageSelector {
+    /// The scores under one query token.
+    ///
+    /// - Parameters:
+    ///   - query: `[queryHeads, 1, headDim]`.
+    ///   - cache: nothing may write it meanwhile.
+    ///   - sequence: of any length.
+    ///   - layer: whose keys are scored.
+    ///   - pool: the threads to use.
+    /// - Throws: as `select`.
+    public func pageScores<Q: AttentionElement>(
+        query: TensorView<Q>, cache: PagedKVCache, sequence: PagedKVCache.SequenceID, layer: Int = 0,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> PageScores {
+        try check(query.geometry, cache, sequences: 1)
+        var tables = PageTables()
+        try tables.append(sequence, row: 0, of: cache, layer: layer)
+        let scoring = PageScoring(self, query: AttentionOperand(query), cache: cache, layer: layer)
+        let lie = tables.sequences[0]
+        let (count, perPage) = (lie.pages.count, scoring.logicalPerPage)
+        var positions = [Int32]()
+        var logicalPages = 0
+        tables.withPointers { _, entries in
+            for page in 0..<count {
+                let position = entries![page].position
+                positions.append(position)
+                let held = (lie.length - Int(position) * configuration.pageSize + scoring.logicalPageSize - 1)
+                logicalPages += min(perPage, held / scoring.logicalPageSize)
+            }
+        }
+        var logical = try Tensor<Float>(zeros: [queryHeads, logicalPages])
+        var pages = try Tensor<Float>(zeros: [lists, count])
+        if count == 0 { return PageScores(logical: logical, pages: pages, positions: positions) }
+        let (listsPerHead, heads) = (lists / configuration.kvHeads, configuration.kvHeads)
+        var keys = [Int32](repeating: 0, count: lists * count)
+        // Each head writes its own rows of both, and nothing else touches them meanwhile.
+        nonisolated(unsafe) let logicalBase = logical.mutableAddress()
+        nonisolated(unsafe) let shared = scoring
+        keys.withUnsafeMutableBufferPointer { keys in
+            nonisolated(unsafe) let keyBase = keys.baseAddress!
+            tables.withPointers { _, entries in
+                nonisolated(unsafe) let entries = entries!
+                pool.forEachRowRange(
+                    heads, workPerRow: scoring.work(pages: count), scratchByteCount: scoring.scratchByteCount
+                ) { range, scratch in
+                    for head in range {
+                        shared.score(
+                            head: head, pages: entries, count: count, length: lie.length, token: 0, lists: listsPerHead,
+                            keys: keyBase + head * listsPerHead * count, keyStride: count,
+                            logical: logicalBase + head * shared.group * logicalPages, logicalStride: logicalPages,
+                            scratch: scratch)
+                    }
+                }
+            }
+        }
+        var target = pages.mutableSpan
+        for index in keys.indices { target[index] = ScoreOrder.score(keys[index]) }
+        return PageScores(logical: logical, pages: pages, positions: positions)
+    }
+}

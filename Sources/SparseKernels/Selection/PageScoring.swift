@@ -1,0 +1,148 @@
+internal import KernelInterface
+
+/// Scores of pages of one layer, under the query heads of one key/value head.
+///
+/// Metadata are key rows of 2·headDim channels, kmax then kmin. With (max(q, 0), min(q, 0)) as the query, one product is
+/// Σ max(q_c·kmax_c, q_c·kmin_c), because kmax_c ≥ kmin_c. The kernel for tokens then scores pages.
+struct PageScoring {
+    let kernels: KernelTable
+    let storage: KVStorage
+    let layer: Int
+    let query: AttentionOperand
+    let kvHeads: Int
+    /// Query heads of a key/value head.
+    let group: Int
+    let headDim: Int
+    let isMean: Bool
+    let logicalPageSize: Int
+    let logicalPerPage: Int
+
+    /// Channels of a metadata row.
+    let channels: Int
+    /// Pages scored by one call of the kernel: about 512 logical pages, whose scores of a group of 8 heads are 16 KiB.
+    let chunkPages: Int
+    private let scratch: Layout
+
+    /// Where the parts of a task's scratch begin, in bytes.
+    private struct Layout {
+        let rows: Int
+        let slots: Int
+        let scores: Int
+        let keys: Int
+        let kernel: Int
+        let byteCount: Int
+
+        init(group: Int, channels: Int, chunk: Int) {
+            var end = 0
+            rows = Self.take(4 * group * channels, &end)
+            slots = Self.take(4 * chunk, &end)
+            scores = Self.take(4 * group * chunk, &end)
+            keys = Self.take(4 * chunk, &end)
+            kernel = Self.take(TokenScratch(headDim: channels, valueDim: 1, rows: group).byteCount, &end)
+            byteCount = end
+        }
+
+        private static func take(_ bytes: Int, _ end: inout Int) -> Int {
+            defer { end += (bytes + 63) / 64 * 64 }
+            return end
+        }
+    }
+
+    init(_ selector: PageSelector, query: AttentionOperand, cache: PagedKVCache, layer: Int) {
+        let configuration = selector.configuration
+        kernels = cache.kernels
+        storage = cache.storage
+        self.layer = layer
+        self.query = query
+        kvHeads = configuration.kvHeads
+        group = selector.queryHeads / configuration.kvHeads
+        headDim = configuration.headDim
+        isMean = selector.metadata.kind == .mean
+        logicalPageSize = selector.metadata.logicalPageSize
+        logicalPerPage = configuration.logicalPages
+        channels = configuration.metadataChannels
+        chunkPages = max(1, 512 / logicalPerPage)
+        scratch = Layout(group: group, channels: channels, chunk: chunkPages * logicalPerPage)
+    }
+
+    /// Bytes of scratch for `score`.
+    var scratchByteCount: Int { scratch.byteCount }
+
+    /// Multiply-adds for some pages of one key/value head.
+    func work(pages: Int) -> Int { pages * logicalPerPage * group * channels }
+
+    /// Keys (`ScoreOrder`) of some pages for one query token.
+    ///
+    /// - Parameters:
+    ///   - head: of keys and values.
+    ///   - pages: all pages of the sequence, `count` of them.
+    ///   - length: tokens of the sequence: only the last page may hold fewer logical pages than others.
+    ///   - token: of `query`.
+    ///   - keys: `lists` × `keyStride`. One list has the maximum over the group, otherwise there is one per query head.
+    ///   - logical: the scores themselves, `group` × `logicalStride`, or nil.
+    ///   - memory: `scratchByteCount` bytes.
+    func score(
+        head: Int, pages: UnsafePointer<PageTables.Page>, count: Int, length: Int, token: Int, lists: Int,
+        keys: UnsafeMutablePointer<Int32>, keyStride: Int, logical: UnsafeMutablePointer<Float>? = nil, logicalStride: Int = 0,
+        scratch memory: UnsafeMutableRawPointer
+    ) {
+        let chunk = chunkPages * logicalPerPage
+        let rows = (memory + scratch.rows).bindMemory(to: Float.self, capacity: group * channels)
+        let slots = (memory + scratch.slots).bindMemory(to: Int32.self, capacity: chunk)
+        let scores = (memory + scratch.scores).bindMemory(to: Float.self, capacity: group * chunk)
+        let chunkKeys = (memory + scratch.keys).bindMemory(to: Int32.self, capacity: chunk)
+        stageQueries(head: head, token: token, rows)
+        let logicalPages = (length + logicalPageSize - 1) / logicalPageSize
+        for first in stride(from: 0, to: count, by: chunkPages) {
+            let end = min(count, first + chunkPages)
+            var slotCount = 0
+            for page in first..<end {
+                let held = min(logicalPerPage, logicalPages - Int(pages[page].position) * logicalPerPage)
+                for part in 0..<held {
+                    slots[slotCount] = pages[page].index &* Int32(truncatingIfNeeded: logicalPerPage) &+ Int32(part)
+                    slotCount &+= 1
+                }
+            }
+            var arguments = ScoreTokensArguments(
+                key: storage.metadataOperand(layer: layer, head: head)!, slots: slots, count: slotCount, query: rows,
+                queryStride: channels, rows: group, scale: 1, scores: scores, scoreStride: chunk,
+                scratch: memory + scratch.kernel)
+            kernels.tokens.score(&arguments)
+            if let logical {
+                for row in 0..<group {
+                    (logical + row * logicalStride + first * logicalPerPage).update(
+                        from: scores + row * chunk, count: slotCount)
+                }
+            }
+            let rowsPerList = group / lists
+            for list in 0..<lists {
+                for slot in 0..<slotCount { chunkKeys[slot] = ScoreOrder.key(scores[list * rowsPerList * chunk + slot]) }
+                for row in list * rowsPerList + 1..<(list + 1) * rowsPerList {
+                    for slot in 0..<slotCount { chunkKeys[slot] = max(chunkKeys[slot], ScoreOrder.key(scores[row * chunk + slot])) }
+                }
+                let pageKeys = keys + list * keyStride
+                for page in first..<end {
+                    let start = (page - first) * logicalPerPage
+                    var key = chunkKeys[start]
+                    for slot in start + 1..<min(slotCount, start + logicalPerPage) { key = max(key, chunkKeys[slot]) }
+                    pageKeys[page] = key
+                }
+            }
+        }
+    }
+
+    /// The group's queries as rows against metadata.
+    private func stageQueries(head: Int, token: Int, _ rows: UnsafeMutablePointer<Float>) {
+        for member in 0..<group {
+            let row = rows + member * channels
+            kernels.stageRows(query.rows(head: head * group + member, from: token), 0, 1, headDim, row)
+            if isMean { continue }
+            for channel in 0..<headDim {
+                // Comparisons that NaN fails: it stays in both halves.
+                let q = row[channel]
+                row[channel] = q < 0 ? 0 : q
+                row[headDim + channel] = q > 0 ? 0 : q
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+internal import KernelInterface
+
+/// Who shares a list of pages.
+public enum SelectionSharing: String, Hashable, Sendable, CaseIterable {
+    /// The query heads of a key/value head share one list; a page's score is the largest of theirs. Every page is read once per group.
+    case kvHead
+    /// Every query head has a list of its own, as in the released code of Quest and LServe.
+    case queryHead
+}
+
+/// Pages that a decoding step reads: those of the highest scores, up to a budget.
+///
+/// A page's metadata bounds what a query can score on its keys: with their channelwise maxima and minima,
+///
+///     score(logical page) = Σ_c max(q_c·kmax_c, q_c·kmin_c) ≥ q·k  for each of its keys;  no softmaxScale
+///     score(page) = max over its logical pages that hold tokens
+///
+/// and with `.mean` metadata the score is q·k̄. A sequence of at most `tokenBudget` tokens keeps every page. A longer one keeps
+/// `pageBudget` pages, of which the first `forcedFirst` and the last `forcedLast` are kept in any case, and the rest by score, equal
+/// scores by lower position. A page whose score is NaN, which happens where keys or queries are not finite, comes first.
+///
+/// ```swift
+/// let selector = try PageSelector(queryHeads: 32, configuration: cache.configuration, tokenBudget: 2048)
+/// let selection = try selector.select(query: query.view(), cache: cache, sequences: [sequence])
+/// ```
+///
+/// - Results are bitwise the same for every number of threads and for every batch.
+/// - Source: Quest (Tang et al., ICML 2024, arXiv 2406.10774), Algorithm 1; LServe (Yang et al., MLSys 2025, arXiv 2502.14866),
+///   section 3.5. The modules `Quest` and `LServe` have their defaults.
+/// - Complexity: reads one metadata row per logical page and key/value head, 2·headDim multiply-adds per query head and row; ranking is
+///   O(pages).
+/// - Scratch: about 4 bytes per page and list, and 2 KiB per query head of a group, kept by the pool. The result is 4 bytes per kept page
+///   and list.
+public struct PageSelector: Sendable {
+    public let queryHeads: Int
+    /// Of the caches that `select` takes: heads, `headDim`, `pageSize` and metadata must agree.
+    public let configuration: KVCacheConfiguration
+    /// Tokens that a step may read; the budget of pages is this divided by `pageSize`, rounded down.
+    public let tokenBudget: Int
+    public let sharing: SelectionSharing
+    /// Pages at the start that are always kept: attention sinks.
+    public let forcedFirst: Int
+    /// Pages at the end that are always kept. 1 is the rule of LServe and of Quest's CUDA path; with 0 the last page, finished or not,
+    /// is a candidate as any other, the rule of Quest's accuracy code.
+    public let forcedLast: Int
+    public let minimumPages: Int
+
+    /// Pages that a long sequence keeps, forced ones included: max(`minimumPages`, ⌊`tokenBudget` / `pageSize`⌋).
+    public var pageBudget: Int { max(minimumPages, tokenBudget / configuration.pageSize) }
+    /// Lists of a selection per sequence.
+    public var lists: Int { sharing == .kvHead ? configuration.kvHeads : queryHeads }
+
+    let metadata: PageMetadata
+
+    /// - Parameters:
+    ///   - queryHeads: a multiple of the cache's `kvHeads`.
+    ///   - configuration: of the caches to select from; it must have metadata.
+    ///   - tokenBudget: at least 1.
+    ///   - sharing: one list per key/value head, or per query head.
+    ///   - forcedFirst, forcedLast: pages kept whatever their scores; together at most `pageBudget`.
+    ///   - minimumPages: at least 1; 3 in Quest and in LServe.
+    /// - Throws: `.invalidShape` for query heads that are not a multiple; `.invalidArgument` for the rest.
+    public init(
+        queryHeads: Int, configuration: KVCacheConfiguration, tokenBudget: Int, sharing: SelectionSharing = .kvHead,
+        forcedFirst: Int = 0, forcedLast: Int = 1, minimumPages: Int = 3
+    ) throws(SparseKernelsError) {
+        try require(
+            queryHeads >= 1 && queryHeads % configuration.kvHeads == 0, .invalidShape, "queryHeads",
+            expected: "a positive multiple of kvHeads (\(configuration.kvHeads))", actual: "\(queryHeads)")
+        guard let metadata = configuration.metadata else {
+            throw SparseKernelsError(
+                .invalidArgument, "configuration.metadata", expected: "page metadata to score", actual: "nil")
+        }
+        for (name, value, least) in [
+            ("tokenBudget", tokenBudget, 1), ("minimumPages", minimumPages, 1), ("forcedFirst", forcedFirst, 0),
+            ("forcedLast", forcedLast, 0),
+        ] {
+            try require(value >= least, .invalidArgument, name, expected: "at least \(least)", actual: "\(value)")
+        }
+        self.queryHeads = queryHeads
+        self.configuration = configuration
+        self.tokenBudget = tokenBudget
+        self.sharing = sharing
+        self.forcedFirst = forcedFirst
+        self.forcedLast = forcedLast
+        self.minimumPages = minimumPages
+        self.metadata = metadata
+        let (forced, overflow) = forcedFirst.addingReportingOverflow(forcedLast)
+        try require(
+            !overflow && forced <= pageBudget, .invalidArgument, "forcedFirst, forcedLast",
+            expected: "together at most the \(pageBudget) pages of the budget", actual: "\(forcedFirst), \(forcedLast)")
+    }
+
+    /// How many of a sequence's pages are kept.
+    func keptCount(pages: Int, length: Int) -> Int { length <= tokenBudget ? pages : min(pageBudget, pages) }
+
+    /// Selects for one query token of every sequence.
+    ///
+    /// - Parameters:
+    ///   - query: `[queryHeads, sequences, headDim]`: token i is for `sequences[i]`. With rotary positions applied, as the keys have.
+    ///   - cache: nothing may write it meanwhile.
+    ///   - sequences: of any lengths, empty ones included, which keep nothing. Pages that were discarded are no candidates.
+    ///   - layer: whose keys are scored.
+    ///   - pool: the threads to use.
+    /// - Returns: positions in the page tables (`unit` is `pageSize`), ascending.
+    /// - Throws: `.invalidShape` for a query or a cache of other extents, `.unknownSequence`, `.invalidArgument` for a layer that the cache
+    ///   does not have.
+    public func select<Q: AttentionElement>(
+        query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> KVSelection {
+        try check(query.geometry, cache, sequences: sequences.count)
+        return try select(
+            query: AttentionOperand(query), cache: cache, sequences: sequences, rows: Array(0..<sequences.count), layer: layer,
+            on: pool)
+    }
+
+    /// As above, for the sequences `sequences[row]` and their query tokens, in the order of `rows`.
+    func select(
+        query: AttentionOperand, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], rows: [Int], layer: Int,
+        on pool: WorkerPool
+    ) throws(SparseKernelsError) -> KVSelection {
+        var tables = PageTables()
+        for row in rows { try tables.append(sequences[row], row: row, of: cache, layer: layer) }
+        let listsPerHead = lists / configuration.kvHeads
+        var offsets = [0]
+        offsets.reserveCapacity(rows.count * lists + 1)
+        for table in tables.sequences {
+            let kept = keptCount(pages: table.pages.count, length: table.length)
+            for _ in 0..<lists { offsets.append(offsets[offsets.count - 1] + kept) }
+        }
+        let scoring = PageScoring(self, query: query, cache: cache, layer: layer)
+        let indices = [Int32](unsafeUninitializedCapacity: offsets[offsets.count - 1]) { buffer, count in
+            count = offsets[offsets.count - 1]
+            guard let positions = buffer.baseAddress else { return }
+            tables.withPointers { sequences, entries in
+                offsets.withUnsafeBufferPointer { offsets in
+                    PageSelectionCall(
+                        selector: self, scoring: scoring, sequences: sequences, entries: entries,
+                        maximumPages: tables.maximumPages, listsPerHead: listsPerHead, offsets: offsets.baseAddress!,
+                        positions: positions
+                    ).run(on: pool)
+                }
+            }
+        }
+        return KVSelection(
+            unchecked: configuration.pageSize, sequences: rows.count, heads: lists, offsets: offsets, indices: indices)
+    }
+
+    /// Throws unless queries and cache have the extents of the selector.
+    func check(_ query: TensorGeometry, _ cache: PagedKVCache, sequences: Int) throws(SparseKernelsError) {
+        let (ours, theirs) = (configuration, cache.configuration)
+        try require(
+            theirs.kvHeads == ours.kvHeads && theirs.headDim == ours.headDim && theirs.pageSize == ours.pageSize
+                && theirs.metadata == ours.metadata, .invalidShape, "cache",
+            expected: "\(ours.kvHeads) KV heads of \(ours.headDim) channels, pages of \(ours.pageSize) and the selector's metadata",
+            actual: "\(theirs.kvHeads) of \(theirs.headDim), \(theirs.pageSize), \(theirs.metadata.map { "\($0)" } ?? "none")")
+        try require(
+            query.heads == queryHeads && query.tokens == sequences && query.channels == ours.headDim, .invalidShape, "query",
+            expected: "\(queryHeads) heads × \(sequences) sequences × \(ours.headDim) channels",
+            actual: "\(query.heads) × \(query.tokens) × \(query.channels)")
+    }
+}

@@ -1,0 +1,120 @@
+/// A page selection that is made every few steps and used again in between: neighbouring queries want nearly the same pages.
+///
+/// A sequence's lists in a layer are made anew when its length is a multiple of `interval`, when there are none, and when the sequence
+/// is shorter than at the last time. Otherwise the lists of the last time are returned, **and with them every page that holds a token
+/// appended since**. The length is that at the call. Call it before a step's token is appended, as LServe does, and add the page of that
+/// token with `KVSelection.covering`; or after, and the selection has it already.
+///
+/// ```swift
+/// var selection = try ReusableSelection(selector, interval: 4)
+/// let pages = try selection.select(query: query.view(), cache: cache, sequences: sequences, layer: layer)
+/// ```
+///
+/// Each sequence follows its own length, so that a batch of different lengths gives every sequence the pages it would get alone.
+///
+/// - Source: LServe (arXiv 2502.14866), section 3.5.3, "reusable page selector". The released code returns the last list unchanged, so a
+///   page that began meanwhile would be missing when the interval does not divide the page size; and it takes one length for a batch.
+/// - Complexity: a step that reuses is O(kept pages).
+/// - Scratch: that of the selector. 4 bytes per kept page and list for every sequence and layer, until `forget`.
+public struct ReusableSelection: Sendable {
+    public let selector: PageSelector
+    /// Steps from selection to selection; 1 selects at every step.
+    public let interval: Int
+    /// Selections made so far, counted by sequence and layer.
+    public private(set) var selectionCount = 0
+
+    private struct Key: Hashable {
+        let sequence: PagedKVCache.SequenceID
+        let layer: Int
+    }
+
+    private struct Entry {
+        let length: Int
+        let lists: [[Int32]]
+    }
+
+    private var entries: [Key: Entry] = [:]
+    /// Entries at which those of freed sequences are looked for.
+    private var purgeCount = 64
+
+    /// - Throws: `.invalidArgument` for an interval below 1.
+    public init(_ selector: PageSelector, interval: Int = 4) throws(SparseKernelsError) {
+        try require(interval >= 1, .invalidArgument, "interval", expected: "at least 1", actual: "\(interval)")
+        self.selector = selector
+        self.interval = interval
+    }
+
+    /// Selects, or returns what was selected before.
+    ///
+    /// - Parameters:
+    ///   - query: `[queryHeads, sequences, headDim]`, also where nothing is selected.
+    ///   - cache: the same one at every call.
+    ///   - sequences: each once.
+    ///   - layer: whose keys are scored.
+    ///   - pool: the threads to use.
+    /// - Throws: as `PageSelector.select`, and `.invalidArgument` for a sequence that is named twice. Nothing is remembered then.
+    public mutating func select<Q: AttentionElement>(
+        query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> KVSelection {
+        try selector.check(query.geometry, cache, sequences: sequences.count)
+        try require(
+            Set(sequences).count == sequences.count, .invalidArgument, "sequences", expected: "different sequences",
+            actual: "one of them twice")
+        var lengths: [Int] = []
+        var due: [Int] = []
+        for (row, sequence) in sequences.enumerated() {
+            let length = try cache.length(of: sequence, layer: layer)
+            lengths.append(length)
+            if isDue(entries[Key(sequence: sequence, layer: layer)], length: length) { due.append(row) }
+        }
+        let fresh = try selector.select(
+            query: AttentionOperand(query), cache: cache, sequences: sequences, rows: due, layer: layer, on: pool)
+        purge(cache)
+        for (index, row) in due.enumerated() {
+            entries[Key(sequence: sequences[row], layer: layer)] = Entry(
+                length: lengths[row], lists: (0..<fresh.heads).map { Array(fresh.list(sequence: index, head: $0)) })
+        }
+        selectionCount += due.count
+        if due.count == sequences.count { return fresh }
+        return try remembered(sequences, lengths: lengths, layer: layer)
+    }
+
+    private func isDue(_ entry: Entry?, length: Int) -> Bool {
+        guard let entry else { return true }
+        return length % interval == 0 || length < entry.length
+    }
+
+    /// The lists of every sequence, with the pages of the tokens that came after them.
+    private func remembered(
+        _ sequences: [PagedKVCache.SequenceID], lengths: [Int], layer: Int
+    ) throws(SparseKernelsError) -> KVSelection {
+        var result = KVSelectionLists()
+        var appended: [Range<Int>] = []
+        for (row, sequence) in sequences.enumerated() {
+            // Every sequence was either due, or had an entry.
+            let entry = entries[Key(sequence: sequence, layer: layer)]!
+            for list in entry.lists {
+                result.append(list)
+                result.endList()
+            }
+            appended.append(entry.length..<lengths[row])
+        }
+        let heads = selector.lists
+        return try result.selection(unit: selector.configuration.pageSize, sequences: sequences.count, heads: heads)
+            .covering(appended)
+    }
+
+    /// Forgets a sequence in every layer: after its tokens were overwritten, or truncated and replaced by others. A step that follows
+    /// selects anew.
+    public mutating func forget(_ sequence: PagedKVCache.SequenceID) {
+        entries = entries.filter { $0.key.sequence != sequence }
+    }
+
+    /// Drops what is kept of sequences that were freed, whenever the number of entries has doubled.
+    private mutating func purge(_ cache: PagedKVCache) {
+        if entries.count < purgeCount { return }
+        entries = entries.filter { (try? cache.length(of: $0.key.sequence, layer: $0.key.layer)) != nil }
+        purgeCount = max(64, 2 * entries.count)
+    }
+}

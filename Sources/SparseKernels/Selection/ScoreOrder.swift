@@ -1,0 +1,23 @@
+/// Scores as integers with the same order, so that maxima and ranks are exact whatever the scores are.
+///
+/// −∞ < … < −x < 0 < x < … < ∞ < NaN. The two zeros are equal, and so are all NaN. NaN comes first in a ranking: what holds a NaN
+/// is kept, and attention then shows it, instead of a score that quietly lost it.
+enum ScoreOrder {
+    /// The key of a score. Only −∞ has `lowest`.
+    @inline(__always)
+    static func key(_ score: Float) -> Int32 {
+        // The sum turns −0 into +0. Bit patterns of negative numbers ascend with the magnitude.
+        let bits = Int32(bitPattern: (score + 0).bitPattern)
+        let ordered = bits ^ ((bits >> 31) & .max)
+        return score == score ? ordered : .max
+    }
+
+    /// The score of a key; the canonical quiet NaN for all NaN.
+    @inline(__always)
+    static func score(_ key: Int32) -> Float {
+        key == .max ? .nan : Float(bitPattern: UInt32(bitPattern: key ^ ((key >> 31) & .max)))
+    }
+
+    /// The key of −∞, below which there is none.
+    static let lowest = key(-.infinity)
+}
