@@ -29,17 +29,9 @@ extension PageSelector {
         try tables.append(sequence, row: 0, of: cache, layer: layer)
         let scoring = PageScoring(self, query: AttentionOperand(query), cache: cache, layer: layer)
         let lie = tables.sequences[0]
-        let (count, perPage) = (lie.pages.count, scoring.logicalPerPage)
-        var positions = [Int32]()
-        var logicalPages = 0
-        tables.withPointers { _, entries in
-            for page in 0..<count {
-                let position = entries![page].position
-                positions.append(position)
-                let held = (lie.length - Int(position) * configuration.pageSize + scoring.logicalPageSize - 1)
-                logicalPages += min(perPage, held / scoring.logicalPageSize)
-            }
-        }
+        let count = lie.pages.count
+        let positions = tables.positions(of: lie)
+        let logicalPages = positions.reduce(0) { $0 + scoring.logicalPages(at: $1, length: lie.length) }
         var logical = try Tensor<Float>(zeros: [queryHeads, logicalPages])
         var pages = try Tensor<Float>(zeros: [lists, count])
         if count == 0 { return PageScores(logical: logical, pages: pages, positions: positions) }

@@ -92,13 +92,11 @@ struct PageScoring {
         let scores = (memory + scratch.scores).bindMemory(to: Float.self, capacity: group * chunk)
         let chunkKeys = (memory + scratch.keys).bindMemory(to: Int32.self, capacity: chunk)
         stageQueries(head: head, token: token, rows)
-        let logicalPages = (length + logicalPageSize - 1) / logicalPageSize
         for first in stride(from: 0, to: count, by: chunkPages) {
             let end = min(count, first + chunkPages)
             var slotCount = 0
             for page in first..<end {
-                let held = min(logicalPerPage, logicalPages - Int(pages[page].position) * logicalPerPage)
-                for part in 0..<held {
+                for part in 0..<logicalPages(at: pages[page].position, length: length) {
                     slots[slotCount] = pages[page].index &* Int32(truncatingIfNeeded: logicalPerPage) &+ Int32(part)
                     slotCount &+= 1
                 }
@@ -129,6 +127,11 @@ struct PageScoring {
                 }
             }
         }
+    }
+
+    /// Logical pages that hold tokens, of the page at some position of a sequence's table.
+    func logicalPages(at position: Int32, length: Int) -> Int {
+        min(logicalPerPage, (length + logicalPageSize - 1) / logicalPageSize - Int(position) * logicalPerPage)
     }
 
     /// The group's queries as rows against metadata.

@@ -35,6 +35,9 @@ struct PageTables {
         maximumPages = max(maximumPages, entries.count - first)
     }
 
+    /// The positions of a sequence's pages.
+    func positions(of sequence: Sequence) -> [Int32] { entries[sequence.pages].map(\.position) }
+
     /// Calls `body` with the addresses of sequences and pages, which are valid until it returns.
     func withPointers(_ body: (UnsafeBufferPointer<Sequence>, UnsafePointer<Page>?) -> Void) {
         sequences.withUnsafeBufferPointer { sequences in
