@@ -12,6 +12,8 @@ public struct TokenKernels: Sendable {
     public var load: @Sendable (TokenOperand, Int, Int, Bool, UnsafeMutablePointer<Float>) -> Void
     /// Page metadata. See `SummarizeTokensArguments`.
     public var summarize: @Sendable (UnsafePointer<SummarizeTokensArguments>) -> Void
+    /// Bits of the tokens that hold a fraction of the softmax mass of their scores. See `PruneArguments`.
+    public var prune: @Sendable (UnsafePointer<PruneArguments>) -> Void
 
     public init(
         attend: @escaping @Sendable (UnsafePointer<AttendTokensArguments>) -> Void,
@@ -19,7 +21,8 @@ public struct TokenKernels: Sendable {
         merge: @escaping @Sendable (UnsafePointer<MergeTokensArguments>) -> Void,
         store: @escaping @Sendable (UnsafePointer<StoreTokensArguments>) -> Void,
         load: @escaping @Sendable (TokenOperand, Int, Int, Bool, UnsafeMutablePointer<Float>) -> Void,
-        summarize: @escaping @Sendable (UnsafePointer<SummarizeTokensArguments>) -> Void
+        summarize: @escaping @Sendable (UnsafePointer<SummarizeTokensArguments>) -> Void,
+        prune: @escaping @Sendable (UnsafePointer<PruneArguments>) -> Void
     ) {
         self.attend = attend
         self.score = score
@@ -27,5 +30,6 @@ public struct TokenKernels: Sendable {
         self.store = store
         self.load = load
         self.summarize = summarize
+        self.prune = prune
     }
 }

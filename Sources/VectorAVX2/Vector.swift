@@ -43,6 +43,10 @@ public func loadBFloat16(_ pointer: UnsafePointer<UInt16>) -> Vector {
 @_alwaysEmitIntoClient @_transparent
 public func floats(_ integers: IntVector) -> Vector { _mm256_cvtepi32_ps(unsafeBitCast(integers, to: __m256i.self)) }
 
+/// The sign of every lane, one bit each, lane 0 lowest.
+@_alwaysEmitIntoClient @_transparent
+public func signBits(_ value: Vector) -> UInt64 { UInt64(UInt32(bitPattern: _mm256_movemask_ps(value))) }
+
 // MARK: - Small integer codes
 
 /// One register of bytes, or of 16-bit sums of their products.

@@ -44,6 +44,12 @@ public func loadBFloat16(_ pointer: UnsafePointer<UInt16>) -> Vector {
 @_alwaysEmitIntoClient @_transparent
 public func floats(_ integers: IntVector) -> Vector { _mm512_cvtepi32_ps(unsafeBitCast(integers, to: __m512i.self)) }
 
+/// The sign of every lane, one bit each, lane 0 lowest.
+@_alwaysEmitIntoClient @_transparent
+public func signBits(_ value: Vector) -> UInt64 {
+    UInt64(_mm512_movepi32_mask(unsafeBitCast(value, to: __m512i.self)))
+}
+
 // MARK: - Small integer codes
 
 /// One register of bytes, or of 32-bit sums of their products.

@@ -63,6 +63,17 @@ public func loadBFloat16(_ pointer: UnsafePointer<UInt16>) -> Vector {
 @_alwaysEmitIntoClient @_transparent
 public func floats(_ integers: IntVector) -> Vector { Vector(integers) }
 
+/// The sign of every lane, one bit each, lane 0 lowest.
+@_alwaysEmitIntoClient @_transparent
+public func signBits(_ value: Vector) -> UInt64 {
+    #if arch(x86_64)
+        return UInt64(UInt32(bitPattern: _mm_movemask_ps(value)))
+    #else
+        let bits = unsafeBitCast(value, to: SIMD4<UInt32>.self) &>> 31
+        return UInt64(bits[0] | bits[1] &<< 1 | bits[2] &<< 2 | bits[3] &<< 3)
+    #endif
+}
+
 // MARK: - Small integer codes
 
 /// One register of bytes, or of 32-bit sums of their products.
