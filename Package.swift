@@ -74,7 +74,8 @@ let package = Package(
         .target(
             name: "SparseKernelsReference", dependencies: ["SparseKernels"], swiftSettings: language + views),
         .target(
-            name: "GoldenReplay", dependencies: ["SparseKernels"] + facades.map { .byName(name: $0) },
+            name: "GoldenReplay",
+            dependencies: ["SparseKernels", "SparseKernelsReference"] + facades.map { .byName(name: $0) },
             swiftSettings: language + views),
         .target(name: "KernelInterface", swiftSettings: language),
         .testTarget(

@@ -15,8 +15,7 @@ func replayTopPMask(
     let weights = try golden.file.floatTensor("in.weights")
     var comparison = GoldenComparison()
     for p in parameters.p {
-        let percent = Int((100 * p).rounded())
-        let name = "out.p\(percent < 100 ? "0" : "")\(percent).mask"
+        let name = "\(twilightVariant(p)).mask"
         let mask = try golden.file.tensor(name, as: UInt8.self)
         try golden.check(name, mask.shape, weights.shape)
         let length = weights.shape[1]

@@ -73,9 +73,6 @@ public struct ReferenceAttention: Sendable {
         var keys: [Int] = []
         var scores: [Double] = []
         var magnitudes: [Double] = []
-        var result = Row(
-            head: head, token: token, output: Array(repeating: 0, count: shape.valueDim), logSumExp: -.infinity,
-            visibleKeys: 0)
         for j in 0..<shape.keyLength where isVisible(query: token, key: j) && !hides(j) {
             var score = 0.0
             var magnitude = 0.0
@@ -97,41 +94,59 @@ public struct ReferenceAttention: Sendable {
             scores.append(score)
             magnitudes.append(magnitude)
         }
-        result.visibleKeys = keys.count
+        return Row(
+            head: head, token: token, valueDim: shape.valueDim, scores: scores, magnitudes: magnitudes,
+            value: { Double(value[kvHead, keys[$0], $1].floatValue) })
+    }
+}
+
+extension ReferenceAttention.Row {
+    /// The row that given scores make of given values.
+    /// - Parameters:
+    ///   - head: kept in the row, for messages.
+    ///   - token: kept in the row, for messages.
+    ///   - valueDim: channels of a value.
+    ///   - scores: of the keys that the row sees, scaled and capped.
+    ///   - magnitudes: Σ |terms| of every score, which its rounding error follows.
+    ///   - value: channel `$1` of the value that belongs to score `$0`.
+    public init(
+        head: Int = 0, token: Int = 0, valueDim: Int, scores: [Double], magnitudes: [Double],
+        value: (_ index: Int, _ channel: Int) -> Double
+    ) {
+        self.init(
+            head: head, token: token, output: Array(repeating: 0, count: valueDim), logSumExp: -.infinity,
+            visibleKeys: scores.count)
         let maximum = scores.max() ?? -.infinity
-        if maximum == -.infinity { return result }
+        if maximum == -.infinity { return }
         var sum = 0.0
-        for (j, score) in zip(keys, scores) {
+        for (index, score) in scores.enumerated() {
             let weight = exponential(score - maximum)
             sum += weight
-            for c in 0..<shape.valueDim {
-                result.output[c] += weight * Double(value[kvHead, j, c].floatValue)
-            }
+            for c in 0..<valueDim { output[c] += weight * value(index, c) }
         }
-        for c in 0..<shape.valueDim { result.output[c] /= sum }
-        result.logSumExp = maximum + logarithm(sum)
+        for c in 0..<valueDim { output[c] /= sum }
+        logSumExp = maximum + logarithm(sum)
 
-        var absolute = Array(repeating: 0.0, count: shape.valueDim)
-        for index in keys.indices {
+        var absolute = Array(repeating: 0.0, count: valueDim)
+        for index in scores.indices {
             let p = exponential(scores[index] - maximum) / sum
             let distance = p * (1 + (maximum - scores[index]) / 2)
             var deviation = 0.0
-            for c in 0..<shape.valueDim {
-                let v = Double(value[kvHead, keys[index], c].floatValue)
-                deviation = max(deviation, abs(v - result.output[c]))
+            for c in 0..<valueDim {
+                let v = value(index, c)
+                deviation = max(deviation, abs(v - output[c]))
                 absolute[c] += p * abs(v)
             }
             let error = p * magnitudes[index]
-            result.sensitivity.outputByScores += error * error * deviation * deviation
-            result.sensitivity.logSumExpByScores += error * error
+            sensitivity.outputByScores += error * error * deviation * deviation
+            sensitivity.logSumExpByScores += error * error
             if p > 0 {
-                result.sensitivity.outputByExponentials += distance * deviation
-                result.sensitivity.logSumExpByExponentials += distance
+                sensitivity.outputByExponentials += distance * deviation
+                sensitivity.logSumExpByExponentials += distance
             }
         }
-        result.sensitivity.outputByScores = result.sensitivity.outputByScores.squareRoot()
-        result.sensitivity.logSumExpByScores = result.sensitivity.logSumExpByScores.squareRoot()
-        result.sensitivity.outputBySums = absolute.max() ?? 0
-        return result
+        sensitivity.outputByScores = sensitivity.outputByScores.squareRoot()
+        sensitivity.logSumExpByScores = sensitivity.logSumExpByScores.squareRoot()
+        sensitivity.outputBySums = absolute.max() ?? 0
     }
 }

@@ -1,0 +1,127 @@
+internal import SparseKernels
+internal import SparseKernelsReference
+
+/// `twilight.select_prune`: the selector, the estimators of keys, estimated weights, top-p for several p, the union over groups
+/// of heads, and attention over what is left.
+///
+/// Tolerances as recorded: masks and estimated keys equal, outputs 1e-5. A top-p mask may differ where a sum of the bisection
+/// lies within 1e-6 of p; no recorded row has one. Weights, for which nothing is recorded, within 1e-5 of the weight: the
+/// official ones are of single precision, with scores off by some units in the last place.
+func replayTwilight(
+    _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
+) throws(SparseKernelsError) -> GoldenResult {
+    let parameters = try golden.parameters(TwilightParameters.self)
+    let step = try GoldenDecodeStep(golden)
+    var comparison = GoldenComparison()
+    let estimates = try compareTwilightEstimates(golden, parameters, step, &comparison)
+    try compareTwilightOracle(golden, parameters, step, estimates, &comparison)
+    return comparison.result(golden)
+}
+
+/// What the recorded outputs of a mass are called.
+func twilightVariant(_ mass: Double) -> String {
+    let percent = Int((100 * mass).rounded())
+    return "out.p\(percent < 100 ? "0" : "")\(percent)"
+}
+
+private struct TwilightParameters: Decodable {
+    var selector: String
+    var pageSize: Int
+    /// −1: none.
+    var tokenBudget: Int
+    /// Of all tokens, instead of a budget; −1: none.
+    var sparsityRate: Double
+    var bits: Int
+    var masses: [Double]
+    var epsilon: Double
+
+    enum CodingKeys: String, CodingKey {
+        case selector
+        case pageSize = "chunk"
+        case tokenBudget = "B0"
+        case sparsityRate = "sparsity_rate"
+        case bits = "quant_bits"
+        case masses = "p"
+        case epsilon = "eps"
+    }
+}
+
+/// Compares the estimators with what is recorded of them, the first 200 tokens, and returns the estimated keys by KV head and
+/// position.
+private func compareTwilightEstimates(
+    _ golden: GoldenCase, _ parameters: TwilightParameters, _ step: GoldenDecodeStep, _ comparison: inout GoldenComparison
+) throws(SparseKernelsError) -> [[[Double]]] {
+    let bits = parameters.bits
+    var estimators: [(name: String, rows: [[[Float]]])] = []
+    let keys = step.keys.map { $0.map { $0.map { Float($0) } } }
+    let minMax = keys.map { $0.map { ReferenceKeyEstimate.minMax($0, bits: bits) } }
+    estimators.append(("out.k_int4_dequant_first_200_tokens", minMax))
+    if golden.file["out.k_max_quant_4bit"] != nil {
+        estimators.append(("out.k_max_quant_4bit", keys.map { $0.map { ReferenceKeyEstimate.absMax($0, bits: bits) } }))
+        let smooth = keys.map { rows in
+            let minima = rows.dropFirst().reduce(rows[0]) { zip($0, $1).map { min($0, $1) } }
+            return rows.map { ReferenceKeyEstimate.absMax($0, bits: bits, subtracting: minima) }
+        }
+        estimators.append(("out.k_max_quant_4bit_smooth", smooth))
+    }
+    let count = min(200, step.tokens)
+    for (name, rows) in estimators {
+        let recorded = try golden.rows(name, [step.kvHeads, count, step.headDim])
+        for row in 0..<step.kvHeads * count {
+            comparison.compare(
+                "oracle: \(name)[\(row)]", rows[row / count][row % count].map { Double($0) }, recorded[row])
+        }
+    }
+    return minMax.map { $0.map { $0.map { Double($0) } } }
+}
+
+private func compareTwilightOracle(
+    _ golden: GoldenCase, _ parameters: TwilightParameters, _ step: GoldenDecodeStep, _ estimates: [[[Double]]],
+    _ comparison: inout GoldenComparison
+) throws(SparseKernelsError) {
+    let pageSize = parameters.pageSize
+    let selectorMask = try golden.rows("out.selector_mask", [step.heads, step.tokens])
+    let weights = try golden.rows("out.estimated_weights", [step.heads, step.tokens])
+    let bounds = step.keys.map { ReferencePageSelection(keys: $0, pageSize: pageSize) }
+    var selected: [[Int]] = []
+    for head in 0..<step.heads {
+        var positions = Array(0..<step.tokens)
+        if parameters.selector == "quest" {
+            let budget =
+                parameters.sparsityRate < 0 ? parameters.tokenBudget : Int(parameters.sparsityRate * Double(step.tokens))
+            let chosen = ReferencePageSelection.twilightQuest(
+                bounds[step.kvHead(of: head)].scores(query: step.queries[head]), pageSize: pageSize, tokenBudget: budget)
+            positions = ReferencePagedAttention.positions(
+                ofPages: chosen.indices, pageSize: pageSize, length: step.tokens)
+        }
+        selected.append(positions)
+        comparison.compare("oracle: out.selector_mask[\(head)]", members: positions, selectorMask[head])
+    }
+    for mass in parameters.masses {
+        let name = twilightVariant(mass)
+        let topPMask = try golden.rows("\(name).top_p_mask", [step.heads, step.tokens])
+        let finalMask = try golden.rows("\(name).final_mask", [step.heads, step.tokens])
+        let unionMask = try golden.rows("\(name).group_union_mask", [step.kvHeads, step.tokens])
+        let output = try golden.rows("\(name).attention_output", [step.heads, step.headDim])
+        var kept: [[Int]] = []
+        for head in 0..<step.heads {
+            let pruned = ReferenceTwilight(
+                query: step.queries[head], estimates: estimates[step.kvHead(of: head)], selected: selected[head], mass: mass,
+                epsilon: parameters.epsilon)
+            comparison.compare("oracle: out.estimated_weights[\(head)]", pruned.weights, weights[head], relative: 1e-5)
+            let members = pruned.kept.filter(Set(selected[head]).contains)
+            kept.append(members)
+            if pruned.massMargin <= 1e-6 { continue }
+            comparison.compare("oracle: \(name).top_p_mask[\(head)]", members: pruned.kept, topPMask[head])
+            comparison.compare("oracle: \(name).final_mask[\(head)]", members: members, finalMask[head])
+            comparison.compare(
+                "oracle: \(name).attention_output[\(head)]", step.output(head: head, positions: members), output[head],
+                absolute: 1e-5)
+        }
+        for head in 0..<step.kvHeads {
+            let group = step.heads / step.kvHeads
+            let union = ReferenceTwilight.groupUnion(Array(kept[head * group..<(head + 1) * group]))
+            comparison.compare("oracle: \(name).group_union_mask[\(head)]", members: union, unionMask[head])
+        }
+    }
+}

@@ -1,0 +1,81 @@
+/// LServe's fine-grained quantisation of one token of one head, KV4 and KV8, in `Double`: all channels share a scale and a zero
+/// point.
+///
+///     s = fp16((max − min)/(2ᵇ − 1))      z = fp16(−min·(2ᵇ − 1)/(max − min))      z: from the unrounded scale
+///     q = clamp(rne(x/s + z), 0…2ᵇ − 1)   x′ = s·(q − z)
+///
+/// The official INT4 store saturates to 0…255 and then keeps four bits, so that a 16, which only the rounding of s and z makes,
+/// becomes 0. Here it becomes 15. A row of equal values is 0/0 there. Here such a row, and one whose spread is too small for an
+/// fp16 scale or zero point, is stored as its smallest value: s = fp16(|min|), z = ∓1, all codes 0.
+///
+/// - Source: omniserve (mit-han-lab), `kv_quant_granularity = fine_grained`; LServe, arXiv 2502.14866, section 3.
+public struct ReferenceKVQuantization: Sendable {
+    /// Before and after rounding to fp16.
+    public let scaleQuotient: Double
+    public let scale: Double
+    public let zeroQuotient: Double
+    public let zero: Double
+    /// x/s + z, before rounding and clamping: a `Float` implementation may round differently near a half.
+    public let codeQuotients: [Double]
+    public let codes: [Int]
+
+    /// - Parameters:
+    ///   - row: the channels of a key or value; finite, and at least one.
+    ///   - bits: 4 or 8.
+    public init(_ row: [Double], bits: Int) {
+        let steps = Double(1 << bits - 1)
+        let (low, high) = (row.min() ?? 0, row.max() ?? 0)
+        scaleQuotient = (high - low) / steps
+        zeroQuotient = -low * steps / (high - low)
+        var (scale, zero) = (Self.half(scaleQuotient), Self.half(zeroQuotient))
+        if !(scale > 0 && abs(zero) < .infinity) {
+            scale = low == 0 ? 1 : Self.half(abs(low))
+            zero = low == 0 ? 0 : low > 0 ? -1 : 1
+            (self.scale, self.zero) = (scale, zero)
+            codeQuotients = row.map { _ in 0 }
+            codes = row.map { _ in 0 }
+            return
+        }
+        self.scale = scale
+        self.zero = zero
+        codeQuotients = row.map { $0 / scale + zero }
+        codes = codeQuotients.map { Int(max(0, min(steps, $0.rounded(.toNearestOrEven)))) }
+    }
+
+    /// x′ = s·(q − z).
+    public var values: [Double] { codes.map { scale * (Double($0) - zero) } }
+
+    /// x′ as LServe's INT4 kernel decodes it, one fused multiply-add of halves: fp16(q·s + fp16(−s·z)).
+    public var fusedHalfValues: [Double] {
+        let offset = Self.half(-scale * zero)
+        return codes.map { Self.half(Double($0) * scale + offset) }
+    }
+
+    /// The nearest fp16 value, ties to even; infinite from 65520 on.
+    public static func half(_ value: Double) -> Double {
+        abs(value) >= 65520 ? value * .infinity : ReferenceProgressiveQuantization.half(value)
+    }
+}
+
+/// The estimators of Twilight's released accuracy code, operation by operation in `Float` as it computes them.
+///
+/// - Source: tsinghua-ideal/Twilight, `twilight/pyimpl/quantize.py`.
+public enum ReferenceKeyEstimate {
+    /// `min_max_per_token_quant_kv`: s = max(max − min, 10⁻⁹)/(2ᵇ − 1), x′ = clamp(rne((x − min)/s), 0…2ᵇ − 1)·s + min.
+    public static func minMax(_ row: [Float], bits: Int) -> [Float] {
+        let steps = Float(1 << bits - 1)
+        let (low, high) = (row.min() ?? 0, row.max() ?? 0)
+        let scale = max(high - low, 1e-9) / steps
+        return row.map { max(0, min(steps, (($0 - low) / scale).rounded(.toNearestOrEven))) * scale + low }
+    }
+
+    /// `max_per_token_quant_kv`: s = max(max |x|/(2ᵇ − 1), 10⁻⁶), x′ = rne(x/s)·s, signed; the sign alone for one bit.
+    ///
+    /// The smoothed variant takes the smallest value of each channel, over all tokens, from x first, and does not add it again.
+    public static func absMax(_ row: [Float], bits: Int, subtracting channelMinima: [Float]? = nil) -> [Float] {
+        let smoothed = channelMinima.map { zip(row, $0).map { $0 - $1 } } ?? row
+        if bits == 1 { return smoothed.map { $0 > 0 ? 1 : $0 < 0 ? -1 : 0 } }
+        let scale = max((smoothed.map { abs($0) }.max() ?? 0) / Float(1 << bits - 1), 1e-6)
+        return smoothed.map { ($0 / scale).rounded(.toNearestOrEven) * scale }
+    }
+}

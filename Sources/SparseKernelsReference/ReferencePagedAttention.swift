@@ -1,0 +1,71 @@
+public import SparseKernels
+
+/// Attention of single queries over explicit lists of key positions, in `Double`: what a paged cache with a selection must
+/// compute.
+///
+/// Pages, page tables, formats and groups of heads are not known here. A selection of whichever method is a list of positions,
+/// and what a cache holds are the rows that it reads back:
+///
+///     s_j = scale·q·k_j    s_j ← cap·tanh(s_j/cap)    for every position j of the list, once for each time that it is in it
+///     o = Σ e^(s_j)·v_j / Σ e^(s_j)                   LSE = ln Σ e^(s_j)
+public struct ReferencePagedAttention: Sendable {
+    public let softmaxScale: Float?
+    public let logitsSoftCap: Float?
+
+    /// - Parameters:
+    ///   - softmaxScale: nil: 1/√headDim.
+    ///   - logitsSoftCap: nil: none.
+    public init(softmaxScale: Float? = nil, logitsSoftCap: Float? = nil) {
+        self.softmaxScale = softmaxScale
+        self.logitsSoftCap = logitsSoftCap
+    }
+
+    /// One query of one head.
+    /// - Parameters:
+    ///   - query: a row of `headDim` channels.
+    ///   - keys: the rows of the KV head by position.
+    ///   - values: as many rows, of any one length.
+    ///   - positions: the keys that the query sees.
+    ///   - head: kept in the result, for messages.
+    ///   - token: kept in the result, for messages.
+    /// - Returns: the row, with what `AttentionErrorBound` needs. Without positions its output is 0 and its LSE −∞.
+    public func row(
+        query: [Double], keys: [[Double]], values: [[Double]], positions: [Int], head: Int = 0, token: Int = 0
+    ) -> ReferenceAttention.Row {
+        let scale = softmaxScale.map(Double.init) ?? 1 / Double(query.count).squareRoot()
+        var scores: [Double] = []
+        var magnitudes: [Double] = []
+        for position in positions {
+            let terms = zip(query, keys[position]).map { scale * $0 * $1 }
+            let score = terms.reduce(0, +)
+            scores.append(logitsSoftCap.map { Double($0) * hyperbolicTangent(score / Double($0)) } ?? score)
+            magnitudes.append(terms.reduce(0) { $0 + abs($1) })
+        }
+        return ReferenceAttention.Row(
+            head: head, token: token, valueDim: values.first?.count ?? 0, scores: scores, magnitudes: magnitudes
+        ) { values[positions[$0]][$1] }
+    }
+
+    /// What a streaming head sees: the first `sink` positions, and the `window` positions that end with the query's own.
+    ///
+    /// - Source: StreamingLLM (arXiv 2309.17453); LServe's decoding kernel, whose 256 local tokens include the current one.
+    public static func streamingPositions(of position: Int, sink: Int, window: Int) -> [Int] {
+        (0...position).filter { $0 < sink || $0 > position - window }
+    }
+
+    /// The positions of pages, in the order of the list, up to the end of the sequence.
+    public static func positions(ofPages pages: [Int], pageSize: Int, length: Int) -> [Int] {
+        pages.flatMap { page in (page * pageSize..<(page + 1) * pageSize).filter { $0 < length } }
+    }
+}
+
+extension Tensor where Element: AttentionElement {
+    /// The rows of a head of a tensor `[heads, tokens, channels]` in `Double`, which the oracles of a cache take. Rank 2 is one
+    /// head.
+    public func rows(ofHead head: Int = 0) -> [[Double]] {
+        let (tokens, channels) = (shape[shape.count - 2], shape[shape.count - 1])
+        return (head * tokens..<(head + 1) * tokens).map { row in
+            (row * channels..<(row + 1) * channels).map { Double(self[flat: $0].floatValue) }
+        }
+    }
+}
