@@ -1,0 +1,146 @@
+internal import KernelInterface
+
+/// Tokens that a decoding step reads, pruned to a fraction of the attention mass: Twilight's second step, after any selector.
+///
+/// The candidates of a query head are the tokens of the selection, or all tokens of the sequence. Their keys are scored in 4 bits,
+///
+///     w = softmax(softmaxScale · q·k̂)  over the candidates only          kept = {i : w_i > t},  Σ_kept w ≥ p
+///
+/// where k̂ are the key estimates that the cache keeps, and t comes from a bisection: nothing is sorted (`TopP.bisection`). So p is a
+/// fraction of the candidates' mass, and the number of kept tokens follows the query: few where attention is focused, many where it
+/// is spread.
+///
+/// ```swift
+/// let pruner = try TokenPruner(queryHeads: 32, configuration: cache.configuration, topP: 0.85)
+/// let pruning = try pruner.prune(query: query.view(), cache: cache, sequences: [sequence], within: pages)
+/// let state = try attention(query: query.view(), cache: cache, sequences: [sequence], selection: pruning.selection)
+/// ```
+///
+/// A cache that keeps no estimates is scored on its keys: on 4-bit keys at the same price, on others exactly and for more memory traffic.
+///
+/// - A row of scores with NaN, or with +∞, has no softmax. It keeps every candidate whose weight is not 0, so that attention shows what
+///   the operands hold.
+/// - Results are bitwise the same for every number of threads and for every batch.
+/// - Source: Twilight (Lin et al., NeurIPS 2025, arXiv 2502.02770), section 4 and Algorithm 1; the module `Twilight` has its defaults.
+/// - Complexity: reads headDim/2 + 4 bytes per candidate and key/value head; headDim multiply-adds per candidate and query head, and
+///   about 15 passes over the few weights that matter. A task is a key/value head of a sequence.
+/// - Scratch: per thread 8 bytes per candidate, and 4 bytes for each query head of a group and once more; 4 bytes per candidate and
+///   list for the call. The result is 4 bytes per kept token and list.
+public struct TokenPruner: Sendable {
+    public let queryHeads: Int
+    /// Of the caches that `prune` takes: heads, `headDim` and `pageSize` must agree.
+    public let configuration: KVCacheConfiguration
+    /// The mass to keep, of the candidates'.
+    public let topP: Double
+    /// `.kvHead`: a group shares the union of what its query heads keep, so that every token is read once per group.
+    public let sharing: SelectionSharing
+    /// Where the bisection starts. `.firstWeight` is the weight of token 0 of the sequence, 0 when it is no candidate, as in the
+    /// released kernel: when it is weak, nearly everything is kept.
+    public let upperBound: TopP.BisectionUpperBound
+    /// The bisection ends when the weights left between its bounds differ by no more than this.
+    public let epsilon: Float
+    public let softmaxScale: Float
+
+    /// Lists of a selection per sequence.
+    public var lists: Int { sharing == .kvHead ? configuration.kvHeads : queryHeads }
+
+    /// - Parameters:
+    ///   - queryHeads: a multiple of the cache's `kvHeads`.
+    ///   - configuration: of the caches to prune in, which should keep key estimates.
+    ///   - topP: 0…1. At least the token of the largest weight is kept.
+    ///   - sharing: one list per key/value head, or per query head as in the released Python code.
+    ///   - upperBound: the paper starts from the largest weight, the released kernel from that of token 0.
+    ///   - epsilon: not negative; 10⁻⁵ in the released kernel. It is absolute: where all weights are below it, tokens are kept whose
+    ///     weight is above half of the largest one if those have the mass, else all.
+    ///   - softmaxScale: nil: 1/√headDim.
+    /// - Throws: `.invalidShape` for query heads that are not a multiple; `.invalidArgument` for the rest.
+    public init(
+        queryHeads: Int, configuration: KVCacheConfiguration, topP: Double = 0.85, sharing: SelectionSharing = .kvHead,
+        upperBound: TopP.BisectionUpperBound = .maximum, epsilon: Float = 1e-5, softmaxScale: Float? = nil
+    ) throws(SparseKernelsError) {
+        try require(
+            queryHeads >= 1 && queryHeads % configuration.kvHeads == 0, .invalidShape, "queryHeads",
+            expected: "a positive multiple of kvHeads (\(configuration.kvHeads))", actual: "\(queryHeads)")
+        try TopP.checkMass(topP, named: "topP")
+        try require(epsilon >= 0, .invalidArgument, "epsilon", expected: "at least 0", actual: "\(epsilon)")
+        let scale = softmaxScale ?? 1 / Float(configuration.headDim).squareRoot()
+        try require(scale.isFinite, .invalidArgument, "softmaxScale", expected: "finite", actual: "\(scale)")
+        self.queryHeads = queryHeads
+        self.configuration = configuration
+        self.topP = topP
+        self.sharing = sharing
+        self.upperBound = upperBound
+        self.epsilon = epsilon
+        self.softmaxScale = scale
+    }
+
+    /// Prunes for one query token of every sequence.
+    ///
+    /// - Parameters:
+    ///   - query: `[queryHeads, sequences, headDim]`: token i is for `sequences[i]`. With rotary positions applied, as the keys have.
+    ///   - cache: nothing may write it meanwhile.
+    ///   - sequences: of any lengths, empty ones included, which keep nothing.
+    ///   - layer: whose keys are scored.
+    ///   - candidates: pages or tokens that a selector kept, one list per key/value head or per query head; nil: all tokens. Tokens of
+    ///     pages that were discarded are no candidates.
+    ///   - pool: the threads to use.
+    /// - Returns: the kept tokens by position (`unit` is 1), ascending, and their mass.
+    /// - Throws: `.invalidShape` for a query, a cache or candidates of other extents, `.invalidArgument` for candidates beyond the end of
+    ///   their sequence and for a layer that the cache does not have, `.unknownSequence`.
+    public func prune<Q: AttentionElement>(
+        query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,
+        within candidates: KVSelection? = nil, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> TokenPruning {
+        try check(query.geometry, cache, sequences: sequences.count)
+        var tables = PageTables()
+        for row in sequences.indices { try tables.append(sequences[row], row: row, of: cache, layer: layer) }
+        if let candidates { try check(candidates, tables) }
+        return TokenPruneCall.run(
+            self, query: AttentionOperand(query), cache: cache, layer: layer, tables: tables, candidates: candidates, on: pool)
+    }
+
+    private func check(
+        _ query: TensorGeometry, _ cache: PagedKVCache, sequences: Int
+    ) throws(SparseKernelsError) {
+        let (ours, theirs) = (configuration, cache.configuration)
+        try require(
+            theirs.kvHeads == ours.kvHeads && theirs.headDim == ours.headDim && theirs.pageSize == ours.pageSize, .invalidShape,
+            "cache", expected: "\(ours.kvHeads) KV heads of \(ours.headDim) channels, pages of \(ours.pageSize)",
+            actual: "\(theirs.kvHeads) of \(theirs.headDim), \(theirs.pageSize)")
+        try require(
+            query.heads == queryHeads && query.tokens == sequences && query.channels == ours.headDim, .invalidShape, "query",
+            expected: "\(queryHeads) heads × \(sequences) sequences × \(ours.headDim) channels",
+            actual: "\(query.heads) × \(query.tokens) × \(query.channels)")
+    }
+
+    private func check(_ candidates: KVSelection, _ tables: PageTables) throws(SparseKernelsError) {
+        let (kvHeads, pageSize) = (configuration.kvHeads, configuration.pageSize)
+        try require(
+            candidates.sequences == tables.sequences.count && (candidates.heads == kvHeads || candidates.heads == queryHeads)
+                && (candidates.unit == 1 || candidates.unit == pageSize), .invalidShape, "candidates",
+            expected: "\(tables.sequences.count) sequences of \(kvHeads) or \(queryHeads) heads, in units of 1 or \(pageSize)",
+            actual: "\(candidates.sequences) of \(candidates.heads), in units of \(candidates.unit)")
+        for list in 0..<candidates.sequences * candidates.heads {
+            let (begin, end) = (candidates.offsets[list], candidates.offsets[list + 1])
+            if begin == end { continue }
+            // Lists ascend.
+            let (last, length) = (Int(candidates.indices[end - 1]), tables.sequences[list / candidates.heads].length)
+            try require(
+                last * candidates.unit < length, .invalidArgument, "candidates.indices[\(end - 1)]",
+                expected: "within the \(length) tokens of its sequence", actual: "\(last) × \(candidates.unit)")
+        }
+    }
+}
+
+/// What `TokenPruner` kept.
+public struct TokenPruning: Equatable, Sendable {
+    /// Positions of tokens: `unit` is 1.
+    public let selection: KVSelection
+    /// Per sequence and query head: the mass that the tokens above the head's threshold have among its candidates, by the estimates. At
+    /// least `topP` up to rounding; NaN for a head that has no softmax, and 0 without candidates. A head that shares its list reads the
+    /// tokens of its group's other heads as well, so that its mass is this or more.
+    public let masses: [Float]
+
+    /// Kept tokens per list, on average over sequences and heads.
+    public var meanTokens: Double { Double(selection.indices.count) / Double(max(1, selection.sequences * selection.heads)) }
+}
