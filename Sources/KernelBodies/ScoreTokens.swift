@@ -156,8 +156,9 @@ func gatherScales(
     var token = 0
     while token < count {
         let slot = Int(slots[token])
-        // Tokens of a page are adjacent.
-        if token + laneCount <= count && Int(slots[token + laneCount - 1]) == slot + laneCount - 1 {
+        // Slots of a page ascend, and a page holds whole vectors: if both ends lie in an aligned run, so does all between. Without the
+        // alignment, a list may leave a page, visit another, and come back to the next page of the pool.
+        if slot % laneCount == 0 && token + laneCount <= count && Int(slots[token + laneCount - 1]) == slot + laneCount - 1 {
             store(loadHalf(tokens.scales! + slot), target + token)
             store(loadHalf(tokens.zeros! + slot), zeros + token)
             token += laneCount
