@@ -25,23 +25,23 @@ public func mergeTokens(_ arguments: UnsafePointer<MergeTokensArguments>) {
         if !(largest <= m) { m = largest }
     }
     var total = 0.0
-    if m != -.infinity {
-        for i in 0..<args.count {
-            let record = args.records + Int(args.indices[i]) * args.recordStride
-            // A chunk of which the row sees nothing may hold 0·∞.
-            if record[stride] == -.infinity { continue }
-            let weight = exp(splat(record[stride] - m))
-            total += Double(weight[0]) * Double(record[stride + 1])
-            for x in 0..<stride / laneCount {
-                let target = sums + x * laneCount
-                store(multiplyAdd(weight, load(record + x * laneCount), load(target)), target)
-            }
+    var isEmpty = true
+    for i in 0..<args.count {
+        let record = args.records + Int(args.indices[i]) * args.recordStride
+        // A chunk of which the row sees nothing may hold 0·∞. One whose scores are NaN has no maximum either, but its sum is NaN.
+        if record[stride] == -.infinity && record[stride + 1] == 0 { continue }
+        isEmpty = false
+        let weight = exp(splat(record[stride] - m))
+        total += Double(weight[0]) * Double(record[stride + 1])
+        for x in 0..<stride / laneCount {
+            let target = sums + x * laneCount
+            store(multiplyAdd(weight, load(record + x * laneCount), load(target)), target)
         }
     }
     if let logSumExp = args.logSumExp {
-        logSumExp.pointee = m == -.infinity ? -.infinity : Float(Double(m) + log(total))
+        logSumExp.pointee = isEmpty ? -.infinity : Float(Double(m) + log(total))
     }
-    let factor = splat(m == -.infinity ? 0 : Float(1 / total))
+    let factor = splat(isEmpty ? 0 : Float(1 / total))
     for x in 0..<stride / laneCount { store(load(sums + x * laneCount) * factor, sums + x * laneCount) }
     switch args.outputType {
     case .float32:
