@@ -6,7 +6,8 @@
 ///
 /// The official INT4 store saturates to 0…255 and then keeps four bits, so that a 16, which only the rounding of s and z makes,
 /// becomes 0. Here it becomes 15. A row of equal values is 0/0 there. Here such a row, and one whose spread is too small for an
-/// fp16 scale or zero point, is stored as its smallest value: s = fp16(|min|), z = ∓1, all codes 0.
+/// fp16 scale or zero point, is stored as its largest value: s = fp16(|max|), and code and zero point are (1, 0), or (0, 1) for
+/// a negative one.
 ///
 /// - Source: omniserve (mit-han-lab), `kv_quant_granularity = fine_grained`; LServe, arXiv 2502.14866, section 3.
 public struct ReferenceKVQuantization: Sendable {
@@ -29,13 +30,14 @@ public struct ReferenceKVQuantization: Sendable {
         zeroQuotient = -low * steps / (high - low)
         var (scale, zero) = (Self.half(scaleQuotient), Self.half(zeroQuotient))
         if !(scale > 0 && abs(zero) < .infinity) {
-            scale = low == 0 ? 1 : Self.half(abs(low))
-            zero = low == 0 ? 0 : low > 0 ? -1 : 1
-            (self.scale, self.zero) = (scale, zero)
-            codeQuotients = row.map { _ in 0 }
-            codes = row.map { _ in 0 }
+            scale = Self.half(abs(high))
+            zero = high < 0 ? 1 : 0
+            (self.scale, self.zero) = (min(scale, 65504), zero)
+            codeQuotients = row.map { _ in high > 0 ? 1 : 0 }
+            codes = row.map { _ in high > 0 ? 1 : 0 }
             return
         }
+        scale = min(scale, 65504)
         self.scale = scale
         self.zero = zero
         codeQuotients = row.map { $0 / scale + zero }

@@ -33,17 +33,22 @@ public struct ReferencePagedAttention: Sendable {
         query: [Double], keys: [[Double]], values: [[Double]], positions: [Int], head: Int = 0, token: Int = 0
     ) -> ReferenceAttention.Row {
         let scale = softmaxScale.map(Double.init) ?? 1 / Double(query.count).squareRoot()
-        var scores: [Double] = []
-        var magnitudes: [Double] = []
-        for position in positions {
-            let terms = zip(query, keys[position]).map { scale * $0 * $1 }
-            let score = terms.reduce(0, +)
-            scores.append(logitsSoftCap.map { Double($0) * hyperbolicTangent(score / Double($0)) } ?? score)
-            magnitudes.append(terms.reduce(0) { $0 + abs($1) })
-        }
+        let seen = positions.map { keys[$0] }
         return ReferenceAttention.Row(
-            head: head, token: token, valueDim: values.first?.count ?? 0, scores: scores, magnitudes: magnitudes
+            head: head, token: token, valueDim: values.first?.count ?? 0,
+            scores: Self.scores(query: query, keys: seen, softmaxScale: scale, logitsSoftCap: logitsSoftCap.map(Double.init)),
+            magnitudes: seen.map { key in zip(query, key).reduce(0) { $0 + abs(scale * $1.0 * $1.1) } }
         ) { values[positions[$0]][$1] }
+    }
+
+    /// The scores of one query against some keys.
+    public static func scores(
+        query: [Double], keys: [[Double]], softmaxScale: Double, logitsSoftCap: Double? = nil
+    ) -> [Double] {
+        keys.map { key in
+            let score = zip(query, key).reduce(0) { $0 + softmaxScale * $1.0 * $1.1 }
+            return logitsSoftCap.map { $0 * hyperbolicTangent(score / $0) } ?? score
+        }
     }
 
     /// What a streaming head sees: the first `sink` positions, and the `window` positions that end with the query's own.
