@@ -116,7 +116,9 @@ struct PageScoring {
             for list in 0..<lists {
                 for slot in 0..<slotCount { chunkKeys[slot] = ScoreOrder.key(scores[list * rowsPerList * chunk + slot]) }
                 for row in list * rowsPerList + 1..<(list + 1) * rowsPerList {
-                    for slot in 0..<slotCount { chunkKeys[slot] = max(chunkKeys[slot], ScoreOrder.key(scores[row * chunk + slot])) }
+                    for slot in 0..<slotCount {
+                        chunkKeys[slot] = max(chunkKeys[slot], ScoreOrder.key(scores[row * chunk + slot]))
+                    }
                 }
                 let pageKeys = keys + list * keyStride
                 for page in first..<end {

@@ -153,7 +153,8 @@ public struct PageSelector: Sendable {
         try require(
             theirs.kvHeads == ours.kvHeads && theirs.headDim == ours.headDim && theirs.pageSize == ours.pageSize
                 && theirs.metadata == ours.metadata, .invalidShape, "cache",
-            expected: "\(ours.kvHeads) KV heads of \(ours.headDim) channels, pages of \(ours.pageSize) and the selector's metadata",
+            expected:
+                "\(ours.kvHeads) KV heads of \(ours.headDim) channels, pages of \(ours.pageSize) and the selector's metadata",
             actual: "\(theirs.kvHeads) of \(theirs.headDim), \(theirs.pageSize), \(theirs.metadata.map { "\($0)" } ?? "none")")
         try require(
             query.heads == queryHeads && query.tokens == sequences && query.channels == ours.headDim, .invalidShape, "query",

@@ -1,0 +1,139 @@
+internal import KernelInterface
+
+/// Attention of new queries over the tokens of a paged cache: decoding, and prefill in chunks.
+///
+/// Append the keys and values of a step first, then attend: the queries of a sequence are its last tokens. The query heads that share a
+/// key/value head pass over its tokens together, so that keys and values are read once per step. Sequences that began as forks of
+/// one another share pages, and the pages that they share are read once for all of them.
+///
+/// ```swift
+/// let attention = try PagedAttention(queryHeads: 32, configuration: cache.configuration)
+/// try cache.append(key: k.view(), value: v.view(), to: sequence)
+/// let state = try attention(query: q, cache: cache, sequences: [sequence])   // state.output, state.logSumExp
+/// ```
+///
+/// - Keys are cut into chunks of 1024 tokens that are attended on their own and merged by their log-sum-exp, in the order of the keys.
+///   Results are bitwise the same for every number of threads, whether or not prefixes are shared, and whatever else is in the
+///   batch.
+/// - Float formats are widened in the register. Quantised keys and values enter products as integers: queries and weights are rounded to
+///   16 bits, sums are exact.
+/// - A query that attends no token gives output 0 and LSE −∞. Values that are not finite reach all queries of their sequence in the
+///   call, also those in front of them.
+/// - Source: FlashDecoding (Dao et al., 2023) for the split along keys, Hydragen (Juravsky et al., 2024) and FlashInfer's cascade for
+///   shared prefixes.
+/// - Complexity: reads `bytesPerToken` of every attended token once per call and shared prefix.
+/// - Scratch: per thread a few KiB per query row of a task; per call (valueDim + 18)·4 bytes per query row and chunk.
+public struct PagedAttention: Sendable {
+    public let queryHeads: Int
+    public let configuration: KVCacheConfiguration
+    public let mask: KVMask
+    /// Factor on q·k.
+    public let softmaxScale: Float
+    /// Bound of the scores; nil is off.
+    public let logitsSoftCap: Float?
+    /// Whether pages that several sequences share are attended for all of them at once.
+    public let sharesPrefixes: Bool
+    /// The instruction set that `run` executes.
+    public let instructionSet: InstructionSet
+    let kernels: KernelTable
+
+    /// Query heads that share one key/value head.
+    var group: Int { queryHeads / configuration.kvHeads }
+
+    /// Makes the operator for caches of one configuration.
+    ///
+    /// - Parameters:
+    ///   - queryHeads: a multiple of the cache's `kvHeads`.
+    ///   - configuration: that of the caches.
+    ///   - mask: which tokens a query attends.
+    ///   - softmaxScale: factor on q·k; 1/√headDim unless given.
+    ///   - logitsSoftCap: cap·tanh(score/cap), as in Gemma; nil is off.
+    ///   - sharesPrefixes: whether pages that several sequences of a call share are read once for all of them.
+    ///   - instructionSet: the best of this machine, or what `SPARSEKERNELS_ISA` says, unless given.
+    /// - Throws: `.invalidShape` for heads that do not divide, `.invalidArgument` for a scale, cap or mask out of its domain,
+    ///   `.unsupportedInstructionSet`.
+    public init(
+        queryHeads: Int, configuration: KVCacheConfiguration, mask: KVMask = .causal, softmaxScale: Float? = nil,
+        logitsSoftCap: Float? = nil, sharesPrefixes: Bool = true, instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        try require(
+            queryHeads >= 1 && queryHeads % configuration.kvHeads == 0, .invalidShape, "queryHeads",
+            expected: "a multiple of kvHeads (\(configuration.kvHeads))", actual: "\(queryHeads)")
+        if let softmaxScale {
+            try require(
+                softmaxScale.isFinite, .invalidArgument, "softmaxScale", expected: "finite", actual: "\(softmaxScale)")
+        }
+        if let cap = logitsSoftCap {
+            try require(
+                cap.isFinite && cap > 0, .invalidArgument, "logitsSoftCap", expected: "finite and positive", actual: "\(cap)")
+        }
+        try mask.validate()
+        self.queryHeads = queryHeads
+        self.configuration = configuration
+        self.mask = mask
+        self.softmaxScale = softmaxScale ?? 1 / Float(configuration.headDim).squareRoot()
+        self.logitsSoftCap = logitsSoftCap
+        self.sharesPrefixes = sharesPrefixes
+        self.instructionSet = try InstructionSet.resolve(instructionSet)
+        kernels = self.instructionSet.kernels
+    }
+
+    /// Attends into the caller's memory.
+    ///
+    /// - Parameters:
+    ///   - query: `queryHeads` × Σ `queryLengths` × `headDim`, the sequences one after the other.
+    ///   - cache: has the keys and values of all queries already.
+    ///   - sequences: whose queries these are.
+    ///   - queryLengths: queries of each sequence, at least 1; 1 each unless given. Query i of n stands at position length − n + i.
+    ///   - layer: of the cache.
+    ///   - selection: the tokens to attend, of those up to each query's position; all unless given. Not with a streaming mask.
+    ///   - output: `queryHeads` × Σ `queryLengths` × `valueDim`.
+    ///   - logSumExp: natural log of the sum of exponentials of each row, `[queryHeads, Σ queryLengths]`.
+    ///   - pool: the threads to use. The call blocks until they are done.
+    /// - Throws: `.invalidShape` for operands, query lengths or a selection that do not fit each other, `.unknownSequence`,
+    ///   `.invalidArgument` for a layer or a selection's index that does not exist, and `.notFound` for tokens that were discarded.
+    ///   Nothing is written then.
+    public func run<Q: AttentionElement, O: AttentionElement>(
+        query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], queryLengths: [Int]? = nil,
+        layer: Int = 0, selection: KVSelection? = nil, output: consuming MutableTensorView<O>,
+        logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        let batch = try PagedBatch(
+            self, cache: cache, sequences: sequences, queryLengths: queryLengths, layer: layer, selection: selection)
+        let count = logSumExp?.count
+        try require(
+            query.heads == queryHeads && query.tokens == batch.queryCount && query.channels == configuration.headDim,
+            .invalidShape, "query",
+            expected: "\(queryHeads) heads × \(batch.queryCount) tokens × \(configuration.headDim) channels",
+            actual: "\(query.heads) × \(query.tokens) × \(query.channels)")
+        try require(
+            output.heads == queryHeads && output.tokens == batch.queryCount && output.channels == configuration.valueDim,
+            .invalidShape, "output",
+            expected: "\(queryHeads) heads × \(batch.queryCount) tokens × \(configuration.valueDim) channels",
+            actual: "\(output.heads) × \(output.tokens) × \(output.channels)")
+        if let count {
+            try require(
+                count == queryHeads * batch.queryCount, .invalidShape, "logSumExp",
+                expected: "queryHeads × Σ queryLengths = \(queryHeads * batch.queryCount) elements", actual: "\(count)")
+        }
+        PagedAttentionCall(
+            plan: self, batch: batch, storage: cache.storage, layer: layer, query: AttentionOperand(query),
+            output: MutableAttentionOperand(output), logSumExp: logSumExp?.withUnsafeMutableBufferPointer { $0.baseAddress }
+        ).run(on: pool)
+        withExtendedLifetime(cache) {}
+    }
+
+    /// Attends into new memory. See `run`.
+    public func callAsFunction<Q: AttentionElement>(
+        query: Tensor<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], queryLengths: [Int]? = nil,
+        layer: Int = 0, selection: KVSelection? = nil, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> AttentionState {
+        let tokens = try query.view(named: "query").tokens
+        var output = try Tensor<Float>(zeros: [queryHeads, tokens, configuration.valueDim])
+        var logSumExp = try Tensor<Float>(zeros: [queryHeads, tokens])
+        try run(
+            query: query.view(named: "query"), cache: cache, sequences: sequences, queryLengths: queryLengths, layer: layer,
+            selection: selection, output: output.mutableView(named: "output"), logSumExp: logSumExp.mutableSpan, on: pool)
+        return try AttentionState(output: output, logSumExp: logSumExp)
+    }
+}

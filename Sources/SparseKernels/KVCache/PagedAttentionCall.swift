@@ -1,0 +1,212 @@
+internal import KernelInterface
+
+/// One `run` of paged attention: stages the queries, attends the chunks of every group, merges the partial results row by row.
+struct PagedAttentionCall {
+    let plan: PagedAttention
+    let batch: PagedBatch
+    let storage: KVStorage
+    let layer: Int
+    let query: AttentionOperand
+    let output: MutableAttentionOperand
+    let logSumExp: UnsafeMutablePointer<Float>?
+
+    /// Where the memory of a call lies, in bytes.
+    private struct Layout {
+        let records: Int
+        let byteCount: Int
+        let recordStride: Int
+    }
+
+    /// What tasks read.
+    private struct Step {
+        let call: UnsafePointer<PagedAttentionCall>
+        let tasks: UnsafePointer<(group: Int32, chunk: Int32)>
+        let source: TokenList.Source
+        let queries: UnsafeMutablePointer<Float>
+        let records: UnsafeMutablePointer<Float>
+        let recordStride: Int
+    }
+
+    /// Rows of a merging task.
+    private static let mergedRows = 16
+
+    func run(on pool: WorkerPool) {
+        let tasks = chunkTasks
+        let layout = layout
+        let empty: [Int32] = [0]
+        let indices = batch.selection.map { $0.indices.isEmpty ? empty : $0.indices } ?? empty
+        let tables = batch.tables.isEmpty ? empty : batch.tables
+        pool.withWorkspace(byteCount: layout.byteCount) { memory in
+            withUnsafePointer(to: self) { call in
+                tasks.withUnsafeBufferPointer { tasks in
+                    indices.withUnsafeBufferPointer { indices in
+                        tables.withUnsafeBufferPointer { tables in
+                            let source = TokenList.Source(
+                                tables: tables.baseAddress!, indices: indices.baseAddress!, pageSize: batch.pageSize)
+                            let queries = memory.assumingMemoryBound(to: Float.self)
+                            let records = (memory + layout.records).assumingMemoryBound(to: Float.self)
+                            stageQueries(into: queries)
+                            if tasks.isEmpty {
+                                merge(call, records: records, stride: layout.recordStride, on: pool)
+                                return
+                            }
+                            let step = Step(
+                                call: call, tasks: tasks.baseAddress!, source: source, queries: queries, records: records,
+                                recordStride: layout.recordStride)
+                            attend(step, count: tasks.count, on: pool)
+                            merge(call, records: records, stride: layout.recordStride, on: pool)
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    private var layout: Layout {
+        let rows = batch.groupOfRow.count
+        let recordStride = TokenLayout.padded(plan.configuration.valueDim) + TokenLayout.channelUnit
+        let records = (rows * plan.configuration.headDim * 4 + 63) / 64 * 64
+        return Layout(
+            records: records, byteCount: records + batch.recordCount * recordStride * 4, recordStride: recordStride)
+    }
+
+    /// Every chunk of every group, those of a group one after the other.
+    private var chunkTasks: [(group: Int32, chunk: Int32)] {
+        var tasks: [(group: Int32, chunk: Int32)] = []
+        for (index, group) in batch.groups.enumerated() {
+            for chunk in 0..<group.chunks {
+                tasks.append((Int32(truncatingIfNeeded: index), Int32(truncatingIfNeeded: chunk)))
+            }
+        }
+        return tasks
+    }
+
+    /// Queries as floats, in the order of the rows.
+    private func stageQueries(into target: UnsafeMutablePointer<Float>) {
+        let channels = plan.configuration.headDim
+        var row = target
+        for kvHead in 0..<plan.configuration.kvHeads {
+            var sequence = 0
+            for index in 0..<batch.rowsPerHead {
+                let place = batch.place(ofRow: index, group: plan.group, from: &sequence)
+                let rows = query.rows(
+                    head: kvHead * plan.group + place.head, from: place.sequence.firstQuery + place.query)
+                plan.kernels.stageRows(rows, 0, 1, channels, row)
+                row += channels
+            }
+        }
+    }
+
+    // MARK: - Chunks
+
+    private func attend(_ step: Step, count: Int, on pool: WorkerPool) {
+        let configuration = plan.configuration
+        let scratch = Self.scratch(configuration)
+        let tokens = batch.groups.reduce(0) { $0 + $1.list.count * $1.rows.count }
+        withUnsafePointer(to: step) { step in
+            pool.run(
+                tasks: count, work: tokens * (configuration.headDim + configuration.valueDim),
+                scratchByteCount: scratch.byteCount, context: step
+            ) { context, task, scratch in
+                let step = context.assumingMemoryBound(to: Step.self).pointee
+                step.call.pointee.attend(step, task: step.tasks[task], scratch: scratch)
+            }
+        }
+    }
+
+    private static func scratch(_ configuration: KVCacheConfiguration) -> (visible: Int, kernel: Int, byteCount: Int) {
+        let kernel = TokenScratch(
+            headDim: configuration.headDim, valueDim: configuration.valueDim, rows: PagedBatch.maximumRows)
+        let visible = 4 * PagedBatch.chunk
+        return (visible, visible + 4 * PagedBatch.maximumRows, visible + 4 * PagedBatch.maximumRows + kernel.byteCount)
+    }
+
+    private func attend(_ step: Step, task: (group: Int32, chunk: Int32), scratch: UnsafeMutableRawPointer) {
+        let configuration = plan.configuration
+        let group = batch.groups[Int(task.group)]
+        let first = Int(task.chunk) * PagedBatch.chunk
+        let entries = first..<min(first + PagedBatch.chunk, group.list.count)
+        let layout = Self.scratch(configuration)
+        let slots = scratch.assumingMemoryBound(to: Int32.self)
+        group.list.writeSlots(entries, from: step.source, to: slots)
+        var visible: UnsafeMutablePointer<Int32>?
+        if group.isRagged {
+            let counts = (scratch + layout.visible).assumingMemoryBound(to: Int32.self)
+            var sequence = 0
+            for row in group.rows {
+                let place = batch.place(ofRow: row, group: plan.group, from: &sequence)
+                let limit = place.sequence.length - place.sequence.queries + place.query + 1
+                let count = group.list.count(before: limit, from: step.source) - first
+                counts[row - group.rows.lowerBound] = Int32(truncatingIfNeeded: min(entries.count, max(0, count)))
+            }
+            visible = counts
+        }
+        let row = group.kvHead * batch.rowsPerHead + group.rows.lowerBound
+        let record = group.firstRecord + Int(task.chunk) * group.rows.count
+        var arguments = AttendTokensArguments(
+            key: storage.keyOperand(layer: layer, head: group.kvHead),
+            value: storage.valueOperand(layer: layer, head: group.kvHead), slots: slots, count: entries.count,
+            query: step.queries + row * configuration.headDim, queryStride: configuration.headDim, rows: group.rows.count,
+            visible: UnsafePointer(visible), softmaxScale: plan.softmaxScale, logitsSoftCap: plan.logitsSoftCap ?? 0,
+            records: step.records + record * step.recordStride, recordStride: step.recordStride,
+            scratch: scratch + layout.kernel)
+        plan.kernels.tokens.attend(&arguments)
+    }
+
+    // MARK: - Rows
+
+    /// What merging tasks read.
+    private struct Merge {
+        let call: UnsafePointer<PagedAttentionCall>
+        let records: UnsafePointer<Float>
+        let stride: Int
+    }
+
+    private func merge(
+        _ call: UnsafePointer<PagedAttentionCall>, records: UnsafePointer<Float>, stride: Int, on pool: WorkerPool
+    ) {
+        let rows = batch.groupOfRow.count
+        let chunks = batch.groups.reduce(0) { max($0, $1.chunks) }
+        withUnsafePointer(to: Merge(call: call, records: records, stride: stride)) { merge in
+            pool.run(
+                tasks: (rows + Self.mergedRows - 1) / Self.mergedRows, work: batch.recordCount * stride,
+                scratchByteCount: 4 * (TokenLayout.padded(plan.configuration.valueDim) + 2 * chunks), context: merge
+            ) { context, task, scratch in
+                let merge = context.assumingMemoryBound(to: Merge.self).pointee
+                merge.call.pointee.merge(merge, task: task, scratch: scratch)
+            }
+        }
+    }
+
+    private func merge(_ merge: Merge, task: Int, scratch: UnsafeMutableRawPointer) {
+        let rows = task * Self.mergedRows..<min((task + 1) * Self.mergedRows, batch.groupOfRow.count)
+        let sums = scratch.assumingMemoryBound(to: Float.self)
+        let channels = plan.configuration.valueDim
+        let indices = (scratch + 4 * TokenLayout.padded(channels)).assumingMemoryBound(to: Int32.self)
+        for number in rows {
+            let (kvHead, row) = (number / batch.rowsPerHead, number % batch.rowsPerHead)
+            var sequence = 0
+            let place = batch.place(ofRow: row, group: plan.group, from: &sequence)
+            let head = kvHead * plan.group + place.head
+            let token = place.sequence.firstQuery + place.query
+            var count = addRecords(of: batch.prefixOfRow[number], row: row, to: indices)
+            count += addRecords(of: batch.groupOfRow[number], row: row, to: indices + count)
+            var arguments = MergeTokensArguments(
+                records: merge.records, recordStride: merge.stride, indices: indices, count: count, valueDim: channels,
+                output: output.row(head: head, token: token), outputType: output.type,
+                logSumExp: logSumExp.map { $0 + head * batch.queryCount + token }, scratch: sums)
+            plan.kernels.tokens.merge(&arguments)
+        }
+    }
+
+    /// The records of a row in a group, in the order of the chunks. Group −1 has none.
+    private func addRecords(of index: Int32, row: Int, to indices: UnsafeMutablePointer<Int32>) -> Int {
+        if index < 0 { return 0 }
+        let group = batch.groups[Int(index)]
+        for chunk in 0..<group.chunks {
+            let record = group.firstRecord + chunk * group.rows.count + row - group.rows.lowerBound
+            indices[chunk] = Int32(truncatingIfNeeded: record)
+        }
+        return group.chunks
+    }
+}

@@ -1,0 +1,241 @@
+/// What one call of paged attention attends: query rows in groups that share a list of tokens.
+///
+/// The rows of a key/value head are numbered sequence by sequence; inside a sequence query by query and then by query head, or head by
+/// head when every query head has a list of its own. Rows that share a list are adjacent, and so are those that share a prefix.
+struct PagedBatch {
+    /// Tokens of a chunk: 512 KiB of half-precision keys and values of 128 channels, so that starting a task and merging its 2 KiB of
+    /// partial results disappear, and 32 tasks for a budget of 4096 tokens over 8 heads, enough for 16 threads.
+    static let chunk = 1024
+    /// Most rows of a group: bounds the scratch of a task. More rows reread keys from the second-level cache or beyond.
+    static let maximumRows = 64
+
+    struct Sequence {
+        /// Its place in the call.
+        let index: Int
+        /// Its first query in the call's operands.
+        let firstQuery: Int
+        let queries: Int
+        /// Tokens in the cache, its queries' included.
+        let length: Int
+        /// Where its page table begins.
+        let table: Int
+        /// Its first row within a key/value head.
+        var firstRow = 0
+        /// Tokens in front that its group of sequences attends together.
+        var sharedLength = 0
+    }
+
+    /// Rows that attend one list.
+    struct Group {
+        let kvHead: Int
+        /// Within the key/value head.
+        let rows: Range<Int>
+        let list: TokenList
+        /// Whether rows see different parts of the list.
+        let isRagged: Bool
+        /// Its first partial result: chunk c of row r is record `firstRecord + c·rows.count + r`.
+        let firstRecord: Int
+
+        var chunks: Int { (list.count + PagedBatch.chunk - 1) / PagedBatch.chunk }
+    }
+
+    let pageSize: Int
+    let queryCount: Int
+    /// In the order of their rows.
+    private(set) var sequences: [Sequence] = []
+    private(set) var tables: [Int32] = []
+    let selection: KVSelection?
+    /// Whether rows go head by head.
+    let isHeadMajor: Bool
+    private(set) var groups: [Group] = []
+    private(set) var recordCount = 0
+    /// Rows of a key/value head.
+    let rowsPerHead: Int
+    /// For every row, numbered over all heads: its group, and the group of its shared prefix or −1.
+    private(set) var groupOfRow: [Int32]
+    private(set) var prefixOfRow: [Int32]
+
+    init(
+        _ plan: PagedAttention, cache: PagedKVCache, sequences names: [PagedKVCache.SequenceID], queryLengths: [Int]?,
+        layer: Int, selection: KVSelection?
+    ) throws(SparseKernelsError) {
+        let configuration = plan.configuration
+        try require(
+            cache.configuration == configuration, .invalidShape, "cache",
+            expected: "of the configuration that the operator was made for", actual: "another one")
+        if let queryLengths {
+            try require(
+                queryLengths.count == names.count, .invalidShape, "queryLengths",
+                expected: "one per sequence (\(names.count))", actual: "\(queryLengths.count)")
+        }
+        pageSize = configuration.pageSize
+        var queries = 0
+        for (index, name) in names.enumerated() {
+            let count = queryLengths?[index] ?? 1
+            let length = try cache.length(of: name, layer: layer)
+            try require(
+                count >= 1 && count <= length, .invalidShape, "queryLengths[\(index)]",
+                expected: "within 1...\(length), the tokens of the sequence", actual: "\(count)")
+            sequences.append(
+                Sequence(index: index, firstQuery: queries, queries: count, length: length, table: tables.count))
+            tables += try cache.pageTable(of: name)
+            queries += count
+        }
+        queryCount = queries
+        self.selection = selection
+        isHeadMajor = selection.map { $0.heads != configuration.kvHeads } ?? false
+        rowsPerHead = queries * plan.group
+        let rows = rowsPerHead * configuration.kvHeads
+        groupOfRow = [Int32](repeating: -1, count: rows)
+        prefixOfRow = [Int32](repeating: -1, count: rows)
+        if let selection { try check(selection, plan) } else { try checkPages(plan.mask) }
+
+        let prefixes = shareAndOrder(plan)
+        for kvHead in 0..<configuration.kvHeads {
+            for prefix in prefixes {
+                let list = TokenList(
+                    kind: .ranges(0..<0, 0..<prefix.length), table: sequences[prefix.members.lowerBound].table,
+                    count: prefix.length)
+                let last = sequences[prefix.members.upperBound - 1]
+                let rows = sequences[prefix.members.lowerBound].firstRow..<last.firstRow + last.queries * plan.group
+                addGroups(kvHead: kvHead, rows: rows, list: list, isRagged: false, isPrefix: true)
+            }
+            for sequence in sequences { addGroups(of: sequence, kvHead: kvHead, plan) }
+        }
+    }
+
+    // MARK: - Checks
+
+    private func check(_ selection: KVSelection, _ plan: PagedAttention) throws(SparseKernelsError) {
+        let kvHeads = plan.configuration.kvHeads
+        try require(
+            plan.mask == .causal, .invalidArgument, "selection", expected: "nil with a streaming mask", actual: "a selection")
+        try require(
+            selection.sequences == sequences.count, .invalidShape, "selection.sequences", expected: "\(sequences.count)",
+            actual: "\(selection.sequences)")
+        try require(
+            selection.heads == kvHeads || selection.heads == plan.queryHeads, .invalidShape, "selection.heads",
+            expected: "kvHeads (\(kvHeads)) or queryHeads (\(plan.queryHeads))", actual: "\(selection.heads)")
+        try require(
+            selection.unit == pageSize || selection.unit == 1, .invalidShape, "selection.unit",
+            expected: "pageSize (\(pageSize)) or 1", actual: "\(selection.unit)")
+        let perPage = pageSize / selection.unit
+        for sequence in sequences {
+            let limit = selection.unit == 1 ? sequence.length : (sequence.length + pageSize - 1) / pageSize
+            let lists = sequence.index * selection.heads
+            for entry in selection.offsets[lists]..<selection.offsets[lists + selection.heads] {
+                let index = Int(selection.indices[entry])
+                try require(
+                    index < limit, .invalidArgument, "selection.indices[\(entry)]",
+                    expected: "below \(limit), for sequence \(sequence.index) of \(sequence.length) tokens", actual: "\(index)")
+                try requirePage(index / perPage, of: sequence)
+            }
+        }
+    }
+
+    private func checkPages(_ mask: KVMask) throws(SparseKernelsError) {
+        for sequence in sequences {
+            // The first query sees the earliest window, the last one the latest; what lies between is seen by some query.
+            let first = mask.tokens(of: sequence.length - sequence.queries)
+            let last = mask.tokens(of: sequence.length - 1)
+            for tokens in [first.sink, last.sink, first.window.lowerBound..<last.window.upperBound] where !tokens.isEmpty {
+                for page in tokens.lowerBound / pageSize...(tokens.upperBound - 1) / pageSize {
+                    try requirePage(page, of: sequence)
+                }
+            }
+        }
+    }
+
+    private func requirePage(_ page: Int, of sequence: Sequence) throws(SparseKernelsError) {
+        try require(
+            tables[sequence.table + page] >= 0, .notFound, "sequences[\(sequence.index)]",
+            expected: "tokens \(page * pageSize)..<\((page + 1) * pageSize) in the cache", actual: "discarded tokens")
+    }
+
+    // MARK: - Groups
+
+    /// Puts sequences with a common prefix side by side and numbers the rows. Returns the prefixes that are attended once.
+    private mutating func shareAndOrder(_ plan: PagedAttention) -> [SharedPrefix] {
+        var prefixes: [SharedPrefix] = []
+        if plan.sharesPrefixes && plan.mask == .causal && selection == nil && sequences.count > 1 {
+            let order = SharedPrefix.find(among: sequences, tables: tables, pageSize: pageSize, &prefixes)
+            sequences = order.map { sequences[$0] }
+        }
+        var row = 0
+        for place in sequences.indices {
+            sequences[place].firstRow = row
+            row += sequences[place].queries * plan.group
+        }
+        for prefix in prefixes { for place in prefix.members { sequences[place].sharedLength = prefix.length } }
+        return prefixes
+    }
+
+    private mutating func addGroups(of sequence: Sequence, kvHead: Int, _ plan: PagedAttention) {
+        let (group, queries) = (plan.group, sequence.queries)
+        let all = sequence.firstRow..<sequence.firstRow + queries * group
+        let isRagged = queries > 1
+        if let selection {
+            for head in 0..<(isHeadMajor ? group : 1) {
+                let list = sequence.index * selection.heads + (isHeadMajor ? kvHead * group + head : kvHead)
+                let rows = isHeadMajor ? all.lowerBound + head * queries..<all.lowerBound + (head + 1) * queries : all
+                addGroups(
+                    kvHead: kvHead, rows: rows, list: self.list(selection, list, of: sequence), isRagged: isRagged,
+                    isPrefix: false)
+            }
+            return
+        }
+        if plan.mask == .causal {
+            let tokens = sequence.sharedLength..<sequence.length
+            let list = TokenList(kind: .ranges(0..<0, tokens), table: sequence.table, count: tokens.count)
+            addGroups(kvHead: kvHead, rows: all, list: list, isRagged: isRagged, isPrefix: false)
+            return
+        }
+        // Every query has a window of its own.
+        for query in 0..<queries {
+            let tokens = plan.mask.tokens(of: sequence.length - queries + query)
+            let list = TokenList(
+                kind: .ranges(tokens.sink, tokens.window), table: sequence.table,
+                count: tokens.sink.count + tokens.window.count)
+            let first = all.lowerBound + query * group
+            addGroups(kvHead: kvHead, rows: first..<first + group, list: list, isRagged: false, isPrefix: false)
+        }
+    }
+
+    private func list(_ selection: KVSelection, _ index: Int, of sequence: Sequence) -> TokenList {
+        let entries = selection.offsets[index]..<selection.offsets[index + 1]
+        if selection.unit == 1 { return TokenList(kind: .tokens(entries), table: sequence.table, count: entries.count) }
+        var count = entries.count * pageSize
+        if let last = selection.indices[entries].last {
+            count -= max(0, (Int(last) + 1) * pageSize - sequence.length)
+        }
+        return TokenList(kind: .pages(entries), table: sequence.table, count: count)
+    }
+
+    private mutating func addGroups(kvHead: Int, rows: Range<Int>, list: TokenList, isRagged: Bool, isPrefix: Bool) {
+        var first = rows.lowerBound
+        while first < rows.upperBound {
+            let part = first..<min(first + Self.maximumRows, rows.upperBound)
+            for row in part {
+                let number = kvHead * rowsPerHead + row
+                if isPrefix {
+                    prefixOfRow[number] = Int32(truncatingIfNeeded: groups.count)
+                } else {
+                    groupOfRow[number] = Int32(truncatingIfNeeded: groups.count)
+                }
+            }
+            groups.append(
+                Group(kvHead: kvHead, rows: part, list: list, isRagged: isRagged, firstRecord: recordCount))
+            recordCount += groups.last!.chunks * part.count
+            first = part.upperBound
+        }
+    }
+
+    /// The sequence, query and query head of the group that a row of a key/value head stands for.
+    func place(ofRow row: Int, group: Int, from start: inout Int) -> (sequence: Sequence, query: Int, head: Int) {
+        while row >= sequences[start].firstRow + sequences[start].queries * group { start += 1 }
+        let sequence = sequences[start]
+        let offset = row - sequence.firstRow
+        return isHeadMajor
+            ? (sequence, offset % sequence.queries, offset / sequence.queries) : (sequence, offset / group, offset % group)
+    }
+}

@@ -1,0 +1,81 @@
+/// The tokens that some query rows attend, ascending by position, and where they lie in the pool.
+struct TokenList {
+    /// What the list is made of.
+    enum Kind {
+        /// Two ranges of positions, ascending and disjoint.
+        case ranges(Range<Int>, Range<Int>)
+        /// A part of a selection's indices, which are pages of the sequence.
+        case pages(Range<Int>)
+        /// A part of a selection's indices, which are positions.
+        case tokens(Range<Int>)
+    }
+
+    /// The numbers that lists refer to: the page tables of a batch and the indices of its selection.
+    struct Source {
+        let tables: UnsafePointer<Int32>
+        let indices: UnsafePointer<Int32>
+        let pageSize: Int
+    }
+
+    let kind: Kind
+    /// Where the page table of the sequence begins.
+    let table: Int
+    /// Tokens of the list.
+    let count: Int
+
+    /// Writes the slots of some entries of the list.
+    func writeSlots(_ entries: Range<Int>, from source: Source, to slots: UnsafeMutablePointer<Int32>) {
+        let size = source.pageSize
+        var entry = entries.lowerBound
+        while entry < entries.upperBound {
+            // Entries that follow each other in a page are written together.
+            let position: Int
+            var run: Int
+            switch kind {
+            case .ranges(let first, let second):
+                let isFirst = entry < first.count
+                position = isFirst ? first.lowerBound + entry : second.lowerBound + entry - first.count
+                run = min(size - position % size, (isFirst ? first.count : count) - entry)
+            case .pages(let list):
+                position = Int(source.indices[list.lowerBound + entry / size]) * size + entry % size
+                run = size - entry % size
+            case .tokens(let list):
+                position = Int(source.indices[list.lowerBound + entry])
+                run = 1
+            }
+            run = min(run, entries.upperBound - entry)
+            let slot =
+                source.tables[table + position / size] &* Int32(truncatingIfNeeded: size)
+                &+ Int32(truncatingIfNeeded: position % size)
+            let target = slots + (entry - entries.lowerBound)
+            for i in 0..<run { target[i] = slot &+ Int32(truncatingIfNeeded: i) }
+            entry += run
+        }
+    }
+
+    /// How many tokens of the list stand in front of a position.
+    func count(before position: Int, from source: Source) -> Int {
+        switch kind {
+        case .ranges(let first, let second):
+            return min(first.count, max(0, position - first.lowerBound))
+                + min(second.count, max(0, position - second.lowerBound))
+        case .pages(let list):
+            let size = source.pageSize
+            let whole = prefix(of: list, source) { (Int($0) + 1) * size <= position }
+            if whole == list.count { return count }
+            let begun = max(0, position - Int(source.indices[list.lowerBound + whole]) * size)
+            return min(count, whole * size + begun)
+        case .tokens(let list): return prefix(of: list, source) { Int($0) < position }
+        }
+    }
+
+    /// How many indices, from the first on, satisfy a condition that no later one satisfies.
+    private func prefix(of list: Range<Int>, _ source: Source, while holds: (Int32) -> Bool) -> Int {
+        var (low, high) = (0, list.count)
+        while low < high {
+            let middle = (low + high) / 2
+            if holds(source.indices[list.lowerBound + middle]) { low = middle + 1 } else { high = middle }
+        }
+        return low
+    }
+}
