@@ -58,8 +58,9 @@ public func attendTokens(_ arguments: UnsafePointer<AttendTokensArguments>) {
     while first < args.count {
         let count = minimum(TokenScratch.block, args.count - first)
         let slots = args.slots + first
-        gatherScales(args.key, slots, count: count, into: space.scales)
-        let groups = args.value.format.isQuantized ? prepareValues(args, slots, count: count, space) : 0
+        gatherScales(args.key, slots, count: count, left: args.count - first, into: space.scales)
+        let groups =
+            args.value.format.isQuantized ? prepareValues(args, slots, count: count, left: args.count - first, space) : 0
         for index in 0..<tiles {
             scoreBlock(
                 args.key, slots, count: count, query: space.query + index * space.queryBytes, scales: space.scales,
@@ -115,10 +116,10 @@ private func attendRows(
     case .bfloat16: addBFloat16(args, slots, count, scores, accumulator, space.accumulatorStride, rescale, left)
     case .int8:
         let factors = quantizeWeights(space, slots, count: count, end: end, isByte: true)
-        addInt8(args, space, slots, groups, accumulator, rescale, factors)
+        addInt8(args, space, slots, groups, accumulator, rescale, factors, left)
     case .int4:
         let factors = quantizeWeights(space, slots, count: count, end: end, isByte: false)
-        addInt4(args, space, slots, groups, accumulator, rescale, factors)
+        addInt4(args, space, slots, groups, accumulator, rescale, factors, left)
     }
 }
 
@@ -190,6 +191,18 @@ private func accumulate(_ sums: Channels, _ target: UnsafeMutablePointer<Float>,
 @_transparent
 private var valueStep: Int { 16 }
 
+/// Asks for a row of values of this step, or of keys of the next one.
+@_transparent
+private func fetchRow(
+    _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, _ row: Int, total: Int, left: Int
+) {
+    if row < total {
+        fetch(args.value.base + Int(slots[row]) * args.value.stride, bytes: args.value.stride)
+    } else if row < left {
+        fetch(args.key.base + Int(slots[row]) * args.key.stride, bytes: args.key.stride)
+    }
+}
+
 /// One tile of channels over one step of values. `part` of `parts` says which tile of the row it is.
 @_transparent
 private func addValues(
@@ -200,31 +213,29 @@ private func addValues(
     let zero = (splat(0), splat(0), splat(0), splat(0))
     var tile: ValueTile = (zero, zero, zero, zero)
     let channel = vector * laneCount
-    let bytes = width * laneCount * (format == .float32 ? 4 : 2)
-    // The rows of the next step are asked for in the order of their addresses, one share of a row per token.
-    var (row, share) = (part * count / parts, part * count % parts)
-    for token in first..<first + count {
-        let next = first + count + row
-        if next < total {
-            fetch(args.value.base + Int(slots[next]) * args.value.stride + share * bytes, bytes: bytes)
-        } else if next < left {
-            fetch(args.key.base + Int(slots[next]) * args.key.stride + share * bytes, bytes: bytes)
-        }
-        share += 1
-        if share == parts {
-            share = 0
+    var token = 0
+    while token < count {
+        // The rows of the next step are asked for in the order of their addresses, as many per four tokens as there are tiles to do it.
+        let time = part * valueStep / 4 + token / 4
+        var row = first + count + time * 4 / parts
+        while row < first + count + (time + 1) * 4 / parts {
+            fetchRow(args, slots, row, total: total, left: left)
             row += 1
         }
-        let values = UnsafeRawPointer(args.value.base + Int(slots[token]) * args.value.stride)
-        let x0 = loadElements(values, channel, format)
-        let x1 = width > 1 ? loadElements(values, channel + laneCount, format) : x0
-        let x2 = width > 2 ? loadElements(values, channel + 2 * laneCount, format) : x0
-        let x3 = width > 2 ? loadElements(values, channel + 3 * laneCount, format) : x0
-        let p = weights + 4 * token
-        add(&tile.r0, p[0], (x0, x1, x2, x3))
-        add(&tile.r1, p[1], (x0, x1, x2, x3))
-        add(&tile.r2, p[2], (x0, x1, x2, x3))
-        add(&tile.r3, p[3], (x0, x1, x2, x3))
+        let end = minimum(token + 4, count)
+        while token < end {
+            let values = UnsafeRawPointer(args.value.base + Int(slots[first + token]) * args.value.stride)
+            let x0 = loadElements(values, channel, format)
+            let x1 = width > 1 ? loadElements(values, channel + laneCount, format) : x0
+            let x2 = width > 2 ? loadElements(values, channel + 2 * laneCount, format) : x0
+            let x3 = width > 2 ? loadElements(values, channel + 3 * laneCount, format) : x0
+            let p = weights + 4 * (first + token)
+            add(&tile.r0, p[0], (x0, x1, x2, x3))
+            add(&tile.r1, p[1], (x0, x1, x2, x3))
+            add(&tile.r2, p[2], (x0, x1, x2, x3))
+            add(&tile.r3, p[3], (x0, x1, x2, x3))
+            token += 1
+        }
     }
     let target = accumulator + channel
     accumulate(tile.r0, target, rescale[0], width: width)
@@ -307,11 +318,11 @@ private func addBFloat16(
 /// Scales of the step's values, repeated for the rows, and the list of its groups of eight slots. Returns how many those are.
 @inline(never)
 private func prepareValues(
-    _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, count: Int, _ space: Workspace
+    _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, count: Int, left: Int, _ space: Workspace
 ) -> Int {
     // The scores, which are not there yet, lend their room.
     let staged = space.scores
-    gatherScales(args.value, slots, count: count, into: staged)
+    gatherScales(args.value, slots, count: count, left: left, into: staged)
     let scales = space.scales + 2 * TokenScratch.block
     let zeros = scales + TokenScratch.rowTile * TokenScratch.block
     for token in 0..<count {
@@ -463,14 +474,29 @@ private func accumulate(
 private func addCodes(
     _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, groups: Int,
     accumulator: UnsafeMutablePointer<Float>, rescale: SIMD4<Float>, factors: (delta: SIMD4<Float>, zero: SIMD4<Float>),
-    vector: Int, isByte: Bool, width: Int
+    vector: Int, left: Int, isByte: Bool, width: Int
 ) {
     let nothing = startingSums(0)
     let zero = (nothing, nothing, nothing, nothing)
     var tile: CodeTileRows = (zero, zero, zero, zero)
     let channel = vector * laneCount
     let stride = space.accumulatorStride
+    let distance = maximum(1, 4096 / args.value.stride)
     for group in 0..<groups {
+        let later = group + distance
+        if later < groups {
+            let row = args.value.base + Int(space.groups[later]) * args.value.stride + 4 * channel
+            fetch(row, bytes: 4 * width * laneCount)
+            if isByte { fetch(row + 4 * stride, bytes: 4 * width * laneCount) }
+        } else if channel == 0 {
+            // The keys of the next step.
+            var row = TokenScratch.block + TokenLayout.group * (later - groups)
+            let end = minimum(row + TokenLayout.group, left)
+            while row < end {
+                fetch(args.key.base + Int(slots[row]) * args.key.stride, bytes: args.key.stride)
+                row += 1
+            }
+        }
         let words = UnsafeRawPointer(args.value.base + Int(space.groups[group]) * args.value.stride + 4 * channel)
         let pairs = space.pairs + 16 * group
         if isByte {
@@ -498,25 +524,21 @@ private func addCodes(
 private func addQuantized(
     _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, _ groups: Int,
     _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>,
-    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>), isByte: Bool
+    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>), _ left: Int, isByte: Bool
 ) {
     let vectors = space.accumulatorStride / laneCount
     var vector = 0
     while vector < vectors {
-        if valueVectors == 4 && vectors - vector >= 4 {
+        if tokenTile == 4 && vectors - vector >= 4 {
             addCodes(
                 args, space, slots, groups: groups, accumulator: accumulator, rescale: rescale, factors: factors,
-                vector: vector, isByte: isByte, width: 4)
+                vector: vector, left: left, isByte: isByte, width: 4)
             vector += 4
-        } else if vectors - vector >= 2 {
-            addCodes(
-                args, space, slots, groups: groups, accumulator: accumulator, rescale: rescale, factors: factors,
-                vector: vector, isByte: isByte, width: 2)
-            vector += 2
         } else {
+            // Sums of integers have no latency to cover, and more of them leave no registers for their operands.
             addCodes(
                 args, space, slots, groups: groups, accumulator: accumulator, rescale: rescale, factors: factors,
-                vector: vector, isByte: isByte, width: 1)
+                vector: vector, left: left, isByte: isByte, width: 1)
             vector += 1
         }
     }
@@ -526,16 +548,16 @@ private func addQuantized(
 private func addInt8(
     _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, _ groups: Int,
     _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>,
-    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>)
+    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>), _ left: Int
 ) {
-    addQuantized(args, space, slots, groups, accumulator, rescale, factors, isByte: true)
+    addQuantized(args, space, slots, groups, accumulator, rescale, factors, left, isByte: true)
 }
 
 @inline(never)
 private func addInt4(
     _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, _ groups: Int,
     _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>,
-    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>)
+    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>), _ left: Int
 ) {
-    addQuantized(args, space, slots, groups, accumulator, rescale, factors, isByte: false)
+    addQuantized(args, space, slots, groups, accumulator, rescale, factors, left, isByte: false)
 }

@@ -27,7 +27,7 @@ public func scoreTokens(_ arguments: UnsafePointer<ScoreTokensArguments>) {
         var first = 0
         while first < args.count {
             let count = minimum(TokenScratch.block, args.count - first)
-            gatherScales(args.key, args.slots + first, count: count, into: scales)
+            gatherScales(args.key, args.slots + first, count: count, left: args.count - first, into: scales)
             scoreBlock(
                 args.key, args.slots + first, count: count, query: query, scales: scales, following: args.key,
                 followingSlots: args.slots + minimum(first + count, args.count - 1), followingCount: args.count - first - count,
@@ -146,14 +146,21 @@ private func packCodes(
     }
 }
 
-/// Scales and zero points of a step of slots as floats, first `block` scales, then `block` zero points.
+/// Scales and zero points of a step of slots as floats, first `block` scales, then `block` zero points. Asks for those of the next step:
+/// a miss here would be waited for. `left` slots of the list are not done yet.
 @inline(never)
 func gatherScales(
-    _ tokens: TokenOperand, _ slots: UnsafePointer<Int32>, count: Int, into target: UnsafeMutablePointer<Float>
+    _ tokens: TokenOperand, _ slots: UnsafePointer<Int32>, count: Int, left: Int, into target: UnsafeMutablePointer<Float>
 ) {
     if !tokens.format.isQuantized { return }
     let zeros = target + TokenScratch.block
-    var token = 0
+    var token = TokenScratch.block
+    while token < minimum(left, 2 * TokenScratch.block) {
+        prefetchNear(tokens.scales! + Int(slots[token]))
+        prefetchNear(tokens.zeros! + Int(slots[token]))
+        token += 16
+    }
+    token = 0
     while token < count {
         let slot = Int(slots[token])
         // Slots of a page ascend, and a page holds whole vectors: if both ends lie in an aligned run, so does all between. Without the
@@ -188,24 +195,31 @@ func scoreBlock(
     }
 }
 
-/// Tokens between a row that is asked for and the one in work: 4 KiB of 128 half-precision channels.
+/// Tokens between a row that is asked for and the one in work: at least 4 KiB.
 ///
 /// A tile reads several rows side by side, an order in which no hardware prefetcher sees a stream: 17 of the 38 GB/s that one core reads
 /// in order. Asking for lines in the order of their addresses, as many at a time as are being read, brings it to 34. Requests
 /// in bursts are dropped, so they are spread over the steps of a tile.
 @_transparent
-private var fetchDistance: Int { 16 }
+private func fetchDistance(_ key: TokenOperand) -> Int { maximum(16, 4096 / key.stride) }
 
-/// Where the row that is `distance` tokens ahead lies: in this step, or among the rows that follow it.
+/// Where the row of a later token lies: in this step, or among the rows that follow it.
 @_transparent
 private func rowAhead(
     _ token: Int, _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ following: TokenOperand,
     _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int
 ) -> UnsafeRawPointer {
     if token < count { return UnsafeRawPointer(key.base + Int(slots[token]) * key.stride) }
-    let place = minimum(token - count, followingCount - 1)
-    if place < 0 { return UnsafeRawPointer(key.base + Int(slots[count - 1]) * key.stride) }
-    return UnsafeRawPointer(following.base + tokenOffset(following, followingSlots[place]))
+    return rowBeyond(token - count, following, followingSlots, followingCount)
+}
+
+/// Not inlined: once in a step, and in the way of everything else.
+@inline(never)
+private func rowBeyond(
+    _ place: Int, _ following: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int
+) -> UnsafeRawPointer {
+    if count <= 0 { return UnsafeRawPointer(following.base) }
+    return UnsafeRawPointer(following.base + tokenOffset(following, slots[minimum(place, count - 1)]))
 }
 
 /// The bytes of a row of keys or values, or an eighth of a group of quantised values, from the base on.
@@ -308,6 +322,7 @@ private func scoreFloats(
 ) {
     let vectors = TokenLayout.padded(key.channels) / laneCount
     let queries = query.assumingMemoryBound(to: Float.self)
+    let distance = fetchDistance(key)
     let zero = (splat(0), splat(0), splat(0), splat(0))
     // What a step of the tile reads, over all its rows.
     let stepBytes = tokenTile * laneCount * (format == .float32 ? 4 : 2)
@@ -323,7 +338,7 @@ private func scoreFloats(
         for row in 0..<tokenTile {
             // Each row ahead is asked for during its share of the steps.
             var ahead = rowAhead(
-                token + fetchDistance + row, key, slots, count, following, followingSlots, followingCount)
+                token + distance + row, key, slots, count, following, followingSlots, followingCount)
             let end = (row + 1) * vectors / tokenTile
             while vector < end {
                 fetch(ahead, bytes: stepBytes)
@@ -390,13 +405,14 @@ private func scoreCodes(
     let factors = factorPointer.loadUnaligned(as: SIMD4<Float>.self)
     let totals = (factorPointer + 16).loadUnaligned(as: SIMD4<Float>.self)
     let zeros = scales + TokenScratch.block
+    let distance = fetchDistance(key)
     let nothing = startingSums(0)
     let zero = (nothing, nothing, nothing, nothing)
     var token = 0
     while token < count {
         for row in 0..<tokenTile {
             fetch(
-                rowAhead(token + fetchDistance + row, key, slots, count, following, followingSlots, followingCount),
+                rowAhead(token + distance + row, key, slots, count, following, followingSlots, followingCount),
                 bytes: key.stride)
         }
         let (t1, t2, t3) = (minimum(token + 1, count - 1), minimum(token + 2, count - 1), minimum(token + 3, count - 1))
