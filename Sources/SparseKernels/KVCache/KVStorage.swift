@@ -55,7 +55,8 @@ package final class KVStorage {
     private let memory: [KVSection.Kind: UnsafeMutableRawPointer]
     private let headStride: [KVSection.Kind: Int]
 
-    package init(_ configuration: KVCacheConfiguration, kernels: KernelTable) {
+    /// - Throws: `.capacityExceeded` when the system refuses the address space.
+    package init(_ configuration: KVCacheConfiguration, kernels: KernelTable) throws(SparseKernelsError) {
         self.configuration = configuration
         self.kernels = kernels
         sections = KVSection.all(configuration)
@@ -69,12 +70,16 @@ package final class KVStorage {
         }
         self.memory = memory
         self.headStride = headStride
+        try require(
+            memory.count == sections.count, .capacityExceeded, "pageCapacity",
+            expected: "so many that the system reserves them",
+            actual: "\(configuration.pageCapacity) pages of \(configuration.bytesPerPage) bytes")
     }
 
     deinit {
-        for section in sections {
+        for (kind, pointer) in memory {
             LazyMemory.deallocate(
-                memory[section.kind]!, byteCount: headStride[section.kind]! * configuration.layers * configuration.kvHeads)
+                pointer, byteCount: headStride[kind]! * configuration.layers * configuration.kvHeads)
         }
     }
 

@@ -8,19 +8,19 @@
 
 /// Zeroed memory that the system provides when it is first touched: a pool may be larger than what is ever used of it.
 enum LazyMemory {
-    /// Pages of 2 MiB, where the system has them: a decoding step reads more memory than the translation buffers cover with 4 KiB.
-    static func allocate(byteCount: Int) -> UnsafeMutableRawPointer {
+    /// Nil when the system refuses so much address space. Pages of 2 MiB, where the system has them: a decoding step reads more memory than the translation buffers cover with 4 KiB.
+    static func allocate(byteCount: Int) -> UnsafeMutableRawPointer? {
         #if canImport(Darwin)
             let flags = MAP_PRIVATE | MAP_ANON
         #else
             let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
         #endif
         let pointer = mmap(nil, max(1, byteCount), PROT_READ | PROT_WRITE, flags, -1, 0)
-        precondition(pointer != MAP_FAILED, "the system refuses \(byteCount) bytes of address space")
+        if pointer == MAP_FAILED { return nil }
         #if !canImport(Darwin)
             if byteCount >= 4 << 20 { madvise(pointer!, byteCount, MADV_HUGEPAGE) }
         #endif
-        return pointer!
+        return pointer
     }
 
     static func deallocate(_ pointer: UnsafeMutableRawPointer, byteCount: Int) { munmap(pointer, max(1, byteCount)) }

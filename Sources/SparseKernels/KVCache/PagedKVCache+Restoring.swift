@@ -24,7 +24,8 @@ extension PagedKVCache {
     ///   - instructionSet: as for a new cache.
     /// - Throws: `.malformedFile` when the file is of another format or version, or its contents are not a cache; `.notFound` for a
     ///   tensor or a metadata entry that is missing; `.invalidElementType` for a tensor of another type; `.capacityExceeded` when
-    ///   `pageCapacity` is smaller than the pages of the file; `.unsupportedInstructionSet`.
+    ///   `pageCapacity` is smaller than the pages of the file, and when the system refuses the address space of the pool;
+    ///   `.unsupportedInstructionSet`.
     public convenience init(
         _ file: SafetensorsFile, pageCapacity: Int? = nil, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
@@ -40,7 +41,7 @@ extension PagedKVCache {
             used <= configuration.pageCapacity, pageCapacity == nil ? .malformedFile : .capacityExceeded,
             pageCapacity == nil ? "\(file.name), metadata \"pageCapacity\"" : "pageCapacity",
             expected: "at least the \(used) pages of the file", actual: "\(configuration.pageCapacity)")
-        self.init(
+        try self.init(
             configuration, kernels: kernels,
             pages: PagePool(capacity: configuration.pageCapacity, referenceCounts: saved.referenceCounts),
             table: SequenceTable(entries: saved.entries, generations: saved.generations))

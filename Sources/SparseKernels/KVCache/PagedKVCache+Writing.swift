@@ -59,18 +59,20 @@ extension PagedKVCache {
     private func requireOperands<Key: AttentionElement, Value: AttentionElement>(
         key: TensorView<Key>, value: TensorView<Value>
     ) throws(SparseKernelsError) {
-        let wanted = [
-            ("key", key.geometry, configuration.headDim), ("value", value.geometry, configuration.valueDim),
-        ]
-        for (name, geometry, channels) in wanted {
-            try require(
-                geometry.heads == configuration.kvHeads && geometry.channels == channels, .invalidShape, name,
-                expected: "[\(configuration.kvHeads), tokens, \(channels)]",
-                actual: "[\(geometry.heads), \(geometry.tokens), \(geometry.channels)]")
-        }
+        try requireOperand(key.geometry, channels: configuration.headDim, named: "key")
+        try requireOperand(value.geometry, channels: configuration.valueDim, named: "value")
         try require(
             value.tokens == key.tokens, .invalidShape, "value.tokens", expected: "\(key.tokens), as the keys",
             actual: "\(value.tokens)")
+    }
+
+    private func requireOperand(
+        _ geometry: TensorGeometry, channels: Int, named name: String
+    ) throws(SparseKernelsError) {
+        try require(
+            geometry.heads == configuration.kvHeads && geometry.channels == channels, .invalidShape, name,
+            expected: "[\(configuration.kvHeads), tokens, \(channels)]",
+            actual: "[\(geometry.heads), \(geometry.tokens), \(geometry.channels)]")
     }
 
     /// Throws when the pages of some tokens were discarded.

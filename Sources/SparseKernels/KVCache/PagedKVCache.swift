@@ -36,21 +36,24 @@ public final class PagedKVCache {
     /// - Parameters:
     ///   - configuration: heads, widths, formats and the number of pages.
     ///   - instructionSet: the level of the kernels that convert and summarise; nil: the best, or what `SPARSEKERNELS_ISA` names.
-    /// - Throws: `.unsupportedInstructionSet`.
+    /// - Throws: `.unsupportedInstructionSet`; `.capacityExceeded` when the system refuses the address space of the pool. Its memory
+    ///   is provided when pages are first written.
     public convenience init(
         _ configuration: KVCacheConfiguration, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         let kernels = try InstructionSet.resolve(instructionSet).kernels
-        self.init(
+        try self.init(
             configuration, kernels: kernels, pages: PagePool(capacity: configuration.pageCapacity), table: SequenceTable())
     }
 
-    init(_ configuration: KVCacheConfiguration, kernels: KernelTable, pages: PagePool, table: SequenceTable) {
+    init(
+        _ configuration: KVCacheConfiguration, kernels: KernelTable, pages: PagePool, table: SequenceTable
+    ) throws(SparseKernelsError) {
         self.configuration = configuration
         self.kernels = kernels
         self.pages = pages
         self.table = table
-        storage = KVStorage(configuration, kernels: kernels)
+        storage = try KVStorage(configuration, kernels: kernels)
     }
 
     // MARK: - Memory

@@ -79,6 +79,19 @@ struct PagedKVCacheErrorsTests {
         #expect(model.cache.freePageCount == 0)
     }
 
+    @Test("a pool that the system does not reserve")
+    func addressSpace() throws {
+        // 2⁴⁵ bytes each, of the 2⁴⁷ that a process has.
+        let configuration = try KVCacheConfiguration(
+            kvHeads: 16, headDim: 256, pageSize: 128, pageCapacity: 1 << 23, format: .float32)
+        #expect(configuration.pageCapacity * configuration.bytesPerPage == 1 << 45)
+        let error = #expect(throws: SparseKernelsError.self) {
+            var caches: [PagedKVCache] = []
+            for _ in 0..<8 { caches.append(try PagedKVCache(configuration)) }
+        }
+        #expect(error?.code == .capacityExceeded && error?.argument == "pageCapacity")
+    }
+
     // MARK: - Names and ranges
 
     @Test("a freed sequence is unknown to every call")

@@ -104,6 +104,15 @@ struct PagedKVCacheFileTests {
         #expect(error?.code == .inputOutput)
     }
 
+    /// Rows of floats are padded to 16 channels: a file that says 10 in place of 9 has the same bytes.
+    @Test("a padded channel is 0")
+    func padding() throws {
+        let model = try sample(SmallCache.all[2])
+        let cache = try restored(changed(saved(model.cache), metadata: ["headDim": "10"]))
+        let keys = try cache.keys(of: model.sequences[0].id)
+        #expect(keys.shape == [2, 20, 10] && (0..<40).allSatisfy { keys[flat: $0 * 10 + 9] == 0 })
+    }
+
     // MARK: - Damage
 
     /// The file with tensors and metadata replaced; nil leaves a part out.
@@ -156,7 +165,12 @@ struct PagedKVCacheFileTests {
             ("an entry more", { $0.tables.append(0) }), ("no tables", { $0.tables = [] }),
             ("a negative length", { $0.lengths[0] = -1 }), ("the least length", { $0.lengths[0] = .min }),
             ("a huge length", { $0.lengths[1] = .max }), ("a length beyond the table", { $0.lengths[0] = 33 }),
-            ("lengths below the table", { $0.lengths[0] = 16; $0.lengths[1] = 16 }),
+            (
+                "lengths below the table",
+                {
+                    $0.lengths[0] = 16; $0.lengths[1] = 16
+                }
+            ),
             ("a sequence less", { $0.generations.removeLast() }), ("a sequence more", { $0.generations.append(1) }),
             ("a freed sequence with tokens", { $0.generations[0] += 1 }),
             ("lengths of another number of layers", { $0.layers = 1 }), ("pages left out", { $0.leftOut = "values" }),
@@ -175,7 +189,7 @@ struct PagedKVCacheFileTests {
         let damages: [(String, [String?])] = [
             ("format", [nil, "", "sparsekernels.blockMask"]), ("version", [nil, "2", "01"]),
             ("layers", [nil, "0", "-1", "3", "1", "+2", "2.0", "9223372036854775807", "9223372036854775808"]),
-            ("kvHeads", ["0", "1", "3", "65536", "9223372036854775807"]), ("headDim", ["0", "10", "17", "9223372036854775807"]),
+            ("kvHeads", ["0", "1", "3", "65536", "9223372036854775807"]), ("headDim", ["0", "17", "9223372036854775807"]),
             ("valueDim", ["0", "256", "17"]), ("pageSize", ["0", "6", "32", "-16"]),
             ("pageCapacity", [nil, "0", "1", "-1", "9223372036854775807", "16777217"]),
             ("keyFormat", [nil, "", "int4", "float64"]), ("valueFormat", [nil, "int8", "F16"]),
@@ -209,8 +223,9 @@ struct PagedKVCacheFileTests {
                 let start = bytes.count - file.tensors.map(\.byteRange.upperBound).max()!
                 let small = file.tensors.filter { ["tables", "lengths", "tableOffsets", "generations"].contains($0.name) }
                 for _ in 0...random.below(2) {
-                    bytes[start + small[random.below(small.count)].byteRange.randomElement(using: &random)!]
-                        = random.pick([0, 1, 2, 3, 7, 16, 127, 128, 255])
+                    bytes[start + small[random.below(small.count)].byteRange.randomElement(using: &random)!] = random.pick([
+                        0, 1, 2, 3, 7, 16, 127, 128, 255,
+                    ])
                 }
             }
             do {

@@ -297,7 +297,8 @@ struct SmallCache: CustomTestStringConvertible, Sendable {
     }
 
     static let all = [
-        SmallCache(testDescription: "float32, bounds", format: .float32, metadata: PageMetadata(logicalPageSize: 4, format: .float32)),
+        SmallCache(
+            testDescription: "float32, bounds", format: .float32, metadata: PageMetadata(logicalPageSize: 4, format: .float32)),
         SmallCache(testDescription: "float16, means", format: .float16, metadata: PageMetadata(.mean, logicalPageSize: 8)),
         SmallCache(testDescription: "bfloat16 alone", format: .bfloat16),
         SmallCache(

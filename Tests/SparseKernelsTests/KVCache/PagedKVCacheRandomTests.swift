@@ -51,7 +51,8 @@ struct PagedKVCacheRandomTests {
         case 14...16:
             let layer = random.below(layers)
             let range = subrange(sequence.tokens[layer].count, &random)
-            let touched = range.isEmpty ? 0..<0 : range.lowerBound / model.pageSize..<(range.upperBound - 1) / model.pageSize + 1
+            let touched =
+                range.isEmpty ? 0..<0 : range.lowerBound / model.pageSize..<(range.upperBound - 1) / model.pageSize + 1
             if !range.isEmpty && sequence.holes.isDisjoint(with: touched) {
                 try model.overwrite(range, of: index, layer: layer, on: pool)
             }
@@ -80,7 +81,7 @@ struct PagedKVCacheRandomTests {
             let pool = WorkerPool(threads: threads)
             // Enough elements to be worth a thread.
             let configuration = try KVCacheConfiguration(
-                kvHeads: 3, headDim: 64, pageSize: 12, pageCapacity: 90, format: small.format,
+                kvHeads: 3, headDim: 64, pageSize: 16, pageCapacity: 90, format: small.format,
                 valueFormat: small.valueFormat, metadata: small.metadata, keepsKeyEstimates: small.estimates)
             let model = try PagedKVCacheModel(configuration)
             let index = model.make()

@@ -242,4 +242,29 @@ struct PagedKVCacheTests {
         #expect(throws: SparseKernelsError.self) { try cache.length(of: first) }
         #expect(try cache.length(of: second) == 0)
     }
+
+    // MARK: - Bytes
+
+    /// The example of Docs/Layouts/KVPages.md, as token 5 of a page.
+    @Test("the worked example of the layout page", arguments: InstructionSet.available)
+    func bytes(_ set: InstructionSet) throws {
+        let configuration = try KVCacheConfiguration(kvHeads: 1, headDim: 8, pageSize: 16, pageCapacity: 1, format: .int4)
+        let cache = try PagedKVCache(configuration, instructionSet: set)
+        let sequence = cache.makeSequence()
+        let row: [Float] = [0.31, 0.42, -0.57, 0.23, -1.79, -2.18, 1.90, 4.32]
+        let token = try Tensor<Float>([1, 6, 8]) { $0 < 40 ? 0 : row[$0 % 8] }
+        try cache.append(key: token.view(), value: token.view(), to: sequence)
+        func bytes(_ kind: KVSection.Kind, _ range: Range<Int>) -> [UInt8] {
+            let section = cache.storage.sections.first { $0.kind == kind }!
+            let page = cache.storage.page(0, of: section, layer: 0, head: 0)
+            return Array(UnsafeRawBufferPointer(start: page, count: section.bytesPerPage)[range])
+        }
+        #expect(bytes(.keyScales, 10..<12) == [0xef, 0x36] && bytes(.keyZeros, 10..<12) == [0x08, 0x45])
+        #expect(bytes(.keys, 20..<24) == [0x66, 0x64, 0x01, 0xf9])
+        // Words of channels; byte 2 has tokens 4 and 5, of which 4 is a zero.
+        let words = bytes(.values, 0..<32)
+        #expect((0..<8).map { words[4 * $0 + 2] } == [0x60, 0x60, 0x40, 0x60, 0x10, 0x00, 0x90, 0xf0])
+        let read = try cache.keys(of: sequence, tokens: 5..<6).elements
+        #expect(read == [6, 6, 4, 6, 1, 0, 9, 15].map { (Float($0) - 5.03125) * 0.433349609375 })
+    }
 }

@@ -19,7 +19,7 @@ final class TokenPool {
             kvHeads: 1, headDim: headDim, valueDim: valueDim, pageSize: Self.pageSize,
             pageCapacity: (tokens + Self.pageSize - 1) / Self.pageSize, format: format, valueFormat: valueFormat,
             metadata: metadata)
-        storage = KVStorage(configuration, kernels: set.kernels)
+        storage = try KVStorage(configuration, kernels: set.kernels)
         capacity = configuration.tokenCapacity
         scratch = .allocate(byteCount: KVStorage.scratchByteCount(configuration), alignment: 64)
     }
