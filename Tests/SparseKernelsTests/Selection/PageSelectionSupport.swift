@@ -12,7 +12,8 @@ struct PageSelectionFixture {
     /// Keys are stored in half precision, which the operands already have, so metadata of half precision are exact.
     init(
         lengths: [Int], queryHeads: Int = 4, kvHeads: Int = 2, headDim: Int = 24, pageSize: Int = 64,
-        metadata: PageMetadata? = PageMetadata(), format: KVFormat = .float16, layers: Int = 1, pages: Int? = nil, seed: UInt64 = 1,
+        metadata: PageMetadata? = PageMetadata(), format: KVFormat = .float16, layers: Int = 1, pages: Int? = nil,
+        seed: UInt64 = 1,
         instructionSet: InstructionSet? = nil
     ) throws {
         let needed = lengths.reduce(0) { $0 + ($1 + pageSize - 1) / pageSize }

@@ -33,7 +33,9 @@ struct PageSelectorTests {
         }
     }
 
-    @Test("a score bounds every key of its page, in all formats", arguments: KVFormat.allCases, [KVFormat.float32, .float16, .int8])
+    @Test(
+        "a score bounds every key of its page, in all formats", arguments: KVFormat.allCases,
+        [KVFormat.float32, .float16, .int8])
     func bound(_ format: KVFormat, _ metadata: KVFormat) throws {
         let fixture = try PageSelectionFixture(lengths: [150], metadata: PageMetadata(format: metadata), format: format)
         let selector = try PageSelector(queryHeads: 4, configuration: fixture.cache.configuration, tokenBudget: 64)

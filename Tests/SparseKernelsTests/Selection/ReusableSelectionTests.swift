@@ -9,7 +9,9 @@ struct ReusableSelectionTests {
         try cache.append(key: key.view(), value: key.view(), to: sequence)
     }
 
-    @Test("selects when the length is a multiple of the interval, and adds the pages of later tokens", arguments: [1, 3, 4, 5, 64])
+    @Test(
+        "selects when the length is a multiple of the interval, and adds the pages of later tokens",
+        arguments: [1, 3, 4, 5, 64])
     func intervals(_ interval: Int) throws {
         let fixture = try PageSelectionFixture(lengths: [610], pages: 20)
         let (cache, sequence) = (fixture.cache, fixture.sequences[0])

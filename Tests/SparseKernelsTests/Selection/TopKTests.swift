@@ -25,7 +25,8 @@ struct TopKTests {
         try Self.expectSorted(normal, "normal")
         try Self.expectSorted(normal.map { $0 * 1e-3 + 1000 }, "one exponent")
         try Self.expectSorted(normal.map { $0 * $0 * $0 * 1e30 }, "many exponents")
-        try Self.expectSorted((0..<count).map { _ in Float(bitPattern: UInt32(truncatingIfNeeded: generator.next())) }, "any bits")
+        try Self.expectSorted(
+            (0..<count).map { _ in Float(bitPattern: UInt32(truncatingIfNeeded: generator.next())) }, "any bits")
         try Self.expectSorted((0..<count).map { Float($0) }, "ascending")
         try Self.expectSorted((0..<count).map { Float(-$0) }, "descending")
     }

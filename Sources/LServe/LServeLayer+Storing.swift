@@ -1,0 +1,131 @@
+public import SparseKernels
+
+extension LServeLayer {
+    /// Pages that an `append` puts into the streaming cache before it gives back what no later query sees.
+    static let slicePages = 16
+
+    /// Appends tokens without attending: a prompt whose attention was computed elsewhere.
+    ///
+    /// - Parameters:
+    ///   - key: `[kvHeads, tokens, headDim]`, all heads in the order of the model.
+    ///   - value: `[kvHeads, tokens, valueDim]`.
+    ///   - sequence: gets the tokens; its next step selects pages anew.
+    ///   - pool: the threads to use.
+    /// - Throws: `.unknownSequence`; `.invalidShape` for other extents; `.capacityExceeded`; `.invalidArgument` for elements that the
+    ///   formats do not take. The layer is unchanged then.
+    /// - Complexity: O(elements). Copies of up to `slicePages` pages are made on the way.
+    public func append<K: AttentionElement, V: AttentionElement>(
+        key: TensorView<K>, value: TensorView<V>, to sequence: SequenceID, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        var entry = try entry(of: sequence)
+        try check("key", key.geometry, heads: isRetrieval.count, tokens: key.tokens, channels: headDim)
+        try check("value", value.geometry, heads: isRetrieval.count, tokens: key.tokens, channels: valueDim)
+        if let cache = retrievalCache, let name = entry.retrieval {
+            do throws(SparseKernelsError) {
+                for tokens in slices(key.tokens) {
+                    try store(key, value, tokens, of: retrievalHeads, in: cache, name, on: pool)
+                }
+            } catch {
+                try cache.truncate(name, to: entry.length)
+                throw error
+            }
+        }
+        if let cache = streamingCache, let name = entry.streaming {
+            // Slices are given back on the way, which nothing can undo: so they go to a copy that takes the sequence's place.
+            do throws(SparseKernelsError) {
+                entry.streaming = try replacing(name, in: cache) { copy throws(SparseKernelsError) in
+                    for tokens in slices(key.tokens) {
+                        try store(key, value, tokens, of: streamingHeads, in: cache, copy, on: pool)
+                        try discardHidden(cache, copy, length: entry.length + tokens.upperBound)
+                    }
+                }
+            } catch {
+                if let retrieval = retrievalCache, let name = entry.retrieval {
+                    try retrieval.truncate(name, to: entry.length)
+                }
+                throw error
+            }
+        }
+        entry.length += key.tokens
+        entries[sequence] = entry
+        if let name = entry.retrieval { selection?.forget(name) }
+    }
+
+    /// Appends token i to `sequences[i]`, for a decoding step.
+    /// - Throws: as `append`; the layer is unchanged then.
+    func appendStep<K: AttentionElement, V: AttentionElement>(
+        key: TensorView<K>, value: TensorView<V>, to sequences: [SequenceID], on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        do throws(SparseKernelsError) {
+            for (token, sequence) in sequences.enumerated() {
+                let entry = try entry(of: sequence)
+                if let cache = retrievalCache, let name = entry.retrieval {
+                    try store(key, value, token..<token + 1, of: retrievalHeads, in: cache, name, on: pool)
+                }
+                if let cache = streamingCache, let name = entry.streaming {
+                    try store(key, value, token..<token + 1, of: streamingHeads, in: cache, name, on: pool)
+                }
+            }
+        } catch {
+            for sequence in sequences {
+                let entry = try entry(of: sequence)
+                if let cache = retrievalCache, let name = entry.retrieval { try cache.truncate(name, to: entry.length) }
+                if let cache = streamingCache, let name = entry.streaming { try cache.truncate(name, to: entry.length) }
+            }
+            throw error
+        }
+        for sequence in sequences { entries[sequence]?.length += 1 }
+    }
+
+    /// Gives back pages of streaming heads that no query from position `length` on sees.
+    func discardHidden(
+        _ cache: PagedKVCache, _ name: PagedKVCache.SequenceID, length: Int
+    ) throws(SparseKernelsError) {
+        let windowStart = length - configuration.decodeLocalTokens + 1
+        if windowStart > configuration.decodeSinkTokens {
+            try cache.discard(name, tokens: configuration.decodeSinkTokens..<windowStart)
+        }
+    }
+
+    /// A copy of a sequence that `change` has changed, in its place; the sequence itself when `change` throws.
+    private func replacing(
+        _ name: PagedKVCache.SequenceID, in cache: PagedKVCache,
+        _ change: (PagedKVCache.SequenceID) throws(SparseKernelsError) -> Void
+    ) throws(SparseKernelsError) -> PagedKVCache.SequenceID {
+        let copy = try cache.fork(name)
+        do throws(SparseKernelsError) {
+            try change(copy)
+        } catch {
+            try cache.free(copy)
+            throw error
+        }
+        try cache.free(name)
+        return copy
+    }
+
+    /// Some tokens of the heads of a kind, into their cache.
+    private func store<K: AttentionElement, V: AttentionElement>(
+        _ key: TensorView<K>, _ value: TensorView<V>, _ tokens: Range<Int>, of heads: HeadGroup, in cache: PagedKVCache,
+        _ name: PagedKVCache.SequenceID, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        let keys = try Tensor(key, heads: heads.kv, tokens: tokens)
+        let values = try Tensor(value, heads: heads.kv, tokens: tokens)
+        try cache.append(
+            key: keys.view(named: "key"), value: values.view(named: "value"), to: name, on: pool)
+    }
+
+    private func slices(_ tokens: Int) -> [Range<Int>] {
+        let size = Self.slicePages * configuration.pageSize
+        return stride(from: 0, to: tokens, by: size).map { $0..<min(tokens, $0 + size) }
+    }
+
+    /// Throws unless an operand has some extents.
+    func check(
+        _ name: String, _ geometry: TensorGeometry, heads: Int, tokens: Int, channels: Int
+    ) throws(SparseKernelsError) {
+        try require(
+            geometry.heads == heads && geometry.tokens == tokens && geometry.channels == channels, .invalidShape, name,
+            expected: "\(heads) heads × \(tokens) tokens × \(channels) channels",
+            actual: "\(geometry.heads) × \(geometry.tokens) × \(geometry.channels)")
+    }
+}

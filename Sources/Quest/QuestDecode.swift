@@ -1,0 +1,105 @@
+public import SparseKernels
+
+/// Quest (Tang et al., ICML 2024, arXiv 2406.10774): every decoding step attends to the pages whose keys can score highest.
+///
+/// ```swift
+/// let configuration = try QuestDecode.cache(layers: 32, kvHeads: 32, headDim: 128, pageCapacity: 2048)
+/// let quest = try QuestDecode(queryHeads: 32, configuration: configuration, tokenBudget: 2048)
+/// let state = try quest(query: query, cache: cache, sequences: [sequence], layer: layer)
+/// ```
+///
+/// A step's keys are appended before the call: the query is that of the last token. Prompts are attended densely, by `DenseAttention` or
+/// by `attention` without a selection.
+///
+/// - Results are bitwise the same for every number of threads.
+/// - Source: Algorithm 1; `evaluation/quest_attention.py` and `quest/` of mit-han-lab/Quest.
+/// - Complexity: of a context of L tokens a step reads L/pageSize metadata rows and `tokenBudget` tokens.
+public struct QuestDecode: Sendable {
+    /// Which of the two released implementations chooses pages.
+    public enum Rule: String, Hashable, Sendable, CaseIterable {
+        /// `evaluation/`: all pages are candidates, also the last one that tokens are being added to, and 3 pages are the least.
+        case accuracyCode
+        /// `quest/`, the CUDA path: the last page is always kept and counts in the budget; no other minimum.
+        case kernel
+    }
+
+    public let rule: Rule
+    /// Layers 0..<`denseLayers` attend to everything.
+    public let denseLayers: Int
+    public let selector: PageSelector
+    /// What attends: `selector`'s pages, or everything where there is no selection.
+    public let attention: PagedAttention
+
+    /// A cache as Quest has it: minima and maxima for every page.
+    ///
+    /// - Parameters:
+    ///   - layers: of the model.
+    ///   - kvHeads: key/value heads of a layer.
+    ///   - headDim: channels of keys, and of values unless `valueDim` says otherwise.
+    ///   - valueDim: channels of values; nil: `headDim`.
+    ///   - pageSize: 16 in the paper and in all released scripts.
+    ///   - pageCapacity: pages of the pool.
+    ///   - format: of keys and values.
+    /// - Throws: as `KVCacheConfiguration`.
+    public static func cache(
+        layers: Int = 1, kvHeads: Int, headDim: Int, valueDim: Int? = nil, pageSize: Int = 16, pageCapacity: Int,
+        format: KVFormat = .float16
+    ) throws(SparseKernelsError) -> KVCacheConfiguration {
+        try KVCacheConfiguration(
+            layers: layers, kvHeads: kvHeads, headDim: headDim, valueDim: valueDim, pageSize: pageSize,
+            pageCapacity: pageCapacity, format: format, metadata: PageMetadata(.minMax, logicalPageSize: pageSize))
+    }
+
+    /// - Parameters:
+    ///   - queryHeads: a multiple of the cache's `kvHeads`.
+    ///   - configuration: of the caches that it runs on, such as `cache(…)`.
+    ///   - tokenBudget: tokens that a step may read; `tokenBudget` / `pageSize` pages, rounded down.
+    ///   - rule: which release to follow.
+    ///   - sharing: a list per query head, as both releases have it; or one per key/value head, which reads every page once per group.
+    ///   - denseLayers: 2 in the paper, 0 for none.
+    ///   - softmaxScale: nil means 1/√headDim.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    /// - Throws: `.invalidArgument` for a negative `denseLayers`; otherwise as `PageSelector` and `PagedAttention`.
+    public init(
+        queryHeads: Int, configuration: KVCacheConfiguration, tokenBudget: Int, rule: Rule = .kernel,
+        sharing: SelectionSharing = .queryHead, denseLayers: Int = 2, softmaxScale: Float? = nil,
+        instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        try require(denseLayers >= 0, .invalidArgument, "denseLayers", expected: "at least 0", actual: "\(denseLayers)")
+        self.rule = rule
+        self.denseLayers = denseLayers
+        selector = try PageSelector(
+            queryHeads: queryHeads, configuration: configuration, tokenBudget: tokenBudget, sharing: sharing,
+            forcedLast: rule == .kernel ? 1 : 0, minimumPages: rule == .kernel ? 1 : 3)
+        attention = try PagedAttention(
+            queryHeads: queryHeads, configuration: configuration, softmaxScale: softmaxScale, instructionSet: instructionSet)
+    }
+
+    /// The pages of a step; nil in dense layers. Parameters and errors are those of `PageSelector.select`.
+    public func select<Q: AttentionElement>(
+        query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> KVSelection? {
+        if layer < denseLayers { return nil }
+        return try selector.select(query: query, cache: cache, sequences: sequences, layer: layer, on: pool)
+    }
+
+    /// One step of decoding: selects, and attends to what was selected.
+    ///
+    /// - Parameters:
+    ///   - query: `[queryHeads, sequences, headDim]`: token i is the last one of `sequences[i]`.
+    ///   - cache: with the keys and values of these tokens.
+    ///   - sequences: of any lengths.
+    ///   - layer: of the cache, counted as `denseLayers` counts them.
+    ///   - pool: the threads to use.
+    /// - Throws: as `PageSelector.select` and `PagedAttention.run`.
+    public func callAsFunction<Q: AttentionElement>(
+        query: Tensor<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> AttentionState {
+        let selection = try select(
+            query: query.view(named: "query"), cache: cache, sequences: sequences, layer: layer, on: pool)
+        return try attention(
+            query: query, cache: cache, sequences: sequences, layer: layer, selection: selection, on: pool)
+    }
+}
