@@ -1,5 +1,3 @@
-internal import KernelInterface
-
 /// Scores of the pages of one sequence: what a selection is made from, for inspection.
 public struct PageScores: Sendable, Equatable {
     /// `[queryHeads, logical pages]`, of the logical pages that hold tokens.
@@ -28,33 +26,21 @@ extension PageSelector {
         var tables = PageTables()
         try tables.append(sequence, row: 0, of: cache, layer: layer)
         let scoring = PageScoring(self, query: AttentionOperand(query), cache: cache, layer: layer)
+        tables.plan(chunkPages: scoring.chunkPages, lists: lists) { _ in true }
         let lie = tables.sequences[0]
-        let count = lie.pages.count
         let positions = tables.positions(of: lie)
         let logicalPages = positions.reduce(0) { $0 + scoring.logicalPages(at: $1, length: lie.length) }
         var logical = try Tensor<Float>(zeros: [queryHeads, logicalPages])
-        var pages = try Tensor<Float>(zeros: [lists, count])
-        if count == 0 { return PageScores(logical: logical, pages: pages, positions: positions) }
-        let (listsPerHead, heads) = (lists / configuration.kvHeads, configuration.kvHeads)
-        var keys = [Int32](repeating: 0, count: lists * count)
-        // Each head writes its own rows of both, and nothing else touches them meanwhile.
-        nonisolated(unsafe) let logicalBase = logical.mutableAddress()
-        nonisolated(unsafe) let shared = scoring
+        var pages = try Tensor<Float>(zeros: [lists, positions.count])
+        var keys = [Int32](repeating: 0, count: tables.keyCount)
+        let logicalBase = logical.mutableAddress()
         keys.withUnsafeMutableBufferPointer { keys in
-            nonisolated(unsafe) let keyBase = keys.baseAddress!
-            tables.withPointers { _, entries in
-                nonisolated(unsafe) let entries = entries!
-                pool.forEachRowRange(
-                    heads, workPerRow: scoring.work(pages: count), scratchByteCount: scoring.scratchByteCount
-                ) { range, scratch in
-                    for head in range {
-                        shared.score(
-                            head: head, pages: entries, count: count, length: lie.length, token: 0, lists: listsPerHead,
-                            keys: keyBase + head * listsPerHead * count, keyStride: count,
-                            logical: logicalBase + head * shared.group * logicalPages, logicalStride: logicalPages,
-                            scratch: scratch)
-                    }
-                }
+            guard let base = keys.baseAddress else { return }
+            tables.withPointers { pointers in
+                PageScoringCall(
+                    scoring: scoring, tables: pointers, listsPerHead: lists / configuration.kvHeads, keys: base,
+                    logical: logicalBase, logicalStride: logicalPages
+                ).run(on: pool)
             }
         }
         var target = pages.mutableSpan

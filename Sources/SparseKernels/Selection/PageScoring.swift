@@ -19,7 +19,8 @@ struct PageScoring {
 
     /// Channels of a metadata row.
     let channels: Int
-    /// Pages scored by one call of the kernel: about 512 logical pages, whose scores of a group of 8 heads are 16 KiB.
+    /// Pages of a task: about 512 logical pages, whose scores under a group of 8 heads are 16 KiB. With 128 channels that is 2¹⁷
+    /// multiply-adds per query head, about 10 µs.
     let chunkPages: Int
     private let scratch: Layout
 
@@ -75,14 +76,18 @@ struct PageScoring {
     ///
     /// - Parameters:
     ///   - head: of keys and values.
-    ///   - pages: all pages of the sequence, `count` of them.
+    ///   - pages: all pages of the sequence.
+    ///   - range: which of them, at most `chunkPages`.
     ///   - length: tokens of the sequence: only the last page may hold fewer logical pages than others.
     ///   - token: of `query`.
-    ///   - keys: `lists` × `keyStride`. One list has the maximum over the group, otherwise there is one per query head.
-    ///   - logical: the scores themselves, `group` × `logicalStride`, or nil.
+    ///   - lists: one has the maximum over the group, otherwise there is one per query head.
+    ///   - keys: `lists` × `keyStride`, by page of the sequence.
+    ///   - keyStride: from list to list.
+    ///   - logical: the scores themselves, `group` × `logicalStride`, by logical page of the sequence; or nil.
+    ///   - logicalStride: from query head to query head.
     ///   - memory: `scratchByteCount` bytes.
     func score(
-        head: Int, pages: UnsafePointer<PageTables.Page>, count: Int, length: Int, token: Int, lists: Int,
+        head: Int, pages: UnsafePointer<PageTables.Page>, range: Range<Int>, length: Int, token: Int, lists: Int,
         keys: UnsafeMutablePointer<Int32>, keyStride: Int, logical: UnsafeMutablePointer<Float>? = nil, logicalStride: Int = 0,
         scratch memory: UnsafeMutableRawPointer
     ) {
@@ -90,43 +95,37 @@ struct PageScoring {
         let rows = (memory + scratch.rows).bindMemory(to: Float.self, capacity: group * channels)
         let slots = (memory + scratch.slots).bindMemory(to: Int32.self, capacity: chunk)
         let scores = (memory + scratch.scores).bindMemory(to: Float.self, capacity: group * chunk)
-        let chunkKeys = (memory + scratch.keys).bindMemory(to: Int32.self, capacity: chunk)
         stageQueries(head: head, token: token, rows)
-        for first in stride(from: 0, to: count, by: chunkPages) {
-            let end = min(count, first + chunkPages)
-            var slotCount = 0
-            for page in first..<end {
-                for part in 0..<logicalPages(at: pages[page].position, length: length) {
-                    slots[slotCount] = pages[page].index &* Int32(truncatingIfNeeded: logicalPerPage) &+ Int32(part)
-                    slotCount &+= 1
-                }
+        var count = 0
+        for page in range {
+            for part in 0..<logicalPages(at: pages[page].position, length: length) {
+                slots[count] = pages[page].index &* Int32(truncatingIfNeeded: logicalPerPage) &+ Int32(truncatingIfNeeded: part)
+                count &+= 1
             }
-            var arguments = ScoreTokensArguments(
-                key: storage.metadataOperand(layer: layer, head: head)!, slots: slots, count: slotCount, query: rows,
-                queryStride: channels, rows: group, scale: 1, scores: scores, scoreStride: chunk,
-                scratch: memory + scratch.kernel)
-            kernels.tokens.score(&arguments)
-            if let logical {
-                for row in 0..<group {
-                    (logical + row * logicalStride + first * logicalPerPage).update(
-                        from: scores + row * chunk, count: slotCount)
-                }
+        }
+        var arguments = ScoreTokensArguments(
+            key: storage.metadataOperand(layer: layer, head: head)!, slots: slots, count: count, query: rows,
+            queryStride: channels, rows: group, scale: 1, scores: scores, scoreStride: chunk, scratch: memory + scratch.kernel)
+        kernels.tokens.score(&arguments)
+        if let logical {
+            for row in 0..<group {
+                (logical + row * logicalStride + range.lowerBound * logicalPerPage).update(
+                    from: scores + row * chunk, count: count)
             }
-            let rowsPerList = group / lists
-            for list in 0..<lists {
-                for slot in 0..<slotCount { chunkKeys[slot] = ScoreOrder.key(scores[list * rowsPerList * chunk + slot]) }
-                for row in list * rowsPerList + 1..<(list + 1) * rowsPerList {
-                    for slot in 0..<slotCount {
-                        chunkKeys[slot] = max(chunkKeys[slot], ScoreOrder.key(scores[row * chunk + slot]))
-                    }
-                }
-                let pageKeys = keys + list * keyStride
-                for page in first..<end {
-                    let start = (page - first) * logicalPerPage
-                    var key = chunkKeys[start]
-                    for slot in start + 1..<min(slotCount, start + logicalPerPage) { key = max(key, chunkKeys[slot]) }
-                    pageKeys[page] = key
-                }
+        }
+        let best = (memory + scratch.keys).bindMemory(to: Int32.self, capacity: chunk)
+        let rowsPerList = group / lists
+        for list in 0..<lists {
+            let first = scores + list * rowsPerList * chunk
+            for slot in 0..<count { best[slot] = ScoreOrder.key(first[slot]) }
+            for row in 1..<rowsPerList {
+                for slot in 0..<count { best[slot] = max(best[slot], ScoreOrder.key(first[row * chunk + slot])) }
+            }
+            for page in range {
+                let start = (page - range.lowerBound) * logicalPerPage
+                var key = best[start]
+                for slot in start + 1..<min(count, start + logicalPerPage) { key = max(key, best[slot]) }
+                keys[list * keyStride + page] = key
             }
         }
     }

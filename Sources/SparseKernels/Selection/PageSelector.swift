@@ -29,8 +29,8 @@ public enum SelectionSharing: String, Hashable, Sendable, CaseIterable {
 ///   section 3.5. The modules `Quest` and `LServe` have their defaults.
 /// - Complexity: reads one metadata row per logical page and key/value head, 2·headDim multiply-adds per query head and row; ranking is
 ///   O(pages).
-/// - Scratch: about 4 bytes per page and list, and 2 KiB per query head of a group, kept by the pool. The result is 4 bytes per kept page
-///   and list.
+/// - Scratch: 4 bytes per page and list of a call; per thread 4 bytes per page of a sequence, 8 KiB, and about 4 KiB per query head of a
+///   group. All is kept by the pool. The result is 4 bytes per kept page and list.
 public struct PageSelector: Sendable {
     public let queryHeads: Int
     /// Of the caches that `select` takes: heads, `headDim`, `pageSize` and metadata must agree.
@@ -122,24 +122,31 @@ public struct PageSelector: Sendable {
     ) throws(SparseKernelsError) -> KVSelection {
         var tables = PageTables()
         for row in rows { try tables.append(sequences[row], row: row, of: cache, layer: layer) }
+        let scoring = PageScoring(self, query: query, cache: cache, layer: layer)
         let listsPerHead = lists / configuration.kvHeads
+        tables.plan(chunkPages: scoring.chunkPages, lists: lists) { sequence in
+            let kept = keptCount(pages: sequence.pages.count, length: sequence.length)
+            return kept < sequence.pages.count && kept > forcedFirst + forcedLast
+        }
         var offsets = [0]
         offsets.reserveCapacity(rows.count * lists + 1)
-        for table in tables.sequences {
-            let kept = keptCount(pages: table.pages.count, length: table.length)
+        for sequence in tables.sequences {
+            let kept = keptCount(pages: sequence.pages.count, length: sequence.length)
             for _ in 0..<lists { offsets.append(offsets[offsets.count - 1] + kept) }
         }
-        let scoring = PageScoring(self, query: query, cache: cache, layer: layer)
         let indices = [Int32](unsafeUninitializedCapacity: offsets[offsets.count - 1]) { buffer, count in
             count = offsets[offsets.count - 1]
             guard let positions = buffer.baseAddress else { return }
-            tables.withPointers { sequences, entries in
-                offsets.withUnsafeBufferPointer { offsets in
-                    PageSelectionCall(
-                        selector: self, scoring: scoring, sequences: sequences, entries: entries,
-                        maximumPages: tables.maximumPages, listsPerHead: listsPerHead, offsets: offsets.baseAddress!,
-                        positions: positions
-                    ).run(on: pool)
+            pool.withWorkspace(byteCount: tables.keyCount * MemoryLayout<Int32>.stride) { workspace in
+                let keys = workspace.bindMemory(to: Int32.self, capacity: tables.keyCount)
+                tables.withPointers { pointers in
+                    PageScoringCall(scoring: scoring, tables: pointers, listsPerHead: listsPerHead, keys: keys).run(on: pool)
+                    offsets.withUnsafeBufferPointer { offsets in
+                        PageSelectionCall(
+                            selector: self, tables: pointers, maximumPages: tables.maximumPages, listsPerHead: listsPerHead,
+                            keys: keys, offsets: offsets.baseAddress!, positions: positions
+                        ).run(on: pool)
+                    }
                 }
             }
         }

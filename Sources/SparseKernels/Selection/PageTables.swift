@@ -13,11 +13,30 @@ struct PageTables {
         let length: Int
         /// In `entries`, ascending positions; discarded pages are left out.
         let pages: Range<Int>
+        /// Where the keys of its scores begin: pages within lists. Sequences that are not scored have none.
+        var firstKey = 0
+    }
+
+    /// Pages of a sequence that one task scores.
+    struct Chunk {
+        let sequence: Int
+        let pages: Range<Int>
+    }
+
+    /// Addresses of what tasks read.
+    struct Pointers {
+        let sequences: UnsafeBufferPointer<Sequence>
+        let entries: UnsafePointer<Page>?
+        let chunks: UnsafeBufferPointer<Chunk>
     }
 
     private(set) var sequences: [Sequence] = []
     private var entries: [Page] = []
+    private var chunks: [Chunk] = []
+    /// Pages of the longest sequence.
     private(set) var maximumPages = 0
+    /// Keys of all scores.
+    private(set) var keyCount = 0
 
     /// - Throws: `.unknownSequence`, and `.invalidArgument` for a layer that the cache does not have.
     mutating func append(
@@ -35,13 +54,29 @@ struct PageTables {
         maximumPages = max(maximumPages, entries.count - first)
     }
 
+    /// Cuts the pages of the sequences that are to be scored into chunks, and gives their keys a place.
+    mutating func plan(chunkPages: Int, lists: Int, scored: (Sequence) -> Bool) {
+        for index in sequences.indices where scored(sequences[index]) {
+            let count = sequences[index].pages.count
+            sequences[index].firstKey = keyCount
+            keyCount += lists * count
+            for first in stride(from: 0, to: count, by: chunkPages) {
+                chunks.append(Chunk(sequence: index, pages: first..<min(count, first + chunkPages)))
+            }
+        }
+    }
+
     /// The positions of a sequence's pages.
     func positions(of sequence: Sequence) -> [Int32] { entries[sequence.pages].map(\.position) }
 
-    /// Calls `body` with the addresses of sequences and pages, which are valid until it returns.
-    func withPointers(_ body: (UnsafeBufferPointer<Sequence>, UnsafePointer<Page>?) -> Void) {
+    /// Calls `body` with the addresses, which are valid until it returns.
+    func withPointers(_ body: (Pointers) -> Void) {
         sequences.withUnsafeBufferPointer { sequences in
-            entries.withUnsafeBufferPointer { body(sequences, $0.baseAddress) }
+            entries.withUnsafeBufferPointer { entries in
+                chunks.withUnsafeBufferPointer { chunks in
+                    body(Pointers(sequences: sequences, entries: entries.baseAddress, chunks: chunks))
+                }
+            }
         }
     }
 }
