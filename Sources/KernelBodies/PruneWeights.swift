@@ -46,10 +46,9 @@ public func pruneWeights(_ arguments: UnsafePointer<PruneArguments>) {
             (args.thresholds[row], args.masses[row]) = (.nan, .nan)
             continue
         }
-        let threshold = bisect(args, weights, padded, factor: Float(1 / total), list: list)
-        mark(weights, padded, above: threshold, kept)
-        args.thresholds[row] = threshold
-        args.masses[row] = Float(split(weights, padded, at: threshold, below: 0).sum)
+        let found = bisect(args, weights, padded, factor: Float(1 / total), list: list)
+        mark(weights, padded, above: found.threshold, kept)
+        (args.thresholds[row], args.masses[row]) = found
     }
 }
 
@@ -116,12 +115,12 @@ private func exponentiate(_ scores: UnsafeMutablePointer<Float>, _ count: Int, _
 
 // MARK: - Bisection
 
-/// Scales the weights by `factor` and finds the threshold.
+/// Scales the weights by `factor` and finds the threshold, and what is above it.
 @_transparent
 private func bisect(
     _ args: PruneArguments, _ weights: UnsafeMutablePointer<Float>, _ padded: Int, factor: Float,
     list: UnsafeMutablePointer<Float>
-) -> Float {
+) -> (threshold: Float, mass: Float) {
     // Below (1 − p)/n there is no threshold: all weights up to it have no more than 1 − p together. A few times that bound leaves a
     // small part of a row of attention weights, which are mostly far below their mean, and only nearly flat rows search below it.
     let cut = 4 * (1 - args.topP) / Float(args.count)
@@ -137,9 +136,8 @@ private func bisect(
     var (aboveLow, belowHigh) = (least, high)
     while true {
         let middle = low / 2 + high / 2
-        let part =
-            middle > cut
-            ? split(list, listed, at: middle, below: most) : split(weights, padded, at: middle, below: 0)
+        let isListed = middle > cut
+        let part = split(isListed ? list : weights, isListed ? listed : padded, at: middle, below: isListed ? most : 0)
         let a = aboveLow < high ? aboveLow : high
         let b = belowHigh > low ? belowHigh : low
         if Float(part.sum) >= args.topP {
@@ -152,8 +150,10 @@ private func bisect(
             high = middle
             belowHigh = part.below
         }
-        if b - a <= args.epsilon { return low }
+        if b - a <= args.epsilon { break }
     }
+    let isListed = low > cut
+    return (low, Float(split(isListed ? list : weights, isListed ? listed : padded, at: low, below: 0).sum))
 }
 
 /// Scales the weights, copies those above `cut` to the list, padded with zeros to whole steps, and returns the list's padded length,

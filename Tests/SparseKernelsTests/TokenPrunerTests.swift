@@ -134,6 +134,9 @@ struct TokenPrunerTests {
     func oracle(_ set: InstructionSet) throws {
         for (format, estimates) in [(.float32, true), (.int4, false), (.float16, false)] as [(KVFormat, Bool)] {
             let bench = try Bench(format: format, estimates: estimates, set: set)
+            let keys = try bench.sequences.indices.map { sequence in
+                try (0..<bench.configuration.kvHeads).map { try bench.estimates(sequence, head: $0) }
+            }
             for (number, candidates) in try Self.selections(bench).enumerated() {
                 for topP in [0.5, 0.85, 0.99] {
                     let pruning = try bench.pruner(topP, sharing: .queryHead).prune(
@@ -142,7 +145,8 @@ struct TokenPrunerTests {
                     for sequence in bench.sequences.indices {
                         for head in 0..<bench.queryHeads {
                             let label = "\(set), \(format), candidates \(number), p \(topP), \(sequence), \(head)"
-                            try Self.check(bench, pruning, candidates, topP, sequence, head, label)
+                            try Self.check(
+                                bench, keys[sequence][head / bench.group], pruning, candidates, topP, sequence, head, label)
                         }
                     }
                 }
@@ -151,8 +155,8 @@ struct TokenPrunerTests {
     }
 
     static func check(
-        _ bench: Bench, _ pruning: TokenPruning, _ candidates: KVSelection?, _ topP: Double, _ sequence: Int, _ head: Int,
-        _ label: String
+        _ bench: Bench, _ estimates: [[Double]], _ pruning: TokenPruning, _ candidates: KVSelection?, _ topP: Double,
+        _ sequence: Int, _ head: Int, _ label: String
     ) throws {
         let allowed = try bench.candidates(candidates, sequence, head: head)
         let kept = list(pruning.selection, sequence, head)
@@ -161,7 +165,7 @@ struct TokenPrunerTests {
             #expect(kept.isEmpty && mass == 0, "\(label)")
             return
         }
-        let (query, estimates) = try (bench.queryRow(sequence, head: head), bench.estimates(sequence, head: head / bench.group))
+        let query = bench.queryRow(sequence, head: head)
         let oracle = ReferenceTwilight(
             query: query, estimates: estimates, selected: allowed, mass: topP, startsAtFirstToken: false)
         let error = weightError(
