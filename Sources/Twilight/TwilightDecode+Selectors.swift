@@ -1,0 +1,91 @@
+public import SparseKernels
+
+extension TwilightDecode {
+    /// The first step alone, whatever the layer: pages or tokens that are candidates of the second; nil for all.
+    ///
+    /// Arguments and errors are those of `decode`.
+    public func select<Q: AttentionElement>(
+        query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> KVSelection? {
+        switch selector {
+        case .everything: return nil
+        case .streaming(let sink, let recent):
+            return try streaming(cache: cache, sequences: sequences, layer: layer, sink: sink, recent: recent)
+        case .quest(.tokens(let count)):
+            return try pageSelector(tokenBudget: count).select(
+                query: query, cache: cache, sequences: sequences, layer: layer, on: pool)
+        case .quest(.fraction(let fraction)):
+            try require(
+                query.heads == pruner.queryHeads && query.tokens == sequences.count && query.channels == configuration.headDim,
+                .invalidShape, "query",
+                expected: "\(pruner.queryHeads) heads × \(sequences.count) sequences × \(configuration.headDim) channels",
+                actual: "\(query.heads) × \(query.tokens) × \(query.channels)")
+            var lists = SelectionLists()
+            for index in sequences.indices {
+                // Every sequence has a budget of its own, and a selector has one for all.
+                let length = try cache.length(of: sequences[index], layer: layer)
+                let row = try token(index, of: query)
+                let selector = try pageSelector(tokenBudget: max(1, Int(fraction * Double(length))))
+                lists.append(
+                    try selector.select(query: row.view(), cache: cache, sequences: [sequences[index]], layer: layer, on: pool))
+            }
+            return try lists.selection(unit: configuration.pageSize, sequences: sequences.count, heads: pruner.lists)
+        }
+    }
+
+    func pageSelector(tokenBudget: Int) throws(SparseKernelsError) -> PageSelector {
+        // The released selector rounds a budget up to pages.
+        let pageSize = configuration.pageSize
+        let isExact = tokenBudget % pageSize == 0 || tokenBudget < 1 || tokenBudget > Int.max - pageSize
+        let rounded = isExact ? tokenBudget : (tokenBudget / pageSize + 1) * pageSize
+        return try PageSelector(
+            queryHeads: pruner.queryHeads, configuration: configuration, tokenBudget: rounded,
+            sharing: rule == .paper ? .kvHead : .queryHead, forcedLast: rule == .paper ? 1 : 0, minimumPages: 1)
+    }
+
+    /// The first `sink` and the last `recent` tokens of every sequence.
+    private func streaming(
+        cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int, sink: Int, recent: Int
+    ) throws(SparseKernelsError) -> KVSelection {
+        var lists = SelectionLists()
+        for sequence in sequences {
+            let length = try cache.length(of: sequence, layer: layer)
+            let first = min(sink, length)
+            for _ in 0..<configuration.kvHeads { lists.append(0..<first, max(first, length - min(recent, length))..<length) }
+        }
+        return try lists.selection(unit: 1, sequences: sequences.count, heads: configuration.kvHeads)
+    }
+
+    private func token<Q: AttentionElement>(_ index: Int, of query: TensorView<Q>) throws(SparseKernelsError) -> Tensor<Float> {
+        var channels: [Float] = []
+        channels.reserveCapacity(query.heads * query.channels)
+        for head in 0..<query.heads {
+            for channel in 0..<query.channels { channels.append(query[head, index, channel].floatValue) }
+        }
+        return try Tensor([query.heads, 1, query.channels], channels)
+    }
+}
+
+/// Lists of selections, one after the other.
+private struct SelectionLists {
+    private var offsets = [0]
+    private var indices: [Int32] = []
+
+    /// One list of two runs of tokens.
+    mutating func append(_ first: Range<Int>, _ second: Range<Int>) {
+        for token in first { indices.append(Int32(truncatingIfNeeded: token)) }
+        for token in second { indices.append(Int32(truncatingIfNeeded: token)) }
+        offsets.append(indices.count)
+    }
+
+    /// All lists of a selection.
+    mutating func append(_ selection: KVSelection) {
+        for offset in selection.offsets.dropFirst() { offsets.append(indices.count + offset) }
+        indices += selection.indices
+    }
+
+    func selection(unit: Int, sequences: Int, heads: Int) throws(SparseKernelsError) -> KVSelection {
+        try KVSelection(unit: unit, sequences: sequences, heads: heads, offsets: offsets, indices: indices)
+    }
+}
