@@ -4,6 +4,7 @@ internal import SparseKernelsReference
 /// The operands of a recorded decoding step: one query per head, `in.q` [heads, headDim], and the tokens of its sequence,
 /// `in.k` and `in.v` [kvHeads, tokens, headDim].
 struct GoldenDecodeStep {
+    /// `[heads, 1, headDim]`.
     let query: Tensor<Float>
     let key: Tensor<Float>
     let value: Tensor<Float>
@@ -16,10 +17,12 @@ struct GoldenDecodeStep {
         let query = try golden.file.floatTensor("in.q")
         let key = try golden.file.floatTensor("in.k")
         let value = try golden.file.floatTensor("in.v")
-        let queryView = try TensorView(
-            query.span, heads: query.shape.first ?? 0, tokens: 1, channels: query.shape.last ?? 0, named: "in.q")
-        let shape = try AttentionShape(query: queryView, key: key.view(named: "in.k"), value: value.view(named: "in.v"))
-        (self.query, self.key, self.value) = (query, key, value)
+        try require(
+            query.shape.count == 2, .invalidShape, "in.q of \(golden.name)", expected: "rank 2", actual: "\(query.shape)")
+        let token = try Tensor([query.shape[0], 1, query.shape[1]], query.elements)
+        let shape = try AttentionShape(
+            query: token.view(named: "in.q"), key: key.view(named: "in.k"), value: value.view(named: "in.v"))
+        (self.query, self.key, self.value) = (token, key, value)
         queries = query.rows()
         keys = (0..<shape.kvHeads).map { key.rows(ofHead: $0) }
         values = (0..<shape.kvHeads).map { value.rows(ofHead: $0) }

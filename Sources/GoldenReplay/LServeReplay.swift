@@ -4,9 +4,9 @@ internal import SparseKernelsReference
 /// `lserve.decode_select`: statistics of logical pages, the selector, attention over the selected pages and the current token,
 /// a streaming head, and the 4-bit codes of keys.
 ///
-/// The last row of `in.k` and `in.v` is the current token, which the selector does not see. Attention is over keys that are not
-/// quantised. Tolerances as recorded: statistics, pages, masks, scales, zeros, codes and decoded keys equal, scores 1e-5 of the
-/// score, outputs 1e-5.
+/// Twice: by the oracles, and by a cache, `PageSelector` and `PagedAttention`. The last row of `in.k` and `in.v` is the current
+/// token, which the selector does not see. Attention is over keys that are not quantised. Tolerances as recorded: statistics,
+/// pages, masks, scales, zeros, codes and decoded keys equal, scores 1e-5 of the score, outputs 1e-5.
 func replayLServe(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -16,6 +16,14 @@ func replayLServe(
     var comparison = GoldenComparison()
     try compareLServeCodes(golden, step, &comparison)
     try compareLServeOracle(golden, parameters, step, &comparison)
+    let cache = try GoldenDecodeCache(
+        step, tokens: parameters.cachedTokens, pageSize: parameters.pageSize,
+        metadata: PageMetadata(logicalPageSize: parameters.logicalPageSize), instructionSet: instructionSet, pool: pool)
+    try compareLServeOperators(golden, parameters, cache, &comparison)
+    let quantized = try GoldenDecodeCache(
+        step, tokens: parameters.cachedTokens, pageSize: parameters.pageSize, format: .int4, instructionSet: instructionSet,
+        pool: pool)
+    try compareLServeCache(golden, quantized, &comparison)
     return comparison.result(golden)
 }
 
@@ -105,5 +113,63 @@ private func compareLServeOracle(
         comparison.compare(
             "oracle: out.streaming_output[\(head)]", step.output(head: head, positions: streaming), streamingOutput[head],
             absolute: 1e-5)
+    }
+}
+
+private func compareLServeOperators(
+    _ golden: GoldenCase, _ parameters: LServeParameters, _ cache: GoldenDecodeCache, _ comparison: inout GoldenComparison
+) throws(SparseKernelsError) {
+    let (step, cached) = (cache.step, parameters.cachedTokens)
+    let subpages = try BlockPartition(length: cached, blockSize: parameters.logicalPageSize).count
+    let pages = try BlockPartition(length: cached, blockSize: parameters.pageSize).count
+    let subScores = try golden.rows("out.sub_scores", [step.heads, subpages])
+    let pageScores = try golden.rows("out.page_scores", [step.heads, pages])
+    let selected = try golden.rows("out.selected_pages", [step.heads, parameters.selectedCount])
+    let selector = try PageSelector(
+        queryHeads: step.heads, configuration: cache.cache.configuration, tokenBudget: parameters.tokenBudget,
+        sharing: .queryHead)
+    let scores = try selector.pageScores(
+        query: step.query.view(named: "in.q"), cache: cache.cache, sequence: cache.sequence, on: cache.pool)
+    let selection = try selector.select(
+        query: step.query.view(named: "in.q"), cache: cache.cache, sequences: [cache.sequence], on: cache.pool)
+    for head in 0..<step.heads {
+        comparison.compare("out.sub_scores[\(head)]", scores.logical.rows()[head], subScores[head], relative: 1e-5)
+        comparison.compare("out.page_scores[\(head)]", scores.pages.rows()[head], pageScores[head], relative: 1e-5)
+        comparison.compare(
+            "out.selected_pages[\(head)]", selection.members(head: head).map { Double($0) }, selected[head])
+    }
+    // The official kernel keeps the current token in registers; here it is appended, and may begin a page.
+    try cache.append(cached..<step.tokens)
+    let expected = try golden.rows("out.attention_output", [step.heads, step.headDim])
+    let streaming = try golden.rows("out.streaming_output", [step.heads, step.headDim])
+    let output = try cache.output(selection: selection.covering([cached..<step.tokens]))
+    let streamed = try cache.output(mask: .streaming(sink: parameters.sink, window: parameters.window))
+    for head in 0..<step.heads {
+        comparison.compare("out.attention_output[\(head)]", output[head], expected[head], absolute: 1e-5)
+        comparison.compare("out.streaming_output[\(head)]", streamed[head], streaming[head], absolute: 1e-5)
+    }
+}
+
+/// Keys of a 4-bit cache. They are read as s·(code − z) in `Float`, which recorded codes, scales and zeros determine. The
+/// recorded keys are one fused multiply-add of halves, q·s + fp16(−s·z): they differ by the rounding of s·z and of the result.
+private func compareLServeCache(
+    _ golden: GoldenCase, _ cache: GoldenDecodeCache, _ comparison: inout GoldenComparison
+) throws(SparseKernelsError) {
+    let (step, tokens) = (cache.step, cache.step.tokens - 1)
+    let keys = try cache.cache.keys(of: cache.sequence)
+    let codes = try golden.rows("out.k_codes4", [step.kvHeads, tokens, step.headDim])
+    let fused = try golden.rows("out.k_dequant4", [step.kvHeads, tokens, step.headDim])
+    let scales = try golden.rows("out.k_scale4", [step.kvHeads, tokens])
+    let zeros = try golden.rows("out.k_zero4", [step.kvHeads, tokens])
+    for head in 0..<step.kvHeads {
+        let rows = keys.rows(ofHead: head)
+        for token in 0..<tokens {
+            let (s, z) = (scales[head][token], zeros[head][token])
+            let exact = codes[head * tokens + token].map { Double((Float($0) - Float(z)) * Float(s)) }
+            comparison.compare("out.k_codes4[\(head), \(token)]", rows[token], exact)
+            comparison.compare(
+                "out.k_dequant4[\(head), \(token)]", rows[token], fused[head * tokens + token],
+                absolute: 0x1p-11 * abs(s * z) + 0x1p-24, relative: 0x1p-11)
+        }
     }
 }

@@ -4,7 +4,8 @@ internal import SparseKernelsReference
 /// `quest.decode`: bounds of pages, their scores, and for several budgets the pages of every query head and what attention over
 /// them gives.
 ///
-/// Tolerances as recorded: bounds and masks equal, scores 1e-5 of the score, outputs 1e-5.
+/// Twice: by the oracles, and by `PageSelector` and `PagedAttention` on a cache. Tolerances as recorded: bounds and masks
+/// equal, scores 1e-5 of the score, outputs 1e-5.
 func replayQuest(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -12,6 +13,10 @@ func replayQuest(
     let step = try GoldenDecodeStep(golden)
     var comparison = GoldenComparison()
     try compareQuestOracle(golden, parameters, step, &comparison)
+    let cache = try GoldenDecodeCache(
+        step, tokens: step.tokens, pageSize: parameters.pageSize,
+        metadata: PageMetadata(logicalPageSize: parameters.pageSize), instructionSet: instructionSet, pool: pool)
+    try compareQuestOperators(golden, parameters, cache, &comparison)
     return comparison.result(golden)
 }
 
@@ -59,6 +64,31 @@ private func compareQuestOracle(
             comparison.compare(
                 "\(name).attention_output[\(head)]", step.output(head: head, positions: positions), output[head],
                 absolute: 1e-5)
+        }
+    }
+}
+
+private func compareQuestOperators(
+    _ golden: GoldenCase, _ parameters: QuestParameters, _ cache: GoldenDecodeCache, _ comparison: inout GoldenComparison
+) throws(SparseKernelsError) {
+    let (step, configuration) = (cache.step, cache.cache.configuration)
+    let pages = configuration.pageCapacity
+    let recorded = try golden.rows("out.page_scores", [step.heads, pages])
+    for budget in parameters.tokenBudgets {
+        // The accuracy code: lists of query heads, at least three pages, and the last one a candidate like the others.
+        let selector = try PageSelector(
+            queryHeads: step.heads, configuration: configuration, tokenBudget: budget, sharing: .queryHead, forcedLast: 0)
+        let scores = try selector.pageScores(
+            query: step.query.view(named: "in.q"), cache: cache.cache, sequence: cache.sequence, on: cache.pool)
+        let selection = try selector.select(
+            query: step.query.view(named: "in.q"), cache: cache.cache, sequences: [cache.sequence], on: cache.pool)
+        let mask = try golden.rows("out.b\(budget).page_mask", [step.heads, pages])
+        let expected = try golden.rows("out.b\(budget).attention_output", [step.heads, step.headDim])
+        let output = try cache.output(selection: selection)
+        for head in 0..<step.heads {
+            comparison.compare("out.page_scores[\(head)]", scores.pages.rows()[head], recorded[head], relative: 1e-5)
+            comparison.compare("out.b\(budget).page_mask[\(head)]", members: selection.members(head: head), mask[head])
+            comparison.compare("out.b\(budget).attention_output[\(head)]", output[head], expected[head], absolute: 1e-5)
         }
     }
 }

@@ -4,9 +4,11 @@ internal import SparseKernelsReference
 /// `twilight.select_prune`: the selector, the estimators of keys, estimated weights, top-p for several p, the union over groups
 /// of heads, and attention over what is left.
 ///
-/// Tolerances as recorded: masks and estimated keys equal, outputs 1e-5. A top-p mask may differ where a sum of the bisection
-/// lies within 1e-6 of p; no recorded row has one. Weights, for which nothing is recorded, within 1e-5 of the weight: the
-/// official ones are of single precision, with scores off by some units in the last place.
+/// Twice: by the oracles, and by `PageSelector`, `TokenPruner` and `PagedAttention` on a cache, as far as those follow the
+/// released code; see `compareTwilightOperators`. Tolerances as recorded: masks and estimated keys equal, outputs 1e-5. A top-p
+/// mask may differ where a sum of the bisection lies within 1e-6 of p; no recorded row has one. Weights, for which nothing is
+/// recorded, within 1e-5 of the weight: the official ones are of single precision, with scores off by some units in the last
+/// place.
 func replayTwilight(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -15,6 +17,11 @@ func replayTwilight(
     var comparison = GoldenComparison()
     let estimates = try compareTwilightEstimates(golden, parameters, step, &comparison)
     try compareTwilightOracle(golden, parameters, step, estimates, &comparison)
+    let cache = try GoldenDecodeCache(
+        step, tokens: step.tokens, pageSize: parameters.pageSize,
+        metadata: PageMetadata(logicalPageSize: parameters.pageSize), keepsKeyEstimates: true, instructionSet: instructionSet,
+        pool: pool)
+    try compareTwilightOperators(golden, parameters, cache, &comparison)
     return comparison.result(golden)
 }
 
@@ -34,6 +41,8 @@ private struct TwilightParameters: Decodable {
     var bits: Int
     var masses: [Double]
     var epsilon: Double
+
+    func budget(tokens: Int) -> Int { sparsityRate < 0 ? tokenBudget : Int(sparsityRate * Double(tokens)) }
 
     enum CodingKeys: String, CodingKey {
         case selector
@@ -87,10 +96,9 @@ private func compareTwilightOracle(
     for head in 0..<step.heads {
         var positions = Array(0..<step.tokens)
         if parameters.selector == "quest" {
-            let budget =
-                parameters.sparsityRate < 0 ? parameters.tokenBudget : Int(parameters.sparsityRate * Double(step.tokens))
             let chosen = ReferencePageSelection.twilightQuest(
-                bounds[step.kvHead(of: head)].scores(query: step.queries[head]), pageSize: pageSize, tokenBudget: budget)
+                bounds[step.kvHead(of: head)].scores(query: step.queries[head]), pageSize: pageSize,
+                tokenBudget: parameters.budget(tokens: step.tokens))
             positions = ReferencePagedAttention.positions(
                 ofPages: chosen.indices, pageSize: pageSize, length: step.tokens)
         }
@@ -122,6 +130,71 @@ private func compareTwilightOracle(
             let group = step.heads / step.kvHeads
             let union = ReferenceTwilight.groupUnion(Array(kept[head * group..<(head + 1) * group]))
             comparison.compare("oracle: \(name).group_union_mask[\(head)]", members: union, unionMask[head])
+        }
+    }
+}
+
+/// What the public operators share with the released code, and what they do not.
+///
+/// The selector's masks must be equal, and the attention over the recorded final masks. The estimates are LServe's INT4, with
+/// scales and zero points of half precision as in the paper's system, where the recorded ones have `Float` scales and minima;
+/// so other tokens near the threshold are kept. They are compared with the oracle on the same INT4 keys. The kernels' scores
+/// are off by some 10⁻⁴ (queries are 16-bit codes), and so are weights, relatively, and their sums: lists whose bisection meets
+/// a sum within 10⁻³ of p are left out, and tokens within 10⁻³ of the threshold may be either.
+private func compareTwilightOperators(
+    _ golden: GoldenCase, _ parameters: TwilightParameters, _ cache: GoldenDecodeCache, _ comparison: inout GoldenComparison
+) throws(SparseKernelsError) {
+    let (step, configuration, pageSize) = (cache.step, cache.cache.configuration, parameters.pageSize)
+    let selectorMask = try golden.rows("out.selector_mask", [step.heads, step.tokens])
+    var candidates: KVSelection?
+    if parameters.selector == "quest" {
+        // The released selector rounds a budget up to pages.
+        let pages = try BlockPartition(length: parameters.budget(tokens: step.tokens), blockSize: pageSize).count
+        let selector = try PageSelector(
+            queryHeads: step.heads, configuration: configuration, tokenBudget: pages * pageSize, sharing: .queryHead,
+            forcedLast: 0, minimumPages: 1)
+        candidates = try selector.select(
+            query: step.query.view(named: "in.q"), cache: cache.cache, sequences: [cache.sequence], on: cache.pool)
+    }
+    var selected: [[Int]] = []
+    for head in 0..<step.heads {
+        let positions = candidates.map {
+            ReferencePagedAttention.positions(ofPages: $0.members(head: head), pageSize: pageSize, length: step.tokens)
+        }
+        selected.append(positions ?? Array(0..<step.tokens))
+        comparison.compare("out.selector_mask[\(head)]", members: selected[head], selectorMask[head])
+    }
+    let estimates = step.keys.map { $0.map { ReferenceKVQuantization($0, bits: 4).values } }
+    for mass in parameters.masses {
+        let name = twilightVariant(mass)
+        let finalMask = try golden.rows("\(name).final_mask", [step.heads, step.tokens])
+        let expected = try golden.rows("\(name).attention_output", [step.heads, step.headDim])
+        var offsets = [0]
+        var indices: [Int32] = []
+        for mask in finalMask {
+            indices += mask.indices.filter { mask[$0] != 0 }.map { Int32($0) }
+            offsets.append(indices.count)
+        }
+        let recorded = try KVSelection(unit: 1, sequences: 1, heads: step.heads, offsets: offsets, indices: indices)
+        let output = try cache.output(selection: recorded)
+        let pruner = try TokenPruner(
+            queryHeads: step.heads, configuration: configuration, topP: mass, sharing: .queryHead, upperBound: .firstWeight,
+            epsilon: Float(parameters.epsilon))
+        let pruning = try pruner.prune(
+            query: step.query.view(named: "in.q"), cache: cache.cache, sequences: [cache.sequence], within: candidates,
+            on: cache.pool)
+        for head in 0..<step.heads {
+            comparison.compare("\(name).attention_output[\(head)]", output[head], expected[head], absolute: 1e-5)
+            let oracle = ReferenceTwilight(
+                query: step.queries[head], estimates: estimates[step.kvHead(of: head)], selected: selected[head], mass: mass,
+                epsilon: parameters.epsilon)
+            if oracle.massMargin <= 1e-3 { continue }
+            let kept = Set(pruning.selection.members(head: head))
+            for token in kept.symmetricDifference(oracle.kept) {
+                comparison.compare(
+                    "\(name): weight of token \(token) of head \(head), which only one side keeps",
+                    actual: oracle.weights[token], expected: oracle.threshold, bound: 1e-3 * oracle.threshold + 1e-30)
+            }
         }
     }
 }
