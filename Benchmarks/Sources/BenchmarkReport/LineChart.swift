@@ -67,6 +67,32 @@ public struct LineChart: Sendable {
             ideal: Ideal("1 / density") { 1 / $0 })
     }
 
+    /// Time of a token over the context, a curve per way to decode.
+    ///
+    /// Rows of one sequence at a time, of the first instruction set, on the most threads. A case is named by context, batch (`b1`) and
+    /// label.
+    ///
+    /// - Parameter labels: the labels of the curves.
+    public init(title: String, subtitle: String = "", decodeRows rows: [BenchmarkRow], labels: [String]) {
+        let timed = rows.filter { $0.medianSeconds != nil }
+        let (isa, threads) = (timed.first?.isa ?? "", timed.map(\.threads).max() ?? 1)
+        var series = labels.map { Series($0, []) }
+        for row in timed where row.isa == isa && row.threads == threads {
+            let words = row.caseName.split(separator: " ", maxSplits: 2).map(String.init)
+            guard words.count == 3, let context = Double(words[0]), words[1] == "b1",
+                let index = labels.firstIndex(of: words[2]),
+                // The dense row stands in several groups; the first one counts.
+                !series[index].points.contains(where: { $0.x == context })
+            else { continue }
+            series[index].points.append((context, row.medianSeconds! * 1e3))
+        }
+        self.init(
+            title: title, subtitle: subtitle + ", \(isa), \(threads) thread\(threads == 1 ? "" : "s")",
+            xAxis: Axis("tokens in the cache", scale: .logarithmic),
+            yAxis: Axis("milliseconds per token and layer", scale: .logarithmic),
+            series: series.filter { !$0.points.isEmpty })
+    }
+
     // MARK: Drawing
 
     public func svg() -> String {

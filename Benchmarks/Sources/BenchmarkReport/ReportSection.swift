@@ -3,6 +3,7 @@
 /// Dense attention that is timed beside sparse rows is named after them (`prefill.dense`), so that it stays in their table.
 public enum ReportSection: CaseIterable, Sendable {
     case matrixProduct, denseAttention, blockSparse, scoring, prefill, quantizedProduct, quantizationError
+    case decode, decodeUpkeep, decodeQuality
 
     public init(op: String) {
         let owner = Self.allCases.first { section in section.prefixes.contains { op.hasPrefix($0) } }
@@ -18,6 +19,9 @@ public enum ReportSection: CaseIterable, Sendable {
         case .prefill: ["prefill"]
         case .quantizedProduct: ["quant.product"]
         case .quantizationError: ["quant.error"]
+        case .decode: ["decode.step"]
+        case .decodeUpkeep: ["decode.upkeep"]
+        case .decodeQuality: ["decode.quality"]
         }
     }
 
@@ -30,6 +34,9 @@ public enum ReportSection: CaseIterable, Sendable {
         case .prefill: "Prefill, end to end"
         case .quantizedProduct: "Linear layers with quantised weights"
         case .quantizationError: "What quantising a layer costs in accuracy, and in time"
+        case .decode: "Decoding from a paged cache, time of a token in a layer"
+        case .decodeUpkeep: "Keeping a paged cache"
+        case .decodeQuality: "What page and token selection keep of dense attention"
         }
     }
 
@@ -44,6 +51,9 @@ public enum ReportSection: CaseIterable, Sendable {
         case .quantizedProduct:
             [.median, .spread, .effective, .weightRate, .roof, .speedup, .outputError, .error, .bound]
         case .quantizationError: [.outputError, .quantization, .speedup, .error, .bound]
+        case .decode: [.median, .spread, .bytesRead, .readRate, .roof, .speedup, .sameFormat, .scoring, .error]
+        case .decodeUpkeep: [.median, .spread, .share, .memory]
+        case .decodeQuality: [.density, .oracleDensity, .keptTokens, .budgetTokens, .recall, .outputError, .error, .bound]
         }
     }
 }

@@ -41,6 +41,18 @@ public struct BenchmarkRow: Codable, Sendable, Equatable {
     public var outputError: Double?
     /// What making the layer took, once: search of the smoothing, factorisation and rounding.
     public var quantizationSeconds: Double?
+    /// Bytes of the KV cache that must be read for the result, in the time of the row: keys, values, scales, page metadata, estimates.
+    public var bytesRead: Double?
+    /// Part of the time that goes into choosing pages and tokens.
+    public var scoringShare: Double?
+    /// As `speedup`, over the dense operator with the cache in the same format.
+    public var sameFormatSpeedup: Double?
+    /// Memory of one token in the cache, over all KV heads of a layer, with scales, metadata and estimates.
+    public var bytesPerToken: Double?
+    /// Tokens that a query head attends to, on average.
+    public var keptTokens: Double?
+    /// Tokens that a fixed budget of pages needs for the same `recall`.
+    public var budgetTokens: Double?
     /// What the check before the measurement found; absent when there was none.
     public var verified: Bool?
 
@@ -50,7 +62,9 @@ public struct BenchmarkRow: Codable, Sendable, Equatable {
         roofFraction: Double? = nil,
         baseline: String? = nil, baselineSeconds: Double? = nil, speedup: Double? = nil,
         error: Double? = nil, errorBound: Double? = nil, recall: Double? = nil, oracleDensity: Double? = nil,
-        outputError: Double? = nil, quantizationSeconds: Double? = nil, verified: Bool? = nil
+        outputError: Double? = nil, quantizationSeconds: Double? = nil, bytesRead: Double? = nil,
+        scoringShare: Double? = nil, sameFormatSpeedup: Double? = nil, bytesPerToken: Double? = nil,
+        keptTokens: Double? = nil, budgetTokens: Double? = nil, verified: Bool? = nil
     ) {
         self.op = op
         self.caseName = caseName
@@ -73,6 +87,12 @@ public struct BenchmarkRow: Codable, Sendable, Equatable {
         self.oracleDensity = oracleDensity
         self.outputError = outputError
         self.quantizationSeconds = quantizationSeconds
+        self.bytesRead = bytesRead
+        self.scoringShare = scoringShare
+        self.sameFormatSpeedup = sameFormatSpeedup
+        self.bytesPerToken = bytesPerToken
+        self.keptTokens = keptTokens
+        self.budgetTokens = budgetTokens
         self.verified = verified
     }
 }
@@ -123,6 +143,12 @@ extension BenchmarkRow {
 
     /// Time as a part of the baseline's.
     public var baselineShare: Double? { speedup.map { 1 / $0 } }
+
+    /// `bytesRead` over the median time, in 10⁹ per second.
+    public var readGigabytesPerSecond: Double? {
+        guard let bytesRead, let medianSeconds, medianSeconds > 0 else { return nil }
+        return bytesRead / medianSeconds / 1e9
+    }
 }
 
 // MARK: - JSON
@@ -143,6 +169,12 @@ extension BenchmarkRow {
         case oracleDensity = "oracle_density"
         case outputError = "output_error"
         case quantizationSeconds = "quantize_s"
+        case bytesRead = "bytes_read"
+        case scoringShare = "scoring_share"
+        case sameFormatSpeedup = "speedup_same_format"
+        case bytesPerToken = "bytes_per_token"
+        case keptTokens = "tokens_kept"
+        case budgetTokens = "tokens_budget"
     }
 
     public func encode(to encoder: any Encoder) throws {
@@ -160,7 +192,9 @@ extension BenchmarkRow {
             (.weightGigabytesPerSecond, weightGigabytesPerSecond), (.roofFraction, roofFraction),
             (.baselineSeconds, baselineSeconds), (.speedup, speedup), (.error, error), (.errorBound, errorBound),
             (.recall, recall), (.oracleDensity, oracleDensity), (.outputError, outputError),
-            (.quantizationSeconds, quantizationSeconds),
+            (.quantizationSeconds, quantizationSeconds), (.bytesRead, bytesRead), (.scoringShare, scoringShare),
+            (.sameFormatSpeedup, sameFormatSpeedup), (.bytesPerToken, bytesPerToken), (.keptTokens, keptTokens),
+            (.budgetTokens, budgetTokens),
         ]
         for case (let key, let number?) in numbers where number.isFinite {
             try container.encode(number, forKey: key)

@@ -6,8 +6,9 @@ import Foundation
 /// the widest number that a column can hold. All lines of a section have the same length.
 public struct TextTable: Sendable {
     public enum Column: Int, CaseIterable, Sendable {
-        case name, density, oracleDensity, isa, threads, median, spread, actual, effective, weightRate, roof
-        case quantization, speedup, efficiency, share, recall, outputError, error, bound, status
+        case name, density, oracleDensity, keptTokens, budgetTokens, isa, threads, median, spread, bytesRead, readRate
+        case actual, effective, weightRate, roof, quantization, speedup, sameFormat, efficiency, share, scoring, memory
+        case recall, outputError, error, bound, status
 
         /// Columns that every table has.
         public static let fixed: Set<Column> = [.name, .isa, .threads, .status]
@@ -34,6 +35,13 @@ public struct TextTable: Sendable {
             case .share: row.baselineShare != nil
             case .recall: row.recall != nil
             case .outputError: row.outputError != nil
+            case .keptTokens: row.keptTokens != nil
+            case .budgetTokens: row.budgetTokens != nil
+            case .bytesRead: row.bytesRead != nil
+            case .readRate: row.readGigabytesPerSecond != nil
+            case .sameFormat: row.sameFormatSpeedup != nil
+            case .scoring: row.scoringShare != nil
+            case .memory: row.bytesPerToken != nil
             case .error: row.error != nil
             case .bound: row.errorBound != nil
             }
@@ -135,18 +143,25 @@ extension TextTable {
         case .name: Field(column: column, header: ("Case", ""), width: 4, isRightAligned: false)
         case .density: Field(column: column, header: ("Dens.", "%"), width: 5, isRightAligned: true)
         case .oracleDensity: Field(column: column, header: ("Oracle", "%"), width: 5, isRightAligned: true)
+        case .keptTokens: Field(column: column, header: ("Kept", "tokens"), width: 6, isRightAligned: true)
+        case .budgetTokens: Field(column: column, header: ("Budget", "tokens"), width: 6, isRightAligned: true)
         case .isa: Field(column: column, header: ("ISA", ""), width: 3, isRightAligned: false)
         case .threads: Field(column: column, header: ("Thr", ""), width: 3, isRightAligned: true)
         case .median: Field(column: column, header: ("Median", "ms"), width: 7, isRightAligned: true)
         case .spread: Field(column: column, header: ("Spread", "± %"), width: 5, isRightAligned: true)
+        case .bytesRead: Field(column: column, header: ("Read", "MB"), width: 6, isRightAligned: true)
+        case .readRate: Field(column: column, header: ("Rate", "GB/s"), width: 6, isRightAligned: true)
         case .actual: Field(column: column, header: ("Actual", "GFLOP/s"), width: 7, isRightAligned: true)
         case .effective: Field(column: column, header: ("Effect.", "GFLOP/s"), width: 7, isRightAligned: true)
         case .weightRate: Field(column: column, header: ("Weights", "GB/s"), width: 7, isRightAligned: true)
         case .roof: Field(column: column, header: ("Roof", "%"), width: 5, isRightAligned: true)
         case .quantization: Field(column: column, header: ("Quant.", "s"), width: 7, isRightAligned: true)
         case .speedup: Field(column: column, header: ("Speed", "×"), width: 6, isRightAligned: true)
+        case .sameFormat: Field(column: column, header: ("Dense", "×"), width: 6, isRightAligned: true)
         case .efficiency: Field(column: column, header: ("Effic.", "%"), width: 5, isRightAligned: true)
         case .share: Field(column: column, header: ("Time", "% base"), width: 5, isRightAligned: true)
+        case .scoring: Field(column: column, header: ("Score", "%"), width: 5, isRightAligned: true)
+        case .memory: Field(column: column, header: ("Memory", "B/token"), width: 7, isRightAligned: true)
         case .recall: Field(column: column, header: ("Recall", "%"), width: 5, isRightAligned: true)
         case .outputError: Field(column: column, header: ("O.err.", "%"), width: 5, isRightAligned: true)
         case .error: Field(column: column, header: ("Error", ""), width: 7, isRightAligned: true)
@@ -160,18 +175,25 @@ extension TextTable {
         case .name: row.caseName
         case .density: Format.percent(row.density)
         case .oracleDensity: Format.percent(row.oracleDensity)
+        case .keptTokens: Format.number(row.keptTokens)
+        case .budgetTokens: Format.number(row.budgetTokens)
         case .isa: row.isa
         case .threads: String(row.threads)
         case .median: Format.number(row.medianSeconds.map { $0 * 1e3 })
         case .spread: Format.percent(row.relativeSpread)
+        case .bytesRead: Format.number(row.bytesRead.map { $0 / 1e6 })
+        case .readRate: Format.number(row.readGigabytesPerSecond)
         case .actual: Format.number(row.actualGFLOPS)
         case .effective: Format.number(row.effectiveGFLOPS)
         case .weightRate: Format.number(row.weightGigabytesPerSecond)
         case .roof: Format.percent(row.roofFraction)
         case .quantization: Format.number(row.quantizationSeconds)
         case .speedup: speedup(row)
+        case .sameFormat: Format.number(row.sameFormatSpeedup)
         case .efficiency: Format.percent(row.efficiency)
         case .share: Format.percent(row.baselineShare)
+        case .scoring: Format.percent(row.scoringShare)
+        case .memory: Format.number(row.bytesPerToken)
         case .recall: Format.percent(row.recall)
         case .outputError: Format.percent(row.outputError)
         case .error: Format.scientific(row.error)

@@ -25,6 +25,10 @@ struct Variant {
     var threads: Int
     /// What is timed; nil for a row without a time of its own.
     var body: (() -> Void)?
+    /// Without `body`: the time of a round is the sum of those of other variants, by position, times their weights.
+    var mixture: [(index: Int, weight: Double)] = []
+    /// Timed for the sake of others, and no row.
+    var isHidden = false
     /// Checks the result; nil when there is none to check.
     var verify: () throws -> Verification?
     /// Untimed, before each call, which then is not repeated within a sample: what makes calls alike, such as emptying the caches.
@@ -49,6 +53,23 @@ struct Variant {
     var weightBytes: Int?
     /// What making the layer took; the baseline of a row without `body` is compared by it.
     var quantizationSeconds: Double?
+    /// What a step of decoding reads and keeps.
+    var decode: DecodeFigures?
+}
+
+/// The columns of decoding.
+struct DecodeFigures {
+    /// New tokens of a call, one per sequence: times and bytes of the row are those of one of them.
+    var tokensPerCall = 1
+    /// Bytes of the cache that a call must read.
+    var bytesRead: Double?
+    /// The dense variant with the cache in the same format, by position.
+    var sameFormat: Int?
+    /// The variant that chooses pages and tokens, by position, and the part of its time that is in this row's.
+    var scoring: (index: Int, part: Double)?
+    var bytesPerToken: Double?
+    var keptTokens: Double?
+    var budgetTokens: Double?
 }
 
 /// Floating-point operations that are done, and that the dense operation would need; nil when a rate would say nothing.

@@ -10,22 +10,15 @@ final class QuantizedRoof {
 
     private let set: InstructionSet
     private let pool: WorkerPool
-    /// 64 MiB a thread: beyond the last-level caches that these kernels meet, and read in a few milliseconds.
-    private lazy var memory = RoofMemory(instructionSet: set, bytesPerThread: 64 << 20, on: pool)
-    private var bytesPerSecond = 0.0
+    private let caches: ColdCaches
 
     init(_ set: InstructionSet, _ pool: WorkerPool) {
         self.set = set
         self.pool = pool
+        caches = ColdCaches(set, pool)
     }
 
-    /// Reads through memory that is larger than the caches, which empties them, and notes how fast that went.
-    func emptyCaches() {
-        let clock = ContinuousClock()
-        let start = clock.now
-        memory.readAll()
-        bytesPerSecond = Double(memory.byteCount) / ((clock.now - start) / .seconds(1))
-    }
+    func emptyCaches() { caches.empty() }
 
     /// The highest rate that `operations` can have, in 10⁹ per second. With `weightBytes`, all weights are read once after the caches were
     /// emptied.
@@ -35,6 +28,6 @@ final class QuantizedRoof {
             ? 2 * MachineRoofs.integerMultiplyAdd(instructionSet: set, on: pool, duration: .zero)
             : MachineRoofs.multiplyAdd(instructionSet: set, on: pool, duration: .zero)
         guard let weightBytes else { return arithmetic }
-        return min(arithmetic, operations / (Double(weightBytes) / bytesPerSecond) / 1e9)
+        return min(arithmetic, caches.rate(operations: operations, bytes: Double(weightBytes)))
     }
 }

@@ -21,6 +21,9 @@ struct ShowCommand: ParsableCommand {
     @Option(help: "Write a chart of the speed-up of quantised layers over the number of tokens to this file.")
     var svgQuant: String?
 
+    @Option(help: "Write a chart of the time of a decoded token over the context to this file.")
+    var svgDecode: String?
+
     func run() throws {
         var report = try Report(contentsOf: report)
         let machine = report.machine
@@ -38,6 +41,7 @@ struct ShowCommand: ParsableCommand {
         if let svg { try report.writeChart(to: svg) }
         if let svgDensity { try report.writeDensityChart(to: svgDensity) }
         if let svgQuant { try report.writeQuantizedChart(to: svgQuant) }
+        if let svgDecode { try report.writeDecodeChart(to: svgDecode) }
     }
 }
 
@@ -68,6 +72,17 @@ extension Report {
         try BarChart(
             title: "Quantised linear layers", subtitle: "\(machine.cpu), commit \(machine.commit)",
             quantizedRows: rows.filter { ReportSection(op: $0.op) == .quantizedProduct }
+        ).svg().write(toFile: path, atomically: true, encoding: .utf8)
+    }
+
+    /// Writes the chart of the time of a token over the context, for one sequence.
+    func writeDecodeChart(to path: String) throws {
+        try LineChart(
+            title: "Decoding from a paged cache", subtitle: "\(machine.cpu), commit \(machine.commit)",
+            decodeRows: rows.filter { ReportSection(op: $0.op) == .decode },
+            labels: [
+                "f16 dense", "int8 dense", "int4 dense", "f16 Quest 4096 /1", "f16 LServe 4096 /4", "f16 Twilight 0.9",
+            ]
         ).svg().write(toFile: path, atomically: true, encoding: .utf8)
     }
 }

@@ -18,6 +18,9 @@ import Testing
         (.prefill, "lm-layer3-32768 S16 τ0.95 f32 attend", ["dense"]),
         (.quantizedProduct, "14336×4096 M 4096 W4A16 r32", ["OpenBLAS"]),
         (.quantizationError, "code-lm layers.3.mlp.down W4A4 smooth r32 GPTQ", ["39 SVDs"]),
+        (.decode, "131072 b8 f16 LServe 4096 L16 f16 /4", ["f16"]),
+        (.decodeUpkeep, "131072 b8 f16 append to a fork", ["dense"]),
+        (.decodeQuality, "lm-layer3-32768 LServe 8192 per query head", []),
     ])
     func everySectionFitsATerminal(section: ReportSection, name: String, baselines: [String]) {
         let table = TextTable(
@@ -49,8 +52,8 @@ import Testing
         let cells = line.split(separator: " ").dropFirst(3).map(String.init)
         #expect(
             cells == [
-                "12.5", "10.1", "avx512", "2", "12.3", "4.9", "141", "1130", "21.5", "91.2", "0.750", "7.01", "87.6", "14.3",
-                "98.4", "2.3",
+                "12.5", "10.1", "131", "1024", "avx512", "2", "12.3", "4.9", "24.6", "2.00", "141", "1130", "21.5", "91.2",
+                "0.750", "7.01", "3.50", "87.6", "14.3", "15.0", "4672", "98.4", "2.3",
                 "3.1e-07", "4.0e-06", "ok",
             ])
         #expect(TextTable(title: "", rows: Samples.rows).line(Samples.rows[2]).contains("nan"))
