@@ -5,7 +5,7 @@ import SparseKernels
 
 struct RunCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "run", abstract: "Measures roofs, products, dense and sparse attention; prints one verified row per case.")
+        commandName: "run", abstract: "Measures roofs, products, attention and decoding; prints one verified row per case.")
 
     @OptionGroup var machine: MachineOptions
 
@@ -21,6 +21,9 @@ struct RunCommand: ParsableCommand {
     @Option(help: "Heads of the synthetic cases of dense and block-sparse attention. Default: 16384 / N, at least 1.")
     var heads: Int?
 
+    @Option(help: "Tokens in the cache of the decoding cases, comma-separated. Default: 8192,32768,131072; with --quick 32768.")
+    var decodeContext: String?
+
     @Option(help: "Write machine, roofs and rows to this file.")
     var json: String?
 
@@ -33,8 +36,12 @@ struct RunCommand: ParsableCommand {
     @Option(help: "Write a chart of the speed-up of quantised layers over the number of tokens to this file.")
     var svgQuant: String?
 
+    @Option(help: "Write a chart of the time of a decoded token over the context to this file.")
+    var svgDecode: String?
+
     func run() throws {
         if let heads, heads < 1 { throw ValidationError("--heads takes 1 or more, got \(heads)") }
+        let contexts = try decodeContexts()
         let sets = try machine.instructionSets()
         let pools = try machine.pools()
         let description = Machine.current(isa: sets.map(\.name).joined(separator: ","))
@@ -42,6 +49,9 @@ struct RunCommand: ParsableCommand {
         print("OpenBLAS: \(OpenBLAS.configuration)")
 
         var report = Report(machine: description, roofs: measureRoofs(sets[0]))
+        let decode = DecodeCases(instructionSets: sets, pool: pools.last!, contexts: contexts)
+        let upkeep = DecodeUpkeepCases(
+            instructionSet: sets[0], pool: pools.last!, contexts: contexts, operands: decode.operands)
         var sections = [
             GEMMCases(instructionSets: sets, pools: pools).section(quick: quick),
             AttentionCases(instructionSets: sets, pools: pools, heads: heads).section(quick: quick),
@@ -50,6 +60,9 @@ struct RunCommand: ParsableCommand {
             PrefillCases(instructionSets: sets, pool: pools.last!).section(quick: quick, long: long),
             QuantizedGEMMCases(instructionSets: sets, pools: pools).section(quick: quick),
             QuantizationErrorCases(instructionSet: sets[0], pool: pools.last!).section(quick: quick),
+            decode.section(quick: quick),
+            upkeep.section(quick: quick),
+            DecodeQualityCases(instructionSet: sets[0], pool: pools.last!).section(quick: quick),
         ]
         for index in sections.indices {
             sections[index].groups.removeAll { !$0.matches(filter) }
@@ -79,10 +92,21 @@ struct RunCommand: ParsableCommand {
         if let svg { try report.writeChart(to: svg) }
         if let svgDensity { try report.writeDensityChart(to: svgDensity) }
         if let svgQuant { try report.writeQuantizedChart(to: svgQuant) }
+        if let svgDecode { try report.writeDecodeChart(to: svgDecode) }
         let failures = report.rows.filter { $0.status == .fail }.count
         if failures > 0 {
             print("\n\(failures) rows FAILED verification")
             throw ExitCode.failure
+        }
+    }
+
+    /// The contexts of the decoding cases; nil for the usual ones.
+    private func decodeContexts() throws -> [Int]? {
+        try decodeContext?.split(separator: ",").map { text in
+            guard let tokens = Int(text), (1024...1 << 24).contains(tokens) else {
+                throw ValidationError("--decode-context takes 1024 tokens or more, got \"\(text)\"")
+            }
+            return tokens
         }
     }
 
