@@ -53,7 +53,7 @@ public enum ReportSection: CaseIterable, Sendable {
         case .quantizationError: [.outputError, .quantization, .speedup, .error, .bound]
         case .decode: [.median, .spread, .bytesRead, .readRate, .roof, .speedup, .sameFormat, .scoring, .error]
         case .decodeUpkeep: [.median, .spread, .share, .memory]
-        case .decodeQuality: [.density, .oracleDensity, .keptTokens, .budgetTokens, .recall, .outputError, .error, .bound]
+        case .decodeQuality: [.density, .oracleDensity, .keptTokens, .budgetTokens, .recall, .outputError, .error]
         }
     }
 }

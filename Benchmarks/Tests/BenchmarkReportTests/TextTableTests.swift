@@ -19,8 +19,8 @@ import Testing
         (.quantizedProduct, "14336×4096 M 4096 W4A16 r32", ["OpenBLAS"]),
         (.quantizationError, "code-lm layers.3.mlp.down W4A4 smooth r32 GPTQ", ["39 SVDs"]),
         (.decode, "131072 b8 f16 LServe 4096 L16 f16 /4", ["f16"]),
-        (.decodeUpkeep, "131072 b8 f16 append to a fork", ["dense"]),
-        (.decodeQuality, "lm-layer3-32768 LServe 8192 per query head", []),
+        (.decodeUpkeep, "131072 b1 int8 append to a fork", ["dense"]),
+        (.decodeQuality, "lm-layer3-32768 f16 LServe 8192 per query head", []),
     ])
     func everySectionFitsATerminal(section: ReportSection, name: String, baselines: [String]) {
         let table = TextTable(
