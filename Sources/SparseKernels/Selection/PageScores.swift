@@ -36,9 +36,9 @@ extension PageSelector {
         let logicalBase = logical.mutableAddress()
         keys.withUnsafeMutableBufferPointer { keys in
             guard let base = keys.baseAddress else { return }
-            tables.withPointers { pointers in
+            tables.withPlan { plan in
                 PageScoringCall(
-                    scoring: scoring, tables: pointers, listsPerHead: lists / configuration.kvHeads, keys: base,
+                    scoring: scoring, plan: plan, listsPerHead: lists / configuration.kvHeads, keys: base,
                     logical: logicalBase, logicalStride: logicalPages
                 ).run(on: pool)
             }

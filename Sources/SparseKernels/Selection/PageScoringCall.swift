@@ -1,7 +1,7 @@
 /// Scores of the pages of some sequences: a task is a chunk of pages under one key/value head.
 struct PageScoringCall {
     let scoring: PageScoring
-    let tables: PageTables.Pointers
+    let plan: PageTables.Plan
     let listsPerHead: Int
     /// By sequence, list and page.
     let keys: UnsafeMutablePointer<Int32>
@@ -10,10 +10,10 @@ struct PageScoringCall {
     var logicalStride = 0
 
     func run(on pool: WorkerPool) {
-        let pages = tables.chunks.reduce(0) { $0 + $1.pages.count }
+        let pages = plan.chunks.reduce(0) { $0 + $1.pages.count }
         withUnsafePointer(to: self) { call in
             pool.run(
-                tasks: tables.chunks.count * scoring.kvHeads, work: scoring.kvHeads * scoring.work(pages: pages),
+                tasks: plan.chunks.count * scoring.kvHeads, work: scoring.kvHeads * scoring.work(pages: pages),
                 scratchByteCount: scoring.scratchByteCount, context: call
             ) { context, task, scratch in
                 context.assumingMemoryBound(to: PageScoringCall.self).pointee.score(task: task, scratch: scratch)
@@ -22,12 +22,12 @@ struct PageScoringCall {
     }
 
     private func score(task: Int, scratch: UnsafeMutableRawPointer) {
-        let chunk = tables.chunks[task / scoring.kvHeads]
+        let chunk = plan.chunks[task / scoring.kvHeads]
         let head = task % scoring.kvHeads
-        let sequence = tables.sequences[chunk.sequence]
+        let sequence = plan.sequences[chunk.sequence]
         let count = sequence.pages.count
         scoring.score(
-            head: head, pages: tables.entries! + sequence.pages.lowerBound, range: chunk.pages, length: sequence.length,
+            head: head, pages: plan.entries! + sequence.pages.lowerBound, range: chunk.pages, length: sequence.length,
             token: sequence.row, lists: listsPerHead, keys: keys + sequence.firstKey + head * listsPerHead * count,
             keyStride: count, logical: logical.map { $0 + head * scoring.group * logicalStride }, logicalStride: logicalStride,
             scratch: scratch)

@@ -1,7 +1,7 @@
 /// The choice among scored pages: a task is a key/value head of a sequence.
 struct PageSelectionCall {
     let selector: PageSelector
-    let tables: PageTables.Pointers
+    let plan: PageTables.Plan
     let maximumPages: Int
     let listsPerHead: Int
     /// Keys of the scores, by sequence, list and page.
@@ -12,11 +12,11 @@ struct PageSelectionCall {
 
     func run(on pool: WorkerPool) {
         let heads = selector.configuration.kvHeads
-        let pages = tables.chunks.reduce(0) { $0 + $1.pages.count }
+        let pages = plan.chunks.reduce(0) { $0 + $1.pages.count }
         withUnsafePointer(to: self) { call in
             // Ranking passes over the keys about five times.
             pool.run(
-                tasks: tables.sequences.count * heads, work: 8 * heads * listsPerHead * pages,
+                tasks: plan.sequences.count * heads, work: 8 * heads * listsPerHead * pages,
                 scratchByteCount: TopK.scratchByteCount(maximumPages), context: call
             ) { context, task, scratch in
                 context.assumingMemoryBound(to: PageSelectionCall.self).pointee.select(task: task, scratch: scratch)
@@ -26,9 +26,9 @@ struct PageSelectionCall {
 
     private func select(task: Int, scratch: UnsafeMutableRawPointer) {
         let heads = selector.configuration.kvHeads
-        let sequence = tables.sequences[task / heads]
+        let sequence = plan.sequences[task / heads]
         let count = sequence.pages.count
-        guard count > 0, let entries = tables.entries else { return }
+        guard count > 0, let entries = plan.entries else { return }
         let pages = entries + sequence.pages.lowerBound
         let kept = selector.keptCount(pages: count, length: sequence.length)
         for list in task * listsPerHead..<(task + 1) * listsPerHead {

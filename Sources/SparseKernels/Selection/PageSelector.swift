@@ -139,11 +139,11 @@ public struct PageSelector: Sendable {
             guard let positions = buffer.baseAddress else { return }
             pool.withWorkspace(byteCount: tables.keyCount * MemoryLayout<Int32>.stride) { workspace in
                 let keys = workspace.bindMemory(to: Int32.self, capacity: tables.keyCount)
-                tables.withPointers { pointers in
-                    PageScoringCall(scoring: scoring, tables: pointers, listsPerHead: listsPerHead, keys: keys).run(on: pool)
+                tables.withPlan { plan in
+                    PageScoringCall(scoring: scoring, plan: plan, listsPerHead: listsPerHead, keys: keys).run(on: pool)
                     offsets.withUnsafeBufferPointer { offsets in
                         PageSelectionCall(
-                            selector: self, tables: pointers, maximumPages: tables.maximumPages, listsPerHead: listsPerHead,
+                            selector: self, plan: plan, maximumPages: tables.maximumPages, listsPerHead: listsPerHead,
                             keys: keys, offsets: offsets.baseAddress!, positions: positions
                         ).run(on: pool)
                     }

@@ -23,8 +23,8 @@ struct PageTables {
         let pages: Range<Int>
     }
 
-    /// Addresses of what tasks read.
-    struct Pointers {
+    /// Addresses of what scoring and ranking read.
+    struct Plan {
         let sequences: UnsafeBufferPointer<Sequence>
         let entries: UnsafePointer<Page>?
         let chunks: UnsafeBufferPointer<Chunk>
@@ -69,14 +69,17 @@ struct PageTables {
     /// The positions of a sequence's pages.
     func positions(of sequence: Sequence) -> [Int32] { entries[sequence.pages].map(\.position) }
 
-    /// Calls `body` with the addresses, which are valid until it returns.
-    func withPointers(_ body: (Pointers) -> Void) {
+    /// Calls `body` with the addresses of sequences and pages, which are valid until it returns.
+    func withPointers(_ body: (UnsafeBufferPointer<Sequence>, UnsafePointer<Page>?) -> Void) {
         sequences.withUnsafeBufferPointer { sequences in
-            entries.withUnsafeBufferPointer { entries in
-                chunks.withUnsafeBufferPointer { chunks in
-                    body(Pointers(sequences: sequences, entries: entries.baseAddress, chunks: chunks))
-                }
-            }
+            entries.withUnsafeBufferPointer { body(sequences, $0.baseAddress) }
+        }
+    }
+
+    /// As `withPointers`, with the chunks of `plan`.
+    func withPlan(_ body: (Plan) -> Void) {
+        withPointers { sequences, entries in
+            chunks.withUnsafeBufferPointer { body(Plan(sequences: sequences, entries: entries, chunks: $0)) }
         }
     }
 }
