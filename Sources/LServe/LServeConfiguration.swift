@@ -2,7 +2,8 @@ public import SparseKernels
 
 /// What an LServe layer keeps and reads. The defaults are those of the released scripts.
 ///
-/// - Source: LServe (arXiv 2502.14866), section 3; `omniserve/engine/arg_utils.py` and `scripts/lserve_e2e.sh` of mit-han-lab/omniserve.
+/// - Source: LServe (arXiv 2502.14866), section 3; `omniserve/engine/arg_utils.py` and `scripts/lserve_e2e.sh` of
+///   mit-han-lab/omniserve.
 public struct LServeConfiguration: Hashable, Sendable {
     /// Tokens of a physical page, N_P of the paper. The released models have 64 hard-coded.
     public var pageSize = 64
@@ -12,7 +13,8 @@ public struct LServeConfiguration: Hashable, Sendable {
     public var tokenBudget = 4096
     /// Steps from selection to selection.
     public var selectionInterval = 4
-    /// One list of pages per key/value head, the selection of the paper that heads share; or per query head, as in the released code.
+    /// One list of pages per key/value head, the selection of the paper that heads share; or per query head, as in the released
+    /// code.
     public var sharing: SelectionSharing = .kvHead
     /// Tokens at the start that a streaming head keeps and reads when decoding.
     public var decodeSinkTokens = 128

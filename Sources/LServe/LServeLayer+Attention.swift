@@ -3,8 +3,8 @@ public import SparseKernels
 extension LServeLayer {
     /// Attention of a prompt, and its keys and values into the caches.
     ///
-    /// Retrieval heads attend to all of the prompt, streaming heads to `prefillSinkTokens` and `prefillLocalTokens`, from the keys and
-    /// values as they are given; what is stored is rounded to the format.
+    /// Retrieval heads attend to all of the prompt, streaming heads to `prefillSinkTokens` and `prefillLocalTokens`, from the
+    /// keys and values as they are given; what is stored is rounded to the format.
     ///
     /// - Parameters:
     ///   - query: `[queryHeads, tokens, headDim]`.
@@ -38,8 +38,8 @@ extension LServeLayer {
 
     /// One step of decoding for one token of every sequence.
     ///
-    /// Pages are selected from what the caches hold before the step, then the tokens are appended, and each query attends to the chosen
-    /// pages and to the page of its own token.
+    /// Pages are selected from what the caches hold before the step, then the tokens are appended, and each query attends to
+    /// the chosen pages and to the page of its own token.
     ///
     /// - Parameters:
     ///   - query: `[queryHeads, sequences, headDim]`: token i is the next one of `sequences[i]`.

@@ -11,8 +11,8 @@ extension LServeLayer {
     ///   - value: `[kvHeads, tokens, valueDim]`.
     ///   - sequence: gets the tokens; its next step selects pages anew.
     ///   - pool: the threads to use.
-    /// - Throws: `.unknownSequence`; `.invalidShape` for other extents; `.capacityExceeded`; `.invalidArgument` for elements that the
-    ///   formats do not take. The layer is unchanged then.
+    /// - Throws: `.unknownSequence`; `.invalidShape` for other extents; `.capacityExceeded`; `.invalidArgument` for elements
+    ///   that the formats do not take. The layer is unchanged then.
     /// - Complexity: O(elements). Copies of up to `slicePages` pages are made on the way.
     public func append<K: AttentionElement, V: AttentionElement>(
         key: TensorView<K>, value: TensorView<V>, to sequence: SequenceID, on pool: WorkerPool = .shared

@@ -1,11 +1,11 @@
 public import SparseKernels
 
-/// Attention of one layer after LServe (Yang et al., MLSys 2025, arXiv 2502.14866): its key/value heads are of two kinds, each with a
-/// cache of its own.
+/// Attention of one layer after LServe (Yang et al., MLSys 2025, arXiv 2502.14866): its key/value heads are of two kinds, each
+/// with a cache of its own.
 ///
-/// *Streaming* heads read the first tokens and the last ones, and their cache gives back what lies between. *Retrieval* heads keep every
-/// token; in prefill they read all of them, when decoding the pages that `PageSelector` chooses. Which head is which comes from
-/// DuoAttention's gates, `DuoAttentionGates.heads(sparsity:)`.
+/// *Streaming* heads read the first tokens and the last ones, and their cache gives back what lies between. *Retrieval* heads
+/// keep every token; in prefill they read all of them, when decoding the pages that `PageSelector` chooses. Which head is which
+/// comes from DuoAttention's gates, `DuoAttentionGates.heads(sparsity:)`.
 ///
 /// ```swift
 /// let layer = try LServeLayer(queryHeads: 32, headDim: 128, isRetrieval: heads[0], tokenCapacity: 131_072)
@@ -18,8 +18,9 @@ public import SparseKernels
 ///
 /// - Not `Sendable`: one caller at a time. Results are bitwise the same for every number of threads.
 /// - Source: `omniserve/modeling/models/llama_w8a8_unpad.py` and its kernels.
-/// - Complexity: prefill as `BlockSparseAttention`; a decoding step reads `tokenBudget` tokens per retrieval head, and the metadata of
-///   all of its logical pages every `selectionInterval` steps, and decodeSinkTokens + decodeLocalTokens tokens per streaming head.
+/// - Complexity: prefill as `BlockSparseAttention`; a decoding step reads `tokenBudget` tokens per retrieval head, and the
+///   metadata of all of its logical pages every `selectionInterval` steps, and decodeSinkTokens + decodeLocalTokens tokens per
+///   streaming head.
 public final class LServeLayer {
     /// A sequence of a layer. Numbers are never used again, so that a freed sequence is recognised.
     public struct SequenceID: Hashable, Sendable {
@@ -40,7 +41,8 @@ public final class LServeLayer {
     /// Per key/value head.
     public let isRetrieval: [Bool]
     public let sequenceCapacity: Int
-    /// Of the retrieval heads, in ascending order; nil when there are none. For inspection: what is written here is not known to the layer.
+    /// Of the retrieval heads, in ascending order; nil when there are none. For inspection: what is written here is not known
+    /// to the layer.
     public let retrievalCache: PagedKVCache?
     /// Of the streaming heads, in ascending order; nil when there are none.
     public let streamingCache: PagedKVCache?
@@ -73,13 +75,13 @@ public final class LServeLayer {
     ///   - valueDim: channels of values; nil: `headDim`.
     ///   - isRetrieval: whether each key/value head keeps the whole context, such as a layer of `DuoAttentionHeads`.
     ///   - configuration: pages, budget and windows.
-    ///   - tokenCapacity: tokens that all sequences together can have in retrieval heads, at least 1; rounded up to whole pages, with one
-    ///     more page per sequence for what does not fill a page.
+    ///   - tokenCapacity: tokens that all sequences together can have in retrieval heads, at least 1; rounded up to whole
+    ///     pages, with one more page per sequence for what does not fill a page.
     ///   - sequenceCapacity: sequences at the same time, at least 1.
     ///   - softmaxScale: nil means 1/√headDim.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.invalidShape` for no heads, and for query heads that are not a multiple; `.invalidArgument` for a number out of its
-    ///   domain; otherwise as `KVCacheConfiguration`, `PagedAttention` and `PageSelector`.
+    /// - Throws: `.invalidShape` for no heads, and for query heads that are not a multiple; `.invalidArgument` for a number out
+    ///   of its domain; otherwise as `KVCacheConfiguration`, `PagedAttention` and `PageSelector`.
     public init(
         queryHeads: Int, headDim: Int, valueDim: Int? = nil, isRetrieval heads: some Sequence<Bool>,
         configuration: LServeConfiguration = LServeConfiguration(), tokenCapacity: Int, sequenceCapacity: Int = 1,

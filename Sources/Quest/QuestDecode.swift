@@ -8,8 +8,8 @@ public import SparseKernels
 /// let state = try quest(query: query, cache: cache, sequences: [sequence], layer: layer)
 /// ```
 ///
-/// A step's keys are appended before the call: the query is that of the last token. Prompts are attended densely, by `DenseAttention` or
-/// by `attention` without a selection.
+/// A step's keys are appended before the call: the query is that of the last token. Prompts are attended densely, by
+/// `DenseAttention` or by `attention` without a selection.
 ///
 /// - Results are bitwise the same for every number of threads.
 /// - Source: Algorithm 1; `evaluation/quest_attention.py` and `quest/` of mit-han-lab/Quest.
@@ -17,7 +17,8 @@ public import SparseKernels
 public struct QuestDecode: Sendable {
     /// Which of the two released implementations chooses pages.
     public enum Rule: String, Hashable, Sendable, CaseIterable {
-        /// `evaluation/`: all pages are candidates, also the last one that tokens are being added to, and 3 pages are the least.
+        /// `evaluation/`: all pages are candidates, also the last one that tokens are being added to, and 3 pages are the
+        /// least.
         case accuracyCode
         /// `quest/`, the CUDA path: the last page is always kept and counts in the budget; no other minimum.
         case kernel
@@ -55,7 +56,8 @@ public struct QuestDecode: Sendable {
     ///   - configuration: of the caches that it runs on, such as `cache(…)`.
     ///   - tokenBudget: tokens that a step may read; `tokenBudget` / `pageSize` pages, rounded down.
     ///   - rule: which release to follow.
-    ///   - sharing: a list per query head, as both releases have it; or one per key/value head, which reads every page once per group.
+    ///   - sharing: a list per query head, as both releases have it; or one per key/value head, which reads every page once per
+    ///     group.
     ///   - denseLayers: 2 in the paper, 0 for none.
     ///   - softmaxScale: nil means 1/√headDim.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.

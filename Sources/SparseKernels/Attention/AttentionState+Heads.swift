@@ -4,7 +4,8 @@ extension AttentionState {
     /// - Parameters:
     ///   - heads: of the result.
     ///   - parts: each with the heads that its rows are for, in their order. Every head is in one part.
-    /// - Throws: `.invalidShape` for parts of different extents, and unless the parts have the heads that they are said to have.
+    /// - Throws: `.invalidShape` for parts of different extents, and unless the parts have the heads that they are said to
+    ///   have.
     package init(
         heads: Int, joining parts: [(heads: [Int], state: AttentionState)]
     ) throws(SparseKernelsError) {

@@ -1,12 +1,12 @@
 extension KVSelection {
     /// This selection with the pages, or tokens, that hold given positions added to every list.
     ///
-    /// A selection that was made before tokens were appended does not know the page that they began. Without it the newest tokens
-    /// would be hidden from the query.
+    /// A selection that was made before tokens were appended does not know the page that they began. Without it the newest
+    /// tokens would be hidden from the query.
     ///
     /// - Parameter positions: per sequence, token positions; empty ranges add nothing. Pages inside must be in the page table.
-    /// - Throws: `.invalidShape` unless there is one range per sequence, `.invalidArgument` for negative positions and positions of 2³¹
-    ///   or more.
+    /// - Throws: `.invalidShape` unless there is one range per sequence, `.invalidArgument` for negative positions and
+    ///   positions of 2³¹ or more.
     /// - Complexity: O(indices). A selection that has the positions already is returned as it is.
     public func covering(_ positions: [Range<Int>]) throws(SparseKernelsError) -> KVSelection {
         try require(

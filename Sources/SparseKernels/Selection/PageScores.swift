@@ -4,7 +4,8 @@ public struct PageScores: Sendable, Equatable {
     public let logical: Tensor<Float>
     /// `[lists, pages]`: per key/value head or per query head, as the selector shares lists. NaN of any kind are one NaN here.
     public let pages: Tensor<Float>
-    /// The position of every page in the page table. Discarded pages have no scores; then logical pages are those of these pages, in order.
+    /// The position of every page in the page table. Discarded pages have no scores; then logical pages are those of these
+    /// pages, in order.
     public let positions: [Int32]
 }
 

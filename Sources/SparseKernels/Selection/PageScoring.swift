@@ -19,8 +19,8 @@ struct PageScoring {
 
     /// Channels of a metadata row.
     let channels: Int
-    /// Pages of a task: about 512 logical pages, whose scores under a group of 8 heads are 16 KiB. With 128 channels that is 2¹⁷
-    /// multiply-adds per query head, about 10 µs.
+    /// Pages of a task: about 512 logical pages, whose scores under a group of 8 heads are 16 KiB. With 128 channels that is
+    /// 2¹⁷ multiply-adds per query head, about 10 µs.
     let chunkPages: Int
     private let scratch: Layout
 

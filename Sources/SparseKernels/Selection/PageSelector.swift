@@ -2,7 +2,8 @@ internal import KernelInterface
 
 /// Who shares a list of pages.
 public enum SelectionSharing: String, Hashable, Sendable, CaseIterable {
-    /// The query heads of a key/value head share one list; a page's score is the largest of theirs. Every page is read once per group.
+    /// The query heads of a key/value head share one list; a page's score is the largest of theirs. Every page is read once per
+    /// group.
     case kvHead
     /// Every query head has a list of its own, as in the released code of Quest and LServe.
     case queryHead
@@ -16,8 +17,9 @@ public enum SelectionSharing: String, Hashable, Sendable, CaseIterable {
 ///     score(page) = max over its logical pages that hold tokens
 ///
 /// and with `.mean` metadata the score is q·k̄. A sequence of at most `tokenBudget` tokens keeps every page. A longer one keeps
-/// `pageBudget` pages, of which the first `forcedFirst` and the last `forcedLast` are kept in any case, and the rest by score, equal
-/// scores by lower position. A page whose score is NaN, which happens where keys or queries are not finite, comes first.
+/// `pageBudget` pages, of which the first `forcedFirst` and the last `forcedLast` are kept in any case, and the rest by score,
+/// equal scores by lower position. A page whose score is NaN, which takes a query that is not finite, comes
+/// first.
 ///
 /// ```swift
 /// let selector = try PageSelector(queryHeads: 32, configuration: cache.configuration, tokenBudget: 2048)
@@ -27,10 +29,10 @@ public enum SelectionSharing: String, Hashable, Sendable, CaseIterable {
 /// - Results are bitwise the same for every number of threads and for every batch.
 /// - Source: Quest (Tang et al., ICML 2024, arXiv 2406.10774), Algorithm 1; LServe (Yang et al., MLSys 2025, arXiv 2502.14866),
 ///   section 3.5. The modules `Quest` and `LServe` have their defaults.
-/// - Complexity: reads one metadata row per logical page and key/value head, 2·headDim multiply-adds per query head and row; ranking is
-///   O(pages).
-/// - Scratch: 4 bytes per page and list of a call; per thread 4 bytes per page of a sequence, 8 KiB, and about 4 KiB per query head of a
-///   group. All is kept by the pool. The result is 4 bytes per kept page and list.
+/// - Complexity: reads one metadata row per logical page and key/value head, 2·headDim multiply-adds per query head and row;
+///   ranking is O(pages).
+/// - Scratch: 4 bytes per page and list of a call; per thread 4 bytes per page of a sequence, 8 KiB, and about 4 KiB per query
+///   head of a group. All is kept by the pool. The result is 4 bytes per kept page and list.
 public struct PageSelector: Sendable {
     public let queryHeads: Int
     /// Of the caches that `select` takes: heads, `headDim`, `pageSize` and metadata must agree.
@@ -40,8 +42,8 @@ public struct PageSelector: Sendable {
     public let sharing: SelectionSharing
     /// Pages at the start that are always kept: attention sinks.
     public let forcedFirst: Int
-    /// Pages at the end that are always kept. 1 is the rule of LServe and of Quest's CUDA path; with 0 the last page, finished or not,
-    /// is a candidate as any other, the rule of Quest's accuracy code.
+    /// Pages at the end that are always kept. 1 is the rule of LServe and of Quest's CUDA path; with 0 the last page, finished
+    /// or not, is a candidate as any other, the rule of Quest's accuracy code.
     public let forcedLast: Int
     public let minimumPages: Int
 
@@ -97,14 +99,15 @@ public struct PageSelector: Sendable {
     /// Selects for one query token of every sequence.
     ///
     /// - Parameters:
-    ///   - query: `[queryHeads, sequences, headDim]`: token i is for `sequences[i]`. With rotary positions applied, as the keys have.
+    ///   - query: `[queryHeads, sequences, headDim]`: token i is for `sequences[i]`. With rotary positions applied, as the keys
+    ///     have.
     ///   - cache: nothing may write it meanwhile.
     ///   - sequences: of any lengths, empty ones included, which keep nothing. Pages that were discarded are no candidates.
     ///   - layer: whose keys are scored.
     ///   - pool: the threads to use.
     /// - Returns: positions in the page tables (`unit` is `pageSize`), ascending.
-    /// - Throws: `.invalidShape` for a query or a cache of other extents, `.unknownSequence`, `.invalidArgument` for a layer that the cache
-    ///   does not have.
+    /// - Throws: `.invalidShape` for a query or a cache of other extents, `.unknownSequence`, `.invalidArgument` for a layer
+    ///   that the cache does not have.
     public func select<Q: AttentionElement>(
         query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,
         on pool: WorkerPool = .shared

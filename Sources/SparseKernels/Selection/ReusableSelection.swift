@@ -1,19 +1,21 @@
 /// A page selection that is made every few steps and used again in between: neighbouring queries want nearly the same pages.
 ///
-/// A sequence's lists in a layer are made anew when its length is a multiple of `interval`, when there are none, and when the sequence
-/// is shorter than at the last time. Otherwise the lists of the last time are returned, **and with them every page that holds a token
-/// appended since**. The length is that at the call. Call it before a step's token is appended, as LServe does, and add the page of that
-/// token with `KVSelection.covering`; or after, and the selection has it already.
+/// A sequence's lists in a layer are made anew when its length is a multiple of `interval`, when there are none, and when the
+/// sequence is shorter than at the last time. Otherwise the lists of the last time are returned, **and with them every page
+/// that holds a token appended since**. The length is that at the call. Call it before a step's token is appended, as LServe
+/// does, and add the page of that token with `KVSelection.covering`; or after, and the selection has it already.
 ///
 /// ```swift
 /// var selection = try ReusableSelection(selector, interval: 4)
 /// let pages = try selection.select(query: query.view(), cache: cache, sequences: sequences, layer: layer)
 /// ```
 ///
-/// Each sequence follows its own length, so that a batch of different lengths gives every sequence the pages it would get alone.
+/// Each sequence follows its own length, so that a batch of different lengths gives every sequence the pages it would get
+/// alone.
 ///
-/// - Source: LServe (arXiv 2502.14866), section 3.5.3, "reusable page selector". The released code returns the last list unchanged, so a
-///   page that began meanwhile would be missing when the interval does not divide the page size; and it takes one length for a batch.
+/// - Source: LServe (arXiv 2502.14866), section 3.5.3, "reusable page selector". The released code returns the last list
+///   unchanged, so a page that began meanwhile would be missing when the interval does not divide the page size; and it takes
+///   one length for a batch.
 /// - Complexity: a step that reuses is O(kept pages).
 /// - Scratch: that of the selector. 4 bytes per kept page and list for every sequence and layer, until `forget`.
 public struct ReusableSelection: Sendable {
@@ -52,7 +54,8 @@ public struct ReusableSelection: Sendable {
     ///   - sequences: each once.
     ///   - layer: whose keys are scored.
     ///   - pool: the threads to use.
-    /// - Throws: as `PageSelector.select`, and `.invalidArgument` for a sequence that is named twice. Nothing is remembered then.
+    /// - Throws: as `PageSelector.select`, and `.invalidArgument` for a sequence that is named twice. Nothing is remembered
+    ///   then.
     public mutating func select<Q: AttentionElement>(
         query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,
         on pool: WorkerPool = .shared
@@ -105,8 +108,8 @@ public struct ReusableSelection: Sendable {
             .covering(appended)
     }
 
-    /// Forgets a sequence in every layer: after its tokens were overwritten, or truncated and replaced by others. A step that follows
-    /// selects anew.
+    /// Forgets a sequence in every layer: after its tokens were overwritten, or truncated and replaced by others. A step that
+    /// follows selects anew.
     public mutating func forget(_ sequence: PagedKVCache.SequenceID) {
         entries = entries.filter { $0.key.sequence != sequence }
     }

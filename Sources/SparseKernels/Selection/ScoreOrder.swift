@@ -1,7 +1,7 @@
 /// Scores as integers with the same order, so that maxima and ranks are exact whatever the scores are.
 ///
-/// −∞ < … < −x < 0 < x < … < ∞ < NaN. The two zeros are equal, and so are all NaN. NaN comes first in a ranking: what holds a NaN
-/// is kept, and attention then shows it, instead of a score that quietly lost it.
+/// −∞ < … < −x < 0 < x < … < ∞ < NaN. The two zeros are equal, and so are all NaN. NaN comes first in a ranking: what holds a
+/// NaN is kept, and attention then shows it, instead of a score that quietly lost it.
 enum ScoreOrder {
     /// The key of a score. Only −∞ has `lowest`.
     @inline(__always)

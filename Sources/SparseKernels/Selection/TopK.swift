@@ -1,10 +1,11 @@
 /// Budgets by number: the k largest of a list of scores, without sorting them.
 ///
-/// The one place where the package ranks pages. Two or three counting passes over order-preserving integers find the k-th largest
-/// score, and one pass in index order takes what lies above it, so that the result is ascending and equal scores are taken by lower
-/// index.
+/// The one place where the package ranks pages. Two or three counting passes over order-preserving integers find the k-th
+/// largest score, and one pass in index order takes what lies above it, so that the result is ascending and equal scores are
+/// taken by lower index.
 public enum TopK {
-    /// Indices of the `count` largest scores, ascending; equal scores by lower index. All indices when there are no more than `count`.
+    /// Indices of the `count` largest scores, ascending; equal scores by lower index. All indices when there are no more than
+    /// `count`.
     ///
     /// −0 equals 0. NaN ranks above everything, ∞ included, and NaN are equal among themselves.
     ///

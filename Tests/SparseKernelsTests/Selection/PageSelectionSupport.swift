@@ -38,7 +38,8 @@ struct PageSelectionFixture {
 
     /// The exact scores of the logical pages of a query head, and how far single precision may be from them.
     ///
-    /// A score is one product of 2·headDim terms, half of them 0, summed in some order: γ·Σ|terms| with the worst γ = 2·headDim·u.
+    /// A score is one product of 2·headDim terms, half of them 0, summed in some order: γ·Σ|terms| with the worst
+    /// γ = 2·headDim·u.
     func scores(head: Int, sequence: Int, layer: Int = 0) throws -> (values: [Double], bound: Double) {
         let configuration = cache.configuration
         let length = try cache.length(of: sequences[sequence], layer: layer)
