@@ -46,7 +46,9 @@ let documentation: [Package.Dependency] =
 // MARK: - Façades
 
 // One module per paper: its words and defaults over the operators of SparseKernels, which it re-exports. No arithmetic.
-let facades = ["XAttention", "MInference", "SpargeAttention", "DuoAttention", "Quest", "LServe", "Twilight", "SVDQuant", "QServe"]
+let facades = [
+    "XAttention", "MInference", "SpargeAttention", "DuoAttention", "Quest", "LServe", "Twilight", "SVDQuant", "QServe",
+]
 
 // MARK: - Package
 

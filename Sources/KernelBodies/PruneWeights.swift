@@ -121,8 +121,9 @@ private func bisect(
     _ args: PruneArguments, _ weights: UnsafeMutablePointer<Float>, _ padded: Int, factor: Float,
     list: UnsafeMutablePointer<Float>
 ) -> (threshold: Float, mass: Float) {
-    // Below (1 − p)/n there is no threshold: all weights up to it have no more than 1 − p together. A few times that bound leaves a
-    // small part of a row of attention weights, which are mostly far below their mean, and only nearly flat rows search below it.
+    // No search goes far below (1 − p)/n: the weights up to there have no more than 1 − p together, so a middle there has the mass
+    // above it. A few times that bound leaves a small part of a row of attention weights, which are mostly far below their mean, and
+    // only nearly flat rows search below it.
     let cut = 4 * (1 - args.topP) / Float(args.count)
     let (listed, least, most) = normalise(weights, padded, factor: factor, cut: cut, list: list)
     var low: Float = 0
