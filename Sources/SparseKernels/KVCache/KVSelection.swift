@@ -18,16 +18,18 @@ public struct KVSelection: Sendable, Equatable {
         unit: Int, sequences: Int, heads: Int, offsets: [Int], indices: [Int32]
     ) throws(SparseKernelsError) {
         try require(unit >= 1, .invalidArgument, "unit", expected: "at least 1", actual: "\(unit)")
+        let (lists, overflow) = sequences.multipliedReportingOverflow(by: heads)
         try require(
-            sequences >= 0 && heads >= 1 && offsets.count == sequences * heads + 1, .invalidShape, "offsets",
-            expected: "sequences × heads + 1 = \(sequences * heads + 1) entries", actual: "\(offsets.count)")
+            sequences >= 0 && heads >= 1 && !overflow && offsets.count - 1 == lists, .invalidShape, "offsets",
+            expected: "sequences × heads + 1 entries for \(sequences) × \(heads)", actual: "\(offsets.count)")
         try require(
             offsets.first == 0 && offsets.last == indices.count, .invalidShape, "offsets",
             expected: "from 0 to the \(indices.count) indices", actual: "\(offsets.first ?? 0) to \(offsets.last ?? 0)")
-        for list in 0..<sequences * heads {
+        for list in 0..<lists {
             try require(
-                offsets[list] <= offsets[list + 1], .invalidShape, "offsets[\(list + 1)]",
-                expected: "at least \(offsets[list])", actual: "\(offsets[list + 1])")
+                offsets[list] <= offsets[list + 1] && offsets[list + 1] <= indices.count, .invalidShape,
+                "offsets[\(list + 1)]", expected: "within \(offsets[list])...\(indices.count)",
+                actual: "\(offsets[list + 1])")
             var previous: Int32 = -1
             for position in offsets[list]..<offsets[list + 1] {
                 try require(

@@ -17,12 +17,13 @@ internal import KernelInterface
 ///   batch.
 /// - Float formats are widened in the register. Quantised keys and values enter products as integers: queries and weights are rounded to
 ///   16 bits, sums are exact.
-/// - A query that attends no token gives output 0 and LSE −∞. Values that are not finite reach all queries of their sequence in the
-///   call, also those in front of them.
+/// - A query that attends no token gives output 0 and LSE −∞. Values that are not finite can reach all queries of their sequence in
+///   the call, also those in front of them.
 /// - Source: FlashDecoding (Dao et al., 2023) for the split along keys, Hydragen (Juravsky et al., 2024) and FlashInfer's cascade for
 ///   shared prefixes.
 /// - Complexity: reads `bytesPerToken` of every attended token once per call and shared prefix.
-/// - Scratch: per thread a few KiB per query row of a task; per call (valueDim + 18)·4 bytes per query row and chunk.
+/// - Scratch: per thread a few KiB per query row of a task; per call headDim·4 bytes per query row, and (valueDim + 16)·4 bytes,
+///   valueDim rounded up to 16, per query row and chunk.
 public struct PagedAttention: Sendable {
     public let queryHeads: Int
     public let configuration: KVCacheConfiguration
@@ -31,7 +32,8 @@ public struct PagedAttention: Sendable {
     public let softmaxScale: Float
     /// Bound of the scores; nil is off.
     public let logitsSoftCap: Float?
-    /// Whether pages that several sequences share are attended for all of them at once.
+    /// Whether pages that several sequences share are attended for all of them at once: whole chunks of 1024 tokens, under the causal
+    /// mask and without a selection.
     public let sharesPrefixes: Bool
     /// The instruction set that `run` executes.
     public let instructionSet: InstructionSet
@@ -90,22 +92,19 @@ public struct PagedAttention: Sendable {
     ///   - output: `queryHeads` × Σ `queryLengths` × `valueDim`.
     ///   - logSumExp: natural log of the sum of exponentials of each row, `[queryHeads, Σ queryLengths]`.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidShape` for operands, query lengths or a selection that do not fit each other, `.unknownSequence`,
-    ///   `.invalidArgument` for a layer or a selection's index that does not exist, and `.notFound` for tokens that were discarded.
-    ///   Nothing is written then.
+    /// - Throws: `.invalidShape` for operands, query lengths, a selection or a cache that do not fit each other,
+    ///   `.unknownSequence`, `.invalidArgument` for a layer or a selection's index that does not exist and for a selection with a
+    ///   streaming mask, and `.notFound` for tokens that were discarded. Nothing is written then.
     public func run<Q: AttentionElement, O: AttentionElement>(
         query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], queryLengths: [Int]? = nil,
         layer: Int = 0, selection: KVSelection? = nil, output: consuming MutableTensorView<O>,
         logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
+        try check(query.geometry)
         let batch = try PagedBatch(
-            self, cache: cache, sequences: sequences, queryLengths: queryLengths, layer: layer, selection: selection)
+            self, cache: cache, sequences: sequences, queryLengths: queryLengths, queryTokens: query.tokens, layer: layer,
+            selection: selection)
         let count = logSumExp?.count
-        try require(
-            query.heads == queryHeads && query.tokens == batch.queryCount && query.channels == configuration.headDim,
-            .invalidShape, "query",
-            expected: "\(queryHeads) heads × \(batch.queryCount) tokens × \(configuration.headDim) channels",
-            actual: "\(query.heads) × \(query.tokens) × \(query.channels)")
         try require(
             output.heads == queryHeads && output.tokens == batch.queryCount && output.channels == configuration.valueDim,
             .invalidShape, "output",
@@ -123,12 +122,21 @@ public struct PagedAttention: Sendable {
         withExtendedLifetime(cache) {}
     }
 
+    /// Throws unless queries have the operator's heads and channels. First of all, because everything else is sized by them.
+    private func check(_ query: TensorGeometry) throws(SparseKernelsError) {
+        try require(
+            query.heads == queryHeads && query.channels == configuration.headDim, .invalidShape, "query",
+            expected: "\(queryHeads) heads of \(configuration.headDim) channels",
+            actual: "\(query.heads) of \(query.channels)")
+    }
+
     /// Attends into new memory. See `run`.
     public func callAsFunction<Q: AttentionElement>(
         query: Tensor<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], queryLengths: [Int]? = nil,
         layer: Int = 0, selection: KVSelection? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> AttentionState {
         let tokens = try query.view(named: "query").tokens
+        try check(query.view(named: "query").geometry)
         var output = try Tensor<Float>(zeros: [queryHeads, tokens, configuration.valueDim])
         var logSumExp = try Tensor<Float>(zeros: [queryHeads, tokens])
         try run(

@@ -125,27 +125,31 @@ struct PagedAttentionCall {
         let configuration = plan.configuration
         let group = batch.groups[Int(task.group)]
         let first = Int(task.chunk) * PagedBatch.chunk
-        let entries = first..<min(first + PagedBatch.chunk, group.list.count)
+        var entries = min(PagedBatch.chunk, group.list.count - first)
         let layout = Self.scratch(configuration)
-        let slots = scratch.assumingMemoryBound(to: Int32.self)
-        group.list.writeSlots(entries, from: step.source, to: slots)
         var visible: UnsafeMutablePointer<Int32>?
         if group.isRagged {
             let counts = (scratch + layout.visible).assumingMemoryBound(to: Int32.self)
             var sequence = 0
+            var most = 0
             for row in group.rows {
                 let place = batch.place(ofRow: row, group: plan.group, from: &sequence)
                 let limit = place.sequence.length - place.sequence.queries + place.query + 1
-                let count = group.list.count(before: limit, from: step.source) - first
-                counts[row - group.rows.lowerBound] = Int32(truncatingIfNeeded: min(entries.count, max(0, count)))
+                let count = min(entries, max(0, group.list.count(before: limit, from: step.source) - first))
+                counts[row - group.rows.lowerBound] = Int32(truncatingIfNeeded: count)
+                most = max(most, count)
             }
+            // What no row sees is not read: half of a prompt's own tokens.
+            entries = most
             visible = counts
         }
+        let slots = scratch.assumingMemoryBound(to: Int32.self)
+        group.list.writeSlots(first..<first + entries, from: step.source, to: slots)
         let row = group.kvHead * batch.rowsPerHead + group.rows.lowerBound
         let record = group.firstRecord + Int(task.chunk) * group.rows.count
         var arguments = AttendTokensArguments(
             key: storage.keyOperand(layer: layer, head: group.kvHead),
-            value: storage.valueOperand(layer: layer, head: group.kvHead), slots: slots, count: entries.count,
+            value: storage.valueOperand(layer: layer, head: group.kvHead), slots: slots, count: entries,
             query: step.queries + row * configuration.headDim, queryStride: configuration.headDim, rows: group.rows.count,
             visible: UnsafePointer(visible), softmaxScale: plan.softmaxScale, logitsSoftCap: plan.logitsSoftCap ?? 0,
             records: step.records + record * step.recordStride, recordStride: step.recordStride,
@@ -183,9 +187,10 @@ struct PagedAttentionCall {
         let sums = scratch.assumingMemoryBound(to: Float.self)
         let channels = plan.configuration.valueDim
         let indices = (scratch + 4 * TokenLayout.padded(channels)).assumingMemoryBound(to: Int32.self)
+        var sequence = 0
         for number in rows {
             let (kvHead, row) = (number / batch.rowsPerHead, number % batch.rowsPerHead)
-            var sequence = 0
+            if row == 0 { sequence = 0 }
             let place = batch.place(ofRow: row, group: plan.group, from: &sequence)
             let head = kvHead * plan.group + place.head
             let token = place.sequence.firstQuery + place.query

@@ -57,7 +57,7 @@ struct PagedBatch {
 
     init(
         _ plan: PagedAttention, cache: PagedKVCache, sequences names: [PagedKVCache.SequenceID], queryLengths: [Int]?,
-        layer: Int, selection: KVSelection?
+        queryTokens: Int, layer: Int, selection: KVSelection?
     ) throws(SparseKernelsError) {
         let configuration = plan.configuration
         try require(
@@ -82,6 +82,9 @@ struct PagedBatch {
             queries += count
         }
         queryCount = queries
+        try require(
+            queryTokens == queries, .invalidShape, "query", expected: "Σ queryLengths = \(queries) tokens",
+            actual: "\(queryTokens)")
         self.selection = selection
         isHeadMajor = selection.map { $0.heads != configuration.kvHeads } ?? false
         rowsPerHead = queries * plan.group

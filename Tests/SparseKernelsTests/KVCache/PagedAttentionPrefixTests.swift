@@ -1,0 +1,124 @@
+import Testing
+
+@testable import SparseKernels
+
+/// Pages that several sequences share are attended once, and no bit of any result says so.
+@Suite("Paged attention: shared prefixes")
+struct PagedAttentionPrefixTests {
+    /// A family of forks, and others.
+    struct Family {
+        let fixture: PagedAttentionFixture
+        let sequences: [PagedKVCache.SequenceID]
+        let queryLengths = [1, 1, 5, 2, 70, 1, 3, 2]
+
+        init(_ format: KVFormat, parent length: Int) throws {
+            // The third one stands alone, the second one has a child of its own.
+            fixture = try PagedAttentionFixture(format, lengths: [length, 1300, 1040])
+            let cache = fixture.cache
+            let (parent, other) = (fixture.sequences[0], fixture.sequences[1])
+            let twin = try cache.fork(parent)
+            let longer = try cache.fork(parent)
+            try fixture.append(5, to: longer)
+            let onBoundary = try cache.fork(parent, at: 2048)
+            try fixture.append(2, to: onBoundary)
+            let early = try cache.fork(parent, at: 1500)
+            try fixture.append(700, to: early)
+            let child = try cache.fork(other)
+            try fixture.append(3, to: child)
+            // Families are mixed in the call.
+            sequences = [parent, other, longer, twin, early, fixture.sequences[2], child, onBoundary]
+        }
+
+        func query(heads: Int) throws -> Tensor<Float> {
+            try PagedAttentionTests.query(heads: heads, queryLengths)
+        }
+    }
+
+    @Test("forks have the same bits together, alone, and without sharing", arguments: KVFormat.allCases)
+    func sameBits(_ format: KVFormat) throws {
+        let family = try Family(format, parent: 2100)
+        let query = try family.query(heads: 6)
+        let pools = [1, 2, 7].map { WorkerPool(threads: $0) }
+        for set in InstructionSet.available {
+            let sharing = try family.fixture.attention(queryHeads: 6, set)
+            let plain = try family.fixture.attention(queryHeads: 6, sharesPrefixes: false, set)
+            let apart = bits(
+                try plain(
+                    query: query, cache: family.fixture.cache, sequences: family.sequences,
+                    queryLengths: family.queryLengths))
+            for pool in pools {
+                let together = try sharing(
+                    query: query, cache: family.fixture.cache, sequences: family.sequences,
+                    queryLengths: family.queryLengths, on: pool)
+                #expect(bits(together) == apart, "\(set), \(format), \(pool.threads) threads")
+            }
+            var first = 0
+            for (index, (sequence, count)) in zip(family.sequences, family.queryLengths).enumerated() {
+                let tokens = first..<first + count
+                let alone = try sharing(
+                    query: Tensor(query.view(), heads: Array(0..<6), tokens: tokens), cache: family.fixture.cache,
+                    sequences: [sequence], queryLengths: [count])
+                let rows = (0..<6).flatMap { head in tokens.map { apart[head * query.shape[1] + $0] } }
+                #expect(bits(alone) == rows, "\(set), \(format), sequence \(index)")
+                first += count
+            }
+        }
+    }
+
+    @Test("forks of a long parent agree with the oracle")
+    func oracle() throws {
+        let fixture = try PagedAttentionFixture(.int8, lengths: [3000])
+        for tokens in [1, 3, 40] {
+            fixture.sequences.append(try fixture.cache.fork(fixture.sequences[0]))
+            try fixture.append(tokens, to: fixture.sequences.last!)
+        }
+        let query = try PagedAttentionTests.query(heads: 4, [1, 1, 2, 5])
+        let attention = try fixture.attention(queryHeads: 4)
+        let state = try attention(
+            query: query, cache: fixture.cache, sequences: fixture.sequences, queryLengths: [1, 1, 2, 5])
+        let expected = try fixture.expected(attention, query: query, queryLengths: [1, 1, 2, 5])
+        PagedAttentionFixture.compare(state, expected, "forks of 3000 tokens")
+    }
+
+    private func batch(_ family: Family, sharesPrefixes: Bool = true, mask: KVMask = .causal) throws -> PagedBatch {
+        try PagedBatch(
+            family.fixture.attention(queryHeads: 6, mask: mask, sharesPrefixes: sharesPrefixes), cache: family.fixture.cache,
+            sequences: family.sequences, queryLengths: family.queryLengths,
+            queryTokens: family.queryLengths.reduce(0, +), layer: 0, selection: nil)
+    }
+
+    @Test("whole chunks that all members see are shared, by those that save the most")
+    func plan() throws {
+        let family = try Family(.float16, parent: 2100)
+        let batch = try batch(family)
+        // Members of the first family have 2048 tokens in common: `early` leaves it at 1500, and the first query of
+        // `onBoundary` stands at 2048. Five with 1024 tokens would save less than four with 2048.
+        let shared = Dictionary(uniqueKeysWithValues: batch.sequences.map { ($0.index, $0.sharedLength) })
+        #expect([0, 2, 3, 7].map { shared[$0] } == [2048, 2048, 2048, 2048])
+        #expect([1, 6].map { shared[$0] } == [1024, 1024])
+        #expect([4, 5].map { shared[$0] } == [0, 0])
+        // Every query of every sequence has one row, whatever the order.
+        #expect(batch.sequences.map(\.index).sorted() == Array(0..<8))
+        #expect(batch.groupOfRow.allSatisfy { $0 >= 0 } && batch.groupOfRow.count == 85 * 6)
+
+        for other in [
+            try self.batch(family, sharesPrefixes: false), try self.batch(family, mask: .streaming(sink: 1, window: 9)),
+        ] {
+            #expect(other.sequences.map(\.index) == Array(0..<8) && other.prefixOfRow.allSatisfy { $0 == -1 })
+        }
+    }
+
+    @Test("the same sequence twice")
+    func twice() throws {
+        let fixture = try PagedAttentionFixture(.float16, lengths: [2100])
+        let sequence = fixture.sequences[0]
+        let query = try PagedAttentionTests.query(heads: 4, [1, 2])
+        let attention = try fixture.attention(queryHeads: 4)
+        let both = try attention(
+            query: query, cache: fixture.cache, sequences: [sequence, sequence], queryLengths: [1, 2])
+        let last = try attention(
+            query: Tensor(query.view(), heads: Array(0..<4), tokens: 1..<3), cache: fixture.cache, sequences: [sequence],
+            queryLengths: [2])
+        #expect(bits(both, tokens: 1..<3) == bits(last))
+    }
+}
