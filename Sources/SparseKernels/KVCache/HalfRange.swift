@@ -1,4 +1,5 @@
 internal import KernelInterface
+internal import Synchronization
 
 // Which elements a cache takes, when it keeps something about them in half precision.
 
@@ -12,57 +13,59 @@ extension KVCacheConfiguration {
 extension TensorView where Element: AttentionElement {
     /// Throws `.invalidArgument` with the first element that is not finite or of magnitude above 65504.
     func requireHalfRange(named name: String, on pool: WorkerPool) throws(SparseKernelsError) {
-        guard let (head, token) = HalfRangeScan(AttentionOperand(self)).firstRow(on: pool) else { return }
-        let limit = HalfRangeScan.limit
-        let channel = (0..<channels).first { !(abs(self[head, token, $0].floatValue) <= limit) } ?? 0
-        throw SparseKernelsError(
-            .invalidArgument, name, expected: "finite elements of magnitude up to \(Int(limit)), as half precision has",
-            actual: "\(self[head, token, channel].floatValue) at (\(head), \(token), \(channel))")
+        let scan = HalfRangeScan(AttentionOperand(self))
+        if !scan.findsAny(on: pool) { return }
+        for head in 0..<heads {
+            for token in 0..<tokens {
+                for channel in 0..<channels {
+                    let element = self[head, token, channel].floatValue
+                    try require(
+                        abs(element) <= HalfRangeScan.limit, .invalidArgument, name,
+                        expected: "finite elements of magnitude up to \(Int(HalfRangeScan.limit)), as half precision has",
+                        actual: "\(element) at (\(head), \(token), \(channel))")
+                }
+            }
+        }
     }
 }
 
 /// Looks for elements beyond the range of half precision. A task is one head.
-private struct HalfRangeScan {
+private struct HalfRangeScan: ~Copyable {
     /// The largest finite number of half precision.
     static let limit: Float = 65504
 
     let operand: AttentionOperand
-    /// Per head, the first token with such an element, or −1.
-    var found: UnsafeMutablePointer<Int>?
+    let found = Atomic(false)
 
     init(_ operand: AttentionOperand) { self.operand = operand }
 
-    func firstRow(on pool: WorkerPool) -> (head: Int, token: Int)? {
+    borrowing func findsAny(on pool: WorkerPool) -> Bool {
         let geometry = operand.geometry
-        return withUnsafeTemporaryAllocation(of: Int.self, capacity: geometry.heads) { found in
-            var call = self
-            call.found = found.baseAddress
-            withUnsafePointer(to: call) { call in
-                pool.run(
-                    tasks: geometry.heads, work: geometry.heads * geometry.tokens * geometry.channels, scratchByteCount: 0,
-                    context: call
-                ) { context, head, _ in
-                    let call = context.assumingMemoryBound(to: HalfRangeScan.self).pointee
-                    call.found![head] = call.firstToken(head: head)
-                }
+        withUnsafePointer(to: self) { call in
+            pool.run(
+                tasks: geometry.heads, work: geometry.heads * geometry.tokens * geometry.channels, scratchByteCount: 0,
+                context: call
+            ) { context, head, _ in
+                context.assumingMemoryBound(to: HalfRangeScan.self).pointee.scan(head: head)
             }
-            guard let head = found.firstIndex(where: { $0 >= 0 }) else { return nil }
-            return (head, found[head])
         }
+        return found.load(ordering: .relaxed)
     }
 
-    private func firstToken(head: Int) -> Int {
+    private borrowing func scan(head: Int) {
         let rows = operand.rows(head: head)
         for token in 0..<operand.geometry.tokens {
             let row = rows.base + token * rows.stride * operand.type.byteCount
-            if exceeds(row, operand.geometry.channels) { return token }
+            if exceeds(row, operand.geometry.channels) {
+                found.store(true, ordering: .relaxed)
+                return
+            }
         }
-        return -1
     }
 
     /// On magnitudes as integers, which have the order of the numbers, with infinities and NaN above all. No early exit, so that the
     /// loops become vectors.
-    private func exceeds(_ row: UnsafeRawPointer, _ count: Int) -> Bool {
+    private borrowing func exceeds(_ row: UnsafeRawPointer, _ count: Int) -> Bool {
         switch operand.type {
         case .float32:
             let elements = row.assumingMemoryBound(to: UInt32.self)
@@ -77,7 +80,7 @@ private struct HalfRangeScan {
         }
     }
 
-    private func largestMagnitude(_ row: UnsafeRawPointer, _ count: Int) -> UInt32 {
+    private borrowing func largestMagnitude(_ row: UnsafeRawPointer, _ count: Int) -> UInt32 {
         let elements = row.assumingMemoryBound(to: UInt16.self)
         var largest: UInt16 = 0
         for i in 0..<count { largest = max(largest, elements[i] & 0x7fff) }

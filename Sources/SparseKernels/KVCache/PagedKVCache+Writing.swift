@@ -78,11 +78,12 @@ extension PagedKVCache {
     /// Throws when the pages of some tokens were discarded.
     func requireTokens(_ tokens: Range<Int>, of index: Int, argument: String) throws(SparseKernelsError) {
         let positions = tokens.lowerBound / configuration.pageSize..<pageCount(tokens.upperBound)
-        guard let hole = table.entries[index].pages[positions].firstIndex(of: CachedSequence.hole) else { return }
-        let start = hole * configuration.pageSize
-        throw SparseKernelsError(
-            .invalidArgument, argument, expected: "outside of discarded pages",
-            actual: "\(tokens), with \(start)..<\(start + configuration.pageSize) discarded")
+        for position in positions where table.entries[index].pages[position] == CachedSequence.hole {
+            let start = position * configuration.pageSize
+            throw SparseKernelsError(
+                .invalidArgument, argument, expected: "outside of discarded pages",
+                actual: "\(tokens), with \(start)..<\(start + configuration.pageSize) discarded")
+        }
     }
 
     /// Gives a sequence pages of its own at some positions of its table: new ones, and copies of shared ones. When there are too
