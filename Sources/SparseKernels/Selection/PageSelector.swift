@@ -18,8 +18,7 @@ public enum SelectionSharing: String, Hashable, Sendable, CaseIterable {
 ///
 /// and with `.mean` metadata the score is q·k̄. A sequence of at most `tokenBudget` tokens keeps every page. A longer one keeps
 /// `pageBudget` pages, of which the first `forcedFirst` and the last `forcedLast` are kept in any case, and the rest by score,
-/// equal scores by lower position. A page whose score is NaN, which takes a query that is not finite, comes
-/// first.
+/// equal scores by lower position. NaN scores, which take a query that is not finite, come first.
 ///
 /// ```swift
 /// let selector = try PageSelector(queryHeads: 32, configuration: cache.configuration, tokenBudget: 2048)
