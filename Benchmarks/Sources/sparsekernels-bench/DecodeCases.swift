@@ -8,8 +8,8 @@ import SparseKernels
 /// right before each call: bytes that must be read ÷ bandwidth.
 ///
 /// The time of scoring depends on the metadata, the time of attention on the budget, so metadata other than the default have rows at one
-/// budget. A step that reuses a selection is no call of its own: of n steps one chooses, so it takes the time of a step less (n − 1)/n of
-/// that of choosing, round by round.
+/// budget. With a selection that serves n steps, a step takes the time of attending and 1/n of that of choosing, both measured on their
+/// own and added round by round.
 struct DecodeCases {
     var instructionSets: [InstructionSet]
     /// Decoding waits for memory, so there are no rows for fewer threads.

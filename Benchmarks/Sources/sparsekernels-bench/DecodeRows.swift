@@ -33,15 +33,18 @@ struct DecodeRows {
             case .twilight, .pages:
                 let op = "decode.step.\(method.isTwilight ? "twilight" : "pages")"
                 let choosing = variants.count
-                variants.append(chooser(step))
+                variants.append(part(step.choose))
+                // A step that reuses a selection.
+                let attending = variants.count
+                if !method.isTwilight { variants.append(part(step.attend)) }
                 for interval in method.isTwilight ? [1] : DecodePlan.intervals {
-                    let part = 1 / Double(interval)
+                    let share = 1 / Double(interval)
                     add(
                         step, checker, op: op, label: plan.label(method, interval: method.isTwilight ? nil : interval),
-                        bytes: part * choice + attention, body: interval == 1 ? step.run : nil, to: &variants)
+                        bytes: share * choice + attention, body: interval == 1 ? step.run : nil, to: &variants)
                     let row = variants.count - 1
-                    if interval > 1 { variants[row].mixture = [(choosing + 1, 1), (choosing, part - 1)] }
-                    variants[row].decode!.scoring = (choosing, part)
+                    if interval > 1 { variants[row].mixture = [(attending, 1), (choosing, share)] }
+                    variants[row].decode!.scoring = (choosing, share)
                     variants[row].decode!.sameFormat = dense ?? (plan.layout.format == .float16 ? baseline : nil)
                 }
             }
@@ -73,11 +76,10 @@ struct DecodeRows {
         variants.append(variant)
     }
 
-    /// Choosing alone, which is timed to know its part.
-    private func chooser(_ step: DecodeStep) -> Variant {
+    /// A part of a step, which is timed for the rows that are made up of it.
+    private func part(_ body: @escaping () -> Void) -> Variant {
         Variant(
-            isa: set.name, threads: pool.threads, body: step.choose, isHidden: true, verify: { nil },
-            preparation: caches.empty)
+            isa: set.name, threads: pool.threads, body: body, isHidden: true, verify: { nil }, preparation: caches.empty)
     }
 }
 
