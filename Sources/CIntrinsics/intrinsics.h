@@ -17,6 +17,16 @@ static inline __attribute__((always_inline)) void sparsekernels_prefetch_near(co
 #include <cpuid.h>
 #include <immintrin.h>
 
+#if defined(__AVX512F__)
+// Groups of four lanes: the even ones of a, then those of b; and the odd ones.
+static inline __attribute__((always_inline)) __m512i sparsekernels_even_groups(__m512i a, __m512i b) {
+    return _mm512_shuffle_i32x4(a, b, 0x88);
+}
+static inline __attribute__((always_inline)) __m512i sparsekernels_odd_groups(__m512i a, __m512i b) {
+    return _mm512_shuffle_i32x4(a, b, 0xdd);
+}
+#endif
+
 // XCR0: which register files the operating system saves. Call only when CPUID reports OSXSAVE.
 __attribute__((target("xsave"))) static inline unsigned long long sparsekernels_xcr0(void) {
     return (unsigned long long)_xgetbv(0);

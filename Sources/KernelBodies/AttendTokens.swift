@@ -64,7 +64,8 @@ public func attendTokens(_ arguments: UnsafePointer<AttendTokensArguments>) {
         for index in 0..<tiles {
             scoreBlock(
                 args.key, slots, count: count, query: space.query + index * space.queryBytes, scales: space.scales,
-                following: args.value, followingSlots: slots, followingCount: count, into: space.scores)
+                following: args.value, followingSlots: slots, followingCount: count, left: args.count - first,
+                into: space.scores)
             attendRows(args, space, slots, first: first, count: count, groups: groups, row: index * tile)
         }
         first += count
@@ -481,21 +482,13 @@ private func addCodes(
     var tile: CodeTileRows = (zero, zero, zero, zero)
     let channel = vector * laneCount
     let stride = space.accumulatorStride
-    let distance = maximum(1, 4096 / args.value.stride)
     for group in 0..<groups {
-        let later = group + distance
-        if later < groups {
-            let row = args.value.base + Int(space.groups[later]) * args.value.stride + 4 * channel
-            fetch(row, bytes: 4 * width * laneCount)
-            if isByte { fetch(row + 4 * stride, bytes: 4 * width * laneCount) }
-        } else if channel == 0 {
-            // The keys of the next step.
-            var row = TokenScratch.block + TokenLayout.group * (later - groups)
-            let end = minimum(row + TokenLayout.group, left)
-            while row < end {
-                fetch(args.key.base + Int(slots[row]) * args.key.stride, bytes: args.key.stride)
-                row += 1
-            }
+        // The same part of the values one step ahead, into the second-level cache.
+        let later = TokenScratch.block + TokenLayout.group * group
+        if later < left {
+            let row = args.value.base + Int(slots[later] >> 3) * args.value.stride + 4 * channel
+            fetchFar(row, bytes: 4 * width * laneCount)
+            if isByte { fetchFar(row + 4 * stride, bytes: 4 * width * laneCount) }
         }
         let words = UnsafeRawPointer(args.value.base + Int(space.groups[group]) * args.value.stride + 4 * channel)
         let pairs = space.pairs + 16 * group

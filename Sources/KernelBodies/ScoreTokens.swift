@@ -31,6 +31,7 @@ public func scoreTokens(_ arguments: UnsafePointer<ScoreTokensArguments>) {
             scoreBlock(
                 args.key, args.slots + first, count: count, query: query, scales: scales, following: args.key,
                 followingSlots: args.slots + minimum(first + count, args.count - 1), followingCount: args.count - first - count,
+                left: args.count - first,
                 into: scores)
             let target = args.scores + row * args.scoreStride + first
             for r in 0..<rows {
@@ -184,14 +185,14 @@ func gatherScales(
 func scoreBlock(
     _ key: TokenOperand, _ slots: UnsafePointer<Int32>, count: Int, query: UnsafeMutableRawPointer,
     scales: UnsafePointer<Float>, following: TokenOperand, followingSlots: UnsafePointer<Int32>, followingCount: Int,
-    into scores: UnsafeMutablePointer<Float>
+    left: Int, into scores: UnsafeMutablePointer<Float>
 ) {
     switch key.format {
     case .float32: scoreFloat32(key, slots, count, query, following, followingSlots, followingCount, scores)
     case .float16: scoreFloat16(key, slots, count, query, following, followingSlots, followingCount, scores)
     case .bfloat16: scoreBFloat16(key, slots, count, query, following, followingSlots, followingCount, scores)
-    case .int8: scoreInt8(key, slots, count, query, scales, following, followingSlots, followingCount, scores)
-    case .int4: scoreInt4(key, slots, count, query, scales, following, followingSlots, followingCount, scores)
+    case .int8: scoreInt8(key, slots, count, query, scales, left, scores)
+    case .int4: scoreInt4(key, slots, count, query, scales, left, scores)
     }
 }
 
@@ -231,6 +232,16 @@ func tokenOffset(_ tokens: TokenOperand, _ slot: Int32) -> Int {
 /// Keys of codes and rows of floats have a stride each, quantised values one for eight slots.
 @_transparent
 func tokenBytes(_ tokens: TokenOperand) -> Int { tokens.isGrouped ? tokens.stride / TokenLayout.group : tokens.stride }
+
+/// Asks for the lines of a row, which has at least one, into the second-level cache.
+@_transparent
+func fetchFar(_ base: UnsafeRawPointer, bytes: Int) {
+    var offset = 0
+    repeat {
+        prefetch((base + offset).assumingMemoryBound(to: Float.self))
+        offset += 64
+    } while offset < bytes
+}
 
 /// Asks for the lines of a row, which has at least one.
 @_transparent
@@ -272,19 +283,17 @@ private func scoreBFloat16(
 @inline(never)
 private func scoreInt8(
     _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
-    _ scales: UnsafePointer<Float>, _ following: TokenOperand, _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int,
-    _ scores: UnsafeMutablePointer<Float>
+    _ scales: UnsafePointer<Float>, _ left: Int, _ scores: UnsafeMutablePointer<Float>
 ) {
-    scoreCodes(key, slots, count, query, scales, following, followingSlots, followingCount, scores, halves: 1)
+    scoreCodes(key, slots, count, query, scales, left, scores, halves: 1)
 }
 
 @inline(never)
 private func scoreInt4(
     _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
-    _ scales: UnsafePointer<Float>, _ following: TokenOperand, _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int,
-    _ scores: UnsafeMutablePointer<Float>
+    _ scales: UnsafePointer<Float>, _ left: Int, _ scores: UnsafeMutablePointer<Float>
 ) {
-    scoreCodes(key, slots, count, query, scales, following, followingSlots, followingCount, scores, halves: 2)
+    scoreCodes(key, slots, count, query, scales, left, scores, halves: 2)
 }
 
 /// One vector of a row of floats.
@@ -297,21 +306,12 @@ func loadElements(_ row: UnsafeRawPointer, _ index: Int, _ format: TokenFormat) 
     }
 }
 
-/// Sums of one token, one vector per row.
-private typealias RowSums = (r0: Vector, r1: Vector, r2: Vector, r3: Vector)
-
 @_transparent
-private func add(_ sums: inout RowSums, _ key: Vector, _ q: RowSums) {
+private func add(_ sums: inout TokenSums, _ key: Vector, _ q: TokenSums) {
     sums.r0 = multiplyAdd(key, q.r0, sums.r0)
     sums.r1 = multiplyAdd(key, q.r1, sums.r1)
     sums.r2 = multiplyAdd(key, q.r2, sums.r2)
     sums.r3 = multiplyAdd(key, q.r3, sums.r3)
-}
-
-@_transparent
-private func storeSums(_ sums: RowSums, _ target: UnsafeMutablePointer<Float>) {
-    let four = laneSums(sums.r0, sums.r1, sums.r2, sums.r3)
-    UnsafeMutableRawPointer(target).storeBytes(of: four, as: SIMD4<Float>.self)
 }
 
 @_transparent
@@ -333,7 +333,7 @@ private func scoreFloats(
         let k1 = UnsafeRawPointer(key.base + Int(slots[minimum(token + 1, count - 1)]) * key.stride)
         let k2 = UnsafeRawPointer(key.base + Int(slots[minimum(token + 2, count - 1)]) * key.stride)
         let k3 = UnsafeRawPointer(key.base + Int(slots[minimum(token + 3, count - 1)]) * key.stride)
-        var (s0, s1, s2, s3): (RowSums, RowSums, RowSums, RowSums) = (zero, zero, zero, zero)
+        var (s0, s1, s2, s3): (TokenSums, TokenSums, TokenSums, TokenSums) = (zero, zero, zero, zero)
         var vector = 0
         for row in 0..<tokenTile {
             // Each row ahead is asked for during its share of the steps.
@@ -355,72 +355,53 @@ private func scoreFloats(
                 vector += 1
             }
         }
-        let target = scores + 4 * token
-        storeSums(s0, target)
-        if token + 1 < count { storeSums(s1, target + 4) }
-        if tokenTile > 2 {
-            if token + 2 < count { storeSums(s2, target + 8) }
-            if token + 3 < count { storeSums(s3, target + 12) }
-        }
+        storeTileSums(s0, s1, s2, s3, scores + 4 * token)
         token += tokenTile
     }
 }
 
 // MARK: - Quantised keys
 
-private typealias CodeSums = (r0: CodeVector, r1: CodeVector, r2: CodeVector, r3: CodeVector)
-
 @_transparent
 private func loadCodes(_ pointer: UnsafeRawPointer) -> CodeVector { pointer.loadUnaligned(as: CodeVector.self) }
 
 @_transparent
-private func add(_ sums: inout CodeSums, _ key: CodeVector, _ q: CodeSums) {
+private func add(_ sums: inout TokenCodeSums, _ key: CodeVector, _ q: TokenCodeSums) {
     sums.r0 = addPairProducts(sums.r0, key, q.r0)
     sums.r1 = addPairProducts(sums.r1, key, q.r1)
     sums.r2 = addPairProducts(sums.r2, key, q.r2)
     sums.r3 = addPairProducts(sums.r3, key, q.r3)
 }
 
-/// s·(Σ q·code − z·Σ q) for the four rows.
-@_transparent
-private func storeSums(
-    _ sums: CodeSums, _ factors: SIMD4<Float>, _ total: SIMD4<Float>, _ scale: Float, _ zero: Float,
-    _ target: UnsafeMutablePointer<Float>
-) {
-    let four = codeLaneSums(sums.r0, sums.r1, sums.r2, sums.r3)
-    let value = (four - total * SIMD4(repeating: zero)) * (factors * SIMD4(repeating: scale))
-    UnsafeMutableRawPointer(target).storeBytes(of: value, as: SIMD4<Float>.self)
-}
-
 /// `halves` is 2 for nibbles: a load of bytes gives the even and the odd channels.
 @_transparent
 private func scoreCodes(
     _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
-    _ scales: UnsafePointer<Float>, _ following: TokenOperand, _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int,
-    _ scores: UnsafeMutablePointer<Float>, halves: Int
+    _ scales: UnsafePointer<Float>, _ left: Int, _ scores: UnsafeMutablePointer<Float>, halves: Int
 ) {
     let bytes = 2 * laneCount
     let steps = (key.stride + bytes - 1) / bytes
     let factorPointer = query + packedQueryBytes(key.channels) - 32
-    let factors = factorPointer.loadUnaligned(as: SIMD4<Float>.self)
-    let totals = (factorPointer + 16).loadUnaligned(as: SIMD4<Float>.self)
+    let factors = repeatFour(factorPointer.loadUnaligned(as: SIMD4<Float>.self))
+    let totals = repeatFour((factorPointer + 16).loadUnaligned(as: SIMD4<Float>.self))
     let zeros = scales + TokenScratch.block
-    let distance = fetchDistance(key)
     let nothing = startingSums(0)
     let zero = (nothing, nothing, nothing, nothing)
     var token = 0
     while token < count {
-        for row in 0..<tokenTile {
-            fetch(
-                rowAhead(token + distance + row, key, slots, count, following, followingSlots, followingCount),
-                bytes: key.stride)
+        // Codes are small: the keys of a whole step are asked for one step ahead, into the second-level cache.
+        var later = token + TokenScratch.block
+        let end = minimum(later + tokenTile, left)
+        while later < end {
+            fetchFar(key.base + Int(slots[later]) * key.stride, bytes: key.stride)
+            later += 1
         }
         let (t1, t2, t3) = (minimum(token + 1, count - 1), minimum(token + 2, count - 1), minimum(token + 3, count - 1))
         let k0 = UnsafeRawPointer(key.base + Int(slots[token]) * key.stride)
         let k1 = UnsafeRawPointer(key.base + Int(slots[t1]) * key.stride)
         let k2 = UnsafeRawPointer(key.base + Int(slots[t2]) * key.stride)
         let k3 = UnsafeRawPointer(key.base + Int(slots[t3]) * key.stride)
-        var (s0, s1, s2, s3): (CodeSums, CodeSums, CodeSums, CodeSums) = (zero, zero, zero, zero)
+        var (s0, s1, s2, s3): (TokenCodeSums, TokenCodeSums, TokenCodeSums, TokenCodeSums) = (zero, zero, zero, zero)
         var q = UnsafeRawPointer(query)
         for step in 0..<steps {
             let x = step * bytes
@@ -453,12 +434,15 @@ private func scoreCodes(
                 }
             }
         }
+        // s·(Σ q·code − z·Σ q)
         let target = scores + 4 * token
-        storeSums(s0, factors, totals, scales[token], zeros[token], target)
-        if token + 1 < count { storeSums(s1, factors, totals, scales[t1], zeros[t1], target + 4) }
-        if tokenTile > 2 {
-            if token + 2 < count { storeSums(s2, factors, totals, scales[t2], zeros[t2], target + 8) }
-            if token + 3 < count { storeSums(s3, factors, totals, scales[t3], zeros[t3], target + 12) }
+        storeTileSums(s0, s1, s2, s3, target)
+        var x = 0
+        while x < 4 * tokenTile {
+            let scale = repeatEach(scales + token + x / 4) * factors
+            let sum = load(target + x) - repeatEach(zeros + token + x / 4) * totals
+            store(sum * scale, target + x)
+            x += laneCount
         }
         token += tokenTile
     }

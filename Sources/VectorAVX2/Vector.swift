@@ -168,24 +168,52 @@ public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVe
 @_alwaysEmitIntoClient @inline(__always)
 public var tokenTile: Int { 2 }
 
-/// The sums of the lanes of four vectors.
+/// Sums of a token, one vector per row.
+public typealias TokenSums = (r0: Vector, r1: Vector, r2: Vector, r3: Vector)
+/// Sums of products of codes of a token.
+public typealias TokenCodeSums = (r0: CodeVector, r1: CodeVector, r2: CodeVector, r3: CodeVector)
+
+/// In both halves, partial sums of the four rows.
 @_alwaysEmitIntoClient @_transparent
-public func laneSums(_ a: Vector, _ b: Vector, _ c: Vector, _ d: Vector) -> SIMD4<Float> {
-    let ab = unsafeBitCast(_mm256_unpacklo_ps(a, b) + _mm256_unpackhi_ps(a, b), to: __m256d.self)
-    let cd = unsafeBitCast(_mm256_unpacklo_ps(c, d) + _mm256_unpackhi_ps(c, d), to: __m256d.self)
-    let low = unsafeBitCast(_mm256_unpacklo_pd(ab, cd), to: Vector.self)
-    let high = unsafeBitCast(_mm256_unpackhi_pd(ab, cd), to: Vector.self)
-    return foldSum(low + high)
+func rowGroups(_ t: TokenSums) -> Vector {
+    let ab = unsafeBitCast(_mm256_unpacklo_ps(t.r0, t.r1) + _mm256_unpackhi_ps(t.r0, t.r1), to: __m256d.self)
+    let cd = unsafeBitCast(_mm256_unpacklo_ps(t.r2, t.r3) + _mm256_unpackhi_ps(t.r2, t.r3), to: __m256d.self)
+    return unsafeBitCast(_mm256_unpacklo_pd(ab, cd), to: Vector.self)
+        + unsafeBitCast(_mm256_unpackhi_pd(ab, cd), to: Vector.self)
 }
 
-/// The sums of the 32-bit lanes of four registers, as floats.
 @_alwaysEmitIntoClient @_transparent
-public func codeLaneSums(_ a: CodeVector, _ b: CodeVector, _ c: CodeVector, _ d: CodeVector) -> SIMD4<Float> {
-    let ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b))
-    let cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d))
-    let sums = unsafeBitCast(
+func rowGroups(_ t: TokenCodeSums) -> IntVector {
+    let ab = _mm256_add_epi32(_mm256_unpacklo_epi32(t.r0, t.r1), _mm256_unpackhi_epi32(t.r0, t.r1))
+    let cd = _mm256_add_epi32(_mm256_unpacklo_epi32(t.r2, t.r3), _mm256_unpackhi_epi32(t.r2, t.r3))
+    return unsafeBitCast(
         _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd)), to: IntVector.self)
-    return _mm_cvtepi32_ps(unsafeBitCast(sums.lowHalf &+ sums.highHalf, to: __m128i.self))
+}
+
+/// The sums of the lanes of every vector of a tile, [token][row], to memory.
+@_alwaysEmitIntoClient @_transparent
+public func storeTileSums(
+    _ t0: TokenSums, _ t1: TokenSums, _ t2: TokenSums, _ t3: TokenSums, _ pointer: UnsafeMutablePointer<Float>
+) {
+    let (a, b) = (rowGroups(t0), rowGroups(t1))
+    store(
+        Vector(lowHalf: a.lowHalf, highHalf: b.lowHalf) + Vector(lowHalf: a.highHalf, highHalf: b.highHalf), pointer)
+}
+
+/// The sums of the 32-bit lanes of every register of a tile, [token][row], as floats to memory.
+@_alwaysEmitIntoClient @_transparent
+public func storeTileSums(
+    _ t0: TokenCodeSums, _ t1: TokenCodeSums, _ t2: TokenCodeSums, _ t3: TokenCodeSums, _ pointer: UnsafeMutablePointer<Float>
+) {
+    let (a, b) = (rowGroups(t0), rowGroups(t1))
+    let sums = IntVector(lowHalf: a.lowHalf, highHalf: b.lowHalf) &+ IntVector(lowHalf: a.highHalf, highHalf: b.highHalf)
+    store(floats(sums), pointer)
+}
+
+/// Two values, each repeated four times.
+@_alwaysEmitIntoClient @_transparent
+public func repeatEach(_ pointer: UnsafePointer<Float>) -> Vector {
+    Vector(lowHalf: SIMD4(repeating: pointer[0]), highHalf: SIMD4(repeating: pointer[1]))
 }
 
 /// Integer lanes as a register of codes.

@@ -154,25 +154,68 @@ public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVe
 @_alwaysEmitIntoClient @inline(__always)
 public var tokenTile: Int { 4 }
 
-/// The sums of the lanes of four vectors.
+/// Sums of a token, one vector per row.
+public typealias TokenSums = (r0: Vector, r1: Vector, r2: Vector, r3: Vector)
+/// Sums of products of codes of a token.
+public typealias TokenCodeSums = (r0: CodeVector, r1: CodeVector, r2: CodeVector, r3: CodeVector)
+
+/// In every group of four lanes, partial sums of the four rows.
 @_alwaysEmitIntoClient @_transparent
-public func laneSums(_ a: Vector, _ b: Vector, _ c: Vector, _ d: Vector) -> SIMD4<Float> {
-    let ab = unsafeBitCast(_mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b), to: __m512d.self)
-    let cd = unsafeBitCast(_mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d), to: __m512d.self)
+func rowGroups(_ t: TokenSums) -> CodeVector {
+    let ab = unsafeBitCast(_mm512_unpacklo_ps(t.r0, t.r1) + _mm512_unpackhi_ps(t.r0, t.r1), to: __m512d.self)
+    let cd = unsafeBitCast(_mm512_unpacklo_ps(t.r2, t.r3) + _mm512_unpackhi_ps(t.r2, t.r3), to: __m512d.self)
     let low = unsafeBitCast(_mm512_unpacklo_pd(ab, cd), to: Vector.self)
     let high = unsafeBitCast(_mm512_unpackhi_pd(ab, cd), to: Vector.self)
-    return foldSum(low + high)
+    return unsafeBitCast(low + high, to: CodeVector.self)
 }
 
-/// The sums of the 32-bit lanes of four registers, as floats.
 @_alwaysEmitIntoClient @_transparent
-public func codeLaneSums(_ a: CodeVector, _ b: CodeVector, _ c: CodeVector, _ d: CodeVector) -> SIMD4<Float> {
-    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b))
-    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d))
-    let sums = unsafeBitCast(
-        _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd)), to: IntVector.self)
-    let eight = sums.lowHalf &+ sums.highHalf
-    return _mm_cvtepi32_ps(unsafeBitCast(eight.lowHalf &+ eight.highHalf, to: __m128i.self))
+func rowGroups(_ t: TokenCodeSums) -> CodeVector {
+    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(t.r0, t.r1), _mm512_unpackhi_epi32(t.r0, t.r1))
+    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(t.r2, t.r3), _mm512_unpackhi_epi32(t.r2, t.r3))
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
+}
+
+/// The sums of the lanes of every vector of a tile, [token][row], to memory.
+@_alwaysEmitIntoClient @_transparent
+public func storeTileSums(
+    _ t0: TokenSums, _ t1: TokenSums, _ t2: TokenSums, _ t3: TokenSums, _ pointer: UnsafeMutablePointer<Float>
+) {
+    let (a, b) = (groupSums(rowGroups(t0), rowGroups(t1)), groupSums(rowGroups(t2), rowGroups(t3)))
+    store(groupSums(a, b), pointer)
+}
+
+/// Sums of neighbouring groups of a, then of b.
+@_alwaysEmitIntoClient @_transparent
+func groupSums(_ a: CodeVector, _ b: CodeVector) -> Vector {
+    unsafeBitCast(sparsekernels_even_groups(a, b), to: Vector.self)
+        + unsafeBitCast(sparsekernels_odd_groups(a, b), to: Vector.self)
+}
+
+@_alwaysEmitIntoClient @_transparent
+func groupSums(_ a: Vector, _ b: Vector) -> Vector {
+    groupSums(unsafeBitCast(a, to: CodeVector.self), unsafeBitCast(b, to: CodeVector.self))
+}
+
+/// The sums of the 32-bit lanes of every register of a tile, [token][row], as floats to memory.
+@_alwaysEmitIntoClient @_transparent
+public func storeTileSums(
+    _ t0: TokenCodeSums, _ t1: TokenCodeSums, _ t2: TokenCodeSums, _ t3: TokenCodeSums, _ pointer: UnsafeMutablePointer<Float>
+) {
+    let (a, b) = (codeGroupSums(rowGroups(t0), rowGroups(t1)), codeGroupSums(rowGroups(t2), rowGroups(t3)))
+    store(floats(byteSums(codeGroupSums(a, b))), pointer)
+}
+
+@_alwaysEmitIntoClient @_transparent
+func codeGroupSums(_ a: CodeVector, _ b: CodeVector) -> CodeVector {
+    _mm512_add_epi32(sparsekernels_even_groups(a, b), sparsekernels_odd_groups(a, b))
+}
+
+/// Four values, each repeated four times.
+@_alwaysEmitIntoClient @_transparent
+public func repeatEach(_ pointer: UnsafePointer<Float>) -> Vector {
+    let values = repeatFour(UnsafeRawPointer(pointer).loadUnaligned(as: SIMD4<Float>.self))
+    return _mm512_permutevar_ps(values, _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0))
 }
 
 /// Integer lanes as a register of codes.

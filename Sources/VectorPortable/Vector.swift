@@ -200,19 +200,39 @@ public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVe
 @_alwaysEmitIntoClient @inline(__always)
 public var tokenTile: Int { 2 }
 
-/// The sums of the lanes of four vectors.
+/// Sums of a token, one vector per row.
+public typealias TokenSums = (r0: Vector, r1: Vector, r2: Vector, r3: Vector)
+/// Sums of products of codes of a token.
+public typealias TokenCodeSums = (r0: CodeVector, r1: CodeVector, r2: CodeVector, r3: CodeVector)
+
 @_alwaysEmitIntoClient @_transparent
-public func laneSums(_ a: Vector, _ b: Vector, _ c: Vector, _ d: Vector) -> SIMD4<Float> {
-    SIMD4(laneSum(a), laneSum(b), laneSum(c), laneSum(d))
+func rowSums(_ t: TokenCodeSums) -> IntVector {
+    let (a, b, c, d) = t
+    return IntVector(a[0] &+ a[1], b[0] &+ b[1], c[0] &+ c[1], d[0] &+ d[1])
+        &+ IntVector(a[2] &+ a[3], b[2] &+ b[3], c[2] &+ c[3], d[2] &+ d[3])
 }
 
-/// The sums of the 32-bit lanes of four registers, as floats.
+/// The sums of the lanes of every vector of a tile, [token][row], to memory.
 @_alwaysEmitIntoClient @_transparent
-public func codeLaneSums(_ a: CodeVector, _ b: CodeVector, _ c: CodeVector, _ d: CodeVector) -> SIMD4<Float> {
-    let even = SIMD4(a[0] &+ a[1], b[0] &+ b[1], c[0] &+ c[1], d[0] &+ d[1])
-    let odd = SIMD4(a[2] &+ a[3], b[2] &+ b[3], c[2] &+ c[3], d[2] &+ d[3])
-    return SIMD4<Float>(even &+ odd)
+public func storeTileSums(
+    _ t0: TokenSums, _ t1: TokenSums, _ t2: TokenSums, _ t3: TokenSums, _ pointer: UnsafeMutablePointer<Float>
+) {
+    store(Vector(laneSum(t0.r0), laneSum(t0.r1), laneSum(t0.r2), laneSum(t0.r3)), pointer)
+    store(Vector(laneSum(t1.r0), laneSum(t1.r1), laneSum(t1.r2), laneSum(t1.r3)), pointer + 4)
 }
+
+/// The sums of the 32-bit lanes of every register of a tile, [token][row], as floats to memory.
+@_alwaysEmitIntoClient @_transparent
+public func storeTileSums(
+    _ t0: TokenCodeSums, _ t1: TokenCodeSums, _ t2: TokenCodeSums, _ t3: TokenCodeSums, _ pointer: UnsafeMutablePointer<Float>
+) {
+    store(floats(rowSums(t0)), pointer)
+    store(floats(rowSums(t1)), pointer + 4)
+}
+
+/// One value, repeated four times.
+@_alwaysEmitIntoClient @_transparent
+public func repeatEach(_ pointer: UnsafePointer<Float>) -> Vector { splat(pointer[0]) }
 
 /// Integer lanes as a register of codes.
 @_alwaysEmitIntoClient @_transparent
