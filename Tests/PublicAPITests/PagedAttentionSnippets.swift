@@ -33,8 +33,9 @@ struct PagedAttentionSnippets {
         let configuration = try KVCacheConfiguration(kvHeads: 2, headDim: 64, pageCapacity: 64, metadata: metadata)
         let cache = try PagedKVCache(configuration)
         let sequence = cache.makeSequence()
-        try cache.append(
-            key: pattern([2, tokens, 64], 7).view(), value: pattern([2, tokens, 64], 11).view(), to: sequence)
+        let key = try pattern([2, tokens, 64], 7)
+        let value = try pattern([2, tokens, 64], 11)
+        try cache.append(key: key.view(), value: value.view(), to: sequence)
         return (cache, sequence)
     }
 

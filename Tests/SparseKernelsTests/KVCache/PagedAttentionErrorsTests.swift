@@ -43,7 +43,7 @@ struct PagedAttentionErrorsTests {
     private struct Call {
         var query = [4, 3, 8]
         var output = [4, 3, 5]
-        var logSumExp: Int? = 12
+        var logSumExp = 12
         var sequences: [PagedKVCache.SequenceID]
         var queryLengths: [Int]? = [2, 1]
         var layer = 0
@@ -54,12 +54,12 @@ struct PagedAttentionErrorsTests {
         func run() throws -> (output: Tensor<Float>, logSumExp: [Float]) {
             let attention = try PagedAttention(queryHeads: 4, configuration: configuration, mask: mask)
             var result = try Tensor<Float>(output) { _ in TokenKernelTests.canary }
-            var lse = [Float](repeating: TokenKernelTests.canary, count: logSumExp ?? 0)
+            let operand = try Tensor<Float>(zeros: query)
+            var lse = [Float](repeating: TokenKernelTests.canary, count: logSumExp)
             do {
                 try attention.run(
-                    query: Tensor<Float>(zeros: query).view(), cache: cache, sequences: sequences,
-                    queryLengths: queryLengths, layer: layer, selection: selection, output: result.mutableView(),
-                    logSumExp: logSumExp == nil ? nil : lse.mutableSpan)
+                    query: operand.view(), cache: cache, sequences: sequences, queryLengths: queryLengths, layer: layer,
+                    selection: selection, output: result.mutableView(), logSumExp: lse.mutableSpan)
             } catch {
                 #expect(result.elements.allSatisfy { $0 == TokenKernelTests.canary })
                 #expect(lse.allSatisfy { $0 == TokenKernelTests.canary })

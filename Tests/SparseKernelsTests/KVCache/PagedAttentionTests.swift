@@ -190,9 +190,9 @@ struct PagedAttentionTests {
         var worst = 0.0
         for count in chunks {
             let tokens = first..<first + count
-            try cache.append(
-                key: Tensor(key.view(), heads: [0, 1], tokens: tokens).view(),
-                value: Tensor(value.view(), heads: [0, 1], tokens: tokens).view(), to: sequence)
+            let newKeys = try Tensor(key.view(), heads: [0, 1], tokens: tokens)
+            let newValues = try Tensor(value.view(), heads: [0, 1], tokens: tokens)
+            try cache.append(key: newKeys.view(), value: newValues.view(), to: sequence)
             let state = try attention(
                 query: Tensor(query.view(), heads: [0, 1, 2, 3], tokens: tokens), cache: cache, sequences: [sequence],
                 queryLengths: [count])
@@ -270,9 +270,9 @@ struct PagedAttentionTests {
         }
         let before = try state()
         for (key, value) in [(Float.nan, Float(0)), (0, .nan), (0, .infinity)] {
-            try fixture.cache.overwrite(
-                key: Tensor<Float>([2, 1, 8]) { _ in key }.view(), value: Tensor<Float>([2, 1, 5]) { _ in value }.view(),
-                in: fixture.sequences[1], from: 7)
+            let keys = try Tensor<Float>([2, 1, 8]) { _ in key }
+            let values = try Tensor<Float>([2, 1, 5]) { _ in value }
+            try fixture.cache.overwrite(key: keys.view(), value: values.view(), in: fixture.sequences[1], from: 7)
             let after = try state()
             #expect(bits(after, tokens: 0..<1) == bits(before, tokens: 0..<1), "\(set), \(key), \(value)")
             #expect(bits(after, tokens: 3..<4) == bits(before, tokens: 3..<4), "\(set), \(key), \(value)")
