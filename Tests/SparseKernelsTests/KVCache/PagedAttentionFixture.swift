@@ -117,7 +117,10 @@ final class PagedAttentionFixture {
         let bound = AttentionErrorBound(row, headDim: query.count, logitsSoftCap: cap)
         let coding = TokenErrorBound.values(
             scores: scores, logSumExp: row.logSumExp, value: value, values: values, slots: slots)
-        return TokenKernelTests.Expected(row: row, output: bound.output + coding, logSumExp: bound.logSumExp)
+        let codes = TokenErrorBound.queryCodes(
+            query: query, scale: scale, logitsSoftCap: cap, scores: scores, row: row, key: key, keys: keys, values: values)
+        return TokenKernelTests.Expected(
+            row: row, output: bound.output + coding + codes.output, logSumExp: bound.logSumExp + codes.logSumExp)
     }
 
     /// Rows of a call: all heads of a few queries of every sequence. `positions` are what a query head sees from a position.

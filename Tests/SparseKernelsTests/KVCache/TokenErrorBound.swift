@@ -38,14 +38,46 @@ enum TokenErrorBound {
     private static func codeError(
         _ query: [Double], _ scale: Double, _ key: TokenOperand, _ k: [Double], slot: Int
     ) -> Double {
-        let limit = min(32_767, Int(Int32.max) / (query.count * key.format.maximumCode))
-        let step = query.reduce(0) { max($0, abs($1)) } / Double(limit)
         let norm = k.reduce(0) { $0 + $1 * $1 }.squareRoot()
         let offset = TokenPool.half(key.scales![slot]) * TokenPool.half(key.zeros![slot]) * query.reduce(0, +)
         // s·Σ q·code = Σ q·k + s·z·Σ q.
         let product = zip(query, k).reduce(0) { $0 + $1.0 * $1.1 } + offset
         let rounding = 4 * AttentionErrorBound.unitRoundoff * (abs(product) + abs(offset))
-        return scale * (AttentionErrorBound.confidence * step / 12.squareRoot() * norm + rounding)
+        return scale * (deviation(query, key) * norm + rounding)
+    }
+
+    /// λ·t/√12.
+    private static func deviation(_ query: [Double], _ key: TokenOperand) -> Double {
+        let limit = min(32_767, Int(Int32.max) / (query.count * key.format.maximumCode))
+        let step = query.reduce(0) { max($0, abs($1)) } / Double(limit)
+        return AttentionErrorBound.confidence * step / 12.squareRoot()
+    }
+
+    /// What the codes of a query do to the results of a row. Their deviations are the same for all keys, so that they do not average
+    /// out over many keys as roundings do. With p the probabilities and d_j = 1 − (s_j/cap)² the slopes of a soft cap:
+    ///
+    ///     |δLSE| ≤ scale·λ·t/√12·‖Σ p_j·d_j·k_j‖₂      |δo_c| ≤ scale·λ·t/√12·‖Σ p_j·d_j·(v_jc − o_c)·k_j‖₂
+    static func queryCodes(
+        query: [Double], scale: Double, logitsSoftCap: Float?, scores: [Double], row: ReferenceAttention.Row,
+        key: TokenOperand, keys: [[Double]], values: [[Double]]
+    ) -> (output: Double, logSumExp: Double) {
+        if !key.format.isQuantized || scores.isEmpty { return (0, 0) }
+        let channels = query.count
+        // A line per output channel, and one for the LSE.
+        var sums = [Double](repeating: 0, count: (row.output.count + 1) * channels)
+        for (j, score) in scores.enumerated() {
+            let slope = logitsSoftCap.map { 1 - (score / Double($0)) * (score / Double($0)) } ?? 1
+            let weight = exp(score - row.logSumExp) * slope
+            for line in 0...row.output.count {
+                let factor = line == row.output.count ? weight : weight * (values[j][line] - row.output[line])
+                for c in 0..<channels { sums[line * channels + c] += factor * keys[j][c] }
+            }
+        }
+        let norms = (0...row.output.count).map { line in
+            sums[line * channels..<(line + 1) * channels].reduce(0) { $0 + $1 * $1 }.squareRoot()
+        }
+        let factor = scale * deviation(query, key)
+        return (factor * (norms.dropLast().max() ?? 0), factor * norms[row.output.count])
     }
 
     /// ω + κ of the worst channel of a row over the first `scores.count` of `slots`.
