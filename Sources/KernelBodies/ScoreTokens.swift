@@ -33,10 +33,9 @@ public func scoreTokens(_ arguments: UnsafePointer<ScoreTokensArguments>) {
                 followingSlots: args.slots + minimum(first + count, args.count - 1), followingCount: args.count - first - count,
                 left: args.count - first,
                 into: scores)
-            let target = args.scores + row * args.scoreStride + first
-            for r in 0..<rows {
-                for token in 0..<count { target[r * args.scoreStride + token] = scores[token * 4 + r] }
-            }
+            transpose(
+                scores, stride: 4, rows: count, columns: rows, times: 1,
+                into: args.scores + row * args.scoreStride + first, destinationStride: args.scoreStride)
             first += count
         }
         row += TokenScratch.rowTile

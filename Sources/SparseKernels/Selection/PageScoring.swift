@@ -37,8 +37,8 @@ struct PageScoring {
             var end = 0
             rows = Self.take(4 * group * channels, &end)
             slots = Self.take(4 * chunk, &end)
-            scores = Self.take(4 * group * chunk, &end)
-            keys = Self.take(4 * chunk, &end)
+            scores = Self.take(4 * group * chunk + 4 * ScoreOrder.Keys.scalarCount, &end)
+            keys = Self.take(4 * chunk + 4 * ScoreOrder.Keys.scalarCount, &end)
             kernel = Self.take(TokenScratch(headDim: channels, valueDim: 1, rows: group).byteCount, &end)
             byteCount = end
         }
@@ -117,9 +117,14 @@ struct PageScoring {
         let rowsPerList = group / lists
         for list in 0..<lists {
             let first = scores + list * rowsPerList * chunk
-            for slot in 0..<count { best[slot] = ScoreOrder.key(first[slot]) }
-            for row in 1..<rowsPerList {
-                for slot in 0..<count { best[slot] = max(best[slot], ScoreOrder.key(first[row * chunk + slot])) }
+            // Rows have room for whole vectors; what lies beyond `count` is not read again.
+            for slot in stride(from: 0, to: count, by: ScoreOrder.Keys.scalarCount) {
+                var largest = ScoreOrder.keys(first + slot)
+                for row in 1..<rowsPerList {
+                    let other = ScoreOrder.keys(first + row * chunk + slot)
+                    largest.replace(with: other, where: other .> largest)
+                }
+                UnsafeMutableRawPointer(best + slot).storeBytes(of: largest, as: ScoreOrder.Keys.self)
             }
             for page in range {
                 let start = (page - range.lowerBound) * logicalPerPage

@@ -12,6 +12,18 @@ enum ScoreOrder {
         return score == score ? ordered : .max
     }
 
+    /// Keys of scores that follow each other.
+    typealias Keys = SIMD8<Int32>
+
+    /// `key` of eight scores.
+    @inline(__always)
+    static func keys(_ scores: UnsafePointer<Float>) -> Keys {
+        let scores = UnsafeRawPointer(scores).loadUnaligned(as: SIMD8<Float>.self)
+        let bits = unsafeBitCast(scores + 0, to: Keys.self)
+        let ordered = bits ^ ((bits &>> 31) & Keys(repeating: .max))
+        return ordered.replacing(with: .max, where: scores .!= scores)
+    }
+
     /// The score of a key; the canonical quiet NaN for all NaN.
     @inline(__always)
     static func score(_ key: Int32) -> Float {
