@@ -6,8 +6,8 @@
 // 128 tokens: keys and values come from memory once and are read from the caches by the other rows. Scores and weights are
 // [token][row], so that maxima and sums are vertical.
 //
-// Decoding is bound by memory, and a step alternates between keys and values: while the keys of a step are multiplied its values are
-// asked for, and while its values are multiplied the keys of the next step. Formats are in StoreTokens.swift, scores in ScoreTokens.swift.
+// Decoding is bound by memory, so every loop asks for what comes next. Formats are in StoreTokens.swift, scores in ScoreTokens.swift, values of
+// quantised formats in AttendTokenCodes.swift.
 
 public import KernelInterface
 
@@ -24,6 +24,11 @@ private struct Workspace {
     var accumulatorStride: Int
     var maxima: UnsafeMutablePointer<Float>
     var sums: UnsafeMutablePointer<Float>
+}
+
+@_transparent
+private func codeSpace(_ space: Workspace) -> CodeSpace {
+    (space.scores, space.scales, space.pairs, space.groups, space.accumulatorStride)
 }
 
 /// See `AttendTokensArguments`.
@@ -60,7 +65,8 @@ public func attendTokens(_ arguments: UnsafePointer<AttendTokensArguments>) {
         let slots = args.slots + first
         gatherScales(args.key, slots, count: count, left: args.count - first, into: space.scales)
         let groups =
-            args.value.format.isQuantized ? prepareValues(args, slots, count: count, left: args.count - first, space) : 0
+            args.value.format.isQuantized
+            ? prepareValues(args, slots, count: count, left: args.count - first, codeSpace(space)) : 0
         for index in 0..<tiles {
             scoreBlock(
                 args.key, slots, count: count, query: space.query + index * space.queryBytes, scales: space.scales,
@@ -116,11 +122,11 @@ private func attendRows(
     case .float16: addFloat16(args, slots, count, scores, accumulator, space.accumulatorStride, rescale, left)
     case .bfloat16: addBFloat16(args, slots, count, scores, accumulator, space.accumulatorStride, rescale, left)
     case .int8:
-        let factors = quantizeWeights(space, slots, count: count, end: end, isByte: true)
-        addInt8(args, space, slots, groups, accumulator, rescale, factors, left)
+        let factors = quantizeWeights(codeSpace(space), slots, count: count, end: end, isByte: true)
+        addInt8(args, codeSpace(space), slots, groups, accumulator, rescale, factors, left)
     case .int4:
-        let factors = quantizeWeights(space, slots, count: count, end: end, isByte: false)
-        addInt4(args, space, slots, groups, accumulator, rescale, factors, left)
+        let factors = quantizeWeights(codeSpace(space), slots, count: count, end: end, isByte: false)
+        addInt4(args, codeSpace(space), slots, groups, accumulator, rescale, factors, left)
     }
 }
 
@@ -159,7 +165,7 @@ private func softmaxRows(
 // MARK: - Values in floats
 
 /// Sums of four rows, up to four vectors of channels wide.
-private typealias Channels = (x0: Vector, x1: Vector, x2: Vector, x3: Vector)
+typealias Channels = (x0: Vector, x1: Vector, x2: Vector, x3: Vector)
 private typealias ValueTile = (r0: Channels, r1: Channels, r2: Channels, r3: Channels)
 
 /// Vectors of channels of a tile: 4 rows × 4 vectors are 16 of 32 registers, 4 × 2 are 8 of 16.
@@ -177,7 +183,7 @@ private func add(_ sums: inout Channels, _ p: Float, _ v: Channels) {
 
 /// O ← α·O + sums for one row.
 @_transparent
-private func accumulate(_ sums: Channels, _ target: UnsafeMutablePointer<Float>, _ alpha: Float, width: Int) {
+func accumulate(_ sums: Channels, _ target: UnsafeMutablePointer<Float>, _ alpha: Float, width: Int) {
     let factor = splat(alpha)
     store(multiplyAdd(load(target), factor, sums.x0), target)
     if width > 1 { store(multiplyAdd(load(target + laneCount), factor, sums.x1), target + laneCount) }
@@ -309,248 +315,4 @@ private func addBFloat16(
     _ accumulator: UnsafeMutablePointer<Float>, _ stride: Int, _ rescale: SIMD4<Float>, _ left: Int
 ) {
     addFloats(args, slots, count, weights, accumulator, stride, rescale, left, format: .bfloat16)
-}
-
-// MARK: - Quantised values
-
-// Σ_t p·s·(code − z) = δ·(Σ_t w·code − Σ_t w·z) with w = nearest(p·s/δ) in 15 bits, δ from the largest p·s of the step. The sums of
-// products are exact; what is rounded is each weight, by at most 2⁻¹⁶ of the step's largest.
-
-/// Scales of the step's values, repeated for the rows, and the list of its groups of eight slots. Returns how many those are.
-@inline(never)
-private func prepareValues(
-    _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, count: Int, left: Int, _ space: Workspace
-) -> Int {
-    // The scores, which are not there yet, lend their room.
-    let staged = space.scores
-    gatherScales(args.value, slots, count: count, left: left, into: staged)
-    let scales = space.scales + 2 * TokenScratch.block
-    let zeros = scales + TokenScratch.rowTile * TokenScratch.block
-    for token in 0..<count {
-        let s = SIMD4<Float>(repeating: staged[token])
-        let z = SIMD4<Float>(repeating: staged[TokenScratch.block + token])
-        UnsafeMutableRawPointer(scales + 4 * token).storeBytes(of: s, as: SIMD4<Float>.self)
-        UnsafeMutableRawPointer(zeros + 4 * token).storeBytes(of: z, as: SIMD4<Float>.self)
-    }
-    // Lanes past the last token carry no weight, but must not carry NaN either.
-    var x = 4 * count
-    while x % laneCount != 0 {
-        scales[x] = 0
-        zeros[x] = 0
-        x += 1
-    }
-    var groups = 0
-    var previous: Int32 = -1
-    for token in 0..<count {
-        let group = slots[token] >> 3
-        if group != previous {
-            space.groups[groups] = group
-            groups += 1
-            previous = group
-        }
-    }
-    return groups
-}
-
-/// Weights as 16-bit pairs, [group][pair][row]. Returns δ and Σ w·z of the rows.
-@inline(never)
-private func quantizeWeights(
-    _ space: Workspace, _ slots: UnsafePointer<Int32>, count: Int, end: Int, isByte: Bool
-) -> (delta: SIMD4<Float>, zero: SIMD4<Float>) {
-    let weights = space.scores
-    let scales = space.scales + 2 * TokenScratch.block
-    let zeros = scales + TokenScratch.rowTile * TokenScratch.block
-    var largest = splat(0)
-    var x = 0
-    while x < end {
-        let weight = load(weights + x) * load(scales + x)
-        largest = maximum(weight, largest)
-        store(weight, weights + x)
-        x += laneCount
-    }
-    let top = foldMaximum(largest)
-    let inverse = (SIMD4<Float>(repeating: 32_767) / top).replacing(
-        with: SIMD4(repeating: 0), where: top .== SIMD4(repeating: 0))
-    let factor = repeatFour(inverse)
-    var total = splat(0)
-    x = 0
-    while x < end {
-        let code = nearest(load(weights + x) * factor)
-        total = multiplyAdd(floats(code), load(zeros + x), total)
-        UnsafeMutableRawPointer(weights + x).storeBytes(of: code, as: IntVector.self)
-        x += laneCount
-    }
-    let codes = UnsafeRawPointer(weights)
-    var token = 0
-    var group = -1
-    var previous: Int32 = -1
-    while token < count {
-        let slot = slots[token]
-        if slot & 7 == 0 && token + 8 <= count && slots[token + 7] == slot + 7 {
-            group += 1
-            previous = slot >> 3
-            let source = codes + 16 * token
-            let target = UnsafeMutableRawPointer(space.pairs + 16 * group)
-            for pair in 0..<4 {
-                // Pairs are slots (j, j + 4) of eight, or (j, j + 2) of four.
-                let low = isByte ? (pair >> 1) * 4 + (pair & 1) : pair
-                let high = isByte ? low + 2 : low + 4
-                let a = (source + 16 * low).loadUnaligned(as: SIMD4<Int32>.self)
-                let b = (source + 16 * high).loadUnaligned(as: SIMD4<Int32>.self)
-                target.storeBytes(of: a | (b &<< 16), toByteOffset: 16 * pair, as: SIMD4<Int32>.self)
-            }
-            token += 8
-            continue
-        }
-        if slot >> 3 != previous {
-            group += 1
-            previous = slot >> 3
-            for i in 0..<16 { space.pairs[16 * group + i] = 0 }
-        }
-        let offset = Int(slot & 7)
-        let pair = isByte ? (offset >> 2) * 2 + (offset & 1) : offset & 3
-        let half = isByte ? (offset >> 1) & 1 : offset >> 2
-        let target = UnsafeMutableRawPointer(space.pairs + 16 * group + 4 * pair).assumingMemoryBound(to: Int16.self)
-        let code = (codes + 16 * token).assumingMemoryBound(to: Int32.self)
-        for r in 0..<4 { target[2 * r + half] = Int16(truncatingIfNeeded: code[r]) }
-        token += 1
-    }
-    return (top * SIMD4(repeating: 1 / 32_767), foldSum(total))
-}
-
-private typealias CodeChannels = (x0: CodeVector, x1: CodeVector, x2: CodeVector, x3: CodeVector)
-private typealias CodeTileRows = (r0: CodeChannels, r1: CodeChannels, r2: CodeChannels, r3: CodeChannels)
-
-@_transparent
-private func add(_ sums: inout CodeChannels, _ pair: Int32, _ v: CodeChannels) {
-    let weight = startingSums(pair)
-    sums.x0 = addPairProducts(sums.x0, v.x0, weight)
-    sums.x1 = addPairProducts(sums.x1, v.x1, weight)
-    sums.x2 = addPairProducts(sums.x2, v.x2, weight)
-    sums.x3 = addPairProducts(sums.x3, v.x3, weight)
-}
-
-@_transparent
-private func add(_ tile: inout CodeTileRows, _ pairs: UnsafePointer<Int32>, _ v: CodeChannels) {
-    add(&tile.r0, pairs[0], v)
-    add(&tile.r1, pairs[1], v)
-    add(&tile.r2, pairs[2], v)
-    add(&tile.r3, pairs[3], v)
-}
-
-/// One field of every word of `width` vectors, moved down by `shift` bits.
-@_transparent
-private func fields(_ words: UnsafeRawPointer, shift: Int32, mask: Int32, width: Int) -> CodeChannels {
-    let bytes = 4 * laneCount
-    let x0 = field(words, shift, mask)
-    let x1 = width > 1 ? field(words + bytes, shift, mask) : x0
-    let x2 = width > 2 ? field(words + 2 * bytes, shift, mask) : x0
-    let x3 = width > 2 ? field(words + 3 * bytes, shift, mask) : x0
-    return (x0, x1, x2, x3)
-}
-
-@_transparent
-private func field(_ words: UnsafeRawPointer, _ shift: Int32, _ mask: Int32) -> CodeVector {
-    let word = words.loadUnaligned(as: IntVector.self)
-    return codes((word &>> IntVector(repeating: shift)) & IntVector(repeating: mask))
-}
-
-/// O ← α·O + δ·(sums − z) for one row.
-@_transparent
-private func accumulate(
-    _ sums: CodeChannels, _ target: UnsafeMutablePointer<Float>, _ alpha: Float, _ delta: Float, _ zero: Float, width: Int
-) {
-    let scale = splat(delta)
-    let offset = splat(zero)
-    accumulate(
-        (
-            (floats(byteSums(sums.x0)) - offset) * scale,
-            (floats(byteSums(sums.x1)) - offset) * scale,
-            (floats(byteSums(sums.x2)) - offset) * scale,
-            (floats(byteSums(sums.x3)) - offset) * scale
-        ), target, alpha, width: width)
-}
-
-@_transparent
-private func addCodes(
-    _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, groups: Int,
-    accumulator: UnsafeMutablePointer<Float>, rescale: SIMD4<Float>, factors: (delta: SIMD4<Float>, zero: SIMD4<Float>),
-    vector: Int, left: Int, isByte: Bool, width: Int
-) {
-    let nothing = startingSums(0)
-    let zero = (nothing, nothing, nothing, nothing)
-    var tile: CodeTileRows = (zero, zero, zero, zero)
-    let channel = vector * laneCount
-    let stride = space.accumulatorStride
-    for group in 0..<groups {
-        // The same part of the values one step ahead, into the second-level cache.
-        let later = TokenScratch.block + TokenLayout.group * group
-        if later < left {
-            let row = args.value.base + Int(slots[later] >> 3) * args.value.stride + 4 * channel
-            fetchFar(row, bytes: 4 * width * laneCount)
-            if isByte { fetchFar(row + 4 * stride, bytes: 4 * width * laneCount) }
-        }
-        let words = UnsafeRawPointer(args.value.base + Int(space.groups[group]) * args.value.stride + 4 * channel)
-        let pairs = space.pairs + 16 * group
-        if isByte {
-            let second = words + 4 * stride
-            add(&tile, pairs, fields(words, shift: 0, mask: 0x00ff_00ff, width: width))
-            add(&tile, pairs + 4, fields(words, shift: 8, mask: 0x00ff_00ff, width: width))
-            add(&tile, pairs + 8, fields(second, shift: 0, mask: 0x00ff_00ff, width: width))
-            add(&tile, pairs + 12, fields(second, shift: 8, mask: 0x00ff_00ff, width: width))
-        } else {
-            add(&tile, pairs, fields(words, shift: 0, mask: 0x000f_000f, width: width))
-            add(&tile, pairs + 4, fields(words, shift: 4, mask: 0x000f_000f, width: width))
-            add(&tile, pairs + 8, fields(words, shift: 8, mask: 0x000f_000f, width: width))
-            add(&tile, pairs + 12, fields(words, shift: 12, mask: 0x000f_000f, width: width))
-        }
-    }
-    let target = accumulator + channel
-    accumulate(tile.r0, target, rescale[0], factors.delta[0], factors.zero[0], width: width)
-    accumulate(tile.r1, target + stride, rescale[1], factors.delta[1], factors.zero[1], width: width)
-    accumulate(tile.r2, target + 2 * stride, rescale[2], factors.delta[2], factors.zero[2], width: width)
-    accumulate(tile.r3, target + 3 * stride, rescale[3], factors.delta[3], factors.zero[3], width: width)
-}
-
-/// All channels; see `addFloats`.
-@_transparent
-private func addQuantized(
-    _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, _ groups: Int,
-    _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>,
-    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>), _ left: Int, isByte: Bool
-) {
-    let vectors = space.accumulatorStride / laneCount
-    var vector = 0
-    while vector < vectors {
-        if tokenTile == 4 && vectors - vector >= 4 {
-            addCodes(
-                args, space, slots, groups: groups, accumulator: accumulator, rescale: rescale, factors: factors,
-                vector: vector, left: left, isByte: isByte, width: 4)
-            vector += 4
-        } else {
-            // Sums of integers have no latency to cover, and more of them leave no registers for their operands.
-            addCodes(
-                args, space, slots, groups: groups, accumulator: accumulator, rescale: rescale, factors: factors,
-                vector: vector, left: left, isByte: isByte, width: 1)
-            vector += 1
-        }
-    }
-}
-
-@inline(never)
-private func addInt8(
-    _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, _ groups: Int,
-    _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>,
-    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>), _ left: Int
-) {
-    addQuantized(args, space, slots, groups, accumulator, rescale, factors, left, isByte: true)
-}
-
-@inline(never)
-private func addInt4(
-    _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, _ groups: Int,
-    _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>,
-    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>), _ left: Int
-) {
-    addQuantized(args, space, slots, groups, accumulator, rescale, factors, left, isByte: false)
 }

@@ -31,8 +31,7 @@ public func scoreTokens(_ arguments: UnsafePointer<ScoreTokensArguments>) {
             scoreBlock(
                 args.key, args.slots + first, count: count, query: query, scales: scales, following: args.key,
                 followingSlots: args.slots + minimum(first + count, args.count - 1), followingCount: args.count - first - count,
-                left: args.count - first,
-                into: scores)
+                left: args.count - first, into: scores)
             transpose(
                 scores, stride: 4, rows: count, columns: rows, times: 1,
                 into: args.scores + row * args.scoreStride + first, destinationStride: args.scoreStride)
@@ -42,144 +41,11 @@ public func scoreTokens(_ arguments: UnsafePointer<ScoreTokensArguments>) {
     }
 }
 
-// MARK: - Queries
-
-/// Bytes of the packed queries of four rows: floats, or 16-bit codes with scales and sums of codes for each row behind them.
-@_transparent
-func packedQueryBytes(_ channels: Int) -> Int { (channels + 63) / 64 * 64 * 16 + 32 }
-
-/// Four rows for `scoreBlock`, times `scale`. Rows past `rows` are zero.
-///
-/// Floats: [vector][row][lane]. Codes: [step][half][row][lane] with the halves of INT4 being the even and the odd channels, then
-/// four scales and four sums of codes.
-@inline(never)
-func packTokenQueries(
-    _ query: UnsafePointer<Float>, stride: Int, rows: Int, channels: Int, format: TokenFormat, scale: Float,
-    into packed: UnsafeMutableRawPointer
-) {
-    if !format.isQuantized {
-        packFloats(query, stride: stride, rows: rows, channels: channels, scale: scale, into: packed)
-    } else {
-        packCodes(query, stride: stride, rows: rows, channels: channels, format: format, scale: scale, into: packed)
-    }
-}
-
-@_transparent
-private func packFloats(
-    _ query: UnsafePointer<Float>, stride: Int, rows: Int, channels: Int, scale: Float, into packed: UnsafeMutableRawPointer
-) {
-    let target = packed.assumingMemoryBound(to: Float.self)
-    let whole = channels / laneCount
-    for row in 0..<4 {
-        var place = target + row * laneCount
-        for vector in 0..<TokenLayout.padded(channels) / laneCount {
-            if row < rows && vector < whole {
-                store(load(query + row * stride + vector * laneCount) * splat(scale), place)
-            } else {
-                store(splat(0), place)
-                var channel = vector * laneCount
-                while row < rows && channel < minimum(channels, (vector + 1) * laneCount) {
-                    place[channel - vector * laneCount] = query[row * stride + channel] * scale
-                    channel += 1
-                }
-            }
-            place += 4 * laneCount
-        }
-    }
-}
-
-@_transparent
-private func packCodes(
-    _ query: UnsafePointer<Float>, stride: Int, rows: Int, channels: Int, format: TokenFormat, scale: Float,
-    into packed: UnsafeMutableRawPointer
-) {
-    let codes = packed.assumingMemoryBound(to: Int16.self)
-    let factors = (packed + packedQueryBytes(channels) - 32).assumingMemoryBound(to: Float.self)
-    let width = 2 * laneCount
-    for x in 0..<(channels + 63) / 64 * 64 * 4 { codes[x] = 0 }
-    // No sum of products leaves 32 bits: 2³¹ / (channels · largest code), which is more than 2¹⁵ up to 256 channels.
-    let limit = Float(minimum(32_767, Int(Int32.max) / (channels * format.maximumCode)))
-    let whole = channels / laneCount * laneCount
-    for row in 0..<4 {
-        factors[row] = 0
-        factors[4 + row] = 0
-        if row >= rows { continue }
-        let source = query + row * stride
-        // NaN and infinity come out of x − x as NaN.
-        var (largest, difference) = (splat(0), splat(0))
-        var x = 0
-        while x < whole {
-            let value = load(source + x)
-            largest = maximum(magnitude(value), largest)
-            difference = difference + (value - value)
-            x += laneCount
-        }
-        var top: Float = 0
-        for lane in 0..<laneCount { top = largest[lane] > top ? largest[lane] : top }
-        var rest = laneSum(difference)
-        for channel in whole..<channels {
-            let value = source[channel]
-            rest += value - value
-            top = value > top ? value : -value > top ? -value : top
-        }
-        if rest != 0 || top == 0 {
-            factors[row] = rest != 0 ? .nan : 0
-            continue
-        }
-        let inverse = limit / top
-        var sum: Int32 = 0
-        for channel in 0..<channels {
-            // |x| ≤ 2¹⁵: adding 1.5·2²³ leaves the nearest integer in the low bits.
-            let shifted = source[channel] * inverse + 12_582_912
-            let code = Int32(bitPattern: shifted.bitPattern) &- 0x4b40_0000
-            sum &+= code
-            let place: Int
-            if format == .int4 {
-                place = ((channel / (2 * width) * 2 + (channel & 1)) * 4 + row) * width + channel % (2 * width) / 2
-            } else {
-                place = (channel / width * 4 + row) * width + channel % width
-            }
-            codes[place] = Int16(truncatingIfNeeded: code)
-        }
-        factors[row] = top / limit * scale
-        factors[4 + row] = Float(sum)
-    }
-}
-
-/// Scales and zero points of a step of slots as floats, first `block` scales, then `block` zero points. Asks for those of the next step:
-/// a miss here would be waited for. `left` slots of the list are not done yet.
-@inline(never)
-func gatherScales(
-    _ tokens: TokenOperand, _ slots: UnsafePointer<Int32>, count: Int, left: Int, into target: UnsafeMutablePointer<Float>
-) {
-    if !tokens.format.isQuantized { return }
-    let zeros = target + TokenScratch.block
-    var token = TokenScratch.block
-    while token < minimum(left, 2 * TokenScratch.block) {
-        prefetchNear(tokens.scales! + Int(slots[token]))
-        prefetchNear(tokens.zeros! + Int(slots[token]))
-        token += 16
-    }
-    token = 0
-    while token < count {
-        let slot = Int(slots[token])
-        // Slots of a page ascend, and a page holds whole vectors: if both ends lie in an aligned run, so does all between. Without the
-        // alignment, a list may leave a page, visit another, and come back to the next page of the pool.
-        if slot % laneCount == 0 && token + laneCount <= count && Int(slots[token + laneCount - 1]) == slot + laneCount - 1 {
-            store(loadHalf(tokens.scales! + slot), target + token)
-            store(loadHalf(tokens.zeros! + slot), zeros + token)
-            token += laneCount
-        } else {
-            target[token] = widenHalf(tokens.scales![slot])
-            zeros[token] = widenHalf(tokens.zeros![slot])
-            token += 1
-        }
-    }
-}
-
 // MARK: - Scores of a step
 
-/// S of a step. The rows of `following` are those that are read after the step's keys: its first ones are asked for at the end.
+/// S of a step of `count` slots, of which `left` are in the list from here on.
+///
+/// Float keys are asked for some tokens ahead, and at the end of the step the first rows of what is read next: `following`.
 @_transparent
 func scoreBlock(
     _ key: TokenOperand, _ slots: UnsafePointer<Int32>, count: Int, query: UnsafeMutableRawPointer,
@@ -195,13 +61,13 @@ func scoreBlock(
     }
 }
 
-/// Tokens between a row that is asked for and the one in work: at least 4 KiB.
+/// Tokens between a row that is asked for and the one in work: 4 KiB of 128 half-precision channels.
 ///
 /// A tile reads several rows side by side, an order in which no hardware prefetcher sees a stream: 17 of the 38 GB/s that one core reads
 /// in order. Asking for lines in the order of their addresses, as many at a time as are being read, brings it to 34. Requests
 /// in bursts are dropped, so they are spread over the steps of a tile.
 @_transparent
-private func fetchDistance(_ key: TokenOperand) -> Int { maximum(16, 4096 / key.stride) }
+private var fetchDistance: Int { 16 }
 
 /// Where the row of a later token lies: in this step, or among the rows that follow it.
 @_transparent
@@ -219,18 +85,10 @@ private func rowBeyond(
     _ place: Int, _ following: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int
 ) -> UnsafeRawPointer {
     if count <= 0 { return UnsafeRawPointer(following.base) }
-    return UnsafeRawPointer(following.base + tokenOffset(following, slots[minimum(place, count - 1)]))
+    // Quantised values have one stride for eight slots.
+    let bytes = following.isGrouped ? following.stride / TokenLayout.group : following.stride
+    return UnsafeRawPointer(following.base + Int(slots[minimum(place, count - 1)]) * bytes)
 }
-
-/// The bytes of a row of keys or values, or an eighth of a group of quantised values, from the base on.
-@_transparent
-func tokenOffset(_ tokens: TokenOperand, _ slot: Int32) -> Int {
-    Int(slot) * tokenBytes(tokens)
-}
-
-/// Keys of codes and rows of floats have a stride each, quantised values one for eight slots.
-@_transparent
-func tokenBytes(_ tokens: TokenOperand) -> Int { tokens.isGrouped ? tokens.stride / TokenLayout.group : tokens.stride }
 
 /// Asks for the lines of a row, which has at least one, into the second-level cache.
 @_transparent
@@ -321,7 +179,6 @@ private func scoreFloats(
 ) {
     let vectors = TokenLayout.padded(key.channels) / laneCount
     let queries = query.assumingMemoryBound(to: Float.self)
-    let distance = fetchDistance(key)
     let zero = (splat(0), splat(0), splat(0), splat(0))
     // What a step of the tile reads, over all its rows.
     let stepBytes = tokenTile * laneCount * (format == .float32 ? 4 : 2)
@@ -337,7 +194,7 @@ private func scoreFloats(
         for row in 0..<tokenTile {
             // Each row ahead is asked for during its share of the steps.
             var ahead = rowAhead(
-                token + distance + row, key, slots, count, following, followingSlots, followingCount)
+                token + fetchDistance + row, key, slots, count, following, followingSlots, followingCount)
             let end = (row + 1) * vectors / tokenTile
             while vector < end {
                 fetch(ahead, bytes: stepBytes)
