@@ -58,7 +58,8 @@ public struct PageSelector: Sendable {
     ///   - configuration: of the caches to select from; it must have metadata.
     ///   - tokenBudget: at least 1.
     ///   - sharing: one list per key/value head, or per query head.
-    ///   - forcedFirst, forcedLast: pages kept whatever their scores; together at most `pageBudget`.
+    ///   - forcedFirst: pages at the front that are always kept.
+    ///   - forcedLast: pages at the end that are always kept; with `forcedFirst` at most `pageBudget`.
     ///   - minimumPages: at least 1; 3 in Quest and in LServe.
     /// - Throws: `.invalidShape` for query heads that are not a multiple; `.invalidArgument` for the rest.
     public init(
