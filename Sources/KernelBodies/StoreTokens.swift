@@ -17,7 +17,7 @@ public func storeTokens(_ arguments: UnsafePointer<StoreTokensArguments>) {
         if args.target.format.isQuantized {
             let codes = UnsafeMutableRawPointer(row + padded).assumingMemoryBound(to: Int32.self)
             encodeToken(row, args.target, slot: args.slot + token, codes: codes)
-            place(codes, args.target, slot: args.slot + token, isValue: args.isValue)
+            place(codes, args.target, slot: args.slot + token)
         } else {
             storeFloats(row, args.target, slot: args.slot + token, count: padded)
         }
@@ -67,11 +67,11 @@ private func encodeToken(
         high = row[channel] > high ? row[channel] : high
     }
     let range = high - low
-    var scale = widenHalf(minimumHalf(narrowToHalf(range / limit)))
+    var scale = widenHalf(finiteHalf(narrowToHalf(range / limit)))
     var zero = widenHalf(narrowToHalf(-limit * low / range))
     if !(range > 0) || scale == 0 || zero - zero != 0 {
         // All channels are equal, as far as half-precision scales can tell: one code step is the value itself.
-        scale = widenHalf(minimumHalf(narrowToHalf(high < 0 ? -high : high)))
+        scale = widenHalf(finiteHalf(narrowToHalf(high < 0 ? -high : high)))
         zero = high < 0 ? 1 : 0
         for channel in 0..<channels { codes[channel] = high > 0 ? 1 : 0 }
     } else {
@@ -92,13 +92,13 @@ private func encodeToken(
 
 /// The largest finite half instead of infinity.
 @_transparent
-private func minimumHalf(_ bits: UInt16) -> UInt16 { bits == 0x7c00 ? 0x7bff : bits }
+private func finiteHalf(_ bits: UInt16) -> UInt16 { bits == 0x7c00 ? 0x7bff : bits }
 
 /// Codes to their places.
 @inline(never)
-private func place(_ codes: UnsafePointer<Int32>, _ target: TokenOperand, slot: Int, isValue: Bool) {
+private func place(_ codes: UnsafePointer<Int32>, _ target: TokenOperand, slot: Int) {
     let channels = target.channels
-    if !isValue {
+    if !target.isGrouped {
         let bytes = (target.base + slot * target.stride).assumingMemoryBound(to: UInt8.self)
         if target.format == .int8 {
             for channel in 0..<channels { bytes[channel] = UInt8(truncatingIfNeeded: codes[channel]) }
@@ -127,10 +127,10 @@ private func place(_ codes: UnsafePointer<Int32>, _ target: TokenOperand, slot: 
 
 // MARK: - Out
 
-/// Adjacent slots as adjacent rows of floats: (tokens, first slot, count, whether they are values, destination).
+/// Adjacent slots as adjacent rows of floats: (tokens, first slot, count, destination).
 @inline(never)
 public func loadTokens(
-    _ source: TokenOperand, slot: Int, count: Int, isValue: Bool, into target: UnsafeMutablePointer<Float>
+    _ source: TokenOperand, slot: Int, count: Int, into target: UnsafeMutablePointer<Float>
 ) {
     let channels = source.channels
     if !source.format.isQuantized {
@@ -150,7 +150,7 @@ public func loadTokens(
         let offset = place & 7
         for channel in 0..<channels {
             var code: UInt8
-            switch (source.format == .int8, isValue) {
+            switch (source.format == .int8, source.isGrouped) {
             case (true, false): code = byte(source.base, place * source.stride + channel)
             case (false, false): code = byte(source.base, place * source.stride + channel / 2) &>> (channel & 1 == 1 ? 4 : 0)
             case (true, true):
@@ -188,7 +188,7 @@ public func summarizeTokens(_ arguments: UnsafePointer<SummarizeTokensArguments>
         }
     }
     for token in 0..<args.count {
-        loadTokens(args.key, slot: args.slot + token, count: 1, isValue: false, into: row)
+        loadTokens(args.key, slot: args.slot + token, count: 1, into: row)
         if args.isMean {
             for channel in 0..<channels { summary[channel] += row[channel] }
         } else {

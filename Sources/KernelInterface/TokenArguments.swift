@@ -238,12 +238,11 @@ public struct StoreTokensArguments {
     public var target: TokenOperand
     /// The first slot.
     public var slot: Int
-    public var isValue: Bool
     /// `2 · padded(channels)` floats, 64-byte aligned.
     public var scratch: UnsafeMutablePointer<Float>
 
     public init(
-        rows: RowOperand, first: Int, count: Int, target: TokenOperand, slot: Int, isValue: Bool,
+        rows: RowOperand, first: Int, count: Int, target: TokenOperand, slot: Int,
         scratch: UnsafeMutablePointer<Float>
     ) {
         self.rows = rows
@@ -251,7 +250,6 @@ public struct StoreTokensArguments {
         self.count = count
         self.target = target
         self.slot = slot
-        self.isValue = isValue
         self.scratch = scratch
     }
 }

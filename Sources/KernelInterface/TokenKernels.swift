@@ -8,8 +8,8 @@ public struct TokenKernels: Sendable {
     public var merge: @Sendable (UnsafePointer<MergeTokensArguments>) -> Void
     /// Rows into slots. See `StoreTokensArguments`.
     public var store: @Sendable (UnsafePointer<StoreTokensArguments>) -> Void
-    /// Slots as adjacent rows of floats: (tokens, first slot, count, whether they are values, destination).
-    public var load: @Sendable (TokenOperand, Int, Int, Bool, UnsafeMutablePointer<Float>) -> Void
+    /// Slots as adjacent rows of floats: (tokens, first slot, count, destination).
+    public var load: @Sendable (TokenOperand, Int, Int, UnsafeMutablePointer<Float>) -> Void
     /// Page metadata. See `SummarizeTokensArguments`.
     public var summarize: @Sendable (UnsafePointer<SummarizeTokensArguments>) -> Void
     /// Bits of the tokens that hold a fraction of the softmax mass of their scores. See `PruneArguments`.
@@ -20,7 +20,7 @@ public struct TokenKernels: Sendable {
         score: @escaping @Sendable (UnsafePointer<ScoreTokensArguments>) -> Void,
         merge: @escaping @Sendable (UnsafePointer<MergeTokensArguments>) -> Void,
         store: @escaping @Sendable (UnsafePointer<StoreTokensArguments>) -> Void,
-        load: @escaping @Sendable (TokenOperand, Int, Int, Bool, UnsafeMutablePointer<Float>) -> Void,
+        load: @escaping @Sendable (TokenOperand, Int, Int, UnsafeMutablePointer<Float>) -> Void,
         summarize: @escaping @Sendable (UnsafePointer<SummarizeTokensArguments>) -> Void,
         prune: @escaping @Sendable (UnsafePointer<PruneArguments>) -> Void
     ) {

@@ -15,7 +15,7 @@ public func portableKernels() -> KernelTable {
         byteZero: byteZero,
         tokens: TokenKernels(
             attend: { attendTokens($0) }, score: { scoreTokens($0) }, merge: { mergeTokens($0) },
-            store: { storeTokens($0) }, load: { loadTokens($0, slot: $1, count: $2, isValue: $3, into: $4) },
+            store: { storeTokens($0) }, load: { loadTokens($0, slot: $1, count: $2, into: $3) },
             summarize: { summarizeTokens($0) }, prune: { pruneWeights($0) }),
         codeProductChains: { codeProductChains($0) },
         multiplyAddChains: { multiplyAddChains($0, $1) }, readAll: { readAll($0, $1) },

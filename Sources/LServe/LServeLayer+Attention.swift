@@ -54,9 +54,9 @@ extension LServeLayer {
         on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> AttentionState {
         let count = sequences.count
-        try check("query", query.geometry, heads: queryHeads, tokens: count, channels: headDim)
-        try check("key", key.geometry, heads: isRetrieval.count, tokens: count, channels: headDim)
-        try check("value", value.geometry, heads: isRetrieval.count, tokens: count, channels: valueDim)
+        try query.geometry.requireExtents("query", heads: queryHeads, tokens: count, channels: headDim)
+        try key.geometry.requireExtents("key", heads: isRetrieval.count, tokens: count, channels: headDim)
+        try value.geometry.requireExtents("value", heads: isRetrieval.count, tokens: count, channels: valueDim)
         try require(
             Set(sequences).count == count, .invalidArgument, "sequences", expected: "different sequences",
             actual: "one of them twice")

@@ -18,8 +18,8 @@ extension LServeLayer {
         key: TensorView<K>, value: TensorView<V>, to sequence: SequenceID, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
         var entry = try entry(of: sequence)
-        try check("key", key.geometry, heads: isRetrieval.count, tokens: key.tokens, channels: headDim)
-        try check("value", value.geometry, heads: isRetrieval.count, tokens: key.tokens, channels: valueDim)
+        try key.geometry.requireExtents("key", heads: isRetrieval.count, tokens: key.tokens, channels: headDim)
+        try value.geometry.requireExtents("value", heads: isRetrieval.count, tokens: key.tokens, channels: valueDim)
         if let cache = retrievalCache, let name = entry.retrieval {
             do throws(SparseKernelsError) {
                 for tokens in slices(key.tokens) {
@@ -117,15 +117,5 @@ extension LServeLayer {
     private func slices(_ tokens: Int) -> [Range<Int>] {
         let size = Self.slicePages * configuration.pageSize
         return stride(from: 0, to: tokens, by: size).map { $0..<min(tokens, $0 + size) }
-    }
-
-    /// Throws unless an operand has some extents.
-    func check(
-        _ name: String, _ geometry: TensorGeometry, heads: Int, tokens: Int, channels: Int
-    ) throws(SparseKernelsError) {
-        try require(
-            geometry.heads == heads && geometry.tokens == tokens && geometry.channels == channels, .invalidShape, name,
-            expected: "\(heads) heads × \(tokens) tokens × \(channels) channels",
-            actual: "\(geometry.heads) × \(geometry.tokens) × \(geometry.channels)")
     }
 }

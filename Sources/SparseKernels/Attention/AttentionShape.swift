@@ -74,10 +74,7 @@ public struct AttentionShape: Hashable, Sendable {
     func check(
         _ name: String, _ geometry: TensorGeometry, heads: Int, tokens: Int, channels: Int
     ) throws(SparseKernelsError) {
-        try require(
-            geometry.heads == heads && geometry.tokens == tokens && geometry.channels == channels, .invalidShape, name,
-            expected: "\(heads) heads × \(tokens) tokens × \(channels) channels",
-            actual: "\(geometry.heads) × \(geometry.tokens) × \(geometry.channels)")
+        try geometry.requireExtents(name, heads: heads, tokens: tokens, channels: channels)
     }
 
     /// Throws unless queries have the extents the plan was made for.

@@ -149,7 +149,7 @@ package final class KVStorage {
         let floats = scratch.assumingMemoryBound(to: Float.self)
         var keys = StoreTokensArguments(
             rows: key, first: firstKey, count: count, target: keyOperand(layer: layer, head: head), slot: slot,
-            isValue: false, scratch: floats)
+            scratch: floats)
         kernels.tokens.store(&keys)
         if configuration.keepsKeyEstimates {
             keys.target = estimateOperand(layer: layer, head: head)!
@@ -157,7 +157,7 @@ package final class KVStorage {
         }
         var values = StoreTokensArguments(
             rows: value, first: firstValue, count: count, target: valueOperand(layer: layer, head: head), slot: slot,
-            isValue: true, scratch: floats)
+            scratch: floats)
         kernels.tokens.store(&values)
     }
 
@@ -195,7 +195,7 @@ package final class KVStorage {
     package func read(
         layer: Int, head: Int, slot: Int, count: Int, keys: UnsafeMutablePointer<Float>?, values: UnsafeMutablePointer<Float>?
     ) {
-        if let keys { kernels.tokens.load(keyOperand(layer: layer, head: head), slot, count, false, keys) }
-        if let values { kernels.tokens.load(valueOperand(layer: layer, head: head), slot, count, true, values) }
+        if let keys { kernels.tokens.load(keyOperand(layer: layer, head: head), slot, count, keys) }
+        if let values { kernels.tokens.load(valueOperand(layer: layer, head: head), slot, count, values) }
     }
 }

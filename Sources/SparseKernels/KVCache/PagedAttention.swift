@@ -105,11 +105,8 @@ public struct PagedAttention: Sendable {
             self, cache: cache, sequences: sequences, queryLengths: queryLengths, queryTokens: query.tokens, layer: layer,
             selection: selection)
         let count = logSumExp?.count
-        try require(
-            output.heads == queryHeads && output.tokens == batch.queryCount && output.channels == configuration.valueDim,
-            .invalidShape, "output",
-            expected: "\(queryHeads) heads × \(batch.queryCount) tokens × \(configuration.valueDim) channels",
-            actual: "\(output.heads) × \(output.tokens) × \(output.channels)")
+        try output.geometry.requireExtents(
+            "output", heads: queryHeads, tokens: batch.queryCount, channels: configuration.valueDim)
         if let count {
             try require(
                 count == queryHeads * batch.queryCount, .invalidShape, "logSumExp",

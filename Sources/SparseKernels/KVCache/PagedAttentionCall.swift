@@ -46,14 +46,13 @@ struct PagedAttentionCall {
                             let queries = memory.assumingMemoryBound(to: Float.self)
                             let records = (memory + layout.records).assumingMemoryBound(to: Float.self)
                             stageQueries(into: queries)
-                            if tasks.isEmpty {
-                                merge(call, records: records, stride: layout.recordStride, on: pool)
-                                return
+                            // Empty lists have no chunks.
+                            if let first = tasks.baseAddress {
+                                let step = Step(
+                                    call: call, tasks: first, source: source, queries: queries, records: records,
+                                    recordStride: layout.recordStride)
+                                attend(step, count: tasks.count, on: pool)
                             }
-                            let step = Step(
-                                call: call, tasks: tasks.baseAddress!, source: source, queries: queries, records: records,
-                                recordStride: layout.recordStride)
-                            attend(step, count: tasks.count, on: pool)
                             merge(call, records: records, stride: layout.recordStride, on: pool)
                         }
                     }

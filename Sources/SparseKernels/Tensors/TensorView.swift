@@ -71,6 +71,16 @@ public struct TensorGeometry: Hashable, Sendable {
         }
     }
 
+    /// Throws `.invalidShape` unless the operand called `name` has these extents.
+    package func requireExtents(
+        _ name: String, heads: Int, tokens: Int, channels: Int
+    ) throws(SparseKernelsError) {
+        try require(
+            self.heads == heads && self.tokens == tokens && self.channels == channels, .invalidShape, name,
+            expected: "\(heads) heads × \(tokens) tokens × \(channels) channels",
+            actual: "\(self.heads) × \(self.tokens) × \(self.channels)")
+    }
+
     /// Elements from the first to the last one, both included; nil when that overflows.
     var elementSpan: Int? {
         var span = channels
