@@ -2,7 +2,8 @@ internal import SparseKernels
 
 /// A recorded decoding step in a paged cache, for the public operators.
 ///
-/// Pages are half precision, in which the cases are recorded, so that the cache holds their keys and values exactly.
+/// Pages are half precision, in which the cases are recorded, so that the cache holds their keys and values exactly. Quantised ones follow
+/// the published rule.
 struct GoldenDecodeCache {
     let step: GoldenDecodeStep
     let cache: PagedKVCache
@@ -17,8 +18,8 @@ struct GoldenDecodeCache {
     ) throws(SparseKernelsError) {
         let configuration = try KVCacheConfiguration(
             kvHeads: step.kvHeads, headDim: step.headDim, valueDim: step.value.shape[2], pageSize: pageSize,
-            pageCapacity: BlockPartition(length: step.tokens, blockSize: pageSize).count, format: format, metadata: metadata,
-            keepsKeyEstimates: keepsKeyEstimates)
+            pageCapacity: BlockPartition(length: step.tokens, blockSize: pageSize).count, format: format, quantization: .zeroPoint,
+            metadata: metadata, keepsKeyEstimates: keepsKeyEstimates)
         cache = try PagedKVCache(configuration, instructionSet: instructionSet)
         sequence = cache.makeSequence()
         (self.step, self.instructionSet, self.pool) = (step, instructionSet, pool)

@@ -1,7 +1,11 @@
 // P·V over quantised values of a cache, in integers.
 //
-// Σ_t p·s·(code − z) = δ·(Σ_t w·code − Σ_t w·z) with w = nearest(p·s/δ) in 15 bits, δ from the largest p·s of the step. The sums of
-// products are exact; what is rounded is each weight, by at most 2⁻¹⁶ of the step's largest.
+// A value is s·code + m, or c + s·(code − h) with the middle code h and c = m + h·s:
+//
+//     Σ_t p·(s·code + m) = δ·Σ_t w·code + (Σ_t p·c − h·δ·Σ_t w)        w = nearest(p·s/δ) in 15 bits
+//
+// with δ from the largest p·s of the step. The sums of products are exact. What is rounded is each weight, by at most 2⁻¹⁶ of the step's
+// largest, and what that error meets is code − h, at most half of the token's own range: offsets are summed in floats.
 //
 // These functions take pointers and tuples only: a struct that files share would bring weak functions of its own.
 
@@ -18,22 +22,23 @@ typealias CodeSpace = (
 func prepareValues(
     _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, count: Int, left: Int, _ space: CodeSpace
 ) -> Int {
-    // The scores, which are not there yet, lend their room.
+    // The memory of the scores, which are computed later.
     let staged = space.scores
-    gatherScales(args.value, slots, count: count, left: left, into: staged)
+    gatherScales(
+        args.value, slots, count: count, left: left, pivot: pivot(args.value.format, isBound: false), into: staged)
     let scales = space.scales + 2 * TokenScratch.block
-    let zeros = scales + TokenScratch.rowTile * TokenScratch.block
+    let centres = scales + TokenScratch.rowTile * TokenScratch.block
     for token in 0..<count {
         let s = SIMD4<Float>(repeating: staged[token])
-        let z = SIMD4<Float>(repeating: staged[TokenScratch.block + token])
+        let c = SIMD4<Float>(repeating: staged[TokenScratch.block + token])
         UnsafeMutableRawPointer(scales + 4 * token).storeBytes(of: s, as: SIMD4<Float>.self)
-        UnsafeMutableRawPointer(zeros + 4 * token).storeBytes(of: z, as: SIMD4<Float>.self)
+        UnsafeMutableRawPointer(centres + 4 * token).storeBytes(of: c, as: SIMD4<Float>.self)
     }
     // Lanes past the last token carry no weight, but must not carry NaN either.
     var x = 4 * count
     while x % laneCount != 0 {
         scales[x] = 0
-        zeros[x] = 0
+        centres[x] = 0
         x += 1
     }
     var groups = 0
@@ -49,31 +54,33 @@ func prepareValues(
     return groups
 }
 
-/// Weights as 16-bit pairs, [group][pair][row]. Returns δ and Σ w·z of the rows.
+/// Weights as 16-bit pairs, [group][pair][row]. Returns δ and Σ p·c − h·δ·Σ w of the rows.
 @inline(never)
 func quantizeWeights(
     _ space: CodeSpace, _ slots: UnsafePointer<Int32>, count: Int, end: Int, isByte: Bool
-) -> (delta: SIMD4<Float>, zero: SIMD4<Float>) {
+) -> (delta: SIMD4<Float>, base: SIMD4<Float>) {
     let weights = space.scores
     let scales = space.scales + 2 * TokenScratch.block
-    let zeros = scales + TokenScratch.rowTile * TokenScratch.block
-    var largest = splat(0)
+    let centres = scales + TokenScratch.rowTile * TokenScratch.block
+    var (largest, offsets) = (splat(0), splat(0))
     var x = 0
     while x < end {
-        let weight = load(weights + x) * load(scales + x)
+        let p = load(weights + x)
+        offsets = multiplyAdd(p, load(centres + x), offsets)
+        let weight = p * load(scales + x)
         largest = maximum(weight, largest)
         store(weight, weights + x)
         x += laneCount
     }
     let top = foldMaximum(largest)
     let inverse = (SIMD4<Float>(repeating: 32_767) / top).replacing(
-        with: SIMD4(repeating: 0), where: top .== SIMD4(repeating: 0))
+        with: SIMD4(repeating: 0), where: top .< SIMD4(repeating: 0x1p-100))
     let factor = repeatFour(inverse)
     var total = splat(0)
     x = 0
     while x < end {
         let code = nearest(load(weights + x) * factor)
-        total = multiplyAdd(floats(code), load(zeros + x), total)
+        total = total + floats(code)
         UnsafeMutableRawPointer(weights + x).storeBytes(of: code, as: IntVector.self)
         x += laneCount
     }
@@ -112,7 +119,9 @@ func quantizeWeights(
         for r in 0..<4 { target[2 * r + half] = Int16(truncatingIfNeeded: code[r]) }
         token += 1
     }
-    return (top * SIMD4(repeating: 1 / 32_767), foldSum(total))
+    let delta = top * SIMD4(repeating: 1 / 32_767)
+    let middle = SIMD4<Float>(repeating: isByte ? 128 : 8)
+    return (delta, foldSum(offsets) - middle * delta * foldSum(total))
 }
 
 private typealias CodeChannels = (x0: CodeVector, x1: CodeVector, x2: CodeVector, x3: CodeVector)
@@ -152,26 +161,26 @@ private func field(_ words: UnsafeRawPointer, _ shift: Int32, _ mask: Int32) -> 
     return codes((word &>> IntVector(repeating: shift)) & IntVector(repeating: mask))
 }
 
-/// O ← α·O + δ·(sums − z) for one row.
+/// O ← α·O + δ·sums + base for one row.
 @_transparent
 private func accumulate(
-    _ sums: CodeChannels, _ target: UnsafeMutablePointer<Float>, _ alpha: Float, _ delta: Float, _ zero: Float, width: Int
+    _ sums: CodeChannels, _ target: UnsafeMutablePointer<Float>, _ alpha: Float, _ delta: Float, _ base: Float, width: Int
 ) {
     let scale = splat(delta)
-    let offset = splat(zero)
+    let offset = splat(base)
     accumulate(
         (
-            (floats(byteSums(sums.x0)) - offset) * scale,
-            (floats(byteSums(sums.x1)) - offset) * scale,
-            (floats(byteSums(sums.x2)) - offset) * scale,
-            (floats(byteSums(sums.x3)) - offset) * scale
+            multiplyAdd(floats(byteSums(sums.x0)), scale, offset),
+            multiplyAdd(floats(byteSums(sums.x1)), scale, offset),
+            multiplyAdd(floats(byteSums(sums.x2)), scale, offset),
+            multiplyAdd(floats(byteSums(sums.x3)), scale, offset)
         ), target, alpha, width: width)
 }
 
 @_transparent
 private func addCodes(
     _ args: AttendTokensArguments, _ space: CodeSpace, _ slots: UnsafePointer<Int32>, groups: Int,
-    accumulator: UnsafeMutablePointer<Float>, rescale: SIMD4<Float>, factors: (delta: SIMD4<Float>, zero: SIMD4<Float>),
+    accumulator: UnsafeMutablePointer<Float>, rescale: SIMD4<Float>, factors: (delta: SIMD4<Float>, base: SIMD4<Float>),
     vector: Int, left: Int, isByte: Bool, width: Int
 ) {
     let nothing = startingSums(0)
@@ -203,10 +212,10 @@ private func addCodes(
         }
     }
     let target = accumulator + channel
-    accumulate(tile.r0, target, rescale[0], factors.delta[0], factors.zero[0], width: width)
-    accumulate(tile.r1, target + stride, rescale[1], factors.delta[1], factors.zero[1], width: width)
-    accumulate(tile.r2, target + 2 * stride, rescale[2], factors.delta[2], factors.zero[2], width: width)
-    accumulate(tile.r3, target + 3 * stride, rescale[3], factors.delta[3], factors.zero[3], width: width)
+    accumulate(tile.r0, target, rescale[0], factors.delta[0], factors.base[0], width: width)
+    accumulate(tile.r1, target + stride, rescale[1], factors.delta[1], factors.base[1], width: width)
+    accumulate(tile.r2, target + 2 * stride, rescale[2], factors.delta[2], factors.base[2], width: width)
+    accumulate(tile.r3, target + 3 * stride, rescale[3], factors.delta[3], factors.base[3], width: width)
 }
 
 /// All channels; see `addFloats`.
@@ -214,7 +223,7 @@ private func addCodes(
 private func addQuantized(
     _ args: AttendTokensArguments, _ space: CodeSpace, _ slots: UnsafePointer<Int32>, _ groups: Int,
     _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>,
-    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>), _ left: Int, isByte: Bool
+    _ factors: (delta: SIMD4<Float>, base: SIMD4<Float>), _ left: Int, isByte: Bool
 ) {
     let vectors = space.accumulatorStride / laneCount
     var vector = 0
@@ -238,7 +247,7 @@ private func addQuantized(
 func addInt8(
     _ args: AttendTokensArguments, _ space: CodeSpace, _ slots: UnsafePointer<Int32>, _ groups: Int,
     _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>,
-    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>), _ left: Int
+    _ factors: (delta: SIMD4<Float>, base: SIMD4<Float>), _ left: Int
 ) {
     addQuantized(args, space, slots, groups, accumulator, rescale, factors, left, isByte: true)
 }
@@ -247,7 +256,7 @@ func addInt8(
 func addInt4(
     _ args: AttendTokensArguments, _ space: CodeSpace, _ slots: UnsafePointer<Int32>, _ groups: Int,
     _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>,
-    _ factors: (delta: SIMD4<Float>, zero: SIMD4<Float>), _ left: Int
+    _ factors: (delta: SIMD4<Float>, base: SIMD4<Float>), _ left: Int
 ) {
     addQuantized(args, space, slots, groups, accumulator, rescale, factors, left, isByte: false)
 }

@@ -16,7 +16,7 @@ private struct Workspace {
     var query: UnsafeMutableRawPointer
     var queryBytes: Int
     var scores: UnsafeMutablePointer<Float>
-    /// Key scales and zero points, then value scales and zero points, those repeated for the four rows.
+    /// Scales and centres of keys, then those of values, repeated for the four rows.
     var scales: UnsafeMutablePointer<Float>
     var pairs: UnsafeMutablePointer<Int32>
     var groups: UnsafeMutablePointer<Int32>
@@ -40,7 +40,7 @@ public func attendTokens(_ arguments: UnsafePointer<AttendTokensArguments>) {
     let stride = TokenLayout.padded(args.value.channels)
     let state = (args.scratch + layout.state).assumingMemoryBound(to: Float.self)
     let space = Workspace(
-        query: args.scratch + layout.query, queryBytes: packedQueryBytes(args.key.channels),
+        query: args.scratch + layout.query, queryBytes: TokenScratch.queryBytes(args.key.channels),
         scores: (args.scratch + layout.scores).assumingMemoryBound(to: Float.self),
         scales: (args.scratch + layout.scales).assumingMemoryBound(to: Float.self),
         pairs: (args.scratch + layout.pairs).assumingMemoryBound(to: Int32.self),
@@ -52,27 +52,30 @@ public func attendTokens(_ arguments: UnsafePointer<AttendTokensArguments>) {
         space.maxima[x] = -.infinity
         space.sums[x] = 0
     }
-    let scale = args.logitsSoftCap > 0 ? args.softmaxScale / args.logitsSoftCap : args.softmaxScale
     for index in 0..<tiles {
         let row = index * tile
         packTokenQueries(
             args.query + row * args.queryStride, stride: args.queryStride, rows: minimum(tile, args.rows - row),
-            channels: args.key.channels, format: args.key.format, scale: scale, into: space.query + index * space.queryBytes)
+            channels: args.key.channels, format: args.key.format, scale: args.softmaxScale, isBound: false,
+            into: space.query + index * space.queryBytes)
     }
+    let pivot = pivot(args.key.format, isBound: false)
     var first = 0
     while first < args.count {
         let count = minimum(TokenScratch.block, args.count - first)
         let slots = args.slots + first
-        gatherScales(args.key, slots, count: count, left: args.count - first, into: space.scales)
+        gatherScales(args.key, slots, count: count, left: args.count - first, pivot: pivot, into: space.scales)
         let groups =
             args.value.format.isQuantized
             ? prepareValues(args, slots, count: count, left: args.count - first, codeSpace(space)) : 0
+        let mayHide = hidesNonFinite(args, slots, first: first, count: count)
         for index in 0..<tiles {
             scoreBlock(
                 args.key, slots, count: count, query: space.query + index * space.queryBytes, scales: space.scales,
                 following: args.value, followingSlots: slots, followingCount: count, left: args.count - first,
                 into: space.scores)
-            attendRows(args, space, slots, first: first, count: count, groups: groups, row: index * tile)
+            attendRows(
+                args, space, slots, first: first, count: count, groups: groups, row: index * tile, hidesNonFinite: mayHide)
         }
         first += count
     }
@@ -89,15 +92,18 @@ public func attendTokens(_ arguments: UnsafePointer<AttendTokensArguments>) {
 @inline(never)
 private func attendRows(
     _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, first: Int, count: Int, groups: Int,
-    row: Int
+    row: Int, hidesNonFinite: Bool
 ) {
     let scores = space.scores
     if args.logitsSoftCap > 0 {
+        // A division, because the inverse of a cap near the largest number has lost its digits.
+        let cap = splat(args.logitsSoftCap)
         for x in 0..<(4 * count + laneCount - 1) / laneCount {
             let pointer = scores + x * laneCount
-            store(splat(args.logitsSoftCap) * tanh(load(pointer)), pointer)
+            store(cap * tanh(load(pointer) / cap), pointer)
         }
     }
+    if let aliBi = args.aliBi { addAliBi(aliBi, scores, first: first, count: count, row: row, rows: args.rows) }
     if let visible = args.visible {
         for r in 0..<minimum(TokenScratch.rowTile, args.rows - row) {
             var token = maximum(0, Int(visible[row + r]) - first)
@@ -118,15 +124,41 @@ private func attendRows(
     // Slots of the list from this step on.
     let left = args.count - first
     switch args.value.format {
-    case .float32: addFloat32(args, slots, count, scores, accumulator, space.accumulatorStride, rescale, left)
-    case .float16: addFloat16(args, slots, count, scores, accumulator, space.accumulatorStride, rescale, left)
-    case .bfloat16: addBFloat16(args, slots, count, scores, accumulator, space.accumulatorStride, rescale, left)
+    case .float32, .float16, .bfloat16:
+        if hidesNonFinite {
+            addVisible(args, space, slots, first: first, count: count, accumulator, rescale, row: row)
+        } else {
+            addRows(args, slots, count, scores, accumulator, space.accumulatorStride, rescale, left)
+        }
     case .int8:
         let factors = quantizeWeights(codeSpace(space), slots, count: count, end: end, isByte: true)
         addInt8(args, codeSpace(space), slots, groups, accumulator, rescale, factors, left)
     case .int4:
         let factors = quantizeWeights(codeSpace(space), slots, count: count, end: end, isByte: false)
         addInt4(args, codeSpace(space), slots, groups, accumulator, rescale, factors, left)
+    }
+}
+
+/// Scores [token][row] of a step, plus slope·(j − t) or −slope·|j − t|.
+@inline(never)
+private func addAliBi(
+    _ aliBi: TokenAliBi, _ scores: UnsafeMutablePointer<Float>, first: Int, count: Int, row: Int, rows: Int
+) {
+    var (slopes, places) = (SIMD4<Float>(repeating: 0), SIMD4<Int32>(repeating: 0))
+    for r in 0..<minimum(TokenScratch.rowTile, rows - row) {
+        slopes[r] = aliBi.slopes[row + r]
+        places[r] = aliBi.rowPositions[row + r]
+    }
+    let slope = repeatFour(slopes)
+    let place = unsafeBitCast(repeatFour(unsafeBitCast(places, to: SIMD4<Float>.self)), to: IntVector.self)
+    // Integers travel as the bits of floats.
+    let positions = UnsafeRawPointer(aliBi.positions + first).assumingMemoryBound(to: Float.self)
+    var x = 0
+    while x < 4 * count {
+        let distance = floats(unsafeBitCast(repeatEach(positions + x / 4), to: IntVector.self) &- place)
+        let term = aliBi.isSymmetric ? splat(0) - magnitude(distance) : distance
+        store(multiplyAdd(slope, term, load(scores + x)), scores + x)
+        x += laneCount
     }
 }
 
@@ -290,6 +322,65 @@ private func addFloats(
         }
         alpha = SIMD4(repeating: 1)
         first += count
+    }
+}
+
+/// Whether a token that some row of the call does not see has a value that is not finite. Codes are always finite.
+@inline(never)
+private func hidesNonFinite(_ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, first: Int, count: Int) -> Bool {
+    guard let visible = args.visible else { return false }
+    if args.value.format.isQuantized { return false }
+    var token = count
+    for row in 0..<args.rows { token = minimum(token, maximum(0, Int(visible[row]) - first)) }
+    // x − x is 0 unless x is not finite.
+    var difference = splat(0)
+    while token < count {
+        let values = UnsafeRawPointer(args.value.base + Int(slots[token]) * args.value.stride)
+        for vector in 0..<TokenLayout.padded(args.value.channels) / laneCount {
+            let value = loadElements(values, vector * laneCount, args.value.format)
+            difference = difference + (value - value)
+        }
+        token += 1
+    }
+    let rest = laneSum(difference)
+    return rest != 0
+}
+
+/// P·V where hidden values are not finite, so that a weight of 0 does not hide them: row by row, over the tokens that the row sees. The
+/// bits are those of `addRows` with finite hidden values, whose products are 0.
+@inline(never)
+private func addVisible(
+    _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, first: Int, count: Int,
+    _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>, row: Int
+) {
+    let stride = space.accumulatorStride
+    // Memory of quantised values, which there are none of: 4 × 256 floats.
+    let sums = UnsafeMutableRawPointer(space.pairs).assumingMemoryBound(to: Float.self)
+    for r in 0..<TokenScratch.rowTile {
+        let seen =
+            row + r < args.rows ? minimum(count, maximum(0, Int(args.visible![row + r]) - first)) : 0
+        let target = accumulator + r * stride
+        if seen == 0 {
+            // α = 1, and sums of +0.
+            for x in 0..<stride { target[x] = target[x] + 0 }
+            continue
+        }
+        for x in 0..<4 * stride { sums[x] = accumulator[x] }
+        addRows(args, slots, seen, space.scores, sums, stride, rescale, seen)
+        for x in 0..<stride { target[x] = sums[r * stride + x] }
+    }
+}
+
+/// O ← α·O + P·V for four rows.
+@_transparent
+private func addRows(
+    _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, _ count: Int, _ weights: UnsafePointer<Float>,
+    _ accumulator: UnsafeMutablePointer<Float>, _ stride: Int, _ rescale: SIMD4<Float>, _ left: Int
+) {
+    switch args.value.format {
+    case .float32: addFloat32(args, slots, count, weights, accumulator, stride, rescale, left)
+    case .bfloat16: addBFloat16(args, slots, count, weights, accumulator, stride, rescale, left)
+    default: addFloat16(args, slots, count, weights, accumulator, stride, rescale, left)
     }
 }
 

@@ -6,8 +6,7 @@
 // tokens have in common. A tile of 2 or 4 tokens × 4 rows shares its loads of keys and queries, and its sums over lanes.
 //
 // Float formats are widened in the register. Quantised keys stay integers: queries become 16-bit codes, finer than the half precision
-// that the papers' kernels multiply in, products are summed exactly in 32 bits, and scale and zero point come last:
-// Σ q·s·(code − z) = s·(Σ q·code − z·Σ q).
+// that the papers' kernels multiply in, products are summed exactly in 32 bits, and scale and offset come last; see `QueryFactors`.
 
 public import KernelInterface
 
@@ -23,11 +22,12 @@ public func scoreTokens(_ arguments: UnsafePointer<ScoreTokensArguments>) {
         let rows = minimum(TokenScratch.rowTile, args.rows - row)
         packTokenQueries(
             args.query + row * args.queryStride, stride: args.queryStride, rows: rows, channels: args.key.channels,
-            format: args.key.format, scale: args.scale, into: query)
+            format: args.key.format, scale: args.scale, isBound: args.isBound, into: query)
+        let pivot = pivot(args.key.format, isBound: args.isBound)
         var first = 0
         while first < args.count {
             let count = minimum(TokenScratch.block, args.count - first)
-            gatherScales(args.key, args.slots + first, count: count, left: args.count - first, into: scales)
+            gatherScales(args.key, args.slots + first, count: count, left: args.count - first, pivot: pivot, into: scales)
             scoreBlock(
                 args.key, args.slots + first, count: count, query: query, scales: scales, following: args.key,
                 followingSlots: args.slots + minimum(first + count, args.count - 1), followingCount: args.count - first - count,
@@ -237,10 +237,13 @@ private func scoreCodes(
 ) {
     let bytes = 2 * laneCount
     let steps = (key.stride + bytes - 1) / bytes
-    let factorPointer = query + packedQueryBytes(key.channels) - 32
-    let factors = repeatFour(factorPointer.loadUnaligned(as: SIMD4<Float>.self))
-    let totals = repeatFour((factorPointer + 16).loadUnaligned(as: SIMD4<Float>.self))
-    let zeros = scales + TokenScratch.block
+    let factors = queryFactors(query, channels: key.channels)
+    let factor = repeatFour(UnsafeRawPointer(factors.code).loadUnaligned(as: SIMD4<Float>.self))
+    let total = repeatFour(UnsafeRawPointer(factors.total).loadUnaligned(as: SIMD4<Float>.self))
+    let sums = repeatFour(UnsafeRawPointer(factors.sum).loadUnaligned(as: SIMD4<Float>.self))
+    let perOffset = repeatFour(UnsafeRawPointer(factors.perOffset).loadUnaligned(as: SIMD4<Float>.self))
+    let perScale = repeatFour(UnsafeRawPointer(factors.perScale).loadUnaligned(as: SIMD4<Float>.self))
+    let centres = scales + TokenScratch.block
     let nothing = startingSums(0)
     let zero = (nothing, nothing, nothing, nothing)
     var token = 0
@@ -290,14 +293,15 @@ private func scoreCodes(
                 }
             }
         }
-        // s·(Σ q·code − z·Σ q)
         let target = scores + 4 * token
         storeTileSums(s0, s1, s2, s3, target)
         var x = 0
         while x < 4 * tokenTile {
-            let scale = repeatEach(scales + token + x / 4) * factors
-            let sum = load(target + x) - repeatEach(zeros + token + x / 4) * totals
-            store(sum * scale, target + x)
+            let scale = repeatEach(scales + token + x / 4)
+            let centre = repeatEach(centres + token + x / 4)
+            let slack = multiplyAdd(magnitude(centre), perOffset, scale * perScale)
+            let offset = multiplyAdd(centre, sums, slack)
+            store(multiplyAdd(load(target + x) - total, scale * factor, offset), target + x)
             x += laneCount
         }
         token += tokenTile

@@ -1,7 +1,8 @@
 // Tokens into a pool and out of it: rows of floats become rows of a cache's format and back, and pages get their metadata.
 //
-// Quantised rows follow QServe's and LServe's KV4 and KV8 per token and head: s = half((max − min)/(2ᵇ − 1)), a half-precision zero
-// point z = half(−(2ᵇ − 1)·min/(max − min)), code = nearest(x/s + z). See `TokenLayout` for the places of codes.
+// Quantised rows are s·code + m with m the smallest value, rounded down, and s = (max − m)/(2ᵇ − 1), rounded up: the codes cover the row
+// whatever half precision does to m and s, and no element is off by more than s/2. Or they follow QServe's and LServe's KV4 and KV8:
+// s = half((max − min)/(2ᵇ − 1)), z = half(−(2ᵇ − 1)·min/(max − min)), code = nearest(x/s + z). See `TokenLayout` for the places of codes.
 
 public import KernelInterface
 
@@ -16,7 +17,12 @@ public func storeTokens(_ arguments: UnsafePointer<StoreTokensArguments>) {
         stage(args.rows, first: args.first + token, count: 1, channels: channels, into: row)
         if args.target.format.isQuantized {
             let codes = UnsafeMutableRawPointer(row + padded).assumingMemoryBound(to: Int32.self)
-            encodeToken(row, args.target, slot: args.slot + token, codes: codes)
+            let (low, high) = range(of: row, channels: channels)
+            if args.target.offsetKind == .minimum {
+                encodeFromMinimum(row, low: low, high: high, args.target, slot: args.slot + token, codes: codes)
+            } else {
+                encodeFromZeroPoint(row, low: low, high: high, args.target, slot: args.slot + token, codes: codes)
+            }
             place(codes, args.target, slot: args.slot + token)
         } else {
             storeFloats(row, args.target, slot: args.slot + token, count: padded)
@@ -40,13 +46,9 @@ private func storeFloats(_ row: UnsafePointer<Float>, _ target: TokenOperand, sl
     }
 }
 
-/// Scale, zero point and codes of a row.
+/// The smallest and the largest element of a row.
 @inline(never)
-private func encodeToken(
-    _ row: UnsafePointer<Float>, _ target: TokenOperand, slot: Int, codes: UnsafeMutablePointer<Int32>
-) {
-    let channels = target.channels
-    let limit = Float(target.format.maximumCode)
+private func range(of row: UnsafePointer<Float>, channels: Int) -> (low: Float, high: Float) {
     let whole = channels / laneCount * laneCount
     var (low, high) = (row[0], row[0])
     if whole > 0 {
@@ -66,6 +68,40 @@ private func encodeToken(
         low = row[channel] < low ? row[channel] : low
         high = row[channel] > high ? row[channel] : high
     }
+    return (low, high)
+}
+
+/// Minimum, scale and codes of a row.
+@inline(never)
+private func encodeFromMinimum(
+    _ row: UnsafePointer<Float>, low: Float, high: Float, _ target: TokenOperand, slot: Int,
+    codes: UnsafeMutablePointer<Int32>
+) {
+    let limit = Float(target.format.maximumCode)
+    let offset = halfBelow(low)
+    let minimumValue = widenHalf(offset)
+    let scale = halfAbove((high - minimumValue) / limit)
+    // A row of one half: all codes are 0.
+    let inverse = splat(scale == 0 ? 0 : 1 / widenHalf(scale))
+    let (first, bottom, top) = (splat(minimumValue), splat(0), splat(limit))
+    var x = 0
+    while x < target.channels {
+        let code = nearest(minimum(maximum((load(row + x) - first) * inverse, bottom), top))
+        UnsafeMutableRawPointer(codes + x).storeBytes(of: code, as: IntVector.self)
+        x += laneCount
+    }
+    target.scales![slot] = scale
+    target.offsets![slot] = offset
+}
+
+/// Scale, zero point and codes of a row by the published rule.
+@inline(never)
+private func encodeFromZeroPoint(
+    _ row: UnsafePointer<Float>, low: Float, high: Float, _ target: TokenOperand, slot: Int,
+    codes: UnsafeMutablePointer<Int32>
+) {
+    let channels = target.channels
+    let limit = Float(target.format.maximumCode)
     let range = high - low
     var scale = widenHalf(finiteHalf(narrowToHalf(range / limit)))
     var zero = widenHalf(narrowToHalf(-limit * low / range))
@@ -87,7 +123,7 @@ private func encodeToken(
         }
     }
     target.scales![slot] = narrowToHalf(scale)
-    target.zeros![slot] = narrowToHalf(zero)
+    target.offsets![slot] = narrowToHalf(zero)
 }
 
 /// The largest finite half instead of infinity.
@@ -145,7 +181,7 @@ public func loadTokens(
     for token in 0..<count {
         let place = slot + token
         let scale = widenHalf(source.scales![place])
-        let zero = widenHalf(source.zeros![place])
+        let start = widenHalf(source.offsets![place])
         let row = target + token * channels
         let offset = place & 7
         for channel in 0..<channels {
@@ -161,7 +197,8 @@ public func loadTokens(
                 code = byte(source.base, words + 4 * channel + (offset >> 1)) &>> (offset & 1 == 1 ? 4 : 0)
             }
             if source.format == .int4 { code &= 0xf }
-            row[channel] = (Float(code) - zero) * scale
+            row[channel] =
+                source.offsetKind == .minimum ? Float(code) * scale + start : (Float(code) - start) * scale
         }
     }
 }
@@ -225,30 +262,34 @@ private func storeSummary(_ args: SummarizeTokensArguments, _ summary: UnsafeMut
             }
         }
     default:
-        // 0 is in the range, so that the zero point is a code and its rounding to half is far below the code that is spare on
-        // either side.
-        var (low, high) = (Float(0), Float(0))
-        for x in 0..<count {
+        var (low, high) = (summary[0], summary[0])
+        for x in 1..<count {
             if summary[x] < low { low = summary[x] }
             if summary[x] > high { high = summary[x] }
         }
         let bytes = base.assumingMemoryBound(to: UInt8.self)
-        let scale = widenHalf(halfAbove((high - low) / 253))
-        let inverse = scale == 0 ? 0 : 1 / scale
-        let zero = widenHalf(narrowToHalf(1 - low * inverse))
+        let offset = halfBelow(low)
+        let first = widenHalf(offset)
+        // One code is spare for what is rounded up.
+        let scale = halfAbove((high - first) / 254)
+        let inverse = scale == 0 ? 0 : 1 / widenHalf(scale)
         // More than the rounding errors of the division.
-        let margin: Float = args.isMean ? 0 : 1.0 / 1024
+        let margin: Float = 1.0 / 1024
         for x in 0..<count {
-            let value = summary[x] * inverse + zero
+            let value = (summary[x] - first) * inverse
             let code =
-                args.isMean
+                args.isMean || value == 0
                 ? value.rounded(.toNearestOrEven) : x < half ? (value + margin).rounded(.up) : (value - margin).rounded(.down)
             bytes[x] = UInt8(truncatingIfNeeded: Int32(code < 0 ? 0 : code > 255 ? 255 : code))
         }
-        args.target.scales![args.row] = narrowToHalf(scale)
-        args.target.zeros![args.row] = narrowToHalf(zero)
+        args.target.scales![args.row] = scale
+        args.target.offsets![args.row] = offset
     }
 }
+
+/// The largest half that is not above a value, within the finite ones.
+@_transparent
+private func halfBelow(_ value: Float) -> UInt16 { halfAbove(-value) ^ 0x8000 }
 
 /// The smallest half that is not below a value, within the finite ones.
 @_transparent

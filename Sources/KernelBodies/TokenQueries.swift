@@ -3,23 +3,44 @@
 
 import KernelInterface
 
-/// Bytes of the packed queries of four rows: floats, or 16-bit codes with scales and sums of codes for each row behind them.
+/// Behind the codes of four rows, four floats each: the value of one code, what is taken off a sum of products of codes, the sum of the query,
+/// and what is added per |offset| and per scale so that a score is a bound.
+///
+///     score = s·f·(Σ q̂·code − t) + c·Σ q + |c|·a + s·b
+///
+/// Queries are rounded to codes q̂ of 16 bits, keys are s·code + m. The offset meets the query as it is, so that keys far from 0 cost no
+/// precision. With t = middle·Σ q̂ and c = m + middle·s, rounding of the query meets code − middle.
+typealias QueryFactors = (
+    code: UnsafeMutablePointer<Float>, total: UnsafeMutablePointer<Float>, sum: UnsafeMutablePointer<Float>,
+    perOffset: UnsafeMutablePointer<Float>, perScale: UnsafeMutablePointer<Float>
+)
+
 @_transparent
-func packedQueryBytes(_ channels: Int) -> Int { (channels + 63) / 64 * 64 * 16 + 32 }
+func queryFactors(_ packed: UnsafeMutableRawPointer, channels: Int) -> QueryFactors {
+    let end = packed + TokenScratch.queryBytes(channels)
+    let first = (end - 5 * 4 * TokenScratch.rowTile).assumingMemoryBound(to: Float.self)
+    return (first, first + 4, first + 8, first + 12, first + 16)
+}
+
+/// The code about which sums of products are taken. Bounds are taken about 0, because only codes that are not negative keep a query's
+/// outward rounding outward.
+@_transparent
+func pivot(_ format: TokenFormat, isBound: Bool) -> Float { isBound || !format.isQuantized ? 0 : Float(format.middleCode) }
 
 /// Four rows for `scoreBlock`, times `scale`. Rows past `rows` are zero.
 ///
 /// Floats: [vector][row][lane]. Codes: [step][half][row][lane] with the halves of INT4 being the even and the odd channels, then
-/// four scales and four sums of codes.
+/// `QueryFactors`.
 @inline(never)
 func packTokenQueries(
-    _ query: UnsafePointer<Float>, stride: Int, rows: Int, channels: Int, format: TokenFormat, scale: Float,
+    _ query: UnsafePointer<Float>, stride: Int, rows: Int, channels: Int, format: TokenFormat, scale: Float, isBound: Bool,
     into packed: UnsafeMutableRawPointer
 ) {
     if !format.isQuantized {
         packFloats(query, stride: stride, rows: rows, channels: channels, scale: scale, into: packed)
     } else {
-        packCodes(query, stride: stride, rows: rows, channels: channels, format: format, scale: scale, into: packed)
+        packCodes(
+            query, stride: stride, rows: rows, channels: channels, format: format, scale: scale, isBound: isBound, into: packed)
     }
 }
 
@@ -49,74 +70,95 @@ private func packFloats(
 
 @_transparent
 private func packCodes(
-    _ query: UnsafePointer<Float>, stride: Int, rows: Int, channels: Int, format: TokenFormat, scale: Float,
+    _ query: UnsafePointer<Float>, stride: Int, rows: Int, channels: Int, format: TokenFormat, scale: Float, isBound: Bool,
     into packed: UnsafeMutableRawPointer
 ) {
     let codes = packed.assumingMemoryBound(to: Int16.self)
-    let factors = (packed + packedQueryBytes(channels) - 32).assumingMemoryBound(to: Float.self)
-    let width = 2 * laneCount
+    let factors = queryFactors(packed, channels: channels)
     for x in 0..<(channels + 63) / 64 * 64 * 4 { codes[x] = 0 }
-    // No sum of products leaves 32 bits: 2³¹ / (channels · largest code), which is more than 2¹⁵ up to 256 channels.
-    let limit = Float(minimum(32_767, Int(Int32.max) / (channels * format.maximumCode)))
+    for x in 0..<20 { factors.code[x] = 0 }
+    // No sum of products leaves 32 bits: 2³¹ / (channels · largest code), which is more than 2¹⁵ up to 256 channels. Rounding up takes a
+    // code of its own.
+    let limit = Float(minimum(32_767, Int(Int32.max) / (channels * format.maximumCode)) - (isBound ? 1 : 0))
+    let middle = pivot(format, isBound: isBound)
     let whole = channels / laneCount * laneCount
-    for row in 0..<4 {
-        factors[row] = 0
-        factors[4 + row] = 0
-        if row >= rows { continue }
+    for row in 0..<rows {
         let source = query + row * stride
         // NaN and infinity come out of x − x as NaN.
-        var (largest, difference) = (splat(0), splat(0))
+        var (largest, difference, sums, magnitudes) = (splat(0), splat(0), splat(0), splat(0))
         var x = 0
         while x < whole {
             let value = load(source + x)
             largest = maximum(magnitude(value), largest)
             difference = difference + (value - value)
+            sums = sums + value
+            magnitudes = magnitudes + magnitude(value)
             x += laneCount
         }
         var top: Float = 0
         for lane in 0..<laneCount { top = largest[lane] > top ? largest[lane] : top }
-        var rest = laneSum(difference)
+        var (rest, sum, size) = (laneSum(difference), laneSum(sums), laneSum(magnitudes))
         for channel in whole..<channels {
             let value = source[channel]
+            let magnitude = value < 0 ? -value : value
             rest += value - value
-            top = value > top ? value : -value > top ? -value : top
+            sum += value
+            size += magnitude
+            top = magnitude > top ? magnitude : top
         }
-        if rest != 0 || top == 0 {
-            factors[row] = rest != 0 ? .nan : 0
+        if rest != 0 {
+            factors.code[row] = .nan
             continue
         }
+        factors.sum[row] = sum * scale
+        // The roundings of a sum of channels/laneCount terms per lane, of its lanes, and of what follows.
+        let unit: Float = 0x1p-24
+        if isBound { factors.perOffset[row] = Float(whole / laneCount + 2 * laneCount + 8) * unit * size * scale }
         let inverse = limit / top
-        var sum: Int32 = 0
-        for channel in 0..<channels {
-            // |x| ≤ 2¹⁵: adding 1.5·2²³ leaves the nearest integer in the low bits.
-            let shifted = source[channel] * inverse + 12_582_912
-            let code = Int32(bitPattern: shifted.bitPattern) &- 0x4b40_0000
-            sum &+= code
-            let place: Int
-            if format == .int4 {
-                place = ((channel / (2 * width) * 2 + (channel & 1)) * 4 + row) * width + channel % (2 * width) / 2
-            } else {
-                place = (channel / width * 4 + row) * width + channel % width
-            }
-            codes[place] = Int16(truncatingIfNeeded: code)
+        if !(inverse < .infinity) {
+            // Nothing but 0, as far as single precision can divide by it.
+            if isBound { factors.perScale[row] = 2 * Float(format.maximumCode) * size * scale }
+            continue
         }
-        factors[row] = top / limit * scale
-        factors[4 + row] = Float(sum)
+        var (total, extent): (Int32, Int32) = (0, 0)
+        for channel in 0..<channels {
+            let value = source[channel]
+            // |x| ≤ 2¹⁵: adding 1.5·2²³ leaves the nearest integer in the low bits.
+            let target = value * inverse
+            var code = Int32(bitPattern: (target + 12_582_912).bitPattern) &- 0x4b40_0000
+            // Upwards, by more than the roundings of the factor and its inverse: 2¹⁵·2⁻²². 0 stays 0.
+            if isBound && value != 0 && Float(code) < target + 0x1p-6 { code &+= 1 }
+            total &+= code
+            extent &+= code < 0 ? 0 &- code : code
+            codes[codePlace(channel, row: row, format)] = Int16(truncatingIfNeeded: code)
+        }
+        let factor = top / limit * scale
+        factors.code[row] = factor
+        factors.total[row] = Float(total) * middle
+        if isBound { factors.perScale[row] = 8 * unit * factor * Float(extent) * Float(format.maximumCode) }
     }
 }
 
-/// Scales and zero points of a step of slots as floats, first `block` scales, then `block` zero points. Asks for those of the next step:
-/// a miss here would be waited for. `left` slots of the list are not done yet.
+@_transparent
+private func codePlace(_ channel: Int, row: Int, _ format: TokenFormat) -> Int {
+    let width = 2 * laneCount
+    if format != .int4 { return (channel / width * 4 + row) * width + channel % width }
+    return ((channel / (2 * width) * 2 + (channel & 1)) * 4 + row) * width + channel % (2 * width) / 2
+}
+
+/// Scales s of a step of slots as floats, and behind `block` of them the values c = m + pivot·s of the code `pivot`. Asks for those of the
+/// next step: a miss here would be waited for. `left` slots of the list are not done yet.
 @inline(never)
 func gatherScales(
-    _ tokens: TokenOperand, _ slots: UnsafePointer<Int32>, count: Int, left: Int, into target: UnsafeMutablePointer<Float>
+    _ tokens: TokenOperand, _ slots: UnsafePointer<Int32>, count: Int, left: Int, pivot: Float,
+    into target: UnsafeMutablePointer<Float>
 ) {
     if !tokens.format.isQuantized { return }
-    let zeros = target + TokenScratch.block
+    let centres = target + TokenScratch.block
     var token = TokenScratch.block
     while token < minimum(left, 2 * TokenScratch.block) {
         prefetchNear(tokens.scales! + Int(slots[token]))
-        prefetchNear(tokens.zeros! + Int(slots[token]))
+        prefetchNear(tokens.offsets! + Int(slots[token]))
         token += 16
     }
     token = 0
@@ -126,12 +168,22 @@ func gatherScales(
         // alignment, a list may leave a page, visit another, and come back to the next page of the pool.
         if slot % laneCount == 0 && token + laneCount <= count && Int(slots[token + laneCount - 1]) == slot + laneCount - 1 {
             store(loadHalf(tokens.scales! + slot), target + token)
-            store(loadHalf(tokens.zeros! + slot), zeros + token)
+            store(loadHalf(tokens.offsets! + slot), centres + token)
             token += laneCount
         } else {
             target[token] = widenHalf(tokens.scales![slot])
-            zeros[token] = widenHalf(tokens.zeros![slot])
+            centres[token] = widenHalf(tokens.offsets![slot])
             token += 1
         }
+    }
+    // Whole vectors: what lies between `count` and the block is not read.
+    token = 0
+    while token < count {
+        let scale = load(target + token)
+        let offset = load(centres + token)
+        let centre =
+            tokens.offsetKind == .minimum ? multiplyAdd(scale, splat(pivot), offset) : scale * (splat(pivot) - offset)
+        store(centre, centres + token)
+        token += laneCount
     }
 }

@@ -3,14 +3,25 @@ public enum TokenFormat: UInt8, Sendable {
     case float32
     case float16
     case bfloat16
-    /// Unsigned bytes with a scale and a zero point per token: x = s·(code − z).
+    /// Unsigned bytes with a scale and an offset per token; see `TokenOffset`.
     case int8
-    /// Nibbles with a scale and a zero point per token.
+    /// Nibbles with a scale and an offset per token.
     case int4
 
     public var isQuantized: Bool { self == .int8 || self == .int4 }
     /// The largest code.
     public var maximumCode: Int { self == .int8 ? 255 : 15 }
+    /// The code in the middle, about which products of codes are taken: what rounding does to the other factor then
+    /// meets at most half of the range of the codes, and as often with one sign as with the other.
+    public var middleCode: Int { self == .int8 ? 128 : 8 }
+}
+
+/// What stands beside the scale of a quantised token, in half precision.
+public enum TokenOffset: UInt8, Sendable {
+    /// The smallest value m, rounded down: x = s·code + m.
+    case minimum
+    /// The code z that stands for 0, which need not be whole: x = s·(code − z).
+    case zeroPoint
 }
 
 /// Where the tokens of a pool lie. Both sides of the kernel border compute it from here.
@@ -64,13 +75,15 @@ public struct TokenOperand {
     public var stride: Int
     /// Whether the stride is that of groups of eight slots: quantised values.
     public var isGrouped: Bool
-    /// Half-precision scales and zero points of quantised formats, one per slot.
+    /// Half-precision scales and offsets of quantised formats, one per slot.
     public var scales: UnsafeMutablePointer<UInt16>?
-    public var zeros: UnsafeMutablePointer<UInt16>?
+    public var offsets: UnsafeMutablePointer<UInt16>?
+    public var offsetKind: TokenOffset
 
     public init(
         base: UnsafeMutableRawPointer, format: TokenFormat, channels: Int, isValue: Bool,
-        scales: UnsafeMutablePointer<UInt16>? = nil, zeros: UnsafeMutablePointer<UInt16>? = nil
+        scales: UnsafeMutablePointer<UInt16>? = nil, offsets: UnsafeMutablePointer<UInt16>? = nil,
+        offsetKind: TokenOffset = .minimum
     ) {
         self.base = base
         self.format = format
@@ -80,7 +93,28 @@ public struct TokenOperand {
             isValue
             ? TokenLayout.valueStride(format, channels: channels) : TokenLayout.keyStride(format, channels: channels)
         self.scales = scales
-        self.zeros = zeros
+        self.offsets = offsets
+        self.offsetKind = offsetKind
+    }
+}
+
+/// Linear biases of scores: slope·(j − t) with the position j of a token and t of a query row, or −slope·|j − t|.
+public struct TokenAliBi {
+    /// One per row.
+    public var slopes: UnsafePointer<Float>
+    /// t, one per row.
+    public var rowPositions: UnsafePointer<Int32>
+    /// j, one per slot of the list, and readable for three more.
+    public var positions: UnsafePointer<Int32>
+    public var isSymmetric: Bool
+
+    public init(
+        slopes: UnsafePointer<Float>, rowPositions: UnsafePointer<Int32>, positions: UnsafePointer<Int32>, isSymmetric: Bool
+    ) {
+        self.slopes = slopes
+        self.rowPositions = rowPositions
+        self.positions = positions
+        self.isSymmetric = isSymmetric
     }
 }
 
@@ -103,6 +137,8 @@ public struct AttendTokensArguments {
     public var softmaxScale: Float
     /// cap·tanh(score/cap) when positive.
     public var logitsSoftCap: Float
+    /// Added after the cap; nil is none.
+    public var aliBi: TokenAliBi?
     public var records: UnsafeMutablePointer<Float>
     public var recordStride: Int
     /// `TokenScratch.byteCount` bytes, 64-byte aligned, contents undefined.
@@ -111,7 +147,7 @@ public struct AttendTokensArguments {
     public init(
         key: TokenOperand, value: TokenOperand, slots: UnsafePointer<Int32>, count: Int, query: UnsafePointer<Float>,
         queryStride: Int, rows: Int, visible: UnsafePointer<Int32>? = nil, softmaxScale: Float, logitsSoftCap: Float = 0,
-        records: UnsafeMutablePointer<Float>, recordStride: Int, scratch: UnsafeMutableRawPointer
+        aliBi: TokenAliBi? = nil, records: UnsafeMutablePointer<Float>, recordStride: Int, scratch: UnsafeMutableRawPointer
     ) {
         self.key = key
         self.value = value
@@ -123,6 +159,7 @@ public struct AttendTokensArguments {
         self.visible = visible
         self.softmaxScale = softmaxScale
         self.logitsSoftCap = logitsSoftCap
+        self.aliBi = aliBi
         self.records = records
         self.recordStride = recordStride
         self.scratch = scratch
@@ -130,6 +167,8 @@ public struct AttendTokensArguments {
 }
 
 /// Scores of a few query rows against a list of slots: `scores[row][i] = scale · q[row] · key[slots[i]]`.
+///
+/// With `isBound`, no score of quantised keys is below the exact product.
 public struct ScoreTokensArguments {
     public var key: TokenOperand
     public var slots: UnsafePointer<Int32>
@@ -138,6 +177,7 @@ public struct ScoreTokensArguments {
     public var queryStride: Int
     public var rows: Int
     public var scale: Float
+    public var isBound: Bool
     public var scores: UnsafeMutablePointer<Float>
     public var scoreStride: Int
     /// `TokenScratch.byteCount` bytes, 64-byte aligned, contents undefined.
@@ -145,7 +185,8 @@ public struct ScoreTokensArguments {
 
     public init(
         key: TokenOperand, slots: UnsafePointer<Int32>, count: Int, query: UnsafePointer<Float>, queryStride: Int, rows: Int,
-        scale: Float, scores: UnsafeMutablePointer<Float>, scoreStride: Int, scratch: UnsafeMutableRawPointer
+        scale: Float, isBound: Bool = false, scores: UnsafeMutablePointer<Float>, scoreStride: Int,
+        scratch: UnsafeMutableRawPointer
     ) {
         self.key = key
         self.slots = slots
@@ -154,6 +195,7 @@ public struct ScoreTokensArguments {
         self.queryStride = queryStride
         self.rows = rows
         self.scale = scale
+        self.isBound = isBound
         self.scores = scores
         self.scoreStride = scoreStride
         self.scratch = scratch
@@ -179,8 +221,7 @@ public struct TokenScratch: Sendable {
     public init(headDim: Int, valueDim: Int, rows: Int) {
         let paddedRows = (rows + Self.rowTile - 1) / Self.rowTile * Self.rowTile
         var offset = 0
-        // Codes of INT4 keys are read 64 at a time by the widest level.
-        query = Self.take(paddedRows * ((headDim + 63) / 64 * 64) * 4 + paddedRows * 8, &offset)
+        query = Self.take(paddedRows / Self.rowTile * Self.queryBytes(headDim), &offset)
         scores = Self.take(Self.block * Self.rowTile * 4, &offset)
         scales = Self.take((2 + 2 * Self.rowTile) * Self.block * 4, &offset)
         // Weights of a group of eight slots: four pairs for four rows.
@@ -189,6 +230,10 @@ public struct TokenScratch: Sendable {
         state = Self.take(paddedRows * (TokenLayout.padded(valueDim) + 2) * 4, &offset)
         byteCount = offset
     }
+
+    /// Bytes of the packed queries of four rows: floats, or 16-bit codes and behind them five factors per row. Codes of INT4 keys are
+    /// read 64 at a time by the widest level.
+    public static func queryBytes(_ headDim: Int) -> Int { (headDim + 63) / 64 * 64 * 4 * rowTile + 5 * 4 * rowTile }
 
     private static func take(_ bytes: Int, _ offset: inout Int) -> Int {
         defer { offset += (bytes + 63) / 64 * 64 }

@@ -26,6 +26,8 @@ public struct LServeConfiguration: Hashable, Sendable {
     public var prefillLocalTokens = 8192
     /// How keys and values are stored. The released script has 8 bits per element, the engine's default is 4.
     public var format: KVFormat = .int8
+    /// What the codes of quantised keys and values stand for. `.zeroPoint` is the rule of the released kernels.
+    public var quantization: KVQuantization = .minimum
     /// How minima and maxima of pages are stored.
     public var metadataFormat: KVFormat = .float16
 

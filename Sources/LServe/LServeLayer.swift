@@ -116,7 +116,8 @@ public final class LServeLayer {
             return try PagedKVCache(
                 KVCacheConfiguration(
                     kvHeads: heads.kv.count, headDim: headDim, valueDim: valueDim, pageSize: configuration.pageSize,
-                    pageCapacity: pages, format: configuration.format, metadata: metadata), instructionSet: instructionSet)
+                    pageCapacity: pages, format: configuration.format, quantization: configuration.quantization,
+                    metadata: metadata), instructionSet: instructionSet)
         }
         let metadata = PageMetadata(
             .minMax, logicalPageSize: configuration.logicalPageSize, format: configuration.metadataFormat)

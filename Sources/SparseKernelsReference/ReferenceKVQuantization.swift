@@ -59,6 +59,41 @@ public struct ReferenceKVQuantization: Sendable {
     }
 }
 
+/// The cache's own rule for one token of one head, in `Double`: codes count steps above the smallest element.
+///
+///     m = min, rounded down to fp16      s = (max − m)/(2ᵇ − 1), rounded up to fp16      code = rne((x − m)/s)      x′ = s·code + m
+public struct ReferenceKVMinimum: Sendable {
+    public let minimum: Double
+    public let scale: Double
+    /// (x − m)/s, before rounding: a `Float` implementation may round differently near a half.
+    public let codeQuotients: [Double]
+    public let codes: [Int]
+
+    /// - Parameters:
+    ///   - row: the channels of a key or value; within the finite numbers of fp16, and at least one.
+    ///   - bits: 4 or 8.
+    public init(_ row: [Double], bits: Int) {
+        let steps = Double(1 << bits - 1)
+        let (low, high) = (row.min() ?? 0, row.max() ?? 0)
+        let start = -Self.halfAbove(-low)
+        let step = Self.halfAbove((high - start) / steps)
+        (minimum, scale) = (start, step)
+        codeQuotients = row.map { step == 0 ? 0 : ($0 - start) / step }
+        codes = codeQuotients.map { Int(max(0, min(steps, $0.rounded(.toNearestOrEven)))) }
+    }
+
+    /// x′ = s·code + m.
+    public var values: [Double] { codes.map { scale * Double($0) + minimum } }
+
+    /// The smallest finite fp16 value that is not below a number.
+    public static func halfAbove(_ value: Double) -> Double {
+        if value == 0 { return 0 }
+        // 11 bits, down to a unit of 2⁻²⁴ among subnormals.
+        let unit = Double(sign: .plus, exponent: max(value.exponent, -14) - 10, significand: 1)
+        return max(-65504, min(65504, (value / unit).rounded(.up) * unit))
+    }
+}
+
 /// The estimators of Twilight's released accuracy code, operation by operation in `Float` as it computes them.
 ///
 /// - Source: tsinghua-ideal/Twilight, `twilight/pyimpl/quantize.py`.

@@ -6,7 +6,8 @@ public import SparseKernels
 /// Pages, page tables, formats and groups of heads are not known here. A selection of whichever method is a list of positions,
 /// and what a cache holds are the rows that it reads back:
 ///
-///     s_j = scale·q·k_j    s_j ← cap·tanh(s_j/cap)    for every position j of the list, once for each time that it is in it
+///     s_j = scale·q·k_j    s_j ← cap·tanh(s_j/cap)    s_j ← s_j + slope·(j − t) or s_j − slope·|j − t|
+///                                                     for every position j of the list, once for each time that it is in it
 ///     o = Σ e^(s_j)·v_j / Σ e^(s_j)                   LSE = ln Σ e^(s_j)
 public struct ReferencePagedAttention: Sendable {
     public let softmaxScale: Float?
@@ -26,17 +27,26 @@ public struct ReferencePagedAttention: Sendable {
     ///   - keys: the rows of the KV head by position.
     ///   - values: as many rows, of any one length.
     ///   - positions: the keys that the query sees.
+    ///   - aliBi: a slope, the position t of the query, and whether distances count on both sides.
     ///   - head: kept in the result, for messages.
     ///   - token: kept in the result, for messages.
     /// - Returns: the row, with what `AttentionErrorBound` needs. Without positions its output is 0 and its LSE −∞.
     public func row(
-        query: [Double], keys: [[Double]], values: [[Double]], positions: [Int], head: Int = 0, token: Int = 0
+        query: [Double], keys: [[Double]], values: [[Double]], positions: [Int],
+        aliBi: (slope: Float, position: Int, form: AliBiForm)? = nil, head: Int = 0, token: Int = 0
     ) -> ReferenceAttention.Row {
         let scale = softmaxScale.map(Double.init) ?? 1 / Double(query.count).squareRoot()
         let seen = positions.map { keys[$0] }
+        var scores = Self.scores(
+            query: query, keys: seen, softmaxScale: scale, logitsSoftCap: logitsSoftCap.map(Double.init))
+        if let aliBi {
+            for (index, position) in positions.enumerated() {
+                let distance = Double(position - aliBi.position)
+                scores[index] += Double(aliBi.slope) * (aliBi.form == .symmetric ? -abs(distance) : distance)
+            }
+        }
         return ReferenceAttention.Row(
-            head: head, token: token, valueDim: values.first?.count ?? 0,
-            scores: Self.scores(query: query, keys: seen, softmaxScale: scale, logitsSoftCap: logitsSoftCap.map(Double.init)),
+            head: head, token: token, valueDim: values.first?.count ?? 0, scores: scores,
             magnitudes: seen.map { key in zip(query, key).reduce(0) { $0 + abs(scale * $1.0 * $1.1) } }
         ) { values[positions[$0]][$1] }
     }

@@ -14,6 +14,8 @@ public struct KVCacheConfiguration: Hashable, Sendable {
     public let pageCapacity: Int
     public let keyFormat: KVFormat
     public let valueFormat: KVFormat
+    /// What the codes of quantised keys, values and estimates stand for.
+    public let quantization: KVQuantization
     /// What is kept per logical page to rank pages by; nil keeps nothing.
     public let metadata: PageMetadata?
     /// Whether an INT4 copy of the keys is kept, from which scores can be estimated (Twilight).
@@ -31,14 +33,15 @@ public struct KVCacheConfiguration: Hashable, Sendable {
     ///   - pageCapacity: pages of the pool. Memory is reserved at once; the system provides it when a page is first written.
     ///   - format: of keys, and of values unless `valueFormat` is given.
     ///   - valueFormat: of values.
+    ///   - quantization: what the codes of quantised formats stand for; `.zeroPoint` is the published rule of QServe and LServe.
     ///   - metadata: kept per logical page.
     ///   - keepsKeyEstimates: whether an INT4 copy of the keys is kept. INT4 keys are their own estimates and need none.
     /// - Throws: `.invalidShape` for extents out of range or a pool that does not fit the address space, `.invalidArgument` for a
     ///   page size or logical page size that is not supported, `.invalidElementType` for a metadata format that is not.
     public init(
         layers: Int = 1, kvHeads: Int, headDim: Int, valueDim: Int? = nil, pageSize: Int = 64, pageCapacity: Int,
-        format: KVFormat = .float16, valueFormat: KVFormat? = nil, metadata: PageMetadata? = nil,
-        keepsKeyEstimates: Bool = false
+        format: KVFormat = .float16, valueFormat: KVFormat? = nil, quantization: KVQuantization = .minimum,
+        metadata: PageMetadata? = nil, keepsKeyEstimates: Bool = false
     ) throws(SparseKernelsError) {
         let valueDim = valueDim ?? headDim
         // Slots are 32-bit numbers.
@@ -72,6 +75,7 @@ public struct KVCacheConfiguration: Hashable, Sendable {
         self.pageCapacity = pageCapacity
         keyFormat = format
         self.valueFormat = valueFormat ?? format
+        self.quantization = quantization
         self.metadata = metadata
         self.keepsKeyEstimates = keepsKeyEstimates && format != .int4
         let (total, overflow) = bytesPerPage.multipliedReportingOverflow(by: pageCapacity)

@@ -2,13 +2,8 @@ internal import KernelInterface
 
 /// How a cache stores keys or values.
 ///
-/// Codes of the quantised formats stand for s·(code − z), with a half-precision scale s and zero point z per token and head: the
-/// channels of a head are one group. Ranges are those of each token, so nothing has to be calibrated:
-///
-///     s = half((max − min)/(2ᵇ − 1))    z = half(−(2ᵇ − 1)·min/(max − min))    code = clamp(nearest(x/s + z), 0, 2ᵇ − 1)
-///
-/// - Source: KV4 and KV8 of QServe (Lin et al., 2024) and LServe, fine-grained granularity. The official kernel masks codes to their
-///   bits where ours clamps, which differs where rounding of s and z pushes a value beyond the last code.
+/// The quantised formats keep unsigned codes with a half-precision scale and offset per token and head, which `KVQuantization` defines: the
+/// channels of a head are one group. Ranges are those of each token, so nothing has to be calibrated.
 public enum KVFormat: String, Sendable, CaseIterable {
     case float32
     case float16
@@ -32,10 +27,41 @@ public enum KVFormat: String, Sendable, CaseIterable {
     }
 }
 
+/// What the codes of a quantised token stand for.
+public enum KVQuantization: String, Sendable, CaseIterable {
+    /// The smallest element and steps above it:
+    ///
+    ///     m = min, rounded down to half precision      s = (max − m)/(2ᵇ − 1), rounded up
+    ///     code = nearest((x − m)/s)                    x′ = s·code + m
+    ///
+    /// No element is off by more than half a step of the row's range, widened by the rounding of m, wherever the range lies: a row of
+    /// 300…301 is stored as exactly as one of 0…1 where 300 is a half. The default.
+    case minimum
+    /// A code that stands for 0, as KV4 and KV8 of QServe (Lin et al., 2024) and LServe publish it:
+    ///
+    ///     s = half((max − min)/(2ᵇ − 1))    z = half(−(2ᵇ − 1)·min/(max − min))    code = clamp(nearest(x/s + z), 0, 2ᵇ − 1)
+    ///     x′ = s·(code − z)
+    ///
+    /// The zero point counts codes in half precision, which has 11 bits: rows whose distance from 0 is more than about eight times their range
+    /// (8 bits) lose precision, as far as all of it: a row of 300…301 is stored as one value. Rows of equal elements are stored as their
+    /// value, s = |x|. The official kernel masks codes to their bits where this clamps, which differs where rounding of s and z
+    /// pushes a value beyond the last code.
+    case zeroPoint
+
+    var offsetKind: TokenOffset {
+        switch self {
+        case .minimum: .minimum
+        case .zeroPoint: .zeroPoint
+        }
+    }
+}
+
 /// What a cache keeps about each logical page, so that pages can be ranked without reading their keys.
 ///
 /// Metadata describes the keys as they are stored, after quantisation: bounds hold for what attention reads. It is rounded outwards, so
-/// that it stays a bound in every format, for keys within the range of half precision.
+/// that it stays a bound in every format, for keys within the range of half precision. Scores of 8-bit metadata are rounded upwards as well, so
+/// that no product of the query with a key of the page exceeds the page's score; those of float formats are sums in single
+/// precision, as exact as any.
 public struct PageMetadata: Hashable, Sendable {
     /// What is kept per channel.
     public enum Kind: String, Sendable, CaseIterable {
@@ -48,7 +74,7 @@ public struct PageMetadata: Hashable, Sendable {
     public let kind: Kind
     /// Tokens of a logical page; divides the page size of the cache.
     public let logicalPageSize: Int
-    /// `.float32`, `.float16` or `.int8`, which has a scale and a zero point per logical page.
+    /// `.float32`, `.float16` or `.int8`, which has a scale and an offset per logical page.
     public let format: KVFormat
 
     public init(_ kind: Kind = .minMax, logicalPageSize: Int = 16, format: KVFormat = .float16) {

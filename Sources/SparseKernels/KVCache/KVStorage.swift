@@ -3,8 +3,8 @@ package import KernelInterface
 /// One kind of data that a cache keeps per page, layer and head. See Docs/Layouts/KVPages.md.
 package struct KVSection: Hashable, Sendable {
     package enum Kind: String, Sendable, CaseIterable {
-        case keys, keyScales, keyZeros, values, valueScales, valueZeros, metadata, metadataScales, metadataZeros
-        case estimates, estimateScales, estimateZeros
+        case keys, keyScales, keyOffsets, values, valueScales, valueOffsets, metadata, metadataScales, metadataOffsets
+        case estimates, estimateScales, estimateOffsets
     }
 
     package let kind: Kind
@@ -26,18 +26,18 @@ package struct KVSection: Hashable, Sendable {
         }
         let (keys, values) = (configuration.keyFormat, configuration.valueFormat)
         add(
-            keys, rows: size, bytes: keyBytes(keys, configuration.headDim, size), (.keys, .keyScales, .keyZeros))
+            keys, rows: size, bytes: keyBytes(keys, configuration.headDim, size), (.keys, .keyScales, .keyOffsets))
         let valueBytes = TokenLayout.valueBytes(values.kernelFormat, channels: configuration.valueDim, slots: size)
-        add(values, rows: size, bytes: valueBytes, (.values, .valueScales, .valueZeros))
+        add(values, rows: size, bytes: valueBytes, (.values, .valueScales, .valueOffsets))
         if let metadata = configuration.metadata {
             add(
                 metadata.format, rows: logical, bytes: keyBytes(metadata.format, configuration.metadataChannels, logical),
-                (.metadata, .metadataScales, .metadataZeros))
+                (.metadata, .metadataScales, .metadataOffsets))
         }
         if configuration.keepsKeyEstimates {
             add(
                 .int4, rows: size, bytes: keyBytes(.int4, configuration.headDim, size),
-                (.estimates, .estimateScales, .estimateZeros))
+                (.estimates, .estimateScales, .estimateOffsets))
         }
         return sections
     }
@@ -100,38 +100,44 @@ package final class KVStorage {
     // MARK: - Operands of kernels
 
     package func keyOperand(layer: Int, head: Int) -> TokenOperand {
-        rowOperand(configuration.keyFormat, configuration.headDim, (.keys, .keyScales, .keyZeros), layer: layer, head: head)!
+        rowOperand(
+            configuration.keyFormat, configuration.headDim, (.keys, .keyScales, .keyOffsets), layer: layer, head: head,
+            quantization: configuration.quantization)!
     }
 
     package func valueOperand(layer: Int, head: Int) -> TokenOperand {
         let format = configuration.valueFormat.kernelFormat
         return TokenOperand(
             base: base(.values, layer: layer, head: head)!, format: format, channels: configuration.valueDim, isValue: true,
-            scales: halves(.valueScales, layer: layer, head: head), zeros: halves(.valueZeros, layer: layer, head: head))
+            scales: halves(.valueScales, layer: layer, head: head), offsets: halves(.valueOffsets, layer: layer, head: head),
+            offsetKind: configuration.quantization.offsetKind)
     }
 
     /// A row per logical page; row of page p and part i is p · logicalPages + i. Nil without metadata.
     package func metadataOperand(layer: Int, head: Int) -> TokenOperand? {
         guard let metadata = configuration.metadata else { return nil }
         return rowOperand(
-            metadata.format, configuration.metadataChannels, (.metadata, .metadataScales, .metadataZeros), layer: layer,
-            head: head)
+            metadata.format, configuration.metadataChannels, (.metadata, .metadataScales, .metadataOffsets), layer: layer,
+            head: head, quantization: .minimum)
     }
 
     /// The INT4 keys from which scores are estimated: a copy, or the keys themselves. Nil when there are none.
     package func estimateOperand(layer: Int, head: Int) -> TokenOperand? {
         if configuration.keyFormat == .int4 { return keyOperand(layer: layer, head: head) }
         return rowOperand(
-            .int4, configuration.headDim, (.estimates, .estimateScales, .estimateZeros), layer: layer, head: head)
+            .int4, configuration.headDim, (.estimates, .estimateScales, .estimateOffsets), layer: layer, head: head,
+            quantization: configuration.quantization)
     }
 
     private func rowOperand(
-        _ format: KVFormat, _ channels: Int, _ kinds: (KVSection.Kind, KVSection.Kind, KVSection.Kind), layer: Int, head: Int
+        _ format: KVFormat, _ channels: Int, _ kinds: (KVSection.Kind, KVSection.Kind, KVSection.Kind), layer: Int, head: Int,
+        quantization: KVQuantization
     ) -> TokenOperand? {
         guard let rows = base(kinds.0, layer: layer, head: head) else { return nil }
         return TokenOperand(
             base: rows, format: format.kernelFormat, channels: channels, isValue: false,
-            scales: halves(kinds.1, layer: layer, head: head), zeros: halves(kinds.2, layer: layer, head: head))
+            scales: halves(kinds.1, layer: layer, head: head), offsets: halves(kinds.2, layer: layer, head: head),
+            offsetKind: quantization.offsetKind)
     }
 
     // MARK: - Tokens

@@ -17,8 +17,8 @@ internal import KernelInterface
 ///   batch.
 /// - Float formats are widened in the register. Quantised keys and values enter products as integers: queries and weights are rounded to
 ///   16 bits, sums are exact.
-/// - A query that attends no token gives output 0 and LSE −∞. Values that are not finite can reach all queries of their sequence in
-///   the call, also those in front of them.
+/// - A query that attends no token gives output 0 and LSE −∞. Keys and values that are not finite reach the queries that see them and no
+///   other: the others keep their bits.
 /// - Source: FlashDecoding (Dao et al., 2023) for the split along keys, Hydragen (Juravsky et al., 2024) and FlashInfer's cascade for
 ///   shared prefixes.
 /// - Complexity: reads `bytesPerToken` of every attended token once per call and shared prefix.
@@ -32,6 +32,10 @@ public struct PagedAttention: Sendable {
     public let softmaxScale: Float
     /// Bound of the scores; nil is off.
     public let logitsSoftCap: Float?
+    /// One ALiBi slope per query head; nil is off.
+    public let aliBiSlopes: [Float]?
+    /// What the slopes multiply.
+    public let aliBiForm: AliBiForm
     /// Whether pages that several sequences share are attended for all of them at once: whole chunks of 1024 tokens, under the causal
     /// mask and without a selection.
     public let sharesPrefixes: Bool
@@ -50,13 +54,17 @@ public struct PagedAttention: Sendable {
     ///   - mask: which tokens a query attends.
     ///   - softmaxScale: factor on q·k; 1/√headDim unless given.
     ///   - logitsSoftCap: cap·tanh(score/cap), as in Gemma; nil is off.
+    ///   - aliBiSlopes: one per query head: slope·(j − t) is added to the score of the token at j for the query at t, after the cap; nil
+    ///     is off.
+    ///   - aliBiForm: `.symmetric` adds −slope·|j − t|, which differs for masks that show tokens after a query.
     ///   - sharesPrefixes: whether pages that several sequences of a call share are read once for all of them.
     ///   - instructionSet: the best of this machine, or what `SPARSEKERNELS_ISA` says, unless given.
-    /// - Throws: `.invalidShape` for heads that do not divide, `.invalidArgument` for a scale, cap or mask out of its domain,
-    ///   `.unsupportedInstructionSet`.
+    /// - Throws: `.invalidShape` for heads that do not divide and for slopes that are not one per query head, `.invalidArgument` for a
+    ///   scale, cap, slope or mask out of its domain, `.unsupportedInstructionSet`.
     public init(
         queryHeads: Int, configuration: KVCacheConfiguration, mask: KVMask = .causal, softmaxScale: Float? = nil,
-        logitsSoftCap: Float? = nil, sharesPrefixes: Bool = true, instructionSet: InstructionSet? = nil
+        logitsSoftCap: Float? = nil, aliBiSlopes: [Float]? = nil, aliBiForm: AliBiForm = .signed, sharesPrefixes: Bool = true,
+        instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         try require(
             queryHeads >= 1 && queryHeads % configuration.kvHeads == 0, .invalidShape, "queryHeads",
@@ -69,12 +77,23 @@ public struct PagedAttention: Sendable {
             try require(
                 cap.isFinite && cap > 0, .invalidArgument, "logitsSoftCap", expected: "finite and positive", actual: "\(cap)")
         }
+        if let slopes = aliBiSlopes {
+            try require(
+                slopes.count == queryHeads, .invalidShape, "aliBiSlopes", expected: "one per query head (\(queryHeads))",
+                actual: "\(slopes.count)")
+            for (head, slope) in slopes.enumerated() {
+                try require(
+                    slope.isFinite, .invalidArgument, "aliBiSlopes[\(head)]", expected: "finite", actual: "\(slope)")
+            }
+        }
         try mask.validate()
         self.queryHeads = queryHeads
         self.configuration = configuration
         self.mask = mask
         self.softmaxScale = softmaxScale ?? 1 / Float(configuration.headDim).squareRoot()
         self.logitsSoftCap = logitsSoftCap
+        self.aliBiSlopes = aliBiSlopes
+        self.aliBiForm = aliBiForm
         self.sharesPrefixes = sharesPrefixes
         self.instructionSet = try InstructionSet.resolve(instructionSet)
         kernels = self.instructionSet.kernels
@@ -86,15 +105,16 @@ public struct PagedAttention: Sendable {
     ///   - query: `queryHeads` × Σ `queryLengths` × `headDim`, the sequences one after the other.
     ///   - cache: has the keys and values of all queries already.
     ///   - sequences: whose queries these are.
-    ///   - queryLengths: queries of each sequence, at least 1; 1 each unless given. Query i of n stands at position length − n + i.
+    ///   - queryLengths: queries of each sequence, 0 or more; 1 each unless given. Query i of n stands at position length − n + i. Sequences
+    ///     may be empty, and may have fewer tokens than queries: under a causal mask those in front see nothing.
     ///   - layer: of the cache.
-    ///   - selection: the tokens to attend, of those up to each query's position; all unless given. Not with a streaming mask.
+    ///   - selection: the tokens to attend, of those that the mask shows, which is `.causal` or `.full`; all unless given.
     ///   - output: `queryHeads` × Σ `queryLengths` × `valueDim`.
     ///   - logSumExp: natural log of the sum of exponentials of each row, `[queryHeads, Σ queryLengths]`.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` for operands, query lengths, a selection or a cache that do not fit each other,
-    ///   `.unknownSequence`, `.invalidArgument` for a layer or a selection's index that does not exist and for a selection with a
-    ///   streaming mask, and `.notFound` for tokens that were discarded. Nothing is written then.
+    ///   `.unknownSequence`, `.invalidArgument` for a layer or a selection's index that does not exist and for a selection with another
+    ///   mask, and `.notFound` for tokens that were discarded. Nothing is written then.
     public func run<Q: AttentionElement, O: AttentionElement>(
         query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], queryLengths: [Int]? = nil,
         layer: Int = 0, selection: KVSelection? = nil, output: consuming MutableTensorView<O>,

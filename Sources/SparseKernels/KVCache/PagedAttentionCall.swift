@@ -113,11 +113,18 @@ struct PagedAttentionCall {
         }
     }
 
-    private static func scratch(_ configuration: KVCacheConfiguration) -> (visible: Int, kernel: Int, byteCount: Int) {
+    /// Where the parts of a task's scratch begin, in bytes: slots first.
+    private static func scratch(
+        _ configuration: KVCacheConfiguration
+    ) -> (visible: Int, positions: Int, rowPositions: Int, slopes: Int, kernel: Int, byteCount: Int) {
         let kernel = TokenScratch(
             headDim: configuration.headDim, valueDim: configuration.valueDim, rows: PagedBatch.maximumRows)
-        let visible = 4 * PagedBatch.chunk
-        return (visible, visible + 4 * PagedBatch.maximumRows, visible + 4 * PagedBatch.maximumRows + kernel.byteCount)
+        let (list, rows) = (4 * PagedBatch.chunk, 4 * PagedBatch.maximumRows)
+        let positions = list + rows
+        // Kernels read a vector of positions past the last one.
+        let rowPositions = positions + list + 64
+        let end = rowPositions + 2 * rows
+        return (list, positions, rowPositions, rowPositions + rows, end, end + kernel.byteCount)
     }
 
     private func attend(_ step: Step, task: (group: Int32, chunk: Int32), scratch: UnsafeMutableRawPointer) {
@@ -127,13 +134,13 @@ struct PagedAttentionCall {
         var entries = min(PagedBatch.chunk, group.list.count - first)
         let layout = Self.scratch(configuration)
         var visible: UnsafeMutablePointer<Int32>?
-        if group.isRagged {
+        if let reach = group.reach {
             let counts = (scratch + layout.visible).assumingMemoryBound(to: Int32.self)
             var sequence = 0
             var most = 0
             for row in group.rows {
                 let place = batch.place(ofRow: row, group: plan.group, from: &sequence)
-                let limit = place.sequence.length - place.sequence.queries + place.query + 1
+                let limit = place.sequence.position(ofQuery: place.query) + reach + 1
                 let count = min(entries, max(0, group.list.count(before: limit, from: step.source) - first))
                 counts[row - group.rows.lowerBound] = Int32(truncatingIfNeeded: count)
                 most = max(most, count)
@@ -144,6 +151,9 @@ struct PagedAttentionCall {
         }
         let slots = scratch.assumingMemoryBound(to: Int32.self)
         group.list.writeSlots(first..<first + entries, from: step.source, to: slots)
+        let aliBi = plan.aliBiSlopes.map {
+            linearBiases($0, group, entries: first..<first + entries, step.source, scratch: scratch, layout)
+        }
         let row = group.kvHead * batch.rowsPerHead + group.rows.lowerBound
         let record = group.firstRecord + Int(task.chunk) * group.rows.count
         var arguments = AttendTokensArguments(
@@ -151,9 +161,29 @@ struct PagedAttentionCall {
             value: storage.valueOperand(layer: layer, head: group.kvHead), slots: slots, count: entries,
             query: step.queries + row * configuration.headDim, queryStride: configuration.headDim, rows: group.rows.count,
             visible: UnsafePointer(visible), softmaxScale: plan.softmaxScale, logitsSoftCap: plan.logitsSoftCap ?? 0,
-            records: step.records + record * step.recordStride, recordStride: step.recordStride,
+            aliBi: aliBi, records: step.records + record * step.recordStride, recordStride: step.recordStride,
             scratch: scratch + layout.kernel)
         plan.kernels.tokens.attend(&arguments)
+    }
+
+    /// Positions of the entries of a list and of the rows that attend it, and the slopes of their heads.
+    private func linearBiases(
+        _ slopes: [Float], _ group: PagedBatch.Group, entries: Range<Int>, _ source: TokenList.Source,
+        scratch: UnsafeMutableRawPointer,
+        _ layout: (visible: Int, positions: Int, rowPositions: Int, slopes: Int, kernel: Int, byteCount: Int)
+    ) -> TokenAliBi {
+        let positions = (scratch + layout.positions).assumingMemoryBound(to: Int32.self)
+        let rowPositions = (scratch + layout.rowPositions).assumingMemoryBound(to: Int32.self)
+        let rowSlopes = (scratch + layout.slopes).assumingMemoryBound(to: Float.self)
+        group.list.writePositions(entries, from: source, to: positions)
+        var sequence = 0
+        for (index, row) in group.rows.enumerated() {
+            let place = batch.place(ofRow: row, group: plan.group, from: &sequence)
+            rowPositions[index] = Int32(truncatingIfNeeded: place.sequence.position(ofQuery: place.query))
+            rowSlopes[index] = slopes[group.kvHead * plan.group + place.head]
+        }
+        return TokenAliBi(
+            slopes: rowSlopes, rowPositions: rowPositions, positions: positions, isSymmetric: plan.aliBiForm == .symmetric)
     }
 
     // MARK: - Rows

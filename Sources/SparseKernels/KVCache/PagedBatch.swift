@@ -14,8 +14,9 @@ struct PagedBatch {
         let index: Int
         /// Its first query in the call's operands.
         let firstQuery: Int
+        /// May be 0.
         let queries: Int
-        /// Tokens in the cache, its queries' included.
+        /// Tokens in the cache, its queries' included. May be fewer than queries, or 0.
         let length: Int
         /// Where its page table begins.
         let table: Int
@@ -23,6 +24,9 @@ struct PagedBatch {
         var firstRow = 0
         /// Tokens in front that its group of sequences attends together.
         var sharedLength = 0
+
+        /// Where a query stands; below 0 with more queries than tokens.
+        func position(ofQuery query: Int) -> Int { length - queries + query }
     }
 
     /// Rows that attend one list.
@@ -31,8 +35,8 @@ struct PagedBatch {
         /// Within the key/value head.
         let rows: Range<Int>
         let list: TokenList
-        /// Whether rows see different parts of the list.
-        let isRagged: Bool
+        /// Rows see tokens up to this many after their own, and so different parts of the list; nil when all rows see all of it.
+        let reach: Int?
         /// Its first partial result: chunk c of row r is record `firstRecord + c·rows.count + r`.
         let firstRecord: Int
 
@@ -74,8 +78,8 @@ struct PagedBatch {
             let count = queryLengths?[index] ?? 1
             let length = try cache.length(of: name, layer: layer)
             try require(
-                count >= 1 && count <= length, .invalidShape, "queryLengths[\(index)]",
-                expected: "within 1...\(length), the tokens of the sequence", actual: "\(count)")
+                count >= 0 && count <= queryTokens, .invalidShape, "queryLengths[\(index)]",
+                expected: "0 or more queries, and no more than the \(queryTokens) of the call", actual: "\(count)")
             sequences.append(
                 Sequence(index: index, firstQuery: queries, queries: count, length: length, table: tables.count))
             tables += try cache.pageTable(of: name)
@@ -101,7 +105,7 @@ struct PagedBatch {
                     count: prefix.length)
                 let last = sequences[prefix.members.upperBound - 1]
                 let rows = sequences[prefix.members.lowerBound].firstRow..<last.firstRow + last.queries * plan.group
-                addGroups(kvHead: kvHead, rows: rows, list: list, isRagged: false, isPrefix: true)
+                addGroups(kvHead: kvHead, rows: rows, list: list, reach: nil, isPrefix: true)
             }
             for sequence in sequences { addGroups(of: sequence, kvHead: kvHead, plan) }
         }
@@ -112,7 +116,8 @@ struct PagedBatch {
     private func check(_ selection: KVSelection, _ plan: PagedAttention) throws(SparseKernelsError) {
         let kvHeads = plan.configuration.kvHeads
         try require(
-            plan.mask == .causal, .invalidArgument, "selection", expected: "nil with a streaming mask", actual: "a selection")
+            plan.mask == .causal || plan.mask == .full, .invalidArgument, "selection",
+            expected: "nil with a mask that is not .causal or .full", actual: "a selection with \(plan.mask)")
         try require(
             selection.sequences == sequences.count, .invalidShape, "selection.sequences", expected: "\(sequences.count)",
             actual: "\(selection.sequences)")
@@ -137,11 +142,12 @@ struct PagedBatch {
     }
 
     private func checkPages(_ mask: KVMask) throws(SparseKernelsError) {
-        for sequence in sequences {
+        for sequence in sequences where sequence.queries > 0 {
             // The first query sees the earliest window, the last one the latest; what lies between is seen by some query.
-            let first = mask.tokens(of: sequence.length - sequence.queries)
-            let last = mask.tokens(of: sequence.length - 1)
-            for tokens in [first.sink, last.sink, first.window.lowerBound..<last.window.upperBound] where !tokens.isEmpty {
+            let first = mask.tokens(of: sequence.position(ofQuery: 0), length: sequence.length)
+            let last = mask.tokens(of: sequence.position(ofQuery: sequence.queries - 1), length: sequence.length)
+            let begin = first.window.lowerBound
+            for tokens in [first.sink, last.sink, begin..<max(begin, last.window.upperBound)] where !tokens.isEmpty {
                 for page in tokens.lowerBound / pageSize...(tokens.upperBound - 1) / pageSize {
                     try requirePage(page, of: sequence)
                 }
@@ -176,31 +182,33 @@ struct PagedBatch {
     private mutating func addGroups(of sequence: Sequence, kvHead: Int, _ plan: PagedAttention) {
         let (group, queries) = (plan.group, sequence.queries)
         let all = sequence.firstRow..<sequence.firstRow + queries * group
-        let isRagged = queries > 1
+        if queries == 0 { return }
+        // The last query stands at the end, so one that reaches over all of the others sees what it does.
+        let reach = plan.mask.reach.flatMap { $0 < queries - 1 ? $0 : nil }
         if let selection {
             for head in 0..<(isHeadMajor ? group : 1) {
                 let list = sequence.index * selection.heads + (isHeadMajor ? kvHead * group + head : kvHead)
                 let rows = isHeadMajor ? all.lowerBound + head * queries..<all.lowerBound + (head + 1) * queries : all
                 addGroups(
-                    kvHead: kvHead, rows: rows, list: self.list(selection, list, of: sequence), isRagged: isRagged,
+                    kvHead: kvHead, rows: rows, list: self.list(selection, list, of: sequence), reach: reach,
                     isPrefix: false)
             }
             return
         }
-        if plan.mask == .causal {
+        if plan.mask.reach != nil {
             let tokens = sequence.sharedLength..<sequence.length
             let list = TokenList(kind: .ranges(0..<0, tokens), table: sequence.table, count: tokens.count)
-            addGroups(kvHead: kvHead, rows: all, list: list, isRagged: isRagged, isPrefix: false)
+            addGroups(kvHead: kvHead, rows: all, list: list, reach: reach, isPrefix: false)
             return
         }
         // Every query has a window of its own.
         for query in 0..<queries {
-            let tokens = plan.mask.tokens(of: sequence.length - queries + query)
+            let tokens = plan.mask.tokens(of: sequence.position(ofQuery: query), length: sequence.length)
             let list = TokenList(
                 kind: .ranges(tokens.sink, tokens.window), table: sequence.table,
                 count: tokens.sink.count + tokens.window.count)
             let first = all.lowerBound + query * group
-            addGroups(kvHead: kvHead, rows: first..<first + group, list: list, isRagged: false, isPrefix: false)
+            addGroups(kvHead: kvHead, rows: first..<first + group, list: list, reach: nil, isPrefix: false)
         }
     }
 
@@ -214,7 +222,7 @@ struct PagedBatch {
         return TokenList(kind: .pages(entries), table: sequence.table, count: count)
     }
 
-    private mutating func addGroups(kvHead: Int, rows: Range<Int>, list: TokenList, isRagged: Bool, isPrefix: Bool) {
+    private mutating func addGroups(kvHead: Int, rows: Range<Int>, list: TokenList, reach: Int?, isPrefix: Bool) {
         var first = rows.lowerBound
         while first < rows.upperBound {
             let part = first..<min(first + Self.maximumRows, rows.upperBound)
@@ -227,7 +235,7 @@ struct PagedBatch {
                 }
             }
             groups.append(
-                Group(kvHead: kvHead, rows: part, list: list, isRagged: isRagged, firstRecord: recordCount))
+                Group(kvHead: kvHead, rows: part, list: list, reach: reach, firstRecord: recordCount))
             recordCount += groups.last!.chunks * part.count
             first = part.upperBound
         }

@@ -6,7 +6,7 @@ extension PagedKVCache {
         static let format = "format"
         static let formatValue = "sparsekernels.pagedKVCache"
         static let version = "version"
-        static let versionValue = "1"
+        static let versionValue = "2"
         static let generations = "generations"
         static let lengths = "lengths"
         static let tableOffsets = "tableOffsets"
@@ -97,6 +97,7 @@ extension KVCacheConfiguration {
         static let pageCapacity = "pageCapacity"
         static let keyFormat = "keyFormat"
         static let valueFormat = "valueFormat"
+        static let quantization = "quantization"
         static let keyEstimates = "keyEstimates"
         // Absent without page metadata.
         static let metadataKind = "metadataKind"
@@ -109,7 +110,8 @@ extension KVCacheConfiguration {
         var entries = [
             Name.layers: "\(layers)", Name.kvHeads: "\(kvHeads)", Name.headDim: "\(headDim)", Name.valueDim: "\(valueDim)",
             Name.pageSize: "\(pageSize)", Name.pageCapacity: "\(pageCapacity)", Name.keyFormat: keyFormat.rawValue,
-            Name.valueFormat: valueFormat.rawValue, Name.keyEstimates: "\(keepsKeyEstimates)",
+            Name.valueFormat: valueFormat.rawValue, Name.quantization: quantization.rawValue,
+            Name.keyEstimates: "\(keepsKeyEstimates)",
         ]
         if let metadata {
             entries[Name.metadataKind] = metadata.kind.rawValue
@@ -138,6 +140,7 @@ extension KVCacheConfiguration {
         let savedCapacity = try file.integer(Name.pageCapacity)
         let keyFormat = try choice(Name.keyFormat, KVFormat.self)
         let valueFormat = try choice(Name.valueFormat, KVFormat.self)
+        let quantization = try choice(Name.quantization, KVQuantization.self)
         let estimates = try file.text(Name.keyEstimates)
         try file.requireMetadata(
             estimates == "true" || estimates == "false", Name.keyEstimates, expected: "\"true\" or \"false\"",
@@ -151,8 +154,8 @@ extension KVCacheConfiguration {
         func make(_ pageCapacity: Int) throws(SparseKernelsError) -> KVCacheConfiguration {
             try KVCacheConfiguration(
                 layers: layers, kvHeads: kvHeads, headDim: headDim, valueDim: valueDim, pageSize: pageSize,
-                pageCapacity: pageCapacity, format: keyFormat, valueFormat: valueFormat, metadata: metadata,
-                keepsKeyEstimates: estimates == "true")
+                pageCapacity: pageCapacity, format: keyFormat, valueFormat: valueFormat, quantization: quantization,
+                metadata: metadata, keepsKeyEstimates: estimates == "true")
         }
         let saved = try file.validated { () throws(SparseKernelsError) in try make(savedCapacity) }
         if let pageCapacity { self = try make(pageCapacity) } else { self = saved }

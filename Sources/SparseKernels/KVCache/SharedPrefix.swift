@@ -37,7 +37,7 @@ struct SharedPrefix {
     private static func commonLength(
         _ a: PagedBatch.Sequence, _ b: PagedBatch.Sequence, _ tables: [Int32], _ pageSize: Int
     ) -> Int {
-        let limit = min(a.length - a.queries, b.length - b.queries) / PagedBatch.chunk * PagedBatch.chunk
+        let limit = max(0, min(a.position(ofQuery: 0), b.position(ofQuery: 0))) / PagedBatch.chunk * PagedBatch.chunk
         var pages = 0
         while pages * pageSize < limit && tables[a.table + pages] == tables[b.table + pages] { pages += 1 }
         return min(limit, pages * pageSize) / PagedBatch.chunk * PagedBatch.chunk

@@ -25,10 +25,27 @@ struct TokenList {
 
     /// Writes the slots of some entries of the list.
     func writeSlots(_ entries: Range<Int>, from source: Source, to slots: UnsafeMutablePointer<Int32>) {
+        forEachRun(of: entries, from: source) { position, target in
+            let (page, offset) = position.lowerBound.quotientAndRemainder(dividingBy: source.pageSize)
+            let slot =
+                source.tables[table + page] &* Int32(truncatingIfNeeded: source.pageSize) &+ Int32(truncatingIfNeeded: offset)
+            for i in 0..<position.count { slots[target + i] = slot &+ Int32(truncatingIfNeeded: i) }
+        }
+    }
+
+    /// Writes the positions of some entries of the list.
+    func writePositions(_ entries: Range<Int>, from source: Source, to positions: UnsafeMutablePointer<Int32>) {
+        forEachRun(of: entries, from: source) { position, target in
+            for i in 0..<position.count { positions[target + i] = Int32(truncatingIfNeeded: position.lowerBound + i) }
+        }
+    }
+
+    /// Calls `body` for entries that follow each other in a page: their positions, and the place of the first among `entries`.
+    @inline(__always)
+    private func forEachRun(of entries: Range<Int>, from source: Source, _ body: (Range<Int>, Int) -> Void) {
         let size = source.pageSize
         var entry = entries.lowerBound
         while entry < entries.upperBound {
-            // Entries that follow each other in a page are written together.
             let position: Int
             var run: Int
             switch kind {
@@ -44,11 +61,7 @@ struct TokenList {
                 run = 1
             }
             run = min(run, entries.upperBound - entry)
-            let slot =
-                source.tables[table + position / size] &* Int32(truncatingIfNeeded: size)
-                &+ Int32(truncatingIfNeeded: position % size)
-            let target = slots + (entry - entries.lowerBound)
-            for i in 0..<run { target[i] = slot &+ Int32(truncatingIfNeeded: i) }
+            body(position..<position + run, entry - entries.lowerBound)
             entry += run
         }
     }

@@ -105,7 +105,8 @@ struct PageScoring {
         }
         var arguments = ScoreTokensArguments(
             key: storage.metadataOperand(layer: layer, head: head)!, slots: slots, count: count, query: rows,
-            queryStride: channels, rows: group, scale: 1, scores: scores, scoreStride: chunk, scratch: memory + scratch.kernel)
+            queryStride: channels, rows: group, scale: 1, isBound: !isMean, scores: scores, scoreStride: chunk,
+            scratch: memory + scratch.kernel)
         kernels.tokens.score(&arguments)
         if let logical {
             for row in 0..<group {

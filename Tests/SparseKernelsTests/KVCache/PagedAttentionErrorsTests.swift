@@ -132,13 +132,11 @@ struct PagedAttentionErrorsTests {
         try expect(.invalidShape, "queryLengths") { $0.queryLengths = [1, 1, 1] }
         try expect(.invalidShape, "queryLengths[0]") { $0.queryLengths = [41, 1] }
         try expect(.invalidShape, "queryLengths[0]") { $0.queryLengths = [.max, .max] }
-        for count in [0, -1, Int.min, 4] { try expect(.invalidShape, "queryLengths[1]") { $0.queryLengths = [2, count] } }
+        for count in [-1, Int.min, 4] { try expect(.invalidShape, "queryLengths[1]") { $0.queryLengths = [2, count] } }
+        try expect(.invalidShape, "query") { $0.queryLengths = [2, 0] }
         // One query each.
         try expect(.invalidShape, "query") { $0.queryLengths = nil }
         try expect(.invalidShape, "query") { ($0.sequences, $0.queryLengths) = ([], nil) }
-        try expect(.invalidShape, "queryLengths[1]") {
-            $0.sequences[1] = fixture.cache.makeSequence()
-        }
         try expect(.unknownSequence, "sequence") {
             $0.sequences[1] = fixture.cache.makeSequence()
             try fixture.cache.free($0.sequences[1])
@@ -163,8 +161,8 @@ struct PagedAttentionErrorsTests {
         try expect(.invalidArgument, "selection.indices[1]") { $0.selection = try selection([0, 1]) }
         try expect(.invalidArgument, "selection.indices[2]") { $0.selection = try selection(unit: 1, heads: 4, [0, 2, 3]) }
         try expect(.invalidArgument, "selection.indices[0]") { $0.selection = try selection([.max]) }
-        try expect(.invalidArgument, "selection") {
-            ($0.selection, $0.mask) = (try selection([0]), .streaming(sink: 1, window: 2))
+        for mask in [KVMask.streaming(sink: 1, window: 2), .window(left: nil, right: 1), .window(left: 2, right: 0)] {
+            try expect(.invalidArgument, "selection") { ($0.selection, $0.mask) = (try selection([0]), mask) }
         }
     }
 

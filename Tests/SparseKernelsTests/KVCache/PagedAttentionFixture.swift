@@ -62,12 +62,12 @@ final class PagedAttentionFixture {
     }
 
     func attention(
-        queryHeads: Int, mask: KVMask = .causal, logitsSoftCap: Float? = nil, sharesPrefixes: Bool = true,
-        _ set: InstructionSet = .portable
+        queryHeads: Int, mask: KVMask = .causal, logitsSoftCap: Float? = nil, aliBiSlopes: [Float]? = nil,
+        aliBiForm: AliBiForm = .signed, sharesPrefixes: Bool = true, _ set: InstructionSet = .portable
     ) throws -> PagedAttention {
         try PagedAttention(
             queryHeads: queryHeads, configuration: cache.configuration, mask: mask, logitsSoftCap: logitsSoftCap,
-            sharesPrefixes: sharesPrefixes, instructionSet: set)
+            aliBiSlopes: aliBiSlopes, aliBiForm: aliBiForm, sharesPrefixes: sharesPrefixes, instructionSet: set)
     }
 
     // MARK: - Exact results
@@ -98,7 +98,7 @@ final class PagedAttentionFixture {
     /// One row over some positions, with the bounds of `TokenErrorBound`.
     func expected(
         _ attention: PagedAttention, query: [Double], head: Int, token: Int, of sequence: PagedKVCache.SequenceID,
-        positions: [Int], layer: Int = 0
+        positions: [Int], at position: Int = 0, layer: Int = 0
     ) throws -> TokenKernelTests.Expected {
         let kvHead = head / (attention.queryHeads / cache.configuration.kvHeads)
         let rows = try stored(Place(sequence: sequence, layer: layer, kvHead: kvHead))
@@ -108,9 +108,19 @@ final class PagedAttentionFixture {
         let values = positions.map { rows.values[$0] }
         let (scale, cap) = (Double(attention.softmaxScale), attention.logitsSoftCap)
         let unit = TokenErrorBound.scoreUnit(headDim: query.count)
-        let scores = ReferencePagedAttention.scores(
+        var scores = ReferencePagedAttention.scores(
             query: query, keys: keys, softmaxScale: scale, logitsSoftCap: cap.map { Double($0) })
-        let bounds = TokenErrorBound.scores(query: query, scale: scale, key: key, keys: keys, slots: slots)
+        var bounds = TokenErrorBound.scores(query: query, scale: scale, key: key, keys: keys, slots: slots)
+        let plain = scores
+        if let slope = attention.aliBiSlopes?[head] {
+            for (index, token) in positions.enumerated() {
+                let distance = Double(token - position)
+                let term = Double(slope) * (attention.aliBiForm == .symmetric ? -abs(distance) : distance)
+                scores[index] += term
+                // The sum is rounded once.
+                bounds[index] += AttentionErrorBound.unitRoundoff * (abs(term) + abs(scores[index]))
+            }
+        }
         let row = ReferenceAttention.Row(
             head: head, token: token, valueDim: value.channels, scores: scores, magnitudes: bounds.map { $0 / unit }
         ) { values[$0][$1] }
@@ -118,7 +128,8 @@ final class PagedAttentionFixture {
         let coding = TokenErrorBound.values(
             scores: scores, logSumExp: row.logSumExp, value: value, values: values, slots: slots)
         let codes = TokenErrorBound.queryCodes(
-            query: query, scale: scale, logitsSoftCap: cap, scores: scores, row: row, key: key, keys: keys, values: values)
+            query: query, scale: scale, logitsSoftCap: cap, scores: plain, biased: scores, row: row, key: key, keys: keys, values: values,
+            slots: slots)
         return TokenKernelTests.Expected(
             row: row, output: bound.output + coding + codes.output, logSumExp: bound.logSumExp + codes.logSumExp)
     }
@@ -126,14 +137,14 @@ final class PagedAttentionFixture {
     /// Rows of a call: all heads of a few queries of every sequence. `positions` are what a query head sees from a position.
     func expected<Q: AttentionElement>(
         _ attention: PagedAttention, query: Tensor<Q>, queryLengths: [Int], layer: Int = 0,
-        positions: (_ sequence: Int, _ head: Int, _ position: Int) -> [Int] = { _, _, position in Array(0...position) }
+        positions: (_ sequence: Int, _ head: Int, _ position: Int) -> [Int] = { _, _, position in Array(0..<max(0, position + 1)) }
     ) throws -> [TokenKernelTests.Expected] {
         var rows: [TokenKernelTests.Expected] = []
         var first = 0
         for (index, sequence) in sequences.enumerated() {
             let count = queryLengths[index]
             let length = try cache.length(of: sequence, layer: layer)
-            for i in Set([0, count / 2, count - 1]).sorted() {
+            for i in Set([0, count / 2, count - 1]).sorted() where count > 0 {
                 // The oracle of a long row takes ten milliseconds in a debug build.
                 let heads = length > 500 ? [0, attention.queryHeads - 1] : Array(0..<attention.queryHeads)
                 for head in Set(heads).sorted() {
@@ -141,7 +152,7 @@ final class PagedAttentionFixture {
                     rows.append(
                         try expected(
                             attention, query: Self.row(query, head: head, token: first + i), head: head, token: first + i,
-                            of: sequence, positions: seen, layer: layer))
+                            of: sequence, positions: seen, at: length - count + i, layer: layer))
                 }
             }
             first += count

@@ -187,7 +187,7 @@ struct PagedKVCacheFileTests {
     func damagedMetadata() throws {
         let bytes = try saved(sample(SmallCache.all[0]).cache)
         let damages: [(String, [String?])] = [
-            ("format", [nil, "", "sparsekernels.blockMask"]), ("version", [nil, "2", "01"]),
+            ("format", [nil, "", "sparsekernels.blockMask"]), ("version", [nil, "1", "02"]),
             ("layers", [nil, "0", "-1", "3", "1", "+2", "2.0", "9223372036854775807", "9223372036854775808"]),
             ("kvHeads", ["0", "1", "3", "65536", "9223372036854775807"]), ("headDim", ["0", "17", "9223372036854775807"]),
             ("valueDim", ["0", "256", "17"]), ("pageSize", ["0", "6", "32", "-16"]),

@@ -218,7 +218,7 @@ final class PagedKVCacheModel {
                         layer: layer, head: head, page: 0, tokens: 0..<filled, filled: filled, scratch: scratch)
                 }
                 let logicalPages = (filled + metadata.logicalPageSize - 1) / metadata.logicalPageSize
-                let kinds: [KVSection.Kind] = [.metadata, .metadataScales, .metadataZeros]
+                let kinds: [KVSection.Kind] = [.metadata, .metadataScales, .metadataOffsets]
                 for section in cache.storage.sections where kinds.contains(section.kind) {
                     let byteCount = section.bytesPerPage / configuration.logicalPages * logicalPages
                     let own = bytes(cache.storage.page(Int(page), of: section, layer: layer, head: head), byteCount)

@@ -248,7 +248,8 @@ struct PagedKVCacheTests {
     /// The example of Docs/Layouts/KVPages.md, as token 5 of a page.
     @Test("the worked example of the layout page", arguments: InstructionSet.available)
     func bytes(_ set: InstructionSet) throws {
-        let configuration = try KVCacheConfiguration(kvHeads: 1, headDim: 8, pageSize: 16, pageCapacity: 1, format: .int4)
+        let configuration = try KVCacheConfiguration(
+            kvHeads: 1, headDim: 8, pageSize: 16, pageCapacity: 1, format: .int4, quantization: .zeroPoint)
         let cache = try PagedKVCache(configuration, instructionSet: set)
         let sequence = cache.makeSequence()
         let row: [Float] = [0.31, 0.42, -0.57, 0.23, -1.79, -2.18, 1.90, 4.32]
@@ -259,7 +260,7 @@ struct PagedKVCacheTests {
             let page = cache.storage.page(0, of: section, layer: 0, head: 0)
             return Array(UnsafeRawBufferPointer(start: page, count: section.bytesPerPage)[range])
         }
-        #expect(bytes(.keyScales, 10..<12) == [0xef, 0x36] && bytes(.keyZeros, 10..<12) == [0x08, 0x45])
+        #expect(bytes(.keyScales, 10..<12) == [0xef, 0x36] && bytes(.keyOffsets, 10..<12) == [0x08, 0x45])
         #expect(bytes(.keys, 20..<24) == [0x66, 0x64, 0x01, 0xf9])
         // Words of channels; byte 2 has tokens 4 and 5, of which 4 is a zero.
         let words = bytes(.values, 0..<32)

@@ -5,17 +5,19 @@ import SparseKernelsReference
 
 /// How far the token kernels may be from exact attention over the tokens as they are stored.
 ///
-/// Float formats: `AttentionErrorBound`. Codes add four terms. With u = 2⁻²⁴, λ = 6, steps of 128 tokens, and x = s·(code − z):
+/// Float formats: `AttentionErrorBound`. Codes add four terms. With u = 2⁻²⁴, λ = 6, steps of 128 tokens, h the middle code, and
+/// x = c + s·(code − h):
 ///
 /// Scores. A query becomes codes of a step t = max |q|/L, L = min(32767, ⌊(2³¹ − 1)/(channels·largest code)⌋); each is off by
-/// up to t/2, which is a deviation of t/√12. The exact sums Σ q·code and z·Σ q are rounded to `Float`, subtracted and scaled:
+/// up to t/2, which is a deviation of t/√12, and meets k − c. The exact sums of products are rounded to `Float`; c meets Σ q, a sum
+/// in `Float` of single precision:
 ///
-///     τ = scale·(λ·t/√12·‖k‖₂ + 4u·s·(|Σ q·code| + |z·Σ q|))
+///     τ = scale·(λ·t/√12·‖k − c‖₂ + 4u·s·(|Σ q·code| + h·|Σ q|) + λ(√channels + 2)·u·|c|·Σ |q|)
 ///
-/// Outputs. A weight w = p·s becomes a multiple of δ = max w/32767 of its step: off by δ/2, or by all of w where that is less.
-/// The exact sum of products and Σ w·z, itself a sum in `Float`, are subtracted:
+/// Outputs. A weight w = p·s becomes a multiple of δ = max w/32767 of its step: off by δ/2, or by all of w where that is less, and
+/// meets code − h. Σ p·c, a sum in `Float`, is added:
 ///
-///     ω = Σ min(δ/2, w)·|code − z|       κ = (λ·√32 + 4)·u·Σ w·(code + |z|)
+///     ω = Σ min(δ/2, w)·|code − h|       κ = (λ·√32 + 4)·u·Σ (w·(code + h) + p·|c|)
 enum TokenErrorBound {
     /// Of the score of every token.
     static func scores(
@@ -38,12 +40,23 @@ enum TokenErrorBound {
     private static func codeError(
         _ query: [Double], _ scale: Double, _ key: TokenOperand, _ k: [Double], slot: Int
     ) -> Double {
-        let norm = k.reduce(0) { $0 + $1 * $1 }.squareRoot()
-        let offset = TokenPool.half(key.scales![slot]) * TokenPool.half(key.zeros![slot]) * query.reduce(0, +)
-        // s·Σ q·code = Σ q·k + s·z·Σ q.
-        let product = zip(query, k).reduce(0) { $0 + $1.0 * $1.1 } + offset
-        let rounding = 4 * AttentionErrorBound.unitRoundoff * (abs(product) + abs(offset))
-        return scale * (deviation(query, key) * norm + rounding)
+        let (centre, step) = (centre(key, slot), TokenPool.scale(key, slot))
+        let sum = abs(query.reduce(0, +))
+        let product = zip(query, k).reduce(0) { $0 + $1.0 * ($1.1 - TokenPool.value(ofCode: 0, key, slot)) }
+        let u = AttentionErrorBound.unitRoundoff
+        let rounding =
+            4 * u * (abs(product) + step * Double(key.format.middleCode) * sum)
+            + scoreUnit(headDim: query.count) * abs(centre) * query.reduce(0) { $0 + abs($1) }
+        return scale * (deviation(query, key) * norm(k, less: centre) + rounding)
+    }
+
+    /// What the middle code of a slot stands for.
+    private static func centre(_ tokens: TokenOperand, _ slot: Int) -> Double {
+        TokenPool.value(ofCode: tokens.format.middleCode, tokens, slot)
+    }
+
+    private static func norm(_ row: [Double], less centre: Double) -> Double {
+        row.reduce(0) { $0 + ($1 - centre) * ($1 - centre) }.squareRoot()
     }
 
     /// λ·t/√12.
@@ -54,12 +67,14 @@ enum TokenErrorBound {
     }
 
     /// What the codes of a query do to the results of a row. Their deviations are the same for all keys, so that they do not average
-    /// out over many keys as roundings do. With p the probabilities and d_j = 1 − (s_j/cap)² the slopes of a soft cap:
+    /// out over many keys as roundings do. `scores` are those that a cap made, `biased` what else was added to them. With p the probabilities and d_j = 1 − (s_j/cap)² the slopes of a soft cap:
     ///
-    ///     |δLSE| ≤ scale·λ·t/√12·‖Σ p_j·d_j·k_j‖₂      |δo_c| ≤ scale·λ·t/√12·‖Σ p_j·d_j·(v_jc − o_c)·k_j‖₂
+    ///     |δLSE| ≤ scale·λ·t/√12·‖Σ p_j·d_j·(k_j − c_j)‖₂
+    ///     |δo_x| ≤ scale·λ·t/√12·‖Σ p_j·d_j·(v_jx − o_x)·(k_j − c_j)‖₂
     static func queryCodes(
-        query: [Double], scale: Double, logitsSoftCap: Float?, scores: [Double], row: ReferenceAttention.Row,
-        key: TokenOperand, keys: [[Double]], values: [[Double]]
+        query: [Double], scale: Double, logitsSoftCap: Float?, scores: [Double], biased: [Double]? = nil,
+        row: ReferenceAttention.Row,
+        key: TokenOperand, keys: [[Double]], values: [[Double]], slots: [Int32]
     ) -> (output: Double, logSumExp: Double) {
         if !key.format.isQuantized || scores.isEmpty { return (0, 0) }
         let channels = query.count
@@ -67,10 +82,11 @@ enum TokenErrorBound {
         var sums = [Double](repeating: 0, count: (row.output.count + 1) * channels)
         for (j, score) in scores.enumerated() {
             let slope = logitsSoftCap.map { 1 - (score / Double($0)) * (score / Double($0)) } ?? 1
-            let weight = exp(score - row.logSumExp) * slope
+            let weight = exp((biased?[j] ?? score) - row.logSumExp) * slope
+            let centre = centre(key, Int(slots[j]))
             for line in 0...row.output.count {
                 let factor = line == row.output.count ? weight : weight * (values[j][line] - row.output[line])
-                for c in 0..<channels { sums[line * channels + c] += factor * keys[j][c] }
+                for c in 0..<channels { sums[line * channels + c] += factor * (keys[j][c] - centre) }
             }
         }
         let norms = (0...row.output.count).map { line in
@@ -89,15 +105,17 @@ enum TokenErrorBound {
         var errors = [Double](repeating: 0, count: value.channels)
         for first in stride(from: 0, to: scores.count, by: TokenScratch.block) {
             let tokens = first..<min(scores.count, first + TokenScratch.block)
-            let scales = tokens.map { TokenPool.half(value.scales![Int(slots[$0])]) }
-            let weights = tokens.map { exp(scores[$0] - logSumExp) * scales[$0 - first] }
-            let half = (weights.max() ?? 0) / 65_534
-            for (index, token) in tokens.enumerated() where weights[index] > 0 {
-                let (weight, z) = (weights[index], TokenPool.half(value.zeros![Int(slots[token])]))
-                let row = values[token]
+            let scales = tokens.map { TokenPool.scale(value, Int(slots[$0])) }
+            let probabilities = tokens.map { exp(scores[$0] - logSumExp) }
+            let half = zip(probabilities, scales).reduce(0) { max($0, $1.0 * $1.1) } / 65_534
+            let middle = Double(value.format.middleCode)
+            for (index, token) in tokens.enumerated() {
+                let (p, step) = (probabilities[index], scales[index])
+                let (centre, row) = (centre(value, Int(slots[token])), values[token])
                 for channel in 0..<value.channels {
-                    let distance = row[channel] / scales[index]
-                    errors[channel] += min(half, weight) * abs(distance) + factor * weight * (abs(distance + z) + abs(z))
+                    let distance = step == 0 ? 0 : abs(row[channel] - centre) / step
+                    errors[channel] +=
+                        min(half, p * step) * distance + factor * p * (step * (distance + 2 * middle) + abs(centre))
                 }
             }
         }

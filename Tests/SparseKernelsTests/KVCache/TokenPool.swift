@@ -13,12 +13,12 @@ final class TokenPool {
 
     init(
         format: KVFormat, valueFormat: KVFormat? = nil, headDim: Int, valueDim: Int? = nil, tokens: Int,
-        metadata: PageMetadata? = nil, set: InstructionSet
+        quantization: KVQuantization = .minimum, metadata: PageMetadata? = nil, set: InstructionSet
     ) throws {
         let configuration = try KVCacheConfiguration(
             kvHeads: 1, headDim: headDim, valueDim: valueDim, pageSize: Self.pageSize,
             pageCapacity: (tokens + Self.pageSize - 1) / Self.pageSize, format: format, valueFormat: valueFormat,
-            metadata: metadata)
+            quantization: quantization, metadata: metadata)
         storage = try KVStorage(configuration, kernels: set.kernels)
         capacity = configuration.tokenCapacity
         scratch = .allocate(byteCount: KVStorage.scratchByteCount(configuration), alignment: 64)
@@ -29,14 +29,14 @@ final class TokenPool {
     var key: TokenOperand { storage.keyOperand(layer: 0, head: 0) }
     var value: TokenOperand { storage.valueOperand(layer: 0, head: 0) }
 
-    /// Fills every slot with normal values around a mean per channel, so that zero points are not all alike.
+    /// Fills every slot with normal values.
     convenience init(
         normal format: KVFormat, valueFormat: KVFormat? = nil, headDim: Int, valueDim: Int? = nil, tokens: Int, seed: UInt64,
-        metadata: PageMetadata? = nil, set: InstructionSet
+        quantization: KVQuantization = .minimum, metadata: PageMetadata? = nil, set: InstructionSet
     ) throws {
         try self.init(
-            format: format, valueFormat: valueFormat, headDim: headDim, valueDim: valueDim, tokens: tokens, metadata: metadata,
-            set: set)
+            format: format, valueFormat: valueFormat, headDim: headDim, valueDim: valueDim, tokens: tokens,
+            quantization: quantization, metadata: metadata, set: set)
         let (headDim, valueDim) = (storage.configuration.headDim, storage.configuration.valueDim)
         write(
             try Tensor<Float>.normal([capacity, headDim], seed: seed),
@@ -107,8 +107,17 @@ final class TokenPool {
             return Double(BFloat16(bitPattern: row.load(fromByteOffset: 2 * channel, as: UInt16.self)).floatValue)
         case .int8, .int4:
             let code = code(tokens, slot: slot, channel: channel, isValue: isValue)
-            return half(tokens.scales![slot]) * (Double(code) - half(tokens.zeros![slot]))
+            return scale(tokens, slot) * Double(code) + value(ofCode: 0, tokens, slot)
         }
+    }
+
+    /// s of a slot.
+    static func scale(_ tokens: TokenOperand, _ slot: Int) -> Double { half(tokens.scales![slot]) }
+
+    /// What a code of a slot stands for.
+    static func value(ofCode code: Int, _ tokens: TokenOperand, _ slot: Int) -> Double {
+        let (scale, offset) = (scale(tokens, slot), half(tokens.offsets![slot]))
+        return tokens.offsetKind == .minimum ? scale * Double(code) + offset : scale * (Double(code) - offset)
     }
 
     /// Rows of a list of slots, exactly.

@@ -49,21 +49,16 @@ struct TokenStorageTests {
     /// fall on the other side of a tie: its three roundings are 2⁻²² of it at most. Codes are nearest to x/s + z up to the
     /// roundings of 1/s, the product and the sum.
     @Test("codes follow LServe's rule", arguments: [KVFormat.int8, .int4], InstructionSet.available)
-    func codes(_ format: KVFormat, _ set: InstructionSet) throws {
+    func zeroPoints(_ format: KVFormat, _ set: InstructionSet) throws {
         let bits = format == .int8 ? 8 : 4
         for channels in Self.channelCounts {
-            let pool = try TokenPool(format: format, headDim: channels, tokens: 48, set: set)
-            // Rows around different centres, the last ones with equal channels.
-            let noise = try Tensor<Float>.normal([48, channels], seed: UInt64(channels))
-            let rows = try Tensor<Float>([48, channels]) {
-                let row = $0 / channels
-                return row >= 40 ? [0, 1, -2.5, 70000, 1e-9, 0.1, -3, 60000][row - 40] : noise[flat: $0] + Float(row % 5) - 2
-            }
+            let pool = try TokenPool(format: format, headDim: channels, tokens: 48, quantization: .zeroPoint, set: set)
+            let rows = try Self.unlikeRows(channels)
             pool.write(rows, rows, slot: 0)
             for (slot, row) in rows.rows().enumerated() {
                 let oracle = ReferenceKVQuantization(row, bits: bits)
                 for (tokens, isValue) in [(pool.key, false), (pool.value, true)] {
-                    let (s, z) = (TokenPool.half(tokens.scales![slot]), TokenPool.half(tokens.zeros![slot]))
+                    let (s, z) = (TokenPool.scale(tokens, slot), TokenPool.half(tokens.offsets![slot]))
                     let around = [1 - 0x1p-22, 1, 1 + 0x1p-22]
                     #expect(
                         s == oracle.scale || around.contains { ReferenceKVQuantization.half(oracle.scaleQuotient * $0) == s })
@@ -80,8 +75,47 @@ struct TokenStorageTests {
                 let exact = (0..<channels).map {
                     // (code − zero)·scale, both operations rounded to Float.
                     let code = Float(TokenPool.code(pool.value, slot: slot, channel: $0, isValue: true))
-                    return (code - Float(TokenPool.half(pool.value.zeros![slot])))
+                    return (code - Float(TokenPool.half(pool.value.offsets![slot])))
                         * Float(TokenPool.half(pool.value.scales![slot]))
+                }
+                #expect(Self.loaded(pool, slot, 1, isValue: true, set) == exact)
+                #expect(Self.loaded(pool, slot, 1, isValue: false, set) == exact)
+            }
+        }
+    }
+
+    /// Rows around different centres, the last ones with equal channels.
+    static func unlikeRows(_ channels: Int) throws -> Tensor<Float> {
+        let noise = try Tensor<Float>.normal([48, channels], seed: UInt64(channels))
+        return try Tensor<Float>([48, channels]) {
+            let row = $0 / channels
+            return row >= 40 ? [0, 1, -2.5, 70000, 1e-9, 0.1, -3, 60000][row - 40] : noise[flat: $0] + Float(row % 5) - 2
+        }
+    }
+
+    /// Minimum and scale are exactly the halves below and above; a `Float` quotient of the scale may fall on the other side of a half.
+    @Test("codes count steps above the minimum", arguments: [KVFormat.int8, .int4], InstructionSet.available)
+    func minima(_ format: KVFormat, _ set: InstructionSet) throws {
+        let bits = format == .int8 ? 8 : 4
+        for channels in Self.channelCounts {
+            let pool = try TokenPool(format: format, headDim: channels, tokens: 48, set: set)
+            let rows = try Self.unlikeRows(channels)
+            pool.write(rows, rows, slot: 0)
+            for (slot, row) in rows.rows().enumerated() {
+                let oracle = ReferenceKVMinimum(row, bits: bits)
+                for (tokens, isValue) in [(pool.key, false), (pool.value, true)] {
+                    let (s, m) = (TokenPool.scale(tokens, slot), TokenPool.half(tokens.offsets![slot]))
+                    #expect(m == oracle.minimum, "row \(slot)")
+                    #expect(abs(s - oracle.scale) <= 0x1p-10 * oracle.scale)
+                    for channel in 0..<channels where s == oracle.scale {
+                        let code = Double(TokenPool.code(tokens, slot: slot, channel: channel, isValue: isValue))
+                        let quotient = max(0, min(Double(1 << bits - 1), oracle.codeQuotients[channel]))
+                        #expect(abs(code - quotient) <= 0.5 + 4 * 0x1p-24 * quotient, "row \(slot)")
+                    }
+                }
+                let exact = (0..<channels).map {
+                    let code = Float(TokenPool.code(pool.value, slot: slot, channel: $0, isValue: true))
+                    return code * Float(TokenPool.scale(pool.value, slot)) + Float(TokenPool.half(pool.value.offsets![slot]))
                 }
                 #expect(Self.loaded(pool, slot, 1, isValue: true, set) == exact)
                 #expect(Self.loaded(pool, slot, 1, isValue: false, set) == exact)
@@ -94,7 +128,7 @@ struct TokenStorageTests {
     func constantRows(_ format: KVFormat, _ set: InstructionSet) throws {
         let values: [Float] = [0, 1, -2.5, 0.1, -0.3, 60000, 1e30, -1e30, 0x1p-24, 1e-30]
         let rows = try Tensor<Float>([values.count, 40]) { values[$0 / 40] }
-        let pool = try TokenPool(format: format, headDim: 40, tokens: values.count, set: set)
+        let pool = try TokenPool(format: format, headDim: 40, tokens: values.count, quantization: .zeroPoint, set: set)
         pool.write(rows, rows, slot: 0)
         for (slot, value) in values.enumerated() {
             let expected = max(-65504, min(65504, roundedToHalf(value)))
@@ -116,8 +150,8 @@ struct TokenStorageTests {
         }
     }
 
-    /// Metadata bounds the stored keys from outside: by one unit in the last place of a half, or by two codes of 253 that span
-    /// the row and 0.
+    /// Metadata bounds the stored keys from outside: by one unit in the last place of a half, or by two codes of 254 that span
+    /// the row.
     @Test("page metadata bounds the stored keys", arguments: KVFormat.allCases, InstructionSet.available)
     func metadata(_ format: KVFormat, _ set: InstructionSet) throws {
         for metadataFormat in [KVFormat.float32, .float16, .int8] {
@@ -132,16 +166,18 @@ struct TokenStorageTests {
                     let exact = ReferencePageSelection(keys: Array(keys[tokens]), pageSize: 8)
                     let row = TokenPool.rows(metadata, [Int32(2 + part)], isValue: false)[0]
                     let bounds = exact.maxima[0] + exact.minima[0]
-                    let span = max(0, bounds.max() ?? 0) - min(0, bounds.min() ?? 0)
+                    let span = (bounds.max() ?? 0) - (bounds.min() ?? 0)
+                    let least = abs(bounds.min() ?? 0)
                     // What a stored value may be off by: codes decode to Float before they are compared.
-                    let decoding = format.isQuantized ? 0x1p-22 * span : 0
+                    let decoding = format.isQuantized ? 0x1p-22 * (span + least) : 0
                     for channel in 0..<2 * headDim {
                         let slack = (row[channel] - bounds[channel]) * (channel < headDim ? 1 : -1)
                         let width =
                             switch metadataFormat {
                             case .float32: 0.0
                             case .float16: 0x1p-10 * abs(bounds[channel]) + 0x1p-24
-                            default: 2.01 / 253 * span
+                            // Two codes of 254, over a span that the rounding of its minimum widens.
+                            default: 2.01 / 254 * (span + 0x1p-10 * least + 0x1p-24) + 0x1p-24
                             }
                         #expect(slack >= -decoding && slack <= width + decoding, "\(metadataFormat), channel \(channel)")
                     }

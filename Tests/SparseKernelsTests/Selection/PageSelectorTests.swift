@@ -47,8 +47,54 @@ struct PageSelectorTests {
             let bound = try fixture.scores(head: head, sequence: 0).bound
             for (token, key) in try fixture.cache.keys(of: fixture.sequences[0]).rows(ofHead: head / 2).enumerated() {
                 let product = zip(query, key).reduce(0) { $0 + $1.0 * $1.1 }
-                // Codes of metadata in single precision: a scale and a zero point more per term.
+                // Keys in codes are exact in products, and rounded where they are read.
                 #expect(scores[head][token / 16] >= product - 4 * bound, "\(head), \(token)")
+            }
+        }
+    }
+
+    /// Few channels and one token a page, where nothing averages out: 8-bit metadata are no product below, to the last bit; float
+    /// metadata are as exact as a sum in single precision.
+    @Test(
+        "a bound bounds: small heads, small pages, every format of metadata", arguments: [1, 2, 3, 5, 8, 20],
+        InstructionSet.available)
+    func smallBounds(_ headDim: Int, _ set: InstructionSet) throws {
+        let length = 2048
+        for (index, format) in [KVFormat.float32, .float16, .int8, .int4].enumerated() {
+            for (logical, metadata) in [(1, KVFormat.int8), (4, .int8), (1, .float16), (1, .float32)] {
+                let configuration = try KVCacheConfiguration(
+                    kvHeads: 1, headDim: headDim, pageSize: 16, pageCapacity: length / 16, format: format,
+                    metadata: PageMetadata(logicalPageSize: logical, format: metadata))
+                let cache = try PagedKVCache(configuration, instructionSet: set)
+                let sequence = cache.makeSequence()
+                let noise = try Tensor<Float>.normal([1, length, headDim], seed: UInt64(10 * headDim + index))
+                // Rows of every size, around 0 and far from it.
+                let key = try Tensor<Float>(noise.shape) {
+                    let token = $0 / headDim
+                    return noise[flat: $0] * [1, 40, 1e-3, 5][token % 4] + [0, 0, 7, -300, 1e-4][token % 5]
+                }
+                try cache.append(key: key.view(), value: key.view(), to: sequence)
+                let query = try Tensor<Float>.normal([4, 1, headDim], seed: UInt64(headDim), scale: 2)
+                let scores = try PageSelector(
+                    queryHeads: 4, configuration: configuration, tokenBudget: 64
+                ).pageScores(query: query.view(), cache: cache, sequence: sequence).logical.rows()
+                let keys = try cache.keys(of: sequence).rows(ofHead: 0)
+                for head in 0..<4 {
+                    let q = query.rows(ofHead: head)[0]
+                    for (token, key) in keys.enumerated() {
+                        let product = zip(q, key).reduce(0) { $0 + $1.0 * $1.1 }
+                        let magnitude = zip(q, key).reduce(0) { $0 + abs($1.0 * $1.1) }
+                        let bound = scores[head][token / logical]
+                        let slack = metadata == .int8 ? 0 : Double(2 * headDim) * 0x1p-24 * magnitude
+                        #expect(bound >= product - slack, "\(format), \(metadata), q = \(q), k = \(key)")
+                        // And is of use: no looser than two codes of the row per channel of the query.
+                        if logical == 1 && metadata == .int8 {
+                            let range = key.max()! - key.min()! + 0x1p-9 * key.reduce(0) { max($0, abs($1)) } + 0x1p-22
+                            let width = q.reduce(0) { $0 + abs($1) } * range * 2.2 / 254
+                            #expect(bound <= product + width + 1e-4 * (magnitude + width), "\(product), \(bound), \(width)")
+                        }
+                    }
+                }
             }
         }
     }
