@@ -39,8 +39,7 @@ public struct DuoAttentionPrefill: AttentionOperator {
     /// - Parameters:
     ///   - heads: whether each key/value head is full, such as a layer of `DuoAttentionHeads`.
     ///   - sinkTokens, localTokens: 64 and 256 in the official evaluation; the gates were trained with 128 and 256.
-    /// - Throws: `.invalidShape` unless there is one value per key/value head and for more queries than keys; `.invalidArgument` for
-    ///   negative sinks, no local tokens, or blocks below 1; `.unsupportedInstructionSet`.
+    /// - Throws: `.invalidShape` unless there is one value per key/value head; `.invalidArgument` for negative sinks, no local tokens, or blocks below 1; `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, heads: some Sequence<Bool>, sinkTokens: Int = 64, localTokens: Int = 256,
         window: Window = .tokens, scoring: AttentionScoring = AttentionScoring(), instructionSet: InstructionSet? = nil
@@ -80,12 +79,12 @@ public struct DuoAttentionPrefill: AttentionOperator {
         case .cachedChunk:
             let past = shape.keyLength - shape.queryLength
             var runs = cachedKeys(past: past, sinkTokens: sinkTokens, localTokens: localTokens)
-            // Nothing is left out, or there are more queries than keys, which is an error that the plan reports.
+            // Nothing is left out: no past, or one that the cache holds as a whole.
             guard let last = runs.last, runs != [0..<past] else { return .dense }
             runs[runs.count - 1] = last.lowerBound..<shape.keyLength
             return try .runs(
                 KeyRuns(
-                    query: BlockPartition(length: shape.queryLength, blockSize: shape.queryLength),
+                    query: BlockPartition(length: shape.queryLength, blockSize: max(1, shape.queryLength)),
                     keyLength: shape.keyLength, runOffsets: [0, runs.count], runs: runs, keyOffsets: [0, 0], keys: []))
         }
     }

@@ -32,6 +32,10 @@ private struct KeyBlock {
     /// Position of row 0 in the sequence.
     var begin: Int
     var count: Int
+    /// The positions of gathered rows, which are not adjacent; nil for others.
+    var positions: UnsafePointer<Int32>?
+    /// Whether a value is not finite that a row may have hidden by its bias.
+    var hasHidden = false
     /// The block that comes next, to be fetched while this one is worked on; nil when there is none or rows are staged.
     var nextKeys: UnsafePointer<Float>?
     var nextValues: UnsafePointer<Float>?
@@ -67,7 +71,7 @@ public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
     let windowFrom = args.visibleFrom
     for index in 0..<args.keyRangeCount {
         let range = args.keyRanges![index]
-        args.visibleFrom = range.end <= args.sinkKeys ? -(1 << 60) : windowFrom
+        args.visibleFrom = range.end <= args.sinkKeys ? args.sinkVisibleFrom : windowFrom
         var key = maximum(range.begin, args.visibleFrom)
         let end = minimum(range.end, args.queryRows - 1 + args.visibleTo)
         while key < end {
@@ -90,9 +94,14 @@ public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
             key += count
             if !stagesKeys && !stagesValues && (key < end || index + 1 < args.keyRangeCount) {
                 let following = key < end ? range : args.keyRanges![index + 1]
-                let next = key < end ? key : maximum(following.begin, following.end <= args.sinkKeys ? 0 : windowFrom)
+                let from = following.end <= args.sinkKeys ? args.sinkVisibleFrom : windowFrom
+                let next = key < end ? key : maximum(following.begin, from)
                 block.nextKeys = keyRows + next * args.key.stride
                 block.nextValues = valueRows + next * args.value.stride
+            }
+            if args.bias != nil {
+                block.hasHidden = holdsNonFinite(
+                    block.values, stride: block.valueStride, count: count, channels: args.valueDim)
             }
             attendKeyBlock(args, space, block, vectors: vectors)
         }
@@ -112,7 +121,7 @@ public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
         }
         let block = KeyBlock(
             keys: scratch + layout.keys, keyStride: args.headDim, values: scratch + layout.values, valueStride: args.valueDim,
-            begin: 0, count: count)
+            begin: 0, count: count, positions: args.gatheredKeys! + first)
         attendKeyBlock(args, space, block, vectors: vectors)
         first += count
     }
@@ -185,7 +194,8 @@ private func attendPanel(
         block, keys, count: count, headDim: args.headDim, packedQuery: space.packedQuery + row * args.headDim,
         scores: scores, fetchesNext: row == 0 && block.nextKeys != nil, width: width)
     if args.logitsSoftCap > 0 || args.aliBiSlope != 0 || args.bias != nil {
-        adjustScores(args, scores, row: row, width: width, firstKey: firstKey, count: count)
+        adjustScores(
+            args, scores, row: row, width: width, firstKey: firstKey, positions: block.positions, count: count)
     }
     maskScores(args, scores, row: row, width: width, firstKey: firstKey, keys: 0, until: commonLow - low)
     maskScores(args, scores, row: row, width: width, firstKey: firstKey, keys: commonHigh - low, until: count)
@@ -199,8 +209,9 @@ private func attendPanel(
     }
     let rescale = softmaxPanel(scores, count: count, maxima: space.maxima + row, sums: space.sums + row, width: width)
     let accumulator = space.accumulator + row * (args.valueDim + tileRows)
-    let ends = (0, commonLow - low, commonHigh - low, count)
-    if hasNonFinite(values, stride: block.valueStride, channels: args.valueDim, ends) {
+    // With a bias any key may be hidden from some rows: all of them are ragged then.
+    let ends = block.hasHidden ? (0, count, count, count) : (0, commonLow - low, commonHigh - low, count)
+    if block.hasHidden || hasNonFinite(values, stride: block.valueStride, channels: args.valueDim, ends) {
         // A non-finite value must not reach, as 0·∞, queries that do not see its key: the products run over a copy without the
         // non-finite values of ragged keys, which are added afterwards, lane by lane.
         let copy = space.finiteValues
@@ -209,6 +220,12 @@ private func attendPanel(
             copy, stride: args.valueDim, count: count, valueDim: args.valueDim, scores: scores, accumulator: accumulator,
             rescale: rescale, width: width)
         for key in 0..<count where key < ends.1 || key >= ends.2 {
+            if block.hasHidden {
+                addUnhiddenNonFinite(
+                    args, values + key * block.valueStride, scores + key * lanes, accumulator, row: row, key: firstKey + key,
+                    width: width)
+                continue
+            }
             addNonFinite(
                 args, values + key * block.valueStride, scores + key * lanes, accumulator, row: row, key: firstKey + key,
                 width: width)

@@ -13,10 +13,10 @@ import KernelInterface
     import Darwin
 #endif
 
-/// Q becomes a panel [headDim][lanes], times softmaxScale (over the soft cap); missing rows are zero.
+/// Q becomes a panel [headDim][lanes], times softmaxScale (over the soft cap, see `foldsSoftCap`); missing rows are zero.
 @inline(never)
 func packQueries(_ args: AttentionArguments, row: Int, lanes: Int, into packed: UnsafeMutablePointer<Float>) {
-    let scale = args.logitsSoftCap > 0 ? args.softmaxScale / args.logitsSoftCap : args.softmaxScale
+    let scale = foldsSoftCap(args.logitsSoftCap) ? args.softmaxScale / args.logitsSoftCap : args.softmaxScale
     let rows = minimum(lanes, args.queryRows - row)
     if rows < lanes {
         for x in 0..<lanes * args.headDim { packed[x] = 0 }

@@ -33,7 +33,7 @@ public struct KeyRange: Sendable {
 ///
 /// Query row `i` of the block sees key `j` when `j` lies in one of `keyRanges` (ascending, disjoint) and
 /// `i + visibleFrom ≤ j < i + visibleTo`. Callers without a lower or upper limit pass ∓2⁶⁰ there. Ranges that end at or before
-/// `sinkKeys` are exempt from the lower limit. Every row sees `gatheredKeys` as well, which lie in no range.
+/// `sinkKeys` have the lower limit `sinkVisibleFrom` instead. Every row sees `gatheredKeys` as well, which lie in no range.
 public struct AttentionArguments {
     /// Row 0 is the first query of the block.
     public var query: RowOperand
@@ -56,6 +56,7 @@ public struct AttentionArguments {
     public var visibleFrom = -(1 << 60)
     public var visibleTo = 1 << 60
     public var sinkKeys = 0
+    public var sinkVisibleFrom = -(1 << 60)
     /// Single keys, ascending.
     public var gatheredKeys: UnsafePointer<Int32>?
     public var gatheredKeyCount = 0
@@ -64,10 +65,11 @@ public struct AttentionArguments {
     public var softmaxScale: Float = 1
     /// cap·tanh(score/cap) when positive; 0 is off.
     public var logitsSoftCap: Float = 0
-    /// Adds slope·(j − i − `aliBiOffset`) when non-zero.
+    /// Adds slope·(j − i − `aliBiOffset`) when non-zero, or −slope·|j − i − `aliBiOffset`|.
     public var aliBiSlope: Float = 0
+    public var aliBiIsSymmetric = false
     public var aliBiOffset = 0
-    /// Adds bias[i][j] when present; `biasStride` floats from row to row.
+    /// Adds bias[i][j] when present; `biasStride` floats from row to row. −∞ hides the key from the row. Not with `gatheredKeys`.
     public var bias: UnsafePointer<Float>?
     public var biasStride = 0
     /// Skips the exponentials and P·V of a panel and a key block whose scores all lie at least this far below the running maxima

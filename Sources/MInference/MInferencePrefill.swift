@@ -26,15 +26,12 @@ public struct MInferencePrefill: Sendable {
     ///   - heads: one pattern for all query heads, or one per query head.
     ///   - softmaxScale: 1/√headDim unless given.
     ///   - forcedDistances: 100 as released; the released pattern search uses 30.
-    /// - Throws: `.invalidShape` for more queries than keys, 2³⁰ keys, or a wrong number of patterns; `.invalidArgument` naming the
+    /// - Throws: `.invalidShape` for 2³⁰ keys or a wrong number of patterns; `.invalidArgument` naming the
     ///   number of a pattern that is out of its domain; `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, heads: [MInferenceHead] = [.standard], softmaxScale: Float? = nil,
         forcedDistances: Int = 100, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
-        try require(
-            shape.queryLength <= shape.keyLength, .invalidShape, "queryLength",
-            expected: "at most keyLength (\(shape.keyLength))", actual: "\(shape.queryLength)")
         try require(
             shape.keyLength < 1 << 30, .invalidShape, "keyLength", expected: "below 2³⁰", actual: "\(shape.keyLength)")
         try require(
@@ -134,9 +131,8 @@ public struct MInferencePrefill: Sendable {
         let attention = try BlockSparseAttention(
             shape, heads: patterns, isCausal: true, scoring: AttentionScoring(softmaxScale: softmaxScale),
             instructionSet: instructionSet)
-        let pairs = try DenseAttention(shape, mask: .causal, instructionSet: instructionSet).visiblePairs
         try attention.run(query: query, key: key, value: value, output: output, logSumExp: logSumExp, on: pool)
-        return Selected(patterns: patterns, density: Double(attention.visiblePairs) / Double(pairs))
+        return Selected(patterns: patterns, density: attention.density)
     }
 
     /// Scores, selects and attends with tensors `[heads, tokens, channels]` into a tensor that is reused from call to call.

@@ -41,8 +41,7 @@ public struct SpargeAttentionPrefill: Sendable {
     ///   - heads: one setting for all heads or one per query head, such as `SpargeAttentionTuner` finds.
     ///   - keepsFirstColumn: keeps the first key block for every query block (`attention_sink`).
     ///   - scoring: of attention; prediction uses its `softmaxScale` alone.
-    /// - Throws: `.invalidShape` for a wrong number of settings, a block size below 1, or a causal shape with more queries than keys;
-    ///   `.invalidArgument` naming the setting outside its domain; `.unsupportedInstructionSet`.
+    /// - Throws: `.invalidShape` for a wrong number of settings, or a block size below 1; `.invalidArgument` naming the setting outside its domain; `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, heads: [SpargeAttentionHead] = [.recommended], isCausal: Bool = false,
         queryBlockSize: Int = 128, keyBlockSize: Int = 64, smoothsKeys: Bool = true, keepsFirstColumn: Bool = false,

@@ -5,6 +5,7 @@ public import SparseKernels
 /// For every query i of head h, over the keys j that it sees:
 ///
 ///     s_j = scale·q_i·k_j        s_j ← cap·tanh(s_j/cap)        s_j ← s_j + slope_h·(j − position_i) + bias_ij
+///                                                               or    s_j − slope_h·|j − position_i| + bias_ij
 ///     m = max s_j     l = Σ e^(s_j − m)     o_i = Σ e^(s_j − m)·v_j / l     LSE_i = m + ln l
 ///
 /// Never dispatched to by the product; tests and benchmarks measure the kernels against it.
@@ -53,7 +54,8 @@ public struct ReferenceAttention: Sendable {
     public func isVisible(query i: Int, key j: Int) -> Bool {
         let position = i + shape.keyLength - shape.queryLength
         if mask.isCausal && j > position { return false }
-        if let window = mask.window, abs(position - j) >= window { return false }
+        if let left = mask.left, position - j > left { return false }
+        if let right = mask.right, j - position > right { return false }
         return true
     }
 
@@ -83,11 +85,14 @@ public struct ReferenceAttention: Sendable {
             }
             if let cap = scoring.logitsSoftCap { score = Double(cap) * hyperbolicTangent(score / Double(cap)) }
             if let slopes = scoring.aliBiSlopes {
-                let term = Double(slopes[head]) * Double(j - position)
+                let distance = scoring.aliBiForm == .symmetric ? -abs(j - position) : j - position
+                let term = Double(slopes[head]) * Double(distance)
                 score += term
                 magnitude += abs(term)
             }
             let extra = bias(j)
+            // Hidden, whatever the key and value rows hold.
+            if extra == -.infinity { continue }
             score += extra
             if extra.isFinite { magnitude += abs(extra) }
             keys.append(j)

@@ -105,8 +105,7 @@ public struct XAttentionPrefill: Sendable {
     ///   - precision: arithmetic of the scores in clean mode. The official mode always scores in `.float32`.
     ///   - softmaxScale: factor on q·k of scores and attention; nil means 1/√headDim.
     /// - Throws: `.invalidArgument` for thresholds outside 0…1, a stride that does not divide the block, a chunk that is no
-    ///   multiple of the block, and other options outside their domain; `.invalidShape` for a wrong number of thresholds, causal with
-    ///   more queries than keys, and lengths that the official code would misalign; `.unsupportedInstructionSet`.
+    ///   multiple of the block, and other options outside their domain; `.invalidShape` for a wrong number of thresholds and lengths that the official code would misalign; `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, stride: Int = 16, thresholds: [Double], blockSize: Int = 128, isCausal: Bool = true,
         norm: Float = 1, mode: Mode = .clean, keepSink: Bool = false, keepRecent: Bool = false, minimumBlocks: Int = 1,

@@ -226,7 +226,7 @@ struct DuoAttentionTests {
         expect(.invalidArgument, "window.blocks") { try DuoAttentionPrefill(shape, heads: heads, window: .blocks(0)) }
         let longer = try AttentionShape(queryLength: 9, keyLength: 8, queryHeads: 4, kvHeads: 2, headDim: 8)
         for window in [DuoAttentionPrefill.Window.tokens, .blocks(4), .cachedChunk] {
-            expect(.invalidShape, "queryLength") { try DuoAttentionPrefill(longer, heads: heads, window: window) }
+            #expect(throws: Never.self) { try DuoAttentionPrefill(longer, heads: heads, window: window) }
         }
         let attention = try DuoAttentionPrefill(
             shape, heads: DuoAttentionHeads(layers: 1, kvHeads: 2, isFull: heads)[0], sinkTokens: .max, localTokens: .max)

@@ -117,7 +117,7 @@ struct MInferenceTests {
             let error = #expect(throws: SparseKernelsError.self) { try body() }
             #expect(error?.code == code && error?.argument == argument)
         }
-        expect(.invalidShape, "queryLength") { _ = try MInferencePrefill(long) }
+        #expect(throws: Never.self) { try MInferencePrefill(long) }
         expect(.invalidShape, "heads") { _ = try MInferencePrefill(shape, heads: [.dense, .dense, .dense]) }
         expect(.invalidShape, "heads") { _ = try MInferencePrefill(shape, heads: []) }
         expect(.invalidArgument, "heads[1].slash") {

@@ -170,7 +170,7 @@ struct SpargeAttentionTests {
         }
         expect(.invalidShape, "keyBlockSize") { _ = try SpargeAttentionPrefill(operands.shape, keyBlockSize: 0) }
         let longer = try AttentionShape(queryLength: 41, keyLength: 40, queryHeads: 4, kvHeads: 2, headDim: 16)
-        expect(.invalidShape, "queryLength") { _ = try SpargeAttentionPrefill(longer, isCausal: true) }
+        #expect(throws: Never.self) { try SpargeAttentionPrefill(longer, isCausal: true) }
         let sparge = try SpargeAttentionPrefill(operands.shape)
         expect(.invalidShape, "query") { _ = try sparge.mask(query: operands.key, key: operands.key) }
         expect(.invalidShape, "key") { _ = try sparge.mask(query: operands.query, key: operands.query) }

@@ -260,7 +260,7 @@ struct XAttentionTests {
         // Queries that do not start at a chunk: the released code would align them with the padded end.
         expectError(.invalidShape, "queryLength") { _ = try XAttentionPrefill(shape, mode: .official(chunkSize: 128)) }
         let long = try AttentionShape(queryLength: 300, keyLength: 100, queryHeads: 2, kvHeads: 1, headDim: 8)
-        expectError(.invalidShape, "queryLength") { _ = try XAttentionPrefill(long) }
+        #expect(throws: Never.self) { try XAttentionPrefill(long) }
         expectError(.invalidShape, "queryLength") { _ = try XAttentionPrefill(long, isCausal: false, mode: .official()) }
 
         let work = try Workload(queryLength: 100, keyLength: 300, headDim: 8)

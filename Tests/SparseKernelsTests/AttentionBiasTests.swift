@@ -169,4 +169,53 @@ struct AttentionBiasTests {
         )
         #expect(a.output.bits == b.output.bits && a.logSumExp.bits == b.logSumExp.bits)
     }
+
+    /// NaN and infinities at keys that the bias hides from some rows, next to keys that it shows: at the edges of tiles and blocks.
+    @Test(
+        "what the bias hides does not reach the row, bit for bit", arguments: InstructionSet.available,
+        [AttentionMask.full, .causal, .window(left: 60, right: 20)])
+    func hiddenNonFinite(_ set: InstructionSet, _ mask: AttentionMask) throws {
+        let shape = try Self.shape()
+        let operands = try Operands(shape)
+        var random = SplitMix64(seed: 46)
+        for heads in [1, shape.queryHeads] {
+            let bias = try Tensor<Float>([heads, shape.queryLength, shape.keyLength]) { _ in
+                random.uniform() < 0.4 ? -.infinity : random.normal()
+            }
+            let attention = try DenseAttention(shape, mask: mask, instructionSet: set)
+            let clean = try attention(query: operands.query, key: operands.key, value: operands.value, bias: bias)
+            for (token, poison) in [
+                (0, Float.nan), (3, .infinity), (95, -.infinity), (127, .nan), (128, .nan), (139, .infinity),
+            ] {
+                for poisonsKey in [true, false] {
+                    var (key, value) = (operands.key, operands.value)
+                    // Of KV head 1, which query heads 2 and 3 read.
+                    if poisonsKey {
+                        key[flat: (shape.keyLength + token) * shape.headDim + 4] = .nan
+                    } else {
+                        value[flat: (shape.keyLength + token) * shape.valueDim + 4] = poison
+                    }
+                    let state = try attention(query: operands.query, key: key, value: value, bias: bias)
+                    let (lse, cleanLSE) = (state.logSumExp.bits, clean.logSumExp.bits)
+                    for row in 0..<shape.queryHeads * shape.queryLength {
+                        let (head, query) = (row / shape.queryLength, row % shape.queryLength)
+                        let line = (heads == 1 ? 0 : head) * shape.queryLength + query
+                        let sees =
+                            head >= 2 && ReferenceAttention(shape, mask: mask).isVisible(query: query, key: token)
+                            && bias[flat: line * shape.keyLength + token] != -.infinity
+                        let channels = row * shape.valueDim..<(row + 1) * shape.valueDim
+                        let touched = sees ? (poisonsKey ? Array(channels) : [channels.lowerBound + 4]) : []
+                        for index in channels {
+                            let actual = state.output[flat: index]
+                            let isRight =
+                                touched.contains(index)
+                                ? !actual.isFinite : actual.bitPattern == clean.output[flat: index].bitPattern
+                            if !isRight { Issue.record("\(set): \(poison) at \(token), row \(row), \(actual)") }
+                        }
+                        if !(sees && poisonsKey) { #expect(lse[row] == cleanLSE[row]) }
+                    }
+                }
+            }
+        }
+    }
 }

@@ -43,12 +43,18 @@ struct AttentionComparisonTests {
         #expect(comparison.recall == 1 && comparison.error == 0)
     }
 
-    @Test("other shapes and empty ones are errors")
+    @Test("where there are no rows nothing is lost")
+    func empty() throws {
+        let empty = try AttentionState(heads: 2, tokens: 0, valueDim: 2)
+        let comparison = try AttentionComparison(empty, with: empty)
+        #expect(comparison.recall == 1 && comparison.error == 0 && comparison.heads.count == 2)
+    }
+
+    @Test("other shapes are errors")
     func errors() throws {
         let state = try AttentionState(heads: 1, tokens: 3, valueDim: 2)
         let other = try AttentionState(heads: 1, tokens: 4, valueDim: 2)
-        let empty = try AttentionState(heads: 1, tokens: 0, valueDim: 2)
-        for (a, b) in [(state, other), (empty, empty)] {
+        for (a, b) in [(state, other), (other, state)] {
             let error = #expect(throws: SparseKernelsError.self) { try AttentionComparison(a, with: b) }
             #expect(error?.code == .invalidShape && error?.argument == "state.output")
         }

@@ -34,11 +34,13 @@ struct AttentionErrorsTests {
         }
     }
 
-    @Test("extents below 1 are refused", arguments: [0, -1, Int.min])
+    @Test("negative lengths and other extents below 1 are refused", arguments: [0, -1, Int.min])
     func extentsBelowOne(_ extent: Int) {
         let s = "\(extent)"
-        Self.expectError(.invalidShape, "queryLength", containing: [s]) { _ = try Extents(queryLength: extent).shape() }
-        Self.expectError(.invalidShape, "keyLength", containing: [s]) { _ = try Extents(keyLength: extent).shape() }
+        if extent < 0 {
+            Self.expectError(.invalidShape, "queryLength", containing: [s]) { _ = try Extents(queryLength: extent).shape() }
+            Self.expectError(.invalidShape, "keyLength", containing: [s]) { _ = try Extents(keyLength: extent).shape() }
+        }
         Self.expectError(.invalidShape, "queryHeads", containing: [s]) { _ = try Extents(queryHeads: extent).shape() }
         Self.expectError(.invalidShape, "kvHeads", containing: [s]) { _ = try Extents(kvHeads: extent).shape() }
         Self.expectError(.invalidShape, "headDim", containing: [s]) { _ = try Extents(headDim: extent).shape() }
@@ -78,7 +80,7 @@ struct AttentionErrorsTests {
 
     @Test("lengths whose work does not fit 63 bits are refused, not trapped on", arguments: InstructionSet.available)
     func hugeLengths(_ set: InstructionSet) throws {
-        for (queries, keys) in [(Int.max, Int.max), (1 << 62, 1), (1 << 32, 1 << 32)] {
+        for (queries, keys) in [(Int.max, Int.max), (1 << 62, 1), (1 << 32, 1 << 32), (Int.max, 0), (0, 1 << 60)] {
             Self.expectError(.invalidShape, "shape", containing: ["\(queries)", "\(keys)"]) {
                 let shape = try Extents(queryLength: queries, keyLength: keys).shape()
                 _ = try DenseAttention(shape, mask: .causal(window: Int.max), instructionSet: set)
@@ -129,6 +131,25 @@ struct AttentionErrorsTests {
         for mask in [AttentionMask.full(window: window), .causal(window: window)] {
             Self.expectError(.invalidArgument, "mask.window", containing: ["\(window)"]) {
                 _ = try DenseAttention(shape, mask: mask, instructionSet: set)
+            }
+        }
+    }
+
+    @Test("sides of a window below −1 are refused by name", arguments: InstructionSet.available, [-2, Int.min])
+    func badSides(_ set: InstructionSet, _ side: Int) throws {
+        let shape = try Extents().shape()
+        for (window, name) in [
+            (AttentionWindow(left: side, right: 1), "left"), (AttentionWindow(left: nil, right: side), "right"),
+        ] {
+            for isCausal in [true, false] {
+                Self.expectError(.invalidArgument, "mask.\(name)", containing: ["\(side)", "no limit"]) {
+                    _ = try DenseAttention(
+                        shape, mask: AttentionMask(isCausal: isCausal, window: window), instructionSet: set)
+                }
+                Self.expectError(.invalidArgument, "window.\(name)", containing: ["\(side)"]) {
+                    _ = try BlockSparseAttention(
+                        shape, heads: [.dense], isCausal: isCausal, window: window, instructionSet: set)
+                }
             }
         }
     }

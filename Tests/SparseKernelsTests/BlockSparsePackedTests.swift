@@ -136,7 +136,7 @@ struct BlockSparsePackedTests {
         for (queries, keys, heads, argument) in [
             ([0], [0], [[HeadPattern.dense]], "queryOffsets"), ([0, 3, 10], [0, 5], [[.dense]], "keyOffsets"),
             ([0, 3, 10], [0, 5, 20], [[.dense], [.dense], [.dense]], "heads"),
-            ([0, 3, 3], [0, 5, 20], [[.dense]], "queryOffsets[2]"), ([0, 3, 10], [0, 5, 4], [[.dense]], "keyOffsets[2]"),
+            ([0, 3, 2], [0, 5, 20], [[.dense]], "queryOffsets[2]"), ([0, 3, 10], [0, 5, 4], [[.dense]], "keyOffsets[2]"),
         ] {
             let error = #expect(throws: SparseKernelsError.self) {
                 try Packed.sequences(queryOffsets: queries, keyOffsets: keys, heads: heads)

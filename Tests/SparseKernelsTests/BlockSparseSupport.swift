@@ -38,12 +38,19 @@ extension HeadPattern {
     }
 }
 
-/// The definition of several patterns: one for all heads, per KV head or per query head.
-func visibility(_ patterns: [HeadPattern], _ shape: AttentionShape, isCausal: Bool) -> Visibility {
+/// The definition of several patterns: one for all heads, per KV head or per query head; inside a window around the position.
+func visibility(
+    _ patterns: [HeadPattern], _ shape: AttentionShape, isCausal: Bool, window: AttentionWindow = .unlimited
+) -> Visibility {
     let sees = patterns.map {
         $0.visibility(queryLength: shape.queryLength, keyLength: shape.keyLength, isCausal: isCausal)
     }
-    return { head, query, key in sees[head * sees.count / shape.queryHeads](query, key) }
+    return { head, query, key in
+        let distance = key - (query + shape.keyLength - shape.queryLength)
+        if let left = window.left, -distance > left { return false }
+        if let right = window.right, distance > right { return false }
+        return sees[head * sees.count / shape.queryHeads](query, key)
+    }
 }
 
 /// The oracle's rows under a visibility.
@@ -141,17 +148,18 @@ struct BlockSparseOperands {
 
 /// Compares a plan of every instruction set with the oracle, and its `visiblePairs` with a count.
 func expectMatches(
-    _ shape: AttentionShape, _ patterns: [HeadPattern], isCausal: Bool, scoring: AttentionScoring = AttentionScoring(),
-    seed: UInt64 = 101, _ label: String = "", sourceLocation: SourceLocation = #_sourceLocation
+    _ shape: AttentionShape, _ patterns: [HeadPattern], isCausal: Bool, window: AttentionWindow = .unlimited,
+    scoring: AttentionScoring = AttentionScoring(), seed: UInt64 = 101, _ label: String = "",
+    sourceLocation: SourceLocation = #_sourceLocation
 ) throws {
     let operands = try BlockSparseOperands(shape, seed: seed)
-    let sees = visibility(patterns, shape, isCausal: isCausal)
+    let sees = visibility(patterns, shape, isCausal: isCausal, window: window)
     let rows = try referenceRows(
         shape, scoring: scoring, query: operands.query, key: operands.key, value: operands.value, sees: sees)
     let pairs = countPairs(shape, sees)
     for set in InstructionSet.available {
         let attention = try BlockSparseAttention(
-            shape, heads: patterns, isCausal: isCausal, scoring: scoring, instructionSet: set)
+            shape, heads: patterns, isCausal: isCausal, window: window, scoring: scoring, instructionSet: set)
         #expect(attention.instructionSet == set, sourceLocation: sourceLocation)
         #expect(attention.visiblePairs == pairs, "\(set) \(label)", sourceLocation: sourceLocation)
         let result = try attend(attention, query: operands.query, key: operands.key, value: operands.value)

@@ -20,6 +20,9 @@ extension StorageType {
     var byteCount: Int { self == .float32 ? 4 : 2 }
 }
 
+/// What stands for the address of an empty operand, which nobody reads or writes: an empty span may have none.
+private func addressOfNothing() -> UnsafeMutableRawPointer { UnsafeMutableRawPointer(bitPattern: 64)! }
+
 /// A read-only operand as kernels address it.
 struct AttentionOperand {
     let base: UnsafeRawPointer
@@ -27,7 +30,7 @@ struct AttentionOperand {
     let geometry: TensorGeometry
 
     init<Element: AttentionElement>(_ view: TensorView<Element>) {
-        base = view.span.withUnsafeBufferPointer { UnsafeRawPointer($0.baseAddress!) }
+        base = view.span.withUnsafeBufferPointer { UnsafeRawPointer($0.baseAddress) ?? UnsafeRawPointer(addressOfNothing()) }
         type = Element.storageType
         geometry = view.geometry
     }
@@ -48,7 +51,7 @@ struct MutableAttentionOperand {
     init<Element: AttentionElement>(_ view: consuming MutableTensorView<Element>) {
         geometry = view.geometry
         type = Element.storageType
-        base = view.span.withUnsafeMutableBufferPointer { UnsafeMutableRawPointer($0.baseAddress!) }
+        base = view.span.withUnsafeMutableBufferPointer { UnsafeMutableRawPointer($0.baseAddress) ?? addressOfNothing() }
     }
 
     /// The address of a row.

@@ -3,9 +3,9 @@
 /// Query head *h* reads key/value head *h* / (`queryHeads` / `kvHeads`): grouped-query attention, with multi-head
 /// (`queryHeads == kvHeads`) and multi-query (`kvHeads == 1`) as its ends.
 public struct AttentionShape: Hashable, Sendable {
-    /// Tokens on the query side.
+    /// Tokens on the query side; 0 makes an empty output.
     public let queryLength: Int
-    /// Tokens on the key/value side.
+    /// Tokens on the key/value side; with 0 every query gives output 0 and LSE −∞.
     public let keyLength: Int
     public let queryHeads: Int
     public let kvHeads: Int
@@ -21,17 +21,18 @@ public struct AttentionShape: Hashable, Sendable {
     public static let maximumHeadDim = 256
 
     /// Checks the sizes. `queryHeads` is a multiple of `kvHeads`; `valueDim` is `headDim` unless given.
-    /// - Throws: `.invalidShape` when an extent is below 1, a head is wider than `maximumHeadDim`, the heads do not divide, or
-    ///   the work of full attention is 2⁶⁰ multiply-adds or more.
+    /// - Throws: `.invalidShape` when a length is negative, another extent below 1, a head wider than `maximumHeadDim`, the heads do not
+    ///   divide, or the work of full attention is 2⁶⁰ multiply-adds or more.
     public init(
         queryLength: Int, keyLength: Int, queryHeads: Int, kvHeads: Int, headDim: Int, valueDim: Int? = nil
     ) throws(SparseKernelsError) {
         let valueDim = valueDim ?? headDim
-        for (name, extent) in [
-            ("queryLength", queryLength), ("keyLength", keyLength), ("queryHeads", queryHeads), ("kvHeads", kvHeads),
-            ("headDim", headDim), ("valueDim", valueDim),
+        for (name, extent, least) in [
+            ("queryLength", queryLength, 0), ("keyLength", keyLength, 0), ("queryHeads", queryHeads, 1),
+            ("kvHeads", kvHeads, 1),
+            ("headDim", headDim, 1), ("valueDim", valueDim, 1),
         ] {
-            try require(extent >= 1, .invalidShape, name, expected: "at least 1", actual: "\(extent)")
+            try require(extent >= least, .invalidShape, name, expected: "at least \(least)", actual: "\(extent)")
         }
         for (name, extent) in [("headDim", headDim), ("valueDim", valueDim)] {
             try require(
@@ -41,8 +42,11 @@ public struct AttentionShape: Hashable, Sendable {
         try require(
             queryHeads % kvHeads == 0, .invalidShape, "queryHeads", expected: "a multiple of kvHeads (\(kvHeads))",
             actual: "\(queryHeads)")
-        // Below this, no position, limit or amount of work that is computed from the extents overflows.
-        let work = [queryHeads, queryLength, keyLength].reduce((partialValue: headDim + valueDim, overflow: false)) {
+        // Below this, no position, limit or amount of work that is computed from the extents overflows. An empty side counts as one
+        // token, because the other one alone has positions too.
+        let work = [queryHeads, max(1, queryLength), max(1, keyLength)].reduce(
+            (partialValue: headDim + valueDim, overflow: false)
+        ) {
             let (product, overflow) = $0.partialValue.multipliedReportingOverflow(by: $1)
             return (product, $0.overflow || overflow)
         }
@@ -100,71 +104,6 @@ public struct AttentionShape: Hashable, Sendable {
             try require(
                 count == rows, .invalidShape, "logSumExp", expected: "queryHeads × queryLength = \(rows) elements",
                 actual: "\(count)")
-        }
-    }
-}
-
-/// Which keys a query may see, by position. Query *i* stands at key position *i* + `keyLength` − `queryLength`: the two
-/// sequences are aligned at their ends, as when new tokens are appended to a cache.
-public struct AttentionMask: Hashable, Sendable {
-    /// Keys after the query's position are hidden.
-    public let isCausal: Bool
-    /// Keys at this distance or more from the query's position are hidden; nil hides none.
-    public let window: Int?
-
-    /// Every key.
-    public static let full = AttentionMask(isCausal: false, window: nil)
-    /// Keys up to the query's own position.
-    public static let causal = AttentionMask(isCausal: true, window: nil)
-    /// The `window` keys that end at the query's own position.
-    public static func causal(window: Int) -> AttentionMask { AttentionMask(isCausal: true, window: window) }
-    /// Keys at a distance below `window` on either side of the query's position.
-    public static func full(window: Int) -> AttentionMask { AttentionMask(isCausal: false, window: window) }
-
-    /// Limits for query 0: query i sees keys j with i + from ≤ j < i + to. Unlimited sides are ∓2⁶⁰, far beyond any sequence and
-    /// far from overflow.
-    func limits(_ shape: AttentionShape) -> (from: Int, to: Int) {
-        let position = shape.keyLength - shape.queryLength
-        let from = window.map { position - $0 + 1 } ?? -(1 << 60)
-        let to = isCausal ? position + 1 : window.map { position + $0 } ?? 1 << 60
-        return (from, to)
-    }
-}
-
-/// How scores become probabilities, beyond the softmax itself. The defaults are plain attention.
-///
-/// A score is `softmaxScale`·q·k; then `logitsSoftCap`·tanh(score/`logitsSoftCap`); then the ALiBi term
-/// slope·(j − position of the query); then the bias given to `run`.
-public struct AttentionScoring: Hashable, Sendable {
-    /// Factor on q·k; nil means 1/√headDim.
-    public var softmaxScale: Float?
-    /// Bound of the scores; nil is off.
-    public var logitsSoftCap: Float?
-    /// One ALiBi slope per query head; nil is off.
-    public var aliBiSlopes: [Float]?
-
-    public init(softmaxScale: Float? = nil, logitsSoftCap: Float? = nil, aliBiSlopes: [Float]? = nil) {
-        self.softmaxScale = softmaxScale
-        self.logitsSoftCap = logitsSoftCap
-        self.aliBiSlopes = aliBiSlopes
-    }
-
-    func validate(_ shape: AttentionShape) throws(SparseKernelsError) {
-        if let scale = softmaxScale {
-            try require(scale.isFinite, .invalidArgument, "softmaxScale", expected: "finite", actual: "\(scale)")
-        }
-        if let cap = logitsSoftCap {
-            try require(
-                cap.isFinite && cap > 0, .invalidArgument, "logitsSoftCap", expected: "finite and positive", actual: "\(cap)")
-        }
-        if let slopes = aliBiSlopes {
-            try require(
-                slopes.count == shape.queryHeads, .invalidShape, "aliBiSlopes",
-                expected: "one per query head (\(shape.queryHeads))", actual: "\(slopes.count)")
-            for (head, slope) in slopes.enumerated() {
-                try require(
-                    slope.isFinite, .invalidArgument, "aliBiSlopes[\(head)]", expected: "finite", actual: "\(slope)")
-            }
         }
     }
 }

@@ -20,6 +20,8 @@ internal import KernelInterface
 /// - Scratch: `scratchByteCount` per thread, kept by the pool; nothing is allocated per call once the pool has it.
 public struct BlockSparseAttention: AttentionOperator {
     public let shape: AttentionShape
+    /// Keys that any pattern may show a query, on either side of its position.
+    public let window: AttentionWindow
     public let scoring: AttentionScoring
     /// Steps of up to 128 keys whose scores all lie this far or more below the running maxima of a panel of queries are left out,
     /// in natural-log units; nil leaves out none.
@@ -36,6 +38,7 @@ public struct BlockSparseAttention: AttentionOperator {
     let kernels: KernelTable
     let softmaxScale: Float
     let schedule: AttentionSchedule
+    private let reachablePairs: Int
 
     /// One sequence of a packed batch: where it lies in the operands and what its heads attend to.
     public struct PackedSequence: Sendable {
@@ -55,6 +58,7 @@ public struct BlockSparseAttention: AttentionOperator {
     ///
     /// - Parameters:
     ///   - mask: over the shape's tokens. Whether attention is causal is the mask's own property.
+    ///   - window: hides keys further from a query's position, also in kept blocks. Blocks out of its reach cost nothing.
     ///   - pvSkipThreshold: above 0; see the property.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     ///   - scoring: how scores become probabilities.
@@ -62,31 +66,34 @@ public struct BlockSparseAttention: AttentionOperator {
     /// - Throws: `.invalidShape` when mask and shape disagree, `.invalidArgument` for a threshold that is not finite and positive,
     ///   otherwise as `DenseAttention`.
     public init(
-        _ shape: AttentionShape, mask: BlockMask, scoring: AttentionScoring = AttentionScoring(),
+        _ shape: AttentionShape, mask: BlockMask, window: AttentionWindow = .unlimited,
+        scoring: AttentionScoring = AttentionScoring(),
         pvSkipThreshold: Float? = nil, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         try self.init(
-            shape, heads: (0..<mask.heads).map { .blockSparse(mask, head: $0) }, isCausal: mask.grid.isCausal,
+            shape, heads: (0..<mask.heads).map { .blockSparse(mask, head: $0) }, isCausal: mask.grid.isCausal, window: window,
             scoring: scoring, pvSkipThreshold: pvSkipThreshold, instructionSet: instructionSet)
     }
 
     /// A plan from one pattern for all heads, per KV head, or per query head.
     ///
     /// - Parameter isCausal: hides keys after the query's own position, which is aligned at the end of the keys.
+    /// - Parameter window: hides keys further from that position, of every pattern, sinks and single keys included.
     /// - Parameter heads: the patterns.
     /// - Parameter instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Parameter pvSkipThreshold: in natural-log units, above 0; nil skips nothing.
     /// - Parameter scoring: how scores become probabilities.
     /// - Parameter shape: sizes of the operands.
-    /// - Throws: `.invalidShape` or `.invalidArgument` naming the pattern that does not fit, `.invalidShape` for more queries than
-    ///   keys when causal, `.invalidArgument` for ALiBi slopes with single keys, otherwise as `DenseAttention`.
+    /// - Throws: `.invalidShape` or `.invalidArgument` naming the pattern that does not fit, otherwise as `DenseAttention`.
     public init(
-        _ shape: AttentionShape, heads: [HeadPattern], isCausal: Bool, scoring: AttentionScoring = AttentionScoring(),
+        _ shape: AttentionShape, heads: [HeadPattern], isCausal: Bool, window: AttentionWindow = .unlimited,
+        scoring: AttentionScoring = AttentionScoring(),
         pvSkipThreshold: Float? = nil, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         let sequence = PackedSequence(queries: 0..<shape.queryLength, keys: 0..<shape.keyLength, heads: heads)
         try self.init(
-            shape, sequences: [sequence], isCausal: isCausal, scoring: scoring, pvSkipThreshold: pvSkipThreshold,
+            shape, sequences: [sequence], isCausal: isCausal, window: window, scoring: scoring,
+            pvSkipThreshold: pvSkipThreshold,
             instructionSet: instructionSet)
     }
 
@@ -94,23 +101,27 @@ public struct BlockSparseAttention: AttentionOperator {
     ///
     /// - Parameters:
     ///   - shape: `queryLength` and `keyLength` are those of the packed operands.
-    ///   - sequences: their queries follow each other and cover all of `queryLength`; keys may lie anywhere, also shared.
+    ///   - sequences: their queries follow each other and cover all of `queryLength`; keys may lie anywhere, also shared. A sequence may
+    ///     have no queries, which writes nothing, or no keys, which gives its queries 0 and −∞.
     ///   - isCausal: per sequence, aligned at its own end.
+    ///   - window: per sequence, around positions that are aligned so.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     ///   - pvSkipThreshold: in natural-log units, above 0; nil skips nothing.
     ///   - scoring: how scores become probabilities.
-    /// - Throws: as above; `.invalidShape` for ranges that leave the operands, leave gaps between queries, or are empty.
+    /// - Throws: as above; `.invalidShape` for ranges that leave the operands or leave gaps between queries.
     public init(
-        _ shape: AttentionShape, sequences: [PackedSequence], isCausal: Bool,
+        _ shape: AttentionShape, sequences: [PackedSequence], isCausal: Bool, window: AttentionWindow = .unlimited,
         scoring: AttentionScoring = AttentionScoring(), pvSkipThreshold: Float? = nil, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         try scoring.validate(shape)
+        try window.validate(named: "window")
         if let threshold = pvSkipThreshold {
             try require(
                 threshold > 0 && threshold.isFinite, .invalidArgument, "pvSkipThreshold", expected: "finite and positive",
                 actual: "\(threshold)")
         }
         self.shape = shape
+        self.window = window
         self.scoring = scoring
         self.pvSkipThreshold = pvSkipThreshold
         self.instructionSet = try InstructionSet.resolve(instructionSet)
@@ -121,29 +132,28 @@ public struct BlockSparseAttention: AttentionOperator {
         let denseRows = AttentionSchedule.TaskRows(
             limit: DenseAttention.queryBlock(shape, kernels), panelWidth: kernels.panelWidth)
         let blockRows = AttentionSchedule.TaskRows(panelWidth: kernels.panelWidth)
-        var end = 0
+        var (end, reachablePairs) = (0, 0)
         for (index, sequence) in sequences.enumerated() {
             let name = sequences.count == 1 ? "" : "sequences[\(index)]."
             try Self.check(sequence, shape, after: end, isCausal: isCausal, named: name)
             end = sequence.queries.upperBound
-            let lie = AttentionSchedule.Sequence(queries: sequence.queries, keys: sequence.keys, isCausal: isCausal)
+            let lie = AttentionSchedule.Sequence(
+                queries: sequence.queries, keys: sequence.keys, isCausal: isCausal, window: window)
+            reachablePairs += shape.queryHeads * lie.reachablePairs
             // One pattern for all heads, one per KV head, or one per query head: each serves as many adjacent query heads.
             let headsPerPattern = shape.queryHeads / sequence.heads.count
             for (slot, pattern) in sequence.heads.enumerated() {
-                if scoring.aliBiSlopes != nil, case .runs(let runs) = pattern, !runs.keys.isEmpty {
-                    throw SparseKernelsError(
-                        .invalidArgument, "aliBiSlopes", expected: "nil with patterns of single keys", actual: "slopes")
-                }
                 schedule.append(
                     pattern, heads: slot * headsPerPattern..<(slot + 1) * headsPerPattern, sequence: lie,
                     denseRows: denseRows, blockRows: blockRows)
             }
         }
         try require(
-            end == shape.queryLength, .invalidShape, "sequences", expected: "to cover all \(shape.queryLength) queries",
-            actual: "\(end)")
+            end == shape.queryLength, .invalidShape, "sequences",
+            expected: "ranges of queries that end at queryLength (\(shape.queryLength))", actual: "an end at \(end)")
         schedule.order()
         self.schedule = schedule
+        self.reachablePairs = reachablePairs
         scratchByteCount =
             AttentionScratch(
                 headDim: shape.headDim, valueDim: shape.valueDim, queryRows: schedule.maximumRows, stagesKeys: true,
@@ -156,15 +166,12 @@ public struct BlockSparseAttention: AttentionOperator {
     ) throws(SparseKernelsError) {
         let (queries, keys) = (sequence.queries, sequence.keys)
         try require(
-            queries.lowerBound == end && !queries.isEmpty && queries.upperBound <= shape.queryLength, .invalidShape,
+            queries.lowerBound == end && queries.upperBound <= shape.queryLength, .invalidShape,
             "\(name)queries", expected: "a range that starts at \(end) and ends at or before \(shape.queryLength)",
             actual: "\(queries)")
         try require(
-            keys.lowerBound >= 0 && !keys.isEmpty && keys.upperBound <= shape.keyLength, .invalidShape, "\(name)keys",
+            keys.lowerBound >= 0 && keys.upperBound <= shape.keyLength, .invalidShape, "\(name)keys",
             expected: "a range inside 0..<\(shape.keyLength)", actual: "\(keys)")
-        try require(
-            !isCausal || queries.count <= keys.count, .invalidShape, "\(name)queryLength",
-            expected: "at most keyLength (\(keys.count)) when causal", actual: "\(queries.count)")
         let patterns = sequence.heads.count
         try require(
             [1, shape.kvHeads, shape.queryHeads].contains(patterns), .invalidShape, "\(name)heads",
@@ -191,8 +198,11 @@ public struct BlockSparseAttention: AttentionOperator {
         return plan
     }
 
-    /// Score entries that the patterns and the causal limit leave, over all query heads.
+    /// Score entries that the patterns, the causal limit and the window leave, over all query heads.
     public var visiblePairs: Int { schedule.visiblePairs }
+
+    /// `visiblePairs` as a fraction of what the causal limit and the window alone leave; 1 when they leave nothing.
+    public var density: Double { fraction(visiblePairs, of: reachablePairs) }
 
     /// Computes attention into the caller's memory. See `AttentionOperator.run`.
     public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
@@ -202,12 +212,14 @@ public struct BlockSparseAttention: AttentionOperator {
         let buffers = try AttentionBuffers(
             shape, query: query, key: key, value: value, output: output, logSumExp: logSumExp)
         schedule.tasks.withUnsafeBufferPointer { tasks in
+            // A batch without queries has no tasks.
+            guard let tasks = tasks.baseAddress, !schedule.tasks.isEmpty else { return }
             schedule.ranges.withUnsafeBufferPointer { ranges in
                 schedule.gatheredKeys.withUnsafeBufferPointer { gathered in
                     Call(
-                        plan: self, buffers: buffers, tasks: tasks.baseAddress!, ranges: ranges.baseAddress,
+                        plan: self, buffers: buffers, tasks: tasks, ranges: ranges.baseAddress,
                         gathered: gathered.baseAddress
-                    ).run(on: pool, tasks: tasks.count)
+                    ).run(on: pool, tasks: schedule.tasks.count)
                 }
             }
         }
@@ -245,9 +257,11 @@ public struct BlockSparseAttention: AttentionOperator {
             arguments.visibleFrom = task.visibleFrom
             arguments.visibleTo = task.visibleTo
             arguments.sinkKeys = task.sinkKeys
+            arguments.sinkVisibleFrom = task.sinkVisibleFrom
             arguments.softmaxScale = plan.softmaxScale
             arguments.logitsSoftCap = plan.scoring.logitsSoftCap ?? 0
             arguments.aliBiSlope = plan.scoring.aliBiSlopes?[task.head] ?? 0
+            arguments.aliBiIsSymmetric = plan.scoring.aliBiForm == .symmetric
             arguments.aliBiOffset = task.position
             arguments.pvSkipThreshold = plan.pvSkipThresholds?[task.head] ?? plan.pvSkipThreshold ?? .infinity
             plan.kernels.attendBlock(&arguments)

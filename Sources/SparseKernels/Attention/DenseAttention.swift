@@ -30,16 +30,14 @@ public struct DenseAttention: AttentionOperator {
     let limits: (from: Int, to: Int)
 
     /// Makes the plan. The instruction set is the best of this machine, or what `SPARSEKERNELS_ISA` says, unless given.
-    /// - Throws: `.invalidArgument` for a scale, cap or slope that is not finite or a window below 1, `.invalidShape` for a wrong
-    ///   number of slopes, `.unsupportedInstructionSet`.
+    /// - Throws: `.invalidArgument` for a scale, cap or slope that is not finite, a window below 1 or a side of one below 0,
+    ///   `.invalidShape` for a wrong number of slopes, `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, mask: AttentionMask = .full, scoring: AttentionScoring = AttentionScoring(),
         instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         try scoring.validate(shape)
-        if let window = mask.window {
-            try require(window >= 1, .invalidArgument, "mask.window", expected: "at least 1", actual: "\(window)")
-        }
+        try mask.validate()
         self.shape = shape
         self.mask = mask
         self.scoring = scoring
@@ -47,9 +45,7 @@ public struct DenseAttention: AttentionOperator {
         kernels = self.instructionSet.kernels
         softmaxScale = scoring.softmaxScale ?? 1 / Float(shape.headDim).squareRoot()
         queryBlock = Self.queryBlock(shape, kernels)
-        // A window longer than the sequences hides nothing; clamping it keeps the limits far from overflow.
-        let window = mask.window.map { min($0, shape.queryLength + shape.keyLength) }
-        limits = AttentionMask(isCausal: mask.isCausal, window: window).limits(shape)
+        limits = mask.limits(shape)
     }
 
     /// Query rows of a task: whole panels, as many as leave enough tasks to keep 16 threads busy to the end.
@@ -90,8 +86,8 @@ public struct DenseAttention: AttentionOperator {
     ///   - key: `kvHeads` × `keyLength` × `headDim`. `Float` rows that are adjacent are read in place; others are copied block by
     ///     block into scratch.
     ///   - value: `kvHeads` × `keyLength` × `valueDim`.
-    ///   - bias: added to the scores: 1 or `queryHeads` heads × `queryLength` × `keyLength`. −∞ hides a key,
-    ///     but a key that only the bias hides must have finite values: 0·∞ is NaN.
+    ///   - bias: added to the scores: 1 or `queryHeads` heads × `queryLength` × `keyLength`. −∞ hides a key, whatever its key and
+    ///     value rows hold.
     ///   - output: `queryHeads` × `queryLength` × `valueDim`.
     ///   - logSumExp: natural log of the sum of exponentials of each row, `[queryHeads, queryLength]`.
     ///   - pool: the threads to use. The call blocks until they are done.

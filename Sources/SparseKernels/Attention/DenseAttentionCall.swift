@@ -14,6 +14,7 @@ struct DenseAttentionCall {
 
     func run(on pool: WorkerPool) {
         let shape = plan.shape
+        if blocks == 0 { return }
         let work = shape.queryHeads * shape.queryLength * shape.keyLength * (shape.headDim + shape.valueDim)
         withUnsafePointer(to: self) { call in
             pool.run(
@@ -42,6 +43,7 @@ struct DenseAttentionCall {
             arguments.softmaxScale = plan.softmaxScale
             arguments.logitsSoftCap = plan.scoring.logitsSoftCap ?? 0
             arguments.aliBiSlope = plan.scoring.aliBiSlopes?[head] ?? 0
+            arguments.aliBiIsSymmetric = plan.scoring.aliBiForm == .symmetric
             arguments.aliBiOffset = first + shape.keyLength - shape.queryLength
             arguments.bias = biasRow?.base.assumingMemoryBound(to: Float.self)
             arguments.biasStride = biasRow?.stride ?? 0

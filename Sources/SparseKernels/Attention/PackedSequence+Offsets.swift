@@ -1,30 +1,32 @@
 extension BlockSparseAttention.PackedSequence {
     /// Sequences from cumulative lengths (`cu_seqlens`): sequence b has the queries `queryOffsets[b]..<queryOffsets[b + 1]` and the keys
-    /// `keyOffsets[b]..<keyOffsets[b + 1]`.
+    /// `keyOffsets[b]..<keyOffsets[b + 1]`. Offsets that repeat make empty sequences.
     ///
     /// - Parameter heads: the patterns of every sequence, or one list for all. Masks are made for one length, so lists with masks differ
     ///   from sequence to sequence.
     /// - Parameter keyOffsets: first key of every sequence and, last, the end.
     /// - Parameter queryOffsets: first query of every sequence and, last, the end.
     /// - Throws: `.invalidShape` unless both have the same two or more offsets and `heads` one list or one per sequence;
-    ///   `.invalidArgument` naming the first offset that does not ascend.
+    ///   `.invalidArgument` naming the first offset that descends.
     public static func sequences(
         queryOffsets: [Int], keyOffsets: [Int], heads: [[HeadPattern]]
     ) throws(SparseKernelsError) -> [BlockSparseAttention.PackedSequence] {
         let count = queryOffsets.count - 1
         try require(
-            count >= 1, .invalidShape, "queryOffsets", expected: "one per sequence and one more", actual: "\(count + 1)")
+            count >= 1, .invalidShape, "queryOffsets", expected: "two or more offsets, one per sequence and one more",
+            actual: "\(count + 1)")
         try require(
-            keyOffsets.count == count + 1, .invalidShape, "keyOffsets", expected: "\(count + 1), as queryOffsets",
+            keyOffsets.count == count + 1, .invalidShape, "keyOffsets", expected: "\(count + 1) offsets, as queryOffsets",
             actual: "\(keyOffsets.count)")
         try require(
-            heads.count == 1 || heads.count == count, .invalidShape, "heads", expected: "1 list or one per sequence (\(count))",
+            heads.count == 1 || heads.count == count, .invalidShape, "heads",
+            expected: "1 list of patterns or one per sequence (\(count))",
             actual: "\(heads.count)")
         for (name, offsets) in [("queryOffsets", queryOffsets), ("keyOffsets", keyOffsets)] {
             for index in 1...count {
                 try require(
-                    offsets[index] > offsets[index - 1], .invalidArgument, "\(name)[\(index)]",
-                    expected: "more than \(offsets[index - 1]), the offset before", actual: "\(offsets[index])")
+                    offsets[index] >= offsets[index - 1], .invalidArgument, "\(name)[\(index)]",
+                    expected: "at least \(offsets[index - 1]), the offset before", actual: "\(offsets[index])")
             }
         }
         return (0..<count).map { index in

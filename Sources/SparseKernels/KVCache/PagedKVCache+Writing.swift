@@ -4,7 +4,7 @@ extension PagedKVCache {
     /// Appends tokens to one layer of a sequence.
     ///
     /// - Parameters:
-    ///   - key: `[kvHeads, tokens, headDim]`, at least one token, of any attention element type and strides. With rotary
+    ///   - key: `[kvHeads, tokens, headDim]`, of any attention element type and strides. With rotary
     ///     embeddings: rotated, as attention reads them.
     ///   - value: `[kvHeads, tokens, valueDim]`.
     ///   - sequence: gets new pages where its table has none, and copies of shared pages that it writes to.
@@ -106,6 +106,7 @@ extension PagedKVCache {
         key: TensorView<Key>, value: TensorView<Value>, tokens: Range<Int>, of index: Int, layer: Int,
         on pool: WorkerPool
     ) throws(SparseKernelsError) {
+        if tokens.isEmpty { return }
         if configuration.boundsKeys { try key.requireHalfRange(named: "key", on: pool) }
         if configuration.boundsValues { try value.requireHalfRange(named: "value", on: pool) }
         let positions = tokens.lowerBound / configuration.pageSize..<pageCount(tokens.upperBound)

@@ -21,7 +21,7 @@ public enum ScoringPrecision: String, Hashable, Sendable, CaseIterable {
 /// groups. A stride of 1 gives the exact attention mass of every block.
 ///
 /// - A causal group sees the key groups up to and including those that hold a key of its last query's past: j ≤ i +
-///   ⌈(keyLength − queryLength) / stride⌉. The last group may have fewer tokens than `stride`; missing ones count as zeros.
+///   ⌈(keyLength − queryLength) / stride⌉. With more queries than keys the first groups may see none and have no mass. The last group may have fewer tokens than `stride`; missing ones count as zeros.
 /// - Query head h reads key head h / (`queryHeads` / `kvHeads`).
 /// - Results are bitwise the same for every number of threads.
 /// - NaN and infinities make the rows that see them NaN.
@@ -84,8 +84,8 @@ public struct AntidiagonalScoring: Sendable {
     }
 
     /// Groups of queries and of keys, the last one possibly partial.
-    var queryGroups: Int { (shape.queryLength - 1) / stride + 1 }
-    var keyGroups: Int { (shape.keyLength - 1) / stride + 1 }
+    var queryGroups: Int { (shape.queryLength + stride - 1) / stride }
+    var keyGroups: Int { (shape.keyLength + stride - 1) / stride }
     var groupsPerQueryBlock: Int { grid.query.blockSize! / stride }
     var groupsPerKeyBlock: Int { grid.key.blockSize! / stride }
 
@@ -97,8 +97,13 @@ public struct AntidiagonalScoring: Sendable {
         return max(1, tasks >= 32 ? 2 * panelBlocks : panelBlocks)
     }
 
-    /// Key groups that query group 0 sees.
-    var visibleTo: Int { grid.isCausal ? (grid.queryOffset + stride - 1) / stride + 1 : 1 << 60 }
+    /// Key groups that query group 0 sees; below 1 when a later group is the first to see one.
+    var visibleTo: Int {
+        if !grid.isCausal { return 1 << 60 }
+        // ⌈offset / stride⌉, towards zero where the offset is negative.
+        let offset = grid.queryOffset
+        return (offset > 0 ? (offset + stride - 1) / stride : offset / stride) + 1
+    }
 
     /// Bytes of scratch that each thread of the pool needs.
     public var scratchByteCount: Int {
@@ -122,6 +127,7 @@ public struct AntidiagonalScoring: Sendable {
         try shape.check(query: query.geometry)
         try shape.check(key: key.geometry)
         var scores = try BlockScores(grid: grid, heads: shape.queryHeads)
+        if grid.blockRows == 0 || grid.blockColumns == 0 { return scores }
         let codes = try precision == .int6 ? KeyCodes(self, AttentionOperand(key), on: pool) : nil
         var sums = scores.values.mutableSpan
         sums.withUnsafeMutableBufferPointer { sums in

@@ -27,10 +27,12 @@ public enum BlockPooling {
         on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Tensor<Float> {
         try require(
-            partition.length == operand.tokens, .invalidShape, "blocks.length", expected: "\(operand.tokens) tokens",
+            partition.length == operand.tokens, .invalidShape, "blocks.length",
+            expected: "\(operand.tokens), the tokens of the operand",
             actual: "\(partition.length)")
         let kernels = try InstructionSet.resolve(instructionSet).kernels
         var means = try Tensor<Float>(zeros: [operand.heads, partition.count, operand.channels])
+        if means.count == 0 { return means }
         // Pointers are used only until this call returns; `operand` and `means` outlive it.
         let source = AttentionOperand(operand)
         var span = means.mutableSpan

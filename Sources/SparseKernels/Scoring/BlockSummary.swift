@@ -13,12 +13,13 @@ public struct BlockSummary: Sendable, Equatable {
     public var heads: Int { means.shape[0] }
     public var channels: Int { means.shape[2] }
 
-    /// - Throws: `.invalidShape` unless the means are `[heads, blocks, channels]`, none of them 0, and the similarities
-    ///   `[heads, blocks]`.
+    /// - Throws: `.invalidShape` unless the means are `[heads, blocks, channels]` with at least one head and channel, and the
+    ///   similarities `[heads, blocks]`.
     public init(partition: BlockPartition, means: Tensor<Float>, similarities: Tensor<Float>) throws(SparseKernelsError) {
         try require(
             means.shape.count == 3 && means.shape[0] >= 1 && means.shape[1] == partition.count && means.shape[2] >= 1,
-            .invalidShape, "means", expected: "[heads, \(partition.count), channels]", actual: "\(means.shape)")
+            .invalidShape, "means", expected: "[heads, \(partition.count), channels] with at least one head and channel",
+            actual: "\(means.shape)")
         try require(
             similarities.shape == Array(means.shape.prefix(2)), .invalidShape, "similarities",
             expected: "\(means.shape.prefix(2)), as the means", actual: "\(similarities.shape)")

@@ -44,7 +44,8 @@ struct CentredRows {
         _ geometry: TensorGeometry, blocks partition: BlockPartition, mean: Tensor<Float>?
     ) throws(SparseKernelsError) {
         try require(
-            partition.length == geometry.tokens, .invalidShape, "blocks.length", expected: "\(geometry.tokens) tokens",
+            partition.length == geometry.tokens, .invalidShape, "blocks.length",
+            expected: "\(geometry.tokens), the tokens of the operand",
             actual: "\(partition.length)")
         if let mean {
             try require(

@@ -62,7 +62,7 @@ public struct MeanPoolScoring: Sendable {
         try require(scale.isFinite, .invalidArgument, "scale", expected: "finite", actual: "\(scale)")
         try require(
             padding == .none || (grid.query.blockSize != nil && grid.key.blockSize != nil), .invalidArgument, "padding",
-            expected: "none for blocks of varying sizes", actual: "zeros")
+            expected: ".none for blocks of varying sizes", actual: ".zeros")
         self.shape = shape
         self.grid = grid
         self.scale = scale
@@ -82,6 +82,7 @@ public struct MeanPoolScoring: Sendable {
     ) throws(SparseKernelsError) -> BlockScores {
         try shape.check(query: query.geometry)
         try shape.check(key: key.geometry)
+        if grid.blockRows == 0 || grid.blockColumns == 0 { return try BlockScores(grid: grid, heads: shape.queryHeads) }
         var queries = try BlockPooling.means(query, blocks: grid.query, instructionSet: instructionSet, on: pool)
         var keys = try BlockPooling.means(key, blocks: grid.key, instructionSet: instructionSet, on: pool)
         if padding == .zeros {

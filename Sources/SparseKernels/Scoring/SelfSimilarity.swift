@@ -36,6 +36,7 @@ public enum SelfSimilarity {
         let kernels = try InstructionSet.resolve(instructionSet).kernels
         var means = try Tensor<Float>(zeros: [heads, partition.count, channels])
         var similarities = try Tensor<Float>(zeros: [heads, partition.count])
+        if means.count == 0 { return try BlockSummary(partition: partition, means: means, similarities: similarities) }
         // Pointers are used only until this call returns; the tensors outlive it.
         let source = AttentionOperand(operand)
         let offset = mean?.elements ?? []
@@ -68,7 +69,7 @@ public enum SelfSimilarity {
             instructionSet: instructionSet, on: pool)
     }
 
-    /// The mean token of every head, `[heads, 1, channels]`: what keys are taken less of, so that what all keys share, which softmax
+    /// The mean token of every head, `[heads, 1, channels]`, zeros for an operand without tokens: what keys are taken less of, so that what all keys share, which softmax
     /// cancels, does not make them look alike.
     ///
     /// - Parameter matchesOfficialRounding: rounds the mean to the element type.
@@ -81,7 +82,8 @@ public enum SelfSimilarity {
         _ operand: TensorView<Element>, matchesOfficialRounding: Bool = false, instructionSet: InstructionSet? = nil,
         on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Tensor<Float> {
-        let whole = try BlockPartition(length: operand.tokens, blockSize: operand.tokens)
+        // One block, also of no tokens, whose mean is 0.
+        let whole = try BlockPartition(sizes: [operand.tokens])
         let mean = try BlockPooling.means(operand, blocks: whole, instructionSet: instructionSet, on: pool)
         return matchesOfficialRounding ? mean.converted(to: Element.self).converted() : mean
     }

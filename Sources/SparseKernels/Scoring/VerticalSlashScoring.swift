@@ -2,7 +2,7 @@ internal import KernelInterface
 
 /// Attention mass of every key and of every distance, estimated from the last queries of a sequence.
 ///
-/// The last w = min(`lastQueries`, `queryLength`) queries attend to all keys; their probabilities P, summed along columns and
+/// The last w = min(`lastQueries`, `queryLength`, `keyLength`) queries attend to all keys; their probabilities P, summed along columns and
 /// diagonals, say which keys and which distances the whole head looks at:
 ///
 ///     P = softmax(softmaxScale · Q_last · Kᵀ)     causal, the last w keys a triangle
@@ -30,21 +30,18 @@ public struct VerticalSlashScoring: Sendable {
     public static let maximumLastQueries = GEMMScratch.rowBlock
 
     /// - Parameters:
-    ///   - shape: `queryLength` is at most `keyLength`; the sequences end together.
-    ///   - lastQueries: clamped to `queryLength`.
+    ///   - shape: the sequences end together. Queries before the first key see nothing and do not vote.
+    ///   - lastQueries: clamped to `queryLength` and `keyLength`.
     ///   - softmaxScale: 1/√headDim unless given.
     ///   - heads: the query heads to score, in any order; nil scores all.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.invalidShape` for more queries than keys, `.invalidArgument` for `lastQueries` outside
+    /// - Throws: `.invalidArgument` for `lastQueries` outside
     ///   1…`maximumLastQueries`, a scale that is not finite or a head that is not one of the shape's,
     ///   `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, lastQueries: Int = 64, softmaxScale: Float? = nil, heads: [Int]? = nil,
         instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
-        try require(
-            shape.queryLength <= shape.keyLength, .invalidShape, "queryLength",
-            expected: "at most keyLength (\(shape.keyLength))", actual: "\(shape.queryLength)")
         try require(
             lastQueries >= 1 && lastQueries <= Self.maximumLastQueries, .invalidArgument, "lastQueries",
             expected: "in 1...\(Self.maximumLastQueries)", actual: "\(lastQueries)")
@@ -56,7 +53,7 @@ public struct VerticalSlashScoring: Sendable {
                 expected: "query heads in 0..<\(shape.queryHeads)", actual: "\(head)")
         }
         self.shape = shape
-        self.lastQueries = min(lastQueries, shape.queryLength)
+        self.lastQueries = min(lastQueries, shape.queryLength, shape.keyLength)
         self.softmaxScale = scale
         self.heads = heads ?? Array(0..<shape.queryHeads)
         self.instructionSet = try InstructionSet.resolve(instructionSet)
@@ -81,7 +78,8 @@ public struct VerticalSlashScoring: Sendable {
         var slashes = slash.mutableSpan
         verticals.withUnsafeMutableBufferPointer { verticals in
             slashes.withUnsafeMutableBufferPointer { slashes in
-                guard let vertical = verticals.baseAddress, let slash = slashes.baseAddress else { return }
+                // Without a query that sees a key, or without a head, there is no mass.
+                guard lastQueries > 0, let vertical = verticals.baseAddress, let slash = slashes.baseAddress else { return }
                 let call = Call(
                     plan: self, kernels: instructionSet.kernels, query: queries, key: keys, vertical: vertical, slash: slash)
                 call.run(on: pool)
@@ -152,11 +150,10 @@ public struct VerticalSlashScores: Sendable, Equatable {
     public var heads: Int { vertical.shape[0] }
     public var keyLength: Int { vertical.shape[1] }
 
-    /// - Throws: `.invalidShape` unless both are `[heads, keyLength]` with at least one key.
+    /// - Throws: `.invalidShape` unless both are `[heads, keyLength]`.
     public init(vertical: Tensor<Float>, slash: Tensor<Float>) throws(SparseKernelsError) {
         try require(
-            vertical.shape.count == 2 && vertical.shape[1] >= 1, .invalidShape, "vertical",
-            expected: "[heads, keyLength] with at least one key", actual: "\(vertical.shape)")
+            vertical.shape.count == 2, .invalidShape, "vertical", expected: "[heads, keyLength]", actual: "\(vertical.shape)")
         try require(
             slash.shape == vertical.shape, .invalidShape, "slash", expected: "\(vertical.shape), as vertical",
             actual: "\(slash.shape)")

@@ -98,6 +98,9 @@ public struct BlockSelection: Sendable {
                 candidates.heads == 1 || candidates.heads == scores.heads, .invalidShape, "candidates.heads",
                 expected: "1 or those of the scores (\(scores.heads))", actual: "\(candidates.heads)")
         }
+        if grid.blockRows == 0 || grid.blockColumns == 0 {
+            return try BlockMask(grid: grid, heads: scores.heads) { _, _, _ in false }
+        }
         var bits = BlockBits(grid: grid, heads: scores.heads)
         // The first negative score of every row, or −1.
         var negative = [Int32](repeating: -1, count: scores.heads * grid.blockRows)
@@ -115,7 +118,7 @@ public struct BlockSelection: Sendable {
         if let row = negative.firstIndex(where: { $0 >= 0 }) {
             let (head, blockRow, column) = (row / grid.blockRows, row % grid.blockRows, Int(negative[row]))
             throw SparseKernelsError(
-                .invalidArgument, "scores[\(head), \(blockRow), \(column)]", expected: "not negative under .topP",
+                .invalidArgument, "scores[\(head), \(blockRow), \(column)]", expected: "at least 0 under .topP",
                 actual: "\(scores[head, blockRow, column])")
         }
         return bits.mask

@@ -93,7 +93,8 @@ public struct SimilaritySelection: Sendable {
         let channels = query.channels
         for (name, summary, partition) in [("query", query, grid.query), ("key", key, grid.key)] {
             try require(
-                summary.partition == partition, .invalidShape, "\(name).partition", expected: "the grid's",
+                summary.partition == partition, .invalidShape, "\(name).partition",
+                expected: "the partition of the grid, \(partition.count) blocks over \(partition.length) tokens",
                 actual: "\(summary.partition.count) blocks over \(summary.partition.length) tokens")
         }
         try require(
@@ -104,6 +105,7 @@ public struct SimilaritySelection: Sendable {
             expected: heads.count == 1 ? "any heads" : "\(heads.count) heads, as the settings", actual: "\(query.heads)")
 
         let (rows, columns) = (grid.blockRows, grid.blockColumns)
+        if rows == 0 || columns == 0 { return try BlockMask(grid: grid, heads: query.heads) { _, _, _ in false } }
         let product = try GEMM(m: rows, n: columns, k: channels, transposesB: true, instructionSet: instructionSet)
         var scores = try Tensor<Float>(zeros: [rows, columns])
         var kept = try Tensor<UInt8>(zeros: [rows, columns])

@@ -18,6 +18,7 @@ struct AttentionSchedule: Sendable {
         var visibleFrom = AttentionSchedule.unlimited.from
         var visibleTo = AttentionSchedule.unlimited.to
         var sinkKeys = 0
+        var sinkVisibleFrom = AttentionSchedule.unlimited.from
         /// Score entries that the limits leave.
         var visiblePairs = 0
     }
@@ -35,8 +36,33 @@ struct AttentionSchedule: Sendable {
     struct Sequence {
         var queries: Range<Int>
         var keys: Range<Int>
-        var isCausal: Bool
+        /// Query i, counted from 0 in the sequence, sees keys j with i + from ≤ j < i + to, whatever its pattern.
+        let limits: (from: Int, to: Int)
         var queryOffset: Int { keys.count - queries.count }
+
+        init(queries: Range<Int>, keys: Range<Int>, isCausal: Bool, window: AttentionWindow) {
+            self.queries = queries
+            self.keys = keys
+            limits = window.limits(queryLength: queries.count, keyLength: keys.count, isCausal: isCausal)
+        }
+
+        /// Score entries that the limits leave to a head.
+        var reachablePairs: Int {
+            let (rows, columns) = (queries.count, keys.count)
+            return pairsBelowDiagonal(rows: rows, columns: columns, offset: limits.to)
+                - pairsBelowDiagonal(rows: rows, columns: columns, offset: limits.from)
+        }
+
+        /// Keys that every query of a block may see, and keys that some query of it may see.
+        func keysSeenByAll(_ block: Range<Int>) -> Range<Int> {
+            let first = max(0, block.upperBound - 1 + limits.from)
+            return first..<max(first, min(keys.count, block.lowerBound + limits.to))
+        }
+
+        func keysSeenByAny(_ block: Range<Int>) -> Range<Int> {
+            let first = max(0, block.lowerBound + limits.from)
+            return first..<max(first, min(keys.count, block.upperBound - 1 + limits.to))
+        }
     }
 
     /// Rows per task: at most what scratch holds, and whole panels except at the end of the block.
@@ -82,13 +108,11 @@ struct AttentionSchedule: Sendable {
                 block: 0..<sequence.queries.count, rows: denseRows)
         case .streaming(let sink, let local):
             let sink = min(sink, sequence.keys.count)
-            // A window longer than the sequence hides nothing; clamped, it stays far from overflow.
-            let window = min(local, sequence.keys.count)
-            var ranges = [KeyRange(begin: 0, end: sink), KeyRange(begin: sink, end: sequence.keys.count)]
-            ranges.removeAll { $0.begin == $0.end }
+            // More local keys than there are hide nothing; clamped, they stay far from overflow.
+            let local = min(local, sequence.keys.count)
             append(
-                ranges, head: head, sequence: sequence, block: 0..<sequence.queries.count, rows: denseRows, sink: sink,
-                window: window)
+                [KeyRange(begin: 0, end: sink), KeyRange(begin: sink, end: sequence.keys.count)], head: head,
+                sequence: sequence, block: 0..<sequence.queries.count, rows: denseRows, sink: sink, local: local)
         case .blockSparse(let mask, let maskHead):
             var ranges: [KeyRange] = []
             for row in 0..<mask.grid.blockRows {
@@ -99,8 +123,8 @@ struct AttentionSchedule: Sendable {
             var ranges: [KeyRange] = []
             for block in 0..<runs.query.count {
                 let queries = runs.query[block]
-                let seenByAll = sequence.isCausal ? queries.lowerBound + sequence.queryOffset + 1 : sequence.keys.count
-                let keys = runs.keyRanges(block: block, gatheringBelow: seenByAll, into: &ranges)
+                if queries.isEmpty { continue }
+                let keys = runs.keyRanges(block: block, gathering: sequence.keysSeenByAll(queries), into: &ranges)
                 append(ranges, keys: keys, head: head, sequence: sequence, block: queries, rows: blockRows)
             }
         }
@@ -114,10 +138,17 @@ struct AttentionSchedule: Sendable {
 
     private mutating func append(
         _ keyRanges: [KeyRange], keys: ArraySlice<Int32> = [], head: Int, sequence: Sequence, block: Range<Int>,
-        rows: TaskRows, sink: Int = 0, window: Int? = nil
+        rows: TaskRows, sink: Int = 0, local: Int? = nil
     ) {
+        if block.isEmpty { return }
         let (rangeStart, keyStart) = (ranges.count, gatheredKeys.count)
-        ranges += keyRanges
+        let reachable = sequence.keysSeenByAny(block)
+        for range in keyRanges {
+            // Ranges in which no query of the block sees a key go. Others keep their ends, so that a limit changes no step before it.
+            if range.begin < range.end && range.begin < reachable.upperBound && range.end > reachable.lowerBound {
+                ranges.append(range)
+            }
+        }
         gatheredKeys += keys
         let listed = rangeStart..<ranges.count
         let gathered = keyStart..<gatheredKeys.count
@@ -126,15 +157,17 @@ struct AttentionSchedule: Sendable {
             var task = Task(
                 head: head, firstQuery: sequence.queries.lowerBound + queries.lowerBound, rows: queries.count,
                 firstKey: sequence.keys.lowerBound, position: position, ranges: listed, gathered: gathered)
-            if sequence.isCausal { task.visibleTo = position + 1 }
-            if let window { task.visibleFrom = position - window + 1 }
+            let (from, to) = (queries.lowerBound + sequence.limits.from, queries.lowerBound + sequence.limits.to)
+            // Far limits stay what they are, so that they cannot move into reach.
+            task.visibleTo = min(to, Self.unlimited.to)
+            task.sinkVisibleFrom = max(from, Self.unlimited.from)
+            task.visibleFrom = max(task.sinkVisibleFrom, local.map { position - $0 + 1 } ?? Self.unlimited.from)
             task.sinkKeys = sink
-            for range in keyRanges {
+            for range in ranges[listed] {
                 let keys = range.end - range.begin
+                let from = range.end <= sink ? task.sinkVisibleFrom : task.visibleFrom
                 let seen = pairsBelowDiagonal(rows: task.rows, columns: keys, offset: task.visibleTo - range.begin)
-                let before =
-                    range.end <= sink
-                    ? 0 : pairsBelowDiagonal(rows: task.rows, columns: keys, offset: task.visibleFrom - range.begin)
+                let before = pairsBelowDiagonal(rows: task.rows, columns: keys, offset: from - range.begin)
                 task.visiblePairs += max(0, seen - before)
             }
             task.visiblePairs += task.rows * keys.count
@@ -189,23 +222,25 @@ extension BlockMask {
 }
 
 extension KeyRuns {
-    /// The block's runs as ranges, with its single keys from `limit` on put between them in order, and the other single keys.
+    /// The block's runs as ranges, with its single keys outside `gathered` put between them in order, and the other single keys.
     ///
-    /// Kernels show gathered keys to every query of a task. Under a causal limit that holds for keys up to the position of the
-    /// block's first query only; later ones become ranges of one key, which follow the limit. They lie on the diagonal and are few.
-    func keyRanges(block: Int, gatheringBelow limit: Int, into ranges: inout [KeyRange]) -> ArraySlice<Int32> {
+    /// Kernels show gathered keys to every query of a task. Under a causal limit or a window that holds for the keys that every query of
+    /// the block may see; others become ranges of one key, which follow the limits. They lie near the diagonals and are few.
+    func keyRanges(block: Int, gathering gathered: Range<Int>, into ranges: inout [KeyRange]) -> ArraySlice<Int32> {
         ranges.removeAll(keepingCapacity: true)
         let keys = keys(block: block)
-        var next = keys.firstIndex { $0 >= limit } ?? keys.endIndex
-        let gathered = keys[..<next]
+        let first = keys.firstIndex { $0 >= gathered.lowerBound } ?? keys.endIndex
+        let end = keys[first...].firstIndex { $0 >= gathered.upperBound } ?? keys.endIndex
+        var next = keys.startIndex
+        func single() {
+            if next < first || next >= end { ranges.append(KeyRange(begin: Int(keys[next]), end: Int(keys[next]) + 1)) }
+            next += 1
+        }
         for run in runs(block: block) {
-            while next < keys.endIndex && keys[next] < run.lowerBound {
-                ranges.append(KeyRange(begin: Int(keys[next]), end: Int(keys[next]) + 1))
-                next += 1
-            }
+            while next < keys.endIndex && keys[next] < run.lowerBound { single() }
             ranges.append(KeyRange(begin: run.lowerBound, end: run.upperBound))
         }
-        for key in keys[next...] { ranges.append(KeyRange(begin: Int(key), end: Int(key) + 1)) }
-        return gathered
+        while next < keys.endIndex { single() }
+        return keys[first..<end]
     }
 }

@@ -2,7 +2,7 @@
 ///
 /// A causal grid hides pairs after the diagonal, query *i* standing at key position *i* + `keyLength` − `queryLength` (the
 /// sequences end together). Blocks that the diagonal leaves without a pair are unreachable: masks ignore them and densities do
-/// not count them.
+/// not count them. With more queries than keys the first queries stand before key 0; a causal grid hides every key from them.
 public struct BlockGrid: Hashable, Sendable {
     /// Rows: the queries.
     public let query: BlockPartition
@@ -15,16 +15,14 @@ public struct BlockGrid: Hashable, Sendable {
     /// Below this, no sum over pairs or blocks overflows.
     static let extentLimit = 1 << 60
 
-    /// - Throws: `.invalidShape` for a causal grid with more queries than keys, 2³¹ key blocks or more (columns are 32-bit), or
-    ///   2⁶⁰ pairs or more.
+    /// - Throws: `.invalidShape` for 2³¹ key blocks or more (columns are 32-bit), or 2⁶⁰ pairs or more.
     public init(query: BlockPartition, key: BlockPartition, isCausal: Bool) throws(SparseKernelsError) {
         try require(
-            !isCausal || query.length <= key.length, .invalidShape, "queryLength",
-            expected: "at most keyLength (\(key.length)) when causal", actual: "\(query.length)")
-        try require(
             key.count <= Int(Int32.max), .invalidShape, "key", expected: "fewer than 2³¹ blocks", actual: "\(key.count)")
-        // Partitions with empty blocks may have more blocks than tokens.
-        let (extent, overflow) = max(query.length, query.count).multipliedReportingOverflow(by: max(key.length, key.count))
+        // Partitions with empty blocks may have more blocks than tokens. An empty side counts as one block, because the other one alone
+        // has rows or columns too.
+        let (extent, overflow) = max(1, query.length, query.count).multipliedReportingOverflow(
+            by: max(1, key.length, key.count))
         try require(
             !overflow && extent < Self.extentLimit, .invalidShape, "queryLength",
             expected: "such that queryLength · keyLength is below 2⁶⁰", actual: "\(query.length) · \(key.length)")
@@ -35,17 +33,17 @@ public struct BlockGrid: Hashable, Sendable {
     }
 
     /// Equal blocks, the last row and column ragged.
-    /// - Throws: `.invalidShape` for an extent below 1 or too large, or a causal grid with more queries than keys.
+    /// - Throws: `.invalidShape` for a negative length, a block size below 1, or an extent that is too large.
     public init(
         queryLength: Int, keyLength: Int, queryBlockSize: Int = 128, keyBlockSize: Int = 128, isCausal: Bool
     ) throws(SparseKernelsError) {
-        for (name, extent) in [
-            ("queryLength", queryLength), ("keyLength", keyLength), ("queryBlockSize", queryBlockSize),
-            ("keyBlockSize", keyBlockSize),
+        for (name, extent, least) in [
+            ("queryLength", queryLength, 0), ("keyLength", keyLength, 0), ("queryBlockSize", queryBlockSize, 1),
+            ("keyBlockSize", keyBlockSize, 1),
         ] {
             try require(
-                extent >= 1 && extent < BlockPartition.limit, .invalidShape, name, expected: "at least 1 and below 2⁶⁰",
-                actual: "\(extent)")
+                extent >= least && extent < BlockPartition.limit, .invalidShape, name,
+                expected: "at least \(least) and below 2⁶⁰", actual: "\(extent)")
         }
         try self.init(
             query: BlockPartition(length: queryLength, blockSize: queryBlockSize),
@@ -75,12 +73,13 @@ public struct BlockGrid: Hashable, Sendable {
 
     /// Columns in which some query of the row sees some key: all of them, or those up to the diagonal.
     ///
-    /// Empty blocks of variable partitions hold no pair. An empty row reaches no column; an empty column among others that are
-    /// reached counts as reached.
+    /// Empty blocks of variable partitions hold no pair. An empty row reaches no column, and neither does a causal row whose queries all
+    /// stand before the first key; an empty column among others that are reached counts as reached.
     public func reachableColumns(ofRow row: Int) -> Range<Int> {
         let queries = query[row]
-        if queries.isEmpty { return 0..<0 }
+        if queries.isEmpty || key.length == 0 { return 0..<0 }
         if !isCausal { return 0..<blockColumns }
+        if queries.upperBound + queryOffset <= 0 { return 0..<0 }
         return 0..<key.block(of: queries.upperBound - 1 + queryOffset) + 1
     }
 

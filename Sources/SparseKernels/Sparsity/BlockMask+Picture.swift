@@ -29,6 +29,7 @@ extension BlockMask: CustomStringConvertible {
     }
 
     private func lines(head: Int, width: Int) -> [String] {
+        if grid.blockRows == 0 || grid.blockColumns == 0 { return [] }
         let columnsPerCell = (grid.blockColumns - 1) / width + 1
         // A character is about twice as tall as wide.
         let rowsPerLine = max(columnsPerCell == 1 ? 1 : 2 * columnsPerCell, (grid.blockRows - 1) / width + 1)

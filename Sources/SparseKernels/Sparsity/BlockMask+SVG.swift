@@ -24,7 +24,7 @@ extension BlockMask {
         }
         let (width, height) = (decimal(x.length), decimal(y.length))
         // The longer side has 512 pixels, and the shorter one enough to be seen.
-        let pixelsPerUnit = 512 / Double(max(x.length, y.length))
+        let pixelsPerUnit = 512 / Double(max(1, x.length, y.length))
         let pixels = [x, y].map { max(16, Int((Double($0.length) * pixelsPerUnit).rounded())) }
         let name = heads == 1 ? "" : ", head \(head) of \(heads)"
         var lines = [
@@ -35,8 +35,8 @@ extension BlockMask {
         ]
         lines += ["<g class=\"kept\" fill=\"#1f5fbf\">"] + kept + ["</g>"]
         if max(grid.blockRows, grid.blockColumns) <= 64 {
-            let vertical = (1..<grid.blockColumns).map { "M\(decimal(x.edge($0))) 0V\(height)" }
-            let horizontal = (1..<grid.blockRows).map { "M0 \(decimal(y.edge($0)))H\(width)" }
+            let vertical = (0..<grid.blockColumns).dropFirst().map { "M\(decimal(x.edge($0))) 0V\(height)" }
+            let horizontal = (0..<grid.blockRows).dropFirst().map { "M0 \(decimal(y.edge($0)))H\(width)" }
             let path = (vertical + horizontal).joined()
             if !path.isEmpty { lines.append("<path d=\"\(path)\" stroke=\"#fff\" stroke-width=\"0.04\"/>") }
         }
@@ -66,7 +66,8 @@ private struct Axis {
 
     init(_ partition: BlockPartition) {
         self.partition = partition
-        tokensPerUnit = partition.blockSize.map { Double($0) } ?? Double(partition.length) / Double(partition.count)
+        tokensPerUnit =
+            partition.blockSize.map { Double($0) } ?? max(1, Double(partition.length)) / Double(max(1, partition.count))
     }
 
     var length: Int { edge(partition.count) }

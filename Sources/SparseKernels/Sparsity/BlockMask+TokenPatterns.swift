@@ -40,7 +40,8 @@ extension BlockMask {
         let reach = min(localTokens, grid.key.length) - 1
         return covering(grid) { positions, ranges in
             ranges.append(0..<sinkTokens)
-            ranges.append(max(0, positions.lowerBound - reach)..<positions.upperBound)
+            let end = max(0, positions.upperBound)
+            ranges.append(min(end, max(0, positions.lowerBound - reach))..<end)
         }
     }
 
@@ -99,7 +100,7 @@ extension BlockMask {
             let positions = grid.positions(ofRow: row)
             if positions.isEmpty { return }
             // A causal row's last query sees the most; a listed key up to its position has a query of the row that sees it.
-            let visible = 0..<(grid.isCausal ? positions.upperBound : grid.key.length)
+            let visible = 0..<(grid.isCausal ? max(0, positions.upperBound) : grid.key.length)
             ranges.removeAll(keepingCapacity: true)
             keys(positions, &ranges)
             var next = 0

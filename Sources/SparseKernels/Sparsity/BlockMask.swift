@@ -26,13 +26,14 @@ public struct BlockMask: Hashable, Sendable {
             expected: "heads · blockRows + 1 = \(heads) · \(grid.blockRows) + 1 elements", actual: "\(rowOffsets.count)")
         try require(
             rowOffsets[0] == 0 && rowOffsets[rows] == columnIndices.count, .invalidArgument, "rowOffsets",
-            expected: "to start at 0 and end at columnIndices.count (\(columnIndices.count))",
-            actual: "\(rowOffsets[0]) and \(rowOffsets[rows])")
+            expected: "ascending from 0 to columnIndices.count (\(columnIndices.count))",
+            actual: "from \(rowOffsets[0]) to \(rowOffsets[rows])")
         for row in 0..<rows {
             let (begin, end) = (rowOffsets[row], rowOffsets[row + 1])
             try require(
                 begin <= end && end <= columnIndices.count, .invalidArgument, "rowOffsets[\(row + 1)]",
-                expected: "within \(begin)...\(columnIndices.count)", actual: "\(end)")
+                expected: "at least the offset before (\(begin)) and at most columnIndices.count (\(columnIndices.count))",
+                actual: "\(end)")
             var previous = Int32(-1)
             for index in begin..<end {
                 let column = columnIndices[index]
@@ -114,13 +115,12 @@ public struct BlockMask: Hashable, Sendable {
         return count
     }
 
-    /// Kept fraction of the reachable blocks (of the causal area when the grid is causal), over all heads.
-    public var density: Double { Double(nonzeroBlocks()) / Double(max(1, heads * grid.reachableBlocks)) }
+    /// Kept fraction of the reachable blocks (of the causal area when the grid is causal), over all heads. 1 when no block is
+    /// reachable: nothing is left out.
+    public var density: Double { fraction(nonzeroBlocks(), of: heads * grid.reachableBlocks) }
 
     /// Kept fraction of one head's reachable blocks.
-    public func density(head: Int) -> Double {
-        Double(nonzeroBlocks(head: head)) / Double(max(1, grid.reachableBlocks))
-    }
+    public func density(head: Int) -> Double { fraction(nonzeroBlocks(head: head), of: grid.reachableBlocks) }
 
     /// Score entries that attention computes, over all heads.
     public var visiblePairs: Int {
@@ -136,6 +136,9 @@ public struct BlockMask: Hashable, Sendable {
     /// Bytes of the index arrays.
     public var byteCount: Int { rowOffsets.count * MemoryLayout<Int>.stride + columnIndices.count * 4 }
 }
+
+/// What is kept of a total; all of it when there is nothing to keep.
+package func fraction(_ kept: Int, of total: Int) -> Double { total == 0 ? 1 : Double(kept) / Double(total) }
 
 /// Writes masks row by row: `keep` in ascending order, then `endRow`, for every row of every head.
 struct BlockMaskBuilder {

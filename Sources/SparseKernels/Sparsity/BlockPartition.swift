@@ -1,7 +1,8 @@
 /// A sequence cut into consecutive blocks: equal ones with a shorter last one, or blocks of any sizes.
 ///
 /// Uniform partitions are what block-sparse masks of estimators use; partitions of any sizes are what clustered (permuted)
-/// sequences use, where a block is a cluster. Empty blocks are allowed in the latter.
+/// sequences use, where a block is a cluster. Empty blocks are allowed in the latter. A sequence without tokens has no blocks, or empty
+/// ones.
 ///
 /// Partitions are equal when their blocks are, however they were described.
 public struct BlockPartition: Sendable {
@@ -18,21 +19,21 @@ public struct BlockPartition: Sendable {
     static let limit = 1 << 60
 
     /// Blocks of `blockSize` tokens; the last one may be shorter.
-    /// - Throws: `.invalidShape` for a length or block size below 1, or of 2⁶⁰ or more.
+    /// - Throws: `.invalidShape` for a negative length, a block size below 1, or either of 2⁶⁰ or more.
     public init(length: Int, blockSize: Int) throws(SparseKernelsError) {
-        for (name, extent) in [("length", length), ("blockSize", blockSize)] {
+        for (name, extent, least) in [("length", length, 0), ("blockSize", blockSize, 1)] {
             try require(
-                extent >= 1 && extent < Self.limit, .invalidShape, name, expected: "at least 1 and below 2⁶⁰",
+                extent >= least && extent < Self.limit, .invalidShape, name, expected: "at least \(least) and below 2⁶⁰",
                 actual: "\(extent)")
         }
         self.length = length
         self.blockSize = blockSize
-        count = (length - 1) / blockSize + 1
+        count = (length + blockSize - 1) / blockSize
         edges = []
     }
 
     /// Blocks of the given sizes, in order. A block may be empty.
-    /// - Throws: `.invalidShape` for a negative size, or sizes that add up to nothing or to 2⁶⁰ or more.
+    /// - Throws: `.invalidShape` for a negative size, or sizes that add up to 2⁶⁰ or more.
     public init(sizes: [Int]) throws(SparseKernelsError) {
         var edges = [0]
         edges.reserveCapacity(sizes.count + 1)
@@ -44,7 +45,6 @@ public struct BlockPartition: Sendable {
                 actual: "more after \(index + 1) of \(sizes.count) sizes")
             edges.append(end)
         }
-        try require(edges[sizes.count] >= 1, .invalidShape, "sizes", expected: "a sum of at least 1", actual: "0")
         length = edges[sizes.count]
         blockSize = nil
         count = sizes.count
@@ -58,7 +58,7 @@ public struct BlockPartition: Sendable {
         return index * blockSize..<min(length, (index + 1) * blockSize)
     }
 
-    /// The block that holds `token`; tokens outside the sequence give the first or the last block.
+    /// The block that holds `token`; tokens outside the sequence give the first or the last block. 0 where there are no blocks.
     public func block(of token: Int) -> Int {
         let token = max(0, min(length - 1, token))
         if let blockSize { return token / blockSize }
@@ -79,8 +79,8 @@ extension BlockPartition: Hashable {
     /// - Complexity: O(1) for uniform partitions, O(blocks) otherwise.
     public static func == (a: BlockPartition, b: BlockPartition) -> Bool {
         if a.length != b.length || a.count != b.count { return false }
-        // With one block of a given length, the nominal size makes no difference.
-        if a.blockSize != nil && b.blockSize != nil { return a.count == 1 || a.blockSize == b.blockSize }
+        // With one block of a given length, or none, the nominal size makes no difference.
+        if a.blockSize != nil && b.blockSize != nil { return a.count <= 1 || a.blockSize == b.blockSize }
         if a.blockSize == nil && b.blockSize == nil { return a.edges == b.edges }
         return (0..<a.count).allSatisfy { a[$0] == b[$0] }
     }
@@ -88,6 +88,6 @@ extension BlockPartition: Hashable {
     public func hash(into hasher: inout Hasher) {
         hasher.combine(length)
         hasher.combine(count)
-        hasher.combine(self[0].count)
+        if count > 0 { hasher.combine(self[0].count) }
     }
 }

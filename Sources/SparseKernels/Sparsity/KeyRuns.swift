@@ -14,12 +14,12 @@ public struct KeyRuns: Hashable, Sendable {
     public let keyOffsets: [Int]
     public let keys: [Int32]
 
-    /// - Throws: `.invalidShape` for wrong counts or no keys, `.invalidArgument` for offsets or keys out of order or out of range, empty or
+    /// - Throws: `.invalidShape` for wrong counts or a negative number of keys, `.invalidArgument` for offsets or keys out of order or out of range, empty or
     ///   overlapping runs, and single keys inside a run.
     public init(
         query: BlockPartition, keyLength: Int, runOffsets: [Int], runs: [Range<Int>], keyOffsets: [Int], keys: [Int32]
     ) throws(SparseKernelsError) {
-        try require(keyLength >= 1, .invalidShape, "keyLength", expected: "at least 1", actual: "\(keyLength)")
+        try require(keyLength >= 0, .invalidShape, "keyLength", expected: "at least 0", actual: "\(keyLength)")
         try Self.checkOffsets(runOffsets, named: "runOffsets", blocks: query.count, elements: runs.count)
         try Self.checkOffsets(keyOffsets, named: "keyOffsets", blocks: query.count, elements: keys.count)
         for block in 0..<query.count {
@@ -28,7 +28,8 @@ public struct KeyRuns: Hashable, Sendable {
                 let run = runs[index]
                 try require(
                     run.lowerBound >= end && !run.isEmpty && run.upperBound <= keyLength, .invalidArgument, "runs[\(index)]",
-                    expected: "a run of keys in \(end)..<\(keyLength), after the run before", actual: "\(run)")
+                    expected: "one or more keys, from \(end) on, where the run before ends, and below keyLength (\(keyLength))",
+                    actual: "\(run)")
                 end = run.upperBound
             }
             var run = runOffsets[block]
@@ -55,15 +56,17 @@ public struct KeyRuns: Hashable, Sendable {
         _ offsets: [Int], named name: String, blocks: Int, elements: Int
     ) throws(SparseKernelsError) {
         try require(
-            offsets.count == blocks + 1, .invalidShape, name, expected: "one per query block and one more (\(blocks + 1))",
+            offsets.count == blocks + 1, .invalidShape, name,
+            expected: "\(blocks + 1) offsets, one per query block and one more",
             actual: "\(offsets.count)")
         try require(
             offsets[0] == 0 && offsets[blocks] == elements, .invalidArgument, name,
-            expected: "to start at 0 and end at \(elements)", actual: "\(offsets[0]) and \(offsets[blocks])")
+            expected: "ascending from 0 to \(elements), the number of elements",
+            actual: "from \(offsets[0]) to \(offsets[blocks])")
         for block in 0..<blocks {
             try require(
                 offsets[block] <= offsets[block + 1], .invalidArgument, "\(name)[\(block + 1)]",
-                expected: "at least \(offsets[block])", actual: "\(offsets[block + 1])")
+                expected: "at least \(offsets[block]), the offset before", actual: "\(offsets[block + 1])")
         }
     }
 

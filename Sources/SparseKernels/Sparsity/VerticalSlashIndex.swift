@@ -8,6 +8,8 @@
 /// The starts of runs are arbitrary, not multiples of `blockSize`; the last one may reach beyond the diagonal and beyond the last
 /// key. `keyRuns` clips it, and attention applies the causal limit token by token.
 ///
+/// With more queries than keys, blocks whose queries all stand before key 0 read nothing.
+///
 /// - Source: `convert_vertical_slash_indexes_kernel` (microsoft/MInference, csrc/vertical_slash_index.cu), for lengths that may
 ///   differ: query 0 stands at position `keyLength` − `queryLength`.
 /// - Complexity: O(query blocks · lines).
@@ -27,20 +29,20 @@ public struct VerticalSlashIndex: Hashable, Sendable {
     public static let releasedBlockSize = 64
 
     /// - Parameters:
-    ///   - lines: keys below `keyLength`, and distances below `keyLength`, 0 among them.
-    ///   - queryLength: at most `keyLength`.
+    ///   - lines: keys below `keyLength`, and distances below `keyLength`, 0 among them unless there are no keys.
+    ///   - queryLength: tokens of the query side.
     ///   - blockSize: queries and keys of a block.
     ///   - keyLength: tokens of the key side.
-    /// - Throws: `.invalidShape` for lengths or a block size below 1, more queries than keys or 2³¹ keys; `.invalidArgument` for
-    ///   lines out of range or without distance 0: the queries' own keys must be in a run.
+    /// - Throws: `.invalidShape` for negative lengths, a block size below 1, or 2³⁰ keys; `.invalidArgument` for lines out of range or without distance 0: the queries' own keys must be in a run.
     public init(
         _ lines: VerticalSlashLines, queryLength: Int, keyLength: Int, blockSize: Int = releasedBlockSize
     ) throws(SparseKernelsError) {
         query = try BlockPartition(length: queryLength, blockSize: blockSize)
         // Runs end up to two blocks after the last key, in 32 bits.
         try require(
-            keyLength >= queryLength && keyLength < 1 << 30 && blockSize < 1 << 29, .invalidShape, "keyLength",
-            expected: "at least queryLength (\(queryLength)) and below 2³⁰, as twice the block size", actual: "\(keyLength)")
+            keyLength >= 0 && keyLength < 1 << 30, .invalidShape, "keyLength", expected: "at least 0 and below 2³⁰",
+            actual: "\(keyLength)")
+        try require(blockSize < 1 << 29, .invalidShape, "blockSize", expected: "below 2²⁹", actual: "\(blockSize)")
         for (name, values) in [("lines.keys", lines.keys), ("lines.distances", lines.distances)] {
             for value in [values.first, values.last] {
                 guard let value else { continue }
@@ -50,7 +52,8 @@ public struct VerticalSlashIndex: Hashable, Sendable {
             }
         }
         try require(
-            lines.distances.first == 0, .invalidArgument, "lines.distances", expected: "with distance 0",
+            keyLength == 0 || lines.distances.first == 0, .invalidArgument, "lines.distances",
+            expected: "distances with 0 among them",
             actual: lines.distances.first.map { "distances from \($0) on" } ?? "none")
         var builder = VerticalSlashBuilder(lines: lines, blockSize: blockSize)
         for block in 0..<query.count {
@@ -146,7 +149,13 @@ private struct VerticalSlashBuilder {
     /// - Parameter end: one past the position of the block's last query, were the block full. Ends ascend from call to call.
     mutating func append(end: Int) {
         while reaching < lines.distances.count && Int(lines.distances[reaching]) < end { reaching += 1 }
-        // From the largest distance down, the ends of the squares' keys ascend. Distance 0 always reaches.
+        defer {
+            columnOffsets.append(columns.count)
+            blockOffsets.append(blockStarts.count)
+        }
+        // Every query of the block stands before the first key.
+        if reaching == 0 { return }
+        // From the largest distance down, the ends of the squares' keys ascend. Distance 0 reaches as soon as one does.
         var distance = reaching - 1
         var range = run(end, distance)
         var vertical = 0
@@ -166,8 +175,6 @@ private struct VerticalSlashBuilder {
             }
         }
         flush(range)
-        columnOffsets.append(columns.count)
-        blockOffsets.append(blockStarts.count)
     }
 
     /// The keys that the diagonal of a distance covers.

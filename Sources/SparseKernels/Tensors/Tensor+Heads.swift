@@ -6,6 +6,10 @@ extension Tensor {
     package init(_ view: TensorView<Element>, heads: [Int], tokens: Range<Int>) throws(SparseKernelsError) {
         precondition(tokens.lowerBound >= 0 && tokens.upperBound <= view.tokens, "tokens \(tokens) outside \(view.tokens)")
         let channels = view.channels
+        if tokens.isEmpty || heads.isEmpty || channels == 0 {
+            try self.init(zeros: [heads.count, tokens.count, channels])
+            return
+        }
         try self.init(zeros: [heads.count, tokens.count, channels])
         var target = mutableSpan
         target.withUnsafeMutableBufferPointer { target in

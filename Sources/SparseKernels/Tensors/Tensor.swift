@@ -86,7 +86,7 @@ public struct Tensor<Element: TensorElement>: Sendable {
 
 extension Tensor {
     /// The tensor as an attention operand. Rank 3, axes in the order that `layout` names; rank 2 is one head.
-    /// - Throws: `.invalidShape` for another rank or a zero extent.
+    /// - Throws: `.invalidShape` for another rank or no heads.
     @_lifetime(borrow self)
     public func view(layout: TensorLayout = .hnd, named name: String = "tensor") throws(SparseKernelsError)
         -> TensorView<Element>
@@ -95,7 +95,7 @@ extension Tensor {
     }
 
     /// The tensor as an attention operand to write. Rank 3, axes in the order that `layout` names; rank 2 is one head.
-    /// - Throws: `.invalidShape` for another rank or a zero extent.
+    /// - Throws: `.invalidShape` for another rank or no heads.
     @_lifetime(&self)
     public mutating func mutableView(layout: TensorLayout = .hnd, named name: String = "tensor")
         throws(SparseKernelsError) -> MutableTensorView<Element>
@@ -114,7 +114,7 @@ extension Tensor {
         let target = storage.pointer.assumingMemoryBound(to: Element.self)
         view.span.withUnsafeBufferPointer { source in
             // The view's geometry was checked against its memory, and a tensor of these extents has room for every row.
-            let source = source.baseAddress!
+            guard let source = source.baseAddress else { return }
             for head in 0..<view.heads {
                 for token in 0..<view.tokens {
                     (target + (head * paddedTokens + token) * view.channels).update(

@@ -7,6 +7,8 @@ public enum TensorLayout: String, Sendable, CaseIterable {
 }
 
 /// The geometry of a view: extents of the axes (head, token, channel) and the steps of the first two, in elements.
+///
+/// A view may have no tokens or no channels, as the operand of an empty sequence has; it then needs no memory.
 public struct TensorGeometry: Hashable, Sendable {
     public let heads: Int
     public let tokens: Int
@@ -14,18 +16,19 @@ public struct TensorGeometry: Hashable, Sendable {
     public let headStride: Int
     public let tokenStride: Int
 
-    /// - Throws: `.invalidShape` for an extent below 1 or a size that overflows, `.invalidStride` for rows that overlap.
+    /// - Throws: `.invalidShape` for no heads, a negative extent or a size that overflows, `.invalidStride` for rows that overlap.
     public init(
         heads: Int, tokens: Int, channels: Int, headStride: Int, tokenStride: Int, named name: String = "tensor"
     ) throws(SparseKernelsError) {
-        for (axis, extent) in [("heads", heads), ("tokens", tokens), ("channels", channels)] {
+        for (axis, extent, least) in [("heads", heads, 1), ("tokens", tokens, 0), ("channels", channels, 0)] {
             try require(
-                extent >= 1, .invalidShape, "\(name).\(axis)", expected: "at least 1", actual: "\(extent)")
+                extent >= least, .invalidShape, "\(name).\(axis)", expected: "at least \(least)", actual: "\(extent)")
         }
-        // An axis of extent 1 is never stepped along, so its stride is free.
+        // An axis of extent 1 is never stepped along, so its stride is free; so are both of a view without elements.
+        let isEmpty = tokens == 0 || channels == 0
         for (axis, extent, stride) in [("tokenStride", tokens, tokenStride), ("headStride", heads, headStride)] {
             try require(
-                extent == 1 || stride >= channels, .invalidStride, "\(name).\(axis)",
+                extent == 1 || isEmpty || stride >= channels, .invalidStride, "\(name).\(axis)",
                 expected: "at least the \(channels) channels of a row", actual: "\(stride)")
         }
         self.heads = heads
@@ -83,6 +86,7 @@ public struct TensorGeometry: Hashable, Sendable {
 
     /// Elements from the first to the last one, both included; nil when that overflows.
     var elementSpan: Int? {
+        if tokens == 0 || channels == 0 { return 0 }
         var span = channels
         for (extent, stride) in [(heads, headStride), (tokens, tokenStride)] {
             let (distance, overflow) = (extent - 1).multipliedReportingOverflow(by: extent == 1 ? 0 : stride)
@@ -96,7 +100,7 @@ public struct TensorGeometry: Hashable, Sendable {
 
     /// Whether two different (head, token) pairs could share an element: writing through such a view would race.
     var overlaps: Bool {
-        if heads == 1 || tokens == 1 { return false }
+        if heads == 1 || tokens <= 1 || channels == 0 { return false }
         let (inner, innerCount, outer) =
             headStride < tokenStride ? (headStride, heads, tokenStride) : (tokenStride, tokens, headStride)
         return outer < (innerCount - 1) * inner + channels

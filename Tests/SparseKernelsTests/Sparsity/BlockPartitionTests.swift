@@ -63,8 +63,6 @@ struct BlockPartitionTests {
             }
         }
         expectError(.invalidShape, "sizes[2]", containing: "-1") { _ = try BlockPartition(sizes: [1, 2, -1]) }
-        expectError(.invalidShape, "sizes", containing: "at least 1") { _ = try BlockPartition(sizes: []) }
-        expectError(.invalidShape, "sizes", containing: "at least 1") { _ = try BlockPartition(sizes: [0, 0]) }
         expectError(.invalidShape, "sizes") { _ = try BlockPartition(sizes: [1, .max]) }
         expectError(.invalidShape, "sizes") { _ = try BlockPartition(sizes: [limit / 2, limit / 2]) }
     }

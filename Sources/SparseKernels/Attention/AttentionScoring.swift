@@ -1,0 +1,50 @@
+/// What an ALiBi slope multiplies, with j the key and t the position of the query on the key axis.
+public enum AliBiForm: String, Hashable, Sendable, CaseIterable {
+    /// j − t: keys before the query lose slope·distance, keys after it gain as much. The form of causal attention.
+    case signed
+    /// −|j − t|: keys on both sides lose slope·distance, as in FlashAttention and in bidirectional encoders.
+    case symmetric
+}
+
+/// How scores become probabilities, beyond the softmax itself. The defaults are plain attention.
+///
+/// A score is `softmaxScale`·q·k; then `logitsSoftCap`·tanh(score/`logitsSoftCap`); then the ALiBi term, slope·(j − position of the
+/// query) or −slope·|j − position|; then the bias given to `run`.
+public struct AttentionScoring: Hashable, Sendable {
+    /// Factor on q·k; nil means 1/√headDim.
+    public var softmaxScale: Float?
+    /// Bound of the scores; nil is off.
+    public var logitsSoftCap: Float?
+    /// One ALiBi slope per query head; nil is off.
+    public var aliBiSlopes: [Float]?
+    /// What the slopes multiply. Under a causal limit both forms are the same.
+    public var aliBiForm: AliBiForm
+
+    public init(
+        softmaxScale: Float? = nil, logitsSoftCap: Float? = nil, aliBiSlopes: [Float]? = nil, aliBiForm: AliBiForm = .signed
+    ) {
+        self.softmaxScale = softmaxScale
+        self.logitsSoftCap = logitsSoftCap
+        self.aliBiSlopes = aliBiSlopes
+        self.aliBiForm = aliBiForm
+    }
+
+    package func validate(_ shape: AttentionShape) throws(SparseKernelsError) {
+        if let scale = softmaxScale {
+            try require(scale.isFinite, .invalidArgument, "softmaxScale", expected: "finite", actual: "\(scale)")
+        }
+        if let cap = logitsSoftCap {
+            try require(
+                cap.isFinite && cap > 0, .invalidArgument, "logitsSoftCap", expected: "finite and positive", actual: "\(cap)")
+        }
+        if let slopes = aliBiSlopes {
+            try require(
+                slopes.count == shape.queryHeads, .invalidShape, "aliBiSlopes",
+                expected: "one per query head (\(shape.queryHeads))", actual: "\(slopes.count)")
+            for (head, slope) in slopes.enumerated() {
+                try require(
+                    slope.isFinite, .invalidArgument, "aliBiSlopes[\(head)]", expected: "finite", actual: "\(slope)")
+            }
+        }
+    }
+}

@@ -1,0 +1,98 @@
+import SparseKernels
+import SparseKernelsReference
+import Testing
+
+/// Matrices of exactly low rank, of awkward shapes and scales: the factors give them back, whatever the sketch met.
+@Suite("Low-rank factorisation of exactly low-rank matrices")
+struct LowRankExactTests {
+    /// ‖A − up·down‖ relative to ‖A‖: two roundings to `Float` in each factor, and those of the products.
+    static let tolerance = 2e-7
+
+    struct Problem {
+        let matrix: DoubleMatrix
+        /// At most this.
+        let rank: Int
+        let label: String
+    }
+
+    /// `rows` × `columns` of rank `rank` or less: integer factors, whose product is exact, or random ones.
+    static func problem(seed: UInt64) throws -> Problem {
+        var random = SplitMix64(seed: seed)
+        func pick<T>(_ values: [T]) -> T { values[Int(random.next() % UInt64(values.count))] }
+        let (rows, columns) = (pick([1, 2, 3, 5, 7, 12, 16, 17, 33, 40, 64, 96]), pick([1, 2, 3, 5, 8, 13, 16, 31, 40, 65]))
+        let rank = min(pick([0, 1, 1, 1, 2, 3, 4, 7]), min(rows, columns))
+        let kind = pick(["integers", "normal", "equal", "decay"])
+        let scale = pick([1, 1, 0x1p66, 0x1p-66, 3, 0x1p95, 0x1p-100, 1e-4])
+        func factor(_ count: Int) -> [Double] {
+            (0..<count).map { _ in kind == "integers" ? Double(Int(random.next() % 7)) - 3 : Double(random.normal()) }
+        }
+        var matrix: DoubleMatrix
+        if kind == "equal" || kind == "decay" {
+            // Repeated singular values, or values that fall by 100 from one to the next.
+            let values = (0..<rank).map { index in (0..<index).reduce(1.0) { value, _ in kind == "equal" ? value : value / 100 }
+            }
+            matrix = try DoubleMatrix.withSingularValues(values, rows: rows, columns: columns, seed: seed)
+        } else {
+            matrix =
+                DoubleMatrix(rows: rows, columns: rank, factor(rows * rank))
+                * DoubleMatrix(rows: rank, columns: columns, factor(rank * columns))
+        }
+        for index in matrix.elements.indices { matrix.elements[index] *= scale }
+        return Problem(
+            matrix: matrix, rank: rank, label: "seed \(seed): \(rows) × \(columns), rank \(rank), \(kind), scale \(scale)")
+    }
+
+    static func expectExact(
+        _ factors: LowRankFactors, _ matrix: DoubleMatrix, _ label: String, sourceLocation: SourceLocation = #_sourceLocation
+    ) {
+        let norm = matrix.norm
+        let error = (matrix - factors.product).norm
+        #expect(error <= tolerance * norm, "\(label): \(error / norm)", sourceLocation: sourceLocation)
+        let values = factors.singularValues
+        #expect(zip(values, values.dropFirst()).allSatisfy { $0 >= $1 } && values.allSatisfy { $0 >= 0 }, "\(label): \(values)")
+        // Rows of V are orthonormal, or zero where nothing determines them.
+        let gram = (DoubleMatrix(factors.down) * DoubleMatrix(factors.down).transposed)
+        var departure = 0.0
+        for i in 0..<factors.rank {
+            for j in 0..<factors.rank {
+                let value = gram.elements[i * factors.rank + j]
+                let isZeroRow = i == j && value == 0
+                departure = max(departure, isZeroRow ? 0 : abs(value - (i == j ? 1 : 0)))
+            }
+        }
+        #expect(departure <= 1e-6, "\(label): departure \(departure)", sourceLocation: sourceLocation)
+        // Columns of U · Σ are orthogonal and as long as the values say.
+        let lengths = DoubleMatrix(factors.up).transposed * DoubleMatrix(factors.up)
+        for i in 0..<factors.rank {
+            for j in 0..<factors.rank {
+                let expected = i == j ? Double(values[i]) * Double(values[i]) : 0
+                let distance = abs(lengths.elements[i * factors.rank + j] - expected)
+                #expect(distance <= 2e-6 * norm * norm, "\(label): (\(i), \(j)) \(distance)", sourceLocation: sourceLocation)
+            }
+        }
+    }
+
+    @Test("factors give the matrix back", arguments: [false, true])
+    func exact(_ isFull: Bool) throws {
+        for seed in 0..<UInt64(isFull ? 60 : 600) {
+            let problem = try Self.problem(seed: seed)
+            let limit = min(problem.matrix.rows, problem.matrix.columns)
+            // The rank itself, and more than it.
+            for rank in Set([max(1, problem.rank), min(limit, problem.rank + 3), limit]).sorted() {
+                let matrix = try problem.matrix.tensor
+                let svd = try LowRankFactorization(rank: rank, method: isFull ? .full : .randomized(), seed: seed)
+                try Self.expectExact(svd(matrix), DoubleMatrix(matrix), "\(problem.label), asked for \(rank)")
+            }
+        }
+    }
+
+    @Test("a 40 × 5 matrix of rank 1, many times", arguments: [1, 2, 5])
+    func fortyByFive(_ rank: Int) throws {
+        for seed in 0..<UInt64(400) {
+            let (u, v) = try (Tensor<Float>.normal([40, 1], seed: 2 * seed), Tensor<Float>.normal([1, 5], seed: 2 * seed + 1))
+            let matrix = try (DoubleMatrix(u) * DoubleMatrix(v)).tensor
+            let factors = try LowRankFactorization(rank: rank, seed: seed)(matrix)
+            Self.expectExact(factors, DoubleMatrix(matrix), "seed \(seed), asked for \(rank)")
+        }
+    }
+}
