@@ -22,6 +22,11 @@ struct BlockSparseAttentionSnippets {
         let state = try attention(query: query, key: key, value: value)
         print(mask.density, state.output.shape, state.logSumExp.shape)  // 0.722… [8, 512, 64] [8, 512]
 
+        // Kept blocks, and of these the keys up to 200 before and 50 after the query's position.
+        let windowed = try BlockSparseAttention(shape, mask: mask, window: AttentionWindow(left: 200, right: 50))
+        print(windowed.density)  // kept pairs of those that window and causal limit leave
+        #expect(windowed.visiblePairs < attention.visiblePairs && windowed.density < 1)
+
         // 1 + 2 + 3 + 4 · 5 of 36 blocks are kept.
         #expect(mask.nonzeroBlocks() == 26 && grid.reachableBlocks == 36)
         #expect(state.output.shape == [8, 512, 64] && state.logSumExp.shape == [8, 512])

@@ -29,6 +29,25 @@ struct DenseAttentionSnippets {
         #expect(output == state.output)
     }
 
+    @Test("a window of two sides, and symmetric slopes")
+    func window() throws {
+        let query = try Self.pattern([8, 512, 64], 7)
+        let key = try Self.pattern([2, 512, 64], 11)
+        let value = try Self.pattern([2, 512, 64], 13)
+        let shape = try AttentionShape(queryLength: 512, keyLength: 512, queryHeads: 8, kvHeads: 2, headDim: 64)
+
+        // Each query sees its own position, 128 keys before it and 32 after it, and prefers near ones.
+        let slopes = (1...8).map { Float(sign: .plus, exponent: -$0, significand: 1) }
+        let local = try DenseAttention(
+            shape, mask: .window(left: 128, right: 32),
+            scoring: AttentionScoring(aliBiSlopes: slopes, aliBiForm: .symmetric))
+        let state = try local(query: query, key: key, value: value)
+
+        // 161 keys of every query, less those before key 0 and after key 511.
+        #expect(local.visiblePairs == 8 * (512 * 161 - 128 * 129 / 2 - 32 * 33 / 2))
+        #expect(state.logSumExp.elements.allSatisfy { $0.isFinite })
+    }
+
     @Test("attention of memory that somebody else owns")
     func views() throws {
         let (tokens, heads, channels) = (20, 4, 32)

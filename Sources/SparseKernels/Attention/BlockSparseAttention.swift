@@ -171,7 +171,7 @@ public struct BlockSparseAttention: AttentionOperator {
             actual: "\(queries)")
         try require(
             keys.lowerBound >= 0 && keys.upperBound <= shape.keyLength, .invalidShape, "\(name)keys",
-            expected: "a range inside 0..<\(shape.keyLength)", actual: "\(keys)")
+            expected: "a range from 0 or later that ends at or before keyLength (\(shape.keyLength))", actual: "\(keys)")
         let patterns = sequence.heads.count
         try require(
             [1, shape.kvHeads, shape.queryHeads].contains(patterns), .invalidShape, "\(name)heads",

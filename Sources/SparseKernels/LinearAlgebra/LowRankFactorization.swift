@@ -11,7 +11,8 @@ public enum SVDMethod: Hashable, Sendable {
 
 /// The best approximation of an N × K matrix by a product of rank r: matrix ≈ up · down.
 public struct LowRankFactors: Sendable {
-    /// `[rank, K]`: V_rᵀ, orthonormal rows. Rows that nothing determines, because the matrix has a lower rank, may be zero.
+    /// `[rank, K]`: V_rᵀ, orthonormal rows. Where nothing determines a row, because the matrix has a lower rank, the randomised method
+    /// gives any direction that is orthogonal to the others; the full one may give zeros.
     public let down: Tensor<Float>
     /// `[N, rank]`: U_r · diag(σ), as in SVDQuant: the singular values belong to this factor.
     public let up: Tensor<Float>
@@ -19,6 +20,14 @@ public struct LowRankFactors: Sendable {
     public let singularValues: [Float]
 
     public var rank: Int { singularValues.count }
+
+    /// The factors of a multiple of the matrix, by a power of two.
+    fileprivate func multiplied(by scale: Double) throws(SparseKernelsError) -> LowRankFactors {
+        let elements = up.elements
+        return LowRankFactors(
+            down: down, up: try Tensor(up.shape) { Float(Double(elements[$0]) * scale) },
+            singularValues: singularValues.map { Float(Double($0) * scale) })
+    }
 }
 
 /// Truncated singular value decomposition: the factors of the low-rank branch that SVDQuant keeps beside a quantised weight.
@@ -53,6 +62,9 @@ public struct LowRankFactorization: Sendable {
         self.seed = seed
     }
 
+    /// Elements of magnitude 2⁻⁴⁰ to 2⁴¹ are taken as they are.
+    private static let largestExponent = 40
+
     /// The factors of an N × K matrix.
     ///
     /// - Parameters:
@@ -75,9 +87,18 @@ public struct LowRankFactorization: Sendable {
                 expected: "factors of \(matrix.rows) × \(matrix.columns)",
                 actual: "factors of \(start.up.shape[0]) × \(start.down.shape[1])")
         }
-        try requireMagnitudes(of: matrix, named: "matrix", on: pool)
+        let largest = try requireMagnitudes(of: matrix, named: "matrix", on: pool)
         switch method {
         case .randomized(let oversampling, let powerIterations):
+            // Squares and reciprocals of lengths must stay inside `Float`, so matrices far from 1 are factored as multiples of a power
+            // of two. Scaling by one is exact.
+            if largest > 0 && abs(largest.exponent) > Self.largestExponent {
+                let scale = Double(sign: .plus, exponent: -Int(largest.exponent), significand: 1)
+                let scaled = try Tensor<Float>([matrix.rows, matrix.columns]) {
+                    Float(Double(matrix[$0 / matrix.columns, $0 % matrix.columns]) * scale)
+                }
+                return try self(scaled, startingFrom: start, on: pool).multiplied(by: 1 / scale)
+            }
             let (vectors, overflow) = rank.addingReportingOverflow(oversampling)
             let iteration = try SubspaceIteration(
                 rows: matrix.rows, columns: matrix.columns, vectors: overflow ? limit : min(vectors, limit))

@@ -2,40 +2,44 @@
 /// squares inside `Double`.
 let magnitudeLimit: Float = 0x1p100
 
-/// Throws `.invalidArgument` for a matrix with an element that is not finite or that reaches the limit.
-func requireMagnitudes(of matrix: MatrixView<Float>, named name: String, on pool: WorkerPool) throws(SparseKernelsError) {
-    guard let (row, column) = matrix.firstElement(reaching: magnitudeLimit, on: pool) else { return }
+/// Throws `.invalidArgument` for a matrix with an element that is not finite or that reaches the limit; else gives the largest magnitude.
+@discardableResult
+func requireMagnitudes(
+    of matrix: MatrixView<Float>, named name: String, on pool: WorkerPool
+) throws(SparseKernelsError) -> Float {
+    let magnitudes = matrix.rowMagnitudes(below: magnitudeLimit, on: pool)
+    guard let row = magnitudes.firstIndex(of: .infinity) else { return magnitudes.max() ?? 0 }
+    let column = (0..<matrix.columns).first { !(abs(matrix[row, $0]) < magnitudeLimit) } ?? 0
     throw SparseKernelsError(
-        .invalidArgument, name, expected: "finite elements of magnitude below 2¹⁰⁰",
+        .invalidArgument, name, expected: "a matrix of finite elements of magnitude below 2¹⁰⁰",
         actual: "\(matrix[row, column]) at (\(row), \(column))")
 }
 
 extension MatrixView<Float> {
-    /// The first element, row by row, whose magnitude is not below `limit`; NaN is below nothing.
-    fileprivate func firstElement(reaching limit: Float, on pool: WorkerPool) -> (row: Int, column: Int)? {
-        var flags = [Bool](repeating: false, count: rows)
-        flags.withUnsafeMutableBufferPointer { flags in
+    /// The largest magnitude of every row, ∞ for rows with one that is not below `limit`; NaN is below nothing.
+    fileprivate func rowMagnitudes(below limit: Float, on pool: WorkerPool) -> [Float] {
+        var magnitudes = [Float](repeating: 0, count: rows)
+        magnitudes.withUnsafeMutableBufferPointer { magnitudes in
             span.withUnsafeBufferPointer { elements in
                 // Pointers are used only until this call returns; a view has at least one row and one column.
                 MagnitudeScan(
                     elements: elements.baseAddress!, rows: rows, columns: columns, rowStride: rowStride, limit: limit,
-                    flags: flags.baseAddress!
+                    magnitudes: magnitudes.baseAddress!
                 ).run(on: pool)
             }
         }
-        guard let row = flags.firstIndex(of: true) else { return nil }
-        return (row, (0..<columns).first { !(abs(self[row, $0]) < limit) } ?? 0)
+        return magnitudes
     }
 }
 
-/// Flags rows with an element that is not below the limit. Tasks write the flags of their own rows.
+/// Finds the largest magnitude of every row. Tasks write those of their own rows.
 private struct MagnitudeScan {
     let elements: UnsafePointer<Float>
     let rows: Int
     let columns: Int
     let rowStride: Int
     let limit: Float
-    let flags: UnsafeMutablePointer<Bool>
+    let magnitudes: UnsafeMutablePointer<Float>
 
     /// A row alone is a microsecond of work.
     private static let rowsPerTask = 32
@@ -54,8 +58,13 @@ private struct MagnitudeScan {
             let line = elements + row * rowStride
             // No early exit, so that the loop vectorises.
             var reached: UInt32 = 0
-            for column in 0..<columns { reached |= abs(line[column]) < limit ? 0 : 1 }
-            flags[row] = reached != 0
+            var largest: Float = 0
+            for column in 0..<columns {
+                let magnitude = abs(line[column])
+                reached |= magnitude < limit ? 0 : 1
+                largest = magnitude > largest ? magnitude : largest
+            }
+            magnitudes[row] = reached != 0 ? .infinity : largest
         }
     }
 }

@@ -2,23 +2,62 @@
 ///
 /// Gram matrices are summed in `Double`, where a product of two floats is exact.
 enum RowSpace {
-    /// Replaces the rows by an orthonormal basis of the space they span; where they span less, some rows may be zero.
+    /// Replaces the rows by an orthonormal basis of a space that holds theirs; where they span less, random directions complete it.
+    ///
+    /// Passes of shifted Cholesky QR until one starts from rows that are nearly orthonormal already and so ends with rows that are
+    /// orthonormal to the last digit. A fixed number of passes does not do: of rows that span less than their number, as the products of a
+    /// sketch with a matrix of low rank do, the first pass makes rows out of rounding errors, of any condition.
+    ///
+    /// - Parameters:
+    ///   - rows: no more than their length.
+    ///   - seed: of the random directions.
+    ///   - pool: the threads to use.
+    /// - Complexity: two passes in general, three or four for rows that span less.
+    static func orthonormalizeFully(
+        _ rows: inout Tensor<Float>, seed: UInt64, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        let (count, length) = (rows.shape[0], rows.shape[1])
+        var random = SplitMix64(seed: seed)
+        for _ in 0..<passLimit {
+            let pass = try orthonormalize(&rows, on: pool)
+            for row in 0..<count where pass.dependent[row] {
+                for column in 0..<length { rows[flat: row * length + column] = random.normal() }
+            }
+            if pass.departure < 0.5 && !pass.dependent.contains(true) { return }
+        }
+    }
+
+    /// Three passes suffice for what was seen, four where random directions come in; the limit keeps a call finite.
+    private static let passLimit = 10
+
+    /// Replaces the rows by a basis of the space they span, orthonormal if they are not far from it.
     ///
     /// One pass of shifted Cholesky QR: Y ← R⁻¹ · Y with R · Rᵀ = Y · Yᵀ, rows scaled to unit length first. After one pass the condition is
-    /// small but the rows need not be orthogonal to the last digit; a second pass makes them so.
+    /// small but the rows need not be orthogonal to the last digit; further passes make them so.
     ///
+    /// - Returns: how far the rows of unit length were from orthogonal, the Frobenius norm of their Gram matrix less the identity; and
+    ///   which rows are zero or depend on those after them to the rounding of the Gram matrix, so that nothing is left of them but
+    ///   rounding errors.
     /// - Complexity: l² · n / 2 multiply-adds in `Double` and l² · n in `Float`.
     /// - Source: Fukaya, Kannan, Nakatsukasa, Yamamoto and Yanagisawa, "Shifted Cholesky QR" (2020).
-    static func orthonormalize(_ rows: inout Tensor<Float>, on pool: WorkerPool) throws(SparseKernelsError) {
+    @discardableResult
+    static func orthonormalize(
+        _ rows: inout Tensor<Float>, on pool: WorkerPool
+    ) throws(SparseKernelsError) -> (departure: Double, dependent: [Bool]) {
         let (count, length) = (rows.shape[0], rows.shape[1])
         var gram = gramMatrix(of: rows, on: pool)
         let scales = (0..<count).map { row in
             // Shorter rows count as zero: 1 / length must stay inside `Float`.
             gram[row * count + row] > 0x1p-200 ? 1 / gram[row * count + row].squareRoot() : 0
         }
+        let shift = shift(count: count, length: length)
+        var square = 0.0
         for i in 0..<count {
-            for j in i..<count { gram[i * count + j] *= scales[i] * scales[j] }
-            gram[i * count + i] = 1 + shift(count: count, length: length)
+            for j in i + 1..<count {
+                gram[i * count + j] *= scales[i] * scales[j]
+                square += 2 * gram[i * count + j] * gram[i * count + j]
+            }
+            gram[i * count + i] = 1 + shift
         }
         var inverse = [Double](repeating: 0, count: count * count)
         let failure = gram.withUnsafeMutableBufferPointer { gram in
@@ -29,11 +68,17 @@ enum RowSpace {
             return failure
         }
         precondition(failure == nil, "the shift is larger than the rounding of the Gram matrix")
+        // A diagonal element of R is what is left of a row beside those after it, and the shift.
+        let dependent = (0..<count).map { row in
+            let left = gram[row * count + row]
+            return scales[row] == 0 || left * left <= 2 * shift
+        }
         let transform = try Tensor<Float>([count, count]) { Float(inverse[$0] * scales[$0 % count]) }
         let gemm = try GEMM(m: count, n: length, k: count)
         var basis = try Tensor<Float>(zeros: [count, length])
         try gemm.run(a: transform, b: rows, into: &basis, on: pool)
         rows = basis
+        return (square.squareRoot(), dependent)
     }
 
     /// X and σ of Y = X · Σ · Uᵀ for the rows of Y: `directions` are the rows of Xᵀ, σ descending.

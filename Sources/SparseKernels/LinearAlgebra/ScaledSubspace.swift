@@ -59,9 +59,8 @@ struct ScaledSubspace: Sendable {
         return (down, try image.transposed(on: pool))
     }
 
-    /// The second pass of Cholesky QR makes the rows orthogonal to the last digit.
     private static func orthonormalize(_ rows: inout Tensor<Float>, on pool: WorkerPool) throws(SparseKernelsError) {
-        for _ in 0..<2 { try RowSpace.orthonormalize(&rows, on: pool) }
+        try RowSpace.orthonormalizeFully(&rows, seed: 0, on: pool)
     }
 
     /// Σ (matrix · diag(s))².

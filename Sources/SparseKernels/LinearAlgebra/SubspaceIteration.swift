@@ -40,8 +40,8 @@ struct SubspaceIteration {
             try timesMatrix.run(a: left.matrixView(), b: matrix, c: right.mutableMatrixView(), on: pool)
             try RowSpace.orthonormalize(&right, on: pool)
         }
-        // Once more for the orthogonality that the first pass leaves to the last digits (Cholesky QR 2).
-        try RowSpace.orthonormalize(&right, on: pool)
+        // To the last digits, which the first pass leaves. `up · down` is A · WᵀW, so what W lacks the product lacks.
+        try RowSpace.orthonormalizeFully(&right, seed: seed, on: pool)
         try timesTranspose.run(a: right.matrixView(), b: matrix, c: left.mutableMatrixView(), on: pool)
 
         let principal = RowSpace.principalDirections(of: left, on: pool)
@@ -60,8 +60,8 @@ struct SubspaceIteration {
         let lines = pool.map(vectors, work: vectors * rows * 12) { vector in
             // A direction of the earlier matrix, of unit length; where that had none, random like the rest.
             if let start, vector < start.rank, start.singularValues[vector] > 0 {
-                let scale = 1 / start.singularValues[vector]
-                return (0..<rows).map { up[$0 * start.rank + vector] * scale }
+                let length = start.singularValues[vector]
+                return (0..<rows).map { up[$0 * start.rank + vector] / length }
             }
             var generator = SplitMix64(seed: rowSeeds[vector])
             return (0..<rows).map { _ in generator.normal() }

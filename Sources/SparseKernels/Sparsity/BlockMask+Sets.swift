@@ -20,7 +20,7 @@ extension BlockMask {
     /// - Complexity: O(rows + kept blocks) of the result.
     public init(stacking masks: [BlockMask]) throws(SparseKernelsError) {
         guard let first = masks.first else {
-            throw SparseKernelsError(.invalidShape, "masks", expected: "at least 1", actual: "0")
+            throw SparseKernelsError(.invalidShape, "masks", expected: "one or more masks", actual: "none")
         }
         var rowOffsets = [0]
         var columnIndices: [Int32] = []
@@ -121,7 +121,7 @@ private func inversePermutation(
     for (place, index) in permutation.enumerated() {
         try require(
             index >= 0 && index < count && places[index] < 0, .invalidArgument, "\(name)[\(place)]",
-            expected: "each of 0..<\(count) once",
+            expected: "an index from 0 on, below \(count), that is listed once",
             actual: index >= 0 && index < count ? "\(index) again" : "\(index)")
         places[index] = place
     }

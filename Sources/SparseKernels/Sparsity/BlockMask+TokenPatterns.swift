@@ -64,14 +64,15 @@ extension BlockMask {
         let keyLength = grid.key.length
         for (index, column) in columns.enumerated() {
             try require(
-                column >= 0 && column < keyLength, .invalidArgument, "columns[\(index)]", expected: "in 0..<\(keyLength)",
+                column >= 0 && column < keyLength, .invalidArgument, "columns[\(index)]",
+                expected: "at least 0 and below keyLength (\(keyLength))",
                 actual: "\(column)")
         }
         let nearest = grid.isCausal ? 0 : 1 - grid.query.length
         for (index, distance) in distances.enumerated() {
             try require(
                 distance >= nearest && distance < keyLength, .invalidArgument, "distances[\(index)]",
-                expected: "in \(nearest)..<\(keyLength)", actual: "\(distance)")
+                expected: "at least \(nearest) and below keyLength (\(keyLength))", actual: "\(distance)")
         }
         let columns = columns.sorted()
         let distances = distances.sorted(by: >)

@@ -47,7 +47,9 @@ public struct VerticalSlashIndex: Hashable, Sendable {
             for value in [values.first, values.last] {
                 guard let value else { continue }
                 try require(
-                    value >= 0 && value < keyLength, .invalidArgument, name, expected: "in 0..<\(keyLength)", actual: "\(value)"
+                    value >= 0 && value < keyLength, .invalidArgument, name,
+                    expected: "numbers from 0 on, below keyLength (\(keyLength))",
+                    actual: "\(value)"
                 )
             }
         }

@@ -21,22 +21,26 @@ struct LowRankExactTests {
         func pick<T>(_ values: [T]) -> T { values[Int(random.next() % UInt64(values.count))] }
         let (rows, columns) = (pick([1, 2, 3, 5, 7, 12, 16, 17, 33, 40, 64, 96]), pick([1, 2, 3, 5, 8, 13, 16, 31, 40, 65]))
         let rank = min(pick([0, 1, 1, 1, 2, 3, 4, 7]), min(rows, columns))
-        let kind = pick(["integers", "normal", "equal", "decay"])
+        let kind = pick(["integers", "normal", "equal", "decay", "column"])
         let scale = pick([1, 1, 0x1p66, 0x1p-66, 3, 0x1p95, 0x1p-100, 1e-4])
         func factor(_ count: Int) -> [Double] {
             (0..<count).map { _ in kind == "integers" ? Double(Int(random.next() % 7)) - 3 : Double(random.normal()) }
         }
-        var matrix: DoubleMatrix
-        if kind == "equal" || kind == "decay" {
-            // Repeated singular values, or values that fall by 100 from one to the next.
-            let values = (0..<rank).map { index in (0..<index).reduce(1.0) { value, _ in kind == "equal" ? value : value / 100 }
-            }
-            matrix = try DoubleMatrix.withSingularValues(values, rows: rows, columns: columns, seed: seed)
-        } else {
-            matrix =
-                DoubleMatrix(rows: rows, columns: rank, factor(rows * rank))
-                * DoubleMatrix(rows: rank, columns: columns, factor(rank * columns))
+        var left = DoubleMatrix(rows: rows, columns: rank, factor(rows * rank))
+        var right = DoubleMatrix(rows: rank, columns: columns, factor(rank * columns))
+        switch kind {
+        case "equal":
+            // Repeated singular values, and a matrix that is mostly zeros.
+            left.elements = left.elements.indices.map { $0 / max(1, rank) == $0 % max(1, rank) ? 1 : 0 }
+            right.elements = right.elements.indices.map { $0 / columns == $0 % columns ? 1 : 0 }
+        case "decay":
+            for index in right.elements.indices { for _ in 0..<index / columns { right.elements[index] /= 100 } }
+        case "column":
+            // One column, or a few: every row of the sketch is a multiple of another, to the last bit.
+            for index in right.elements.indices where index % columns >= rank { right.elements[index] = 0 }
+        default: break
         }
+        var matrix = left * right
         for index in matrix.elements.indices { matrix.elements[index] *= scale }
         return Problem(
             matrix: matrix, rank: rank, label: "seed \(seed): \(rows) × \(columns), rank \(rank), \(kind), scale \(scale)")
@@ -50,7 +54,7 @@ struct LowRankExactTests {
         #expect(error <= tolerance * norm, "\(label): \(error / norm)", sourceLocation: sourceLocation)
         let values = factors.singularValues
         #expect(zip(values, values.dropFirst()).allSatisfy { $0 >= $1 } && values.allSatisfy { $0 >= 0 }, "\(label): \(values)")
-        // Rows of V are orthonormal, or zero where nothing determines them.
+        // Rows of V are orthonormal; zero only where nothing determines them and the method is the full one.
         let gram = (DoubleMatrix(factors.down) * DoubleMatrix(factors.down).transposed)
         var departure = 0.0
         for i in 0..<factors.rank {

@@ -24,7 +24,7 @@ struct KeyRunsTests {
 
     @Test("offsets that do not cover the elements in order are refused")
     func offsets() {
-        expectError(.invalidShape, "keyLength", containing: "0") { _ = try make(keyLength: 0) }
+        expectError(.invalidShape, "keyLength", containing: "-1") { _ = try make(keyLength: -1) }
         expectError(.invalidShape, "runOffsets", containing: "3", "2") { _ = try make(runOffsets: [0, 3]) }
         expectError(.invalidShape, "keyOffsets") { _ = try make(keyOffsets: []) }
         expectError(.invalidArgument, "runOffsets") { _ = try make(runOffsets: [1, 2, 3]) }
