@@ -5,10 +5,11 @@
 #   make tools            the command line, Tools/.build/release/sparsekernels
 #   make quantize MODEL=in.safetensors OUT=out.safetensors QUANTIZE_FLAGS="--calibration tokens.safetensors"
 #
-# Traits are passed on: make test TRAITS=--disable-default-traits builds without OpenBLAS and installs nothing.
+# The package has no default trait, and plain `swift build` and `swift test` need the toolchain only. These commands turn OpenBLAS on, to
+# compare with it and to test what uses it; `make test TRAITS=` leaves it out and installs nothing.
 
 SWIFT ?= swift
-TRAITS ?=
+TRAITS ?= --traits OpenBLAS
 BENCH_FLAGS ?= --quick
 QUANTIZE_FLAGS ?=
 
@@ -32,7 +33,7 @@ verify: dependencies
 	$(SWIFT) run $(TRAITS) --package-path Benchmarks -c release sparsekernels-bench verify $(CURDIR)/Tests/Goldens
 
 dependencies:
-ifneq ($(TRAITS),--disable-default-traits)
+ifneq ($(findstring OpenBLAS,$(TRAITS)),)
 	@Scripts/install-dependencies
 endif
 
@@ -47,10 +48,15 @@ lint:
 		Examples/Package.swift
 
 hygiene: dependencies
-	Scripts/check-symbols
+	Scripts/check-symbols $(TRAITS)
 
-docs: dependencies
-	SPARSEKERNELS_DOCS=1 $(SWIFT) package generate-documentation --target SparseKernels --warnings-as-errors
+# Every product, as the Swift Package Index builds them.
+DOCUMENTED = $(shell sed -n '/documentation_targets:/,$$s/^ *- //p' .spi.yml)
+
+docs:
+	@for target in $(DOCUMENTED); do \
+		SPARSEKERNELS_DOCS=1 $(SWIFT) package generate-documentation --target $$target --warnings-as-errors || exit 1; \
+	done
 
 clean:
 	rm -rf .build Benchmarks/.build Tools/.build Fuzz/.build Examples/.build

@@ -18,8 +18,7 @@ let package = Package(
         .library(name: "ModelRunner", targets: ["ModelRunner"]),
     ],
     traits: [
-        .trait(name: "OpenBLAS", description: "Adds OpenBLAS as a dense baseline; passed on to SparseKernels."),
-        .default(enabledTraits: ["OpenBLAS"]),
+        .trait(name: "OpenBLAS", description: "Adds OpenBLAS as a dense baseline; passed on to SparseKernels.")
     ],
     dependencies: [
         .package(

@@ -6,8 +6,7 @@ import PackageDescription
 let package = Package(
     name: "SparseKernelsExamples",
     platforms: [.macOS("26.0")],
-    // No traits: no example needs OpenBLAS.
-    dependencies: [.package(name: "SparseKernels", path: "..", traits: [])],
+    dependencies: [.package(name: "SparseKernels", path: "..")],
     targets: [
         .executableTarget(
             name: "dense-attention",

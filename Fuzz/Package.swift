@@ -4,7 +4,7 @@ import PackageDescription
 let package = Package(
     name: "SparseKernelsFuzz",
     platforms: [.macOS("26.0")],
-    dependencies: [.package(name: "SparseKernels", path: "..", traits: [])],
+    dependencies: [.package(name: "SparseKernels", path: "..")],
     targets: [
         .executableTarget(
             name: "safetensors-fuzz",

@@ -14,8 +14,7 @@ let package = Package(
     platforms: [.macOS("26.0")],
     products: [.executable(name: "sparsekernels", targets: ["SparseKernelsTool"])],
     traits: [
-        .trait(name: "OpenBLAS", description: "LAPACKE for full decompositions; passed on to SparseKernels."),
-        .default(enabledTraits: ["OpenBLAS"]),
+        .trait(name: "OpenBLAS", description: "LAPACKE for full decompositions; passed on to SparseKernels.")
     ],
     dependencies: [
         .package(

@@ -1,0 +1,34 @@
+import Foundation
+import Testing
+
+/// What the manifest promises to strangers, and lists that must agree with it.
+@Suite("Manifest")
+struct ManifestTests {
+    private static let package = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+        .appendingPathComponent("../..").standardizedFileURL
+
+    private static func text(_ path: String) throws -> String {
+        try String(contentsOf: package.appendingPathComponent(path), encoding: .utf8)
+    }
+
+    @Test(
+        "no trait is on by default",
+        arguments: [
+            "Package.swift", "Benchmarks/Package.swift", "Tools/Package.swift", "Fuzz/Package.swift", "Examples/Package.swift",
+        ])
+    func noDefaultTraits(_ path: String) throws {
+        #expect(try !Self.text(path).contains(".default("))
+    }
+
+    @Test("documentation is built for every product")
+    func documentedProducts() throws {
+        let manifest = try Self.text("Package.swift")
+        let facades = try #require(manifest.components(separatedBy: "let facades = [").last?.components(separatedBy: "]").first)
+        var products = facades.split(separator: "\"").map(String.init).filter { $0.first?.isUppercase ?? false }
+        products += manifest.matches(of: /\.library\(name: "(\w+)"/).map { String($0.output.1) }
+        #expect(products.count > 3)
+        let list = try #require(Self.text(".spi.yml").components(separatedBy: "documentation_targets:").last)
+        let documented = list.matches(of: /- (\w+)/).map { String($0.output.1) }
+        #expect(documented.sorted() == products.sorted())
+    }
+}
