@@ -66,6 +66,65 @@ struct TensorErrorsTests {
         #expect(original.elements == [1, 2, 3, 4] && other.elements == [1, 2, 3, 7])
     }
 
+    @Test("elements are read and set by their indices, of any rank", arguments: [[], [5], [3, 4], [2, 3, 4], [2, 1, 3, 2]])
+    func elementsByIndices(_ shape: [Int]) throws {
+        let original = try Tensor<Float>(shape) { Float($0) }
+        var tensor = original
+        var position = 0
+        // Odometer: the last axis fastest, as in memory.
+        func visit(_ indices: [Int]) {
+            guard indices.count == shape.count else {
+                for index in 0..<shape[indices.count] { visit(indices + [index]) }
+                return
+            }
+            switch indices.count {
+            case 0: tensor[] = -tensor[]
+            case 1: tensor[indices[0]] = -tensor[indices[0]]
+            case 2: tensor[indices[0], indices[1]] *= -1
+            case 3: tensor[indices[0], indices[1], indices[2]] = -original[flat: position]
+            default: tensor[indices[0], indices[1], indices[2], indices[3]] = -original[flat: position]
+            }
+            #expect(tensor[flat: position] == -Float(position))
+            position += 1
+        }
+        visit([])
+        #expect(position == original.count && original.elements == (0..<original.count).map { Float($0) })
+    }
+
+    @Test("a closure updates every element once, and a copy keeps what it had")
+    func updating() throws {
+        struct Stop: Error, Equatable {}
+        let original = try Tensor<Int32>([2, 3]) { Int32($0) }
+        var tensor = original
+        tensor.update { position, element in element += Int32(10 * position) }
+        #expect(tensor.elements == [0, 11, 22, 33, 44, 55] && original.elements == [0, 1, 2, 3, 4, 5])
+        #expect(throws: Stop()) {
+            try tensor.update { position, element throws(Stop) in
+                if position == 2 { throw Stop() }
+                element = -1
+            }
+        }
+        #expect(tensor.elements == [-1, -1, 22, 33, 44, 55])
+        var empty = try Tensor<Float>(zeros: [0, 3])
+        empty.update { _, _ in Issue.record("an empty tensor has no elements") }
+    }
+
+    @Test("an index outside its axis traps, also where the flat position is inside; so does another number of indices")
+    func elementIndicesOutside() async {
+        await #expect(processExitsWith: .failure) {
+            var tensor = try Tensor<Float>(zeros: [2, 3])
+            tensor[0, 3] = 1
+        }
+        await #expect(processExitsWith: .failure) {
+            var tensor = try Tensor<Float>(zeros: [2, 3])
+            tensor[1, -1] = 1
+        }
+        await #expect(processExitsWith: .failure) { _ = try Tensor<Float>(zeros: [2, 3])[2, 0] }
+        await #expect(processExitsWith: .failure) { _ = try Tensor<Float>(zeros: [2, 3])[5] }
+        await #expect(processExitsWith: .failure) { _ = try Tensor<Float>(zeros: [2, 3])[0, 0, 0] }
+        await #expect(processExitsWith: .failure) { _ = try Tensor<Float>(zeros: [2, 3])[] }
+    }
+
     @Test("reading outside a tensor or a view traps")
     func indicesOutside() async {
         await #expect(processExitsWith: .failure) { _ = try Tensor<Float>(zeros: [2, 3])[flat: 6] }

@@ -1,0 +1,14 @@
+extension HadamardRotation {
+    /// Rotates the rows of a tensor `[rows, count]` in place: x ← x · Q, or x ← x · Qᵀ, which undoes it.
+    ///
+    /// - Parameters:
+    ///   - rows: any number of rows of `count` channels.
+    ///   - inverse: multiply by Qᵀ.
+    ///   - pool: the threads to use. The call blocks until they are done.
+    /// - Throws: `.invalidShape` for another rank or number of channels; nothing is written then.
+    public func run(
+        rows: inout Tensor<Float>, inverse: Bool = false, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        try run(rows: rows.mutableMatrixView(named: "rows"), inverse: inverse, on: pool)
+    }
+}
