@@ -3,8 +3,24 @@ package enum FullDecomposition {
     static func factors(
         of matrix: MatrixView<Float>, rank: Int, on pool: WorkerPool
     ) throws(SparseKernelsError) -> LowRankFactors {
-        if OpenBLAS.isAvailable { return try OpenBLAS.factors(of: matrix, rank: rank, threads: pool.threads) }
-        return try jacobiFactors(of: matrix, rank: rank, on: pool)
+        guard OpenBLAS.isAvailable else { return try jacobiFactors(of: matrix, rank: rank, on: pool) }
+        let threads = lapackThreads(rows: matrix.rows, columns: matrix.columns, of: pool.threads)
+        return try OpenBLAS.factors(of: matrix, rank: rank, threads: threads)
+    }
+
+    /// N · K · min(N, K) from which LAPACK gets more threads than one: that of 512 × 512.
+    ///
+    /// Below, threads of OpenBLAS cost more than they give, and their waiting by spinning costs a lot where cores are shared. Measured with
+    /// 0.3.21 on Zen 3, one thread against two: 64 × 512 takes 1.5 ms against 2.5 ms, 128 × 128 2.6 against 8.0, 256 × 256 27 against 41,
+    /// 512 × 512 the same. The Jacobi rotations take 8.8, 18 and 167 ms of the first three. With two threads on busy cores, and the
+    /// Prescott kernels, LAPACK took 30 ms for the first: more than without OpenBLAS.
+    private static let threadedWork = 1 << 27
+
+    /// Threads that LAPACK is given of those that the caller has.
+    package static func lapackThreads(rows: Int, columns: Int, of threads: Int) -> Int {
+        let (area, overflow) = rows.multipliedReportingOverflow(by: columns)
+        let (work, overflowed) = area.multipliedReportingOverflow(by: min(rows, columns))
+        return overflow || overflowed || work >= threadedWork ? threads : 1
     }
 
     /// The factors through one-sided Jacobi rotations of the rows of A, or of Aᵀ when it has fewer.

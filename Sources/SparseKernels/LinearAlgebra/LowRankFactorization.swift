@@ -5,7 +5,8 @@ public enum SVDMethod: Hashable, Sendable {
     /// The defaults are those of deepcompressor's pull request 111, which puts it in the place of a full decomposition.
     case randomized(oversampling: Int = 10, powerIterations: Int = 4)
     /// All singular vectors in `Double`: LAPACK's divide and conquer (`dgesdd`) when the package was built with the trait `OpenBLAS`,
-    /// else one-sided Jacobi rotations, which cost some fifty times as much.
+    /// else one-sided Jacobi rotations, which cost up to some fifty times as much. LAPACK is the faster of the two at every size, also with
+    /// kernels that OpenBLAS chose badly.
     case full
 }
 
@@ -71,7 +72,7 @@ public struct LowRankFactorization: Sendable {
     ///   - matrix: N × K, N and K at least `rank`.
     ///   - start: factors of a similar N × K matrix of any rank. The randomised method starts from their `up` in the place of random
     ///     vectors, so that one power iteration does what takes several from nothing. The full method has no use for it.
-    ///   - pool: the threads to use. The call blocks until they are done. LAPACK is told to use as many.
+    ///   - pool: the threads to use. The call blocks until they are done. LAPACK is told to use as many, below 512 × 512 one.
     /// - Throws: `.invalidArgument` for a rank above min(N, K), or elements that are not finite or reach 2¹⁰⁰; `.invalidShape` for
     ///   `start` of another shape.
     public func callAsFunction(

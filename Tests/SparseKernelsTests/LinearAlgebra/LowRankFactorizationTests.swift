@@ -72,6 +72,28 @@ struct LowRankFactorizationTests {
         #expect(jacobi.departureFromOrthogonality <= 6 * Self.unitRoundoff)
     }
 
+    @Test("LAPACK gets the threads of the pool where they pay, and one for small matrices")
+    func lapackThreads() {
+        for (rows, columns) in [(1, 1), (64, 512), (512, 64), (256, 256), (511, 512), (32, 4096)] {
+            #expect(FullDecomposition.lapackThreads(rows: rows, columns: columns, of: 7) == 1)
+        }
+        for (rows, columns) in [(512, 512), (3072, 3072), (14336, 4096), (256, 4096), (Int.max, 2), (1 << 31, 1 << 31)] {
+            #expect(FullDecomposition.lapackThreads(rows: rows, columns: columns, of: 7) == 7)
+        }
+    }
+
+    @Test(
+        "the full decomposition of a small matrix has the same bits on any number of threads", arguments: [(40, 56), (130, 96)])
+    func fullOnAnyThreads(_ shape: (Int, Int)) throws {
+        let matrix = try Tensor<Float>.normal([shape.0, shape.1], seed: 4)
+        let full = try LowRankFactorization(rank: 7, method: .full)
+        let serial = try full(matrix, on: .serial)
+        for threads in [2, 7] {
+            let factors = try full(matrix, on: WorkerPool(threads: threads))
+            #expect(factors.up.bits == serial.up.bits && factors.down.bits == serial.down.bits, "\(threads) threads")
+        }
+    }
+
     @Test("a flat spectrum costs a few per cent of what the rank explains, less with more iterations")
     func flatSpectrum() throws {
         let matrix = try Tensor<Float>.normal([128, 160], seed: 8)
