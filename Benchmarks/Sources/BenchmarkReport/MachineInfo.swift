@@ -9,13 +9,18 @@ public struct Machine: Codable, Sendable, Equatable {
     /// Short hash of the sources, with `+dirty` when tracked files differ from it.
     public var commit: String
     public var compiler: String
+    /// The dense baseline: version, kernels, and who chose them. nil in reports of older versions.
+    public var baseline: String?
 
-    public init(cpu: String, cores: Int, isa: String, commit: String, compiler: String) {
+    public init(
+        cpu: String, cores: Int, isa: String, commit: String, compiler: String, baseline: String? = nil
+    ) {
         self.cpu = cpu
         self.cores = cores
         self.isa = isa
         self.commit = commit
         self.compiler = compiler
+        self.baseline = baseline
     }
 
     /// This machine. What cannot be found out is "unknown"; a benchmark does not fail over a label.
@@ -46,6 +51,16 @@ extension Machine {
                 }
             }
             return nil
+        #endif
+    }
+
+    /// What a choice among the baseline's kernels needs to know of this machine, from the flags that Linux reports.
+    public static func baselineFeatures() -> (features: Set<BaselineKernels.Feature>, isAMD: Bool) {
+        #if os(Linux)
+            let text = (try? String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8)) ?? ""
+            return BaselineKernels.features(cpuinfo: text)
+        #else
+            return ([], false)
         #endif
     }
 

@@ -6,6 +6,7 @@ import SparseKernelsReference
 struct GEMMCases {
     var instructionSets: [InstructionSet]
     var pools: [WorkerPool]
+    var openBLAS: OpenBLASBaseline
 
     func section(quick: Bool) -> Section {
         var groups: [CaseGroup] = []
@@ -15,8 +16,8 @@ struct GEMMCases {
             if !quick { groups.append(product(size, transposesB: true)) }
         }
         return Section(
-            kind: .matrixProduct, groups: groups, baselines: OpenBLAS.isAvailable ? ["OpenBLAS"] : [],
-            remark: OpenBLAS.isAvailable ? "" : " (built without OpenBLAS)")
+            kind: .matrixProduct, groups: groups, baselines: openBLAS.name.map { [$0] } ?? [],
+            remark: openBLAS.titleRemark)
     }
 
     /// A packed tile, 256 deep, on one thread. OpenBLAS does not offer its micro-kernel, so the rate that it reaches over a whole
@@ -33,9 +34,9 @@ struct GEMMCases {
                     // The same tile over and over has no result of its own; the products below check it.
                     verify: { nil }, roof: { MachineRoofs.multiplyAdd(instructionSet: set, on: .serial, duration: .zero) })
             ]
-            if OpenBLAS.isAvailable {
-                variants[0].baseline = (1, "OpenBLAS")
-                variants.append(openBLAS(operands, threads: 1))
+            if openBLAS.isAvailable {
+                variants[0].baseline = openBLAS.name.map { (1, $0) }
+                variants.append(openBLASRow(operands, threads: 1))
             }
             return variants
         }
@@ -61,16 +62,16 @@ struct GEMMCases {
                                 body()
                                 return operands.check()
                             },
-                            baseline: OpenBLAS.isAvailable ? (first + instructionSets.count, "OpenBLAS") : nil,
+                            baseline: openBLAS.name.map { (first + instructionSets.count, $0) },
                             roof: { MachineRoofs.multiplyAdd(instructionSet: set, on: pool, duration: .zero) }))
                 }
-                if OpenBLAS.isAvailable { variants.append(openBLAS(operands, threads: pool.threads)) }
+                if openBLAS.isAvailable { variants.append(openBLASRow(operands, threads: pool.threads)) }
             }
             return variants
         }
     }
 
-    private func openBLAS(_ operands: GEMMOperands, threads: Int) -> Variant {
+    private func openBLASRow(_ operands: GEMMOperands, threads: Int) -> Variant {
         let body = { operands.computeWithOpenBLAS(threads: threads) }
         return Variant(
             isa: "openblas", threads: threads, body: body,

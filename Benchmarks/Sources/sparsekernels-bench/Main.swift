@@ -6,6 +6,8 @@ struct SparseKernelsBench: ParsableCommand {
         commandName: "sparsekernels-bench",
         abstract: "Measures the kernels of SparseKernels, verifying each result before it is timed.",
         version: "0.1.0",
-        subcommands: [RunCommand.self, VerifyCommand.self, AttendCommand.self, ShowCommand.self, RecordCommand.self],
+        subcommands: [
+            RunCommand.self, VerifyCommand.self, AttendCommand.self, ShowCommand.self, RecordCommand.self, CoreCommand.self,
+        ],
         defaultSubcommand: RunCommand.self)
 }

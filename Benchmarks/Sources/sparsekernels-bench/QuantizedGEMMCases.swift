@@ -7,6 +7,7 @@ import SparseKernels
 struct QuantizedGEMMCases {
     var instructionSets: [InstructionSet]
     var pools: [WorkerPool]
+    var openBLAS: OpenBLASBaseline
 
     private static let shapes = [(3072, 3072), (14336, 4096), (512, 1408)]
     private static let tokens = [1, 8, 64, 512, 4096]
@@ -20,10 +21,13 @@ struct QuantizedGEMMCases {
         } else {
             for (n, k) in Self.shapes { groups += Self.tokens.map { group(n, k, tokens: $0, pools: pools, cache) } }
         }
-        return Section(kind: .quantizedProduct, groups: groups, baselines: [baselineName])
+        return Section(
+            kind: .quantizedProduct, groups: groups, baselines: baselineName.map { [$0] } ?? [],
+            remark: openBLAS.isFit ? "" : openBLAS.titleRemark)
     }
 
-    private var baselineName: String { OpenBLAS.isAvailable ? "OpenBLAS" : "f32" }
+    /// OpenBLAS, or our own product where it is not built in; nil where its kernels are not fit to be compared with.
+    private var baselineName: String? { openBLAS.isAvailable ? openBLAS.name : "f32" }
 
     private func group(_ n: Int, _ k: Int, tokens: Int, pools: [WorkerPool], _ cache: GaussianLayers.Cache) -> CaseGroup {
         let operations = 2 * Double(tokens) * Double(n) * Double(k)
@@ -68,7 +72,7 @@ struct QuantizedGEMMCases {
                     body()
                     return check()
                 },
-                baseline: variants.isEmpty ? nil : (first, baselineName),
+                baseline: variants.isEmpty ? nil : baselineName.map { (first, $0) },
                 roof: { roof.rate(operations: operations, weightBytes: isCold ? bytes : nil, isInteger: isInteger) })
             if isCold {
                 variant.preparation = roof.emptyCaches
@@ -77,7 +81,7 @@ struct QuantizedGEMMCases {
             (variant.op, variant.label) = (op, label)
             variants.append(variant)
         }
-        if OpenBLAS.isAvailable {
+        if openBLAS.isAvailable {
             add(
                 instructionSets[0], isa: "openblas", label: "f32", op: "quant.product.f32", bytes: floatBytes,
                 body: { problem.computeWithOpenBLAS(threads: pool.threads) }, check: problem.checkProduct)

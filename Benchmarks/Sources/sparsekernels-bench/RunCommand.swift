@@ -44,22 +44,25 @@ struct RunCommand: ParsableCommand {
         let contexts = try decodeContexts()
         let sets = try machine.instructionSets()
         let pools = try machine.pools()
-        let description = Machine.current(isa: sets.map(\.name).joined(separator: ","))
+        let openBLAS = OpenBLASBaseline.prepare()
+        var description = Machine.current(isa: sets.map(\.name).joined(separator: ","))
+        description.baseline = openBLAS.description
         print("\(description.cpu), \(description.cores) cores; \(description.compiler); commit \(description.commit)")
-        print("OpenBLAS: \(OpenBLAS.configuration)")
+        print("OpenBLAS: \(openBLAS.description)")
+        if let remark = openBLAS.remark { print(remark) }
 
         var report = Report(machine: description, roofs: measureRoofs(sets[0]))
         let decode = DecodeCases(instructionSets: sets, pool: pools.last!, contexts: contexts)
         let upkeep = DecodeUpkeepCases(
             instructionSet: sets[0], pool: pools.last!, contexts: contexts, operands: decode.operands)
         var sections = [
-            GEMMCases(instructionSets: sets, pools: pools).section(quick: quick),
+            GEMMCases(instructionSets: sets, pools: pools, openBLAS: openBLAS).section(quick: quick),
             AttentionCases(instructionSets: sets, pools: pools, heads: heads).section(quick: quick),
             SparseAttentionCases(instructionSets: sets, pools: pools, heads: heads).section(quick: quick),
             ScoringCases(instructionSets: sets, pools: pools).section(quick: quick),
             PrefillCases(instructionSets: sets, pool: pools.last!).section(quick: quick, long: long),
-            QuantizedGEMMCases(instructionSets: sets, pools: pools).section(quick: quick),
-            QuantizationErrorCases(instructionSet: sets[0], pool: pools.last!).section(quick: quick),
+            QuantizedGEMMCases(instructionSets: sets, pools: pools, openBLAS: openBLAS).section(quick: quick),
+            QuantizationErrorCases(instructionSet: sets[0], pool: pools.last!, openBLAS: openBLAS).section(quick: quick),
             decode.section(quick: quick),
             upkeep.section(quick: quick),
             DecodeQualityCases(instructionSet: sets[0], pool: pools.last!).section(quick: quick),

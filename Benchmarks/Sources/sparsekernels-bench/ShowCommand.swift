@@ -28,6 +28,7 @@ struct ShowCommand: ParsableCommand {
         var report = try Report(contentsOf: report)
         let machine = report.machine
         print("\(machine.cpu), \(machine.cores) cores; \(machine.compiler); commit \(machine.commit)")
+        if let baseline = machine.baseline { print("OpenBLAS: \(baseline)") }
         for (roof, value) in report.roofs.all { print(String(format: "%@ %.1f", roof.rawValue, value)) }
         report.rows.removeAll { !matches(filter, op: $0.op, name: $0.caseName) }
         if report.rows.isEmpty { throw ValidationError("no row matches") }

@@ -81,6 +81,15 @@ import Testing
         #expect((object["rows"] as? [Any])?.count == Samples.rows.count)
     }
 
+    @Test func theBaselineIsPartOfTheMachine() throws {
+        var other = report
+        other.machine.baseline = "OpenBLAS 0.3.21 (SkylakeX kernels, OPENBLAS_CORETYPE=SkylakeX set by the benchmark)"
+        let copy = try JSONDecoder().decode(Report.self, from: other.json())
+        #expect(copy.machine == other.machine)
+        // Reports of older versions have none.
+        #expect(try JSONDecoder().decode(Report.self, from: report.json()).machine.baseline == nil)
+    }
+
     @Test func aFileIsReplacedAndReadBack() throws {
         let path = FileManager.default.temporaryDirectory.appendingPathComponent("report-\(UUID()).json").path
         defer { try? FileManager.default.removeItem(atPath: path) }

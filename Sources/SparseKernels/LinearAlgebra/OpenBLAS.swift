@@ -11,8 +11,16 @@ public enum OpenBLAS {
 
         /// Version, build options and the kernel set it chose for this processor.
         public static var configuration: String {
-            "\(String(cString: openblas_get_config())), core \(String(cString: openblas_get_corename()))"
+            "\(String(cString: openblas_get_config())), core \(coreName ?? "")"
         }
+
+        /// The kernel set that OpenBLAS chose for this processor when the process started: "Haswell", "Zen", "SkylakeX", "Prescott" …;
+        /// nil when it is not built in.
+        ///
+        /// A processor that is newer than the library may get one that is years older: OpenBLAS 0.3.21 takes a fifth-generation Xeon for a
+        /// Prescott and a Zen 5 for a Haswell, and is slower by up to a factor of six. The environment variable `OPENBLAS_CORETYPE`,
+        /// set before the process starts, names another (see `Docs/GEMM.md`).
+        public static var coreName: String? { String(cString: openblas_get_corename()) }
 
         /// C = A·B or A·Bᵀ through `cblas_sgemm`.
         ///
@@ -67,6 +75,9 @@ public enum OpenBLAS {
         public static let isAvailable = false
 
         public static var configuration: String { "not built in" }
+
+        /// The kernel set that OpenBLAS chose for this processor; nil, because it is not built in.
+        public static var coreName: String? { nil }
 
         /// Always throws: the package was built without the trait `OpenBLAS`.
         public static func multiply(
