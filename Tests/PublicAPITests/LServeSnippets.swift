@@ -21,10 +21,10 @@ struct LServeSnippets {
         let heads = try DuoAttentionGates(tsv: text).heads(sparsity: 0.5)
         let layer = try LServeLayer(queryHeads: 8, headDim: 64, isRetrieval: heads[0], tokenCapacity: 4096)
         let sequence = try layer.makeSequence()
-        let prompt = try layer.prefill(query: query.view(), key: key.view(), value: value.view(), sequence: sequence)
+        let prompt = try layer.prefill(query: query, key: key, value: value, sequence: sequence)
 
         // One token per sequence: [heads, sequences, headDim].
-        let next = try layer.decode(query: q.view(), key: k.view(), value: v.view(), sequences: [sequence])
+        let next = try layer.decode(query: q, key: k, value: v, sequences: [sequence])
         print(next.output.shape)  // [8, 1, 64], in the order of the model's heads
 
         #expect(prompt.output.shape == [8, 300, 64] && next.output.shape == [8, 1, 64])

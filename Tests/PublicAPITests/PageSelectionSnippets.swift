@@ -19,17 +19,17 @@ struct PageSelectionSnippets {
             kvHeads: 2, headDim: 64, pageSize: 64, pageCapacity: 16, metadata: metadata)
         let cache = try PagedKVCache(configuration)
         let sequence = cache.makeSequence()
-        try cache.append(key: key.view(), value: value.view(), to: sequence)  // 1000 tokens
+        try cache.append(key: key, value: value, to: sequence)  // 1000 tokens
 
         let selector = try PageSelector(queryHeads: 8, configuration: configuration, tokenBudget: 320)
-        let selection = try selector.select(query: query.view(), cache: cache, sequences: [sequence])
+        let selection = try selector.select(query: query, cache: cache, sequences: [sequence])
         print(selection.list(sequence: 0, head: 0).count)  // 5 pages of 64 tokens, the last page among them
 
         #expect(selection.list(sequence: 0, head: 0).count == 5 && selection.list(sequence: 0, head: 1).last == 15)
 
         var reusable = try ReusableSelection(selector, interval: 4)
-        let pages = try reusable.select(query: query.view(), cache: cache, sequences: [sequence])
-        try cache.append(key: nextKey.view(), value: nextValue.view(), to: sequence)
+        let pages = try reusable.select(query: query, cache: cache, sequences: [sequence])
+        try cache.append(key: nextKey, value: nextValue, to: sequence)
         let visible = try pages.covering([1000..<1001])  // and the page of the token that was appended
 
         #expect(pages == selection && visible == pages)
@@ -38,7 +38,7 @@ struct PageSelectionSnippets {
     @Test("the k largest")
     func topK() throws {
         let scores: [Float] = [0.5, 3, 2, 3, -1]
-        let best = try TopK.select(scores: scores.span, count: 2)
+        let best = try TopK.select(scores: scores, count: 2)
         print(best)  // [1, 3]
 
         #expect(best == [1, 3])

@@ -19,9 +19,9 @@ struct PagedAttentionSnippets {
         let attention = try PagedAttention(queryHeads: 8, configuration: configuration)
         let sequence = cache.makeSequence()
         // Append first, then attend: the prompt, then a token at a time.
-        try cache.append(key: promptKeys.view(), value: promptValues.view(), to: sequence)  // [kvHeads, 300, headDim]
+        try cache.append(key: promptKeys, value: promptValues, to: sequence)  // [kvHeads, 300, headDim]
         let prompt = try attention(query: promptQueries, cache: cache, sequences: [sequence], queryLengths: [300])
-        try cache.append(key: key.view(), value: value.view(), to: sequence)  // [kvHeads, 1, headDim]
+        try cache.append(key: key, value: value, to: sequence)  // [kvHeads, 1, headDim]
         let step = try attention(query: query, cache: cache, sequences: [sequence])
         print(prompt.output.shape, step.output.shape, step.logSumExp.shape)  // [8, 300, 64] [8, 1, 64] [8, 1]
 
@@ -35,7 +35,7 @@ struct PagedAttentionSnippets {
         let sequence = cache.makeSequence()
         let key = try pattern([2, tokens, 64], 7)
         let value = try pattern([2, tokens, 64], 11)
-        try cache.append(key: key.view(), value: value.view(), to: sequence)
+        try cache.append(key: key, value: value, to: sequence)
         return (cache, sequence)
     }
 
@@ -65,7 +65,7 @@ struct PagedAttentionSnippets {
 
         // Four continuations of 2100 tokens.
         let children = try (0..<4).map { _ in try cache.fork(parent) }
-        for child in children { try cache.append(key: key.view(), value: value.view(), to: child) }
+        for child in children { try cache.append(key: key, value: value, to: child) }
         // The first 2048 tokens are read once for all of them.
         let beams = try attention(query: queries, cache: cache, sequences: children)
 
@@ -89,7 +89,7 @@ struct PagedAttentionSnippets {
 
         #expect(cache.usedPageCount == 7)
         #expect(try streaming(query: query, cache: cache, sequences: [sequence]).output.shape == state.output.shape)
-        try cache.append(key: key.view(), value: key.view(), to: sequence)
+        try cache.append(key: key, value: key, to: sequence)
         #expect(try streaming(query: query, cache: cache, sequences: [sequence]).output.shape == state.output.shape)
     }
 
@@ -100,7 +100,7 @@ struct PagedAttentionSnippets {
         let query = try Self.pattern([8, 1, 64], 13)
 
         let selector = try PageSelector(queryHeads: 8, configuration: cache.configuration, tokenBudget: 320)
-        let pages = try selector.select(query: query.view(), cache: cache, sequences: [sequence])
+        let pages = try selector.select(query: query, cache: cache, sequences: [sequence])
         let sparse = try attention(query: query, cache: cache, sequences: [sequence], selection: pages)
 
         // Any lists: tokens 0, 4 and 999 for the first key/value head, 0 and 999 for the second one.

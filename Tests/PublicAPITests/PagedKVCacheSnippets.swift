@@ -16,9 +16,9 @@ struct PagedKVCacheSnippets {
             kvHeads: 8, headDim: 64, pageCapacity: 256, format: .int8, metadata: PageMetadata())
         let cache = try PagedKVCache(configuration)
         let parent = cache.makeSequence()
-        try cache.append(key: promptKeys.view(), value: promptValues.view(), to: parent)  // [kvHeads, 100, headDim]
+        try cache.append(key: promptKeys, value: promptValues, to: parent)  // [kvHeads, 100, headDim]
         let child = try cache.fork(parent)
-        try cache.append(key: newKeys.view(), value: newValues.view(), to: child)  // copies the shared last page
+        try cache.append(key: newKeys, value: newValues, to: child)  // copies the shared last page
         try print(cache.pageTable(of: parent), cache.pageTable(of: child))  // [0, 1] [0, 2]
         print(cache.usedPageCount, cache.usedByteCount == 3 * configuration.bytesPerPage)  // 3 true
         try cache.truncate(child, to: 64)
@@ -38,10 +38,10 @@ struct PagedKVCacheSnippets {
         let values = try Tensor<Float>([1, 3, 16]) { Float($0) }
 
         for layer in 0..<configuration.layers {
-            try cache.append(key: keys.view(), value: values.view(), to: sequence, layer: layer)
+            try cache.append(key: keys, value: values, to: sequence, layer: layer)
             // Attention of this layer sees its 3 new tokens; the layers after it do not have them yet.
         }
-        try cache.overwrite(key: keys.view(), value: values.view(), in: sequence, from: 0, layer: 1)
+        try cache.overwrite(key: keys, value: values, in: sequence, from: 0, layer: 1)
         let stored = try cache.keys(of: sequence, layer: 1, tokens: 1..<3)  // [kvHeads, 2, headDim], dequantised
 
         #expect(stored.shape == [1, 2, 16] && stored[flat: 0] == 16)
@@ -53,7 +53,7 @@ struct PagedKVCacheSnippets {
         let sequence = cache.makeSequence()
         let keys = try Tensor<Float>([1, 100, 16]) { Float($0 % 9) }
 
-        try cache.append(key: keys.view(), value: keys.view(), to: sequence)
+        try cache.append(key: keys, value: keys, to: sequence)
         try cache.discard(sequence, tokens: 16..<100 - 32)  // a sink of 16 tokens and a window of 32
         try print(cache.pageTable(of: sequence), cache.freePageCount)  // [0, -1, -1, -1, 4, 5, 6] 4
 
@@ -81,13 +81,13 @@ struct PagedKVCacheSnippets {
         let keys = try Tensor<Float>([1, 40, 16]) { Float($0 % 9) }
 
         do {
-            try cache.append(key: keys.view(), value: keys.view(), to: sequence)
+            try cache.append(key: keys, value: keys, to: sequence)
         } catch {
             print(error)  // capacity exceeded: pageCapacity must be enough for 3 more pages, got 2, of which 2 are free
         }
 
         let error = #expect(throws: SparseKernelsError.self) {
-            try cache.append(key: keys.view(), value: keys.view(), to: sequence)
+            try cache.append(key: keys, value: keys, to: sequence)
         }
         #expect(
             error?.description

@@ -27,7 +27,7 @@ struct QuantizedLinearSnippets {
         let y = try layer(x)
         print(y.shape)  // [10, 48]
 
-        let activations = try layer.quantized(x.matrixView())
+        let activations = try layer.quantized(x)
         print(activations.codes.shape, activations.scales.shape)  // [10, 128] [10, 2]
 
         #expect(y.shape == [10, 48])

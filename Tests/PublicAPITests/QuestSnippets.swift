@@ -16,13 +16,13 @@ struct QuestSnippets {
         let configuration = try QuestDecode.cache(layers: 4, kvHeads: 2, headDim: 64, pageCapacity: 64)
         let cache = try PagedKVCache(configuration)
         let sequence = cache.makeSequence()
-        for layer in 0..<4 { try cache.append(key: key.view(), value: value.view(), to: sequence, layer: layer) }
+        for layer in 0..<4 { try cache.append(key: key, value: value, to: sequence, layer: layer) }
 
         let quest = try QuestDecode(queryHeads: 8, configuration: configuration, tokenBudget: 256)
         let dense = try quest(query: query, cache: cache, sequences: [sequence], layer: 0)  // layers 0 and 1 see everything
         let sparse = try quest(query: query, cache: cache, sequences: [sequence], layer: 2)
 
-        let pages = try quest.select(query: query.view(), cache: cache, sequences: [sequence], layer: 2)
+        let pages = try quest.select(query: query, cache: cache, sequences: [sequence], layer: 2)
         print(pages?.list(sequence: 0, head: 0).count ?? 0)  // 16 pages of 16 tokens
 
         #expect(dense.output.shape == [8, 1, 64] && sparse.output.shape == [8, 1, 64])

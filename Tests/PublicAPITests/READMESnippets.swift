@@ -12,7 +12,7 @@ struct READMESnippets {
 
         let file = try SafetensorsFile(path: path)  // tensors query, key and value, [heads, tokens, headDim]
         let (query, key, value) = try (file.floatTensor("query"), file.floatTensor("key"), file.floatTensor("value"))
-        let shape = try AttentionShape(query: query.view(), key: key.view(), value: value.view())
+        let shape = try AttentionShape(query: query, key: key, value: value)
 
         let sparse = try XAttentionPrefill(shape, threshold: 0.9)(query: query, key: key, value: value)
         let dense = try DenseAttention(shape, mask: .causal)(query: query, key: key, value: value)

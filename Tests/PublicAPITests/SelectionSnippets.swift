@@ -24,7 +24,7 @@ struct SelectionSnippets {
     @Test("weights")
     func weights() throws {
         let weights: [Float] = [0.1, 0.5, 0.2, 0.2]
-        let kept = try TopP.select(weights: weights.span, mass: 0.6)
+        let kept = try TopP.select(weights: weights, mass: 0.6)
         print(kept)  // [1, 2]: equal weights, the lower index first
 
         #expect(kept == [1, 2])

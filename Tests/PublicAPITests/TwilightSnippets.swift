@@ -16,7 +16,7 @@ struct TwilightSnippets {
         let configuration = try TwilightDecode.cache(layers: 4, kvHeads: 2, headDim: 64, pageCapacity: 64)
         let cache = try PagedKVCache(configuration)
         let sequence = cache.makeSequence()
-        for layer in 0..<4 { try cache.append(key: keys.view(), value: values.view(), to: sequence, layer: layer) }
+        for layer in 0..<4 { try cache.append(key: keys, value: values, to: sequence, layer: layer) }
 
         let twilight = try TwilightDecode(queryHeads: 8, configuration: configuration)
         let step = try twilight.decode(query: query, cache: cache, sequences: [sequence], layer: 2)
@@ -28,7 +28,7 @@ struct TwilightSnippets {
 
         let pages = try KVSelection(unit: 16, sequences: 1, heads: 2, offsets: [0, 3, 6], indices: [0, 3, 24, 0, 8, 24])
         let pruner = try TokenPruner(queryHeads: 8, configuration: configuration, topP: 0.85)
-        let pruning = try pruner.prune(query: query.view(), cache: cache, sequences: [sequence], within: pages)
+        let pruning = try pruner.prune(query: query, cache: cache, sequences: [sequence], within: pages)
         print(pruning.selection.list(sequence: 0, head: 0))  // positions of tokens in pages 0, 3 and 24
         print(pruning.masses)  // per query head: 0.85 or more
 

@@ -16,7 +16,7 @@ public enum TopP {
     /// for by `minimumCount`.
     ///
     /// ```swift
-    /// let kept = try TopP.select(weights: weights.span, mass: 0.9)
+    /// let kept = try TopP.select(weights: weights, mass: 0.9)
     /// ```
     ///
     /// - Parameters:
