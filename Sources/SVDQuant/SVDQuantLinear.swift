@@ -100,7 +100,7 @@ extension SVDQuantLinear {
     /// The same weights with activations in another format.
     ///
     /// To or from `.uint4`, the bias changes by what its shift adds: W_q · (shift / smooth), with the residual as it is
-    /// quantised. So both layers compute the same where activations are exact.
+    /// quantised (`LowRankQuantizer.correctedBias(_:residual:smooth:shift:on:)`). So both layers compute the same where activations are exact.
     ///
     /// - Throws: `.invalidArgument` for a shift that is negative or not finite.
     /// - Complexity: O(1), or O(inFeatures · outFeatures) when the shift changes.
@@ -110,11 +110,11 @@ extension SVDQuantLinear {
         let shift = activation.shift
         try require(
             shift >= 0 && shift.isFinite, .invalidArgument, "shift", expected: "0 or more, and finite", actual: "\(shift)")
-        let difference = self.activation.shift - shift
+        let difference = shift - self.activation.shift
         return try SVDQuantLinear(
             weight: weight, packed: linear.weight, smooth: smooth, lowRank: lowRank,
-            bias: difference == 0 ? bias : shiftedBias(by: difference, on: pool), activation: activation,
-            epilogue: epilogue)
+            bias: LowRankQuantizer.correctedBias(bias, residual: weight, smooth: smooth, shift: difference, on: pool),
+            activation: activation, epilogue: epilogue)
     }
 
     /// The same layer with another epilogue.
@@ -130,12 +130,5 @@ extension SVDQuantLinear {
         try SVDQuantLinear(
             weight: weight, packed: linear.weight, smooth: smooth, lowRank: lowRank, bias: bias, activation: activation,
             epilogue: epilogue)
-    }
-
-    /// The bias, plus what activations that are all `shift` give in the residual.
-    private func shiftedBias(by shift: Float, on pool: WorkerPool) throws(SparseKernelsError) -> Tensor<Float> {
-        let residual = try QuantizedLinear(linear.weight, activation: .float, smooth: smooth)
-        let addend = try residual(Tensor<Float>([1, inFeatures]) { _ in shift }, on: pool)
-        return try Tensor([outFeatures]) { (bias?[flat: $0] ?? 0) + addend[flat: $0] }
     }
 }

@@ -3,17 +3,17 @@ internal import KernelInterface
 /// Quantises activations and multiplies them out again: what the integer product of a layer sees of x.
 struct ActivationRounding: Sendable {
     let format: ActivationFormat
-    /// Channels that share a scale, where the format has groups: those of the weights; nil: the whole row.
+    /// Channels that share a scale, where the format has groups: those of the weights; nil: weights of whole rows, where it is 128.
     let groupSize: Int?
     /// The type of x in the running layer. Smoothed values and scales are rounded to it.
     let storage: StorageType
 
-    /// Replaces smoothed and shifted values.
+    /// Replaces smoothed and shifted values, by the rules of the kernel, operation by operation.
     func round(_ values: UnsafeMutablePointer<Float>, _ count: Int) {
         if storage != .float32 {
             for i in 0..<count { values[i] = storage.rounded(values[i]) }
         }
-        let group = format == .int8PerToken ? count : groupSize ?? count
+        let group = format == .int8PerToken ? count : groupSize ?? PackedLayout.groupOfWholeRows
         for start in stride(from: 0, to: count, by: group) {
             let values = values + start
             let length = min(group, count - start)
@@ -30,8 +30,9 @@ struct ActivationRounding: Sendable {
 
     private func perToken(_ values: UnsafeMutablePointer<Float>, _ count: Int) {
         let scale = storage.rounded(largestMagnitude(values, count) / 127)
+        let isZero = scale < .leastNormalMagnitude
         for i in 0..<count {
-            values[i] = scale == 0 ? 0 : clamped(Float(roundedToInteger(values[i] / scale)), -127, 127) * scale
+            values[i] = isZero ? 0 : clamped(Float(roundedToInteger(values[i] / scale)), -127, 127) * scale
         }
     }
 
@@ -40,18 +41,19 @@ struct ActivationRounding: Sendable {
         _ values: UnsafeMutablePointer<Float>, _ count: Int, _ step: Float, _ low: Float, _ high: Float
     ) {
         let scale = largestMagnitude(values, count) * step
-        let inverse = 1 / scale
-        // Zero, or below what has a reciprocal.
-        let stored = inverse.isFinite ? storage.rounded(scale) : 0
-        let factor = inverse.isFinite ? inverse : 0
+        let isZero = scale < .leastNormalMagnitude
+        let stored = isZero ? 0 : storage.rounded(scale)
+        let factor = isZero ? 0 : 1 / scale
         for i in 0..<count { values[i] = clamped(Float(roundedToInteger(values[i] * factor)), low, high) * stored }
     }
 
     private func nvfp4(_ values: UnsafeMutablePointer<Float>, _ count: Int) {
-        let scale = min(largestMagnitude(values, count) / E2M1.greatestFiniteMagnitude, E4M3.greatestFiniteMagnitude)
-        let stored = E4M3(scale).floatValue
+        let quotient = largestMagnitude(values, count) * (1 / E2M1.greatestFiniteMagnitude)
+        let isZero = quotient == 0
+        let scale = clamped(quotient, E4M3.leastNonzeroMagnitude, E4M3.greatestFiniteMagnitude)
+        let (stored, factor) = (E4M3(scale).floatValue, 1 / scale)
         for i in 0..<count {
-            values[i] = scale == 0 ? 0 : E2M1.value(ofCode: E2M1.code(for: values[i] / scale, ties: .toEven)) * stored
+            values[i] = isZero ? 0 : E2M1.value(ofCode: E2M1.code(for: values[i] * factor, ties: .toEven)) * stored
         }
     }
 }

@@ -5,12 +5,16 @@ internal import KernelInterface
 /// A quantised layer of rank r is evaluated as one product in single precision, x̂ and its low-rank activations side by side against
 /// the residual and the up factor side by side:
 ///
-///     y = [ Q(x̂) | x · downᵀ ] · [ R | up ]ᵀ         tokens × (K + r) times (K + r) × outFeatures
+///     y = [ Q(x̂) − shift / s | x · downᵀ ] · [ R | up ]ᵀ         tokens × (K + r) times (K + r) × outFeatures
+///
+/// for x̂ = (x + shift) / s. What is subtracted stands for the layer's bias, which undoes the shift with R as it is quantised.
 ///
 /// No integer kernel runs: codes times scales have the values that it multiplies, and its sums are exact where these round.
 struct CalibrationSample: Sendable {
-    /// `[tokens, inFeatures]`, shifted, as smoothing sees them.
+    /// `[tokens, inFeatures]`, as they come: neither shifted nor smoothed.
     let inputs: Tensor<Float>
+    /// What is added to them before they are smoothed and quantised.
+    let shift: Float
     /// `[tokens, outFeatures]`: inputs · Wᵀ.
     let outputs: Tensor<Float>
     /// Σ outputs².
@@ -21,8 +25,11 @@ struct CalibrationSample: Sendable {
     var outFeatures: Int { outputs.shape[1] }
 
     /// - Throws: `.invalidArgument` when an output is not finite, although every element is.
-    init(inputs: Tensor<Float>, weight: Tensor<Float>, on pool: WorkerPool) throws(SparseKernelsError) {
+    init(
+        inputs: Tensor<Float>, shift: Float = 0, weight: Tensor<Float>, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
         self.inputs = inputs
+        self.shift = shift
         var outputs = try Tensor<Float>(zeros: [inputs.shape[0], weight.shape[0]])
         let gemm = try GEMM(m: inputs.shape[0], n: weight.shape[0], k: weight.shape[1], transposesB: true)
         try gemm.run(a: inputs, b: weight, into: &outputs, on: pool)
@@ -30,34 +37,35 @@ struct CalibrationSample: Sendable {
         energy = outputs.updateRows(on: pool) { _, y in sumOfSquares(columns) { y[$0] } }.reduce(0, +)
         self.outputs = outputs
         try require(
-            energy.isFinite, .invalidArgument, "calibration", expected: "outputs of the exact layer that fit single precision",
+            energy.isFinite, .invalidArgument, "calibration",
+            expected: "such that outputs of the exact layer fit single precision",
             actual: "a sum of squares of \(energy)")
     }
 
-    /// At most `limit` rows of `inputs`, evenly spread, plus `shift`.
+    /// At most `limit` rows of `inputs`, evenly spread.
     static func tokens(
-        of inputs: Tensor<Float>, limit: Int, plus shift: Float, on pool: WorkerPool
+        of inputs: Tensor<Float>, limit: Int, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Tensor<Float> {
         let (tokens, columns) = (inputs.shape[0], inputs.shape[1])
-        if tokens <= limit && shift == 0 { return inputs }
-        let count = min(limit, tokens)
+        if tokens <= limit { return inputs }
+        let count = limit
         var sample = try Tensor<Float>(zeros: [count, columns])
         sample.updateRows(on: pool) { row, target in
             inputs.span.withUnsafeBufferPointer { source in
                 let source = source.baseAddress! + row * tokens / count * columns
-                for k in 0..<columns { target[k] = source[k] + shift }
+                for k in 0..<columns { target[k] = source[k] }
             }
         }
         return sample
     }
 
-    /// `[tokens, inFeatures + rank]`: the quantised x̂, and beside it x · downᵀ.
+    /// `[tokens, inFeatures + rank]`: the quantised x̂ less shift / s, and beside it x · downᵀ.
     ///
-    /// - Parameter down: `[rank, inFeatures]`, for the inputs as they are, before smoothing.
+    /// - Parameter down: `[rank, inFeatures]`, for the inputs as they are, before shift and smoothing.
     func activations(
         smooth: Tensor<Float>?, down: Tensor<Float>?, rounding: ActivationRounding, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Tensor<Float> {
-        let (inputs, columns, rank) = (inputs, inFeatures, down?.shape[0] ?? 0)
+        let (inputs, shift, columns, rank) = (inputs, shift, inFeatures, down?.shape[0] ?? 0)
         var lowRank = try Tensor<Float>(zeros: [tokens, rank])
         if let down {
             try GEMM(m: tokens, n: rank, k: columns, transposesB: true).run(a: inputs, b: down, into: &lowRank, on: pool)
@@ -68,12 +76,18 @@ struct CalibrationSample: Sendable {
             inputs.span.withUnsafeBufferPointer { inputs in
                 let source = inputs.baseAddress! + row * columns
                 if let smooth {
-                    smooth.span.withUnsafeBufferPointer { s in for k in 0..<columns { target[k] = source[k] / s[k] } }
+                    smooth.span.withUnsafeBufferPointer { s in
+                        for k in 0..<columns { target[k] = (source[k] + shift) / s[k] }
+                    }
                 } else {
-                    target.update(from: source, count: columns)
+                    for k in 0..<columns { target[k] = source[k] + shift }
                 }
             }
             rounding.round(target, columns)
+            if shift != 0 {
+                let smooth = smooth?.span
+                for k in 0..<columns { target[k] -= shift / (smooth?[k] ?? 1) }
+            }
             for r in 0..<rank { target[columns + r] = projected[flat: row * rank + r] }
         }
         return wide

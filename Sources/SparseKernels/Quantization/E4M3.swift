@@ -8,6 +8,8 @@ public struct E4M3: Hashable, Sendable, BitwiseCopyable {
 
     /// The largest value, 448.
     public static let greatestFiniteMagnitude: Float = 448
+    /// The smallest value above 0, 2⁻⁹. Scales of `ActivationFormat.fp4` go no lower.
+    public static let leastNonzeroMagnitude: Float = 0x1p-9
 
     /// The nearest value, ties to the even mantissa. What is beyond ±448 becomes ±448, infinities too; NaN stays NaN.
     ///

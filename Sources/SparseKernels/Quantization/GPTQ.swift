@@ -45,7 +45,9 @@ public struct GPTQ: Sendable {
     ///
     /// - Parameters:
     ///   - weight: `[outFeatures, inFeatures]`.
-    ///   - calibration: `[tokens, inFeatures]`: what the weight is multiplied with, so smoothed and shifted if the layer does that.
+    ///   - calibration: `[tokens, inFeatures]`: what the weight is multiplied with, so smoothed if the layer does that. Not shifted where
+    ///     the bias undoes the shift with the weight as it is quantised, as `LowRankQuantizer.correctedBias(_:residual:smooth:shift:on:)`
+    ///     does.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite, for
     ///   tokens whose H is not finite, or when H cannot be inverted.
@@ -58,7 +60,7 @@ public struct GPTQ: Sendable {
         let columns = weight.shape[1]
         var diagonal = (0..<columns).map { hessian[flat: $0 * columns + $0] }
         try require(
-            diagonal.allSatisfy { $0 < magnitudeLimit }, .invalidArgument, "calibration", expected: "mean squares below 2⁹⁹",
+            diagonal.allSatisfy { $0 < magnitudeLimit }, .invalidArgument, "calibration", expected: "of mean squares below 2⁹⁹",
             actual: "\(diagonal.max() ?? 0)")
         let isDead = diagonal.map { $0 == 0 }
         for k in 0..<columns where isDead[k] { diagonal[k] = 1 }
@@ -108,7 +110,7 @@ extension GPTQ {
             if let inverse = try InverseCholesky(of: hessian, damping: added, on: pool) { return inverse.upper }
         }
         throw SparseKernelsError(
-            .invalidArgument, "calibration", expected: "a positive definite H after \(attempts) attempts of damping",
+            .invalidArgument, "calibration", expected: "such that H is positive definite after \(attempts) attempts of damping",
             actual: "a pivot that is not positive")
     }
 }

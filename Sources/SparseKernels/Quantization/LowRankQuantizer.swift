@@ -4,7 +4,8 @@ internal import KernelInterface
 ///
 ///     x̂ = (x + shift) / s      Ŵ = W · diag(s) ≈ up · down + R      y = Q(x̂) · Q(R)ᵀ + (x · down'ᵀ) · upᵀ + b'
 ///
-/// with down' = down / s, so that the branch takes x as it comes, and b' = b − W·shift + up · (down' · shift), which undoes the shift on both ways.
+/// with down' = down / s, so that the branch takes x as it comes, and b' = b − Q(R) · (shift / s), which undoes the shift where it was added:
+/// in what the quantised residual sees, and with the residual as it is quantised.
 ///
 /// - Results are bitwise the same for a seed, for every number of threads.
 /// - Complexity: the search of `SmoothingSearch`, the split of `LowRankSplit`, and `GPTQ` if asked for.
@@ -60,7 +61,9 @@ public struct LowRankQuantizer: Sendable {
         public let bias: Tensor<Float>?
         /// What `smooth` was made of; nil without smoothing.
         public let candidate: SmoothingCandidate?
-        /// √(Σ |y − y_ref|² / Σ |y_ref|²) over all calibration tokens, bias left out.
+        /// √(Σ |y − y_ref|² / Σ |y_ref|²) over all calibration tokens, for the layer as it runs on `Float` activations: codes of the
+        /// activations, quantised residual, rounded factors, and the bias that undoes the shift. y_ref = x · Wᵀ; a bias that was given
+        /// adds the same to both and is left out of both.
         public let outputError: Double
         /// Of the search; empty without one.
         public let trials: [SmoothingSearch.Trial]
@@ -108,21 +111,18 @@ public struct LowRankQuantizer: Sendable {
         let smoothing = try smoothing(weight, calibration, ranges, on: pool, progress: progress)
         let smooth = smoothing.smooth
 
-        // The smoothed layer: its weight, and all tokens as they are quantised.
         let storage = try StorageType(scaleType: configuration.scaleType)
         var smoothedWeight = smooth.map { weight.multiplyingColumns(by: $0, on: pool) } ?? weight
         if configuration.matchesOfficialRounding { smoothedWeight = smoothedWeight.rounded(to: storage, on: pool) }
-        let inputs = try CalibrationSample.tokens(of: calibration, limit: .max, plus: shift, on: pool)
-        let smoothedInputs = smooth.map { inputs.dividingColumns(by: $0, on: pool) } ?? inputs
 
         var split: LowRankSplit.Result?
         if configuration.rank > 0 {
-            let tokens = try CalibrationSample.tokens(
-                of: smoothedInputs, limit: configuration.sampleTokens, plus: 0, on: pool)
+            let tokens = try CalibrationSample.tokens(of: calibration, limit: configuration.sampleTokens, on: pool)
             split = try self.split.split(
-                smoothedWeight, sample: CalibrationSample(inputs: tokens, weight: smoothedWeight, on: pool), on: pool)
+                smoothedWeight, sample: CalibrationSample(inputs: tokens, shift: shift, weight: weight, on: pool),
+                smooth: smooth, on: pool)
         }
-        let quantized = try quantize(split?.residual ?? smoothedWeight, calibration: smoothedInputs, on: pool)
+        let quantized = try quantize(split?.residual ?? smoothedWeight, calibration: calibration, smooth: smooth, on: pool)
         var branch: LowRankBranch?
         if let split {
             let down = smooth.map { split.down.dividingColumns(by: $0, on: pool).rounded(to: storage, on: pool) } ?? split.down
@@ -130,57 +130,11 @@ public struct LowRankQuantizer: Sendable {
         }
         return Result(
             weight: quantized, lowRank: branch, smooth: smooth,
-            bias: try Self.correctedBias(bias, weight: weight, shift: shift, lowRank: branch, on: pool),
+            bias: try Self.correctedBias(bias, residual: quantized, smooth: smooth, shift: shift, on: pool),
             candidate: smoothing.candidate,
             outputError: try outputError(
-                of: quantized, branch, smooth, weight: weight, inputs: inputs, on: pool),
+                of: quantized, branch, smooth, weight: weight, calibration: calibration, on: pool),
             trials: smoothing.trials, splitErrors: split?.errors ?? [])
-    }
-
-    /// The bias of a layer whose activations are shifted: b − W·shift + up · (down · shift), in `Double`; nil without bias and shift.
-    ///
-    /// The residual sees x + shift, so it adds (W − up · down) · shift too much; the branch sees x.
-    ///
-    /// - Parameters:
-    ///   - bias: `[outFeatures]`; nil: 0.
-    ///   - weight: `[outFeatures, inFeatures]`, before smoothing.
-    ///   - shift: what is added to every activation.
-    ///   - lowRank: the branch of the running layer, which takes x as it comes.
-    ///   - pool: the threads to use.
-    /// - Throws: `.invalidShape` for tensors that disagree.
-    /// - Source: deepcompressor, `ShiftedLinear` (the first term) and the converter to nunchaku (the second).
-    public static func correctedBias(
-        _ bias: Tensor<Float>?, weight: Tensor<Float>, shift: Float, lowRank: LowRankBranch? = nil,
-        on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> Tensor<Float>? {
-        guard shift != 0 else { return bias }
-        try require(
-            weight.shape.count == 2 && weight.count > 0, .invalidShape, "weight", expected: "[outFeatures, inFeatures]",
-            actual: "\(weight.shape)")
-        let (rows, columns) = (weight.shape[0], weight.shape[1])
-        try require(
-            bias == nil || bias?.shape == [rows], .invalidShape, "bias", expected: "\([rows])", actual: "\(bias?.shape ?? [])")
-        if let lowRank {
-            try require(
-                lowRank.up.shape[0] == rows && lowRank.down.shape[1] == columns, .invalidShape, "lowRank",
-                expected: "factors of \(rows) × \(columns)",
-                actual: "factors of \(lowRank.up.shape[0]) × \(lowRank.down.shape[1])")
-        }
-        func rowSums(_ matrix: Tensor<Float>) -> [Double] {
-            let columns = matrix.shape[1]
-            return pool.map(matrix.shape[0], work: matrix.count) { row in
-                (0..<columns).reduce(0.0) { $0 + Double(matrix.span[row * columns + $1]) }
-            }
-        }
-        let weightSums = rowSums(weight)
-        let downSums = lowRank.map { rowSums($0.down) } ?? []
-        return try Tensor([rows]) { n in
-            var sum = -weightSums[n]
-            for (r, down) in downSums.enumerated() {
-                sum += Double(lowRank?.up.span[n * downSums.count + r] ?? 0) * down
-            }
-            return Float(Double(bias?.span[n] ?? 0) + sum * Double(shift))
-        }
     }
 }
 
@@ -234,22 +188,26 @@ extension LowRankQuantizer {
         return (smooth.elements.allSatisfy { $0 == 1 } ? nil : smooth, candidate, trials)
     }
 
+    /// GPTQ fits the residual to x / s, not to what is quantised: the bias takes the shift away again with the residual as quantised,
+    /// so that what rounding changes meets the activations without it.
     private func quantize(
-        _ residual: Tensor<Float>, calibration: Tensor<Float>, on pool: WorkerPool
+        _ residual: Tensor<Float>, calibration: Tensor<Float>, smooth: Tensor<Float>?, on pool: WorkerPool
     ) throws(SparseKernelsError) -> QuantizedWeight {
         let quantizer = try WeightQuantizer(configuration.weightFormat, scaleType: configuration.scaleType)
         return switch configuration.residual {
         case .roundToNearest: try quantizer(residual, on: pool)
-        case .gptq: try GPTQ(quantizer)(residual, calibration: calibration, on: pool)
+        case .gptq:
+            try GPTQ(quantizer)(
+                residual, calibration: smooth.map { calibration.dividingColumns(by: $0, on: pool) } ?? calibration, on: pool)
         }
     }
 
     /// Relative error of the finished layer over all tokens, some at a time.
     private func outputError(
         of quantized: QuantizedWeight, _ branch: LowRankBranch?, _ smooth: Tensor<Float>?, weight: Tensor<Float>,
-        inputs: Tensor<Float>, on pool: WorkerPool
+        calibration: Tensor<Float>, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Double {
-        let (tokens, columns, tokensAtOnce) = (inputs.shape[0], inputs.shape[1], 1024)
+        let (tokens, columns, tokensAtOnce) = (calibration.shape[0], calibration.shape[1], 1024)
         let rounding = ActivationRounding(
             format: configuration.activation, groupSize: configuration.weightFormat.groupSize, storage: .float32)
         var operand = try quantized.dequantized(on: pool)
@@ -257,8 +215,9 @@ extension LowRankQuantizer {
         var (error, energy) = (0.0, 0.0)
         for start in stride(from: 0, to: tokens, by: tokensAtOnce) {
             let count = min(tokensAtOnce, tokens - start)
-            let some = try Tensor<Float>([count, columns]) { inputs.span[start * columns + $0] }
-            let sample = try CalibrationSample(inputs: some, weight: weight, on: pool)
+            let some = try Tensor<Float>([count, columns]) { calibration.span[start * columns + $0] }
+            let sample = try CalibrationSample(
+                inputs: some, shift: configuration.activation.shift, weight: weight, on: pool)
             error += try sample.squaredError(
                 activations: sample.activations(smooth: smooth, down: branch?.down, rounding: rounding, on: pool),
                 weight: operand, on: pool)

@@ -73,7 +73,8 @@ public struct LowRankSplit: Sendable {
     ///
     /// - Parameters:
     ///   - weight: `[outFeatures, inFeatures]`, smoothed. Layers that share a branch come stacked.
-    ///   - calibration: `[tokens, inFeatures]`, smoothed and shifted: what is quantised when the layer runs.
+    ///   - calibration: `[tokens, inFeatures]`, smoothed and shifted: what is quantised when the layer runs. The errors are then those of a
+    ///     layer of shifted inputs; `LowRankQuantizer` judges by the layer whose bias undoes the shift.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite, a rank
     ///   above an extent of the weight, or a residual that no scale can hold.
@@ -84,8 +85,9 @@ public struct LowRankSplit: Sendable {
         return try split(weight, sample: CalibrationSample(inputs: calibration, weight: weight, on: pool), on: pool)
     }
 
+    /// - Parameter smooth: what the columns of `weight` have been multiplied by, when the sample is of the layer before smoothing.
     func split(
-        _ weight: Tensor<Float>, sample: CalibrationSample, on pool: WorkerPool
+        _ weight: Tensor<Float>, sample: CalibrationSample, smooth: Tensor<Float>? = nil, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Result {
         try Self.check(rank: rank, of: weight)
         let storage = try StorageType(scaleType: scaleType)
@@ -109,12 +111,14 @@ public struct LowRankSplit: Sendable {
             previous = exact
             try require(
                 (factors.up.elements + factors.down.elements).allSatisfy(\.isFinite), .invalidArgument, "weight",
-                expected: "singular values that fit \(scaleType.rawValue)", actual: "\(exact.singularValues[0])")
+                expected: "of singular values that fit \(scaleType.rawValue)", actual: "\(exact.singularValues[0])")
             let residual = try residual(of: weight, down: factors.down, up: factors.up, on: pool)
             var quantized = residual
             try quantized.roundWeights(quantizer, columns: weight.shape[1], on: pool)
+            let down = smooth.map { factors.down.dividingColumns(by: $0, on: pool).rounded(to: storage, on: pool) }
             let error = try sample.squaredError(
-                activations: sample.activations(smooth: nil, down: factors.down, rounding: rounding, on: pool),
+                activations: sample.activations(
+                    smooth: smooth, down: down ?? factors.down, rounding: rounding, on: pool),
                 weight: quantized.appendingColumns(of: factors.up, on: pool), on: pool)
             errors.append(error)
             if error <= best?.error ?? .infinity {
@@ -126,7 +130,7 @@ public struct LowRankSplit: Sendable {
         }
         guard let best else {
             throw SparseKernelsError(
-                .invalidArgument, "calibration", expected: "outputs that fit single precision", actual: "errors \(errors)")
+                .invalidArgument, "calibration", expected: "such that outputs fit single precision", actual: "errors \(errors)")
         }
         return Result(
             down: best.factors.down, up: best.factors.up,

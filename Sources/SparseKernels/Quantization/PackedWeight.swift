@@ -81,7 +81,7 @@ struct PackedLayout: Sendable {
     let groups: Int
     let bits: Int
 
-    private static let groupOfWholeRows = 128
+    static let groupOfWholeRows = 128
 
     init(_ format: WeightFormat, outFeatures: Int, inFeatures: Int, kernels: KernelTable) {
         self.outFeatures = outFeatures

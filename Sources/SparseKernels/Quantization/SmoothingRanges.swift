@@ -40,7 +40,7 @@ public struct SmoothingRanges: Sendable {
             for k in 0..<inFeatures { weightRange[k] = max(weightRange[k], range[k]) }
         }
         try require(
-            weightRange.allSatisfy { $0 < magnitudeLimit }, .invalidArgument, "weight", expected: "magnitudes below 2¹⁰⁰",
+            weightRange.allSatisfy { $0 < magnitudeLimit }, .invalidArgument, "weight", expected: "of magnitudes below 2¹⁰⁰",
             actual: "\(weightRange.max() ?? 0)")
         self.weights = weightRange
         activations = try Self.columnMaxima(of: calibration, named: "calibration", plus: shift, on: pool)

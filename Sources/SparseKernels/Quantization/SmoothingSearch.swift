@@ -86,15 +86,15 @@ public struct SmoothingSearch: Sendable {
     ) throws(SparseKernelsError) -> Result {
         let quantizer = try WeightQuantizer(weightFormat, scaleType: scaleType)
         let rounding = ActivationRounding(format: activation, groupSize: weightFormat.groupSize, storage: .float32)
-        let tokens = try CalibrationSample.tokens(
-            of: calibration, limit: sampleTokens, plus: activation.shift, on: pool)
+        let tokens = try CalibrationSample.tokens(of: calibration, limit: sampleTokens, on: pool)
         var layers: [Layer] = []
         for weight in weights {
             try LowRankSplit.check(rank: rank, of: weight)
             layers.append(
                 Layer(
                     weight: try TrialWeight(weight: weight, rank: rank, quantizer: quantizer, seed: seed, on: pool),
-                    sample: try CalibrationSample(inputs: tokens, weight: weight, on: pool)))
+                    sample: try CalibrationSample(
+                        inputs: tokens, shift: activation.shift, weight: weight, on: pool)))
         }
         let energy = layers.reduce(0) { $0 + $1.sample.energy }
         var best: (error: Double, candidate: SmoothingCandidate, smooth: Tensor<Float>)?
@@ -118,7 +118,8 @@ public struct SmoothingSearch: Sendable {
         guard let best else {
             throw failure
                 ?? SparseKernelsError(
-                    .invalidArgument, "calibration", expected: "outputs that fit single precision", actual: "infinite errors")
+                    .invalidArgument, "calibration", expected: "such that outputs fit single precision",
+                    actual: "infinite errors")
         }
         return Result(candidate: best.candidate, smooth: best.smooth, trials: trials)
     }

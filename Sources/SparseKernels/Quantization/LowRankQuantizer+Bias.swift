@@ -1,0 +1,91 @@
+// The bias of a layer whose activations are shifted before they are quantised.
+
+extension LowRankQuantizer {
+    /// The bias of a layer that runs: b − Q(R) · (shift / smooth), in `Double`; nil without bias and shift.
+    ///
+    /// The residual sees (x + shift) / smooth and the branch sees x, so that exactly this is too much. It has the residual as it is
+    /// quantised: then a constant costs no accuracy, whatever rounding did to the weight.
+    ///
+    /// - Parameters:
+    ///   - bias: `[outFeatures]`; nil: 0.
+    ///   - residual: the weight that the shifted activations are multiplied with.
+    ///   - smooth: `[inFeatures]`, what they are divided by; nil: nothing.
+    ///   - shift: what is added to every activation; a negative one takes back what another call has undone.
+    ///   - pool: the threads to use.
+    /// - Throws: `.invalidShape` for tensors that disagree; `.invalidArgument` for a shift that is not finite, or factors that are not
+    ///   positive and finite.
+    /// - Complexity: O(outFeatures · inFeatures), and as many floats for the while.
+    /// - Source: SVDQuant (arXiv 2411.05007), section 4.3: what a shift adds is a constant, which the bias takes away.
+    public static func correctedBias(
+        _ bias: Tensor<Float>?, residual: QuantizedWeight, smooth: Tensor<Float>? = nil, shift: Float,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Tensor<Float>? {
+        guard shift != 0 else { return bias }
+        let (rows, columns) = (residual.outFeatures, residual.inFeatures)
+        try require(shift.isFinite, .invalidArgument, "shift", expected: "finite", actual: "\(shift)")
+        try require(
+            bias == nil || bias?.shape == [rows], .invalidShape, "bias", expected: "\([rows])", actual: "\(bias?.shape ?? [])")
+        if let smooth {
+            try require(
+                smooth.shape == [columns], .invalidShape, "smooth", expected: "\([columns])", actual: "\(smooth.shape)")
+            let bad = smooth.elements.firstIndex { !($0 > 0 && $0.isFinite) }
+            try require(
+                bad == nil, .invalidArgument, "smooth", expected: "positive and finite",
+                actual: "\(smooth[flat: bad ?? 0]) at element \(bad ?? 0)")
+        }
+        let values = try residual.dequantized(on: pool)
+        let sums = pool.map(rows, work: 2 * values.count) { row in
+            (0..<columns).reduce(0.0) { sum, k in
+                sum + Double(values.span[row * columns + k]) / Double(smooth?.span[k] ?? 1)
+            }
+        }
+        return try Tensor([rows]) { Float(Double(bias?.span[$0] ?? 0) - sums[$0] * Double(shift)) }
+    }
+
+    /// The bias that the official code stores: b − W·shift + up · (down · shift), in `Double`; nil without bias and shift.
+    ///
+    /// It undoes the shift exactly where the residual W − up · down is not rounded. A layer that runs has a rounded one; for that one
+    /// take `correctedBias(_:residual:smooth:shift:on:)`, as this quantiser does.
+    ///
+    /// - Parameters:
+    ///   - bias: `[outFeatures]`; nil: 0.
+    ///   - weight: `[outFeatures, inFeatures]`, before smoothing.
+    ///   - shift: what is added to every activation.
+    ///   - lowRank: the branch of the running layer, which takes x as it comes.
+    ///   - pool: the threads to use.
+    /// - Throws: `.invalidShape` for tensors that disagree.
+    /// - Source: deepcompressor, `ShiftedLinear` (the first term) and the converter to nunchaku (the second).
+    public static func correctedBias(
+        _ bias: Tensor<Float>?, weight: Tensor<Float>, shift: Float, lowRank: LowRankBranch? = nil,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Tensor<Float>? {
+        guard shift != 0 else { return bias }
+        try require(
+            weight.shape.count == 2 && weight.count > 0, .invalidShape, "weight", expected: "[outFeatures, inFeatures]",
+            actual: "\(weight.shape)")
+        let (rows, columns) = (weight.shape[0], weight.shape[1])
+        try require(
+            bias == nil || bias?.shape == [rows], .invalidShape, "bias", expected: "\([rows])", actual: "\(bias?.shape ?? [])")
+        if let lowRank {
+            try require(
+                lowRank.up.shape[0] == rows && lowRank.down.shape[1] == columns, .invalidShape, "lowRank",
+                expected: "factors of \(rows) × \(columns)",
+                actual: "factors of \(lowRank.up.shape[0]) × \(lowRank.down.shape[1])")
+        }
+        func rowSums(_ matrix: Tensor<Float>) -> [Double] {
+            let columns = matrix.shape[1]
+            return pool.map(matrix.shape[0], work: matrix.count) { row in
+                (0..<columns).reduce(0.0) { $0 + Double(matrix.span[row * columns + $1]) }
+            }
+        }
+        let weightSums = rowSums(weight)
+        let downSums = lowRank.map { rowSums($0.down) } ?? []
+        return try Tensor([rows]) { n in
+            var sum = -weightSums[n]
+            for (r, down) in downSums.enumerated() {
+                sum += Double(lowRank?.up.span[n * downSums.count + r] ?? 0) * down
+            }
+            return Float(Double(bias?.span[n] ?? 0) + sum * Double(shift))
+        }
+    }
+}
