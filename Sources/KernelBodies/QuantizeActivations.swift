@@ -255,7 +255,10 @@ private func encode(
     case .int8PerGroup: scale = range(v, args.groupSize) * (1 / 127)
     case .int4: scale = range(v, args.groupSize) * (1 / 7)
     case .uint4: scale = range(v, args.groupSize) * (1 / 15)
-    case .fp4: scale = minimumOf(range(v, args.groupSize) * (1 / 6), 448)
+    case .fp4:
+        scale = minimumOf(range(v, args.groupSize) * (1 / 6), 448)
+        // The smallest scale that E4M3 has: a lower one would round to 0, or to up to twice itself. NaN and 0 stay.
+        if scale > 0 && scale < 0.001_953_125 { scale = 0.001_953_125 }
     }
     // Below the normal numbers 1 / scale overflows: such groups, and those of zeros, have codes of 0. NaN passes.
     let isZero = scale < Float(bitPattern: 0x0080_0000)

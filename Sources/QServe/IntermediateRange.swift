@@ -28,7 +28,7 @@ public struct IntermediateRange: Hashable, Sendable {
             let offsets = weight.offsets
         else {
             throw SparseKernelsError(
-                .invalidArgument, "weight", expected: "two levels: uint4 in groups, with offsets and channel scales",
+                .invalidArgument, "weight", expected: "of two levels: uint4 in groups, with offsets and channel scales",
                 actual: "\(weight.format), \(weight.offsets == nil ? "no " : "")offsets, "
                     + "\(weight.channelScales == nil ? "no " : "")channel scales")
         }

@@ -12,6 +12,7 @@ public import SparseKernels
 ///         s = round(amax / 127)                     code = rne(v / s), saturated: the stored scale divides
 ///     fp4, per group:
 ///         s = min(amax · (1/6), 448)                code = E2M1, nearest even, saturated, of v · (1/s); stored scale: E4M3 nearest of s
+///         if 0 < s < 2⁻⁹, s = 2⁻⁹                   the smallest E4M3; the engine stores 0 or 2⁻⁹ there, and codes from the smaller s
 ///
 /// rne is rounding to nearest even, amax the largest |v|. Where s is 0 or subnormal, so that 1/s might overflow, scale and codes are 0. Where
 /// a value is not finite, the scale is NaN, and so is the output.
@@ -67,7 +68,8 @@ public struct ReferenceActivationQuantization: Sendable {
             scale = X(amax / 127).floatValue
             return scale < .leastNormalMagnitude ? (zeros, 0) : (group.map { $0 / scale }, scale)
         case .fp4:
-            scale = min(amax * (1 / 6), 448)
+            let quotient = min(amax * (1 / 6), 448)
+            scale = quotient == 0 ? 0 : max(quotient, 0x1p-9)
             stored = Self.nearestE4M3(scale)
         case .uint4:
             scale = amax * (1 / 15)

@@ -109,4 +109,12 @@ struct QServeLinearTests {
             scales: Tensor(zeros: [4, 1]))
         expectError(.invalidArgument, "weight") { _ = try QServeLinear(quantized: plain) }
     }
+
+    @Test("no tokens give no outputs")
+    func noTokens() throws {
+        let layer = try QServeLinear(weight: .normal([5, 128], seed: 1))
+        #expect(try layer(Tensor<Float>(zeros: [0, 128])).shape == [0, 5])
+        let error = #expect(throws: SparseKernelsError.self) { try layer(Tensor<Float>(zeros: [0, 127])) }
+        #expect(error?.code == .invalidShape && error?.argument == "x")
+    }
 }

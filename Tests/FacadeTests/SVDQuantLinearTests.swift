@@ -167,4 +167,14 @@ struct SVDQuantLinearTests {
             _ = try SVDQuantLinear(weight: broken, calibration: Tensor<Float>.normal([8, 70], seed: 2), rank: 2)
         }
     }
+
+    @Test("no tokens give no outputs, and cannot calibrate")
+    func noTokens() throws {
+        let layer = try Support.layer(6, 64)
+        #expect(try layer(Tensor<Float>(zeros: [0, 64])).shape == [0, 6])
+        Support.expect(.invalidShape, "x") { _ = try layer(Tensor<Float>(zeros: [0, 63])) }
+        Support.expect(.invalidShape, "calibration") {
+            _ = try SVDQuantLinear(weight: .normal([6, 64], seed: 1), calibration: Tensor(zeros: [0, 64]), rank: 2)
+        }
+    }
 }

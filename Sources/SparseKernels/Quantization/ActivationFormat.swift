@@ -14,7 +14,8 @@ public enum ActivationFormat: Hashable, Sendable {
     /// 0…15, one scale per token and group, of x + `shift`, which must not be negative: what follows a GELU. The layer's bias has to undo the
     /// shift.
     case uint4(shift: Float)
-    /// E2M1, one E4M3 scale per token and group: NVFP4.
+    /// E2M1, one E4M3 scale per token and group: NVFP4. Scales are at least 2⁻⁹, the smallest that E4M3 has, so a group whose largest
+    /// magnitude is below 6 · 2⁻⁹ = 0.0117 keeps multiples of 2⁻¹⁰, and only magnitudes up to 2⁻¹¹ = 0.0005 become 0.
     case fp4
 
     /// The shift of SVDQuant's GELU layers, a little above −min GELU(x) = 0.17 and exact in 16 bits: 11/64.

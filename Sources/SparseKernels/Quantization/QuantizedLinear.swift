@@ -111,6 +111,7 @@ public struct QuantizedLinear: Sendable {
         try require(
             y.rows == x.rows && y.columns == outFeatures, .invalidShape, "y", expected: "\(x.rows) × \(outFeatures)",
             actual: "\(y.rows) × \(y.columns)")
+        if x.rows == 0 { return }
         let yStride = y.rowStride
         // Pointers are used only until this call returns; the views are borrowed or owned all the while.
         let call = QuantizedLinearCall(
@@ -122,21 +123,26 @@ public struct QuantizedLinear: Sendable {
     /// Computes y for the rows of x into a tensor that is reused from call to call.
     ///
     /// - Parameters:
-    ///   - x: `[tokens, inFeatures]`.
+    ///   - x: `[tokens, inFeatures]`; no tokens is no work.
     ///   - y: `[tokens, outFeatures]`, overwritten.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: as `run` with views.
     public func run<X: AttentionElement, Y: AttentionElement>(
         _ x: Tensor<X>, into y: inout Tensor<Y>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
+        if try hasNoTokens(x.shape) {
+            return try require(
+                y.shape == [0, outFeatures], .invalidShape, "y", expected: "\([0, outFeatures])", actual: "\(y.shape)")
+        }
         try run(x: x.matrixView(named: "x"), y: y.mutableMatrixView(named: "y"), on: pool)
     }
 
-    /// y for the rows of x, `[tokens, outFeatures]`, in a new tensor.
+    /// y for the rows of x, `[tokens, outFeatures]`, in a new tensor. `[0, inFeatures]` gives `[0, outFeatures]`.
     /// - Throws: as `run`.
     public func callAsFunction<X: AttentionElement>(
         _ x: Tensor<X>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Tensor<Float> {
+        if try hasNoTokens(x.shape) { return try Tensor<Float>(zeros: [0, outFeatures]) }
         try checkInput(x.matrixView(named: "x"))
         var y = try Tensor<Float>(zeros: [x.shape[0], outFeatures])
         try run(x, into: &y, on: pool)
@@ -154,7 +160,12 @@ public struct QuantizedLinear: Sendable {
         let layout = weight.layout
         var codes = try Tensor<Int8>(zeros: [x.rows, layout.paddedInFeatures])
         var scales = try Tensor<Float>(zeros: [x.rows, layout.groups])
+        if x.rows == 0 {
+            return QuantizedActivations(format: activation, groupSize: layout.groupSize, codes: codes, scales: scales)
+        }
         let operand = rows(of: x)
+        // Kernels multiply twice the values of E2M1, and halve the scales.
+        let unit: Float = activation == .fp4 ? 2 : 1
         let block = ActivationBlock(self, rows: x.rows)
         let call = QuantizedLinearCall(
             layer: self, x: operand, y: UnsafeMutableRawPointer(bitPattern: 64)!, yStride: 0, yType: .float32)
@@ -169,11 +180,18 @@ public struct QuantizedLinear: Sendable {
                     codeSpan[row * layout.paddedInFeatures + k] = Int8(truncatingIfNeeded: code)
                 }
                 for group in 0..<layout.groups {
-                    scaleSpan[row * layout.groups + group] = scaleBase[row * layout.groups + group]
+                    scaleSpan[row * layout.groups + group] = scaleBase[row * layout.groups + group] * unit
                 }
             }
         }
-        return QuantizedActivations(codes: codes, scales: scales)
+        return QuantizedActivations(format: activation, groupSize: layout.groupSize, codes: codes, scales: scales)
+    }
+
+    /// Whether x is `[0, inFeatures]`, for which there is no view.
+    private func hasNoTokens(_ shape: [Int]) throws(SparseKernelsError) -> Bool {
+        guard shape.count == 2 && shape[0] == 0 else { return false }
+        try require(shape[1] == inFeatures, .invalidShape, "x", expected: "\(inFeatures) columns", actual: "\(shape[1])")
+        return true
     }
 
     private func checkInput<X: AttentionElement>(_ x: borrowing MatrixView<X>) throws(SparseKernelsError) {
@@ -185,12 +203,4 @@ public struct QuantizedLinear: Sendable {
             base: x.span.withUnsafeBufferPointer { UnsafeRawPointer($0.baseAddress!) }, stride: x.rowStride, type: X.storageType
         )
     }
-}
-
-/// Activations as a quantised product sees them: value = scale · code of the token's group.
-public struct QuantizedActivations: Sendable {
-    /// `[tokens, paddedInFeatures]`; for `.fp4` twice the value of the E2M1 code.
-    public let codes: Tensor<Int8>
-    /// `[tokens, groups]`.
-    public let scales: Tensor<Float>
 }

@@ -9,7 +9,8 @@ public struct QuantizedWeight: Sendable {
     public let inFeatures: Int
     /// `[outFeatures, paddedInFeatures · bits / 8]`: bytes, or pairs of nibbles with the even column in the low one. Padding is 0.
     public let codes: Tensor<UInt8>
-    /// `[outFeatures, groups]`.
+    /// `[outFeatures, groups]`: what the value 1 of a code is worth, before the channel scale. For E2M1 this is the E4M3 number, as in
+    /// `QuantizedActivations`; `code(row:column:)` is twice the value there.
     public let scales: Tensor<Float>
     /// `[outFeatures, groups]`, subtracted from scale · code. nil: none.
     public let offsets: Tensor<Float>?

@@ -19,8 +19,8 @@ struct QuantizedActivationTests {
         for row in 0..<m {
             let expected = rule(Array(values[row * k..<(row + 1) * k]), smooth: smooth)
             for group in 0..<groups {
-                // A token's one scale is that of each group. Codes of E2M1 are doubled, so their scales are halved.
-                let scale = expected.scales[min(group, expected.scales.count - 1)] * (rule.format == .fp4 ? 0.5 : 1)
+                // A token's one scale is that of each group.
+                let scale = expected.scales[min(group, expected.scales.count - 1)]
                 if scales[row * groups + group] != scale {
                     text = "scale (\(row), \(group)) \(scales[row * groups + group]), expected \(scale)"
                 }
@@ -163,16 +163,67 @@ struct QuantizedActivationTests {
         #expect(Array(try layer.quantized(x.matrixView(named: "x")).codes.elements[..<4]) == [15, 0, 0, 0])
     }
 
-    @Test("NVFP4 scales are E4M3 values, saturated at 448", arguments: InstructionSet.available)
+    @Test("NVFP4 scales are E4M3 values from 2⁻⁹ to 448", arguments: InstructionSet.available)
     func blockScales(_ set: InstructionSet) throws {
         let layer = try LayerParts(weight: WeightKind(.fp4, 16).weight(1, 64, seed: 1), activation: .fp4).layer(set)
         // Groups whose largest values are 6 · 1.0625 (a tie between 1 and 1.125), 6000, 6 · 2⁻⁹ and 6 · 2⁻¹¹.
         let largest: [Float] = [6.375, 6000, 6 * 0x1p-9, 6 * 0x1p-11]
         let x = try Tensor<Float>([1, 64]) { largest[$0 / 16] }
         let quantized = try layer.quantized(x.matrixView(named: "x"))
-        #expect(quantized.scales.elements == [0.5, 224, 0x1p-10, 0])
-        // Divided by the scale before its rounding: the largest code, or beyond. Codes and scales are twice and half.
-        #expect(quantized.codes.elements.allSatisfy { $0 == 12 })
+        #expect(quantized.scales.elements == [1, 448, 0x1p-9, 0x1p-9])
+        // Divided by the scale before its rounding: the largest code, or beyond. In the last group by the smallest scale: 1½, of which
+        // codes are twice the value.
+        #expect(quantized.codes.elements == (0..<64).map { $0 < 48 ? 12 : 3 })
+        #expect(quantized.value(row: 0, column: 63) == 6 * 0x1p-11 && quantized.value(row: 0, column: 0) == 6)
+    }
+
+    @Test("small NVFP4 activations are kept in steps of the smallest scale", arguments: InstructionSet.available)
+    func smallActivations(_ set: InstructionSet) throws {
+        let layer = try LayerParts(weight: WeightKind(.fp4, 16).weight(1, 64, seed: 1), activation: .fp4).layer(set)
+        var generator = SplitMix64(seed: 2)
+        for exponent in -20...(-9) {
+            // Up to the largest that the smallest scale has a code for.
+            let limit = 6 * Float(sign: .plus, exponent: exponent, significand: 1)
+            let x = try Tensor<Float>([3, 64]) { _ in limit * (2 * generator.uniform() - 1) }
+            let quantized = try layer.quantized(x.matrixView())
+            #expect(quantized.scales.elements.allSatisfy { $0 == E4M3.leastNonzeroMagnitude })
+            for index in 0..<x.count {
+                // Half a step of 2⁻¹⁰; beyond twice the scale E2M1 has a fifth of the value.
+                let bound = max(0x1p-11, 0.200_001 * abs(x[flat: index]))
+                let value = quantized.value(row: index / 64, column: index % 64)
+                #expect(abs(value - x[flat: index]) <= bound, "\(x[flat: index])")
+            }
+        }
+        // Nothing of a group is lost but what is below 2⁻¹¹.
+        let x = try Tensor<Float>([1, 64]) { $0 % 2 == 0 ? 0.0011 : -0.0006 }
+        let quantized = try layer.quantized(x.matrixView())
+        #expect(quantized.codes.elements == (0..<64).map { $0 % 2 == 0 ? 1 : -1 })
+    }
+
+    @Test("scales of activations and of weights mean the same", arguments: quantising)
+    func meaning(_ activation: ActivationFormat) throws {
+        // A layer of the identity gives back its activations as the product sees them.
+        let k = 48
+        let identity = try Tensor<Float>([k, k]) { $0 / k == $0 % k ? 6 : 0 }
+        let weight = try WeightQuantizer(.nvfp4)(identity)
+        let layer = try LayerParts(weight: weight, activation: activation).layer(.portable)
+        let x: Tensor<Float> = try activation.input(5, k, seed: 7)
+        let (y, quantized) = (try layer(x), try layer.quantized(x.matrixView()))
+        for row in 0..<5 {
+            for column in 0..<k {
+                let expected = weight.value(row: column, column: column) * quantized.value(row: row, column: column)
+                #expect(abs(y[flat: row * k + column] - expected) <= 1e-6 * abs(expected))
+            }
+        }
+        let group = quantized.groupSize
+        for row in 0..<5 {
+            for column in 0..<k {
+                let scale = quantized.scales[flat: row * quantized.scales.shape[1] + column / group]
+                let code = Float(quantized.codes[flat: row * quantized.codes.shape[1] + column])
+                #expect(quantized.value(row: row, column: column) == scale * (activation == .fp4 ? code / 2 : code))
+            }
+        }
+        if activation == .fp4 { #expect(quantized.scales.elements.allSatisfy { E4M3($0).floatValue == $0 }) }
     }
 
     @Test("operands that disagree are refused")
