@@ -6,7 +6,7 @@
 ///
 /// - Source: AutoAWQ, `awq/modules/linear/gemm.py`, `WQLinear_GEMM`.
 public struct AWQLayout: Sendable {
-    /// Input features that share a scale; nil: all of them (`q_group_size` −1).
+    /// Input features that share a scale, 16, 32, 64 or a multiple of 128; nil: all of them (`q_group_size` −1).
     public let groupSize: Int?
     /// `[inFeatures, outFeatures / 8]`.
     public let qweight: Tensor<Int32>
@@ -20,13 +20,13 @@ public struct AWQLayout: Sendable {
 
     /// Tensors as they come from a file.
     /// - Throws: `.invalidShape` naming the tensor that disagrees with `qweight` and the group size, `.invalidArgument` "groupSize" for one
-    ///   without kernels.
+    ///   that is not 16, 32, 64 or a multiple of 128.
     public init(
         qweight: Tensor<Int32>, qzeros: Tensor<Int32>, scales: Tensor<Float>, groupSize: Int?
     ) throws(SparseKernelsError) {
         try requireMatrix("qweight", qweight.shape, "[inFeatures, outFeatures / 8]")
-        let format = try WeightFormat(.uint4, groupSize: groupSize)
-        let (groups, words) = (format.groups(inFeatures: qweight.shape[0]), qweight.shape[1])
+        let stored = try StoredGroups(groupSize)
+        let (groups, words) = (stored.count(inFeatures: qweight.shape[0]), qweight.shape[1])
         try requireShape("qzeros", qzeros.shape, [groups, words])
         try requireShape("scales", scales.shape, [groups, 8 * words])
         self.groupSize = groupSize
@@ -38,6 +38,7 @@ public struct AWQLayout: Sendable {
     /// A weight in this layout.
     ///
     /// Scales stay as they are; they are exact in F16 where the weight was quantised so.
+    /// A weight that came from wider groups than 128 has groups of 128, and is written with those.
     /// - Parameters:
     ///   - weight: codes of `uint4` whose offsets are multiples 0…15 of the scale, or of `int4` without offsets, which get the zero point 8.
     ///   - pool: the threads to use. The call blocks until they are done.
@@ -51,7 +52,8 @@ public struct AWQLayout: Sendable {
         scales = try codes.scales.transposed(on: pool)
     }
 
-    /// The weight, `int4` where every zero point is 8 and `uint4` otherwise.
+    /// The weight, `int4` where every zero point is 8 and `uint4` otherwise. Groups above 128 become groups of 128 with the same scale,
+    /// which changes no value.
     /// - Throws: `.invalidArgument` "scales" for a scale that is not finite.
     /// - Complexity: O(outFeatures · inFeatures), and a byte per element for the while.
     public func quantizedWeight(on pool: WorkerPool = .shared) throws(SparseKernelsError) -> QuantizedWeight {

@@ -77,14 +77,14 @@ public struct GGMLBlocks: Sendable {
         guard let kind, weight.channelScales == nil, kind == .q4_1 || weight.offsets == nil else {
             throw SparseKernelsError(
                 .invalidArgument, "weight",
-                expected: "int4 or int8 without offsets, or uint4, in groups of 32 without channel scales",
+                expected: "of int4 or int8 without offsets, or of uint4, in groups of 32 and without channel scales",
                 actual: "\(weight.format)\(weight.offsets == nil ? "" : " with offsets")")
         }
         try Self.checkColumns("weight.inFeatures", weight.inFeatures)
         for numbers in [weight.scales, weight.offsets].compactMap({ $0 }) {
             let bad = numbers.elements.firstIndex { roundedToHalf($0) != $0 }
             try require(
-                bad == nil, .invalidArgument, "weight", expected: "scales and offsets that F16 holds exactly",
+                bad == nil, .invalidArgument, "weight", expected: "of scales and offsets that F16 holds exactly",
                 actual: "\(bad.map { numbers[flat: $0] } ?? 0)")
         }
         let (integers, scales, offsets) = (try weight.integers(on: pool), weight.scales.elements, weight.offsets?.elements)

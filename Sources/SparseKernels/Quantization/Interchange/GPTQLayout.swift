@@ -15,7 +15,7 @@ public struct GPTQLayout: Sendable {
     }
 
     public let version: Version
-    /// Input features that share a scale; nil: all of them (`group_size` −1).
+    /// Input features that share a scale, 16, 32, 64 or a multiple of 128; nil: all of them (`group_size` −1).
     public let groupSize: Int?
     /// `[inFeatures / 8, outFeatures]`.
     public let qweight: Tensor<Int32>
@@ -31,16 +31,16 @@ public struct GPTQLayout: Sendable {
 
     /// Tensors as they come from a file.
     /// - Throws: `.invalidShape` naming the tensor that disagrees with `qweight` and the group size, `.invalidArgument` "groupSize" for one
-    ///   without kernels, `.invalidArgument` "groupIndices" for a group that does not exist.
+    ///   that is not 16, 32, 64 or a multiple of 128, `.invalidArgument` "groupIndices" for a group that does not exist.
     public init(
         version: Version, qweight: Tensor<Int32>, qzeros: Tensor<Int32>, scales: Tensor<Float>,
         groupIndices: Tensor<Int32>? = nil, groupSize: Int?
     ) throws(SparseKernelsError) {
         try requireMatrix("qweight", qweight.shape, "[inFeatures / 8, outFeatures]")
         try requireMultipleOf8("qweight.outFeatures", qweight.shape[1])
-        let format = try WeightFormat(.uint4, groupSize: groupSize)
+        let stored = try StoredGroups(groupSize)
         let (inFeatures, outFeatures) = (8 * qweight.shape[0], qweight.shape[1])
-        let groups = format.groups(inFeatures: inFeatures)
+        let groups = stored.count(inFeatures: inFeatures)
         try requireShape("qzeros", qzeros.shape, [groups, outFeatures / 8])
         try requireShape("scales", scales.shape, [groups, outFeatures])
         if let groupIndices {
@@ -61,6 +61,7 @@ public struct GPTQLayout: Sendable {
     /// A weight in this layout, groups in order.
     ///
     /// Scales stay as they are; they are exact in F16 where the weight was quantised so.
+    /// A weight that came from wider groups than 128 has groups of 128, and is written with those.
     /// - Parameters:
     ///   - weight: codes of `uint4` whose offsets are multiples 0…15 of the scale, or of `int4` without offsets, which get the zero point 8.
     ///   - version: which zero points to write. v2 is the one that all readers understand alike where a zero point is 0.
@@ -82,7 +83,8 @@ public struct GPTQLayout: Sendable {
     /// Whether groups are other than runs of adjacent input features: a checkpoint quantised in activation order (`desc_act`).
     public var isActivationOrdered: Bool { firstUnordered != nil }
 
-    /// The weight, `int4` where every zero point is 8 and `uint4` otherwise.
+    /// The weight, `int4` where every zero point is 8 and `uint4` otherwise. Groups above 128 become groups of 128 with the same scale,
+    /// which changes no value.
     /// - Throws: `.invalidArgument` "groupIndices" for a checkpoint in activation order, whose groups a `QuantizedWeight` cannot say:
     ///   `dequantized` reads it. `.invalidArgument` "scales" for a scale that is not finite.
     /// - Complexity: O(outFeatures · inFeatures), and a byte per element for the while.

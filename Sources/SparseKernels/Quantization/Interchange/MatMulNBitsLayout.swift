@@ -6,7 +6,7 @@
 public struct MatMulNBitsLayout: Sendable {
     /// K: columns before padding.
     public let inFeatures: Int
-    /// Columns that share a scale: 16, 32, 64 or 128.
+    /// Columns that share a scale: 16, 32, 64 or a multiple of 128. The last block of a row may be filled up.
     public let blockSize: Int
     /// B, `[outFeatures, blocks, blockSize / 2]`.
     public let b: Tensor<UInt8>
@@ -18,15 +18,16 @@ public struct MatMulNBitsLayout: Sendable {
     public var outFeatures: Int { b.shape[0] }
 
     /// Tensors as they come from a file. Scales and zero points may also be flat, as some exporters write them.
-    /// - Throws: `.invalidShape` naming the tensor that disagrees, `.invalidArgument` "groupSize" for a block size without kernels.
+    /// - Throws: `.invalidShape` naming the tensor that disagrees, `.invalidArgument` "groupSize" for a block size
+    ///   that is not 16, 32, 64 or a multiple of 128.
     public init(
         inFeatures: Int, blockSize: Int, b: Tensor<UInt8>, scales: Tensor<Float>, zeroPoints: Tensor<UInt8>? = nil
     ) throws(SparseKernelsError) {
-        let format = try WeightFormat(.uint4, groupSize: blockSize)
+        let stored = try StoredGroups(blockSize)
         try require(
             inFeatures >= 1 && inFeatures < 1 << 31, .invalidShape, "inFeatures", expected: "1 to 2³¹ − 1",
             actual: "\(inFeatures)")
-        let blocks = format.groups(inFeatures: inFeatures)
+        let blocks = stored.count(inFeatures: inFeatures)
         try require(
             b.shape.count == 3 && b.shape[0] >= 1 && b.shape[1] == blocks && b.shape[2] == blockSize / 2, .invalidShape, "b",
             expected: "[outFeatures, \(blocks), \(blockSize / 2)]", actual: "\(b.shape)")
@@ -40,6 +41,8 @@ public struct MatMulNBitsLayout: Sendable {
     }
 
     /// A weight in this layout.
+    ///
+    /// A weight that came from wider groups than 128 has groups of 128, and is written with those.
     /// - Parameters:
     ///   - weight: codes of `uint4` whose offsets are multiples 0…15 of the scale, or of `int4` without offsets, which need no zero points.
     ///   - pool: the threads to use. The call blocks until they are done.
@@ -69,7 +72,8 @@ public struct MatMulNBitsLayout: Sendable {
         }
     }
 
-    /// The weight, `int4` where every zero point is 8 and `uint4` otherwise.
+    /// The weight, `int4` where every zero point is 8 and `uint4` otherwise. Blocks above 128 become groups of 128 with the same scale,
+    /// which changes no value.
     /// - Throws: `.invalidArgument` "scales" for a scale that is not finite.
     /// - Complexity: O(outFeatures · inFeatures), and a byte per element for the while.
     public func quantizedWeight(on pool: WorkerPool = .shared) throws(SparseKernelsError) -> QuantizedWeight {

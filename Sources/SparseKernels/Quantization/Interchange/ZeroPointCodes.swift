@@ -27,7 +27,7 @@ struct ZeroPointCodes {
         let isSigned = weight.format.code == .int4
         try require(
             (isSigned && weight.offsets == nil) || weight.format.code == .uint4, .invalidArgument, "weight",
-            expected: "codes of uint4, or of int4 without offsets", actual: "\(weight.format)")
+            expected: "of uint4 codes, or of int4 codes without offsets", actual: "\(weight.format)")
         try require(
             weight.channelScales == nil, .invalidArgument, "weight", expected: "without channel scales", actual: "with them")
         groupSize = weight.format.groupSize
@@ -39,7 +39,8 @@ struct ZeroPointCodes {
                 let (scale, offset) = (scales[flat: index], weight.offsets?[flat: index] ?? 0)
                 let point = GroupGrid(kind: .uint4, scale: scale, offset: offset).zeroPoint
                 try require(
-                    scale * point == offset, .invalidArgument, "weight", expected: "offsets of 0 to 15 times the scale",
+                    scale * point == offset, .invalidArgument, "weight",
+                    expected: "such that offsets are 0 to 15 times the scale",
                     actual: "\(offset) for scale \(scale) in row \(row), group \(index - row * groups)")
                 points[flat: index] = isSigned ? Self.middle : Int8(point)
             }
@@ -50,17 +51,21 @@ struct ZeroPointCodes {
         codes = integers
     }
 
-    /// - Throws: `.invalidArgument` for a scale that is not finite or a group size without kernels.
+    /// The weight, wide groups as several of 128 with the same scale.
+    /// - Throws: `.invalidArgument` for a scale that is not finite or a group size that no checkpoint has.
     func quantizedWeight(on pool: WorkerPool) throws(SparseKernelsError) -> QuantizedWeight {
+        let (stored, columns) = (try StoredGroups(groupSize), codes.shape[1])
+        let scales = try stored.expanded(scales, inFeatures: columns)
         if zeroPoints.elements.allSatisfy({ $0 == Self.middle }) {
             var integers = codes
             integers.add(0 - Self.middle, on: pool)
             return try QuantizedWeight(
-                format: WeightFormat(.int4, groupSize: groupSize), integers: integers, scales: scales, on: pool)
+                format: WeightFormat(.int4, groupSize: stored.kernelSize), integers: integers, scales: scales, on: pool)
         }
-        let (points, steps) = (zeroPoints.elements, scales.elements)
+        let points = try stored.expanded(zeroPoints, inFeatures: columns).elements
+        let steps = scales.elements
         return try QuantizedWeight(
-            format: WeightFormat(.uint4, groupSize: groupSize), integers: codes, scales: scales,
+            format: WeightFormat(.uint4, groupSize: stored.kernelSize), integers: codes, scales: scales,
             offsets: Tensor(scales.shape) { steps[$0] * Float(points[$0]) }, on: pool)
     }
 }
