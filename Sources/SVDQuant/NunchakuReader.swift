@@ -71,21 +71,32 @@ struct NunchakuReader {
         let entry = try file.entry(named: downName)
         let tile = NunchakuLayout.rankTile
         try file.requireTensor(
-            entry.shape.count == 2 && (1...1024).contains(entry.shape[1]) && entry.shape[1] % tile == 0, downName,
-            expected: "[inFeatures, rank], the rank a multiple of \(tile) up to 1024", actual: abbreviated(entry.shape))
+            entry.shape.count == 2 && (1...LowRankBranch.maximumRank).contains(entry.shape[1]) && entry.shape[1] % tile == 0,
+            downName,
+            expected: "[inFeatures, rank], the rank a multiple of \(tile) up to \(LowRankBranch.maximumRank)",
+            actual: abbreviated(entry.shape))
         return entry.shape[1]
     }
 
     /// The scales of the rows: `wtscale` · `wcscales`, each 1 where it is missing. nil: 1 in all rows.
-    mutating func channelScales(_ outFeatures: Int) throws(SparseKernelsError) -> Tensor<Float>? {
+    ///
+    /// Scales of FP4 groups are multiples of one of the two: without both the weights would be thousands of times too large.
+    mutating func channelScales(
+        _ outFeatures: Int, _ precision: NunchakuPrecision
+    ) throws(SparseKernelsError) -> Tensor<Float>? {
+        let (tensorName, channelName) = (name(NunchakuNames.tensorScale), name(NunchakuNames.channelScales))
+        try require(
+            precision == .int4 || file[tensorName] != nil || file[channelName] != nil, .notFound,
+            "\(file.name), tensor \(quoted(tensorName))",
+            expected: "in the file, or else \(quoted(channelName)): scales of FP4 weights are relative to one of them",
+            actual: "neither of the two")
         var tensorScale: Float = 1
-        if let entry = file[name(NunchakuNames.tensorScale)] {
+        if let entry = file[tensorName] {
             try requireType(entry, [.float32, .bfloat16, .float16])
             try file.requireTensor(entry.count == 1, entry.name, expected: "one number", actual: abbreviated(entry.shape))
             tensorScale = try file.floatTensor(entry.name)[flat: 0]
             try file.requireTensor(tensorScale.isFinite, entry.name, expected: "finite", actual: "\(tensorScale)")
         }
-        let channelName = name(NunchakuNames.channelScales)
         if file[channelName] == nil {
             return tensorScale == 1 ? nil : try Tensor([outFeatures]) { _ in tensorScale }
         }

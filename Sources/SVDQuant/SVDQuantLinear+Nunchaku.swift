@@ -18,7 +18,8 @@ extension SVDQuantLinear {
     ///   - outFeatures: outputs without the padding to a multiple of 128; nil: all.
     ///   - inFeatures: inputs without it; nil: all.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.notFound` for a tensor that is missing, with names that are there; `.invalidElementType` for a type that a
+    /// - Throws: `.notFound` for a tensor that is missing, with names that are there, such as the `wtscale` of an FP4 layer that has
+    ///   no `wcscales` either; `.invalidElementType` for a type that a
     ///   tensor cannot have, or FP16 beside BF16; `.malformedFile` for shapes that are not whole tiles or disagree, a
     ///   configuration of the other precision, numbers that are not finite, smoothing factors that are not positive, or padding
     ///   that is not 0; `.invalidArgument` for features that the layer does not have; `.unsupportedInstructionSet`.
@@ -52,7 +53,7 @@ extension SVDQuantLinear {
         let rank = try reader.rank(downName)
         let down = try NunchakuLayout.unpackedDown(reader.floats(downName, [columns, rank]))
         let up = try NunchakuLayout.unpackedUp(reader.floats(upName, [rows, rank]))
-        let channelScales = try reader.channelScales(rows)
+        let channelScales = try reader.channelScales(rows, precision)
         var bias: Tensor<Float>?
         if file[reader.name(NunchakuNames.bias)] != nil {
             bias = try NunchakuLayout.unpackedVector(reader.floats(reader.name(NunchakuNames.bias), [rows]))
@@ -100,7 +101,8 @@ extension SVDQuantLinear {
 
     /// Adds the layer to a nunchaku checkpoint, padded and packed.
     ///
-    /// Scales have to be values of the element type already; smoothing factors, low-rank factors and the bias are rounded to
+    /// Scales have to be values of the element type already, so that codes keep their meaning: those of a layer that was quantised
+    /// with F16 scales often need `.float16`, which the error says. Smoothing factors, low-rank factors and the bias are rounded to
     /// it. A layer without smoothing gets ones, one without branch a rank of 16 zeros, one without bias zeros. The metadata get
     /// the `quantization_config` of the precision. Nothing says how activations are quantised: the engine shifts those of
     /// second layers of MLPs, by 11/64, and takes others as they are, so a layer of `.uint4` belongs under such a name.
@@ -129,7 +131,7 @@ extension SVDQuantLinear {
             written ?? text == text, .invalidArgument, "metadata \(quoted(NunchakuConfiguration.key))",
             expected: quoted(text, limit: 200), actual: quoted(written ?? "", limit: 200))
         let scaleType = precision == .fp4 ? ElementType.float8E4M3 : elementType
-        try requireValues("weight.scales", weight.scales, of: scaleType)
+        try requireValues("weight.scales", weight.scales, of: scaleType, elementType)
 
         // On a copy, so that a name that is taken leaves the checkpoint as it was.
         var result = writer
@@ -149,14 +151,13 @@ extension SVDQuantLinear {
             let scales = try weight.scales.resized(to: [rows, columns / 16], filling: 1)
             try add(NunchakuNames.scales, NunchakuLayout.packedMicroScales(scales, filling: 1), as: scaleType)
         }
-        if let scales = weight.channelScales {
-            // One scale of the whole weight stays in 32 bits.
-            if (1..<scales.count).allSatisfy({ scales[flat: $0] == scales[flat: 0] }) && precision == .fp4 {
-                try add(NunchakuNames.tensorScale, Tensor([1], [scales[flat: 0]]), as: .float32)
-            } else {
-                try requireValues("weight.channelScales", scales, of: elementType)
-                try add(NunchakuNames.channelScales, NunchakuLayout.packedVector(scales, filling: 1))
-            }
+        let channelScales = weight.channelScales?.elements ?? []
+        if precision == .fp4 && channelScales.allSatisfy({ $0 == channelScales[0] }) {
+            // One scale of the whole weight stays in 32 bits. An FP4 layer has one even where it is 1.
+            try add(NunchakuNames.tensorScale, Tensor([1], [channelScales.first ?? 1]), as: .float32)
+        } else if let scales = weight.channelScales {
+            try requireValues("weight.channelScales", scales, of: elementType, elementType)
+            try add(NunchakuNames.channelScales, NunchakuLayout.packedVector(scales, filling: 1))
         }
         let ones = try Tensor<Float>([inFeatures]) { _ in 1 }
         let packedSmooth = try NunchakuLayout.packedVector(smooth ?? ones, filling: 1)
@@ -171,13 +172,23 @@ extension SVDQuantLinear {
         writer = result
     }
 
-    /// Throws unless the type has all the elements.
+    /// Throws unless the type has all the elements, with what would help: the other element type, or another scale type of the quantiser.
     private func requireValues(
-        _ name: String, _ tensor: Tensor<Float>, of type: ElementType
+        _ name: String, _ tensor: Tensor<Float>, of type: ElementType, _ elementType: ElementType
     ) throws(SparseKernelsError) {
-        let bad = (0..<tensor.count).first { !type.holds(tensor[flat: $0]) }
-        try require(
-            bad == nil, .invalidArgument, name, expected: "values of \(type.rawValue)",
-            actual: "\(bad.map { tensor[flat: $0] } ?? 0) at element \(bad ?? 0)")
+        let values = tensor.span
+        guard let bad = values.indices.first(where: { !type.holds(values[$0]) }) else { return }
+        let other: ElementType = elementType == .bfloat16 ? .float16 : .bfloat16
+        let remedy =
+            if type == elementType && values.indices.allSatisfy({ other.holds(values[$0]) }) {
+                "\(other.rawValue) has all of them: write with elementType .\(other == .float16 ? "float16" : "bfloat16")"
+            } else if type == elementType {
+                "quantise with that scaleType, or write with the elementType of the scales"
+            } else {
+                "quantise to WeightFormat.nvfp4"
+            }
+        throw SparseKernelsError(
+            .invalidArgument, name, expected: "values that \(type.rawValue) has exactly (\(remedy))",
+            actual: "\(values[bad]) at element \(bad)")
     }
 }

@@ -142,7 +142,7 @@ struct NunchakuCheckpointTests {
             expect(.malformedFile, "tensor \"b.0.qweight\"") { try $0.add("b.0.qweight", Tensor<Int8>(zeros: shape)) }
         }
         expect(.invalidElementType, "tensor \"b.0.qweight\"") { try $0.add("b.0.qweight", Tensor<Int32>(zeros: [128, 16])) }
-        for shape in [[128, 17], [128], [128, 0], [256, 16], [128, 1040]] {
+        for shape in [[128, 17], [128], [128, 0], [256, 16], [128, 8208]] {
             expect(.malformedFile, "tensor \"b.0.lora_down\"") { try $0.add("b.0.lora_down", Tensor<BFloat16>(zeros: shape)) }
         }
         expect(.malformedFile, "tensor \"b.0.lora_up\"") { try $0.add("b.0.lora_up", Tensor<BFloat16>(zeros: [128, 16])) }
@@ -166,6 +166,62 @@ struct NunchakuCheckpointTests {
         expect(.malformedFile, "tensor \"b.0.wtscale\"", .nvfp4) { try $0.add("b.0.wtscale", Tensor<Float>([2], [1, 1])) }
         expect(.malformedFile, "tensor \"b.0.wtscale\"", .nvfp4) { try $0.add("b.0.wtscale", Tensor<Float>([1], [.nan])) }
         expect(.malformedFile, "tensor \"b.0.wcscales\"") { try $0.add("b.0.wcscales", Tensor<BFloat16>([128]) { _ in nan }) }
+    }
+
+    @Test("an FP4 layer without a scale of the whole weight is an error that names it")
+    func missingScales() throws {
+        let (scale, channels) = ("b.0.wtscale", "b.0.wcscales")
+        let file = try SafetensorsFile(bytes: Self.export(Self.layer(128, 128, .nvfp4)).encoded(), named: "f")
+        func copy(without names: [String], adding extra: [(String, Tensor<BFloat16>)] = []) throws -> SafetensorsFile {
+            var writer = SafetensorsWriter(metadata: file.metadata)
+            for entry in file.tensors where !names.contains(entry.name) {
+                try writer.add(
+                    entry.name, elementType: entry.elementType, shape: entry.shape,
+                    bytes: file.bytes(entry.name).withUnsafeBytes { Array($0) })
+            }
+            for (name, tensor) in extra { try writer.add(name, tensor) }
+            return try SafetensorsFile(bytes: writer.encoded(), named: "f")
+        }
+        let error = #expect(throws: SparseKernelsError.self) {
+            try SVDQuantLinear(nunchaku: copy(without: [scale, channels]), prefix: "b.0")
+        }
+        #expect(error?.code == .notFound && error?.argument == "f, tensor \"\(scale)\"")
+        #expect(error?.expected.contains(channels) == true)
+        // One of the two is enough.
+        let scales = try Tensor<BFloat16>([128]) { _ in BFloat16(0.5) }
+        let scaled = try SVDQuantLinear(nunchaku: copy(without: [scale], adding: [(channels, scales)]), prefix: "b.0")
+        #expect(scaled.weight.channelScales?.elements.allSatisfy { $0 == 0.5 } == true)
+        #expect(throws: Never.self) { try SVDQuantLinear(nunchaku: copy(without: [channels]), prefix: "b.0") }
+        // A layer whose scale is 1 is written with it.
+        let weight = try Support.weight(128, 128, .nvfp4)
+        let one = try SVDQuantLinear(
+            weight: QuantizedWeight(format: .nvfp4, inFeatures: 128, codes: weight.codes, scales: weight.scales),
+            activation: .fp4)
+        let back = try SVDQuantLinear(nunchaku: SafetensorsFile(bytes: Self.export(one).encoded()), prefix: "b.0")
+        #expect(back.weight.scales == weight.scales && back.weight.channelScales == nil)
+    }
+
+    @Test("scales of F16 go into a checkpoint of BF16 where that is exact, and else the error says what does")
+    func scalesOfAnotherType() throws {
+        let weight = try Support.weight(128, 128, scaleType: .float16)
+        let layer = try SVDQuantLinear(weight: weight)
+        let error = #expect(throws: SparseKernelsError.self) { try Self.export(layer) }
+        #expect(error?.argument == "weight.scales" && error?.expected.contains("elementType .float16") == true)
+        let back = try SVDQuantLinear(
+            nunchaku: SafetensorsFile(bytes: Self.export(layer, elementType: .float16).encoded()), prefix: "b.0")
+        #expect(back.weight.scales == weight.scales)
+        // Powers of two are values of both types.
+        let coarse = try QuantizedWeight(
+            format: weight.format, inFeatures: 128, codes: weight.codes,
+            scales: Tensor(weight.scales.shape) { $0 % 2 == 0 ? 0.25 : 0.03125 })
+        let exact = try SVDQuantLinear(
+            nunchaku: SafetensorsFile(bytes: Self.export(SVDQuantLinear(weight: coarse)).encoded()), prefix: "b.0")
+        #expect(exact.weight.scales == coarse.scales)
+        // Neither type has thirds.
+        let thirds = try QuantizedWeight(
+            format: weight.format, inFeatures: 128, codes: weight.codes, scales: Tensor(weight.scales.shape) { _ in 1 / 3 })
+        let neither = #expect(throws: SparseKernelsError.self) { try Self.export(SVDQuantLinear(weight: thirds)) }
+        #expect(neither?.expected.contains("scaleType") == true)
     }
 
     @Test("features that the layer does not have, and padding with codes in it, are errors")

@@ -9,12 +9,17 @@ public struct LowRankBranch: Sendable {
 
     public var rank: Int { down.shape[0] }
 
-    /// - Throws: `.invalidShape` unless the factors have rank 2 and agree, with a rank of 1 to 1024; `.invalidArgument` for an element that is
-    ///   not finite.
+    /// The largest rank: what a layer with several adapters adds up to. Kernels need 1 MiB of scratch per thread there,
+    /// and 32 KiB per row of a block.
+    public static let maximumRank = 8192
+
+    /// - Throws: `.invalidShape` unless the factors have rank 2 and agree, with a rank of 1 to `maximumRank`; `.invalidArgument` for an
+    ///   element that is not finite.
     public init(down: Tensor<Float>, up: Tensor<Float>) throws(SparseKernelsError) {
         try require(
-            down.shape.count == 2 && (1...1024).contains(down.shape[0]) && down.shape[1] >= 1, .invalidShape, "down",
-            expected: "[rank, inFeatures] with a rank of 1 to 1024", actual: "\(down.shape)")
+            down.shape.count == 2 && (1...Self.maximumRank).contains(down.shape[0]) && down.shape[1] >= 1, .invalidShape,
+            "down",
+            expected: "[rank, inFeatures] with a rank of 1 to \(Self.maximumRank)", actual: "\(down.shape)")
         try require(
             up.shape.count == 2 && up.shape[0] >= 1 && up.shape[1] == down.shape[0], .invalidShape, "up",
             expected: "[outFeatures, \(down.shape[0])]", actual: "\(up.shape)")

@@ -25,6 +25,50 @@ struct QuantizedLinearBranchTests {
         }
     }
 
+    @Test("the largest rank, and ranks around half of it", arguments: [ActivationFormat.int4, .float])
+    func largestRanks(_ activation: ActivationFormat) throws {
+        for (rank, m) in [(4097, 1), (LowRankBranch.maximumRank, 1), (LowRankBranch.maximumRank, 9)] {
+            let (n, k) = (41, 70)
+            let kind = WeightKind.main[0]
+            // Factors that F16 does not hold and factors that it does take different places in memory.
+            let branch = try LayerParts.branch(rank: rank, n, k, seed: 3)
+            let halves = try LowRankBranch(
+                down: branch.down.converted(to: Float16.self).converted(),
+                up: branch.up.converted(to: Float16.self).converted())
+            for lowRank in m == 1 ? [branch] : [branch, halves] {
+                let parts = try LayerParts(
+                    weight: kind.weight(n, k, seed: 1), activation: activation, lowRank: lowRank,
+                    bias: Tensor.normal([n], seed: 5))
+                let x: Tensor<Float> = try activation.input(m, k, seed: 6)
+                try QuantizedLinearTests.expectMatches(
+                    parts, QuantizedLinearTests.packed(parts.weight), x: x, "\(activation), rank \(rank), \(m) rows")
+            }
+        }
+    }
+
+    @Test("no rows give no rows", arguments: ActivationFormat.all)
+    func noRows(_ activation: ActivationFormat) throws {
+        for set in InstructionSet.available {
+            let layer = try LayerParts(
+                weight: WeightKind(.int4, 64).weight(5, 70, seed: 1), activation: activation,
+                smooth: LayerParts.smooth(70, seed: 2), lowRank: LayerParts.branch(rank: 3, 5, 70, seed: 3), epilogue: .gelu
+            ).layer(set)
+            #expect(try layer(Tensor<Float>(zeros: [0, 70])).shape == [0, 5])
+            #expect(try layer(Tensor<BFloat16>(zeros: [0, 70])).shape == [0, 5])
+            var y = try Tensor<Float16>(zeros: [0, 5])
+            try layer.run(Tensor<Float>(zeros: [0, 70]), into: &y)
+            AttentionErrorsTests.expectError(.invalidShape, "x", containing: ["70", "69"]) {
+                _ = try layer(Tensor<Float>(zeros: [0, 69]))
+            }
+            for shape in [[1, 5], [0, 6], [0], [5, 0]] {
+                AttentionErrorsTests.expectError(.invalidShape, "y", containing: ["[0, 5]"]) {
+                    var y = try Tensor<Float>(zeros: shape)
+                    try layer.run(Tensor<Float>(zeros: [0, 70]), into: &y)
+                }
+            }
+        }
+    }
+
     @Test("the branch takes activations before shift, smoothing and rounding")
     func branchInput() throws {
         // Zero weights: the branch is all there is.
