@@ -1,74 +1,56 @@
 public import SparseKernels
 
 extension LoRAAdapter {
-    /// How files name the factors of a layer: down and up, behind the layer's name.
-    private static let factorNames = [
-        (".lora_A.weight", ".lora_B.weight"), (".lora_A.default.weight", ".lora_B.default.weight"),
-        (".lora_down.weight", ".lora_up.weight"), (".lora.down.weight", ".lora.up.weight"),
-    ]
-    private static let alphaName = ".alpha"
-
     /// The names of the layers that a file has factors for, sorted.
+    ///
+    /// Old attention processors of diffusers call a layer by other names: `attn1.processor.to_out_lora` is listed as `attn1.to_out.0`.
     public static func layers(in file: SafetensorsFile) -> [String] {
-        var layers: Set<String> = []
-        for entry in file.tensors {
-            for suffixes in factorNames {
-                for suffix in [suffixes.0, suffixes.1] where entry.name.hasSuffix(suffix) {
-                    layers.insert(String(entry.name.dropLast(suffix.count)))
-                }
-            }
-        }
-        return layers.sorted()
+        Set(file.tensors.compactMap { LoRANames.layer(ofFactor: $0.name) }).sorted()
     }
 
     /// Reads the adapter of a layer.
     ///
-    /// Factors are `F32`, `F16` or `BF16`, under the names `lora_A` and `lora_B` of PEFT or `lora_down` and `lora_up` of
-    /// kohya-ss and diffusers, followed by `.weight`. A scalar `alpha` and a bias of `up` are read where they are.
+    /// Factors are matrices, or kernels of 1 × 1 convolutions, of `F64`, `F32`, `F16`, `BF16` or 8-bit floats, under the names of PEFT,
+    /// kohya-ss and diffusers, old ones included: Docs/SVDQuant.md lists them. A bias of `up` and a difference of the layer's bias
+    /// (`diff_b`) are read where they are.
+    ///
+    /// What scales the factors is the first of these: a tensor `alpha` of the layer, of any type of numbers; the metadata of the file
+    /// (`lora_adapter_metadata`, or entries such as `transformer.lora_alpha`); `configuration`; `alpha`; `adapter_config.json` beside a
+    /// file that was opened by its path; 1.
     ///
     /// - Parameters:
     ///   - file: the adapter's file.
-    ///   - layer: the layer's name in the file, which is what stands before `.lora_`.
-    ///   - alpha: what the file leaves out, such as `lora_alpha` of PEFT, which stands in another file. What is in the file
-    ///     goes first.
-    /// - Throws: `.notFound` when a factor is missing; `.invalidElementType` for another type; `.malformedFile` for shapes that
-    ///   disagree, values that are not finite, or factors under two names. Messages name the file and the tensor.
-    public init(file: SafetensorsFile, layer: String, alpha: Float? = nil) throws(SparseKernelsError) {
-        let found = Self.factorNames.filter { file[layer + $0.0] != nil || file[layer + $0.1] != nil }
-        guard let names = found.first else {
-            let known = Self.layers(in: file)
-            throw SparseKernelsError(
-                .notFound, "\(file.name), layer \(quoted(layer))",
-                expected: known.isEmpty
-                    ? "one with lora_A and lora_B, or lora_down and lora_up; the file has none"
-                    : "one of its \(known.count) layers with factors, such as \(quoted(known[0]))",
-                actual: "no factors of that name")
-        }
+    ///   - layer: the layer's name in the file, which is what stands before `.lora_`, or in the model: names that the file has behind
+    ///     `base_model.model.`, `transformer.`, `unet.` or `diffusion_model.`, or with underscores behind `lora_unet_`, are found too.
+    ///   - alpha: what the file leaves out.
+    ///   - configuration: more of what the file leaves out. `adapter_config.json` is not looked for then.
+    /// - Throws: `.notFound` when a factor is missing, or several layers go by the name; `.invalidElementType` for another type;
+    ///   `.malformedFile` for shapes that disagree, values that are not finite, factors under two names, a configuration that
+    ///   disagrees with the factors, and tensors that change the layer in a way that a pair of factors cannot: magnitudes (DoRA), LoKr,
+    ///   LoHa, trained weights and others. Messages name the file and the tensor.
+    public init(
+        file: SafetensorsFile, layer: String, alpha: Float? = nil, configuration: LoRAConfiguration? = nil
+    ) throws(SparseKernelsError) {
+        let reader = try LoRAReader(file: file, layer: layer)
+        let pair = reader.pair
+        let (down, up) = (try reader.factor(pair.down), try reader.factor(pair.up))
         try file.requireTensor(
-            found.count == 1, layer + names.0, expected: "the layer's only factor of its kind",
-            actual: "also \(quoted(layer + (found.last?.0 ?? "")))")
-        let (downName, upName) = (layer + names.0, layer + names.1)
-        let (downShape, upShape) = (try file.entry(named: downName).shape, try file.entry(named: upName).shape)
+            (1...LowRankBranch.maximumRank).contains(down.shape[0]) && down.shape[1] >= 1, pair.down,
+            expected: "[rank, inFeatures] with a rank of 1 to \(LowRankBranch.maximumRank)", actual: abbreviated(down.shape))
+        let rank = down.shape[0]
         try file.requireTensor(
-            downShape.count == 2 && (1...1024).contains(downShape[0]) && downShape[1] >= 1, downName,
-            expected: "[rank, inFeatures] with a rank of 1 to 1024", actual: abbreviated(downShape))
-        try file.requireTensor(
-            upShape.count == 2 && upShape[0] >= 1 && upShape[1] == downShape[0], upName,
-            expected: "[outFeatures, \(downShape[0])]", actual: abbreviated(upShape))
-
-        var alpha = alpha
-        let alphaName = layer + Self.alphaName
-        if let entry = file[alphaName] {
-            try file.requireTensor(entry.count == 1, alphaName, expected: "one number", actual: abbreviated(entry.shape))
-            alpha = try file.floatTensor(alphaName)[flat: 0]
-        }
-        let biasName = upName.dropLast("weight".count) + "bias"
-        let (down, up) = (try file.floatTensor(downName), try file.floatTensor(upName))
-        let bias = file[String(biasName)] == nil ? nil : try file.floatTensor(String(biasName))
+            up.shape[0] >= 1 && up.shape[1] == rank, pair.up, expected: "[outFeatures, \(rank)]",
+            actual: abbreviated(up.shape))
+        let bias = file[pair.bias] == nil ? nil : try reader.floats(pair.bias)
+        let scale = try reader.scale(rank: rank, alpha: alpha, configuration: configuration)
+        let difference = try reader.biasDifference()
         do throws(SparseKernelsError) {
-            try self.init(down: down, up: up, alpha: alpha, bias: bias)
+            try self.init(down: down, up: up, scale: scale, bias: bias, biasDifference: difference)
         } catch {
-            let names = ["down": downName, "up": upName, "alpha": alphaName, "bias": String(biasName)]
+            let names = [
+                "down": pair.down, "up": pair.up, "bias": pair.bias, "biasDifference": reader.biasDifferenceName,
+                "scale": reader.alphaName ?? pair.down,
+            ]
             throw SparseKernelsError(
                 .malformedFile, "\(file.name), tensor \(quoted(names[error.argument] ?? layer))", expected: error.expected,
                 actual: error.actual)

@@ -7,7 +7,7 @@ public import SparseKernels
 public struct LoRAAdapter: Sendable {
     /// `down` is `[rank, inFeatures]` (A), `up` is `[outFeatures, rank]` (B).
     public let factors: LowRankBranch
-    /// alpha / rank, or 1 without an alpha.
+    /// alpha / rank, alpha / √rank where the adapter is rank-stabilised, or 1 without an alpha.
     public let scale: Float
     /// `[outFeatures]`; nil: none.
     public let bias: Tensor<Float>?
@@ -17,7 +17,7 @@ public struct LoRAAdapter: Sendable {
     public var outFeatures: Int { factors.up.shape[0] }
 
     /// - Parameters:
-    ///   - down: `[rank, inFeatures]`, with a rank of 1 to 1024.
+    ///   - down: `[rank, inFeatures]`, with a rank of 1 to `LowRankBranch.maximumRank`.
     ///   - up: `[outFeatures, rank]`.
     ///   - alpha: the adapter is scaled by alpha / rank; nil: not at all.
     ///   - bias: `[outFeatures]`.
@@ -25,17 +25,34 @@ public struct LoRAAdapter: Sendable {
     public init(
         down: Tensor<Float>, up: Tensor<Float>, alpha: Float? = nil, bias: Tensor<Float>? = nil
     ) throws(SparseKernelsError) {
-        let factors = try LowRankBranch(down: down, up: up)
-        let scale = alpha.map { $0 / Float(factors.rank) } ?? 1
         try require(alpha?.isFinite ?? true, .invalidArgument, "alpha", expected: "finite", actual: "\(alpha ?? 0)")
-        if let bias {
+        let rank = down.shape.first ?? 1
+        try self.init(down: down, up: up, scale: alpha.map { $0 / Float(max(1, rank)) } ?? 1, bias: bias, biasDifference: nil)
+    }
+
+    /// - Parameter biasDifference: `[outFeatures]`, added to the layer's bias unscaled. It has no place of its own, so the scale moves into
+    ///   `up` and the bias where there is one.
+    init(
+        down: Tensor<Float>, up: Tensor<Float>, scale: Float, bias: Tensor<Float>?, biasDifference: Tensor<Float>?
+    ) throws(SparseKernelsError) {
+        let factors = try LowRankBranch(down: down, up: up)
+        try require(scale.isFinite, .invalidArgument, "scale", expected: "finite", actual: "\(scale)")
+        for (name, tensor) in [("bias", bias), ("biasDifference", biasDifference)] {
+            guard let tensor else { continue }
             try require(
-                bias.shape == [up.shape[0]], .invalidShape, "bias", expected: "\([up.shape[0]])", actual: "\(bias.shape)")
+                tensor.shape == [up.shape[0]], .invalidShape, name, expected: "\([up.shape[0]])", actual: "\(tensor.shape)")
             try require(
-                bias.elements.allSatisfy(\.isFinite), .invalidArgument, "bias", expected: "finite",
+                tensor.elements.allSatisfy(\.isFinite), .invalidArgument, name, expected: "finite",
                 actual: "an element that is not")
         }
-        self.init(factors: factors, scale: scale, bias: bias)
+        guard let biasDifference else {
+            self.init(factors: factors, scale: scale, bias: bias)
+            return
+        }
+        let scaled = try LowRankBranch(down: down, up: Tensor(up.shape) { scale * up[flat: $0] })
+        self.init(
+            factors: scaled, scale: 1,
+            bias: try Tensor(biasDifference.shape) { biasDifference[flat: $0] + scale * (bias?[flat: $0] ?? 0) })
     }
 
     private init(factors: LowRankBranch, scale: Float, bias: Tensor<Float>?) {
@@ -54,7 +71,7 @@ public struct LoRAAdapter: Sendable {
     /// - Parameter projections: in the order of the layer's outputs, each with its number of outputs; nil where a projection
     ///   has none.
     /// - Throws: `.invalidArgument` when none has an adapter; `.invalidShape` for other numbers of outputs or inputs than the
-    ///   rest, or a total rank beyond 1024.
+    ///   rest, or a total rank beyond `LowRankBranch.maximumRank`.
     /// - Source: nunchaku, `lora/flux/nunchaku_converter.py`.
     public static func fused(_ projections: [(adapter: LoRAAdapter?, outFeatures: Int)]) throws(SparseKernelsError)
         -> LoRAAdapter
@@ -124,7 +141,7 @@ extension SVDQuantLinear {
     ///     down'' = [down; A₁; A₂; …]        up'' = [up, strength₁ · scale₁ · B₁, strength₂ · scale₂ · B₂, …]
     ///
     /// - Parameter adapters: with their strengths; a strength of 0 adds ranks that do nothing.
-    /// - Throws: `.invalidShape` for an adapter of another layer, or a total rank beyond 1024; `.invalidArgument` for a
+    /// - Throws: `.invalidShape` for an adapter of another layer, or a total rank beyond `LowRankBranch.maximumRank`; `.invalidArgument` for a
     ///   strength that is not finite.
     /// - Complexity: O(rank · (inFeatures + outFeatures)).
     public func adding(_ adapters: [(adapter: LoRAAdapter, strength: Float)]) throws(SparseKernelsError) -> SVDQuantLinear {
@@ -139,7 +156,9 @@ extension SVDQuantLinear {
         if adapters.isEmpty { return self }
         let total = adapters.reduce(rank) { $0 + $1.adapter.rank }
         try require(
-            total <= 1024, .invalidShape, "adapters", expected: "a total rank of at most 1024", actual: "\(total)")
+            total <= LowRankBranch.maximumRank, .invalidShape, "adapters",
+            expected: "of a total rank of at most \(LowRankBranch.maximumRank), the layer's own branch included",
+            actual: "\(total)")
         let down = try stacked((lowRank.map { [$0.down] } ?? []) + adapters.map(\.adapter.factors.down))
         var up: [Float] = []
         up.reserveCapacity(total * outFeatures)

@@ -53,6 +53,13 @@ struct SVDQuantSnippets {
 
         #expect(loaded.rank == 8 && styled.rank == 12)
 
+        let stated = try LoRAConfiguration(
+            json: #"{"lora_alpha": 8, "use_rslora": true, "alpha_pattern": {"blocks\\.0\\..*": 16}}"#)
+        let scaled = try LoRAAdapter(file: SafetensorsFile(path: adapterPath), layer: "blocks.0.up", configuration: stated)
+        print(scaled.scale)  // 8.0: 16 / √4
+
+        #expect(scaled.scale == 8)
+
         var packed = SafetensorsWriter()
         try layer.writeNunchaku(to: &packed, prefix: "transformer_blocks.0.mlp_fc1", elementType: .float16)
         try packed.write(to: checkpointPath)

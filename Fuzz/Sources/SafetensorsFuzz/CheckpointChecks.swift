@@ -43,6 +43,8 @@ private func nunchakuSamples() throws(SparseKernelsError) -> [[UInt8]] {
 
 private func loraSample() throws(SparseKernelsError) -> SafetensorsWriter {
     var writer = SafetensorsWriter()
+    writer.metadata["lora_adapter_metadata"] =
+        #"{"r": 4, "lora_alpha": 8, "alpha_pattern": {"x|[ab]": 2}, "rank_pattern": {"b": 2}}"#
     try writer.add("a.lora_A.weight", Tensor<BFloat16>.normal([4, 70], seed: 1))
     try writer.add("a.lora_B.weight", Tensor<BFloat16>.normal([5, 4], seed: 2))
     try writer.add("b.lora_down.weight", Tensor<Float>.normal([2, 6], seed: 3))
