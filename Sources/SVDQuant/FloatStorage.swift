@@ -37,7 +37,7 @@ extension SafetensorsWriter {
     ) throws(SparseKernelsError) {
         if type == .float32 { return try add(name, tensor) }
         var bytes: [UInt8] = []
-        bytes.reserveCapacity(tensor.count * type.byteCount)
+        bytes.reserveCapacity(tensor.count * (type.byteCount ?? 0))
         let values = tensor.span
         for index in values.indices { type.appendNearest(values[index], to: &bytes) }
         try add(name, elementType: type, shape: tensor.shape, bytes: bytes)

@@ -24,6 +24,25 @@ struct SafetensorsSnippets {
         #expect(view[1, 4, 7] == 79 && copy == keys)
     }
 
+    @Test("a tensor of a type that is not known")
+    func laterTypes() throws {
+        var writer = SafetensorsWriter()
+        try writer.add("weight", try Tensor<Float>([2], [1, 2]))
+        try writer.add("scales", elementType: .float8E8M0, shape: [4], bytes: [127, 128, 129, 126])
+        let download = try writer.encoded()
+
+        let file = try SafetensorsFile(bytes: download, named: "quantised.safetensors")
+        let scales = try file.entry(named: "scales")
+        print(scales.elementType.rawValue, scales.elementType.bitCount ?? 0, scales.shape)  // F8_E8M0 8 [4]
+        let bytes = try file.bytes("scales")  // of any type, in place
+        let weight = try file.floatTensor("weight")  // its neighbour
+
+        var copy = SafetensorsWriter(metadata: file.metadata)
+        for entry in file.tensors { try copy.add(entry.name, from: file) }
+
+        #expect(try bytes.byteCount == 4 && weight.elements == [1, 2] && copy.encoded() == download)
+    }
+
     @Test("what a broken file says")
     func errors() throws {
         let bytes: [UInt8] = [255, 255, 255, 255, 0, 0, 0, 0]

@@ -96,8 +96,9 @@ struct CheckpointMutator {
     ]
 
     private mutating func changeType(_ entry: inout Entry) {
-        let sameSize = ElementType.allCases.filter { $0.byteCount == entry.type.byteCount }
-        entry.type = random.chance(2, of: 3) ? random.pick(sameSize) : random.pick(ElementType.allCases)
+        let types = ElementType.allCases + [.other("Q4_0"), .other("f16")]
+        let sameSize = types.filter { $0.bitCount == entry.type.bitCount }
+        entry.type = random.chance(2, of: 3) ? random.pick(sameSize) : random.pick(types)
         fit(&entry)
     }
 
@@ -121,9 +122,12 @@ struct CheckpointMutator {
         fit(&entry)
     }
 
-    /// As many bytes as type and shape ask for: what there is, over and over.
+    /// As many bytes as type and shape ask for: what there is, over and over. A type of unknown size asks for nothing.
     private func fit(_ entry: inout Entry) {
-        let count = entry.shape.reduce(entry.type.byteCount, *)
+        guard let bits = entry.type.bitCount else { return }
+        // Elements of less than a byte have to end with one.
+        if entry.shape.reduce(bits, *) % 8 != 0 { entry.shape.append(4) }
+        let count = entry.shape.reduce(bits, *) / 8
         let bytes = entry.bytes.isEmpty ? [0] : entry.bytes
         entry.bytes = (0..<count).map { bytes[$0 % bytes.count] }
     }
@@ -134,7 +138,7 @@ struct CheckpointMutator {
         case 0: entry.bytes = [UInt8](repeating: random.pick([0, 0x7f, 0x80, 0xff, 1]), count: entry.bytes.count)
         case 1:
             // One element: NaN, infinity, the largest, the smallest, negative.
-            let size = entry.type.byteCount
+            let size = entry.type.byteCount ?? 1
             let start = random.below(entry.bytes.count / size) * size
             for i in start..<start + size { entry.bytes[i] = random.pick([0, 0xff]) }
             entry.bytes[start + size - 1] = random.pick([0x7f, 0x7b, 0x7c, 0x80, 0xbf, 0xff, 0])

@@ -6,8 +6,14 @@ import SparseKernels
 func sampleSafetensors() throws(SparseKernelsError) -> [[UInt8]] {
     var every = SafetensorsWriter(metadata: ["format": "pt", "note": "é \"quoted\" \\ 😀\n"])
     for type in ElementType.allCases {
-        try every.add("layers.0.\(type.rawValue)", elementType: type, shape: [2, 3], bytes: pattern(6 * type.byteCount))
+        // Four elements of six bits are three bytes.
+        try every.add("layers.0.\(type.rawValue)", elementType: type, shape: [2, 4], bytes: pattern(type.bitCount!))
     }
+    var unknown = SafetensorsWriter()
+    try unknown.add("known", try Tensor<Float>([3], [1, 2, 3]))
+    try unknown.add("packed", elementType: .float4, shape: [3, 2], bytes: pattern(3))
+    try unknown.add("new", elementType: .other("Q3_K"), shape: [7], bytes: pattern(13))
+    try unknown.add("wide", elementType: .other("C128"), shape: [2], bytes: pattern(32))
     var shapes = SafetensorsWriter()
     try shapes.add("scalar", try Tensor<Float>([], [1.5]))
     try shapes.add("empty", try Tensor<Float>(zeros: [3, 0, 2]))
@@ -17,7 +23,7 @@ func sampleSafetensors() throws(SparseKernelsError) -> [[UInt8]] {
     var single = SafetensorsWriter()
     try single.add("a", elementType: .int16, shape: [1, 1, 1, 1, 3], bytes: pattern(6))
     return try [
-        every.encoded(), shapes.encoded(), single.encoded(), SafetensorsWriter().encoded(),
+        every.encoded(), unknown.encoded(), shapes.encoded(), single.encoded(), SafetensorsWriter().encoded(),
         SafetensorsWriter(metadata: ["only": "text"]).encoded(),
     ]
 }
@@ -37,7 +43,9 @@ func readEverything(_ bytes: [UInt8], rewrites: Bool) throws -> UInt64 {
         guard file[entry.name] == entry, try file.entry(named: entry.name) == entry else {
             throw BrokenPromise(description: "\(entry.name) is not found under its name")
         }
-        guard entry.byteRange.lowerBound == covered, entry.shape.reduce(1, *) == entry.count else {
+        let bits = entry.elementType.bitCount.map { $0 * entry.count } ?? 8 * entry.byteRange.count
+        guard entry.byteRange.lowerBound == covered, entry.shape.reduce(1, *) == entry.count, bits == 8 * entry.byteRange.count
+        else {
             throw BrokenPromise(description: "\(entry) leaves a hole, overlaps, or has another size than its shape")
         }
         covered = entry.byteRange.upperBound
@@ -72,7 +80,8 @@ private func readTyped(_ file: SafetensorsFile, _ entry: SafetensorsEntry) throw
         #else
             return 0
         #endif
-    case .float8E4M3, .float8E5M2:
+    case .float8E4M3: return try read(file, entry, as: E4M3.self)
+    default:
         // No Swift type: bytes only.
         do {
             _ = try file.span(entry.name, as: UInt8.self)

@@ -96,7 +96,8 @@ struct SafetensorsMutator {
         "{", "}", "[", "]", ",", ":", "\"", "\\", "\\u", "\\ud800", "\\udc00", "\\ud83d\\ude00", "\\u0000", "\\x", "\n", "\t",
         " ",
         "\0", "\u{7f}", "é", "e\u{301}", "\"__metadata__\"", "\"dtype\"", "\"shape\"", "\"data_offsets\"", "\"F32\"", "\"F16\"",
-        "\"BOOL\"", "\"F4\"", "\"f32\"", "\"\"", "\"x\":1,", "{}", "[]", "[0,0]", "//", "/**/", "null",
+        "\"BOOL\"", "\"F4\"", "\"F6_E2M3\"", "\"C64\"", "\"f32\"", "\"\"", "\"x\":1,", "\"x\":[{\"y\":-1.5e3}],", "null,", "{}",
+        "[]", "[0,0]", "//", "/**/", "null",
     ]
 
     /// Edits the header as text and corrects the length, mostly.
@@ -167,10 +168,17 @@ struct SafetensorsMutator {
 
     // MARK: - Files from a grammar
 
-    private static let types: [(String, Int)] = [
-        ("F64", 8), ("F32", 4), ("F16", 2), ("BF16", 2), ("F8_E4M3", 1), ("F8_E5M2", 1), ("I64", 8), ("I32", 4), ("I16", 2),
-        ("I8", 1),
-        ("U64", 8), ("U32", 4), ("U16", 2), ("U8", 1), ("BOOL", 1),
+    private static let types: [(String, bits: Int)] = [
+        ("F64", 64), ("F32", 32), ("F16", 16), ("BF16", 16), ("F8_E4M3", 8), ("F8_E5M2", 8), ("I64", 64), ("I32", 32),
+        ("I16", 16),
+        ("I8", 8), ("U64", 64), ("U32", 32), ("U16", 16), ("U8", 8), ("BOOL", 8), ("C64", 64), ("F8_E8M0", 8), ("F4", 4),
+        ("F6_E3M2", 6), ("Q5_K", 11),
+    ]
+
+    /// What may stand behind a key that the format does not have, and two values that may not.
+    private static let extras = [
+        "null", "true", "-0.5e-7", "\"\\u00e9\"", "[]", "{}", "[[[]], {\"a\": [1, 2]}]", "{\"a\": {\"b\": null}, \"a\": false}",
+        "01", "[1,]",
     ]
 
     /// A file whose parts are drawn from the format's grammar: mostly right, in unusual spellings, with a rare mistake.
@@ -178,9 +186,9 @@ struct SafetensorsMutator {
         var entries: [String] = []
         var offset = 0
         for i in 0..<random.below(6) {
-            let (type, bytes) = random.pick(Self.types)
+            let (type, bits) = random.pick(Self.types)
             let shape = (0..<random.below(5)).map { _ in random.chance(1, of: 12) ? 0 : 1 + random.below(4) }
-            let size = shape.reduce(1, *) * bytes
+            let size = shape.reduce(1, *) * bits / 8
             var begin = offset
             var end = offset + size
             if random.chance(1, of: 40) { begin += random.below(9) - 4 }
@@ -191,8 +199,9 @@ struct SafetensorsMutator {
                 "\(spelled("shape")):\(space())[\(shape.map { "\(space())\($0)\(space())" }.joined(separator: ","))]",
                 "\(spelled("data_offsets")):[\(space())\(begin),\(end)\(space())]",
             ]
-            fields.shuffle(using: &random)
             if random.chance(1, of: 60) { fields.append(random.pick(fields)) }
+            if random.chance(1, of: 20) { fields.append("\(spelled("more")):\(random.pick(Self.extras))") }
+            fields.shuffle(using: &random)
             if random.chance(1, of: 60) { fields.removeLast() }
             let name = random.chance(1, of: 30) ? "t0" : "t\(i)"
             entries.append("\(spelled(name)):\(space()){\(fields.joined(separator: ","))}")
@@ -200,14 +209,14 @@ struct SafetensorsMutator {
         if random.chance(1, of: 3) {
             let texts = ["", "v", "é", "😀", "\\n", "\\\""]
             let pairs = (0..<random.below(4)).map { "\(spelled("k\($0)")):\(spelled(random.pick(texts)))" }
-            entries.append("\"__metadata__\":{\(pairs.joined(separator: ","))}")
+            entries.append("\"__metadata__\":\(random.chance(1, of: 4) ? "null" : "{\(pairs.joined(separator: ","))}")")
         }
         // Entries may come in any order, whatever the order of their data.
         entries.shuffle(using: &random)
         let data = (0..<max(0, offset + (random.chance(1, of: 30) ? random.below(5) - 2 : 0))).map { _ in
             UInt8(truncatingIfNeeded: random.next())
         }
-        return assembled(Array("{\(space())\(entries.joined(separator: ","))\(space())}".utf8), data: data)
+        return assembled(Array("\(space()){\(space())\(entries.joined(separator: ","))\(space())}\(space())".utf8), data: data)
     }
 
     /// A JSON string, with a character spelled as an escape now and then.

@@ -42,10 +42,10 @@ struct JSONScanner: ~Escapable {
         try nextItem(isFirst: isFirst, closing: UInt8(ascii: "]"), "`]`")
     }
 
-    /// Nothing but spaces may follow: they pad the header, and other white space is not padding in this format.
-    mutating func expectEndAfterSpaces() throws(SparseKernelsError) {
-        while position < text.count && text[position] == UInt8(ascii: " ") { position += 1 }
-        if position < text.count { throw failure("nothing but spaces after the header's object") }
+    /// Nothing but white space may follow, which pads the header.
+    mutating func expectEnd() throws(SparseKernelsError) {
+        skipWhitespace()
+        if position < text.count { throw failure("nothing but white space after the header's object") }
     }
 
     private mutating func nextItem(
@@ -67,6 +67,87 @@ struct JSONScanner: ~Escapable {
             default: return
             }
         }
+    }
+
+    // MARK: - Values that are not kept
+
+    /// Passes `null`, or nothing when another value follows.
+    mutating func skipNull() -> Bool {
+        skipWhitespace()
+        return skipWord("null")
+    }
+
+    /// Passes a value of any kind, which has to be JSON all the same.
+    mutating func skipValue() throws(SparseKernelsError) {
+        // The closing bytes of the arrays and objects that are open: no recursion, whatever the nesting.
+        var open: [UInt8] = []
+        while true {
+            skipWhitespace()
+            var isInside = false
+            let byte = position < text.count ? text[position] : 0
+            switch byte {
+            case UInt8(ascii: "{"), UInt8(ascii: "["):
+                // As in the reference implementation: 127 with the header and the entry.
+                if open.count == Self.depthLimit {
+                    throw failure("values nested at most \(Self.depthLimit) deep", actual: "more")
+                }
+                position += 1
+                // `{` and `}`, `[` and `]` are two apart in ASCII.
+                open.append(byte + 2)
+                isInside = try nextItemOrKey(isFirst: true, closing: byte + 2)
+                if !isInside { open.removeLast() }
+            case UInt8(ascii: "\""): _ = try string("a value")
+            default:
+                if !skipWord("true") && !skipWord("false") && !skipWord("null") { try skipNumber() }
+            }
+            // The value is complete, and with it every array and object that ends behind it.
+            while !isInside, let closing = open.last {
+                isInside = try nextItemOrKey(isFirst: false, closing: closing)
+                if !isInside { open.removeLast() }
+            }
+            if !isInside { return }
+        }
+    }
+
+    private static let depthLimit = 125
+
+    private mutating func nextItemOrKey(isFirst: Bool, closing: UInt8) throws(SparseKernelsError) -> Bool {
+        closing == UInt8(ascii: "}") ? try nextKey(isFirst: isFirst) != nil : try nextElement(isFirst: isFirst)
+    }
+
+    private mutating func skipWord(_ word: StaticString) -> Bool {
+        let count = word.utf8CodeUnitCount
+        guard text.count - position >= count else { return false }
+        for i in 0..<count where text[position + i] != word.utf8Start[i] { return false }
+        position += count
+        return true
+    }
+
+    /// A number as JSON writes it: no leading zeros, digits on both sides of the point, of any size.
+    private mutating func skipNumber() throws(SparseKernelsError) {
+        let start = position
+        if next(is: "-") { position += 1 }
+        let isZero = next(is: "0")
+        let digits = skipDigits()
+        var isNumber = digits > 0 && !(isZero && digits > 1)
+        if isNumber && next(is: ".") {
+            position += 1
+            isNumber = skipDigits() > 0
+        }
+        if isNumber && (next(is: "e") || next(is: "E")) {
+            position += 1
+            if next(is: "+") || next(is: "-") { position += 1 }
+            isNumber = skipDigits() > 0
+        }
+        if !isNumber || (position < text.count && isNumberByte(text[position])) { throw failure("a JSON value", at: start) }
+    }
+
+    private func next(is scalar: Unicode.Scalar) -> Bool { position < text.count && text[position] == UInt8(ascii: scalar) }
+
+    private mutating func skipDigits() -> Int {
+        let start = position
+        while position < text.count, text[position] &- UInt8(ascii: "0") < 10 { position += 1 }
+        return position - start
     }
 
     // MARK: - Numbers

@@ -23,9 +23,11 @@ public final class SafetensorsFile: Sendable {
 
     /// Maps a file into memory and checks its header.
     ///
-    /// The whole format is enforced: known element types, ranges that fit type and shape and cover the data exactly once, no
-    /// repeated keys. Names that Swift regards as equal, such as two ways to write “é”, count as repeated.
-    /// - Throws: `.inputOutput` when the file cannot be read, `.malformedFile` when it breaks the format.
+    /// The whole format is enforced: ranges that fit type and shape and cover the data exactly once, no repeated keys. Names that Swift
+    /// regards as equal, such as two ways to write “é”, count as repeated. A tensor of a type that is not known here costs nothing
+    /// but itself: `bytes` reads it, its type has its name (`ElementType.other`), and the others are as readable as ever.
+    /// - Throws: `.inputOutput` when the file cannot be read, `.malformedFile` when it breaks the format or is of another one; the error
+    ///   says of which, where that can be seen: a Git LFS pointer, a PyTorch checkpoint, GGUF, the index of a model in parts, HTML…
     /// - Complexity: O(n log n) in the number of tensors, and linear in the bytes of the header.
     public convenience init(path: String) throws(SparseKernelsError) {
         try self.init(FileMapping(path: path), named: path)
@@ -91,7 +93,7 @@ public final class SafetensorsFile: Sendable {
 
     // MARK: - In place
 
-    /// The bytes of a tensor of any type, in place.
+    /// The bytes of a tensor of any type, known here or not, in place.
     /// - Throws: `.notFound`.
     @_lifetime(borrow self)
     public func bytes(_ tensorName: String) throws(SparseKernelsError) -> RawSpan {
@@ -186,6 +188,10 @@ public final class SafetensorsFile: Sendable {
         of entry: SafetensorsEntry, _ type: Element.Type
     ) throws(SparseKernelsError) {
         let (stored, asked) = (entry.elementType, Element.elementType)
+        try require(
+            stored.hasSwiftType, .invalidElementType, "\(name), tensor \(quoted(entry.name))",
+            expected: "read as bytes (`bytes`), because no Swift type holds \(stored.rawValue)",
+            actual: "\(asked.rawValue) (\(Element.self))")
         try require(
             stored == asked || (stored == .bool && asked == .uint8), .invalidElementType,
             "\(name), tensor \(quoted(entry.name))",

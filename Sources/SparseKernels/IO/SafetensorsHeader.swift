@@ -1,14 +1,15 @@
 /// A tensor in a safetensors file: what it is called, what it holds and where.
 public struct SafetensorsEntry: Hashable, Sendable {
     public let name: String
+    /// Its raw value is the name that the file gives, whether the type is known here or not.
     public let elementType: ElementType
     /// Extents, outermost first; empty for a scalar.
     public let shape: [Int]
     /// Where the elements lie, counted from the start of the file's data section.
     public let byteRange: Range<Int>
 
-    /// Number of elements.
-    public var count: Int { byteRange.count / elementType.byteCount }
+    /// Number of elements. They fill `byteRange`, but for a type of unknown size (`ElementType.other`) nothing says how.
+    public var count: Int { shape.reduce(1, *) }
 }
 
 /// The table of contents of a safetensors file, checked against the file.
@@ -18,7 +19,7 @@ public struct SafetensorsEntry: Hashable, Sendable {
 ///     {"__metadata__": {"key": "text"}, "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
 ///
 /// Whatever the checks let through can be read without further ones: every range lies inside the data section, has the size
-/// that type and shape ask for, and the ranges together cover the section exactly once. A file is written by somebody else, so
+/// that type and shape ask for (where the type is known), and the ranges together cover the section exactly once. A file is written by somebody else, so
 /// the work and the memory are proportional to its real size, never to a number in it.
 struct SafetensorsHeader {
     /// The reference implementation's limit.
@@ -40,16 +41,28 @@ struct SafetensorsHeader {
     /// - Throws: `.malformedFile`.
     init(_ file: Span<UInt8>, source: String) throws(SparseKernelsError) {
         self.source = source
-        let length = try Self.headerLength(file, source: source)
+        let length: Int
+        do throws(SparseKernelsError) { length = try Self.headerLength(file, source: source) } catch {
+            throw Self.foreignFile(file, source: source) ?? error
+        }
         dataOffset = Self.prefixBytes + length
         dataByteCount = file.count - dataOffset
 
         var scanner = JSONScanner(file.extracting(Self.prefixBytes..<dataOffset), source: source)
-        // The format allows no white space before the object, unlike JSON.
-        if length == 0 || file[Self.prefixBytes] != UInt8(ascii: "{") { throw scanner.failure("`{` at its start") }
+        // White space around the object is padding: the reference implementation takes it on both sides.
+        do throws(SparseKernelsError) { try scanner.expect(UInt8(ascii: "{"), "`{` at its start") } catch {
+            throw Self.foreignFile(file, source: source) ?? error
+        }
         try parseObject(&scanner)
-        try scanner.expectEndAfterSpaces()
+        try scanner.expectEnd()
         try checkCover()
+    }
+
+    /// The error for a file of another kind that is recognised; nil for a damaged one. Only what cannot be a header is looked at.
+    private static func foreignFile(_ file: Span<UInt8>, source: String) -> SparseKernelsError? {
+        foreignFormat(of: file).map {
+            SparseKernelsError(.malformedFile, source, expected: "a safetensors file", actual: $0)
+        }
     }
 
     private static func headerLength(_ file: Span<UInt8>, source: String) throws(SparseKernelsError) -> Int {
@@ -68,10 +81,10 @@ struct SafetensorsHeader {
 
     // MARK: - Parsing
 
+    /// The object whose `{` was passed.
     private mutating func parseObject(_ scanner: inout JSONScanner) throws(SparseKernelsError) {
         var names: Set<String> = []
         var hasMetadata = false
-        try scanner.expect(UInt8(ascii: "{"), "`{`")
         var isFirst = true
         while let name = try scanner.nextKey(isFirst: isFirst) {
             isFirst = false
@@ -90,14 +103,15 @@ struct SafetensorsHeader {
 
     private mutating func parseMetadata(_ scanner: inout JSONScanner) throws(SparseKernelsError) {
         scanner.field = Self.metadataKey
-        try scanner.expect(UInt8(ascii: "{"), "an object of strings")
+        defer { scanner.field = nil }
+        if scanner.skipNull() { return }
+        try scanner.expect(UInt8(ascii: "{"), "an object of strings or null")
         var isFirst = true
         while let key = try scanner.nextKey(isFirst: isFirst) {
             isFirst = false
             if metadata[key] != nil { throw scanner.failure("keys that occur once", actual: "\(quoted(key)) again") }
             metadata[key] = try scanner.string("text in quotation marks")
         }
-        scanner.field = nil
     }
 
     private func parseEntry(_ scanner: inout JSONScanner, name: String) throws(SparseKernelsError) -> SafetensorsEntry {
@@ -113,7 +127,10 @@ struct SafetensorsHeader {
             case "dtype": isRepeated = elementType != nil
             case "shape": isRepeated = shape != nil
             case "data_offsets": isRepeated = offsets != nil
-            default: throw scanner.failure("dtype, shape and data_offsets only", actual: "key \(quoted(key))")
+            default:
+                // Of a later version of the format, or somebody's own.
+                try scanner.skipValue()
+                continue
             }
             if isRepeated { throw scanner.failure("keys that occur once", actual: "\(key) again") }
             scanner.field = key
@@ -132,10 +149,9 @@ struct SafetensorsHeader {
     }
 
     private func parseElementType(_ scanner: inout JSONScanner) throws(SparseKernelsError) -> ElementType {
-        let text = try scanner.string("an element type in quotation marks")
-        guard let type = ElementType(rawValue: text) else {
-            let known = ElementType.allCases.map(\.rawValue).joined(separator: ", ")
-            throw scanner.failure("one of \(known)", actual: quoted(text))
+        let type = ElementType(rawValue: try scanner.string("an element type in quotation marks"))
+        if !type.hasLegalName {
+            throw scanner.failure("an element type of 1 to 64 printable ASCII characters", actual: quoted(type.rawValue))
         }
         return type
     }
@@ -163,16 +179,14 @@ struct SafetensorsHeader {
         try require(
             begin <= end && end <= dataByteCount, .malformedFile, argument(name, "data_offsets"),
             expected: "ascending and at most the \(dataByteCount) bytes of the data section", actual: "[\(begin), \(end)]")
-        let byteCount: Int
-        do {
-            byteCount = try checkedElementCount(shape, elementBytes: elementType.byteCount) * elementType.byteCount
-        } catch {
+        let byteCount: Int?
+        do throws(SparseKernelsError) { byteCount = try elementType.checkedByteCount(shape) } catch {
             throw SparseKernelsError(
                 .malformedFile, argument(name, "shape"), expected: error.expected, actual: abbreviated(shape))
         }
         try require(
-            end - begin == byteCount, .malformedFile, argument(name, "data_offsets"),
-            expected: "\(byteCount) bytes apart for \(elementType.rawValue) \(abbreviated(shape))",
+            byteCount == nil || end - begin == byteCount, .malformedFile, argument(name, "data_offsets"),
+            expected: "\(byteCount ?? 0) bytes apart for \(elementType.rawValue) \(abbreviated(shape))",
             actual: "\(end - begin), [\(begin), \(end)]")
         return SafetensorsEntry(name: name, elementType: elementType, shape: shape, byteRange: begin..<end)
     }

@@ -22,14 +22,15 @@ public struct SafetensorsWriter: Sendable {
         _ name: String, _ tensor: Tensor<Element>
     ) throws(SparseKernelsError) {
         try add(
-            Part(name: name, elementType: Element.elementType, shape: tensor.shape) {
+            Part(name: name, elementType: Element.elementType, shape: tensor.shape, byteCount: tensor.span.bytes.byteCount) {
                 use throws(SparseKernelsError) in try use(tensor.span.bytes)
             })
     }
 
     /// Adds a tensor of any type as little-endian bytes, last axis fastest. The bytes are copied.
     /// - Throws: `.invalidArgument` for a name that is taken or reserved, `.invalidShape` when the number of bytes is not what
-    ///   type and shape ask for.
+    ///   type and shape ask for (a type of unknown size asks for nothing), `.invalidElementType` for a type whose name is not 1 to 64
+    ///   printable ASCII characters.
     public mutating func add(
         _ name: String, elementType: ElementType, shape: [Int], bytes: RawSpan
     ) throws(SparseKernelsError) {
@@ -38,21 +39,27 @@ public struct SafetensorsWriter: Sendable {
 
     /// Adds a tensor of any type as little-endian bytes, last axis fastest.
     /// - Throws: `.invalidArgument` for a name that is taken or reserved, `.invalidShape` when the number of bytes is not what
-    ///   type and shape ask for.
+    ///   type and shape ask for (a type of unknown size asks for nothing), `.invalidElementType` for a type whose name is not 1 to 64
+    ///   printable ASCII characters.
     public mutating func add(
         _ name: String, elementType: ElementType, shape: [Int], bytes: [UInt8]
     ) throws(SparseKernelsError) {
-        let part = Part(name: name, elementType: elementType, shape: shape) {
-            use throws(SparseKernelsError) in try use(bytes.span.bytes)
-        }
-        let byteCount = try checkedElementCount(shape, elementBytes: elementType.byteCount) * elementType.byteCount
+        try require(
+            elementType.hasLegalName, .invalidElementType, "elementType of tensor \(quoted(name))",
+            expected: "named by 1 to 64 printable ASCII characters", actual: quoted(elementType.rawValue))
+        // A case `other` that somebody made of a known name is the known type.
+        let elementType = ElementType(rawValue: elementType.rawValue)
+        let byteCount = try elementType.checkedByteCount(shape) ?? bytes.count
         try require(
             bytes.count == byteCount, .invalidShape, "tensor \(quoted(name))",
             expected: "\(byteCount) bytes for \(elementType.rawValue) \(abbreviated(shape))", actual: "\(bytes.count)")
-        try add(part)
+        try add(
+            Part(name: name, elementType: elementType, shape: shape, byteCount: byteCount) {
+                use throws(SparseKernelsError) in try use(bytes.span.bytes)
+            })
     }
 
-    /// Adds a tensor of another file as it is, of any type. Its bytes are read from that file when this one is written, so that a file
+    /// Adds a tensor of another file as it is, bit for bit, of any type, known here or not. Its bytes are read from that file when this one is written, so that a file
     /// larger than the memory can be put together.
     ///
     /// - Parameters:
@@ -65,7 +72,7 @@ public struct SafetensorsWriter: Sendable {
     ) throws(SparseKernelsError) {
         let entry = try file.entry(named: sourceName ?? name)
         try add(
-            Part(name: name, elementType: entry.elementType, shape: entry.shape) {
+            Part(name: name, elementType: entry.elementType, shape: entry.shape, byteCount: entry.byteRange.count) {
                 use throws(SparseKernelsError) in try use(file.bytes(entry.name))
             })
     }
@@ -75,13 +82,17 @@ public struct SafetensorsWriter: Sendable {
 
     /// Adds a tensor whose bytes do not lie together. `pieces` hands them out in order when the file is written, which may happen more
     /// than once; together they must be as many as type and shape ask for.
-    /// - Throws: `.invalidArgument` for a name that is taken or reserved, `.invalidShape` for a size that overflows.
+    /// - Throws: `.invalidArgument` for a name that is taken or reserved, `.invalidShape` for a size that overflows,
+    ///   `.invalidElementType` for a type of unknown size.
     package mutating func add(
         _ name: String, elementType: ElementType, shape: [Int],
         pieces: @escaping @Sendable (ByteSink) throws(SparseKernelsError) -> Void
     ) throws(SparseKernelsError) {
-        _ = try checkedElementCount(shape, elementBytes: elementType.byteCount)
-        try add(Part(name: name, elementType: elementType, shape: shape, withBytes: pieces))
+        guard let byteCount = try elementType.checkedByteCount(shape) else {
+            throw SparseKernelsError(
+                .invalidElementType, "elementType", expected: "of a known size", actual: quoted(elementType.rawValue))
+        }
+        try add(Part(name: name, elementType: elementType, shape: shape, byteCount: byteCount, withBytes: pieces))
     }
 
     private mutating func add(_ part: Part) throws(SparseKernelsError) {
@@ -138,7 +149,7 @@ public struct SafetensorsWriter: Sendable {
         // The format allows no gaps between tensors. Wide elements first keeps every tensor aligned without any, when the data
         // section starts aligned; names make the order independent of the history.
         let sorted = parts.values.sorted { a, b in
-            let (x, y) = (a.elementType.byteCount, b.elementType.byteCount)
+            let (x, y) = (a.width, b.width)
             return x == y ? a.name < b.name : x > y
         }
         for key in metadata.keys { try requireSafeKey(key, "metadata key") }
@@ -174,10 +185,14 @@ private struct Part: Sendable {
     let name: String
     let elementType: ElementType
     let shape: [Int]
+    /// Checked when the part was added, or when its tensor was made.
+    let byteCount: Int
     let withBytes: @Sendable (SafetensorsWriter.ByteSink) throws(SparseKernelsError) -> Void
 
-    /// The shape was checked when the part was added, or when its tensor was made.
-    var byteCount: Int { shape.reduce(1, *) * elementType.byteCount }
+    /// What the tensor is sorted by: a power of two up to 8 that divides its size, so that tensors of this width and less may follow.
+    ///
+    /// It is that of an element where there is one. Where nothing is known of the elements, the widest is the safest for them.
+    var width: Int { elementType.byteCount ?? (elementType.bitCount == nil ? 1 << min(3, byteCount.trailingZeroBitCount) : 1) }
 }
 
 /// A JSON string with quotation marks. Only what must be escaped is; everything else is UTF-8.

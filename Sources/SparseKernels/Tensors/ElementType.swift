@@ -1,29 +1,134 @@
 /// How an element is stored. Raw values are the names that safetensors files use.
-public enum ElementType: String, Sendable, CaseIterable {
-    case float64 = "F64"
-    case float32 = "F32"
-    case float16 = "F16"
-    case bfloat16 = "BF16"
-    case float8E4M3 = "F8_E4M3"
-    case float8E5M2 = "F8_E5M2"
-    case int64 = "I64"
-    case int32 = "I32"
-    case int16 = "I16"
-    case int8 = "I8"
-    case uint64 = "U64"
-    case uint32 = "U32"
-    case uint16 = "U16"
-    case uint8 = "U8"
-    case bool = "BOOL"
+///
+/// Files name types that came after this library, so that any name is one: `init(rawValue:)` gives the case of that name where there is
+/// one, and `.other` elsewhere. Two types of equal names are equal.
+public enum ElementType: RawRepresentable, Hashable, Sendable {
+    case float64
+    case float32
+    case float16
+    case bfloat16
+    case float8E4M3
+    case float8E5M2
+    /// E4M3 without infinities and negative zero, with another bias (AMD).
+    case float8E4M3FNUZ
+    /// E5M2 without infinities and negative zero, with another bias (AMD).
+    case float8E5M2FNUZ
+    /// Powers of two, the scales of the OCP microscaling formats.
+    case float8E8M0
+    /// Six bits: four elements in three bytes.
+    case float6E2M3
+    /// Six bits: four elements in three bytes.
+    case float6E3M2
+    /// E2M1, two elements in a byte.
+    case float4
+    /// Two `float32`, real part first.
+    case complex64
+    case int64
+    case int32
+    case int16
+    case int8
+    case uint64
+    case uint32
+    case uint16
+    case uint8
+    case bool
+    /// A type of which nothing but the name is known here. `init(rawValue:)` makes it.
+    case other(String)
 
-    /// Bytes of one element.
-    public var byteCount: Int {
+    /// The case of that name, or `.other`.
+    public init(rawValue: String) {
+        // The names stand in `rawValue` alone. There are few of them, and strings this short are compared at once.
+        self = Self.allCases.first { $0.rawValue == rawValue } ?? .other(rawValue)
+    }
+
+    public var rawValue: String {
         switch self {
-        case .float64, .int64, .uint64: 8
-        case .float32, .int32, .uint32: 4
-        case .float16, .bfloat16, .int16, .uint16: 2
-        case .float8E4M3, .float8E5M2, .int8, .uint8, .bool: 1
+        case .float64: "F64"
+        case .float32: "F32"
+        case .float16: "F16"
+        case .bfloat16: "BF16"
+        case .float8E4M3: "F8_E4M3"
+        case .float8E5M2: "F8_E5M2"
+        case .float8E4M3FNUZ: "F8_E4M3FNUZ"
+        case .float8E5M2FNUZ: "F8_E5M2FNUZ"
+        case .float8E8M0: "F8_E8M0"
+        case .float6E2M3: "F6_E2M3"
+        case .float6E3M2: "F6_E3M2"
+        case .float4: "F4"
+        case .complex64: "C64"
+        case .int64: "I64"
+        case .int32: "I32"
+        case .int16: "I16"
+        case .int8: "I8"
+        case .uint64: "U64"
+        case .uint32: "U32"
+        case .uint16: "U16"
+        case .uint8: "U8"
+        case .bool: "BOOL"
+        case .other(let name): name
         }
+    }
+
+    /// Bits of one element; nil when they are not known. Elements of less than a byte lie side by side, and a tensor of them ends with a
+    /// whole byte.
+    public var bitCount: Int? {
+        switch self {
+        case .float64, .complex64, .int64, .uint64: 64
+        case .float32, .int32, .uint32: 32
+        case .float16, .bfloat16, .int16, .uint16: 16
+        case .float8E4M3, .float8E5M2, .float8E4M3FNUZ, .float8E5M2FNUZ, .float8E8M0, .int8, .uint8, .bool: 8
+        case .float6E2M3, .float6E3M2: 6
+        case .float4: 4
+        case .other: nil
+        }
+    }
+
+    /// Bytes of one element; nil when they are not known, or are no whole number.
+    public var byteCount: Int? { bitCount.flatMap { $0 % 8 == 0 ? $0 / 8 : nil } }
+
+    public static func == (a: Self, b: Self) -> Bool { a.rawValue == b.rawValue }
+
+    public func hash(into hasher: inout Hasher) { hasher.combine(rawValue) }
+}
+
+extension ElementType: CaseIterable {
+    /// The types that have a case of their own.
+    public static let allCases: [ElementType] = [
+        .float64, .float32, .float16, .bfloat16, .float8E4M3, .float8E5M2, .float8E4M3FNUZ, .float8E5M2FNUZ, .float8E8M0,
+        .float6E2M3, .float6E3M2, .float4, .complex64, .int64, .int32, .int16, .int8, .uint64, .uint32, .uint16, .uint8, .bool,
+    ]
+}
+
+extension ElementType {
+    /// Whether a Swift type holds such elements (`TensorElement`). The bytes of the others are all there is.
+    var hasSwiftType: Bool {
+        switch self {
+        case .float8E5M2, .float8E4M3FNUZ, .float8E5M2FNUZ, .float8E8M0, .float6E2M3, .float6E3M2, .float4, .complex64, .other:
+            false
+        default: true
+        }
+    }
+
+    /// Whether the name is one that a file may give: 1 to 64 printable ASCII characters, so that messages can show it.
+    var hasLegalName: Bool {
+        let name = rawValue.utf8
+        return (1...64).contains(name.count) && name.allSatisfy { $0 >= 0x20 && $0 < 0x7f }
+    }
+
+    /// The bytes of a tensor, checked; nil for a type of unknown size, whose shape must fit 63 bits all the same.
+    ///
+    /// - Throws: `.invalidShape` for a size that overflows, and for elements of less than a byte that end inside one.
+    func checkedByteCount(_ shape: [Int]) throws(SparseKernelsError) -> Int? {
+        let count = try checkedElementCount(shape, elementBytes: byteCount ?? 1)
+        guard let bitCount else { return nil }
+        if let byteCount { return count * byteCount }
+        // Eight elements fill `bitCount` bytes.
+        let (whole, rest) = count.quotientAndRemainder(dividingBy: 8)
+        try require(
+            rest * bitCount % 8 == 0, .invalidShape, "shape",
+            expected: "a whole number of bytes of \(rawValue), whose elements have \(bitCount) bits", actual: abbreviated(shape)
+        )
+        return whole * bitCount + rest * bitCount / 8
     }
 }
 

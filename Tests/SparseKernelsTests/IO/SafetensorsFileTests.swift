@@ -135,7 +135,7 @@ import Testing
         expectError(.inputOutput, "got an empty string") { _ = try SafetensorsFile(path: "") }
         expectError(.inputOutput, "without zero bytes") { _ = try SafetensorsFile(path: "/tmp\0/x") }
         #expect(FileManager.default.createFile(atPath: "\(directory.path)/empty", contents: nil))
-        expectError(.malformedFile, "/empty must be 8 bytes of header length or more, got 0 bytes") {
+        expectError(.malformedFile, "/empty must be a safetensors file, got an empty file") {
             _ = try SafetensorsFile(path: "\(directory.path)/empty")
         }
         let pipe = "\(directory.path)/pipe"
