@@ -132,7 +132,7 @@ public struct DuoAttentionGates: Hashable, Sendable {
 
     private static func check(_ sparsity: Double) throws(SparseKernelsError) {
         guard sparsity >= 0 && sparsity <= 1 else {
-            throw SparseKernelsError(.invalidArgument, "sparsity", expected: "in 0...1", actual: "\(sparsity)")
+            throw SparseKernelsError(.invalidArgument, "sparsity", expected: "within 0...1", actual: "\(sparsity)")
         }
     }
 

@@ -132,7 +132,7 @@ public struct SpargeAttentionTuner: Sendable {
         _ samples: [Sample], on pool: WorkerPool = .shared, progress: (Progress) -> Void = { _ in }
     ) throws(SparseKernelsError) -> [TunedHead] {
         guard let first = samples.first?.shape else {
-            throw SparseKernelsError(.invalidShape, "samples", expected: "at least one", actual: "none")
+            throw SparseKernelsError(.invalidShape, "samples", expected: "one sample or more", actual: "none")
         }
         for (index, sample) in samples.enumerated() {
             let shape = sample.shape

@@ -97,7 +97,7 @@ public struct TwilightDecode: Sendable {
             _ = try pageSelector(tokenBudget: count)
         case .quest(.fraction(let fraction)):
             try require(
-                fraction > 0 && fraction <= 1, .invalidArgument, "selector.quest.fraction", expected: "within 0…1, not 0",
+                fraction > 0 && fraction <= 1, .invalidArgument, "selector.quest.fraction", expected: "above 0 and at most 1",
                 actual: "\(fraction)")
             _ = try pageSelector(tokenBudget: 1)
         case .streaming(let sink, let recent):

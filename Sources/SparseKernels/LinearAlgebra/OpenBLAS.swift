@@ -31,7 +31,10 @@ public enum OpenBLAS {
             threads: Int = 1
         ) throws(SparseKernelsError) {
             let (n, k) = transposesB ? (b.rows, b.columns) : (b.columns, b.rows)
-            try require(a.columns == k, .invalidShape, "b", expected: "a reduction of \(a.columns)", actual: "\(k)")
+            try require(
+                a.columns == k, .invalidShape, "b",
+                expected: "of \(a.columns) \(transposesB ? "columns" : "rows"), as a has columns",
+                actual: "of \(k)")
             try require(
                 c.rows == a.rows && c.columns == n, .invalidShape, "c", expected: "\(a.rows) × \(n)",
                 actual: "\(c.rows) × \(c.columns)")

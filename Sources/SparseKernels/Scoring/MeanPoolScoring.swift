@@ -62,7 +62,7 @@ public struct MeanPoolScoring: Sendable {
         try require(scale.isFinite, .invalidArgument, "scale", expected: "finite", actual: "\(scale)")
         try require(
             padding == .none || (grid.query.blockSize != nil && grid.key.blockSize != nil), .invalidArgument, "padding",
-            expected: ".none for blocks of varying sizes", actual: ".zeros")
+            expected: ".none where blocks vary in size", actual: ".\(padding)")
         self.shape = shape
         self.grid = grid
         self.scale = scale

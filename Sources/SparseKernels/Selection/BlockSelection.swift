@@ -54,7 +54,7 @@ public struct BlockSelection: Sendable {
     public init(
         perHead rules: [Rule], minimumBlocks: Int = 1, sinkBlocks: Int = 0, recentBlocks: Int = 0
     ) throws(SparseKernelsError) {
-        try require(!rules.isEmpty, .invalidShape, "rules", expected: "at least one", actual: "none")
+        try require(!rules.isEmpty, .invalidShape, "rules", expected: "one rule or more", actual: "none")
         for (index, rule) in rules.enumerated() { try rule.validate(named: "rules[\(index)]") }
         try self.init(checked: rules, minimumBlocks: minimumBlocks, sinkBlocks: sinkBlocks, recentBlocks: recentBlocks)
     }
@@ -96,7 +96,7 @@ public struct BlockSelection: Sendable {
                     + "\(candidates.grid.query.length) × \(candidates.grid.key.length) tokens")
             try require(
                 candidates.heads == 1 || candidates.heads == scores.heads, .invalidShape, "candidates.heads",
-                expected: "1 or those of the scores (\(scores.heads))", actual: "\(candidates.heads)")
+                expected: "1 or as many as those of the scores (\(scores.heads))", actual: "\(candidates.heads)")
         }
         if grid.blockRows == 0 || grid.blockColumns == 0 {
             return try BlockMask(grid: grid, heads: scores.heads) { _, _, _ in false }

@@ -163,9 +163,10 @@ public struct PageSelector: Sendable {
         try require(
             theirs.kvHeads == ours.kvHeads && theirs.headDim == ours.headDim && theirs.pageSize == ours.pageSize
                 && theirs.metadata == ours.metadata, .invalidShape, "cache",
-            expected:
-                "\(ours.kvHeads) KV heads of \(ours.headDim) channels, pages of \(ours.pageSize) and the selector's metadata",
-            actual: "\(theirs.kvHeads) of \(theirs.headDim), \(theirs.pageSize), \(theirs.metadata.map { "\($0)" } ?? "none")")
+            expected: "one of \(ours.kvHeads) KV heads of \(ours.headDim) channels in pages of \(ours.pageSize) with "
+                + "\(ours.metadata.map { "\($0)" } ?? "no") metadata, as the selector has them",
+            actual: "one of \(theirs.kvHeads) of \(theirs.headDim) in pages of \(theirs.pageSize) with "
+                + "\(theirs.metadata.map { "\($0)" } ?? "no") metadata")
         try require(
             query.heads == queryHeads && query.tokens == sequences && query.channels == ours.headDim, .invalidShape, "query",
             expected: "\(queryHeads) heads × \(sequences) sequences × \(ours.headDim) channels",

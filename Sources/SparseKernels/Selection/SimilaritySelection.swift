@@ -61,7 +61,7 @@ public struct SimilaritySelection: Sendable {
         grid: BlockGrid, heads: [Head], keepsFirstColumn: Bool = false, softmaxScale: Float? = nil,
         instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
-        try require(!heads.isEmpty, .invalidShape, "heads", expected: "at least one setting", actual: "none")
+        try require(!heads.isEmpty, .invalidShape, "heads", expected: "one setting or more", actual: "none")
         for (index, head) in heads.enumerated() {
             let (name, value) =
                 switch head.rule {
@@ -94,15 +94,16 @@ public struct SimilaritySelection: Sendable {
         for (name, summary, partition) in [("query", query, grid.query), ("key", key, grid.key)] {
             try require(
                 summary.partition == partition, .invalidShape, "\(name).partition",
-                expected: "the partition of the grid, \(partition.count) blocks over \(partition.length) tokens",
+                expected: "that of the grid, \(partition.count) blocks over \(partition.length) tokens",
                 actual: "\(summary.partition.count) blocks over \(summary.partition.length) tokens")
         }
         try require(
             key.channels == channels && query.heads % key.heads == 0, .invalidShape, "key.means",
-            expected: "\(channels) channels, and heads that divide \(query.heads)", actual: "\(key.means.shape)")
+            expected: "of \(channels) channels and of a number of heads that divides \(query.heads)",
+            actual: "\(key.means.shape)")
         try require(
             heads.count == 1 || heads.count == query.heads, .invalidShape, "query.means",
-            expected: heads.count == 1 ? "any heads" : "\(heads.count) heads, as the settings", actual: "\(query.heads)")
+            expected: "of as many heads as there are settings (\(heads.count))", actual: "of \(query.heads)")
 
         let (rows, columns) = (grid.blockRows, grid.blockColumns)
         if rows == 0 || columns == 0 { return try BlockMask(grid: grid, heads: query.heads) { _, _, _ in false } }

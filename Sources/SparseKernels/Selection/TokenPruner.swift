@@ -105,8 +105,8 @@ public struct TokenPruner: Sendable {
         let (ours, theirs) = (configuration, cache.configuration)
         try require(
             theirs.kvHeads == ours.kvHeads && theirs.headDim == ours.headDim && theirs.pageSize == ours.pageSize, .invalidShape,
-            "cache", expected: "\(ours.kvHeads) KV heads of \(ours.headDim) channels, pages of \(ours.pageSize)",
-            actual: "\(theirs.kvHeads) of \(theirs.headDim), \(theirs.pageSize)")
+            "cache", expected: "one of \(ours.kvHeads) KV heads of \(ours.headDim) channels in pages of \(ours.pageSize)",
+            actual: "one of \(theirs.kvHeads) of \(theirs.headDim) in pages of \(theirs.pageSize)")
         try require(
             query.heads == queryHeads && query.tokens == sequences && query.channels == ours.headDim, .invalidShape, "query",
             expected: "\(queryHeads) heads × \(sequences) sequences × \(ours.headDim) channels",
@@ -127,7 +127,9 @@ public struct TokenPruner: Sendable {
             let (last, length) = (Int(candidates.indices[end - 1]), tables.sequences[list / candidates.heads].length)
             try require(
                 last * candidates.unit < length, .invalidArgument, "candidates.indices[\(end - 1)]",
-                expected: "within the \(length) tokens of its sequence", actual: "\(last) × \(candidates.unit)")
+                expected: length == 0
+                    ? "left out, as its sequence has no tokens" : "within the \(length) tokens of its sequence",
+                actual: candidates.unit == 1 ? "token \(last)" : "page \(last), from token \(last * candidates.unit) on")
         }
     }
 }

@@ -38,7 +38,9 @@ public enum TopP {
         for (position, index) in forced.enumerated() {
             try require(
                 index >= 0 && index < weights.count, .invalidArgument, "forced[\(position)]",
-                expected: "at least 0 and below the number of weights (\(weights.count))", actual: "\(index)")
+                expected: weights.isEmpty
+                    ? "left out, as there are no weights" : "from 0 to \(weights.count - 1), an index of a weight",
+                actual: "\(index)")
         }
         let words = (weights.count + 63) / 64
         // The heap's words come first, then the bits of kept and of forced elements.

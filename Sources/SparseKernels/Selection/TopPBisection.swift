@@ -46,7 +46,7 @@ extension TopP {
     ) throws(SparseKernelsError) -> Bisection {
         try checkMass(mass, named: "mass")
         try require(epsilon >= 0, .invalidArgument, "epsilon", expected: "at least 0", actual: "\(epsilon)")
-        try require(!weights.isEmpty, .invalidShape, "weights", expected: "at least one", actual: "none")
+        try require(!weights.isEmpty, .invalidShape, "weights", expected: "one weight or more", actual: "none")
         try checkWeights(weights)
         let required = Float(mass)
         var low: Float = 0

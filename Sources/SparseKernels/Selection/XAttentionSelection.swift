@@ -33,7 +33,7 @@ public struct XAttentionSelection: Sendable {
     public init(
         thresholds: [Double], blocksPerChunk: Int, keepSink: Bool = false, keepRecent: Bool = false
     ) throws(SparseKernelsError) {
-        try require(!thresholds.isEmpty, .invalidShape, "thresholds", expected: "at least one", actual: "none")
+        try require(!thresholds.isEmpty, .invalidShape, "thresholds", expected: "one threshold or more", actual: "none")
         for (index, threshold) in thresholds.enumerated() {
             try TopP.checkMass(threshold, named: "thresholds[\(index)]")
         }
@@ -73,7 +73,7 @@ public struct XAttentionSelection: Sendable {
         try require(
             grid.blockRows % blocksPerChunk == 0 && offset >= 0, .invalidShape, "scores",
             expected: "whole chunks of \(blocksPerChunk) block rows, at most as many as columns (\(columns))",
-            actual: "\(grid.blockRows)")
+            actual: "\(grid.blockRows) block rows")
         let heap = UnsafeMutablePointer<UInt64>.allocate(capacity: columns)
         defer { heap.deallocate() }
         var builder = BlockMaskBuilder(grid: grid, heads: scores.heads)
