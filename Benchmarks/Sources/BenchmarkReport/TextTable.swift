@@ -3,7 +3,8 @@ import Foundation
 /// One section of the report for people: a title, a header of two lines (name over unit), and a line for each case.
 ///
 /// Rows arrive one by one, minutes apart, so the widths are settled beforehand, from the names that will appear and from
-/// the widest number that a column can hold. All lines of a section have the same length.
+/// the widest number that a column can hold. All lines of a section have the same length. A long case name is shown without
+/// its middle, so that it does not make the table wider than `lineWidth`; the JSON report has it whole.
 public struct TextTable: Sendable {
     public enum Column: Int, CaseIterable, Sendable {
         case name, density, oracleDensity, keptTokens, budgetTokens, isa, threads, median, spread, bytesRead, readRate
@@ -60,26 +61,30 @@ public struct TextTable: Sendable {
     private let gap: String
     /// With one baseline for all rows its name stands in the header, otherwise behind each factor.
     private let baselineWidth: Int
+    private let names: NameColumn
+
+    /// Characters that a case name may always have.
+    private static let nameMinimum = 32
 
     /// - Parameters:
-    ///   - caseNames: all case names of the section; a longer one that comes later makes its line longer, never shorter.
+    ///   - caseNames: all case names of the section, which are shown so that they differ.
     ///   - isas: all instruction sets of the section.
     ///   - baselines: all baselines of the section.
     ///   - columns: the columns that some row of the section will use; the others are left out.
-    ///   - lineWidth: columns are two spaces apart if that fits into so many characters, otherwise one.
+    ///   - lineWidth: columns are two spaces apart if that fits into so many characters, otherwise one. Case names are shortened
+    ///     to as many characters as that leaves, and not below 32.
     public init(
         title: String, caseNames: [String], isas: [String] = [], baselines: [String] = [],
         columns: Set<Column> = Set(Column.allCases), lineWidth: Int = 120
     ) {
-        let names = Set(baselines).sorted()
-        let baselineWidth = names.count > 1 ? names.map(\.count).max()! : 0
-        let fields = Column.allCases.filter { columns.union(Column.fixed).contains($0) }.map { column in
+        let baselines = Set(baselines).sorted()
+        let baselineWidth = baselines.count > 1 ? baselines.map(\.count).max()! : 0
+        var fields = Column.allCases.filter { columns.union(Column.fixed).contains($0) }.map { column in
             var field = Self.field(column)
             switch column {
-            case .name: field.width = max(field.width, caseNames.map(\.count).max() ?? 0)
             case .isa: field.width = max(field.width, isas.map(\.count).max() ?? 0)
-            case .speedup where names.count == 1: field.header.1 = "× \(names[0])"
-            case .speedup where names.count > 1:
+            case .speedup where baselines.count == 1: field.header.1 = "× \(baselines[0])"
+            case .speedup where baselines.count > 1:
                 // The unit stands above the numbers, not above the names.
                 let space = String(repeating: " ", count: 1 + baselineWidth)
                 field.header = (field.header.0 + space, field.header.1 + space)
@@ -89,6 +94,10 @@ public struct TextTable: Sendable {
             field.width = max(field.width, field.header.0.count, field.header.1.count)
             return field
         }
+        // With single spaces between the columns, of which the name is the first.
+        let others = fields.dropFirst().reduce(0) { $0 + $1.width + 1 }
+        names = NameColumn(caseNames, limit: max(Self.nameMinimum, lineWidth - others))
+        fields[0].width = max(fields[0].width, names.width)
         let widths = fields.map(\.width).reduce(0, +)
         self.title = title
         self.fields = fields
@@ -172,7 +181,7 @@ extension TextTable {
 
     private func text(_ column: Column, _ row: BenchmarkRow) -> String {
         switch column {
-        case .name: row.caseName
+        case .name: names.text(row.caseName)
         case .density: Format.percent(row.density)
         case .oracleDensity: Format.percent(row.oracleDensity)
         case .keptTokens: Format.number(row.keptTokens)

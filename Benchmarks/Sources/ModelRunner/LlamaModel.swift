@@ -8,6 +8,7 @@ public import SparseKernels
 public struct LlamaModel: Sendable {
     public let configuration: LlamaConfiguration
     private let weights: [String: Tensor<Float>]
+    private let outputName: String
 
     /// Called with the name of a linear layer, such as "model.layers.0.mlp.up_proj", and its input `[tokens, inFeatures]`.
     public typealias Observer = (_ layer: String, _ input: Tensor<Float>) throws(SparseKernelsError) -> Void
@@ -19,7 +20,12 @@ public struct LlamaModel: Sendable {
         configuration = try LlamaConfiguration(path: folder + "/config.json")
         let file = try SafetensorsFile(path: folder + "/model.safetensors")
         var weights: [String: Tensor<Float>] = [:]
-        for (name, shape) in Self.shapes(configuration) {
+        let (embedding, projection) = ("model.embed_tokens.weight", "lm_head.weight")
+        let isTied = configuration.tiesWordEmbeddings ?? (file[projection] == nil)
+        outputName = isTied ? embedding : projection
+        var shapes = Self.shapes(configuration)
+        if !isTied { shapes.append((projection, [configuration.vocabularySize, configuration.hiddenSize])) }
+        for (name, shape) in shapes {
             let tensor = try file.floatTensor(name)
             guard tensor.shape == shape else {
                 throw SparseKernelsError(
@@ -57,7 +63,7 @@ public struct LlamaModel: Sendable {
 
     // MARK: - Run
 
-    /// The logits of every position, `[tokens, vocabularySize]`; the output projection is the embedding, transposed.
+    /// The logits of every position, `[tokens, vocabularySize]`.
     ///
     /// - Parameters:
     ///   - tokens: one sequence that starts at position 0.
@@ -72,7 +78,7 @@ public struct LlamaModel: Sendable {
         guard !tokens.isEmpty, let largest = tokens.max(), tokens.min()! >= 0, largest < c.vocabularySize else {
             throw SparseKernelsError(
                 .invalidArgument, "tokens", expected: "one or more, each 0 to \(c.vocabularySize - 1)",
-                actual: "\(tokens.count), the largest \(tokens.max() ?? 0)")
+                actual: tokens.isEmpty ? "none" : "\(tokens.count), from \(tokens.min()!) to \(tokens.max()!)")
         }
         let embedding = weights["model.embed_tokens.weight"]!
         let rope = RotaryEmbedding(tokens: tokens.count, headDim: c.headDim, theta: c.ropeTheta)
@@ -98,7 +104,7 @@ public struct LlamaModel: Sendable {
             let gated = try gatedBySiLU(gate, try linear("mlp.up_proj", mlpInput))
             add(try linear("mlp.down_proj", gated), to: &hidden)
         }
-        return try product(try normalized(hidden, by: "model.norm.weight"), embedding, on: pool)
+        return try product(try normalized(hidden, by: "model.norm.weight"), weights[outputName]!, on: pool)
     }
 
     /// The bits that the logits of a sequence need to code it: −Σ log₂ p(next token); the last row predicts nothing.

@@ -21,14 +21,21 @@ public struct VideoTransformer: Sendable {
     ///   `.invalidShape` for one that does not fit the others.
     public init(folder: String) throws(SparseKernelsError) {
         let file = try SafetensorsFile(path: folder + "/model.safetensors")
-        var weights: [String: Tensor<Float>] = [:]
-        for entry in file.tensors { weights[entry.name] = try file.floatTensor(entry.name) }
         layers = file.tensors.filter { $0.name.hasSuffix(".mod") }.count
-        (hiddenSize, headDim) = try (file.entry(named: "patch.bias").shape[0], file.entry(named: "blocks.0.qn").shape[0])
-        self.weights = weights
+        func length(_ name: String) throws(SparseKernelsError) -> Int {
+            let shape = try file.entry(named: name).shape
+            guard shape.count == 1, (1...1 << 20).contains(shape[0]) else {
+                throw SparseKernelsError(
+                    .invalidShape, "\(file.name), tensor \"\(name)\"", expected: "a vector of 1 to 2²⁰ elements",
+                    actual: "\(shape)")
+            }
+            return shape[0]
+        }
+        (hiddenSize, headDim) = try (length("patch.bias"), length("blocks.0.qn"))
         let d = hiddenSize
         var shapes = [
-            "patch.weight": [d, 48], "t1.weight": [d, 2 * Self.timeChannels], "t1.bias": [d], "t2.weight": [d, d],
+            "patch.weight": [d, 48], "patch.bias": [d], "t1.weight": [d, 2 * Self.timeChannels], "t1.bias": [d],
+            "t2.weight": [d, d],
             "t2.bias": [d],
             "t6.weight": [6 * d, d], "t6.bias": [6 * d], "text.weight": [64, d], "tpos": [32, d], "fmod": [2, d],
             "out.weight": [48, d], "out.bias": [48],
@@ -41,13 +48,24 @@ public struct VideoTransformer: Sendable {
             }
             for (name, shape) in ["mod": [6, d], "qn": [headDim], "kn": [headDim]] { shapes["blocks.\(layer).\(name)"] = shape }
         }
+        let channels = Self.ropeAxes.reduce(0, +)
+        guard headDim == channels, d % headDim == 0 else {
+            throw SparseKernelsError(
+                .invalidShape, "\(file.name), tensor \"\(headDim == channels ? "patch.bias" : "blocks.0.qn")\"",
+                expected: headDim == channels
+                    ? "a multiple of \(channels) elements" : "\(channels) elements, as the rotation has",
+                actual: "\(headDim == channels ? d : headDim)")
+        }
+        var weights: [String: Tensor<Float>] = [:]
         for (name, shape) in shapes {
             let actual = try file.entry(named: name).shape
-            guard actual == shape, d % headDim == 0, headDim == Self.ropeAxes.reduce(0, +) else {
+            guard actual == shape else {
                 throw SparseKernelsError(
                     .invalidShape, "\(file.name), tensor \"\(name)\"", expected: "\(shape)", actual: "\(actual)")
             }
+            weights[name] = try file.floatTensor(name)
         }
+        self.weights = weights
     }
 
     /// The velocity of every patch, `[4096, 48]`.
@@ -68,7 +86,9 @@ public struct VideoTransformer: Sendable {
             throw SparseKernelsError(.invalidShape, "patches", expected: "\([video, 48])", actual: "\(patches.shape)")
         }
         guard prompt.count == 32, prompt.allSatisfy({ (0..<64).contains($0) }) else {
-            throw SparseKernelsError(.invalidArgument, "prompt", expected: "32 ids below 64", actual: "\(prompt)")
+            throw SparseKernelsError(
+                .invalidArgument, "prompt", expected: "32 ids from 0 to 63",
+                actual: "\(prompt.count) ids\(prompt.isEmpty ? "" : " from \(prompt.min()!) to \(prompt.max()!)")")
         }
         let d = hiddenSize
         let frequencies = (0..<Self.timeChannels).map { 1000 * time * pow(10000, -Double($0) / Double(Self.timeChannels)) }

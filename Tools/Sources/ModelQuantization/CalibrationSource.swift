@@ -31,9 +31,10 @@ public enum CalibrationSource: Sendable {
                 guard entry.shape.count == 2, entry.shape[0] >= 1, entry.shape[1] == layer.inFeatures else {
                     throw SparseKernelsError(
                         .invalidShape, "\(file.name), tensor \"\(printable(layer.name))\"",
-                        expected: "[tokens, \(layer.inFeatures)], as the layer has input features", actual: "\(entry.shape)")
+                        expected: "[tokens, \(layer.inFeatures)], as the layer has input features",
+                        actual: shapeText(entry.shape))
                 }
-                guard [.float32, .float16, .bfloat16].contains(entry.elementType) else {
+                guard LayerSelection.isFloat(entry.elementType) else {
                     throw SparseKernelsError(
                         .invalidElementType, "\(file.name), tensor \"\(printable(layer.name))\"", expected: "F32, F16 or BF16",
                         actual: entry.elementType.rawValue)

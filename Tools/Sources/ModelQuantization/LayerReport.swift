@@ -24,6 +24,11 @@ public struct LayerReport: Codable, Hashable, Sendable {
     public var outputError: Double
     /// What quantising took, on the machine and in the run that did it.
     public var seconds: Double
+
+    /// An output error from which on a layer is of no use: half of the output is something else.
+    public static let errorLimit = 0.5
+    /// Whether the error is above the limit, or no number.
+    public var isUseless: Bool { !(outputError <= Self.errorLimit) }
 }
 
 /// The table of a run as a file.
@@ -45,10 +50,31 @@ public struct QuantizationReport: Codable, Hashable, Sendable {
     /// Writes JSON, in one step.
     /// - Throws: `.inputOutput`.
     public func write(to path: String) throws(SparseKernelsError) {
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+        let encoder = JSONEncoder.reports
+        encoder.outputFormatting.insert(.prettyPrinted)
         do { try encoder.encode(self).write(to: URL(fileURLWithPath: path), options: .atomic) } catch {
-            throw SparseKernelsError(.inputOutput, path, expected: "a file that can be written", actual: "\(error)")
+            throw SparseKernelsError(
+                .inputOutput, path, expected: "a file that can be written", actual: error.localizedDescription)
         }
+    }
+}
+
+// JSON has no infinity and no NaN, and an error may be either. A layer with such an error is still a row of the table.
+extension JSONEncoder {
+    static var reports: JSONEncoder {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
+        encoder.nonConformingFloatEncodingStrategy = .convertToString(
+            positiveInfinity: "inf", negativeInfinity: "-inf", nan: "nan")
+        return encoder
+    }
+}
+
+extension JSONDecoder {
+    static var reports: JSONDecoder {
+        let decoder = JSONDecoder()
+        decoder.nonConformingFloatDecodingStrategy = .convertFromString(
+            positiveInfinity: "inf", negativeInfinity: "-inf", nan: "nan")
+        return decoder
     }
 }

@@ -21,19 +21,19 @@ public struct LayerSelection: Sendable {
 
     /// Why a tensor is not quantised; nil: it is.
     func reasonToCopy(_ entry: SafetensorsEntry, rank: Int) -> String? {
-        guard let layer = Self.layerName(ofWeight: entry.name), entry.shape.count == 2 else {
-            return "not the weight of a linear layer"
-        }
-        guard [.float32, .float16, .bfloat16].contains(entry.elementType) else {
-            return "element type \(entry.elementType.rawValue)"
-        }
+        guard let layer = Self.layerName(ofWeight: entry.name) else { return "its name does not end in .weight" }
+        if entry.shape.count != 2 { return "rank \(entry.shape.count), and the weight of a linear layer has 2" }
+        if !Self.isFloat(entry.elementType) { return "element type \(entry.elementType.rawValue), not F32, F16 or BF16" }
         if let pattern = exclude.first(where: { Self.matches(layer, $0) }) { return "excluded by \(pattern)" }
-        if !include.contains(where: { Self.matches(layer, $0) }) { return "not included" }
+        if !include.contains(where: { Self.matches(layer, $0) }) { return "matches no pattern to include" }
         let smallest = entry.shape.min()!
         if smallest < minimumFeatures { return "fewer than \(minimumFeatures) features" }
         if smallest <= rank { return "no more features than the rank of \(rank)" }
         return nil
     }
+
+    /// Whether a tensor of such elements can be read as `Float`.
+    static func isFloat(_ type: ElementType) -> Bool { [.float32, .float16, .bfloat16].contains(type) }
 
     /// "a.b.weight" is the weight of layer "a.b".
     static func layerName(ofWeight name: String) -> String? {
@@ -65,7 +65,8 @@ public struct ModelPlan: Sendable {
     /// Tensors that go to the output as they are, with the reason.
     public let copied: [(entry: SafetensorsEntry, reason: String)]
 
-    /// - Throws: `.notFound` when no tensor is selected; `.invalidShape` for a bias that is not one of its layer.
+    /// A plan for a file in which nothing is selected has no layers, and says why of each tensor.
+    /// - Throws: `.invalidShape` and `.invalidElementType` for a bias that is not one of its layer.
     public init(_ file: SafetensorsFile, selection: LayerSelection, rank: Int) throws(SparseKernelsError) {
         var layers: [Layer] = []
         var copied: [(entry: SafetensorsEntry, reason: String)] = []
@@ -76,21 +77,23 @@ public struct ModelPlan: Sendable {
             }
             let name = LayerSelection.layerName(ofWeight: entry.name)!
             let bias = file[name + ".bias"]
-            if let bias, bias.shape != [entry.shape[0]] {
-                throw SparseKernelsError(
-                    .invalidShape, "\(file.name), tensor \"\(printable(bias.name))\"",
-                    expected: "[\(entry.shape[0])], as the weight has rows",
-                    actual: "\(bias.shape)")
+            if let bias {
+                let place = "\(file.name), tensor \"\(printable(bias.name))\""
+                guard bias.shape == [entry.shape[0]] else {
+                    throw SparseKernelsError(
+                        .invalidShape, place, expected: "[\(entry.shape[0])], as the weight has rows",
+                        actual: shapeText(bias.shape))
+                }
+                guard LayerSelection.isFloat(bias.elementType) else {
+                    throw SparseKernelsError(
+                        .invalidElementType, place, expected: "F32, F16 or BF16, as the bias of a layer that is quantised",
+                        actual: bias.elementType.rawValue)
+                }
             }
             layers.append(
                 Layer(
                     name: name, outFeatures: entry.shape[0], inFeatures: entry.shape[1], elementType: entry.elementType,
                     hasBias: bias != nil))
-        }
-        guard !layers.isEmpty else {
-            throw SparseKernelsError(
-                .notFound, file.name, expected: "a file with a layer to quantise",
-                actual: "\(file.tensors.count) tensors, none of them selected: see --include, --exclude and --min-features")
         }
         let biases = Set(layers.compactMap(\.biasName))
         self.layers = layers.sorted { isBefore($0.name, $1.name) }
@@ -99,17 +102,62 @@ public struct ModelPlan: Sendable {
 }
 
 extension ModelPlan {
-    /// What would be done: a line per layer, and a line per reason with the number of tensors that are copied for it.
+    /// What would be done: a line per layer, a line per tensor that is copied with its reason, and the totals.
     public var lines: [String] {
-        let reasons = Dictionary(grouping: copied, by: \.reason).map { (reason: $0.key, entries: $0.value.map(\.entry)) }
+        let copies = copied.sorted { isBefore($0.entry.name, $1.entry.name) }
+        let bytes = copies.reduce(0) { $0 + $1.entry.byteRange.count }
         return layers.map {
             "quantise  \(printable($0.name))  \($0.outFeatures) × \($0.inFeatures) \($0.elementType.rawValue)\($0.hasBias ? ", bias" : "")"
         }
-            + reasons.sorted { $0.reason < $1.reason }.map { reason, entries in
-                let names = entries.prefix(3).map { printable($0.name) }.joined(separator: ", ")
-                let bytes = entries.reduce(0) { $0 + $1.byteRange.count }
-                return
-                    "copy      \(entries.count) tensors, \(bytes) bytes: \(reason) (\(names)\(entries.count > 3 ? ", …" : ""))"
+            + copies.map { "copy      \(printable($0.entry.name))  \(description($0.entry)): \($0.reason)" }
+            + ["\(counted(layers.count, "layer")) to quantise, \(counted(copies.count, "tensor")) of \(bytes) bytes to copy"]
+    }
+
+    private func description(_ entry: SafetensorsEntry) -> String {
+        "\(shapeText(entry.shape)) \(entry.elementType.rawValue), \(entry.byteRange.count) bytes"
+    }
+
+    /// Throws when nothing is selected. `lines` has the reasons.
+    /// - Throws: `.notFound` naming the file.
+    public func requireLayers(of file: SafetensorsFile) throws(SparseKernelsError) {
+        guard layers.isEmpty else { return }
+        throw SparseKernelsError(
+            .notFound, file.name, expected: "a file with a layer to quantise",
+            actual: "\(file.tensors.count) tensors, none of them selected: see --include, --exclude, --min-features and --rank")
+    }
+
+    // MARK: - The output
+
+    /// The tensors that a quantised layer puts into the output.
+    private func tensors(of layer: Layer, _ options: QuantizationOptions) -> [String] {
+        var parts = ["codes", "scales"]
+        if options.smoothing != .none { parts.append("smooth") }
+        if options.rank > 0 { parts += ["down", "up"] }
+        if layer.hasBias { parts.append("bias") }
+        return parts.map { "\(layer.name).\($0)" }
+    }
+
+    /// Throws when a quantised layer will have a tensor of the name of one that is copied.
+    /// - Throws: `.invalidArgument` naming the model's tensor.
+    func checkNames(in file: SafetensorsFile, _ options: QuantizationOptions) throws(SparseKernelsError) {
+        let copied = Set(copied.map(\.entry.name))
+        for layer in layers {
+            for name in tensors(of: layer, options) where copied.contains(name) {
+                let layer = printable(layer.name)
+                throw SparseKernelsError(
+                    .invalidArgument, "\(file.name), tensor \"\(printable(name))\"",
+                    expected:
+                        "named otherwise than the tensors that layer \"\(layer)\" gets in the output, or the layer left out",
+                    actual: "the same name (--exclude '\(layer)' leaves it out)")
             }
+        }
+    }
+
+    /// What the first layers take up when they are finished, about: codes of 4 bits, scales, factors and bias of 16.
+    func bytes(ofLayers count: Int, _ options: QuantizationOptions) -> Int {
+        layers.prefix(count).reduce(0) { sum, layer in
+            let (n, k) = (layer.outFeatures, layer.inFeatures)
+            return sum + n * k / 2 + n * (k / 64) * 2 + 2 * options.rank * (n + k)
+        }
     }
 }

@@ -1,11 +1,19 @@
 internal import BenchmarkReport
 internal import Foundation
 
-/// The table for people: a line per layer, whose widths are settled by the names that will appear.
+/// The table for people: a line per layer, whose widths are settled by the names that will appear. Long names are shown without their
+/// middle; the report for programs has them whole.
 public struct LayerTable: Sendable {
-    private let nameWidth: Int
+    private let names: NameColumn
+    private var nameWidth: Int { max(5, names.width) }
 
-    public init(layers: [ModelPlan.Layer]) { nameWidth = max(5, layers.map { printable($0.name).count }.max() ?? 0) }
+    /// Names of so many characters make a line of 120.
+    private static let nameLimit = 34
+
+    public init(layers: [ModelPlan.Layer]) { names = NameColumn(layers.map { printable($0.name) }, limit: Self.nameLimit) }
+
+    /// A layer's name as the table shows it.
+    public func name(_ layer: String) -> String { names.text(printable(layer)) }
 
     private static let columns: [(name: String, unit: String, width: Int)] = [
         ("N × K", "", 13), ("Rank", "", 4), ("Act.", "", 5), ("Size", "B/weight", 8), ("α", "", 4), ("β", "", 4),
@@ -22,7 +30,7 @@ public struct LayerTable: Sendable {
     public func line(_ report: LayerReport, isReused: Bool) -> String {
         let seconds = String(format: "%.1f", report.seconds)
         return line(
-            printable(report.layer),
+            name(report.layer),
             [
                 "\(report.outFeatures) × \(report.inFeatures)", "\(report.rank)", report.activation,
                 String(format: "%.3f", report.bytesPerWeight), exponent(report.alpha), exponent(report.beta),
@@ -44,6 +52,17 @@ public struct LayerTable: Sendable {
                 Format.percent(mean(reports.map(\.outputError))),
                 String(format: "%.1f", reports.reduce(0) { $0 + $1.seconds }),
             ])
+    }
+
+    /// A line about the layers whose output has little to do with the exact one; nil: there are none.
+    public func warning(_ reports: [LayerReport]) -> String? {
+        let useless = reports.filter(\.isUseless)
+        if useless.isEmpty { return nil }
+        let names = useless.prefix(8).map { "\(name($0.layer)) (\(Format.percent($0.outputError)) %)" }
+        return
+            "\(useless.count) of \(reports.count) layers ended with an error above \(Int(100 * LayerReport.errorLimit)) % of "
+            + "their output; --exclude leaves a layer as it is: "
+            + names.joined(separator: ", ") + (useless.count > names.count ? ", …" : "")
     }
 
     private func exponent(_ value: Double?) -> String { value.map { String(format: "%.2f", $0) } ?? "" }

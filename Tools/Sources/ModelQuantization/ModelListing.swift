@@ -9,10 +9,19 @@ public import SparseKernels
 public struct ModelListing: Sendable {
     private let file: SafetensorsFile
     private let showsMetadata: Bool
+    private let nameLimit: Int
 
-    public init(_ file: SafetensorsFile, showsMetadata: Bool = false) {
+    /// Characters of a name or a shape in a table; longer ones are shown without their middle.
+    private static let cellLimit = 64
+
+    /// - Parameters:
+    ///   - file: the file, open.
+    ///   - showsMetadata: also its metadata.
+    ///   - showsFullNames: names of any length, however wide that makes the tables.
+    public init(_ file: SafetensorsFile, showsMetadata: Bool = false, showsFullNames: Bool = false) {
         self.file = file
         self.showsMetadata = showsMetadata
+        nameLimit = showsFullNames ? .max : Self.cellLimit
     }
 
     public var lines: [String] {
@@ -33,7 +42,7 @@ public struct ModelListing: Sendable {
         let others = file.tensors.filter { !partsOfLayers.contains($0.name) }.sorted { isBefore($0.name, $1.name) }
         lines += table(
             ["Tensor", "Type", "Shape", "Bytes"],
-            others.map { [printable($0.name), $0.elementType.rawValue, "\($0.shape)", "\($0.byteRange.count)"] })
+            others.map { [printable($0.name), $0.elementType.rawValue, shapeText($0.shape), "\($0.byteRange.count)"] })
         return lines
     }
 
@@ -62,6 +71,11 @@ public struct ModelListing: Sendable {
     /// Columns as wide as their widest cell, under an empty line and a header; nothing without rows.
     private func table(_ header: [String], _ rows: [[String]]) -> [String] {
         if rows.isEmpty { return [] }
+        let names = NameColumn(rows.map { $0[0] }, limit: nameLimit)
+        let rows = rows.map { row in
+            // The other cells come from the file as well, and none of them is that long in an honest one.
+            [names.text(row[0])] + row.dropFirst().map { NameColumn([$0], limit: Self.cellLimit).text($0) }
+        }
         let widths = header.indices.map { column in ([header] + rows).map { $0[column].count }.max()! }
         return [""]
             + ([header] + rows).map { cells in
@@ -73,6 +87,14 @@ public struct ModelListing: Sendable {
 
 /// The order of names as people read them: layers.2 before layers.10.
 func isBefore(_ a: String, _ b: String) -> Bool { a.compare(b, options: .numeric) == .orderedAscending }
+
+/// "1 layer", "2 layers".
+func counted(_ count: Int, _ noun: String) -> String { "\(count) \(noun)\(count == 1 ? "" : "s")" }
+
+/// A shape as it is shown, short whatever its rank.
+func shapeText(_ shape: [Int]) -> String {
+    shape.count <= 8 ? "\(shape)" : "[\(shape.prefix(8).map(String.init).joined(separator: ", ")), … \(shape.count) in all]"
+}
 
 /// Text from a file as it may be shown on a terminal: without control characters.
 func printable(_ text: String) -> String {

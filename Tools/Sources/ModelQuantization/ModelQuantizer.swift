@@ -33,8 +33,9 @@ public struct ModelQuantizer {
     ///   - calibration: the inputs of the layers.
     ///   - output: the file to make.
     ///   - replacesOutput: whether an output that exists may be replaced.
-    /// - Throws: `.notFound`, `.invalidShape`, `.invalidElementType`, `.invalidArgument` for the model, the calibration or the options;
-    ///   `.inputOutput` for an output that exists or is the model itself.
+    /// - Throws: `.notFound` for a model without a layer to quantise, and a calibration that lacks one; `.invalidShape`,
+    ///   `.invalidElementType`, `.invalidArgument` for the model, the calibration or the options, and for names that would collide in the
+    ///   output; `.inputOutput` for an output that exists, is a file that is read, or is in no folder that can be written to.
     public init(
         model: SafetensorsFile, selection: LayerSelection = LayerSelection(),
         options: QuantizationOptions = QuantizationOptions(),
@@ -45,21 +46,28 @@ public struct ModelQuantizer {
         self.calibration = calibration
         self.output = output
         self.replacesOutput = replacesOutput
-        plan = try ModelPlan(model, selection: selection, rank: options.rank)
-        try calibration.check(plan.layers)
         _ = try LayerQuantizer(options: options)
-        func resolved(_ path: String) -> String { URL(fileURLWithPath: path).resolvingSymlinksInPath().path }
-        guard resolved(output) != resolved(model.name) else {
-            throw SparseKernelsError(.inputOutput, output, expected: "another file than the model", actual: "the model")
-        }
+        plan = try ModelPlan(model, selection: selection, rank: options.rank)
+        try plan.requireLayers(of: model)
+        try calibration.check(plan.layers)
+        try plan.checkNames(in: model, options)
         try checkOutput()
+        try WorkDirectory.check(for: output)
     }
 
     private func checkOutput() throws(SparseKernelsError) {
-        guard replacesOutput || !FileManager.default.fileExists(atPath: output) else {
-            throw SparseKernelsError(
-                .inputOutput, output, expected: "a file that does not exist yet, or --force", actual: "a file")
-        }
+        var others = [(path: model.name, role: "the model")]
+        if case .file(let file) = calibration { others.append((file.name, "the calibration file")) }
+        try OutputFile.check(output, others: others, replaces: replacesOutput)
+    }
+
+    /// Refuses to begin what the disk has no room for. Layers that are finished are there already.
+    private func checkRoom(_ count: Int, isComplete: Bool) throws(SparseKernelsError) {
+        let layers = plan.bytes(ofLayers: count, options)
+        let copies = plan.copied.reduce(0) { $0 + $1.entry.byteRange.count }
+        let missing = max(0, layers - WorkDirectory.bytes(for: output))
+        try OutputFile.checkRoom(
+            for: missing + (isComplete ? layers + copies : 0), in: OutputFile.folder(of: output))
     }
 
     /// Quantises layers and writes the output.
@@ -77,10 +85,12 @@ public struct ModelQuantizer {
         limit: Int? = nil, on pool: WorkerPool = .shared, progress: Progress = { _ throws(SparseKernelsError) in },
         tick: () -> Void = {}
     ) throws(SparseKernelsError) -> [LayerReport] {
+        let count = min(limit ?? .max, plan.layers.count)
+        try checkRoom(count, isComplete: limit == nil)
         let directory = try WorkDirectory(for: output)
         var reports: [LayerReport] = []
         var files: [SafetensorsFile] = []
-        for layer in plan.layers.prefix(limit ?? plan.layers.count) {
+        for layer in plan.layers.prefix(count) {
             try progress(.began(layer))
             let digest = try digest(of: layer)
             var (file, isReused) = (directory.finishedLayer(layer.name, digest: digest), true)
@@ -105,7 +115,9 @@ public struct ModelQuantizer {
     }
 
     private func report(in file: SafetensorsFile) -> LayerReport? {
-        file.metadata[WorkDirectory.reportKey].flatMap { try? JSONDecoder().decode(LayerReport.self, from: Data($0.utf8)) }
+        file.metadata[WorkDirectory.reportKey].flatMap {
+            try? JSONDecoder.reports.decode(LayerReport.self, from: Data($0.utf8))
+        }
     }
 
     /// Of everything that decides about a layer's file. Its first word is the version of what the tool does with it.
@@ -159,9 +171,8 @@ public struct ModelQuantizer {
 
 /// JSON on one line, with sorted keys.
 private func json(_ value: some Encodable) throws(SparseKernelsError) -> String {
-    let encoder = JSONEncoder()
-    encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-    do { return String(decoding: try encoder.encode(value), as: UTF8.self) } catch {
-        throw SparseKernelsError(.invalidArgument, "report", expected: "numbers that JSON can hold", actual: "\(error)")
+    do { return String(decoding: try JSONEncoder.reports.encode(value), as: UTF8.self) } catch {
+        throw SparseKernelsError(
+            .invalidArgument, "report", expected: "numbers that JSON can hold", actual: error.localizedDescription)
     }
 }

@@ -16,6 +16,23 @@ struct WorkDirectory: ~Copyable {
 
     static func path(for output: String) -> String { output + ".partial" }
 
+    /// Throws unless the directory can be made, or is there and can be written to; changes nothing.
+    /// - Throws: `.inputOutput`.
+    static func check(for output: String) throws(SparseKernelsError) {
+        let path = path(for: output)
+        if FileManager.default.fileExists(atPath: path) { try OutputFile.checkFolder(path) }
+    }
+
+    /// Bytes of the layers that are finished already.
+    static func bytes(for output: String) -> Int {
+        let path = path(for: output)
+        let names = (try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []
+        return names.filter { $0.hasSuffix(layerSuffix) }.reduce(0) { sum, name in
+            let attributes = try? FileManager.default.attributesOfItem(atPath: "\(path)/\(name)")
+            return sum + ((attributes?[.size] as? NSNumber)?.intValue ?? 0)
+        }
+    }
+
     /// Makes the directory or enters the one that is there, and removes what a killed process was writing.
     /// - Throws: `.inputOutput` when it cannot be made or written to, or another process is in it.
     init(for output: String) throws(SparseKernelsError) {

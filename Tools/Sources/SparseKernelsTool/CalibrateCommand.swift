@@ -1,6 +1,6 @@
 import ArgumentParser
 import BenchmarkReport
-import Foundation
+import ModelQuantization
 import ModelRunner
 import SparseKernels
 
@@ -42,13 +42,15 @@ struct CalibrateCommand: ParsableCommand {
     }
 
     func run() throws {
+        let files = [(path: model + "/model.safetensors", role: "the model")] + texts.map { (path: $0, role: "a text to run") }
+        try OutputFile.check(output, others: files, replaces: true)
+        var bytes: [Int] = []
+        for path in texts { bytes += try contents(ofFile: path).map(Int.init) + [0] }
         let llama = try LlamaModel(folder: model)
         guard llama.configuration.vocabularySize == 256 else {
             throw ValidationError(
                 "the vocabulary must be the 256 byte values, got \(llama.configuration.vocabularySize) tokens")
         }
-        var bytes: [Int] = []
-        for path in texts { bytes += try Data(contentsOf: URL(fileURLWithPath: path)).map(Int.init) + [0] }
         let sequences = stride(from: 0, to: bytes.count, by: context).map { Array(bytes[$0..<min($0 + context, bytes.count)]) }
         let pool = threads.map { WorkerPool(threads: $0) } ?? .shared
         let progress = terminalProgress(total: sequences.count, work: Double(bytes.count))

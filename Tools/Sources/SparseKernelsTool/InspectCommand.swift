@@ -13,9 +13,14 @@ struct InspectCommand: ParsableCommand {
     @Flag(help: "Also the metadata of the file.")
     var metadata = false
 
+    @Flag(help: "Names of any length as they are, and not without their middle.")
+    var fullNames = false
+
     func run() throws {
         for path in files {
-            try ModelListing(SafetensorsFile(path: path), showsMetadata: metadata).lines.forEach { printNow($0) }
+            try ModelListing(SafetensorsFile(path: path), showsMetadata: metadata, showsFullNames: fullNames).lines.forEach {
+                printNow($0)
+            }
         }
     }
 }

@@ -11,6 +11,9 @@ struct QuantizeCommand: ParsableCommand {
         discussion: """
             Finished layers are kept in OUT.partial until the output is complete. When the command was stopped, the same command goes on \
             where it was. Docs/QuantizeTool.md has examples.
+
+            Exit status: 0; 1 for an error, also when nothing is selected; 2 when the work was done but layers ended with an error above \
+            50 %; 64 for wrong arguments.
             """)
 
     @Argument(help: "The model, a .safetensors file.")
@@ -74,7 +77,7 @@ struct QuantizeCommand: ParsableCommand {
     @Option(help: "Quantise only the first so many layers and write no output; a complete run takes them over.")
     var layers: Int?
 
-    @Flag(help: "List what would be done, and do nothing.")
+    @Flag(help: "List what would be done with each tensor, and why; do nothing.")
     var dryRun = false
 
     @Flag(help: "Print errors only.")
@@ -100,19 +103,31 @@ struct QuantizeCommand: ParsableCommand {
         options.iterations = iterations
         options.scaleType = scaleType
         options.activation = activation
+        let model = try SafetensorsFile(path: self.model)
+        let selection = LayerSelection(
+            include: include.isEmpty ? ["*"] : include,
+            exclude: exclude + (noDefaultExcludes ? [] : LayerSelection.defaultExclusions), minimumFeatures: minFeatures)
+        let plan = try ModelPlan(model, selection: selection, rank: rank)
+        if dryRun || plan.layers.isEmpty { plan.lines.forEach { dryRun ? printNow($0) : printError($0) } }
+        try plan.requireLayers(of: model)
         let source: CalibrationSource =
             if let calibration { .file(try SafetensorsFile(path: calibration)) } else {
                 .gaussian(tokens: syntheticCalibration!)
             }
         let quantizer = try ModelQuantizer(
-            model: try SafetensorsFile(path: model),
-            selection: LayerSelection(
-                include: include.isEmpty ? ["*"] : include,
-                exclude: exclude + (noDefaultExcludes ? [] : LayerSelection.defaultExclusions), minimumFeatures: minFeatures),
-            options: options, calibration: source, output: output, replacesOutput: force)
-        if dryRun { return quantizer.plan.lines.forEach { printNow($0) } }
+            model: model, selection: selection, options: options, calibration: source, output: output, replacesOutput: force)
+        if let json {
+            var others = [(path: model.name, role: "the model"), (path: output, role: "the output")]
+            if let calibration { others.append((calibration, "the calibration file")) }
+            try OutputFile.check(json, others: others, replaces: true)
+        }
+        if dryRun { return }
         let reports = try quantize(quantizer)
         if let json { try QuantizationReport(quantizer, layers: reports).write(to: json) }
+        if let warning = LayerTable(layers: quantizer.plan.layers).warning(reports) {
+            printError("\(quiet ? "" : "\n")Warning: \(warning)")
+            throw ExitCode(2)
+        }
     }
 
     private func quantize(_ quantizer: ModelQuantizer) throws -> [LayerReport] {
@@ -134,7 +149,7 @@ struct QuantizeCommand: ParsableCommand {
             switch event {
             case .began(let layer):
                 work = Double(layer.size)
-                progress?.begin(layer.name)
+                progress?.begin(table.name(layer.name))
             case .finished(let report, let isReused):
                 if isReused { reused += 1 }
                 progress?.clear()

@@ -8,6 +8,9 @@ func printNow(_ text: String) {
     fflush(nil)
 }
 
+/// Prints a line on standard error, whether or not standard output goes elsewhere.
+func printError(_ text: String) { FileHandle.standardError.write(Data("\(text)\n".utf8)) }
+
 /// The progress line of a run, where there is a terminal to show it on; elsewhere the rows on standard output are enough.
 func terminalProgress(total: Int, work: Double) -> ProgressLine? {
     isatty(FileHandle.standardError.fileDescriptor) == 1 ? ProgressLine(total: total, work: work) : nil

@@ -17,16 +17,84 @@ struct TableTests {
         let reasons = Dictionary(uniqueKeysWithValues: plan.copied.map { ($0.entry.name, $0.reason) })
         #expect(
             reasons == [
-                "embed_tokens.weight": "excluded by *embed*", "norm.weight": "not the weight of a linear layer",
-                "step": "not the weight of a linear layer", "tiny.weight": "fewer than 64 features",
+                "embed_tokens.weight": "excluded by *embed*",
+                "norm.weight": "rank 1, and the weight of a linear layer has 2",
+                "step": "its name does not end in .weight", "tiny.weight": "fewer than 64 features",
             ])
-        #expect(plan.lines.count == 3 + 3)
+        #expect(plan.lines.count == 3 + 4 + 1 && plan.lines.last == "3 layers to quantise, 4 tensors of 31400 bytes to copy")
+        #expect(plan.lines.contains("copy      embed_tokens.weight  [100, 72] F32, 28800 bytes: excluded by *embed*"))
         #expect(plan.lines[1] == "quantise  blocks.2.up  67 × 72 BF16, bias")
 
         let some = LayerSelection(include: ["blocks.*", "tiny"], exclude: ["*.[ud]*"], minimumFeatures: 1)
         #expect(try ModelPlan(file, selection: some, rank: 4).layers.map(\.name) == ["blocks.1.qkv", "tiny"])
         let wide = try ModelPlan(file, selection: LayerSelection(exclude: []), rank: 70)
         #expect(wide.layers.map(\.name) == ["blocks.1.qkv", "embed_tokens"])
+    }
+
+    @Test("a model in which nothing is selected has a reason for each tensor")
+    func nothingSelected() throws {
+        var writer = SafetensorsWriter()
+        try writer.add("a.weight", elementType: .float8E4M3, shape: [64, 64], bytes: [UInt8](repeating: 0, count: 4096))
+        try writer.add("b.weight", elementType: .other("Q4_0"), shape: [64, 64], bytes: [1, 2])
+        try writer.add("c.weight", Tensor<Float>(zeros: [64, 64, 3, 3]))
+        try writer.add("d.weight", Tensor<Float>(zeros: [70, 70]))
+        try writer.add("e.kernel", Tensor<Float>(zeros: [70, 70]))
+        try writer.add("f.weight", Tensor<Float>(zeros: [128, 128]))
+        let file = try SafetensorsFile(bytes: writer.encoded(), named: "nothing.safetensors")
+        let plan = try ModelPlan(file, selection: LayerSelection(include: ["[a-e]"]), rank: 100)
+        let reasons = Dictionary(uniqueKeysWithValues: plan.copied.map { ($0.entry.name, $0.reason) })
+        #expect(
+            reasons == [
+                "a.weight": "element type F8_E4M3, not F32, F16 or BF16", "b.weight": "element type Q4_0, not F32, F16 or BF16",
+                "c.weight": "rank 4, and the weight of a linear layer has 2",
+                "d.weight": "no more features than the rank of 100", "e.kernel": "its name does not end in .weight",
+                "f.weight": "matches no pattern to include",
+            ])
+        for (name, reason) in reasons {
+            #expect(plan.lines.contains { $0.hasPrefix("copy      \(name) ") && $0.hasSuffix(": \(reason)") })
+        }
+        let error = #expect(throws: SparseKernelsError.self) { try plan.requireLayers(of: file) }
+        #expect(error?.code == .notFound && error?.argument == "nothing.safetensors")
+    }
+
+    @Test("long names do not widen the tables, and stay different")
+    func longNames() throws {
+        let names = (0..<30).map { "model.language_model.encoder.transformer.layers.\($0).self_attention.out_proj" }
+        var writer = SafetensorsWriter()
+        for name in names { try writer.add("\(name).weight", Tensor<Float>(zeros: [64, 64])) }
+        let file = try SafetensorsFile(bytes: writer.encoded(), named: "long")
+        let plan = try ModelPlan(file, selection: LayerSelection(), rank: 4)
+        let table = LayerTable(layers: plan.layers)
+        let lines = names.map { name in
+            var report = report
+            report.layer = name
+            return table.line(report, isReused: false)
+        }
+        #expect(table.header.allSatisfy { $0.count <= 120 } && Set((table.header + lines).map(\.count)).count == 1)
+        #expect(Set(names.map(table.name)).count == 30 && Set(lines).count == 30)
+        let listing = ModelListing(file).lines
+        #expect(listing.allSatisfy { $0.count <= 120 } && Set(listing).count == listing.count)
+        let full = ModelListing(file, showsFullNames: true).lines
+        #expect(names.allSatisfy { name in full.contains { $0.contains("\(name).weight") } })
+    }
+
+    @Test("layers with more than half of their output wrong are named")
+    func uselessLayers() throws {
+        let table = LayerTable(layers: [])
+        var reports = [report, report, report, report]
+        #expect(table.warning(reports) == nil && table.warning([]) == nil)
+        reports[1].outputError = 0.5
+        #expect(table.warning(reports) == nil)
+        (reports[1].layer, reports[1].outputError) = ("a", 0.712)
+        (reports[3].layer, reports[3].outputError) = ("b", .nan)
+        let line = try #require(table.warning(reports))
+        #expect(
+            line.hasPrefix("2 of 4 layers ended with an error above 50 % of their output")
+                && line.contains("a (71.2 %), b (nan %)"))
+        #expect(!line.contains("\n"))
+        // An error that is no number is still a row of the file.
+        let read = try JSONDecoder.reports.decode([LayerReport].self, from: JSONEncoder.reports.encode(reports))
+        #expect(read[3].outputError.isNaN && read[1] == reports[1])
     }
 
     private let report = LayerReport(

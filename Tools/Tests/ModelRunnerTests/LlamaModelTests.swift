@@ -12,7 +12,7 @@ final class TinyLlama {
         "mlp.gate_proj": [20, 12], "mlp.up_proj": [20, 12], "mlp.down_proj": [12, 20],
     ]
 
-    init(configuration: [String: Double] = [:], leavingOut missing: String? = nil) throws {
+    init(configuration: [String: Double] = [:], leavingOut missing: String? = nil, projection: Bool = false) throws {
         try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
         let sizes: [String: Double] = [
             "vocab_size": 32, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -26,6 +26,7 @@ final class TinyLlama {
                 shapes["model.layers.\(layer).\(norm).weight"] = [12]
             }
         }
+        if projection { shapes["lm_head.weight"] = [32, 12] }
         var writer = SafetensorsWriter()
         for (index, name) in shapes.keys.sorted().enumerated() where name != missing {
             try writer.add(name, Tensor<Float>.normal(shapes[name]!, seed: UInt64(index), scale: 0.5))
@@ -34,6 +35,11 @@ final class TinyLlama {
     }
 
     deinit { try? FileManager.default.removeItem(atPath: folder) }
+
+    /// Puts another text in the place of `config.json`.
+    func write(configuration: String) throws {
+        try Data(configuration.utf8).write(to: URL(fileURLWithPath: folder + "/config.json"))
+    }
 }
 
 @Suite("Running a Llama model")

@@ -1,0 +1,158 @@
+public import Foundation
+public import SparseKernels
+
+/// A `config.json`: values by key, asked for one at a time, with errors of one line that name the file and the key.
+///
+/// A key that is absent and one that is `null` are the same, as in the program that writes these files.
+struct ConfigurationFile {
+    let path: String
+    private let values: [String: Value]
+
+    /// - Throws: `.inputOutput` when the file cannot be read, `.malformedFile` when it is no JSON object.
+    init(path: String) throws(SparseKernelsError) {
+        self.path = path
+        let data = try contents(ofFile: path)
+        let value: Value
+        do { value = try JSONDecoder().decode(Value.self, from: data) } catch {
+            throw SparseKernelsError(.malformedFile, path, expected: "a JSON object", actual: Self.nature(of: data))
+        }
+        guard case .object(let values) = value else {
+            throw SparseKernelsError(.malformedFile, path, expected: "a JSON object", actual: value.description)
+        }
+        self.values = values
+    }
+
+    private init(path: String, values: [String: Value]) {
+        self.path = path
+        self.values = values
+    }
+
+    /// What a file is that is no JSON.
+    private static func nature(of data: Data) -> String {
+        if data.isEmpty { return "an empty file" }
+        let start = String(decoding: data.prefix(64), as: UTF8.self).drop { $0.isWhitespace }.lowercased()
+        if start.hasPrefix("version https://git-lfs") { return "a Git LFS pointer: `git lfs pull` fetches the file" }
+        if start.hasPrefix("<") { return "an HTML page or XML document" }
+        return start.hasPrefix("{") ? "an object that breaks off or breaks the rules of JSON" : "something that is not JSON"
+    }
+
+    // MARK: - Values
+
+    /// Whether the key is there with another value than `null`.
+    func has(_ key: String) -> Bool { values[key] != nil && values[key] != .null }
+
+    /// A whole number, also one that is written as 12.0.
+    func integer(
+        _ key: String, in range: ClosedRange<Int> = 1...1 << 20, default standard: Int? = nil
+    ) throws(SparseKernelsError) -> Int {
+        guard let value = try value(key, default: standard.map { .number(Double($0)) }) else { throw missing(key) }
+        let expected = "a whole number from \(range.lowerBound) to \(range.upperBound)"
+        guard case .number(let number) = value, let integer = Int(exactly: number), range.contains(integer) else {
+            throw failure(key, expected: expected, actual: value.description)
+        }
+        return integer
+    }
+
+    /// A number above 0, or of 0 or more, that is finite as `Float`.
+    func positive(
+        _ key: String, orZero: Bool = false, default standard: Double? = nil
+    ) throws(SparseKernelsError) -> Double {
+        guard let value = try value(key, default: standard.map { .number($0) }) else { throw missing(key) }
+        guard case .number(let number) = value, number > 0 || (orZero && number == 0), Float(number).isFinite else {
+            throw failure(key, expected: orZero ? "a number of 0 or more" : "a number above 0", actual: value.description)
+        }
+        return number
+    }
+
+    func flag(_ key: String) throws(SparseKernelsError) -> Bool? {
+        guard let value = try value(key) else { return nil }
+        guard case .flag(let flag) = value else { throw failure(key, expected: "true or false", actual: value.description) }
+        return flag
+    }
+
+    func text(_ key: String) throws(SparseKernelsError) -> String? {
+        guard let value = try value(key) else { return nil }
+        guard case .text(let text) = value else { throw failure(key, expected: "a text", actual: value.description) }
+        return text
+    }
+
+    /// The object behind a key, whose own keys are named behind a dot.
+    func object(_ key: String) throws(SparseKernelsError) -> ConfigurationFile? {
+        guard let value = try value(key) else { return nil }
+        guard case .object(let values) = value else { throw failure(key, expected: "an object", actual: value.description) }
+        return ConfigurationFile(path: "\(path), \(key)", values: values)
+    }
+
+    private func value(_ key: String, default standard: Value? = nil) throws(SparseKernelsError) -> Value? {
+        has(key) ? values[key] : standard
+    }
+
+    private func missing(_ key: String) -> SparseKernelsError {
+        failure(key, expected: "there, as it has no default", actual: values[key] == nil ? "no such key" : "null")
+    }
+
+    /// An error about a key.
+    func failure(_ key: String, expected: String, actual: String) -> SparseKernelsError {
+        SparseKernelsError(.malformedFile, "\(path), key \"\(key)\"", expected: expected, actual: actual)
+    }
+}
+
+/// A value of a JSON text.
+private enum Value: Decodable, Equatable {
+    case null
+    case flag(Bool)
+    case number(Double)
+    case text(String)
+    case array
+    case object([String: Value])
+
+    init(from decoder: any Decoder) throws {
+        let container = try decoder.singleValueContainer()
+        if container.decodeNil() {
+            self = .null
+        } else if let flag = try? container.decode(Bool.self) {
+            self = .flag(flag)
+        } else if let number = try? container.decode(Double.self) {
+            self = .number(number)
+        } else if let text = try? container.decode(String.self) {
+            self = .text(text)
+        } else if let values = try? container.decode([String: Value].self) {
+            self = .object(values)
+        } else {
+            // Nothing here asks for what is in one.
+            self = .array
+        }
+    }
+
+    /// As it is shown in a message: short, and on one line.
+    var description: String {
+        switch self {
+        case .null: return "null"
+        case .flag(let flag): return "\(flag)"
+        case .number(let number): return Int(exactly: number).map(String.init) ?? "\(number)"
+        case .text(let text):
+            let start = text.unicodeScalars.prefix(40).map { $0.escaped(asASCII: false) }.joined()
+            return "\"\(start)\"\(text.unicodeScalars.count > 40 ? "…" : "")"
+        case .array: return "an array"
+        case .object: return "an object"
+        }
+    }
+}
+
+/// The bytes of a file.
+/// - Throws: `.inputOutput` naming the file, with the system's reason.
+public func contents(ofFile path: String) throws(SparseKernelsError) -> Data {
+    // Foundation's errors say less, in more words.
+    guard access(path, R_OK) == 0 else {
+        throw SparseKernelsError(
+            .inputOutput, path, expected: "a file that can be read", actual: String(cString: strerror(errno)))
+    }
+    var isFolder: ObjCBool = false
+    guard FileManager.default.fileExists(atPath: path, isDirectory: &isFolder), !isFolder.boolValue else {
+        throw SparseKernelsError(.inputOutput, path, expected: "a file that can be read", actual: "a folder")
+    }
+    do { return try Data(contentsOf: URL(fileURLWithPath: path)) } catch {
+        throw SparseKernelsError(
+            .inputOutput, path, expected: "a file that can be read", actual: error.localizedDescription)
+    }
+}

@@ -1,0 +1,70 @@
+internal import Foundation
+public import SparseKernels
+
+/// What has to be right about a file that is to be made, before hours go into what it will hold.
+public enum OutputFile {
+    /// Throws unless a file can be put at a path without harm to another one.
+    ///
+    /// - Parameters:
+    ///   - path: the file to make. Its folder has to be there.
+    ///   - others: files that are read or made beside it, and what they are, such as "the model".
+    ///   - replaces: whether a file that is there may be replaced.
+    /// - Throws: `.inputOutput` naming the path.
+    public static func check(
+        _ path: String, others: [(path: String, role: String)] = [], replaces: Bool
+    ) throws(SparseKernelsError) {
+        func expect(_ condition: Bool, _ expected: String, _ actual: String) throws(SparseKernelsError) {
+            if !condition { throw SparseKernelsError(.inputOutput, path, expected: expected, actual: actual) }
+        }
+        try expect(!path.isEmpty && !path.utf8.contains(0), "a path without zero bytes", path.isEmpty ? "an empty text" : "one")
+        for other in others {
+            try expect(!isSame(path, other.path), "another file than \(other.role)", other.role)
+        }
+        var isDirectory: ObjCBool = false
+        if FileManager.default.fileExists(atPath: path, isDirectory: &isDirectory) {
+            try expect(!isDirectory.boolValue, "the path of a file", "a folder")
+            try expect(replaces, "a file that does not exist yet, or --force", "a file")
+        }
+        try checkFolder(folder(of: path))
+    }
+
+    /// Throws unless files can be made in a folder.
+    static func checkFolder(_ path: String) throws(SparseKernelsError) {
+        var isDirectory: ObjCBool = false
+        let exists = FileManager.default.fileExists(atPath: path, isDirectory: &isDirectory)
+        guard exists && isDirectory.boolValue else {
+            throw SparseKernelsError(
+                .inputOutput, path, expected: "a folder to write into", actual: exists ? "a file" : "nothing there")
+        }
+        if access(path, W_OK | X_OK) != 0 { throw systemError(path, expected: "a folder to write into") }
+    }
+
+    /// The folder that a file is in or will be.
+    static func folder(of path: String) -> String { URL(fileURLWithPath: path).deletingLastPathComponent().path }
+
+    /// Whether two paths lead to one file, through links as well.
+    private static func isSame(_ a: String, _ b: String) -> Bool {
+        func resolved(_ path: String) -> String { URL(fileURLWithPath: path).resolvingSymlinksInPath().path }
+        if resolved(a) == resolved(b) { return true }
+        var (first, second) = (stat(), stat())
+        return stat(a, &first) == 0 && stat(b, &second) == 0 && first.st_dev == second.st_dev && first.st_ino == second.st_ino
+    }
+
+    // MARK: - Room
+
+    /// Throws when a folder's file system is known to have less than so many bytes.
+    ///
+    /// - Parameters:
+    ///   - bytes: what will be written, at least.
+    ///   - path: the folder.
+    ///   - free: bytes that are free there; nil: as the system says, if it does.
+    static func checkRoom(for bytes: Int, in path: String, free: Int? = nil) throws(SparseKernelsError) {
+        let attributes = try? FileManager.default.attributesOfFileSystem(forPath: path)
+        guard let free = free ?? (attributes?[.systemFreeSize] as? NSNumber)?.intValue, free < bytes else { return }
+        throw SparseKernelsError(
+            .inputOutput, path, expected: "on a disk with \(megabytes(bytes)) free, for the finished layers and the output",
+            actual: megabytes(free))
+    }
+
+    private static func megabytes(_ bytes: Int) -> String { String(format: "%.1f MB", Double(bytes) / 1e6) }
+}
