@@ -103,24 +103,28 @@ private func encodeFromZeroPoint(
     let channels = target.channels
     let limit = Float(target.format.maximumCode)
     let range = high - low
-    var scale = widenHalf(finiteHalf(narrowToHalf(range / limit)))
-    var zero = widenHalf(narrowToHalf(-limit * low / range))
+    let scale = widenHalf(finiteHalf(narrowToHalf(range / limit)))
+    let zero = widenHalf(narrowToHalf(-limit * low / range))
     if !(range > 0) || scale == 0 || zero - zero != 0 {
-        // All channels are equal, as far as half-precision scales can tell: one code step is the value itself.
-        scale = widenHalf(finiteHalf(narrowToHalf(high < 0 ? -high : high)))
-        zero = high < 0 ? 1 : 0
-        for channel in 0..<channels { codes[channel] = high > 0 ? 1 : 0 }
-    } else {
-        let inverse = splat(1 / scale)
-        let (bottom, top) = (splat(0), splat(limit))
-        var x = 0
-        while x < channels {
-            // Not fused, as in the official code.
-            let value = load(row + x) * inverse + splat(zero)
-            let code = nearest(minimum(maximum(value, bottom), top))
-            UnsafeMutableRawPointer(codes + x).storeBytes(of: code, as: IntVector.self)
-            x += laneCount
-        }
+        // All channels are equal, as far as half-precision scales can tell: codes are 0, and the value is s·2ᵏ with z = ∓2ᵏ. k is as large
+        // as leaves s all of its bits, because weights in integers are rounded to parts of the largest scale.
+        let value = finiteHalf(narrowToHalf(high < 0 ? -high : high))
+        let exponent = value &>> 10
+        let k = exponent == 0 ? 0 : exponent < 15 ? exponent &- 1 : 14
+        target.scales![slot] = value &- k &<< 10
+        target.offsets![slot] = value == 0 ? 0 : (k &+ 15) &<< 10 | (high > 0 ? 0x8000 : 0)
+        for channel in 0..<channels { codes[channel] = 0 }
+        return
+    }
+    let inverse = splat(1 / scale)
+    let (bottom, top) = (splat(0), splat(limit))
+    var x = 0
+    while x < channels {
+        // Not fused, as in the official code.
+        let value = load(row + x) * inverse + splat(zero)
+        let code = nearest(minimum(maximum(value, bottom), top))
+        UnsafeMutableRawPointer(codes + x).storeBytes(of: code, as: IntVector.self)
+        x += laneCount
     }
     target.scales![slot] = narrowToHalf(scale)
     target.offsets![slot] = narrowToHalf(zero)

@@ -6,8 +6,8 @@
 ///
 /// The official INT4 store saturates to 0…255 and then keeps four bits, so that a 16, which only the rounding of s and z makes,
 /// becomes 0. Here it becomes 15. A row of equal values is 0/0 there. Here such a row, and one whose spread is too small for an
-/// fp16 scale or zero point, is stored as its largest value: s = fp16(|max|), and code and zero point are (1, 0), or (0, 1) for
-/// a negative one.
+/// fp16 scale or zero point, is stored as its largest value: codes are 0, z = ∓2ᵏ and s = fp16(|max|)·2⁻ᵏ, k ≤ 14 as large as
+/// leaves s a normal number.
 ///
 /// - Source: omniserve (mit-han-lab), `kv_quant_granularity = fine_grained`; LServe, arXiv 2502.14866, section 3.
 public struct ReferenceKVQuantization: Sendable {
@@ -30,11 +30,12 @@ public struct ReferenceKVQuantization: Sendable {
         zeroQuotient = -low * steps / (high - low)
         var (scale, zero) = (Self.half(scaleQuotient), Self.half(zeroQuotient))
         if !(scale > 0 && abs(zero) < .infinity) {
-            scale = Self.half(abs(high))
-            zero = high < 0 ? 1 : 0
-            (self.scale, self.zero) = (min(scale, 65504), zero)
-            codeQuotients = row.map { _ in high > 0 ? 1 : 0 }
-            codes = row.map { _ in high > 0 ? 1 : 0 }
+            let value = min(Self.half(abs(high)), 65504)
+            let k = value == 0 ? 0 : max(0, min(14, value.exponent + 14))
+            (scale, zero) = (value * Double(sign: .plus, exponent: -Int(k), significand: 1), Double(1 << k))
+            (self.scale, self.zero) = (scale, value == 0 ? 0 : high > 0 ? -zero : zero)
+            codeQuotients = row.map { _ in 0 }
+            codes = row.map { _ in 0 }
             return
         }
         scale = min(scale, 65504)

@@ -337,7 +337,7 @@ struct TokenPrunerTests {
         let one = try KVSelection(unit: 16, sequences: 1, heads: 2, offsets: [0, 1, 2], indices: [0, 0])
         expectError(.invalidShape, "candidates", ["1 of 2"], #_sourceLocation) { try prune(within: one) }
         let beyond = try bench.selection(unit: 16, heads: 2) { _, _ in [0, 2] }
-        expectError(.invalidArgument, "candidates.indices[1]", ["20", "2 × 16"], #_sourceLocation) { try prune(within: beyond) }
+        expectError(.invalidArgument, "candidates.indices[1]", ["20", "page 2"], #_sourceLocation) { try prune(within: beyond) }
         let tokens = try bench.selection(unit: 1, heads: 6) { sequence, head in sequence == 1 && head == 5 ? [40] : [] }
         expectError(.invalidArgument, "candidates.indices[0]", ["40"], #_sourceLocation) { try prune(within: tokens) }
     }

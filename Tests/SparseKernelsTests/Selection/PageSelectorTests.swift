@@ -90,7 +90,7 @@ struct PageSelectorTests {
                         // And is of use: no looser than two codes of the row per channel of the query.
                         if logical == 1 && metadata == .int8 {
                             let range = key.max()! - key.min()! + 0x1p-9 * key.reduce(0) { max($0, abs($1)) } + 0x1p-22
-                            let width = q.reduce(0) { $0 + abs($1) } * range * 2.2 / 254
+                            let width = q.reduce(0) { $0 + abs($1) } * (range * 2.2 / 254 + 3 * 0x1p-24)
                             #expect(bound <= product + width + 1e-4 * (magnitude + width), "\(product), \(bound), \(width)")
                         }
                     }
