@@ -42,12 +42,15 @@ public enum OutputFile {
     /// The folder that a file is in or will be.
     static func folder(of path: String) -> String { URL(fileURLWithPath: path).deletingLastPathComponent().path }
 
-    /// Whether two paths lead to one file, through links as well.
+    /// Whether two paths lead to one file, through links as well: also to one that is not there yet.
     private static func isSame(_ a: String, _ b: String) -> Bool {
-        func resolved(_ path: String) -> String { URL(fileURLWithPath: path).resolvingSymlinksInPath().path }
-        if resolved(a) == resolved(b) { return true }
-        var (first, second) = (stat(), stat())
-        return stat(a, &first) == 0 && stat(b, &second) == 0 && first.st_dev == second.st_dev && first.st_ino == second.st_ino
+        func leadToOne(_ a: String, _ b: String) -> Bool {
+            var (first, second) = (stat(), stat())
+            return stat(a, &first) == 0 && stat(b, &second) == 0 && first.st_dev == second.st_dev
+                && first.st_ino == second.st_ino
+        }
+        let names = [a, b].map { URL(fileURLWithPath: $0).lastPathComponent }
+        return leadToOne(a, b) || (names[0] == names[1] && leadToOne(folder(of: a), folder(of: b)))
     }
 
     // MARK: - Room

@@ -69,7 +69,7 @@ struct RefusalTests {
         let link = "\(workshop.path)/link"
         try FileManager.default.createSymbolicLink(atPath: link, withDestinationPath: workshop.path)
         for name in ["model.safetensors", "calibration.safetensors"] {
-            for path in ["\(workshop.path)/\(name)", "\(workshop.path)/link/../link/\(name)", "\(link)/./\(name)"] {
+            for path in ["\(workshop.path)/\(name)", "\(workshop.path)/./\(name)", "\(link)/./\(name)"] {
                 try expect(.inputOutput, name) {
                     _ = try ModelQuantizer(
                         model: SafetensorsFile(path: workshop.model), options: Workshop.options,
