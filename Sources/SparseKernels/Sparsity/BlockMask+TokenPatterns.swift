@@ -65,14 +65,15 @@ extension BlockMask {
         for (index, column) in columns.enumerated() {
             try require(
                 column >= 0 && column < keyLength, .invalidArgument, "columns[\(index)]",
-                expected: "at least 0 and below keyLength (\(keyLength))",
+                expected: keyLength > 0 ? "in 0..<\(keyLength)" : "left out, as the grid has no keys",
                 actual: "\(column)")
         }
         let nearest = grid.isCausal ? 0 : 1 - grid.query.length
         for (index, distance) in distances.enumerated() {
             try require(
                 distance >= nearest && distance < keyLength, .invalidArgument, "distances[\(index)]",
-                expected: "at least \(nearest) and below keyLength (\(keyLength))", actual: "\(distance)")
+                expected: nearest < keyLength ? "in \(nearest)..<\(keyLength)" : "left out, as the grid has no pairs",
+                actual: "\(distance)")
         }
         let columns = columns.sorted()
         let distances = distances.sorted(by: >)

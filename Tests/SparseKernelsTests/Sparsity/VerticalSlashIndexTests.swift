@@ -123,8 +123,8 @@ struct VerticalSlashIndexTests {
             #expect(error?.code == code && error?.argument == argument)
         }
         let lines = VerticalSlashLines(keys: [3], distances: [0, 9])
-        expect(.invalidShape, "length") { _ = try VerticalSlashIndex(lines, queryLength: 0, keyLength: 10) }
-        expect(.invalidShape, "keyLength") { _ = try VerticalSlashIndex(lines, queryLength: 11, keyLength: 10) }
+        expect(.invalidShape, "length") { _ = try VerticalSlashIndex(lines, queryLength: -1, keyLength: 10) }
+        expect(.invalidShape, "keyLength") { _ = try VerticalSlashIndex(lines, queryLength: 11, keyLength: -1) }
         expect(.invalidShape, "blockSize") {
             _ = try VerticalSlashIndex(lines, queryLength: 10, keyLength: 10, blockSize: 0)
         }
