@@ -18,17 +18,23 @@ enum RowSpace {
     ) throws(SparseKernelsError) {
         let (count, length) = (rows.shape[0], rows.shape[1])
         var random = SplitMix64(seed: seed)
-        for _ in 0..<passLimit {
+        for number in 0..<passLimit {
             let pass = try orthonormalize(&rows, on: pool)
-            for row in 0..<count where pass.dependent[row] {
+            // The square of what is left of a dependent row is the shift, times one and the squares of its coefficients. Rounding errors
+            // can also be alike pass after pass, as those of multiples of one row are; what is then left of a row is not looked at.
+            let negligible = number < Self.patience ? 16 * shift(count: count, length: length) : 0x1p-10
+            var isComplete = true
+            for row in 0..<count where pass.remainders[row] <= negligible {
+                isComplete = false
                 for column in 0..<length { rows[flat: row * length + column] = random.normal() }
             }
-            if pass.departure < 0.5 && !pass.dependent.contains(true) { return }
+            if isComplete && pass.departure < 0.5 { return }
         }
     }
 
     /// Three passes suffice for what was seen, four where random directions come in; the limit keeps a call finite.
-    private static let passLimit = 10
+    private static let passLimit = 12
+    private static let patience = 3
 
     /// Replaces the rows by a basis of the space they span, orthonormal if they are not far from it.
     ///
@@ -36,14 +42,13 @@ enum RowSpace {
     /// small but the rows need not be orthogonal to the last digit; further passes make them so.
     ///
     /// - Returns: how far the rows of unit length were from orthogonal, the Frobenius norm of their Gram matrix less the identity; and
-    ///   which rows are zero or depend on those after them to the rounding of the Gram matrix, so that nothing is left of them but
-    ///   rounding errors.
+    ///   what is left of every row of unit length beside those after it, squared, and the shift; 0 for a row of zeros.
     /// - Complexity: l² · n / 2 multiply-adds in `Double` and l² · n in `Float`.
     /// - Source: Fukaya, Kannan, Nakatsukasa, Yamamoto and Yanagisawa, "Shifted Cholesky QR" (2020).
     @discardableResult
     static func orthonormalize(
         _ rows: inout Tensor<Float>, on pool: WorkerPool
-    ) throws(SparseKernelsError) -> (departure: Double, dependent: [Bool]) {
+    ) throws(SparseKernelsError) -> (departure: Double, remainders: [Double]) {
         let (count, length) = (rows.shape[0], rows.shape[1])
         var gram = gramMatrix(of: rows, on: pool)
         let scales = (0..<count).map { row in
@@ -68,17 +73,15 @@ enum RowSpace {
             return failure
         }
         precondition(failure == nil, "the shift is larger than the rounding of the Gram matrix")
-        // A diagonal element of R is what is left of a row beside those after it, and the shift.
-        let dependent = (0..<count).map { row in
-            let left = gram[row * count + row]
-            return scales[row] == 0 || left * left <= 2 * shift
+        let remainders = (0..<count).map { row in
+            scales[row] == 0 ? 0 : gram[row * count + row] * gram[row * count + row]
         }
         let transform = try Tensor<Float>([count, count]) { Float(inverse[$0] * scales[$0 % count]) }
         let gemm = try GEMM(m: count, n: length, k: count)
         var basis = try Tensor<Float>(zeros: [count, length])
         try gemm.run(a: transform, b: rows, into: &basis, on: pool)
         rows = basis
-        return (square.squareRoot(), dependent)
+        return (square.squareRoot(), remainders)
     }
 
     /// X and σ of Y = X · Σ · Uᵀ for the rows of Y: `directions` are the rows of Xᵀ, σ descending.
