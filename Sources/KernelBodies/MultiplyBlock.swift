@@ -1,8 +1,12 @@
-// One block of a matrix product, C[rows][columns] = A·B, after Goto: A and B are packed in blocks of `depthBlock`, and the
-// register tile runs down the rows of A while one panel of B stays in the first-level cache.
+// One block of a matrix product, C[rows][columns] = A·B, after Goto: A is packed in blocks of `depthBlock` that stay in the
+// second-level cache, B panel by panel, and the register tile runs down the strips of A while one panel of B stays in the first.
 //
-//     for each depth block:   pack B → panels [depth][panelWidth]     pack A → strips [depth][tileRows]
-//         for each panel of B, for each strip of A:   C tile += strip · panel
+//     for each depth block:   pack A → strips [depth][tileRows]
+//         for each panel of B:   pack it, [depth][panelWidth]
+//             for each strip of A:   C tile += strip · panel
+//
+// While a tile is summed, the loop asks for what comes after the sum: the lines of C that it will be added to, and the part of B that
+// becomes the next panel. Without that every tile waits for C, and every panel for B.
 //
 // Ragged edges: strips are zero-padded; the last panel is one, two or three vectors wide and its missing columns are zero.
 
@@ -12,19 +16,18 @@ public import KernelInterface
 public func multiplyBlock(_ arguments: UnsafePointer<GEMMArguments>) {
     let args = arguments.pointee
     let packedA = args.scratch.assumingMemoryBound(to: Float.self)
-    let packedB = packedA + GEMMScratch.packedA
+    let panel = packedA + GEMMScratch.packedA
     let edge = packedA + GEMMScratch.edge
     var start = 0
     repeat {
         let depth = minimum(GEMMScratch.depthBlock, args.depth - start)
         packA(args, start: start, depth: depth, into: packedA)
-        packB(args, start: start, depth: depth, into: packedB)
         var column = 0
         while column < args.columns {
             let columns = minimum(panelWidth, args.columns - column)
+            packPanel(args, start: start, depth: depth, column: column, columns: columns, into: panel)
             let step = PanelStep(
-                packedA: packedA, panel: packedB + column * depth, edge: edge, column: column, columns: columns, depth: depth,
-                isFirst: start == 0)
+                packedA: packedA, panel: panel, edge: edge, start: start, column: column, columns: columns, depth: depth)
             switch (columns + laneCount - 1) / laneCount {
             case 1: multiplyPanelOfOne(args, step)
             case 2: multiplyPanelOfTwo(args, step)
@@ -42,10 +45,10 @@ private struct PanelStep {
     var panel: UnsafePointer<Float>
     /// Room for one tile.
     var edge: UnsafeMutablePointer<Float>
+    var start: Int
     var column: Int
     var columns: Int
     var depth: Int
-    var isFirst: Bool
 }
 
 // One function per width, not inlined: the tile needs every register, and constants of other loops must not occupy any.
@@ -62,28 +65,132 @@ private func multiplyPanelOfThree(_ args: GEMMArguments, _ step: PanelStep) { mu
 @_transparent
 private func multiplyPanel(_ args: GEMMArguments, _ step: PanelStep, width: Int) {
     let (column, columns, depth) = (step.column, step.columns, step.depth)
+    var next = nextPanel(args, step)
+    let pairs = depth / 2
+    // Pairs of steps for which the same row is asked for: all rows of C in the time of a tile.
+    let targetShift = shift(pairs, into: tileRows)
+    let nextShift = shift(pairs, into: next.perStrip)
     var row = 0
     while row < args.rows {
         let rows = minimum(tileRows, args.rows - row)
         var tile = zeroTile()
-        let strip = rowPointers(step.packedA + row * depth, stride: 1, count: tileRows)
-        accumulate(&tile, strip, step: tileRows, panel: step.panel, depth: depth, width: width)
         let target = args.c + row * args.cStride + column
+        let ahead = next.row
+        accumulateAhead(
+            &tile, step.packedA + row * depth, panel: step.panel, depth: depth, width: width, target: target,
+            targetStride: args.cStride, targetShift: targetShift, next: ahead, nextStride: args.bStride, nextShift: nextShift)
+        advance(&next, args.bStride)
         if rows == tileRows && columns == width * laneCount {
-            if !step.isFirst { add(&tile, target, stride: args.cStride, width: width) }
+            if step.start > 0 { add(&tile, target, stride: args.cStride, width: width) }
             store(tile, target, stride: args.cStride, width: width)
         } else {
             store(tile, step.edge, stride: width * laneCount, width: width)
             for r in 0..<rows {
                 for x in 0..<columns {
                     let sum = step.edge[r * width * laneCount + x]
-                    target[r * args.cStride + x] = step.isFirst ? sum : target[r * args.cStride + x] + sum
+                    target[r * args.cStride + x] = step.start == 0 ? sum : target[r * args.cStride + x] + sum
                 }
             }
         }
         row += tileRows
     }
 }
+
+/// C += strip · panel, and asks for lines of C (near) and of the next panel (into the second level) on the way. No branch says
+/// when: the same row is asked for again and again, which costs a load that the tile has room for, where a branch would be
+/// mispredicted.
+@_transparent
+private func accumulateAhead(
+    _ c: inout Tile, _ strip: UnsafePointer<Float>, panel: UnsafePointer<Float>, depth: Int, width: Int,
+    target: UnsafePointer<Float>, targetStride: Int, targetShift: Int, next: UnsafePointer<Float>, nextStride: Int,
+    nextShift: Int
+) {
+    let lines = width * laneCount > 16 ? 3 : 1
+    var a = strip
+    var b = panel
+    for pair in 0..<(depth / 2) {
+        let line = (pair & lines) &* 16
+        prefetchNear(target + ((pair &>> targetShift) &* targetStride &+ line))
+        prefetch(next + ((pair &>> nextShift) &* nextStride &+ line))
+        multiplyStep(&c, a, b, width: width)
+        multiplyStep(&c, a + tileRows, b + width * laneCount, width: width)
+        a += 2 * tileRows
+        b += 2 * width * laneCount
+    }
+    if depth & 1 != 0 { multiplyStep(&c, a, b, width: width) }
+}
+
+/// One step in depth.
+@_transparent
+private func multiplyStep(_ c: inout Tile, _ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, width: Int) {
+    let row = loadRow(b, width: width)
+    c.r0 = multiplyAdd(a[0], row, c.r0)
+    c.r1 = multiplyAdd(a[1], row, c.r1)
+    c.r2 = multiplyAdd(a[2], row, c.r2)
+    c.r3 = multiplyAdd(a[3], row, c.r3)
+    if tileRows > 4 {
+        c.r4 = multiplyAdd(a[4], row, c.r4)
+        c.r5 = multiplyAdd(a[5], row, c.r5)
+        c.r6 = multiplyAdd(a[6], row, c.r6)
+        c.r7 = multiplyAdd(a[7], row, c.r7)
+    }
+}
+
+/// The largest shift after which 0..<count has `parts` values or more.
+@inline(never)
+private func shift(_ count: Int, into parts: Int) -> Int {
+    var result = 0
+    while count &>> (result + 1) >= parts { result += 1 }
+    return result
+}
+
+// MARK: - What the next panel is packed from
+
+/// Rows of B, four lines of each, dealt to the strips.
+private struct NextPanel {
+    /// The first row that the next strip asks for.
+    var row: UnsafePointer<Float>
+    var perStrip: Int
+    /// Rows left in these four lines, and in all.
+    var left: Int
+    var rows: Int
+    /// Four lines of all rows that are left after these.
+    var chunks: Int
+    var start: UnsafePointer<Float>
+}
+
+@inline(never)
+private func nextPanel(_ args: GEMMArguments, _ step: PanelStep) -> NextPanel {
+    let isLast = step.column + step.columns >= args.columns
+    let column = isLast ? 0 : step.column + step.columns
+    let start = isLast ? step.start + step.depth : step.start
+    let strips = (args.rows + tileRows - 1) / tileRows
+    if start >= args.depth {
+        // Nothing comes after: the first line of the panel in hand, which is there already.
+        return NextPanel(row: step.panel, perStrip: 1, left: Int.max, rows: Int.max, chunks: 0, start: step.panel)
+    }
+    let depth = minimum(step.depth, args.depth - start)
+    let rows = args.bIsTransposed ? minimum(panelWidth, args.columns - column) : depth
+    let chunks = args.bIsTransposed ? (depth + 63) / 64 : 1
+    let first = args.bIsTransposed ? args.b + column * args.bStride + start : args.b + start * args.bStride + column
+    return NextPanel(
+        row: first, perStrip: (rows * chunks + strips - 1) / strips, left: rows, rows: rows, chunks: chunks - 1, start: first)
+}
+
+@_transparent
+private func advance(_ next: inout NextPanel, _ stride: Int) {
+    next.left -= next.perStrip
+    if next.left > 0 {
+        next.row += next.perStrip * stride
+    } else if next.chunks > 0 {
+        next.chunks -= 1
+        next.start += 64
+        next.row = next.start
+        next.left = next.rows
+    }
+}
+
+// MARK: - Packing
 
 /// Strips [depth][tileRows]; rows past the end are zero.
 @inline(never)
@@ -100,31 +207,27 @@ private func packA(_ args: GEMMArguments, start: Int, depth: Int, into packed: U
     }
 }
 
-/// Panels [depth][width of the panel]; columns past the end are zero.
+/// A panel [depth][its width]; columns past the end are zero.
 @inline(never)
-private func packB(_ args: GEMMArguments, start: Int, depth: Int, into packed: UnsafeMutablePointer<Float>) {
-    var column = 0
-    while column < args.columns {
-        let columns = minimum(panelWidth, args.columns - column)
-        let padded = (columns + laneCount - 1) / laneCount * laneCount
-        let panel = packed + column * depth
-        if columns < padded { clear(panel, padded * depth) }
-        if args.bIsTransposed {
-            transpose(
-                args.b + column * args.bStride + start, stride: args.bStride, rows: columns, columns: depth, times: 1,
-                into: panel, destinationStride: padded)
-        } else {
-            for k in 0..<depth {
-                let source = args.b + (start + k) * args.bStride + column
-                let target = panel + k * padded
-                if columns == panelWidth {
-                    store(loadRow(source, width: panelVectors), target, width: panelVectors)
-                } else {
-                    for x in 0..<columns { target[x] = source[x] }
-                }
+private func packPanel(
+    _ args: GEMMArguments, start: Int, depth: Int, column: Int, columns: Int, into panel: UnsafeMutablePointer<Float>
+) {
+    let padded = (columns + laneCount - 1) / laneCount * laneCount
+    if columns < padded { clear(panel, padded * depth) }
+    if args.bIsTransposed {
+        transpose(
+            args.b + column * args.bStride + start, stride: args.bStride, rows: columns, columns: depth, times: 1,
+            into: panel, destinationStride: padded)
+    } else {
+        for k in 0..<depth {
+            let source = args.b + (start + k) * args.bStride + column
+            let target = panel + k * padded
+            if columns == panelWidth {
+                store(loadRow(source, width: panelVectors), target, width: panelVectors)
+            } else {
+                for x in 0..<columns { target[x] = source[x] }
             }
         }
-        column += columns
     }
 }
 

@@ -13,6 +13,8 @@ public struct KernelTable: Sendable {
     public var attendBlock: @Sendable (UnsafePointer<AttentionArguments>) -> Void
     /// A block of a matrix product. See `GEMMArguments`.
     public var multiplyBlock: @Sendable (UnsafePointer<GEMMArguments>) -> Void
+    /// A few rows of a matrix product. See `GEMMArguments`.
+    public var multiplyRows: @Sendable (UnsafePointer<GEMMArguments>) -> Void
     /// Rows of any storage type as adjacent floats: (rows, first, count, channels, destination).
     public var stageRows: @Sendable (RowOperand, Int, Int, Int, UnsafeMutablePointer<Float>) -> Void
 
@@ -52,6 +54,7 @@ public struct KernelTable: Sendable {
         laneCount: Int, panelWidth: Int, tileRows: Int, weightPanelWidth: Int,
         attendBlock: @escaping @Sendable (UnsafePointer<AttentionArguments>) -> Void,
         multiplyBlock: @escaping @Sendable (UnsafePointer<GEMMArguments>) -> Void,
+        multiplyRows: @escaping @Sendable (UnsafePointer<GEMMArguments>) -> Void,
         stageRows: @escaping @Sendable (RowOperand, Int, Int, Int, UnsafeMutablePointer<Float>) -> Void,
         scoreAntidiagonals: @escaping @Sendable (UnsafePointer<AntidiagonalArguments>) -> Void,
         encodeKeyGroups: @escaping @Sendable (UnsafePointer<KeyCodeArguments>) -> Void,
@@ -74,6 +77,7 @@ public struct KernelTable: Sendable {
         self.weightPanelWidth = weightPanelWidth
         self.attendBlock = attendBlock
         self.multiplyBlock = multiplyBlock
+        self.multiplyRows = multiplyRows
         self.stageRows = stageRows
         self.scoreAntidiagonals = scoreAntidiagonals
         self.encodeKeyGroups = encodeKeyGroups

@@ -7,7 +7,7 @@ public func portableKernels() -> KernelTable {
     KernelTable(
         laneCount: laneCount, panelWidth: panelWidth, tileRows: tileRows,
         weightPanelWidth: weightVectors * laneCount,
-        attendBlock: { attendBlock($0) }, multiplyBlock: { multiplyBlock($0) },
+        attendBlock: { attendBlock($0) }, multiplyBlock: { multiplyBlock($0) }, multiplyRows: { multiplyRows($0) },
         stageRows: { stage($0, first: $1, count: $2, channels: $3, into: $4) },
         scoreAntidiagonals: { scoreAntidiagonals($0) }, encodeKeyGroups: { encodeKeyGroups($0) },
         sumRows: { sumRows($0, $1, $2, $3, $4, $5) },

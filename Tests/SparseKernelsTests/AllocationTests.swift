@@ -113,27 +113,32 @@
         @Test("the matrix product allocates nothing after the first calls")
         func matrixProduct() async {
             await #expect(processExitsWith: .success) {
-                // Four tasks.
-                let (m, n, k) = (400, 800, 20)
-                let a = try Tensor<Float>.normal([m, k], seed: 1)
-                let b = try Tensor<Float>.normal([k, n], seed: 2)
-                var c = try Tensor<Float>(zeros: [m, n])
                 #expect(AllocationCounter.install() > 0)
-                for threads in [1, 3] {
-                    let pool = WorkerPool(threads: threads)
-                    for set in InstructionSet.available {
-                        let gemm = try GEMM(m: m, n: n, k: k, instructionSet: set)
-                        AllocationTests.warmUp(pool, scratchByteCount: gemm.scratchByteCount)
-                        var allocated = 0
-                        for call in 0..<12 {
-                            let (left, right) = try (a.matrixView(), b.matrixView())
-                            let target = try c.mutableMatrixView()
-                            let before = AllocationCounter.count
-                            try gemm.run(a: left, b: right, c: target, on: pool)
-                            if call >= 2 { allocated += AllocationCounter.count - before }
-                        }
-                        #expect(allocated == 0, "\(set), \(threads) threads: \(allocated) allocations in 10 calls")
+                // Several tasks; and few rows, which have kernels of their own.
+                for (m, n, k) in [(400, 800, 20), (2, 800, 700)] {
+                    for transposesB in [false, true] { try AllocationTests.multiply(m, n, k, transposesB: transposesB) }
+                }
+            }
+        }
+
+        private static func multiply(_ m: Int, _ n: Int, _ k: Int, transposesB: Bool) throws {
+            let a = try Tensor<Float>.normal([m, k], seed: 1)
+            let b = try Tensor<Float>.normal(transposesB ? [n, k] : [k, n], seed: 2)
+            var c = try Tensor<Float>(zeros: [m, n])
+            for threads in [1, 3] {
+                let pool = WorkerPool(threads: threads)
+                for set in InstructionSet.available {
+                    let gemm = try GEMM(m: m, n: n, k: k, transposesB: transposesB, instructionSet: set)
+                    warmUp(pool, scratchByteCount: gemm.scratchByteCount)
+                    var allocated = 0
+                    for call in 0..<12 {
+                        let (left, right) = try (a.matrixView(), b.matrixView())
+                        let target = try c.mutableMatrixView()
+                        let before = AllocationCounter.count
+                        try gemm.run(a: left, b: right, c: target, on: pool)
+                        if call >= 2 { allocated += AllocationCounter.count - before }
                     }
+                    #expect(allocated == 0, "\(set), m \(m), \(threads) threads: \(allocated) allocations in 10 calls")
                 }
             }
         }

@@ -24,6 +24,11 @@ struct GEMMTests {
         }
         sizes += (-1...1).map { Size(m: GEMMScratch.rowBlock + $0, n: 7, k: 3) }
         sizes += (-1...1).map { Size(m: 5, n: GEMMScratch.columnBlock + $0, k: 3) }
+        // Few rows: every height, around groups of rows of B, whole vectors and depth blocks.
+        for m in [1, 2, 3, 4, 5, 7, 8, 9, GEMMScratch.fewRows, GEMMScratch.fewRows + 1] {
+            sizes += [Size(m: m, n: 9, k: 35), Size(m: m, n: 33, k: 16), Size(m: m, n: 50, k: 261), Size(m: m, n: 4, k: 5)]
+        }
+        sizes.append(Size(m: 1, n: GEMMScratch.rowSums + 5, k: 6))
         // Ragged in every way at once: two row blocks, two depth blocks.
         sizes.append(Size(m: GEMMScratch.rowBlock + 2, n: 17, k: GEMMScratch.depthBlock + 1))
         return sizes
@@ -118,7 +123,7 @@ struct GEMMTests {
 
     @Test("strides and transposition do not change a bit", arguments: InstructionSet.available)
     func sameBitsFromAnyLayout(_ set: InstructionSet) throws {
-        let size = Size(m: 29, n: 61, k: 270)
+        let size = Size(m: GEMMScratch.fewRows + 13, n: 61, k: 270)
         let plain = try Product(size, transposesB: false, gap: 0)
         let expected = try plain.run(set).map(\.bitPattern)
         for (transposesB, gap) in [(false, 1), (true, 0), (true, 5)] {
@@ -144,6 +149,70 @@ struct GEMMTests {
         }
     }
 
+    @Test("few rows have the same bits on 1, 2 and 7 threads", arguments: InstructionSet.available, [false, true])
+    func fewRowsOnAnyThreads(_ set: InstructionSet, _ transposesB: Bool) throws {
+        for m in [1, 2, 3, 5, 8, GEMMScratch.fewRows] {
+            let product = try Product(Size(m: m, n: 1409, k: 523), transposesB: transposesB, gap: 1)
+            let serial = try product.run(set).map(\.bitPattern)
+            for threads in [2, 7] {
+                let pool = WorkerPool(threads: threads)
+                #expect(try product.run(set, on: pool).map(\.bitPattern) == serial, "\(set), m \(m), \(threads) threads")
+            }
+        }
+    }
+
+    @Test("blocks that follow the number of threads do not change a bit", arguments: InstructionSet.available, [false, true])
+    func sameBitsInAnyBlocks(_ set: InstructionSet, _ transposesB: Bool) throws {
+        for size in [Size(m: 130, n: 301, k: 270), Size(m: GEMMScratch.fewRows + 1, n: 700, k: 300)] {
+            let product = try Product(size, transposesB: transposesB, gap: 0)
+            let serial = try product.run(set).map(\.bitPattern)
+            for threads in [2, 3, 7, 16] {
+                let pool = WorkerPool(threads: threads)
+                #expect(try product.run(set, on: pool).map(\.bitPattern) == serial, "\(set), \(size), \(threads) threads")
+            }
+        }
+    }
+
+    @Test("a row has the same bits in every batch of its kind", arguments: InstructionSet.available)
+    func rowsDoNotDependOnTheBatch(_ set: InstructionSet) throws {
+        let (n, k, rows) = (101, 523, GEMMScratch.fewRows + 25)
+        for transposesB in [false, true] {
+            let all = try Product(Size(m: rows, n: n, k: k), transposesB: transposesB, gap: 0)
+            func bits(_ range: Range<Int>) throws -> [[UInt32]] {
+                var part = try Product(Size(m: range.count, n: n, k: k), transposesB: transposesB, gap: 0)
+                part.a = Array(all.a[range.lowerBound * k..<range.upperBound * k])
+                let c = try part.run(set).map(\.bitPattern)
+                return (0..<range.count).map { Array(c[$0 * n..<($0 + 1) * n]) }
+            }
+            let many = try bits(0..<rows)
+            #expect(try bits(3..<rows) == Array(many[3...]), "\(set)")
+            // Not transposed, few rows are summed in the same order as many; transposed, in one of their own.
+            let few = try bits(0..<GEMMScratch.fewRows)
+            if !transposesB { #expect(few == Array(many[..<GEMMScratch.fewRows]), "\(set)") }
+            for range in [0..<1, 2..<4, 1..<4, 5..<9, 1..<6, 0..<8, 3..<GEMMScratch.fewRows] {
+                #expect(try bits(range) == Array(few[range]), "\(set), rows \(range), B\(transposesB ? "ᵀ" : "")")
+            }
+        }
+    }
+
+    // MARK: - Nothing to multiply
+
+    @Test("no rows, no columns and no depth are products like others", arguments: InstructionSet.available, [false, true])
+    func emptyProducts(_ set: InstructionSet, _ transposesB: Bool) throws {
+        for (m, n, k) in [(0, 5, 7), (3, 0, 7), (0, 0, 0), (3, 5, 0), (40, 300, 0), (0, 5, 0)] {
+            let gemm = try GEMM(m: m, n: n, k: k, transposesB: transposesB, instructionSet: set)
+            let a = try Tensor<Float>([m, k]) { _ in .nan }
+            let b = try Tensor<Float>(transposesB ? [n, k] : [k, n]) { _ in .nan }
+            var c = try Tensor<Float>([m, n]) { _ in .nan }
+            try gemm.run(a: a, b: b, into: &c)
+            #expect(c.shape == [m, n] && c.elements.allSatisfy { $0.bitPattern == 0 }, "\(set)")
+            var wrong = try Tensor<Float>(zeros: [m, n + 1])
+            AttentionErrorsTests.expectError(.invalidShape, "c", containing: ["\(m) × \(n)", "\(m) × \(n + 1)"]) {
+                try gemm.run(a: a, b: b, into: &wrong)
+            }
+        }
+    }
+
     @Test("what C held before does not matter", arguments: InstructionSet.available)
     func overwritesC(_ set: InstructionSet) throws {
         // Two depth blocks: the second adds to C, the first must not.
@@ -161,9 +230,28 @@ struct GEMMTests {
     @Test("a NaN spoils its row of C, or its column, and nothing else", arguments: InstructionSet.available, [false, true])
     func nonFinite(_ set: InstructionSet, _ transposesB: Bool) throws {
         let size = Size(m: 19, n: 53, k: 258)
+        let spoiled = [(0, 0, 0), (18, 52, 257), (7, 47, 256), (8, 48, 255)]
+        try expectSpoiled(set, size, transposesB, spoiled)
+        try expectSpoiled(set, Size(m: 1, n: 53, k: 258), transposesB, [(0, 0, 0), (0, 52, 257), (0, 7, 254)])
+        try expectSpoiled(set, Size(m: 5, n: 53, k: 258), transposesB, [(0, 0, 0), (4, 52, 257), (2, 7, 254)])
+        // ∞ times numbers of one sign stays ∞ of that sign.
+        for (size, row) in [(size, 3), (Size(m: 2, n: 53, k: 258), 1)] {
+            var product = try Product(size, transposesB: transposesB, gap: 0)
+            product.a[product.indexOfA(row, 100)] = .infinity
+            let c = try product.run(set)
+            for column in 0..<size.n {
+                let factor = product.b[product.indexOfB(100, column)]
+                #expect(c[row * size.n + column] == (factor > 0 ? .infinity : -.infinity), "\(set)")
+            }
+        }
+    }
+
+    private func expectSpoiled(
+        _ set: InstructionSet, _ size: Size, _ transposesB: Bool, _ places: [(row: Int, column: Int, depth: Int)]
+    ) throws {
         let clean = try Product(size, transposesB: transposesB, gap: 0)
         let expected = try clean.run(set)
-        for (row, column, depth) in [(0, 0, 0), (18, 52, 257), (7, 47, 256), (8, 48, 255)] {
+        for (row, column, depth) in places {
             for isInA in [true, false] {
                 var product = clean
                 if isInA {
@@ -179,14 +267,6 @@ struct GEMMTests {
                 #expect(wrong == nil, "\(set): NaN in \(isInA ? "A" : "B") at (\(row), \(column), \(depth))")
             }
         }
-        // ∞ times numbers of one sign stays ∞ of that sign.
-        var product = clean
-        product.a[product.indexOfA(3, 100)] = .infinity
-        let c = try product.run(set)
-        for column in 0..<size.n {
-            let factor = product.b[product.indexOfB(100, column)]
-            #expect(c[3 * size.n + column] == (factor > 0 ? .infinity : -.infinity), "\(set)")
-        }
     }
 
     // MARK: - Borders
@@ -195,7 +275,10 @@ struct GEMMTests {
     func bordersAreKept() async {
         await #expect(processExitsWith: .success) {
             for set in InstructionSet.available {
-                for size in [Size(m: 1, n: 1, k: 1), Size(m: 7, n: 5, k: 3), Size(m: 13, n: 61, k: 259)] {
+                for size in [
+                    Size(m: 1, n: 1, k: 1), Size(m: 1, n: 53, k: 263), Size(m: 2, n: 9, k: 31), Size(m: 3, n: 33, k: 16),
+                    Size(m: 7, n: 5, k: 3), Size(m: 13, n: 61, k: 259), Size(m: 29, n: 61, k: 259),
+                ] {
                     for (transposesB, fencesEnd) in [(false, false), (false, true), (true, false), (true, true)] {
                         let product = try Product(size, transposesB: transposesB, gap: 0)
                         let a = FencedMemory(product.a, fencesEnd: fencesEnd)
@@ -215,9 +298,9 @@ struct GEMMTests {
 
     // MARK: - Errors
 
-    @Test("extents below 1 and products that overflow are refused", arguments: InstructionSet.available)
+    @Test("negative extents and products that overflow are refused", arguments: InstructionSet.available)
     func badExtents(_ set: InstructionSet) {
-        for extent in [0, -1] {
+        for extent in [-1, Int.min] {
             AttentionErrorsTests.expectError(.invalidShape, "m", containing: ["\(extent)"]) {
                 _ = try GEMM(m: extent, n: 1, k: 1, instructionSet: set)
             }

@@ -12,8 +12,16 @@ struct GEMMCases {
         var groups: [CaseGroup] = []
         for set in instructionSets { groups.append(tile(set)) }
         for size in quick ? [1024] : [512, 1024, 2048] {
-            groups.append(product(size, transposesB: false))
-            if !quick { groups.append(product(size, transposesB: true)) }
+            groups.append(product(m: size, n: size, k: size, transposesB: false))
+            if !quick { groups.append(product(m: size, n: size, k: size, transposesB: true)) }
+        }
+        if !quick {
+            groups.append(product(m: 4096, n: 3072, k: 3072, transposesB: true))
+            groups.append(product(m: 4096, n: 4096, k: 4096, transposesB: false))
+            groups += [8, 512].map { product(m: $0, n: 512, k: 1408, transposesB: true) }
+        }
+        for (n, k) in quick ? [(3072, 3072)] : [(512, 1408), (1024, 1024), (3072, 3072), (4096, 4096), (4096, 14336)] {
+            groups.append(product(m: 1, n: n, k: k, transposesB: true))
         }
         return Section(
             kind: .matrixProduct, groups: groups, baselines: openBLAS.name.map { [$0] } ?? [],
@@ -42,18 +50,20 @@ struct GEMMCases {
         }
     }
 
-    private func product(_ size: Int, transposesB: Bool) -> CaseGroup {
-        let flop = 2 * Double(size * size * size)
+    /// One row meets memory and not arithmetic: its rate of weights stands beside `gemv` of OpenBLAS, and no roof of multiply-adds.
+    private func product(m: Int, n: Int, k: Int, transposesB: Bool) -> CaseGroup {
+        let flop = 2 * Double(m * n * k)
+        let shape = m == n && n == k ? "\(m)³" : "\(m)×\(n)×\(k)"
         return CaseGroup(
-            op: "gemm", name: "\(size)³\(transposesB ? " A·Bᵀ" : " A·B")",
+            op: "gemm", name: "\(shape)\(transposesB ? " A·Bᵀ" : " A·B")",
             operations: Operations(actual: flop, effective: flop)
         ) { _ in
-            let operands = try GEMMOperands(m: size, n: size, k: size, transposesB: transposesB)
+            let operands = try GEMMOperands(m: m, n: n, k: k, transposesB: transposesB)
             var variants: [Variant] = []
             for pool in pools {
                 let first = variants.count
                 for set in instructionSets {
-                    let plan = try GEMM(m: size, n: size, k: size, transposesB: transposesB, instructionSet: set)
+                    let plan = try GEMM(m: m, n: n, k: k, transposesB: transposesB, instructionSet: set)
                     let body = { operands.compute(plan, on: pool) }
                     variants.append(
                         Variant(
@@ -63,7 +73,8 @@ struct GEMMCases {
                                 return operands.check()
                             },
                             baseline: openBLAS.name.map { (first + instructionSets.count, $0) },
-                            roof: { MachineRoofs.multiplyAdd(instructionSet: set, on: pool, duration: .zero) }))
+                            roof: m == 1 ? nil : { MachineRoofs.multiplyAdd(instructionSet: set, on: pool, duration: .zero) }))
+                    if m == 1 { variants[variants.count - 1].weightBytes = n * k * 4 }
                 }
                 if openBLAS.isAvailable { variants.append(openBLASRow(operands, threads: pool.threads)) }
             }
@@ -118,6 +129,11 @@ final class GEMMOperands {
     private static func multiply(
         _ a: Tensor<Float>, _ b: Tensor<Float>, _ c: inout Tensor<Float>, transposesB: Bool, threads: Int
     ) {
+        if a.shape[0] == 1 && transposesB {
+            // One row: its product of a matrix and a vector, which reads B once.
+            var y = c.mutableSpan
+            return try! OpenBLAS.multiplyVector(a: b.matrixView(), x: a.span, y: &y, threads: threads)
+        }
         try! OpenBLAS.multiply(
             a: a.matrixView(), b: b.matrixView(), c: c.mutableMatrixView(), transposesB: transposesB, threads: threads)
     }

@@ -21,16 +21,15 @@ public struct GEMM: Sendable {
     public let instructionSet: InstructionSet
 
     private let kernels: KernelTable
-    /// Rows and columns of C in one task.
-    private let rowBlock: Int
-    private let columnBlock: Int
 
-    /// - Throws: `.invalidShape` for an extent below 1 or 2⁶² multiply-adds or more, `.unsupportedInstructionSet`.
+    /// A product of these extents. Without rows or columns there is nothing to write, and without depth the result is zeros.
+    ///
+    /// - Throws: `.invalidShape` for a negative extent or 2⁶² multiply-adds or more, `.unsupportedInstructionSet`.
     public init(
         m: Int, n: Int, k: Int, transposesB: Bool = false, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         for (name, extent) in [("m", m), ("n", n), ("k", k)] {
-            try require(extent >= 1, .invalidShape, name, expected: "at least 1", actual: "\(extent)")
+            try require(extent >= 0, .invalidShape, name, expected: "at least 0", actual: "\(extent)")
         }
         let (area, areaOverflow) = m.multipliedReportingOverflow(by: n)
         let (work, workOverflow) = area.multipliedReportingOverflow(by: k)
@@ -43,9 +42,6 @@ public struct GEMM: Sendable {
         self.transposesB = transposesB
         self.instructionSet = try InstructionSet.resolve(instructionSet)
         kernels = self.instructionSet.kernels
-        rowBlock = GEMMScratch.block(m, limit: GEMMScratch.rowBlock, unit: kernels.tileRows)
-        columnBlock = GEMMScratch.block(
-            n, limit: GEMMScratch.columnBlock / kernels.panelWidth * kernels.panelWidth, unit: kernels.panelWidth)
     }
 
     /// Bytes of scratch that each thread of the pool needs.
@@ -71,23 +67,60 @@ public struct GEMM: Sendable {
             plan: self, a: a.span.withUnsafeBufferPointer { $0.baseAddress! }, aStride: a.rowStride,
             b: b.span.withUnsafeBufferPointer { $0.baseAddress! }, bStride: b.rowStride,
             c: c.span.withUnsafeMutableBufferPointer { $0.baseAddress! }, cStride: cStride)
-        let rowBlocks = (m + rowBlock - 1) / rowBlock
-        let columnBlocks = (n + columnBlock - 1) / columnBlock
-        withUnsafePointer(to: call) { call in
-            pool.run(
-                tasks: rowBlocks * columnBlocks, work: m * n * k, scratchByteCount: scratchByteCount, context: call
-            ) { context, task, scratch in
-                context.assumingMemoryBound(to: Call.self).pointee.multiply(task: task, scratch: scratch)
-            }
+        if m <= GEMMScratch.fewRows {
+            runRows(call, on: pool)
+        } else {
+            runBlocks(call, on: pool)
         }
     }
 
-    /// Computes the product of rank-2 tensors into a tensor that is reused from call to call.
+    /// Computes the product of rank-2 tensors into a tensor that is reused from call to call. Extents may be 0, which views cannot be.
     /// - Throws: as `run` with views.
     public func run(
         a: Tensor<Float>, b: Tensor<Float>, into c: inout Tensor<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
-        try run(a: a.matrixView(named: "a"), b: b.matrixView(named: "b"), c: c.mutableMatrixView(named: "c"), on: pool)
+        if m > 0 && n > 0 && k > 0 {
+            return try run(
+                a: a.matrixView(named: "a"), b: b.matrixView(named: "b"), c: c.mutableMatrixView(named: "c"), on: pool)
+        }
+        for (name, shape) in [("a", a.shape), ("b", b.shape), ("c", c.shape)] {
+            try require(shape.count == 2, .invalidShape, name, expected: "rank 2, [rows, columns]", actual: "\(shape)")
+        }
+        try check("a", a.shape[0], a.shape[1], m, k)
+        try check("b", b.shape[0], b.shape[1], transposesB ? n : k, transposesB ? k : n)
+        try check("c", c.shape[0], c.shape[1], m, n)
+        var elements = c.mutableSpan
+        for index in elements.indices { elements[index] = 0 }
+    }
+
+    private func runBlocks(_ call: Call, on pool: WorkerPool) {
+        let work = m * n * k
+        var call = call
+        call.blocks = GEMMBlocks(
+            m: m, n: n, threads: work < WorkerPool.workCutoff ? 1 : pool.threads, kernels: kernels)
+        withUnsafePointer(to: call) { pointer in
+            pool.run(
+                tasks: pointer.pointee.blocks.count, work: work, scratchByteCount: scratchByteCount, context: pointer
+            ) { context, task, scratch in
+                context.assumingMemoryBound(to: Call.self).pointee.multiplyBlock(task, scratch: scratch)
+            }
+        }
+    }
+
+    /// Few rows: memory is what limits the product, so that tasks are cut and work is counted by the bytes of B.
+    private func runRows(_ call: Call, on pool: WorkerPool) {
+        let work = max(m * n * k, 4 * n * k)
+        var call = call
+        call.blocks = GEMMBlocks(
+            rows: m, columns: n, depth: k, transposesB: transposesB,
+            threads: work < WorkerPool.workCutoff ? 1 : pool.threads)
+        withUnsafePointer(to: call) { pointer in
+            pool.run(
+                tasks: pointer.pointee.blocks.count, work: work, scratchByteCount: scratchByteCount, context: pointer
+            ) { context, task, scratch in
+                context.assumingMemoryBound(to: Call.self).pointee.multiplyRows(task, scratch: scratch)
+            }
+        }
     }
 
     private func check(
@@ -107,17 +140,26 @@ public struct GEMM: Sendable {
         let bStride: Int
         let c: UnsafeMutablePointer<Float>
         let cStride: Int
+        var blocks = GEMMBlocks.none
 
-        func multiply(task: Int, scratch: UnsafeMutableRawPointer) {
-            let rowBlocks = (plan.m + plan.rowBlock - 1) / plan.rowBlock
-            let row = task % rowBlocks * plan.rowBlock
-            let column = task / rowBlocks * plan.columnBlock
-            var arguments = GEMMArguments(
+        func multiplyBlock(_ task: Int, scratch: UnsafeMutableRawPointer) {
+            var arguments = arguments(task, scratch)
+            plan.kernels.multiplyBlock(&arguments)
+        }
+
+        func multiplyRows(_ task: Int, scratch: UnsafeMutableRawPointer) {
+            var arguments = arguments(task, scratch)
+            plan.kernels.multiplyRows(&arguments)
+        }
+
+        private func arguments(_ task: Int, _ scratch: UnsafeMutableRawPointer) -> GEMMArguments {
+            let row = task % blocks.rowBlocks * blocks.rows
+            let column = task / blocks.rowBlocks * blocks.columns
+            return GEMMArguments(
                 a: a + row * aStride, aStride: aStride, b: plan.transposesB ? b + column * bStride : b + column,
                 bStride: bStride, bIsTransposed: plan.transposesB, c: c + row * cStride + column, cStride: cStride,
-                rows: min(plan.rowBlock, plan.m - row), columns: min(plan.columnBlock, plan.n - column),
-                depth: plan.k, scratch: scratch)
-            plan.kernels.multiplyBlock(&arguments)
+                rows: min(blocks.rows, plan.m - row), columns: min(blocks.columns, plan.n - column), depth: plan.k,
+                scratch: scratch)
         }
     }
 }

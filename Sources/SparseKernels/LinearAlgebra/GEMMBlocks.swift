@@ -1,0 +1,76 @@
+internal import KernelInterface
+
+/// How a product is cut into tasks: blocks of C of equal size.
+///
+/// The sum of an element does not depend on the block that it is in, so blocks may follow the number of threads.
+struct GEMMBlocks {
+    let rows: Int
+    let columns: Int
+    let rowBlocks: Int
+    let columnBlocks: Int
+
+    var count: Int { rowBlocks * columnBlocks }
+
+    /// No blocks at all.
+    static let none = GEMMBlocks(m: 0, n: 0, rows: 1, columns: 1)
+
+    /// Blocks of few rows, all in each, of columns in whole lines and groups of rows of B: one per thread, or two where they read more than
+    /// 2 MiB each. Not transposed, rows of B are read in stretches as wide as a block, which memory delivers the faster the longer
+    /// they are.
+    init(rows: Int, columns: Int, depth: Int, transposesB: Bool, threads: Int) {
+        let unit = 48
+        let parts = threads == 1 ? 1 : columns * depth / threads > 1 << 20 ? 2 * threads : threads
+        let shortest = transposesB ? unit : min(512, columns / threads)
+        let limit = transposesB ? columns : GEMMScratch.rowSums / rows / unit * unit
+        self.init(
+            m: rows, n: columns, rows: rows,
+            columns: min(limit, max(GEMMScratch.block(columns, into: parts, unit: unit), shortest / unit * unit)))
+    }
+
+    private init(m: Int, n: Int, rows: Int, columns: Int) {
+        self.rows = rows
+        self.columns = columns
+        rowBlocks = (m + rows - 1) / rows
+        columnBlocks = (n + columns - 1) / columns
+    }
+
+    /// The blocks of which `threads` threads are done first, by an estimate in cycles per step of the depth: a block multiplies
+    /// rows · columns, and packs rows + columns elements at about a cycle each. When the last task ends the other threads have
+    /// waited half a task on average, or for the rest of a round in which there are fewer tasks than threads.
+    ///
+    /// - Complexity: tasks · log(tasks) for up to four tasks per thread, a few microseconds for 16 threads.
+    init(m: Int, n: Int, threads: Int, kernels: KernelTable) {
+        func block(_ rowBlocks: Int, _ columnBlocks: Int) -> GEMMBlocks {
+            GEMMBlocks(
+                m: m, n: n, rows: GEMMScratch.block(m, into: rowBlocks, unit: kernels.tileRows),
+                columns: GEMMScratch.block(n, into: columnBlocks, unit: kernels.panelWidth))
+        }
+        let rowLimit = kernels.laneCount >= 16 ? GEMMScratch.wideRowBlock : GEMMScratch.rowBlock
+        let columnLimit = GEMMScratch.taskColumns / kernels.panelWidth * kernels.panelWidth
+        let fewestRows = (m + rowLimit - 1) / rowLimit
+        let fewestColumns = (n + columnLimit - 1) / columnLimit
+        var best = block(fewestRows, fewestColumns)
+        var least = Double.infinity
+        let fewest = fewestRows * fewestColumns
+        let most = threads == 1 ? fewest : 4 * max(threads, fewest)
+        var rowBlocks = fewestRows
+        while rowBlocks * fewestColumns <= most && (rowBlocks - 1) * kernels.tileRows < m {
+            var columnBlocks = fewestColumns
+            while rowBlocks * columnBlocks <= most && (columnBlocks - 1) * kernels.panelWidth < n {
+                let candidate = block(rowBlocks, columnBlocks)
+                let cost = candidate.cost(threads: threads, multiplyAdds: 2 * kernels.laneCount)
+                if cost < least { (best, least) = (candidate, cost) }
+                columnBlocks += 1
+            }
+            rowBlocks += 1
+        }
+        self = best
+    }
+
+    private func cost(threads: Int, multiplyAdds: Int) -> Double {
+        let task = Double(rows * columns) / Double(multiplyAdds) + Double(rows + columns)
+        if threads == 1 { return Double(count) * task }
+        let rounds = Double((count + threads - 1) / threads)
+        return max(rounds, Double(count) / Double(threads) + 0.5) * task
+    }
+}
