@@ -62,6 +62,11 @@ public struct GEMM: Sendable {
         try check("b", b.rows, b.columns, transposesB ? n : k, transposesB ? k : n)
         try check("c", c.rows, c.columns, m, n)
         let cStride = c.rowStride
+        if m == 0 || n == 0 { return }
+        if k == 0 {
+            for row in 0..<m { for column in 0..<n { c.span[row * cStride + column] = 0 } }
+            return
+        }
         // Pointers are used only until this call returns; the views are borrowed or owned all the while.
         let call = Call(
             plan: self, a: a.span.withUnsafeBufferPointer { $0.baseAddress! }, aStride: a.rowStride,
@@ -74,23 +79,12 @@ public struct GEMM: Sendable {
         }
     }
 
-    /// Computes the product of rank-2 tensors into a tensor that is reused from call to call. Extents may be 0, which views cannot be.
+    /// Computes the product of rank-2 tensors into a tensor that is reused from call to call.
     /// - Throws: as `run` with views.
     public func run(
         a: Tensor<Float>, b: Tensor<Float>, into c: inout Tensor<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
-        if m > 0 && n > 0 && k > 0 {
-            return try run(
-                a: a.matrixView(named: "a"), b: b.matrixView(named: "b"), c: c.mutableMatrixView(named: "c"), on: pool)
-        }
-        for (name, shape) in [("a", a.shape), ("b", b.shape), ("c", c.shape)] {
-            try require(shape.count == 2, .invalidShape, name, expected: "rank 2, [rows, columns]", actual: "\(shape)")
-        }
-        try check("a", a.shape[0], a.shape[1], m, k)
-        try check("b", b.shape[0], b.shape[1], transposesB ? n : k, transposesB ? k : n)
-        try check("c", c.shape[0], c.shape[1], m, n)
-        var elements = c.mutableSpan
-        for index in elements.indices { elements[index] = 0 }
+        try run(a: a.matrixView(named: "a"), b: b.matrixView(named: "b"), c: c.mutableMatrixView(named: "c"), on: pool)
     }
 
     private func runBlocks(_ call: Call, on pool: WorkerPool) {

@@ -92,6 +92,7 @@ public struct HadamardRotation: Sendable {
         try require(
             rows.columns == count, .invalidShape, "rows", expected: "\(count) columns", actual: "\(rows.columns)")
         let (rowCount, rowStride) = (rows.rows, rows.rowStride)
+        if rowCount == 0 { return }
         rows.span.withUnsafeMutableBufferPointer { elements in
             matrices.span.withUnsafeBufferPointer { matrices in
                 multipliers.span.withUnsafeBufferPointer { multipliers in

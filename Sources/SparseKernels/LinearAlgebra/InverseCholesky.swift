@@ -20,6 +20,7 @@ public struct InverseCholesky: Sendable {
     ///   damping.
     public init?(of matrix: Tensor<Float>, damping: Float = 0, on pool: WorkerPool = .shared) throws(SparseKernelsError) {
         let view = try matrix.matrixView(named: "matrix")
+        try view.requireElements(named: "matrix")
         try require(
             view.rows == view.columns, .invalidShape, "matrix", expected: "a square matrix",
             actual: "\(view.rows) × \(view.columns)")

@@ -78,6 +78,7 @@ public struct LowRankFactorization: Sendable {
     public func callAsFunction(
         _ matrix: MatrixView<Float>, startingFrom start: LowRankFactors? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> LowRankFactors {
+        try matrix.requireElements(named: "matrix")
         let limit = min(matrix.rows, matrix.columns)
         try require(
             rank <= limit, .invalidArgument, "rank", expected: "at most \(limit) for \(matrix.rows) × \(matrix.columns)",

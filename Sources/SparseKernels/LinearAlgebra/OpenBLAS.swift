@@ -25,12 +25,14 @@ public enum OpenBLAS {
         /// C = A·B or A·Bᵀ through `cblas_sgemm`.
         ///
         /// - Parameters: as `GEMM.run`; `threads` is set for the whole process, as OpenBLAS has it.
-        /// - Throws: `.invalidShape` naming the operand that disagrees.
+        /// - Throws: `.invalidShape` naming the operand that disagrees or has no elements.
         public static func multiply(
             a: MatrixView<Float>, b: MatrixView<Float>, c: consuming MutableMatrixView<Float>, transposesB: Bool = false,
             threads: Int = 1
         ) throws(SparseKernelsError) {
             let (n, k) = transposesB ? (b.rows, b.columns) : (b.columns, b.rows)
+            try a.requireElements(named: "a")
+            try b.requireElements(named: "b")
             try require(
                 a.columns == k, .invalidShape, "b",
                 expected: "of \(a.columns) \(transposesB ? "columns" : "rows"), as a has columns",
@@ -58,10 +60,11 @@ public enum OpenBLAS {
         ///   - x: as many elements as `a` has columns.
         ///   - y: as many elements as `a` has rows, overwritten.
         ///   - threads: set for the whole process, as OpenBLAS has it.
-        /// - Throws: `.invalidShape` naming the operand that disagrees; nothing is written then.
+        /// - Throws: `.invalidShape` naming the operand that disagrees or has no elements; nothing is written then.
         public static func multiplyVector(
             a: MatrixView<Float>, x: Span<Float>, y: inout MutableSpan<Float>, threads: Int = 1
         ) throws(SparseKernelsError) {
+            try a.requireElements(named: "a")
             try require(x.count == a.columns, .invalidShape, "x", expected: "\(a.columns) elements", actual: "\(x.count)")
             try require(y.count == a.rows, .invalidShape, "y", expected: "\(a.rows) elements", actual: "\(y.count)")
             openblas_set_num_threads(Int32(threads))

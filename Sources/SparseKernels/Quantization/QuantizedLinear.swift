@@ -130,10 +130,6 @@ public struct QuantizedLinear: Sendable {
     public func run<X: AttentionElement, Y: AttentionElement>(
         _ x: Tensor<X>, into y: inout Tensor<Y>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
-        if try hasNoTokens(x.shape) {
-            return try require(
-                y.shape == [0, outFeatures], .invalidShape, "y", expected: "\([0, outFeatures])", actual: "\(y.shape)")
-        }
         try run(x: x.matrixView(named: "x"), y: y.mutableMatrixView(named: "y"), on: pool)
     }
 
@@ -142,7 +138,6 @@ public struct QuantizedLinear: Sendable {
     public func callAsFunction<X: AttentionElement>(
         _ x: Tensor<X>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Tensor<Float> {
-        if try hasNoTokens(x.shape) { return try Tensor<Float>(zeros: [0, outFeatures]) }
         try checkInput(x.matrixView(named: "x"))
         var y = try Tensor<Float>(zeros: [x.shape[0], outFeatures])
         try run(x, into: &y, on: pool)
@@ -185,13 +180,6 @@ public struct QuantizedLinear: Sendable {
             }
         }
         return QuantizedActivations(format: activation, groupSize: layout.groupSize, codes: codes, scales: scales)
-    }
-
-    /// Whether x is `[0, inFeatures]`, for which there is no view.
-    private func hasNoTokens(_ shape: [Int]) throws(SparseKernelsError) -> Bool {
-        guard shape.count == 2 && shape[0] == 0 else { return false }
-        try require(shape[1] == inFeatures, .invalidShape, "x", expected: "\(inFeatures) columns", actual: "\(shape[1])")
-        return true
     }
 
     private func checkInput<X: AttentionElement>(_ x: borrowing MatrixView<X>) throws(SparseKernelsError) {

@@ -65,6 +65,7 @@ public struct WeightQuantizer: Sendable {
     public func grid(
         for weight: MatrixView<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> WeightGrid {
+        try weight.requireElements(named: "weight")
         let (source, columns, quantizer) = (MatrixRows(weight), weight.columns, self)
         let groups = format.groups(inFeatures: columns)
         var scales = try Tensor<Float>(zeros: [source.rows, groups])

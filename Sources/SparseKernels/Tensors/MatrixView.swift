@@ -1,4 +1,5 @@
-/// A read-only view of a row-major matrix in the caller's memory. The columns of a row are adjacent.
+/// A read-only view of a row-major matrix in the caller's memory. The columns of a row are adjacent. A matrix may have no rows or no
+/// columns.
 public struct MatrixView<Element: TensorElement>: ~Escapable {
     public let rows: Int
     public let columns: Int
@@ -7,7 +8,7 @@ public struct MatrixView<Element: TensorElement>: ~Escapable {
     let span: Span<Element>
 
     /// A view of rows that lie `rowStride` elements apart: `columns` unless given.
-    /// - Throws: `.invalidShape` for an extent below 1 or too little memory, `.invalidStride` for rows that overlap.
+    /// - Throws: `.invalidShape` for a negative extent or too little memory, `.invalidStride` for rows that overlap.
     @_lifetime(copy span)
     public init(
         _ span: Span<Element>, rows: Int, columns: Int, rowStride: Int? = nil, named name: String = "matrix"
@@ -28,7 +29,8 @@ public struct MatrixView<Element: TensorElement>: ~Escapable {
     }
 }
 
-/// A writable view of a row-major matrix in the caller's memory. The columns of a row are adjacent.
+/// A writable view of a row-major matrix in the caller's memory. The columns of a row are adjacent. A matrix may have no rows or no
+/// columns.
 public struct MutableMatrixView<Element: TensorElement>: ~Copyable, ~Escapable {
     public let rows: Int
     public let columns: Int
@@ -37,7 +39,7 @@ public struct MutableMatrixView<Element: TensorElement>: ~Copyable, ~Escapable {
     var span: MutableSpan<Element>
 
     /// A view of rows that lie `rowStride` elements apart: `columns` unless given.
-    /// - Throws: `.invalidShape` for an extent below 1 or too little memory, `.invalidStride` for rows that overlap.
+    /// - Throws: `.invalidShape` for a negative extent or too little memory, `.invalidStride` for rows that overlap.
     @_lifetime(copy span)
     public init(
         _ span: consuming MutableSpan<Element>, rows: Int, columns: Int, rowStride: Int? = nil,
@@ -52,9 +54,18 @@ public struct MutableMatrixView<Element: TensorElement>: ~Copyable, ~Escapable {
     }
 }
 
+extension MatrixView {
+    /// Throws `.invalidShape` for a matrix without elements.
+    func requireElements(named name: String) throws(SparseKernelsError) {
+        for (axis, extent) in [("rows", rows), ("columns", columns)] {
+            try require(extent >= 1, .invalidShape, "\(name).\(axis)", expected: "at least 1", actual: "\(extent)")
+        }
+    }
+}
+
 extension Tensor {
     /// The tensor as a matrix; rank 2.
-    /// - Throws: `.invalidShape` for another rank or a zero extent.
+    /// - Throws: `.invalidShape` for another rank.
     @_lifetime(borrow self)
     public func matrixView(named name: String = "matrix") throws(SparseKernelsError) -> MatrixView<Element> {
         try requireRank2(name)
@@ -62,7 +73,7 @@ extension Tensor {
     }
 
     /// The tensor as a matrix to write; rank 2.
-    /// - Throws: `.invalidShape` for another rank or a zero extent.
+    /// - Throws: `.invalidShape` for another rank.
     @_lifetime(&self)
     public mutating func mutableMatrixView(named name: String = "matrix") throws(SparseKernelsError)
         -> MutableMatrixView<Element>
@@ -81,13 +92,13 @@ private func checkMatrix(
     _ name: String, rows: Int, columns: Int, rowStride: Int, count: Int
 ) throws(SparseKernelsError) {
     for (axis, extent) in [("rows", rows), ("columns", columns)] {
-        try require(extent >= 1, .invalidShape, "\(name).\(axis)", expected: "at least 1", actual: "\(extent)")
+        try require(extent >= 0, .invalidShape, "\(name).\(axis)", expected: "at least 0", actual: "\(extent)")
     }
     try require(
-        rows == 1 || rowStride >= columns, .invalidStride, "\(name).rowStride",
+        rows <= 1 || rowStride >= columns, .invalidStride, "\(name).rowStride",
         expected: "at least the \(columns) columns of a row", actual: "\(rowStride)")
-    let (distance, overflow) = (rows - 1).multipliedReportingOverflow(by: rows == 1 ? 0 : rowStride)
-    let (needed, overflowed) = distance.addingReportingOverflow(columns)
+    let (distance, overflow) = max(0, rows - 1).multipliedReportingOverflow(by: rows <= 1 ? 0 : rowStride)
+    let (needed, overflowed) = distance.addingReportingOverflow(rows == 0 ? 0 : columns)
     try require(
         !overflow && !overflowed && needed <= count, .invalidShape, name,
         expected: overflow || overflowed ? "a size that fits 63 bits" : "\(needed) elements or more of memory",

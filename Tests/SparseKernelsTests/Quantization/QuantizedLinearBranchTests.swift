@@ -61,7 +61,7 @@ struct QuantizedLinearBranchTests {
                 _ = try layer(Tensor<Float>(zeros: [0, 69]))
             }
             for shape in [[1, 5], [0, 6], [0], [5, 0]] {
-                AttentionErrorsTests.expectError(.invalidShape, "y", containing: ["[0, 5]"]) {
+                AttentionErrorsTests.expectError(.invalidShape, "y", containing: shape.count == 2 ? ["0 × 5"] : ["rank 2"]) {
                     var y = try Tensor<Float>(zeros: shape)
                     try layer.run(Tensor<Float>(zeros: [0, 70]), into: &y)
                 }

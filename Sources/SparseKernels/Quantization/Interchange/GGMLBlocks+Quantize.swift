@@ -20,6 +20,7 @@ extension GGMLBlocks {
     public init(
         quantizing weight: MatrixView<Float>, as kind: Kind, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
+        try weight.requireElements(named: "weight")
         try Self.checkColumns("weight.columns", weight.columns)
         let (source, blocks) = (MatrixRows(weight), weight.columns / Self.blockSize)
         var isBad = [Bool](repeating: false, count: weight.rows)
