@@ -18,7 +18,8 @@ struct GoldenDecodeCache {
     ) throws(SparseKernelsError) {
         let configuration = try KVCacheConfiguration(
             kvHeads: step.kvHeads, headDim: step.headDim, valueDim: step.value.shape[2], pageSize: pageSize,
-            pageCapacity: BlockPartition(length: step.tokens, blockSize: pageSize).count, format: format, quantization: .zeroPoint,
+            pageCapacity: BlockPartition(length: step.tokens, blockSize: pageSize).count, format: format,
+            quantization: .zeroPoint,
             metadata: metadata, keepsKeyEstimates: keepsKeyEstimates)
         cache = try PagedKVCache(configuration, instructionSet: instructionSet)
         sequence = cache.makeSequence()

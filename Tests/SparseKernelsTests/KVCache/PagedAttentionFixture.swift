@@ -128,7 +128,8 @@ final class PagedAttentionFixture {
         let coding = TokenErrorBound.values(
             scores: scores, logSumExp: row.logSumExp, value: value, values: values, slots: slots)
         let codes = TokenErrorBound.queryCodes(
-            query: query, scale: scale, logitsSoftCap: cap, scores: plain, biased: scores, row: row, key: key, keys: keys, values: values,
+            query: query, scale: scale, logitsSoftCap: cap, scores: plain, biased: scores, row: row, key: key, keys: keys,
+            values: values,
             slots: slots)
         return TokenKernelTests.Expected(
             row: row, output: bound.output + coding + codes.output, logSumExp: bound.logSumExp + codes.logSumExp)
@@ -137,7 +138,9 @@ final class PagedAttentionFixture {
     /// Rows of a call: all heads of a few queries of every sequence. `positions` are what a query head sees from a position.
     func expected<Q: AttentionElement>(
         _ attention: PagedAttention, query: Tensor<Q>, queryLengths: [Int], layer: Int = 0,
-        positions: (_ sequence: Int, _ head: Int, _ position: Int) -> [Int] = { _, _, position in Array(0..<max(0, position + 1)) }
+        positions: (_ sequence: Int, _ head: Int, _ position: Int) -> [Int] = { _, _, position in
+            Array(0..<max(0, position + 1))
+        }
     ) throws -> [TokenKernelTests.Expected] {
         var rows: [TokenKernelTests.Expected] = []
         var first = 0

@@ -26,7 +26,8 @@ struct PagedNonFiniteTests {
         let attention = try PagedAttention(
             queryHeads: queryHeads, configuration: configuration, instructionSet: set)
         let state = try attention(
-            query: Tensor<Float>.normal([queryHeads, queries, 8], seed: 3), cache: cache, sequences: [sequence], queryLengths: [queries],
+            query: Tensor<Float>.normal([queryHeads, queries, 8], seed: 3), cache: cache, sequences: [sequence],
+            queryLengths: [queries],
             on: WorkerPool(threads: threads))
         return bits(state)
     }

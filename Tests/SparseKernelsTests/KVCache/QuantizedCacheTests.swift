@@ -66,7 +66,9 @@ struct QuantizedCacheTests {
 
     @Test("8 bits are not worse than 4, wherever a row lies", arguments: InstructionSet.available)
     func moreBits(_ set: InstructionSet) throws {
-        for (base, range) in [(300, 1), (1000, 1), (-300, 0.5), (0, 1e-6), (100, 1), (0, 1), (-2, 4), (60000, 3)] as [(Float, Float)] {
+        for (base, range) in [(300, 1), (1000, 1), (-300, 0.5), (0, 1e-6), (100, 1), (0, 1), (-2, 4), (60000, 3)]
+            as [(Float, Float)]
+        {
             let rows = try Tensor<Float>([1, 1, 128]) { base + range * Float($0) / 127 }
             let worst = try Self.formats.map { format in
                 let (cache, sequence) = try Self.cache(keys: rows, values: rows, keyFormat: format, valueFormat: format, set)
