@@ -11,7 +11,10 @@ public struct DuoAttentionGates: Hashable, Sendable {
     /// Row-major `[layers, kvHeads]`, clipped to 0…1.
     public let values: [Double]
 
-    /// - Parameter values: row-major `[layers, kvHeads]`; clipped to 0…1.
+    /// - Parameters:
+    ///   - layers: layers of the model.
+    ///   - kvHeads: key/value heads of a layer.
+    ///   - values: row-major `[layers, kvHeads]`; clipped to 0…1.
     /// - Throws: `.invalidShape` for an extent below 1 or a wrong number of values, `.invalidArgument` for values that are not finite.
     public init(layers: Int, kvHeads: Int, values: [Double]) throws(SparseKernelsError) {
         for (name, extent) in [("layers", layers), ("kvHeads", kvHeads)] where extent < 1 {

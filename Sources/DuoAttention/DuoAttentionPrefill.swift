@@ -37,8 +37,14 @@ public struct DuoAttentionPrefill: AttentionOperator {
     public let attention: BlockSparseAttention
 
     /// - Parameters:
+    ///   - shape: the sizes of the operands.
     ///   - heads: whether each key/value head is full, such as a layer of `DuoAttentionHeads`.
-    ///   - sinkTokens, localTokens: 64 and 256 in the official evaluation; the gates were trained with 128 and 256.
+    ///   - sinkTokens: tokens at the start that streaming heads see: 64 in the official evaluation; the gates were trained with
+    ///     128.
+    ///   - localTokens: tokens up to the query's own that they see: 256 in the official evaluation.
+    ///   - window: which tokens the local part of a streaming head has.
+    ///   - scoring: how scores become probabilities.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidShape` unless there is one value per key/value head; `.invalidArgument` for negative sinks, no local tokens, or blocks below 1; `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, heads: some Sequence<Bool>, sinkTokens: Int = 64, localTokens: Int = 256,

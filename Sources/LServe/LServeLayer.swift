@@ -73,7 +73,7 @@ public final class LServeLayer {
     ///   - queryHeads: a multiple of the number of key/value heads.
     ///   - headDim: channels of queries and keys.
     ///   - valueDim: channels of values; nil: `headDim`.
-    ///   - isRetrieval: whether each key/value head keeps the whole context, such as a layer of `DuoAttentionHeads`.
+    ///   - heads: whether each key/value head keeps the whole context, such as a layer of `DuoAttentionHeads`.
     ///   - configuration: pages, budget and windows.
     ///   - tokenCapacity: tokens that all sequences together can have in retrieval heads, at least 1; rounded up to whole
     ///     pages, with one more page per sequence for what does not fill a page.

@@ -23,9 +23,11 @@ public struct MInferencePrefill: Sendable {
     public let instructionSet: InstructionSet
 
     /// - Parameters:
+    ///   - shape: the sizes of the operands.
     ///   - heads: one pattern for all query heads, or one per query head.
     ///   - softmaxScale: 1/√headDim unless given.
     ///   - forcedDistances: 100 as released; the released pattern search uses 30.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidShape` for 2³⁰ keys or a wrong number of patterns; `.invalidArgument` naming the
     ///   number of a pattern that is out of its domain; `.unsupportedInstructionSet`.
     public init(
@@ -72,6 +74,7 @@ public struct MInferencePrefill: Sendable {
     /// - Parameters:
     ///   - query: `queryHeads` × `queryLength` × `headDim`.
     ///   - key: `kvHeads` × `keyLength` × `headDim`.
+    ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` naming the operand that disagrees with the shape.
     public func patterns<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
@@ -118,6 +121,7 @@ public struct MInferencePrefill: Sendable {
     ///   - value: `kvHeads` × `keyLength` × `valueDim`.
     ///   - output: `queryHeads` × `queryLength` × `valueDim`.
     ///   - logSumExp: natural log of the sum of exponentials over the kept keys of each row, `[queryHeads, queryLength]`.
+    ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` naming the operand that disagrees with the shape; nothing is computed or written then.
     @discardableResult
     public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(

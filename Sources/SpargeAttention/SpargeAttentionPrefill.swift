@@ -38,9 +38,16 @@ public struct SpargeAttentionPrefill: Sendable {
     }
 
     /// - Parameters:
+    ///   - shape: the sizes of the operands.
     ///   - heads: one setting for all heads or one per query head, such as `SpargeAttentionTuner` finds.
+    ///   - isCausal: whether keys after a query are hidden.
+    ///   - queryBlockSize: tokens of a block of queries.
+    ///   - keyBlockSize: tokens of a block of keys.
+    ///   - smoothsKeys: whether the mean key is subtracted before keys are coded.
     ///   - keepsFirstColumn: keeps the first key block for every query block (`attention_sink`).
+    ///   - matchesOfficialRounding: whether means and codes are rounded as the released kernels round them.
     ///   - scoring: of attention; prediction uses its `softmaxScale` alone.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidShape` for a wrong number of settings, or a block size below 1; `.invalidArgument` naming the setting outside its domain; `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, heads: [SpargeAttentionHead] = [.recommended], isCausal: Bool = false,
@@ -142,6 +149,7 @@ public struct SpargeAttentionPrefill: Sendable {
     ///   - value: `kvHeads` × `keyLength` × `valueDim`.
     ///   - output: `queryHeads` × `queryLength` × `valueDim`.
     ///   - logSumExp: natural log of the sum of exponentials over the computed keys of each row, `[queryHeads, queryLength]`.
+    ///   - pool: the threads to use. The call blocks until they are done.
     /// - Returns: the blocks that were attended to, one head per query head.
     /// - Throws: `.invalidShape` naming the operand that disagrees with the shape; nothing is computed or written then.
     @discardableResult

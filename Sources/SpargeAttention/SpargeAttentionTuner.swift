@@ -80,6 +80,12 @@ public struct SpargeAttentionTuner: Sendable {
     /// - Parameters:
     ///   - relativeL1: official default 0.07; the paper uses 0.08 for Llama, 0.05 for CogVideoX and Mochi, 0.07 for Flux.
     ///   - pvRelativeL1: above `relativeL1`; official default 0.08.
+    ///   - isCausal: whether keys after a query are hidden.
+    ///   - queryBlockSize: tokens of a block of queries.
+    ///   - keyBlockSize: tokens of a block of keys.
+    ///   - smoothsKeys: whether the mean key is subtracted before keys are coded.
+    ///   - scoring: how scores become probabilities.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidArgument` for bounds that are not positive and finite, or not in this order.
     public init(
         relativeL1: Double = 0.07, pvRelativeL1: Double? = 0.08, isCausal: Bool = false, queryBlockSize: Int = 128,
@@ -126,6 +132,7 @@ public struct SpargeAttentionTuner: Sendable {
     ///
     /// - Parameters:
     ///   - samples: at least one; they may differ in length but not in heads and channels.
+    ///   - pool: the threads to use. The call blocks until they are done.
     ///   - progress: called on the caller's thread.
     /// - Throws: `.invalidShape` for no samples, samples that disagree, and what `SpargeAttentionPrefill` throws.
     public func callAsFunction(

@@ -18,7 +18,13 @@ public struct ReferenceAntidiagonalScoring: Sendable {
     /// Real query tokens when the operands are padded with zeros at the end.
     public let scoredQueryTokens: Int
 
-    /// - Parameter grid: uniform, with block sizes that are multiples of `stride`.
+    /// - Parameters:
+    ///   - shape: the sizes of the operands.
+    ///   - grid: uniform, with block sizes that are multiples of `stride`.
+    ///   - stride: tokens of an antidiagonal.
+    ///   - norm: further divisor of the scores.
+    ///   - softmaxScale: factor on q·k; nil means 1/√headDim.
+    ///   - scoredQueryTokens: query tokens when the operands are padded with zeros at the end; nil means all.
     public init(
         _ shape: AttentionShape, grid: BlockGrid, stride: Int = 16, norm: Double = 1, softmaxScale: Double? = nil,
         scoredQueryTokens: Int? = nil

@@ -27,7 +27,12 @@ public struct ThresholdProfile: Sendable {
     public private(set) var texts = 0
     private let instructionSet: InstructionSet
 
-    /// - Parameter stride: of the estimate; 8 in the released script. Use the one that prefill will use.
+    /// - Parameters:
+    ///   - queryHeads: heads of the queries.
+    ///   - stride: of the estimate; 8 in the released script. Use the one that prefill will use.
+    ///   - blockSize: tokens of a block, of queries and of keys.
+    ///   - mass: the fraction of the mass that a threshold must keep, 0…1.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidShape` for no heads or blocks below one token, `.invalidArgument` for a stride that does not divide the block
     ///   or a mass outside 0…1, `.unsupportedInstructionSet`.
     public init(
@@ -52,6 +57,8 @@ public struct ThresholdProfile: Sendable {
     /// - Parameters:
     ///   - query: `[queryHeads, queryLength, headDim]`.
     ///   - key: `[kvHeads, keyLength, headDim]`.
+    ///   - softmaxScale: factor on q·k; nil means 1/√headDim.
+    ///   - pool: the threads to use. The call blocks until they are done.
     /// - Returns: the thresholds of this text alone.
     /// - Throws: `.invalidShape` for operands that disagree with each other or with `queryHeads`; the profile is unchanged then.
     @discardableResult
@@ -81,7 +88,11 @@ public struct ThresholdProfile: Sendable {
 
     /// The thresholds, one per head, that follow from true masses and estimates over one grid.
     ///
-    /// - Parameter stride: of the estimates, whose rows add up to tokens / `stride`.
+    /// - Parameters:
+    ///   - masses: true masses of the blocks.
+    ///   - estimates: what the estimator makes of them, over the same grid.
+    ///   - stride: of the estimates, whose rows add up to tokens / `stride`.
+    ///   - mass: the fraction of the mass that a threshold must keep, 0…1.
     /// - Throws: `.invalidShape` when the two disagree, `.invalidArgument` for a mass outside 0…1, and masses that are negative, infinite
     ///   or NaN.
     public static func thresholds(

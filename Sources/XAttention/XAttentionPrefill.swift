@@ -97,13 +97,15 @@ public struct XAttentionPrefill: Sendable {
     ///   - blockSize: tokens of a block, of queries and of keys.
     ///   - isCausal: false for video and other bidirectional models.
     ///   - norm: further divisor of the scores.
-    ///   - keepSink: clean mode: every row keeps column 0. A causal plan does so in any case, so the flag matters only without the
-    ///     causal limit. Official mode: all blocks of query block 0 are kept, as published.
-    ///   - keepRecent: clean mode: every row keeps its diagonal blocks. A causal plan does so in any case. Official mode: the diagonal of
-    ///     the padded grid is kept.
+    ///   - mode: the clean rules, or those of the released code.
+    ///   - keepSink: clean mode: every row keeps column 0. A causal plan does so in any case, so the flag matters only without
+    ///     the causal limit. Official mode: all blocks of query block 0 are kept, as published.
+    ///   - keepRecent: clean mode: every row keeps its diagonal blocks. A causal plan does so in any case. Official mode: the
+    ///     diagonal of the padded grid is kept.
     ///   - minimumBlocks: blocks that every row keeps at least; clean mode only.
     ///   - precision: arithmetic of the scores in clean mode. The official mode always scores in `.float32`.
     ///   - softmaxScale: factor on q·k of scores and attention; nil means 1/√headDim.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidArgument` for thresholds outside 0…1, a stride that does not divide the block, a chunk that is no
     ///   multiple of the block, and other options outside their domain; `.invalidShape` for a wrong number of thresholds and lengths that the official code would misalign; `.unsupportedInstructionSet`.
     public init(
@@ -166,6 +168,7 @@ public struct XAttentionPrefill: Sendable {
     /// - Parameters:
     ///   - query: `queryHeads` × `queryLength` × `headDim`.
     ///   - key: `kvHeads` × `keyLength` × `headDim`.
+    ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` naming the operand that disagrees with the plan.
     public func scores<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
@@ -231,6 +234,7 @@ public struct XAttentionPrefill: Sendable {
     ///   - output: `queryHeads` × `queryLength` × `valueDim`.
     ///   - logSumExp: natural log of the sum of exponentials over the kept keys of each row, `[queryHeads, queryLength]`.
     ///   - keepsScores: returns the scores as well.
+    ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` naming the operand that disagrees with the plan; nothing is computed or written then.
     @discardableResult
     public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
