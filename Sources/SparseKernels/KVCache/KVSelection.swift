@@ -28,7 +28,7 @@ public struct KVSelection: Sendable, Equatable {
         for list in 0..<lists {
             try require(
                 offsets[list] <= offsets[list + 1] && offsets[list + 1] <= indices.count, .invalidShape,
-                "offsets[\(list + 1)]", expected: "within \(offsets[list])...\(indices.count)",
+                "offsets[\(list + 1)]", expected: "at least \(offsets[list]), and at most the \(indices.count) indices",
                 actual: "\(offsets[list + 1])")
             var previous: Int32 = -1
             for position in offsets[list]..<offsets[list + 1] {

@@ -135,7 +135,9 @@ struct PagedBatch {
                 let index = Int(selection.indices[entry])
                 try require(
                     index < limit, .invalidArgument, "selection.indices[\(entry)]",
-                    expected: "below \(limit), for sequence \(sequence.index) of \(sequence.length) tokens", actual: "\(index)")
+                    expected: limit == 0
+                        ? "left out: sequence \(sequence.index) has no tokens"
+                        : "below \(limit), for sequence \(sequence.index) of \(sequence.length) tokens", actual: "\(index)")
                 try requirePage(index / perPage, of: sequence)
             }
         }

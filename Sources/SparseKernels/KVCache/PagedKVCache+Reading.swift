@@ -40,7 +40,7 @@ extension PagedKVCache {
         let tokens = tokens ?? 0..<length
         try require(
             tokens.lowerBound >= 0 && tokens.upperBound <= length, .invalidArgument, "tokens",
-            expected: "inside 0..<\(length)", actual: "\(tokens)")
+            expected: "within the \(length) tokens of the layer", actual: "\(tokens)")
         var result = try Tensor<Float>(zeros: [configuration.kvHeads, tokens.count, channels])
         if tokens.isEmpty { return result }
         let index = try table.index(of: sequence)

@@ -92,7 +92,7 @@ extension PagedKVCache {
         let shortest = table.entries[index].shortest
         try require(
             tokens.lowerBound >= 0 && tokens.upperBound <= shortest, .invalidArgument, "tokens",
-            expected: "inside 0..<\(shortest), the tokens of the shortest layer", actual: "\(tokens)")
+            expected: "within the \(shortest) tokens of the shortest layer", actual: "\(tokens)")
         let (first, end) = (pageCount(tokens.lowerBound), tokens.upperBound / configuration.pageSize)
         if first >= end { return }
         for position in first..<end {
@@ -109,7 +109,9 @@ extension PagedKVCache {
     private func requireCut(of sequence: CachedSequence, at length: Int) throws(SparseKernelsError) {
         let longest = sequence.longest
         try require(
-            length >= 0 && length <= longest, .invalidArgument, "length", expected: "0...\(longest)", actual: "\(length)")
+            length >= 0 && length <= longest, .invalidArgument, "length",
+            expected: "from 0 to the \(longest) tokens that there are",
+            actual: "\(length)")
         let pageSize = configuration.pageSize
         // Appending would have to fill a page whose first tokens are missing.
         try require(

@@ -47,7 +47,8 @@ extension PagedKVCache {
         let last = table.entries[index].lengths[layer] - key.tokens
         try require(
             position >= 0 && position <= last, .invalidArgument, "position",
-            expected: last >= 0 ? "0...\(last) for \(key.tokens) tokens" : "that of \(key.tokens) tokens or more of the layer",
+            expected: last >= 0
+                ? "from 0 to \(last), so that \(key.tokens) tokens fit" : "of a layer with \(key.tokens) tokens or more",
             actual: "\(position)")
         let tokens = position..<position + key.tokens
         try requireTokens(tokens, of: index, argument: "position")

@@ -110,7 +110,8 @@ public final class PagedKVCache {
 
     func requireLayer(_ layer: Int) throws(SparseKernelsError) {
         try require(
-            layer >= 0 && layer < configuration.layers, .invalidArgument, "layer", expected: "0..<\(configuration.layers)",
+            layer >= 0 && layer < configuration.layers, .invalidArgument, "layer",
+            expected: "from 0 to \(configuration.layers - 1)",
             actual: "\(layer)")
     }
 

@@ -57,7 +57,7 @@ struct SequenceTable {
             return index
         }
         throw SparseKernelsError(
-            .unknownSequence, "sequence", expected: "one of the \(generations.count - freeIndices.count) of this cache",
+            .unknownSequence, "sequence", expected: "one that this cache has (\(generations.count - freeIndices.count) in all)",
             actual: "sequence \(name.index) of generation \(name.generation)")
     }
 
