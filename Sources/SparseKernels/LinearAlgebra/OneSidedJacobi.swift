@@ -19,12 +19,16 @@ struct OneSidedJacobi {
     /// - Parameters:
     ///   - rows: M, `[count, length]`, finite.
     init(rows matrix: [Double], count: Int, length: Int, on pool: WorkerPool) {
+        // Multiples of a power of two with a largest element near 1, so that squares of what rounding leaves of dependent rows do not
+        // underflow.
+        let largest = matrix.reduce(0) { max($0, abs($1)) }
+        let unit = largest > 0 ? Double(sign: .plus, exponent: largest.exponent, significand: 1) : 1
         // A line holds a row of M and the same row of the rotation, each padded to whole vectors.
         let (padded, paddedCount) = ((length + 3) / 4 * 4, (count + 3) / 4 * 4)
         let stride = padded + paddedCount
         var lines = [Double](repeating: 0, count: count * stride)
         for row in 0..<count {
-            for column in 0..<length { lines[row * stride + column] = matrix[row * length + column] }
+            for column in 0..<length { lines[row * stride + column] = matrix[row * length + column] / unit }
             lines[row * stride + padded + row] = 1
         }
         lines.withUnsafeMutableBufferPointer { lines in
@@ -32,13 +36,20 @@ struct OneSidedJacobi {
             while sweep.number < Self.sweepLimit && sweep.run(on: pool) { sweep.number += 1 }
         }
         let norms = (0..<count).map { row in
-            (0..<length).reduce(0.0) { $0 + lines[row * stride + $1] * lines[row * stride + $1] }.squareRoot()
+            let norm = (0..<length).reduce(0.0) { $0 + lines[row * stride + $1] * lines[row * stride + $1] }.squareRoot()
+            return norm < Self.negligible ? 0 : norm * unit
         }
         let order = (0..<count).sorted { (norms[$1], $0) < (norms[$0], $1) }
         values = order.map { norms[$0] }
         rotation = order.flatMap { lines[$0 * stride + padded..<$0 * stride + padded + count] }
-        rows = order.flatMap { lines[$0 * stride..<$0 * stride + length] }
+        rows = order.flatMap { row in
+            lines[row * stride..<row * stride + length].map { norms[row] == 0 ? 0 : $0 * unit }
+        }
     }
+
+    /// Rows below this, of a matrix with a largest element near 1, are 0: the elements of a matrix of `Float` span 2²⁷⁷, so that
+    /// what is smaller is made of rounding errors alone. Its square is far from underflow.
+    fileprivate static let negligible = 0x1p-300
 
     /// Convergence is quadratic once rows are nearly orthogonal; 30 sweeps are three times what any matrix has been seen to need.
     private static let sweepLimit = 30
@@ -104,7 +115,9 @@ private struct Sweep {
         let alpha = TriangularFactor.dot(a, a, length)
         let beta = TriangularFactor.dot(b, b, length)
         let gamma = TriangularFactor.dot(a, b, length)
-        if !(abs(gamma) > tolerance * (alpha * beta).squareRoot()) { return false }
+        let (first, second) = (alpha.squareRoot(), beta.squareRoot())
+        if first < OneSidedJacobi.negligible || second < OneSidedJacobi.negligible { return false }
+        if !(abs(gamma) > tolerance * first * second) { return false }
         let zeta = (beta - alpha) / (2 * gamma)
         let tangent = (zeta < 0 ? -1 : 1) / (abs(zeta) + (1 + zeta * zeta).squareRoot())
         let cosine = 1 / (1 + tangent * tangent).squareRoot()
