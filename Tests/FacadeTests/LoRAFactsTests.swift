@@ -82,6 +82,9 @@ struct LoRAFactsTests {
         expect("\"rank_pattern, l\"", ["rank_pattern": #"{"l": "one"}"#])
         expect("lora_adapter_metadata", ["lora_adapter_metadata": "{"])
         expect("lora_adapter_metadata", ["lora_adapter_metadata": #"["r"]"#])
+        // A key that takes time quadratic in its marks to compare.
+        let marks = String(repeating: "\u{301}", count: 200_000)
+        expect("lora_adapter_metadata", ["lora_adapter_metadata": "{\"a\(marks)\": 1, \"r\": 1}"])
         expect("\"peft_type\"", ["lora_adapter_metadata": #"{"peft_type": "LOHA"}"#])
         expect("\"init_lora_weights\"", ["lora_adapter_metadata": #"{"init_lora_weights": "pissa_niter_16"}"#])
         // Two components, and a layer that does not say of which it is.

@@ -1,9 +1,10 @@
-/// Reads the tokens of a JSON text in order, and takes nothing that the JSON standard forbids.
+/// Reads the tokens of a JSON text in order, and takes nothing that the JSON standard forbids. Also used by façades, for files beside
+/// safetensors.
 ///
 /// It builds no tree. The caller asks for the token that its format has next, so nesting costs no recursion and any other
 /// token is an error at its place. Foundation's parser would not do here: it keeps one of two equal keys without a word.
 /// Every method is linear in the bytes it passes, and none passes a byte twice.
-struct JSONScanner: ~Escapable {
+package struct JSONScanner: ~Escapable {
     private let text: Span<UInt8>
     private(set) var position: Int
     private let source: String
@@ -13,7 +14,7 @@ struct JSONScanner: ~Escapable {
 
     /// - Parameter source: the file's name, for messages.
     @_lifetime(copy text)
-    init(_ text: Span<UInt8>, source: String) {
+    package init(_ text: Span<UInt8>, source: String) {
         self.text = text
         self.source = source
         position = 0
@@ -22,14 +23,14 @@ struct JSONScanner: ~Escapable {
     // MARK: - Structure
 
     /// `{`, or another byte that must come next.
-    mutating func expect(_ byte: UInt8, _ expected: String) throws(SparseKernelsError) {
+    package mutating func expect(_ byte: UInt8, _ expected: String) throws(SparseKernelsError) {
         skipWhitespace()
         if position == text.count || text[position] != byte { throw failure(expected) }
         position += 1
     }
 
     /// The next key of the object that was opened, with its colon; nil when the object ends.
-    mutating func nextKey(isFirst: Bool) throws(SparseKernelsError) -> String? {
+    package mutating func nextKey(isFirst: Bool) throws(SparseKernelsError) -> String? {
         guard try nextItem(isFirst: isFirst, closing: UInt8(ascii: "}"), "`}`") else { return nil }
         let key = try string("a key in quotation marks")
         if !hasBoundedMarks(key) { throw failure("keys with at most \(markLimit) combining marks in a row", actual: "more") }
@@ -38,12 +39,12 @@ struct JSONScanner: ~Escapable {
     }
 
     /// Whether the array that was opened has another element.
-    mutating func nextElement(isFirst: Bool) throws(SparseKernelsError) -> Bool {
+    package mutating func nextElement(isFirst: Bool) throws(SparseKernelsError) -> Bool {
         try nextItem(isFirst: isFirst, closing: UInt8(ascii: "]"), "`]`")
     }
 
     /// Nothing but white space may follow, which pads the header.
-    mutating func expectEnd() throws(SparseKernelsError) {
+    package mutating func expectEnd() throws(SparseKernelsError) {
         skipWhitespace()
         if position < text.count { throw failure("nothing but white space after the header's object") }
     }
@@ -115,7 +116,14 @@ struct JSONScanner: ~Escapable {
         closing == UInt8(ascii: "}") ? try nextKey(isFirst: isFirst) != nil : try nextElement(isFirst: isFirst)
     }
 
-    private mutating func skipWord(_ word: StaticString) -> Bool {
+    /// The next byte behind white space, which stays the next one; nil at the end.
+    package mutating func peek() -> UInt8? {
+        skipWhitespace()
+        return position < text.count ? text[position] : nil
+    }
+
+    /// Passes a word, or nothing when something else follows.
+    package mutating func skipWord(_ word: StaticString) -> Bool {
         let count = word.utf8CodeUnitCount
         guard text.count - position >= count else { return false }
         for i in 0..<count where text[position + i] != word.utf8Start[i] { return false }
@@ -151,6 +159,17 @@ struct JSONScanner: ~Escapable {
     }
 
     // MARK: - Numbers
+
+    /// A number of any form that JSON has, rounded to `Double`.
+    package mutating func number() throws(SparseKernelsError) -> Double {
+        skipWhitespace()
+        let start = position
+        try skipNumber()
+        var token = ""
+        for index in start..<position { token.unicodeScalars.append(Unicode.Scalar(text[index])) }
+        guard let number = Double(token) else { throw failure("a number", actual: token, at: start) }
+        return number
+    }
 
     /// A count or an offset: digits only, no leading zero, at most `Int.max`.
     mutating func count() throws(SparseKernelsError) -> Int {
@@ -193,7 +212,7 @@ struct JSONScanner: ~Escapable {
     // MARK: - Strings
 
     /// A string with its escapes resolved.
-    mutating func string(_ expected: String) throws(SparseKernelsError) -> String {
+    package mutating func string(_ expected: String) throws(SparseKernelsError) -> String {
         try expect(UInt8(ascii: "\""), expected)
         let start = position
         while true {
@@ -286,7 +305,7 @@ struct JSONScanner: ~Escapable {
     // MARK: - Messages
 
     /// An error about the byte at `offset`, or about the next one.
-    func failure(_ expected: String, actual: String? = nil, at offset: Int? = nil) -> SparseKernelsError {
+    package func failure(_ expected: String, actual: String? = nil, at offset: Int? = nil) -> SparseKernelsError {
         let offset = offset ?? position
         var argument = source
         if let tensor { argument += ", tensor \(quoted(tensor))" }
