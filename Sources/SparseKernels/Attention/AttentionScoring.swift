@@ -29,7 +29,7 @@ public struct AttentionScoring: Hashable, Sendable {
         self.aliBiForm = aliBiForm
     }
 
-    package func validate(_ shape: AttentionShape) throws(SparseKernelsError) {
+    package func validate(queryHeads: Int) throws(SparseKernelsError) {
         if let scale = softmaxScale {
             try require(scale.isFinite, .invalidArgument, "softmaxScale", expected: "finite", actual: "\(scale)")
         }
@@ -39,8 +39,8 @@ public struct AttentionScoring: Hashable, Sendable {
         }
         if let slopes = aliBiSlopes {
             try require(
-                slopes.count == shape.queryHeads, .invalidShape, "aliBiSlopes",
-                expected: "one per query head (\(shape.queryHeads))", actual: "\(slopes.count)")
+                slopes.count == queryHeads, .invalidShape, "aliBiSlopes", expected: "one per query head (\(queryHeads))",
+                actual: "\(slopes.count)")
             for (head, slope) in slopes.enumerated() {
                 try require(
                     slope.isFinite, .invalidArgument, "aliBiSlopes[\(head)]", expected: "finite", actual: "\(slope)")

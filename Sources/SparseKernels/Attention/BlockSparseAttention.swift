@@ -113,7 +113,7 @@ public struct BlockSparseAttention: AttentionOperator {
         _ shape: AttentionShape, sequences: [PackedSequence], isCausal: Bool, window: AttentionWindow = .unlimited,
         scoring: AttentionScoring = AttentionScoring(), pvSkipThreshold: Float? = nil, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
-        try scoring.validate(shape)
+        try scoring.validate(queryHeads: shape.queryHeads)
         try window.validate(named: "window")
         if let threshold = pvSkipThreshold {
             try require(

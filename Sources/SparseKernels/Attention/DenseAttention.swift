@@ -36,7 +36,7 @@ public struct DenseAttention: AttentionOperator {
         _ shape: AttentionShape, mask: AttentionMask = .full, scoring: AttentionScoring = AttentionScoring(),
         instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
-        try scoring.validate(shape)
+        try scoring.validate(queryHeads: shape.queryHeads)
         try mask.validate()
         self.shape = shape
         self.mask = mask

@@ -69,23 +69,9 @@ public struct PagedAttention: Sendable {
         try require(
             queryHeads >= 1 && queryHeads % configuration.kvHeads == 0, .invalidShape, "queryHeads",
             expected: "a multiple of kvHeads (\(configuration.kvHeads))", actual: "\(queryHeads)")
-        if let softmaxScale {
-            try require(
-                softmaxScale.isFinite, .invalidArgument, "softmaxScale", expected: "finite", actual: "\(softmaxScale)")
-        }
-        if let cap = logitsSoftCap {
-            try require(
-                cap.isFinite && cap > 0, .invalidArgument, "logitsSoftCap", expected: "finite and positive", actual: "\(cap)")
-        }
-        if let slopes = aliBiSlopes {
-            try require(
-                slopes.count == queryHeads, .invalidShape, "aliBiSlopes", expected: "one per query head (\(queryHeads))",
-                actual: "\(slopes.count)")
-            for (head, slope) in slopes.enumerated() {
-                try require(
-                    slope.isFinite, .invalidArgument, "aliBiSlopes[\(head)]", expected: "finite", actual: "\(slope)")
-            }
-        }
+        try AttentionScoring(
+            softmaxScale: softmaxScale, logitsSoftCap: logitsSoftCap, aliBiSlopes: aliBiSlopes, aliBiForm: aliBiForm
+        ).validate(queryHeads: queryHeads)
         try mask.validate()
         self.queryHeads = queryHeads
         self.configuration = configuration
