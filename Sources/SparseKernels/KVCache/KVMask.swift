@@ -29,8 +29,10 @@ public enum KVMask: Hashable, Sendable {
         case .causal: 0
         case .full: .max
         case .window(let left, let right):
-            AttentionWindow(left: left, right: right).left == nil
-                ? AttentionWindow(left: left, right: right).right ?? .max : nil
+            switch AttentionWindow(left: left, right: right) {
+            case let sides where sides.left == nil: sides.right ?? .max
+            default: nil
+            }
         case .streaming: nil
         }
     }
@@ -42,10 +44,11 @@ public enum KVMask: Hashable, Sendable {
         case .causal: return (0..<0, 0..<max(0, position + 1))
         case .full: return (0..<0, 0..<length)
         case .window(let left, let right):
-            let sides = AttentionWindow(left: left, right: right)
-            let first = max(0, sides.left.map { position - $0 } ?? 0)
-            let end = min(length, sides.right.map { position + min($0, length - min(0, position)) + 1 } ?? length)
-            return (0..<0, first..<max(first, end))
+            // Query 0 of as many as stand from this position on.
+            let limits = AttentionWindow(left: left, right: right).limits(
+                queryLength: length - position, keyLength: length, isCausal: false)
+            let first = max(0, limits.from)
+            return (0..<0, first..<max(first, min(length, limits.to)))
         case .streaming(let sink, let window):
             if position < 0 { return (0..<0, 0..<0) }
             let first = max(0, position - min(window, position + 1) + 1)

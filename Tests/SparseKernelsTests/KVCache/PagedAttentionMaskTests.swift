@@ -78,7 +78,7 @@ struct PagedAttentionMaskTests {
             case .causal: token <= position
             case .full: true
             case .window(let left, let right):
-                (left ?? -1 < 0 || token >= position - left!) && (right ?? -1 < 0 || token <= position + right!)
+                (left ?? -1 < 0 || position - token <= left!) && (right ?? -1 < 0 || token - position <= right!)
             case .streaming(let sink, let window): token <= position && (token < sink || token > position - window)
             }
         }
@@ -87,6 +87,7 @@ struct PagedAttentionMaskTests {
     static let masks: [KVMask] = [
         .causal, .full, .window(left: nil, right: nil), .window(left: -1, right: 0), .window(left: nil, right: 2),
         .window(left: 0, right: 0), .window(left: 3, right: 1), .window(left: 40, right: -1), .window(left: 300, right: 7),
+        .window(left: .max, right: .max), .window(left: .max, right: 1), .window(left: 2, right: .max),
     ]
 
     @Test("full masks and windows agree with the oracle", arguments: [KVFormat.float16, .int8], masks)
