@@ -100,7 +100,7 @@ struct PagedAttentionCall {
 
     private func attend(_ step: Step, count: Int, on pool: WorkerPool) {
         let configuration = plan.configuration
-        let scratch = Self.scratch(configuration)
+        let scratch = TaskScratch(configuration)
         let tokens = batch.groups.reduce(0) { $0 + $1.list.count * $1.rows.count }
         withUnsafePointer(to: step) { step in
             pool.run(
@@ -113,18 +113,30 @@ struct PagedAttentionCall {
         }
     }
 
-    /// Where the parts of a task's scratch begin, in bytes: slots first.
-    private static func scratch(
-        _ configuration: KVCacheConfiguration
-    ) -> (visible: Int, positions: Int, rowPositions: Int, slopes: Int, kernel: Int, byteCount: Int) {
-        let kernel = TokenScratch(
-            headDim: configuration.headDim, valueDim: configuration.valueDim, rows: PagedBatch.maximumRows)
-        let (list, rows) = (4 * PagedBatch.chunk, 4 * PagedBatch.maximumRows)
-        let positions = list + rows
-        // Kernels read a vector of positions past the last one.
-        let rowPositions = positions + list + 64
-        let end = rowPositions + 2 * rows
-        return (list, positions, rowPositions, rowPositions + rows, end, end + kernel.byteCount)
+    /// Where the parts of a task's scratch begin, in bytes.
+    private struct TaskScratch {
+        let slots = 0
+        let visible: Int
+        let positions: Int
+        let rowPositions: Int
+        let slopes: Int
+        let kernel: Int
+        let byteCount: Int
+
+        init(_ configuration: KVCacheConfiguration) {
+            let (list, rows) = (4 * PagedBatch.chunk, 4 * PagedBatch.maximumRows)
+            visible = list
+            positions = visible + rows
+            // Kernels read a vector of positions past the last one.
+            rowPositions = positions + list + 64
+            slopes = rowPositions + rows
+            kernel = slopes + rows
+            byteCount =
+                kernel
+                + TokenScratch(
+                    headDim: configuration.headDim, valueDim: configuration.valueDim, rows: PagedBatch.maximumRows
+                ).byteCount
+        }
     }
 
     private func attend(_ step: Step, task: (group: Int32, chunk: Int32), scratch: UnsafeMutableRawPointer) {
@@ -132,7 +144,7 @@ struct PagedAttentionCall {
         let group = batch.groups[Int(task.group)]
         let first = Int(task.chunk) * PagedBatch.chunk
         var entries = min(PagedBatch.chunk, group.list.count - first)
-        let layout = Self.scratch(configuration)
+        let layout = TaskScratch(configuration)
         var visible: UnsafeMutablePointer<Int32>?
         if let reach = group.reach {
             let counts = (scratch + layout.visible).assumingMemoryBound(to: Int32.self)
@@ -149,7 +161,7 @@ struct PagedAttentionCall {
             entries = most
             visible = counts
         }
-        let slots = scratch.assumingMemoryBound(to: Int32.self)
+        let slots = (scratch + layout.slots).assumingMemoryBound(to: Int32.self)
         group.list.writeSlots(first..<first + entries, from: step.source, to: slots)
         let aliBi = plan.aliBiSlopes.map {
             linearBiases($0, group, entries: first..<first + entries, step.source, scratch: scratch, layout)
@@ -169,8 +181,7 @@ struct PagedAttentionCall {
     /// Positions of the entries of a list and of the rows that attend it, and the slopes of their heads.
     private func linearBiases(
         _ slopes: [Float], _ group: PagedBatch.Group, entries: Range<Int>, _ source: TokenList.Source,
-        scratch: UnsafeMutableRawPointer,
-        _ layout: (visible: Int, positions: Int, rowPositions: Int, slopes: Int, kernel: Int, byteCount: Int)
+        scratch: UnsafeMutableRawPointer, _ layout: TaskScratch
     ) -> TokenAliBi {
         let positions = (scratch + layout.positions).assumingMemoryBound(to: Int32.self)
         let rowPositions = (scratch + layout.rowPositions).assumingMemoryBound(to: Int32.self)
