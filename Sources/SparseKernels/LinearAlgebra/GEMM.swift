@@ -67,17 +67,28 @@ public struct GEMM: Sendable {
             for row in 0..<m { for column in 0..<n { c.span[row * cStride + column] = 0 } }
             return
         }
+        // Few rows meet memory and not arithmetic: their work is counted by the bytes of B.
+        let work = hasFewRows ? max(m, 4) * n * k : m * n * k
+        let threads = work < WorkerPool.workCutoff ? 1 : pool.threads
         // Pointers are used only until this call returns; the views are borrowed or owned all the while.
         let call = Call(
             plan: self, a: a.span.withUnsafeBufferPointer { $0.baseAddress! }, aStride: a.rowStride,
             b: b.span.withUnsafeBufferPointer { $0.baseAddress! }, bStride: b.rowStride,
-            c: c.span.withUnsafeMutableBufferPointer { $0.baseAddress! }, cStride: cStride)
-        if m <= GEMMScratch.fewRows {
-            runRows(call, on: pool)
-        } else {
-            runBlocks(call, on: pool)
+            c: c.span.withUnsafeMutableBufferPointer { $0.baseAddress! }, cStride: cStride,
+            blocks: hasFewRows
+                ? GEMMBlocks(rows: m, columns: n, depth: k, transposesB: transposesB, threads: threads)
+                : GEMMBlocks(m: m, n: n, threads: threads, kernels: kernels))
+        withUnsafePointer(to: call) { pointer in
+            pool.run(
+                tasks: pointer.pointee.blocks.count, work: work, scratchByteCount: scratchByteCount, context: pointer
+            ) { context, task, scratch in
+                context.assumingMemoryBound(to: Call.self).pointee.multiply(task: task, scratch: scratch)
+            }
         }
     }
+
+    /// Whether B is read in place, without packing it.
+    private var hasFewRows: Bool { m <= GEMMScratch.fewRows }
 
     /// Computes the product of rank-2 tensors into a tensor that is reused from call to call.
     /// - Throws: as `run` with views.
@@ -85,36 +96,6 @@ public struct GEMM: Sendable {
         a: Tensor<Float>, b: Tensor<Float>, into c: inout Tensor<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
         try run(a: a.matrixView(named: "a"), b: b.matrixView(named: "b"), c: c.mutableMatrixView(named: "c"), on: pool)
-    }
-
-    private func runBlocks(_ call: Call, on pool: WorkerPool) {
-        let work = m * n * k
-        var call = call
-        call.blocks = GEMMBlocks(
-            m: m, n: n, threads: work < WorkerPool.workCutoff ? 1 : pool.threads, kernels: kernels)
-        withUnsafePointer(to: call) { pointer in
-            pool.run(
-                tasks: pointer.pointee.blocks.count, work: work, scratchByteCount: scratchByteCount, context: pointer
-            ) { context, task, scratch in
-                context.assumingMemoryBound(to: Call.self).pointee.multiplyBlock(task, scratch: scratch)
-            }
-        }
-    }
-
-    /// Few rows: memory is what limits the product, so that tasks are cut and work is counted by the bytes of B.
-    private func runRows(_ call: Call, on pool: WorkerPool) {
-        let work = max(m * n * k, 4 * n * k)
-        var call = call
-        call.blocks = GEMMBlocks(
-            rows: m, columns: n, depth: k, transposesB: transposesB,
-            threads: work < WorkerPool.workCutoff ? 1 : pool.threads)
-        withUnsafePointer(to: call) { pointer in
-            pool.run(
-                tasks: pointer.pointee.blocks.count, work: work, scratchByteCount: scratchByteCount, context: pointer
-            ) { context, task, scratch in
-                context.assumingMemoryBound(to: Call.self).pointee.multiplyRows(task, scratch: scratch)
-            }
-        }
     }
 
     private func check(
@@ -134,26 +115,21 @@ public struct GEMM: Sendable {
         let bStride: Int
         let c: UnsafeMutablePointer<Float>
         let cStride: Int
-        var blocks = GEMMBlocks.none
+        let blocks: GEMMBlocks
 
-        func multiplyBlock(_ task: Int, scratch: UnsafeMutableRawPointer) {
-            var arguments = arguments(task, scratch)
-            plan.kernels.multiplyBlock(&arguments)
-        }
-
-        func multiplyRows(_ task: Int, scratch: UnsafeMutableRawPointer) {
-            var arguments = arguments(task, scratch)
-            plan.kernels.multiplyRows(&arguments)
-        }
-
-        private func arguments(_ task: Int, _ scratch: UnsafeMutableRawPointer) -> GEMMArguments {
+        func multiply(task: Int, scratch: UnsafeMutableRawPointer) {
             let row = task % blocks.rowBlocks * blocks.rows
             let column = task / blocks.rowBlocks * blocks.columns
-            return GEMMArguments(
+            var arguments = GEMMArguments(
                 a: a + row * aStride, aStride: aStride, b: plan.transposesB ? b + column * bStride : b + column,
                 bStride: bStride, bIsTransposed: plan.transposesB, c: c + row * cStride + column, cStride: cStride,
                 rows: min(blocks.rows, plan.m - row), columns: min(blocks.columns, plan.n - column), depth: plan.k,
                 scratch: scratch)
+            if plan.hasFewRows {
+                plan.kernels.multiplyRows(&arguments)
+            } else {
+                plan.kernels.multiplyBlock(&arguments)
+            }
         }
     }
 }

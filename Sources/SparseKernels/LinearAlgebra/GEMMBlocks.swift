@@ -11,11 +11,8 @@ struct GEMMBlocks {
 
     var count: Int { rowBlocks * columnBlocks }
 
-    /// No blocks at all.
-    static let none = GEMMBlocks(m: 0, n: 0, rows: 1, columns: 1)
-
     /// Blocks of few rows, all in each, of columns in whole lines and groups of rows of B: one per thread, or two where they read more than
-    /// 2 MiB each. Not transposed, rows of B are read in stretches as wide as a block, which memory delivers the faster the longer
+    /// 4 MiB each. Not transposed, rows of B are read in stretches as wide as a block, which memory delivers the faster the longer
     /// they are.
     init(rows: Int, columns: Int, depth: Int, transposesB: Bool, threads: Int) {
         let unit = 48
