@@ -96,12 +96,8 @@ private func attendRows(
 ) {
     let scores = space.scores
     if args.logitsSoftCap > 0 {
-        // A division, because the inverse of a cap near the largest number has lost its digits.
         let cap = splat(args.logitsSoftCap)
-        for x in 0..<(4 * count + laneCount - 1) / laneCount {
-            let pointer = scores + x * laneCount
-            store(cap * tanh(load(pointer) / cap), pointer)
-        }
+        for x in 0..<(4 * count + laneCount - 1) / laneCount { capScores(scores + x * laneCount, cap: cap) }
     }
     if let aliBi = args.aliBi { addAliBi(aliBi, scores, first: first, count: count, row: row, rows: args.rows) }
     if let visible = args.visible {

@@ -49,7 +49,7 @@ func adjustScores(
 /// cap·tanh(s/cap) for caps of any size. Below a quotient of 2⁻¹² that is s to a third of a rounding, and s itself is exact also where
 /// the quotient has lost its digits.
 @_transparent
-private func capScores(_ scores: UnsafeMutablePointer<Float>, cap: Vector) {
+func capScores(_ scores: UnsafeMutablePointer<Float>, cap: Vector) {
     let s = load(scores)
     let quotient = s / cap
     store((tanh(quotient) * cap).replacing(with: s, where: quotient * quotient .< splat(0x1p-24)), scores)
