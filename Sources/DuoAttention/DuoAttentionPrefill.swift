@@ -43,12 +43,12 @@ public struct DuoAttentionPrefill: AttentionOperator {
     ///     128.
     ///   - localTokens: tokens up to the query's own that they see: 256 in the official evaluation.
     ///   - window: which tokens the local part of a streaming head has.
-    ///   - scoring: how scores become probabilities.
+    ///   - modifiers: how scores become probabilities.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidShape` unless there is one value per key/value head; `.invalidArgument` for negative sinks, no local tokens, or blocks below 1; `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, heads: some Sequence<Bool>, sinkTokens: Int = 64, localTokens: Int = 256,
-        window: Window = .tokens, scoring: AttentionScoring = AttentionScoring(), instructionSet: InstructionSet? = nil
+        window: Window = .tokens, modifiers: ScoreModifiers = ScoreModifiers(), instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         let isFull = Array(heads)
         try require(
@@ -58,7 +58,7 @@ public struct DuoAttentionPrefill: AttentionOperator {
         try require(localTokens >= 1, .invalidArgument, "localTokens", expected: "at least 1", actual: "\(localTokens)")
         let streaming = try Self.pattern(shape, sinkTokens: sinkTokens, localTokens: localTokens, window: window)
         attention = try BlockSparseAttention(
-            shape, heads: isFull.map { $0 ? .dense : streaming }, isCausal: true, scoring: scoring,
+            shape, heads: isFull.map { $0 ? .dense : streaming }, isCausal: true, modifiers: modifiers,
             instructionSet: instructionSet)
         self.shape = shape
         self.isFull = isFull

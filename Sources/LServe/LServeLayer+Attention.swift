@@ -26,7 +26,7 @@ extension LServeLayer {
             queryLength: key.tokens, keyLength: key.tokens, queryHeads: queryHeads, kvHeads: isRetrieval.count,
             headDim: headDim, valueDim: valueDim)
         let attention = try BlockSparseAttention(
-            shape, heads: isRetrieval.map { $0 ? .dense : streaming }, isCausal: true, scoring: scoring,
+            shape, heads: isRetrieval.map { $0 ? .dense : streaming }, isCausal: true, modifiers: modifiers,
             instructionSet: instructionSet)
         let state = try AttentionState.computing(shape) { output, logSumExp throws(SparseKernelsError) in
             try attention.run(

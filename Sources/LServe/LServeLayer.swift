@@ -51,7 +51,7 @@ public final class LServeLayer {
     let streamingHeads: HeadGroup
     let retrievalAttention: PagedAttention?
     let streamingAttention: PagedAttention?
-    let scoring: AttentionScoring
+    let modifiers: ScoreModifiers
     let instructionSet: InstructionSet
     var selection: ReusableSelection?
     var entries: [SequenceID: Entry] = [:]
@@ -104,7 +104,7 @@ public final class LServeLayer {
         self.isRetrieval = isRetrieval
         self.sequenceCapacity = sequenceCapacity
         self.instructionSet = try InstructionSet.resolve(instructionSet)
-        scoring = AttentionScoring(softmaxScale: softmaxScale)
+        modifiers = ScoreModifiers(softmaxScale: softmaxScale)
         let group = queryHeads / isRetrieval.count
         retrievalHeads = HeadGroup(isRetrieval, queryHeadsPerKVHead: group)
         streamingHeads = HeadGroup(isRetrieval.map { !$0 }, queryHeadsPerKVHead: group)

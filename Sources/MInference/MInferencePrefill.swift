@@ -133,7 +133,7 @@ public struct MInferencePrefill: Sendable {
             logSumExpCount: logSumExp?.count)
         let patterns = try patterns(query: query, key: key, on: pool)
         let attention = try BlockSparseAttention(
-            shape, heads: patterns, isCausal: true, scoring: AttentionScoring(softmaxScale: softmaxScale),
+            shape, heads: patterns, isCausal: true, modifiers: ScoreModifiers(softmaxScale: softmaxScale),
             instructionSet: instructionSet)
         try attention.run(query: query, key: key, value: value, output: output, logSumExp: logSumExp, on: pool)
         return Selected(patterns: patterns, density: attention.density)

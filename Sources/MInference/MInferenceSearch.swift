@@ -79,7 +79,7 @@ public struct MInferenceSearch: Sendable {
         query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> [Choice] {
         let dense = try DenseAttention(
-            shape, mask: .causal, scoring: AttentionScoring(softmaxScale: softmaxScale), instructionSet: instructionSet)(
+            shape, mask: .causal, modifiers: ScoreModifiers(softmaxScale: softmaxScale), instructionSet: instructionSet)(
                 query: query, key: key, value: value, on: pool)
         var measurements = [[Measurement]](repeating: [], count: shape.queryHeads)
         for candidate in try candidates(query: query, key: key, on: pool) {

@@ -27,7 +27,7 @@ public struct SpargeAttentionPrefill: Sendable {
     public let smoothsKeys: Bool
     /// Whether prediction rounds where the official code of 16-bit tensors rounds; see `SelfSimilarity`.
     public let matchesOfficialRounding: Bool
-    public let scoring: AttentionScoring
+    public let modifiers: ScoreModifiers
     public let instructionSet: InstructionSet
     private let selection: SimilaritySelection
 
@@ -46,13 +46,13 @@ public struct SpargeAttentionPrefill: Sendable {
     ///   - smoothsKeys: whether the mean key is subtracted before keys are coded.
     ///   - keepsFirstColumn: keeps the first key block for every query block (`attention_sink`).
     ///   - matchesOfficialRounding: whether means and codes are rounded as the released kernels round them.
-    ///   - scoring: of attention; prediction uses its `softmaxScale` alone.
+    ///   - modifiers: of attention; prediction uses its `softmaxScale` alone.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidShape` for a wrong number of settings, or a block size below 1; `.invalidArgument` naming the setting outside its domain; `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, heads: [SpargeAttentionHead] = [.recommended], isCausal: Bool = false,
         queryBlockSize: Int = 128, keyBlockSize: Int = 64, smoothsKeys: Bool = true, keepsFirstColumn: Bool = false,
-        matchesOfficialRounding: Bool = false, scoring: AttentionScoring = AttentionScoring(),
+        matchesOfficialRounding: Bool = false, modifiers: ScoreModifiers = ScoreModifiers(),
         instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         guard heads.count == 1 || heads.count == shape.queryHeads else {
@@ -70,13 +70,13 @@ public struct SpargeAttentionPrefill: Sendable {
         self.heads = heads
         self.smoothsKeys = smoothsKeys
         self.matchesOfficialRounding = matchesOfficialRounding
-        self.scoring = scoring
+        self.modifiers = modifiers
         grid = try BlockGrid(
             queryLength: shape.queryLength, keyLength: shape.keyLength, queryBlockSize: queryBlockSize,
             keyBlockSize: keyBlockSize, isCausal: isCausal)
         selection = try SimilaritySelection(
             grid: grid, heads: heads.map(\.selection), keepsFirstColumn: keepsFirstColumn,
-            softmaxScale: scoring.softmaxScale, instructionSet: instructionSet)
+            softmaxScale: modifiers.softmaxScale, instructionSet: instructionSet)
         self.instructionSet = selection.instructionSet
     }
 
@@ -136,7 +136,7 @@ public struct SpargeAttentionPrefill: Sendable {
     /// The plan of attention over a mask, with the skip of P·V.
     /// - Throws: `.invalidShape` or `.invalidArgument` when the mask does not fit the shape.
     public func attention(over mask: BlockMask) throws(SparseKernelsError) -> BlockSparseAttention {
-        let plan = try BlockSparseAttention(shape, mask: mask, scoring: scoring, instructionSet: instructionSet)
+        let plan = try BlockSparseAttention(shape, mask: mask, modifiers: modifiers, instructionSet: instructionSet)
         return try plan.skippingPV(
             below: (0..<shape.queryHeads).map { heads[heads.count == 1 ? 0 : $0].naturalSkipThreshold })
     }

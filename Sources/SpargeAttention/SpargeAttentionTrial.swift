@@ -4,7 +4,7 @@ internal import SparseKernels
 struct SpargeAttentionTrial {
     private let tuner: SpargeAttentionTuner
     private let shape: AttentionShape
-    private let scoring: AttentionScoring
+    private let modifiers: ScoreModifiers
     private let pool: WorkerPool
     private let query: Tensor<Float>
     private let key: Tensor<Float>
@@ -32,24 +32,24 @@ struct SpargeAttentionTrial {
         shape = try AttentionShape(
             queryLength: whole.queryLength, keyLength: whole.keyLength, queryHeads: 1, kvHeads: 1, headDim: whole.headDim,
             valueDim: whole.valueDim)
-        var scoring = tuner.scoring
-        if let slopes = scoring.aliBiSlopes {
+        var modifiers = tuner.modifiers
+        if let slopes = modifiers.aliBiSlopes {
             guard slopes.count == whole.queryHeads else {
                 throw SparseKernelsError(
                     .invalidShape, "aliBiSlopes", expected: "one per query head (\(whole.queryHeads))",
                     actual: "\(slopes.count)")
             }
-            scoring.aliBiSlopes = [slopes[head]]
+            modifiers.aliBiSlopes = [slopes[head]]
         }
-        self.scoring = scoring
+        self.modifiers = modifiers
         let query = try Self.head(head, of: sample.query)
         let key = try Self.head(head / whole.queryHeadsPerKVHead, of: sample.key)
         let value = try Self.head(head / whole.queryHeadsPerKVHead, of: sample.value)
-        let prefill = try Self.prefill(.dense, tuner: tuner, shape: shape, scoring: scoring)
+        let prefill = try Self.prefill(.dense, tuner: tuner, shape: shape, modifiers: modifiers)
         querySummary = try prefill.querySummary(query.view(named: "query"), on: pool)
         keySummary = try prefill.keySummary(key.view(named: "key"), on: pool)
         dense = try DenseAttention(
-            shape, mask: tuner.isCausal ? .causal : .full, scoring: scoring, instructionSet: tuner.instructionSet)(
+            shape, mask: tuner.isCausal ? .causal : .full, modifiers: modifiers, instructionSet: tuner.instructionSet)(
                 query: query, key: key, value: value, on: pool
             ).output
         (self.query, self.key, self.value) = (query, key, value)
@@ -87,15 +87,15 @@ struct SpargeAttentionTrial {
     }
 
     private func prefill(_ settings: SpargeAttentionHead) throws(SparseKernelsError) -> SpargeAttentionPrefill {
-        try Self.prefill(settings, tuner: tuner, shape: shape, scoring: scoring)
+        try Self.prefill(settings, tuner: tuner, shape: shape, modifiers: modifiers)
     }
 
     private static func prefill(
-        _ settings: SpargeAttentionHead, tuner: SpargeAttentionTuner, shape: AttentionShape, scoring: AttentionScoring
+        _ settings: SpargeAttentionHead, tuner: SpargeAttentionTuner, shape: AttentionShape, modifiers: ScoreModifiers
     ) throws(SparseKernelsError) -> SpargeAttentionPrefill {
         try SpargeAttentionPrefill(
             shape, heads: [settings], isCausal: tuner.isCausal, queryBlockSize: tuner.queryBlockSize,
-            keyBlockSize: tuner.keyBlockSize, smoothsKeys: tuner.smoothsKeys, scoring: scoring,
+            keyBlockSize: tuner.keyBlockSize, smoothsKeys: tuner.smoothsKeys, modifiers: modifiers,
             instructionSet: tuner.instructionSet)
     }
 

@@ -26,7 +26,7 @@ public struct SpargeAttentionTuner: Sendable {
     public let queryBlockSize: Int
     public let keyBlockSize: Int
     public let smoothsKeys: Bool
-    public let scoring: AttentionScoring
+    public let modifiers: ScoreModifiers
     public let instructionSet: InstructionSet?
 
     /// Operands of one call: `[queryHeads, tokens, headDim]`, and `[kvHeads, tokens, …]` for keys and values.
@@ -84,12 +84,12 @@ public struct SpargeAttentionTuner: Sendable {
     ///   - queryBlockSize: tokens of a block of queries.
     ///   - keyBlockSize: tokens of a block of keys.
     ///   - smoothsKeys: whether the mean key is subtracted before keys are coded.
-    ///   - scoring: how scores become probabilities.
+    ///   - modifiers: how scores become probabilities.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidArgument` for bounds that are not positive and finite, or not in this order.
     public init(
         relativeL1: Double = 0.07, pvRelativeL1: Double? = 0.08, isCausal: Bool = false, queryBlockSize: Int = 128,
-        keyBlockSize: Int = 64, smoothsKeys: Bool = true, scoring: AttentionScoring = AttentionScoring(),
+        keyBlockSize: Int = 64, smoothsKeys: Bool = true, modifiers: ScoreModifiers = ScoreModifiers(),
         instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         guard relativeL1 > 0 && relativeL1.isFinite else {
@@ -107,7 +107,7 @@ public struct SpargeAttentionTuner: Sendable {
         self.queryBlockSize = queryBlockSize
         self.keyBlockSize = keyBlockSize
         self.smoothsKeys = smoothsKeys
-        self.scoring = scoring
+        self.modifiers = modifiers
         self.instructionSet = instructionSet
     }
 

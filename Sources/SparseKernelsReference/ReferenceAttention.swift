@@ -12,12 +12,12 @@ public import SparseKernels
 public struct ReferenceAttention: Sendable {
     public let shape: AttentionShape
     public let mask: AttentionMask
-    public let scoring: AttentionScoring
+    public let modifiers: ScoreModifiers
 
-    public init(_ shape: AttentionShape, mask: AttentionMask = .full, scoring: AttentionScoring = AttentionScoring()) {
+    public init(_ shape: AttentionShape, mask: AttentionMask = .full, modifiers: ScoreModifiers = ScoreModifiers()) {
         self.shape = shape
         self.mask = mask
-        self.scoring = scoring
+        self.modifiers = modifiers
     }
 
     /// One row of the result.
@@ -68,7 +68,7 @@ public struct ReferenceAttention: Sendable {
         bias: (Int) -> Double = { _ in 0 }, hides: (Int) -> Bool = { _ in false }
     ) -> Row {
         let kvHead = head / shape.queryHeadsPerKVHead
-        let scale = scoring.softmaxScale.map(Double.init) ?? 1 / Double(shape.headDim).squareRoot()
+        let scale = modifiers.softmaxScale.map(Double.init) ?? 1 / Double(shape.headDim).squareRoot()
         let position = token + shape.keyLength - shape.queryLength
         let q = (0..<shape.headDim).map { Double(query[head, token, $0].floatValue) }
 
@@ -83,9 +83,9 @@ public struct ReferenceAttention: Sendable {
                 score += term
                 magnitude += abs(term)
             }
-            if let cap = scoring.logitsSoftCap { score = Double(cap) * hyperbolicTangent(score / Double(cap)) }
-            if let slopes = scoring.aliBiSlopes {
-                let distance = scoring.aliBiForm == .symmetric ? -abs(j - position) : j - position
+            if let cap = modifiers.logitsSoftCap { score = Double(cap) * hyperbolicTangent(score / Double(cap)) }
+            if let slopes = modifiers.aliBiSlopes {
+                let distance = modifiers.aliBiForm == .symmetric ? -abs(j - position) : j - position
                 let term = Double(slopes[head]) * Double(distance)
                 score += term
                 magnitude += abs(term)

@@ -247,7 +247,7 @@ public struct XAttentionPrefill: Sendable {
         let scores = try scores(query: query, key: key, on: pool)
         let mask = try mask(from: scores, on: pool)
         let attention = try BlockSparseAttention(
-            shape, mask: mask, scoring: AttentionScoring(softmaxScale: softmaxScale), instructionSet: instructionSet)
+            shape, mask: mask, modifiers: ScoreModifiers(softmaxScale: softmaxScale), instructionSet: instructionSet)
         try attention.run(query: query, key: key, value: value, output: output, logSumExp: logSumExp, on: pool)
         return Selected(mask: mask, scores: keepsScores ? scores : nil)
     }

@@ -40,7 +40,7 @@ struct DenseAttentionSnippets {
         let slopes = (1...8).map { Float(sign: .plus, exponent: -$0, significand: 1) }
         let local = try DenseAttention(
             shape, mask: .window(left: 128, right: 32),
-            scoring: AttentionScoring(aliBiSlopes: slopes, aliBiForm: .symmetric))
+            modifiers: ScoreModifiers(aliBiSlopes: slopes, aliBiForm: .symmetric))
         let state = try local(query: query, key: key, value: value)
 
         // 161 keys of every query, less those before key 0 and after key 511.

@@ -86,12 +86,12 @@
                 let bias = try Tensor<Float>.normal([1, 200, 160], seed: 4)
                 var output = try Tensor<BFloat16>(zeros: [4, 200, 20])
                 var logSumExp = try Tensor<Float>(zeros: [4, 200])
-                let scoring = AttentionScoring(logitsSoftCap: 5, aliBiSlopes: [1, 2, 3, 4])
+                let modifiers = ScoreModifiers(logitsSoftCap: 5, aliBiSlopes: [1, 2, 3, 4])
                 #expect(AllocationCounter.install() > 0)
                 for threads in [1, 3] {
                     let pool = WorkerPool(threads: threads)
                     for set in InstructionSet.available {
-                        let attention = try DenseAttention(shape, mask: .causal, scoring: scoring, instructionSet: set)
+                        let attention = try DenseAttention(shape, mask: .causal, modifiers: modifiers, instructionSet: set)
                         AllocationTests.warmUp(pool, scratchByteCount: attention.scratchByteCount)
                         var allocated = 0
                         for call in 0..<12 {

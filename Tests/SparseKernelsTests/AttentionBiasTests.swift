@@ -28,13 +28,13 @@ struct AttentionBiasTests {
 
     static func expectMatch(
         _ set: InstructionSet, _ shape: AttentionShape, _ mask: AttentionMask, bias: Tensor<Float>,
-        scoring: AttentionScoring = AttentionScoring(), sourceLocation: SourceLocation = #_sourceLocation
+        modifiers: ScoreModifiers = ScoreModifiers(), sourceLocation: SourceLocation = #_sourceLocation
     ) throws {
         let operands = try Operands(shape)
-        let attention = try DenseAttention(shape, mask: mask, scoring: scoring, instructionSet: set)
+        let attention = try DenseAttention(shape, mask: mask, modifiers: modifiers, instructionSet: set)
         let state = try attention(query: operands.query, key: operands.key, value: operands.value, bias: bias)
         try expectMatchesReference(
-            state, ReferenceAttention(shape, mask: mask, scoring: scoring), query: operands.query, key: operands.key,
+            state, ReferenceAttention(shape, mask: mask, modifiers: modifiers), query: operands.query, key: operands.key,
             value: operands.value, bias: bias, "\(set)", sourceLocation: sourceLocation)
     }
 
@@ -51,8 +51,8 @@ struct AttentionBiasTests {
     @Test("the bias comes after soft cap and slope, and is not scaled", arguments: InstructionSet.available)
     func orderOfScoring(_ set: InstructionSet) throws {
         let shape = try AttentionShape(queryLength: 20, keyLength: 35, queryHeads: 2, kvHeads: 1, headDim: 12, valueDim: 9)
-        let scoring = AttentionScoring(softmaxScale: 0.5, logitsSoftCap: 2, aliBiSlopes: [0.5, 0.125])
-        try Self.expectMatch(set, shape, .causal, bias: Self.bias(heads: 2, shape), scoring: scoring)
+        let modifiers = ScoreModifiers(softmaxScale: 0.5, logitsSoftCap: 2, aliBiSlopes: [0.5, 0.125])
+        try Self.expectMatch(set, shape, .causal, bias: Self.bias(heads: 2, shape), modifiers: modifiers)
     }
 
     @Test("−∞ hides a key", arguments: InstructionSet.available, [AttentionMask.full, .causal])

@@ -100,28 +100,28 @@ struct AttentionErrorsTests {
     func badOptions(_ set: InstructionSet) throws {
         let shape = try Extents().shape()
         func expect(
-            _ argument: String, _ text: String, _ scoring: AttentionScoring,
+            _ argument: String, _ text: String, _ modifiers: ScoreModifiers,
             code: SparseKernelsError.Code = .invalidArgument, sourceLocation: SourceLocation = #_sourceLocation
         ) {
             Self.expectError(code, argument, containing: [text], sourceLocation: sourceLocation) {
-                _ = try DenseAttention(shape, scoring: scoring, instructionSet: set)
+                _ = try DenseAttention(shape, modifiers: modifiers, instructionSet: set)
             }
         }
         for scale: Float in [.nan, .infinity, -.infinity] {
-            expect("softmaxScale", "\(scale)", AttentionScoring(softmaxScale: scale))
+            expect("softmaxScale", "\(scale)", ScoreModifiers(softmaxScale: scale))
         }
         for cap: Float in [0, -0.0, -1, .nan, .infinity] {
-            expect("logitsSoftCap", "\(cap)", AttentionScoring(logitsSoftCap: cap))
+            expect("logitsSoftCap", "\(cap)", ScoreModifiers(logitsSoftCap: cap))
         }
         for count in [0, 5, 7] {
             let slopes = Array(repeating: Float(1), count: count)
-            expect("aliBiSlopes", "\(count)", AttentionScoring(aliBiSlopes: slopes), code: .invalidShape)
+            expect("aliBiSlopes", "\(count)", ScoreModifiers(aliBiSlopes: slopes), code: .invalidShape)
         }
-        expect("aliBiSlopes[2]", "nan", AttentionScoring(aliBiSlopes: [0, 1, .nan, 3, 4, 5]))
-        expect("aliBiSlopes[5]", "inf", AttentionScoring(aliBiSlopes: [0, 1, 2, 3, 4, .infinity]))
+        expect("aliBiSlopes[2]", "nan", ScoreModifiers(aliBiSlopes: [0, 1, .nan, 3, 4, 5]))
+        expect("aliBiSlopes[5]", "inf", ScoreModifiers(aliBiSlopes: [0, 1, 2, 3, 4, .infinity]))
         // Zero and negative scales are unusual and allowed.
         #expect(throws: Never.self) {
-            try DenseAttention(shape, scoring: AttentionScoring(softmaxScale: -1), instructionSet: set)
+            try DenseAttention(shape, modifiers: ScoreModifiers(softmaxScale: -1), instructionSet: set)
         }
     }
 

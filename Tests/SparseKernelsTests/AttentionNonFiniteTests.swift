@@ -184,7 +184,7 @@ struct AttentionNonFiniteTests {
     @Test("one dominating key of score 1e30 gives its value", arguments: InstructionSet.available)
     func dominatingKey(_ set: InstructionSet) throws {
         let shape = try AttentionShape(queryLength: 20, keyLength: 150, queryHeads: 1, kvHeads: 1, headDim: 4, valueDim: 5)
-        let attention = try DenseAttention(shape, scoring: AttentionScoring(softmaxScale: 1), instructionSet: set)
+        let attention = try DenseAttention(shape, modifiers: ScoreModifiers(softmaxScale: 1), instructionSet: set)
         let value = try Tensor<Float>.normal([1, 150, 5], seed: 61)
         for winner in [0, 5, 127, 149] {
             for others: Float in [0, -1e15, 0.9e15] {
@@ -222,8 +222,8 @@ struct AttentionNonFiniteTests {
     func cappedInfinity(_ set: InstructionSet) throws {
         // q·k = ±∞ becomes ±cap: two keys of weight e² and e⁻², and no NaN.
         let shape = try AttentionShape(queryLength: 3, keyLength: 2, queryHeads: 1, kvHeads: 1, headDim: 1)
-        let scoring = AttentionScoring(softmaxScale: 1, logitsSoftCap: 2)
-        let state = try DenseAttention(shape, scoring: scoring, instructionSet: set)(
+        let modifiers = ScoreModifiers(softmaxScale: 1, logitsSoftCap: 2)
+        let state = try DenseAttention(shape, modifiers: modifiers, instructionSet: set)(
             query: Tensor<Float>([1, 3, 1], [1, 1, 1]), key: Tensor<Float>([1, 2, 1], [.infinity, -.infinity]),
             value: Tensor<Float>([1, 2, 1], [1, 0]))
         // As in `AttentionErrorBound`: σ is the error of tanh and the rounding of cap·tanh, 2e-7·(1 + 4/2) that of e⁻⁴.

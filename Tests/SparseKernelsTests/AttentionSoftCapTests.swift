@@ -17,18 +17,18 @@ struct AttentionSoftCapTests {
         let operands = try BlockSparseOperands(shape)
         for scale in [nil, Float(1e-3), 8] {
             let (plain, capped) = (
-                AttentionScoring(softmaxScale: scale), AttentionScoring(softmaxScale: scale, logitsSoftCap: cap)
+                ScoreModifiers(softmaxScale: scale), ScoreModifiers(softmaxScale: scale, logitsSoftCap: cap)
             )
             let plans: [(any AttentionOperator, any AttentionOperator)] = try [
                 (
-                    DenseAttention(shape, mask: .causal, scoring: plain, instructionSet: set),
-                    DenseAttention(shape, mask: .causal, scoring: capped, instructionSet: set)
+                    DenseAttention(shape, mask: .causal, modifiers: plain, instructionSet: set),
+                    DenseAttention(shape, mask: .causal, modifiers: capped, instructionSet: set)
                 ),
                 (
                     BlockSparseAttention(
-                        shape, heads: [.streaming(sink: 2, local: 50)], isCausal: true, scoring: plain, instructionSet: set),
+                        shape, heads: [.streaming(sink: 2, local: 50)], isCausal: true, modifiers: plain, instructionSet: set),
                     BlockSparseAttention(
-                        shape, heads: [.streaming(sink: 2, local: 50)], isCausal: true, scoring: capped, instructionSet: set)
+                        shape, heads: [.streaming(sink: 2, local: 50)], isCausal: true, modifiers: capped, instructionSet: set)
                 ),
             ]
             for (a, b) in plans {
@@ -45,11 +45,11 @@ struct AttentionSoftCapTests {
         let operands = try BlockSparseOperands(shape)
         // At a scale of cap / 8 the scores bend.
         for cap in [0x1p-24, 0x1p-23, 0x1p-3, Float(1), 30] {
-            let scoring = AttentionScoring(softmaxScale: cap / 8, logitsSoftCap: cap)
-            let state = try DenseAttention(shape, scoring: scoring, instructionSet: set)(
+            let modifiers = ScoreModifiers(softmaxScale: cap / 8, logitsSoftCap: cap)
+            let state = try DenseAttention(shape, modifiers: modifiers, instructionSet: set)(
                 query: operands.query, key: operands.key, value: operands.value)
             try expectMatchesReference(
-                state, ReferenceAttention(shape, scoring: scoring), query: operands.query, key: operands.key,
+                state, ReferenceAttention(shape, modifiers: modifiers), query: operands.query, key: operands.key,
                 value: operands.value, "\(set), cap \(cap)")
         }
     }
@@ -58,15 +58,15 @@ struct AttentionSoftCapTests {
     func largeScores(_ set: InstructionSet) throws {
         let shape = try AttentionShape(queryLength: 3, keyLength: 3, queryHeads: 1, kvHeads: 1, headDim: 1)
         for (cap, query) in [(Float(3e38), Float(1e38)), (3e38, -3e38), (1e30, 1e31), (0x1p24, 1e7), (0x1p25, 1e7)] {
-            let scoring = AttentionScoring(softmaxScale: 1, logitsSoftCap: cap)
+            let modifiers = ScoreModifiers(softmaxScale: 1, logitsSoftCap: cap)
             let operands = try (
                 Tensor<Float>([1, 3, 1], [query, 0, query / 2]), Tensor<Float>([1, 3, 1], [1, 0.5, -1]),
                 Tensor<Float>([1, 3, 1], [1, 2, 3])
             )
-            let state = try DenseAttention(shape, scoring: scoring, instructionSet: set)(
+            let state = try DenseAttention(shape, modifiers: modifiers, instructionSet: set)(
                 query: operands.0, key: operands.1, value: operands.2)
             for row in [0, 2] {
-                let reference = try ReferenceAttention(shape, scoring: scoring).row(
+                let reference = try ReferenceAttention(shape, modifiers: modifiers).row(
                     head: 0, token: row, query: operands.0.view(), key: operands.1.view(), value: operands.2.view())
                 // One key has all of the weight, so the output is its value and the LSE its score.
                 #expect(Double(state.output[flat: row]) == reference.output[0])
@@ -82,7 +82,7 @@ struct AttentionSoftCapTests {
     func small(_ set: InstructionSet, _ cap: Float) throws {
         let shape = try Self.shape()
         let operands = try BlockSparseOperands(shape)
-        let state = try DenseAttention(shape, scoring: AttentionScoring(logitsSoftCap: cap), instructionSet: set)(
+        let state = try DenseAttention(shape, modifiers: ScoreModifiers(logitsSoftCap: cap), instructionSet: set)(
             query: operands.query, key: operands.key, value: operands.value)
         for channel in 0..<9 {
             let mean = (0..<140).reduce(0) { $0 + Double(operands.value[flat: $1 * 9 + channel]) } / 140

@@ -146,13 +146,13 @@ struct AttentionWindowTests {
         let operands = try BlockSparseOperands(shape)
         let window = AttentionWindow(left: 6, right: 3)
         let parts = [(0..<30, 0..<100), (30..<30, 100..<100), (30..<80, 100..<120), (80..<90, 120..<170)]
-        for scoring in [
-            AttentionScoring(), AttentionScoring(logitsSoftCap: 3, aliBiSlopes: [0.25, 0.5, 1, -0.5], aliBiForm: .symmetric),
+        for modifiers in [
+            ScoreModifiers(), ScoreModifiers(logitsSoftCap: 3, aliBiSlopes: [0.25, 0.5, 1, -0.5], aliBiForm: .symmetric),
         ] {
             for set in InstructionSet.available {
                 let packed = try BlockSparseAttention(
                     shape, sequences: parts.map { .init(queries: $0.0, keys: $0.1, heads: [.dense]) }, isCausal: isCausal,
-                    window: window, scoring: scoring, instructionSet: set)(
+                    window: window, modifiers: modifiers, instructionSet: set)(
                         query: operands.query, key: operands.key, value: operands.value)
                 for (queries, keys) in parts where !queries.isEmpty {
                     let part = try AttentionShape(
@@ -163,13 +163,13 @@ struct AttentionWindowTests {
                     )
                     let mask = AttentionMask(isCausal: isCausal, window: window)
                     let rows = try referenceRows(
-                        ReferenceAttention(part, mask: mask, scoring: scoring), query: q, key: k, value: v)
+                        ReferenceAttention(part, mask: mask, modifiers: modifiers), query: q, key: k, value: v)
                     let lse = try Tensor<Float>([4, queries.count]) {
                         packed.logSumExp[flat: $0 / queries.count * 90 + queries.lowerBound + $0 % queries.count]
                     }
                     try expectMatches(
                         BlockSparsePackedTests.tokens(packed.output, queries), lse, rows, headDim: 12,
-                        logitsSoftCap: scoring.logitsSoftCap, "\(set)")
+                        logitsSoftCap: modifiers.logitsSoftCap, "\(set)")
                 }
             }
         }
@@ -179,20 +179,20 @@ struct AttentionWindowTests {
 
     @Test("symmetric ALiBi lowers both sides", arguments: InstructionSet.available)
     func symmetric(_ set: InstructionSet) throws {
-        let scorings = [
-            AttentionScoring(aliBiSlopes: [0.25, 0.5, 1, -0.125], aliBiForm: .symmetric),
-            AttentionScoring(softmaxScale: 0.7, logitsSoftCap: 5, aliBiSlopes: [0.5, 0, 0.25, 2], aliBiForm: .symmetric),
+        let variants = [
+            ScoreModifiers(aliBiSlopes: [0.25, 0.5, 1, -0.125], aliBiForm: .symmetric),
+            ScoreModifiers(softmaxScale: 0.7, logitsSoftCap: 5, aliBiSlopes: [0.5, 0, 0.25, 2], aliBiForm: .symmetric),
         ]
-        for scoring in scorings {
+        for modifiers in variants {
             for mask in [AttentionMask.full, .causal, .window(left: 20, right: 9), .window(left: nil, right: 40)] {
                 for (queries, keys) in [(70, 150), (150, 60), (49, 49)] {
                     let shape = try AttentionShape(
                         queryLength: queries, keyLength: keys, queryHeads: 4, kvHeads: 2, headDim: 12, valueDim: 7)
                     let operands = try BlockSparseOperands(shape)
-                    let state = try DenseAttention(shape, mask: mask, scoring: scoring, instructionSet: set)(
+                    let state = try DenseAttention(shape, mask: mask, modifiers: modifiers, instructionSet: set)(
                         query: operands.query, key: operands.key, value: operands.value)
                     try expectMatchesReference(
-                        state, ReferenceAttention(shape, mask: mask, scoring: scoring), query: operands.query,
+                        state, ReferenceAttention(shape, mask: mask, modifiers: modifiers), query: operands.query,
                         key: operands.key, value: operands.value, "\(set), \(mask)")
                 }
             }
@@ -210,9 +210,9 @@ struct AttentionWindowTests {
             let (head, query, key) = (flat / 6000, flat / 100 % 60, flat % 100)
             return -slopes[head] * Float(abs(query + 40 - key))
         }
-        let symmetric = AttentionScoring(aliBiSlopes: slopes, aliBiForm: .symmetric)
+        let symmetric = ScoreModifiers(aliBiSlopes: slopes, aliBiForm: .symmetric)
         let (a, b) = try (
-            DenseAttention(shape, scoring: symmetric, instructionSet: set)(
+            DenseAttention(shape, modifiers: symmetric, instructionSet: set)(
                 query: operands.query, key: operands.key, value: operands.value),
             DenseAttention(shape, instructionSet: set)(
                 query: operands.query, key: operands.key, value: operands.value, bias: bias)
@@ -221,7 +221,7 @@ struct AttentionWindowTests {
         #expect(a.output.bits == b.output.bits && a.logSumExp.bits == b.logSumExp.bits)
         let causal = try [AliBiForm.signed, .symmetric].map {
             try DenseAttention(
-                shape, mask: .causal, scoring: AttentionScoring(aliBiSlopes: slopes, aliBiForm: $0), instructionSet: set)(
+                shape, mask: .causal, modifiers: ScoreModifiers(aliBiSlopes: slopes, aliBiForm: $0), instructionSet: set)(
                     query: operands.query, key: operands.key, value: operands.value
                 ).output.bits
         }
@@ -231,10 +231,10 @@ struct AttentionWindowTests {
     @Test("every pattern takes slopes, single keys included", arguments: AliBiForm.allCases, [true, false])
     func slopesOfPatterns(_ form: AliBiForm, _ isCausal: Bool) throws {
         let shape = try AttentionShape(queryLength: 100, keyLength: 130, queryHeads: 4, kvHeads: 2, headDim: 12, valueDim: 7)
-        let scoring = AttentionScoring(logitsSoftCap: 4, aliBiSlopes: [0.25, -0.125, 0.5, 0.0625], aliBiForm: form)
+        let modifiers = ScoreModifiers(logitsSoftCap: 4, aliBiSlopes: [0.25, -0.125, 0.5, 0.0625], aliBiForm: form)
         for patterns in try Self.patterns(shape, isCausal: isCausal) {
             for window in [AttentionWindow.unlimited, AttentionWindow(left: 40, right: 25)] {
-                try expectMatches(shape, patterns, isCausal: isCausal, window: window, scoring: scoring)
+                try expectMatches(shape, patterns, isCausal: isCausal, window: window, modifiers: modifiers)
             }
         }
     }
@@ -245,12 +245,12 @@ struct AttentionWindowTests {
         let operands = try BlockSparseOperands(shape)
         let (q, k) = (operands.query.converted(to: BFloat16.self), operands.key.converted(to: Float16.self))
         let v = operands.value.converted(to: BFloat16.self)
-        let scoring = AttentionScoring(aliBiSlopes: [0.25, 0.5, 1, 0], aliBiForm: .symmetric)
+        let modifiers = ScoreModifiers(aliBiSlopes: [0.25, 0.5, 1, 0], aliBiForm: .symmetric)
         let mask = AttentionMask.window(left: 50, right: 20)
-        let attention = try DenseAttention(shape, mask: mask, scoring: scoring, instructionSet: set)
+        let attention = try DenseAttention(shape, mask: mask, modifiers: modifiers, instructionSet: set)
         let (output, lse) = try attend(attention, query: q, key: k, value: v, as: Float16.self, on: .serial)
         let rows = try referenceRows(
-            ReferenceAttention(shape, mask: mask, scoring: scoring), query: q, key: k, value: v)
+            ReferenceAttention(shape, mask: mask, modifiers: modifiers), query: q, key: k, value: v)
         expectMatches(output, lse, rows, headDim: 12, "\(set)")
         for threads in [2, 7] {
             let other = try attend(attention, query: q, key: k, value: v, as: Float16.self, on: WorkerPool(threads: threads))

@@ -15,12 +15,12 @@ struct BlockSparseCase: Sendable, CustomTestStringConvertible {
     var valueDim: Int?
     var isCausal = true
     var density: Float = 0.5
-    var scoring = AttentionScoring()
+    var modifiers = ScoreModifiers()
 
     var testDescription: String {
         "\(queryHeads)/\(kvHeads)/\(maskHeads) heads, \(queryLength)×\(keyLength)×\(headDim)→\(valueDim ?? headDim), "
             + "blocks \(queryBlockSize)×\(keyBlockSize), \(isCausal ? "causal" : "full"), density \(density)"
-            + "\(scoring.logitsSoftCap.map { " cap \($0)" } ?? "")\(scoring.aliBiSlopes == nil ? "" : " alibi")"
+            + "\(modifiers.logitsSoftCap.map { " cap \($0)" } ?? "")\(modifiers.aliBiSlopes == nil ? "" : " alibi")"
     }
 
     func check(seed: UInt64 = 11) throws {
@@ -32,9 +32,9 @@ struct BlockSparseCase: Sendable, CustomTestStringConvertible {
             isCausal: isCausal)
         let mask = try BlockMask.random(grid, heads: maskHeads, density: density, seed: seed)
         try expectMatches(
-            shape, (0..<maskHeads).map { .blockSparse(mask, head: $0) }, isCausal: isCausal, scoring: scoring,
+            shape, (0..<maskHeads).map { .blockSparse(mask, head: $0) }, isCausal: isCausal, modifiers: modifiers,
             testDescription)
-        let plan = try BlockSparseAttention(shape, mask: mask, scoring: scoring)
+        let plan = try BlockSparseAttention(shape, mask: mask, modifiers: modifiers)
         #expect(plan.visiblePairs == mask.visiblePairs * queryHeads / maskHeads)
     }
 
@@ -78,13 +78,13 @@ struct BlockSparseCase: Sendable, CustomTestStringConvertible {
             cases.append(BlockSparseCase(queryLength: 70, keyLength: 140, headDim: d, valueDim: dv, density: 0.7))
         }
         for isCausal in [true, false] {
-            for scoring in [
-                AttentionScoring(logitsSoftCap: 3), AttentionScoring(aliBiSlopes: [0.25, -0.125]),
-                AttentionScoring(softmaxScale: 0.7, logitsSoftCap: 5, aliBiSlopes: [0.5, 0]),
+            for modifiers in [
+                ScoreModifiers(logitsSoftCap: 3), ScoreModifiers(aliBiSlopes: [0.25, -0.125]),
+                ScoreModifiers(softmaxScale: 0.7, logitsSoftCap: 5, aliBiSlopes: [0.5, 0]),
             ] {
                 cases.append(
                     BlockSparseCase(
-                        queryLength: 70, queryBlockSize: 16, keyBlockSize: 24, isCausal: isCausal, scoring: scoring))
+                        queryLength: 70, queryBlockSize: 16, keyBlockSize: 24, isCausal: isCausal, modifiers: modifiers))
             }
         }
         return cases

@@ -14,12 +14,12 @@ struct BlockSparseErrorsTests {
     /// The error of a plan with these patterns.
     static func expectError(
         _ code: SparseKernelsError.Code, _ argument: String, containing texts: [String] = [], _ patterns: [HeadPattern],
-        isCausal: Bool = true, scoring: AttentionScoring = AttentionScoring(), pvSkipThreshold: Float? = nil,
+        isCausal: Bool = true, modifiers: ScoreModifiers = ScoreModifiers(), pvSkipThreshold: Float? = nil,
         sourceLocation: SourceLocation = #_sourceLocation
     ) {
         AttentionErrorsTests.expectError(code, argument, containing: texts, sourceLocation: sourceLocation) {
             _ = try BlockSparseAttention(
-                shape(), heads: patterns, isCausal: isCausal, scoring: scoring, pvSkipThreshold: pvSkipThreshold)
+                shape(), heads: patterns, isCausal: isCausal, modifiers: modifiers, pvSkipThreshold: pvSkipThreshold)
         }
     }
 
@@ -31,9 +31,9 @@ struct BlockSparseErrorsTests {
             Self.expectError(
                 .invalidArgument, "pvSkipThreshold", containing: ["\(threshold)"], [.dense], pvSkipThreshold: threshold)
         }
-        Self.expectError(.invalidArgument, "softmaxScale", [.dense], scoring: AttentionScoring(softmaxScale: .nan))
-        Self.expectError(.invalidArgument, "logitsSoftCap", [.dense], scoring: AttentionScoring(logitsSoftCap: 0))
-        Self.expectError(.invalidShape, "aliBiSlopes", [.dense], scoring: AttentionScoring(aliBiSlopes: [1]))
+        Self.expectError(.invalidArgument, "softmaxScale", [.dense], modifiers: ScoreModifiers(softmaxScale: .nan))
+        Self.expectError(.invalidArgument, "logitsSoftCap", [.dense], modifiers: ScoreModifiers(logitsSoftCap: 0))
+        Self.expectError(.invalidShape, "aliBiSlopes", [.dense], modifiers: ScoreModifiers(aliBiSlopes: [1]))
         // The same from the initialiser with a mask.
         let mask = try BlockMask(grid: BlockGrid(Self.shape(), blockSize: 8, isCausal: true)) { _, _, _ in true }
         AttentionErrorsTests.expectError(.invalidArgument, "pvSkipThreshold", containing: ["-2"]) {

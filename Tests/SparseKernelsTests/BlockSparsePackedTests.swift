@@ -43,8 +43,8 @@ struct BlockSparsePackedTests {
 
     @Test("every sequence is attended alone", arguments: batches.indices, [true, false])
     func packed(_ index: Int, _ isCausal: Bool) throws {
-        for scoring in [AttentionScoring(), AttentionScoring(logitsSoftCap: 4)] {
-            try Self.check(Self.batches[index], isCausal: isCausal, scoring: scoring)
+        for modifiers in [ScoreModifiers(), ScoreModifiers(logitsSoftCap: 4)] {
+            try Self.check(Self.batches[index], isCausal: isCausal, modifiers: modifiers)
         }
     }
 
@@ -55,11 +55,11 @@ struct BlockSparsePackedTests {
             Sequence(queries: 9, keys: 31..<70, patterns: Self.dense),
             Sequence(queries: 40, keys: 60..<239, patterns: Self.masked),
         ]
-        try Self.check(batch, isCausal: isCausal, scoring: AttentionScoring(aliBiSlopes: [0.25, -0.125, 0.5, 0]))
+        try Self.check(batch, isCausal: isCausal, modifiers: ScoreModifiers(aliBiSlopes: [0.25, -0.125, 0.5, 0]))
     }
 
     /// The oracle attends each sequence by itself, reading its part of the packed operands.
-    static func check(_ batch: [Sequence], isCausal: Bool, scoring: AttentionScoring) throws {
+    static func check(_ batch: [Sequence], isCausal: Bool, modifiers: ScoreModifiers) throws {
         let queries = batch.reduce(0) { $0 + $1.queries }
         let shape = try AttentionShape(
             queryLength: queries, keyLength: 239, queryHeads: 4, kvHeads: 2, headDim: 12, valueDim: 7)
@@ -77,18 +77,18 @@ struct BlockSparsePackedTests {
             let sees = visibility(patterns, part, isCausal: isCausal)
             pairs += countPairs(part, sees)
             let alone = try referenceRows(
-                part, scoring: scoring, query: tokens(operands.query, first..<first + sequence.queries),
+                part, modifiers: modifiers, query: tokens(operands.query, first..<first + sequence.queries),
                 key: tokens(operands.key, sequence.keys), value: tokens(operands.value, sequence.keys), sees: sees)
             for row in alone { rows[row.head].append(row) }
             first += sequence.queries
         }
         for set in InstructionSet.available {
             let attention = try BlockSparseAttention(
-                shape, sequences: sequences, isCausal: isCausal, scoring: scoring, instructionSet: set)
+                shape, sequences: sequences, isCausal: isCausal, modifiers: modifiers, instructionSet: set)
             #expect(attention.visiblePairs == pairs)
             let result = try attend(attention, query: operands.query, key: operands.key, value: operands.value)
             expectMatches(
-                result.output, result.logSumExp, rows.flatMap { $0 }, headDim: 12, logitsSoftCap: scoring.logitsSoftCap,
+                result.output, result.logSumExp, rows.flatMap { $0 }, headDim: 12, logitsSoftCap: modifiers.logitsSoftCap,
                 "\(set)")
         }
     }

@@ -37,8 +37,8 @@ struct BlockSparsePatternTests {
     @Test("streaming takes soft caps and ALiBi slopes")
     func streamingScoring() throws {
         let shape = try AttentionShape(queryLength: 90, keyLength: 140, queryHeads: 2, kvHeads: 2, headDim: 16)
-        let scoring = AttentionScoring(softmaxScale: 0.5, logitsSoftCap: 4, aliBiSlopes: [0.25, -0.1])
-        try expectMatches(shape, [.streaming(sink: 7, local: 30)], isCausal: true, scoring: scoring)
+        let modifiers = ScoreModifiers(softmaxScale: 0.5, logitsSoftCap: 4, aliBiSlopes: [0.25, -0.1])
+        try expectMatches(shape, [.streaming(sink: 7, local: 30)], isCausal: true, modifiers: modifiers)
     }
 
     // MARK: - Runs and single keys
@@ -90,8 +90,8 @@ struct BlockSparsePatternTests {
         let runs = try KeyRuns(
             query: query, keyLength: 90, runOffsets: [0, 2, 3], runs: [3..<20, 31..<60, 5..<90], keyOffsets: [0, 0, 0],
             keys: [])
-        let scoring = AttentionScoring(aliBiSlopes: [0.25, -0.125])
-        try expectMatches(shape, [.runs(runs)], isCausal: true, scoring: scoring)
+        let modifiers = ScoreModifiers(aliBiSlopes: [0.25, -0.125])
+        try expectMatches(shape, [.runs(runs)], isCausal: true, modifiers: modifiers)
     }
 
     @Test("single keys take soft caps")
@@ -100,7 +100,7 @@ struct BlockSparsePatternTests {
         let runs = try KeyRuns.random(
             query: BlockPartition(length: 60, blockSize: 30), keyLength: 90, longest: 9, seed: 4)
         try expectMatches(
-            shape, [.runs(runs)], isCausal: true, scoring: AttentionScoring(softmaxScale: 0.9, logitsSoftCap: 2))
+            shape, [.runs(runs)], isCausal: true, modifiers: ScoreModifiers(softmaxScale: 0.9, logitsSoftCap: 2))
     }
 
     // MARK: - Clusters

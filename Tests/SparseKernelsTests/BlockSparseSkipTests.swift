@@ -118,7 +118,7 @@ struct BlockSparseSkipTests {
         func run(_ threshold: Float?, _ set: InstructionSet, columns: Int = 2) throws -> AttentionState {
             let mask = try BlockMask(grid: BlockGrid(shape, isCausal: false)) { _, _, column in column < columns }
             return try BlockSparseAttention(
-                shape, mask: mask, scoring: AttentionScoring(softmaxScale: 1), pvSkipThreshold: threshold,
+                shape, mask: mask, modifiers: ScoreModifiers(softmaxScale: 1), pvSkipThreshold: threshold,
                 instructionSet: set)(query: query, key: key, value: value)
         }
     }
@@ -183,7 +183,7 @@ struct BlockSparseSkipTests {
         var key = steps.key
         key[flat: 250] = .nan
         let attention = try BlockSparseAttention(
-            steps.shape, heads: [.dense], isCausal: false, scoring: AttentionScoring(softmaxScale: 1), pvSkipThreshold: 1,
+            steps.shape, heads: [.dense], isCausal: false, modifiers: ScoreModifiers(softmaxScale: 1), pvSkipThreshold: 1,
             instructionSet: set)
         let state = try attention(query: steps.query, key: key, value: steps.value)
         #expect(state.output.elements.allSatisfy(\.isNaN) && state.logSumExp.elements.allSatisfy(\.isNaN))

@@ -55,10 +55,10 @@ func visibility(
 
 /// The oracle's rows under a visibility.
 func referenceRows<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
-    _ shape: AttentionShape, scoring: AttentionScoring = AttentionScoring(), query: Tensor<Q>, key: Tensor<K>,
+    _ shape: AttentionShape, modifiers: ScoreModifiers = ScoreModifiers(), query: Tensor<Q>, key: Tensor<K>,
     value: Tensor<V>, sees: Visibility
 ) throws -> [ReferenceAttention.Row] {
-    let reference = ReferenceAttention(shape, scoring: scoring)
+    let reference = ReferenceAttention(shape, modifiers: modifiers)
     var rows: [ReferenceAttention.Row] = []
     for head in 0..<shape.queryHeads {
         for token in 0..<shape.queryLength {
@@ -149,22 +149,22 @@ struct BlockSparseOperands {
 /// Compares a plan of every instruction set with the oracle, and its `visiblePairs` with a count.
 func expectMatches(
     _ shape: AttentionShape, _ patterns: [HeadPattern], isCausal: Bool, window: AttentionWindow = .unlimited,
-    scoring: AttentionScoring = AttentionScoring(), seed: UInt64 = 101, _ label: String = "",
+    modifiers: ScoreModifiers = ScoreModifiers(), seed: UInt64 = 101, _ label: String = "",
     sourceLocation: SourceLocation = #_sourceLocation
 ) throws {
     let operands = try BlockSparseOperands(shape, seed: seed)
     let sees = visibility(patterns, shape, isCausal: isCausal, window: window)
     let rows = try referenceRows(
-        shape, scoring: scoring, query: operands.query, key: operands.key, value: operands.value, sees: sees)
+        shape, modifiers: modifiers, query: operands.query, key: operands.key, value: operands.value, sees: sees)
     let pairs = countPairs(shape, sees)
     for set in InstructionSet.available {
         let attention = try BlockSparseAttention(
-            shape, heads: patterns, isCausal: isCausal, window: window, scoring: scoring, instructionSet: set)
+            shape, heads: patterns, isCausal: isCausal, window: window, modifiers: modifiers, instructionSet: set)
         #expect(attention.instructionSet == set, sourceLocation: sourceLocation)
         #expect(attention.visiblePairs == pairs, "\(set) \(label)", sourceLocation: sourceLocation)
         let result = try attend(attention, query: operands.query, key: operands.key, value: operands.value)
         expectMatches(
-            result.output, result.logSumExp, rows, headDim: shape.headDim, logitsSoftCap: scoring.logitsSoftCap,
+            result.output, result.logSumExp, rows, headDim: shape.headDim, logitsSoftCap: modifiers.logitsSoftCap,
             "\(set) \(label)", sourceLocation: sourceLocation)
         for (index, row) in rows.enumerated() where row.visibleKeys == 0 {
             let channels = result.output.elements[index * shape.valueDim..<(index + 1) * shape.valueDim]

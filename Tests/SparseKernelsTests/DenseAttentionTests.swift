@@ -11,12 +11,12 @@ struct AttentionCase: Sendable, CustomTestStringConvertible {
     var headDim = 64
     var valueDim: Int?
     var mask = AttentionMask.full
-    var scoring = AttentionScoring()
+    var modifiers = ScoreModifiers()
 
     var testDescription: String {
         "\(queryHeads)/\(kvHeads) heads, \(queryLength)×\(keyLength)×\(headDim)→\(valueDim ?? headDim), "
             + "\(mask.isCausal ? "causal" : "full")\(mask.window.map { " window \($0)" } ?? "")"
-            + "\(scoring.logitsSoftCap.map { " cap \($0)" } ?? "")\(scoring.aliBiSlopes == nil ? "" : " alibi")"
+            + "\(modifiers.logitsSoftCap.map { " cap \($0)" } ?? "")\(modifiers.aliBiSlopes == nil ? "" : " alibi")"
     }
 
     var shape: AttentionShape {
@@ -47,14 +47,14 @@ struct AttentionCase: Sendable, CustomTestStringConvertible {
         cases.append(AttentionCase(queryLength: 90, keyLength: 60, mask: .causal(window: 5)))
         for mask in [AttentionMask.full, .causal(window: 40)] {
             cases.append(
-                AttentionCase(queryLength: 70, keyLength: 150, mask: mask, scoring: AttentionScoring(logitsSoftCap: 3)))
+                AttentionCase(queryLength: 70, keyLength: 150, mask: mask, modifiers: ScoreModifiers(logitsSoftCap: 3)))
             cases.append(
                 AttentionCase(
-                    queryLength: 70, keyLength: 150, mask: mask, scoring: AttentionScoring(aliBiSlopes: [0.25, -0.125])))
+                    queryLength: 70, keyLength: 150, mask: mask, modifiers: ScoreModifiers(aliBiSlopes: [0.25, -0.125])))
             cases.append(
                 AttentionCase(
                     queryLength: 70, keyLength: 150, mask: mask,
-                    scoring: AttentionScoring(softmaxScale: 0.7, logitsSoftCap: 5, aliBiSlopes: [0.5, 0])))
+                    modifiers: ScoreModifiers(softmaxScale: 0.7, logitsSoftCap: 5, aliBiSlopes: [0.5, 0])))
         }
         return cases
     }()
@@ -68,11 +68,11 @@ struct DenseAttentionTests {
         let query = try Tensor<Float>.normal([shape.queryHeads, shape.queryLength, shape.headDim], seed: 1)
         let key = try Tensor<Float>.normal([shape.kvHeads, shape.keyLength, shape.headDim], seed: 2)
         let value = try Tensor<Float>.normal([shape.kvHeads, shape.keyLength, shape.valueDim], seed: 3)
-        let attention = try DenseAttention(shape, mask: test.mask, scoring: test.scoring, instructionSet: set)
+        let attention = try DenseAttention(shape, mask: test.mask, modifiers: test.modifiers, instructionSet: set)
         #expect(attention.instructionSet == set)
         let state = try attention(query: query, key: key, value: value)
         try expectMatchesReference(
-            state, ReferenceAttention(shape, mask: test.mask, scoring: test.scoring), query: query, key: key, value: value,
+            state, ReferenceAttention(shape, mask: test.mask, modifiers: test.modifiers), query: query, key: key, value: value,
             "\(set)")
     }
 }

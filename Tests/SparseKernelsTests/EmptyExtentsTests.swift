@@ -26,9 +26,9 @@ struct EmptyExtentsTests {
     func attention(_ set: InstructionSet, _ lengths: (Int, Int)) throws {
         let shape = try Self.shape(lengths.0, lengths.1)
         let operands = try BlockSparseOperands(shape)
-        let scoring = AttentionScoring(logitsSoftCap: 2, aliBiSlopes: [1, 2, 3, 4])
+        let modifiers = ScoreModifiers(logitsSoftCap: 2, aliBiSlopes: [1, 2, 3, 4])
         for mask in [AttentionMask.full, .causal, .causal(window: 3), .window(left: 2, right: 4)] {
-            let dense = try DenseAttention(shape, mask: mask, scoring: scoring, instructionSet: set)
+            let dense = try DenseAttention(shape, mask: mask, modifiers: modifiers, instructionSet: set)
             #expect(dense.visiblePairs == 0 && dense.scratchByteCount > 0)
             try Self.expectEmpty(dense(query: operands.query, key: operands.key, value: operands.value), shape, "\(mask)")
             let bias = try Tensor<Float>(zeros: [1, shape.queryLength, shape.keyLength])
@@ -40,7 +40,7 @@ struct EmptyExtentsTests {
             var patterns: [HeadPattern] = [.dense, .blockSparse(.full(grid), head: 0), .dense, .dense]
             if isCausal { patterns[2] = .streaming(sink: 3, local: 4) }
             let sparse = try BlockSparseAttention(
-                shape, heads: patterns, isCausal: isCausal, scoring: scoring, instructionSet: set)
+                shape, heads: patterns, isCausal: isCausal, modifiers: modifiers, instructionSet: set)
             #expect(sparse.visiblePairs == 0 && sparse.density == 1)
             try Self.expectEmpty(sparse(query: operands.query, key: operands.key, value: operands.value), shape, "sparse")
         }

@@ -103,7 +103,7 @@ func expectMatchesReference<Q: AttentionElement, K: AttentionElement, V: Attenti
     let rows = try referenceRows(reference, query: query, key: key, value: value, bias: bias)
     expectMatches(
         state.output, state.logSumExp, rows, headDim: reference.shape.headDim,
-        logitsSoftCap: reference.scoring.logitsSoftCap, label, sourceLocation: sourceLocation)
+        logitsSoftCap: reference.modifiers.logitsSoftCap, label, sourceLocation: sourceLocation)
 }
 
 /// Memory with an inaccessible page right before or right after it: touching anything outside faults.

@@ -30,7 +30,7 @@ struct AttentionCases {
     private func group<Element: AttentionElement>(_ capture: Capture, elements: Element.Type) -> CaseGroup {
         let mask: AttentionMask = capture.isCausal ? .causal : .full
         let name = "\(capture.name)\(capture.isCausal ? " causal" : "") \(Element.elementType.rawValue.lowercased())"
-        return group(name, capture.shape, mask, capture.scoring) {
+        return group(name, capture.shape, mask, capture.modifiers) {
             (
                 try capture.file.floatTensor("query").converted(to: Element.self),
                 try capture.file.floatTensor("key").converted(to: Element.self),
@@ -45,7 +45,7 @@ struct AttentionCases {
         let shape = try! AttentionShape(
             queryLength: length, keyLength: length, queryHeads: heads, kvHeads: heads, headDim: headDim)
         let name = "N \(length) d \(headDim) H \(heads) \(mask.isCausal ? "causal" : "full")"
-        return group(name, shape, mask, AttentionScoring()) {
+        return group(name, shape, mask, ScoreModifiers()) {
             (
                 try Tensor<Float>.normal([heads, length, headDim], seed: 1),
                 try Tensor<Float>.normal([heads, length, headDim], seed: 2),
@@ -55,12 +55,12 @@ struct AttentionCases {
     }
 
     private func group<Element: AttentionElement>(
-        _ name: String, _ shape: AttentionShape, _ mask: AttentionMask, _ scoring: AttentionScoring,
+        _ name: String, _ shape: AttentionShape, _ mask: AttentionMask, _ modifiers: ScoreModifiers,
         _ operands: @escaping () throws -> (Tensor<Element>, Tensor<Element>, Tensor<Element>)
     ) -> CaseGroup {
         let perPair = 2 * Double(shape.headDim + shape.valueDim)
         // Only the operations are counted with it. A level is named because the environment's choice may be invalid.
-        let plan = try! DenseAttention(shape, mask: mask, scoring: scoring, instructionSet: instructionSets[0])
+        let plan = try! DenseAttention(shape, mask: mask, modifiers: modifiers, instructionSet: instructionSets[0])
         return CaseGroup(
             op: "attention.dense", name: name,
             operations: Operations(
@@ -69,10 +69,10 @@ struct AttentionCases {
         ) { _ in
             let (query, key, value) = try operands()
             let checker = AttentionChecker(
-                reference: ReferenceAttention(shape, mask: mask, scoring: scoring), query: query, key: key, value: value)
+                reference: ReferenceAttention(shape, mask: mask, modifiers: modifiers), query: query, key: key, value: value)
             var variants: [Variant] = []
             for set in instructionSets {
-                let plan = try DenseAttention(shape, mask: mask, scoring: scoring, instructionSet: set)
+                let plan = try DenseAttention(shape, mask: mask, modifiers: modifiers, instructionSet: set)
                 let first = variants.count
                 for pool in pools {
                     let output = AttentionOutput(shape)

@@ -38,7 +38,7 @@ final class AttentionChecker<Element: AttentionElement> {
         hides: (Int, Int, Int) -> Bool = { _, _, _ in false }
     ) {
         shape = reference.shape
-        cap = reference.scoring.logitsSoftCap
+        cap = reference.modifiers.logitsSoftCap
         let last = reference.shape.queryLength - 1
         var generator = SplitMix64(seed: 7)
         var tokens: Set<Int> = [0, last / 2, last]

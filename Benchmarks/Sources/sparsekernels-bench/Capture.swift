@@ -8,7 +8,7 @@ struct Capture {
     let file: SafetensorsFile
     let shape: AttentionShape
     let isCausal: Bool
-    let scoring: AttentionScoring
+    let modifiers: ScoreModifiers
 
     init(path: String) throws {
         file = try SafetensorsFile(path: path)
@@ -23,6 +23,6 @@ struct Capture {
             headDim: query.shape[2], valueDim: value.shape[2])
         isCausal = file.metadata["causal"] == "true"
         let scale = file.metadata["softmaxScale"].flatMap { Float($0) }
-        scoring = AttentionScoring(softmaxScale: scale)
+        modifiers = ScoreModifiers(softmaxScale: scale)
     }
 }

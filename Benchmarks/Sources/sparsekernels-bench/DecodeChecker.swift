@@ -77,7 +77,7 @@ final class DecodeChecker {
             valueDim: sample.value.shape[2])
         var isSeen = [Bool](repeating: false, count: shape.keyLength)
         for token in tokens { isSeen[token] = true }
-        let row = try ReferenceAttention(shape, scoring: AttentionScoring(softmaxScale: scale)).row(
+        let row = try ReferenceAttention(shape, modifiers: ScoreModifiers(softmaxScale: scale)).row(
             head: 0, token: 0, query: sample.query.view(), key: sample.key.view(), value: sample.value.view(),
             hides: { !isSeen[$0] })
         let bound = AttentionErrorBound(row, headDim: shape.headDim).output

@@ -46,7 +46,7 @@ struct DecodeQualityCases {
                 if caches[trial.layout] == nil {
                     let cache = try problem.cache(trial.layout, instructionSet, on: pool)
                     let checker = try DecodeChecker(
-                        cache, query: problem.query, softmaxScale: capture.scoring.softmaxScale)
+                        cache, query: problem.query, softmaxScale: capture.modifiers.softmaxScale)
                     caches[trial.layout] = (cache, checker)
                 }
                 let (cache, checker) = caches[trial.layout]!
@@ -91,7 +91,7 @@ struct DecodeQualityCases {
     ) throws -> Variant {
         func step(_ method: DecodeMethod) throws -> DecodeStep {
             try DecodeStep(
-                method, cache, query: problem.query, softmaxScale: problem.capture.scoring.softmaxScale,
+                method, cache, query: problem.query, softmaxScale: problem.capture.modifiers.softmaxScale,
                 sharing: trial.sharing, instructionSet, on: pool)
         }
         let tried = try step(trial.method)

@@ -30,7 +30,7 @@ final class DecodeQualityProblem {
         }
         var masses: [[Double]] = []
         var exact: [Double] = []
-        let scale = Double(capture.scoring.softmaxScale ?? 1 / Float(shape.headDim).squareRoot())
+        let scale = Double(capture.modifiers.softmaxScale ?? 1 / Float(shape.headDim).squareRoot())
         for head in 0..<shape.queryHeads {
             let kvHead = head / shape.queryHeadsPerKVHead
             for step in 0..<steps {

@@ -91,12 +91,12 @@ extension MaskMethod {
     func estimate(
         _ problem: PrefillProblem, _ options: MaskOptions, _ set: InstructionSet, _ pool: WorkerPool, _ clock: StageClock
     ) throws -> Estimate {
-        let (shape, scoring) = (problem.shape, problem.scoring)
+        let (shape, modifiers) = (problem.shape, problem.modifiers)
         let (query, key) = (problem.query, problem.key)
         let isCausal = problem.grid.isCausal
         func planned(_ patterns: [HeadPattern]) throws -> Estimate {
             let plan = try clock.time("plan") {
-                try BlockSparseAttention(shape, heads: patterns, isCausal: isCausal, scoring: scoring, instructionSet: set)
+                try BlockSparseAttention(shape, heads: patterns, isCausal: isCausal, modifiers: modifiers, instructionSet: set)
             }
             return Estimate(patterns: patterns, plan: plan)
         }
@@ -109,18 +109,18 @@ extension MaskMethod {
             let prefill = try XAttentionPrefill(
                 shape, stride: options.stride, threshold: options.threshold, isCausal: isCausal,
                 mode: options.official ? .official() : .clean, precision: options.precision,
-                softmaxScale: scoring.softmaxScale, instructionSet: set)
+                softmaxScale: modifiers.softmaxScale, instructionSet: set)
             let scores = try clock.time("score") { try prefill.scores(query: query, key: key, on: pool) }
             return try planned(heads(of: clock.time("select") { try prefill.mask(from: scores, on: pool) }))
         case .minference:
             try requireCausal(problem)
             let prefill = try MInferencePrefill(
                 shape, heads: [.verticalSlash(vertical: options.vertical, slash: options.slash)],
-                softmaxScale: scoring.softmaxScale, instructionSet: set)
+                softmaxScale: modifiers.softmaxScale, instructionSet: set)
             return try planned(clock.time("estimate") { try prefill.patterns(query: query, key: key, on: pool) })
         case .sparge:
             let prefill = try SpargeAttentionPrefill(
-                shape, heads: [.keepRatio(options.ratio)], isCausal: isCausal, scoring: scoring, instructionSet: set)
+                shape, heads: [.keepRatio(options.ratio)], isCausal: isCausal, modifiers: modifiers, instructionSet: set)
             let mask = try clock.time("estimate") { try prefill.mask(query: query, key: key, on: pool) }
             let plan = try clock.time("plan") { try prefill.attention(over: mask) }
             return Estimate(patterns: heads(of: mask), plan: plan)
@@ -130,7 +130,7 @@ extension MaskMethod {
                 try self == .duo ? options.isFull(kvHeads: shape.kvHeads) : Array(repeating: false, count: shape.kvHeads)
             let plan = try clock.time("plan") {
                 try DuoAttentionPrefill(
-                    shape, heads: isFull, sinkTokens: options.sink, localTokens: options.local, scoring: scoring,
+                    shape, heads: isFull, sinkTokens: options.sink, localTokens: options.local, modifiers: modifiers,
                     instructionSet: set
                 ).attention
             }

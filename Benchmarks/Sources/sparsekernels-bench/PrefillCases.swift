@@ -80,13 +80,13 @@ struct PrefillCases {
         let prefill = try configuration.prefill(problem, set)
         let scores = try prefill.scores(query: problem.query, key: problem.key, on: pool)
         let mask = try prefill.mask(from: scores, on: pool)
-        let plan = try BlockSparseAttention(problem.shape, mask: mask, scoring: problem.scoring, instructionSet: set)
+        let plan = try BlockSparseAttention(problem.shape, mask: mask, modifiers: problem.modifiers, instructionSet: set)
         let state = try plan(query: problem.query, key: problem.key, value: problem.value, on: pool)
         let quality = Quality(
             try AttentionQuality(dense: exact, sparse: state, masses: problem.masses) { mask.density(head: $0) })
         let score = try problem.scores(configuration, set, pool, op: "prefill.score")
         let select = try problem.selection(configuration, scores, set, pool, op: "prefill.select")
-        var planning = Variant.planning(problem.shape, mask, scoring: problem.scoring, set)
+        var planning = Variant.planning(problem.shape, mask, modifiers: problem.modifiers, set)
         planning.op = "prefill.plan"
         let checker = problem.checker(of: mask)
         var attend = problem.sparse(plan, checker: checker, set, pool, op: "prefill.attend")

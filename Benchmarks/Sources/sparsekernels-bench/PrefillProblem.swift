@@ -7,7 +7,7 @@ import XAttention
 final class PrefillProblem {
     let name: String
     let shape: AttentionShape
-    let scoring: AttentionScoring
+    let modifiers: ScoreModifiers
     let grid: BlockGrid
     let query: Tensor<Float>
     let key: Tensor<Float>
@@ -29,7 +29,7 @@ final class PrefillProblem {
         func prefill(_ problem: PrefillProblem, _ set: InstructionSet) throws -> XAttentionPrefill {
             try XAttentionPrefill(
                 problem.shape, stride: stride, threshold: threshold, isCausal: problem.grid.isCausal, precision: precision,
-                softmaxScale: problem.scoring.softmaxScale, instructionSet: set)
+                softmaxScale: problem.modifiers.softmaxScale, instructionSet: set)
         }
     }
 
@@ -37,18 +37,18 @@ final class PrefillProblem {
     ///   - set: computes the exact masses.
     ///   - announce: tells the user what takes long.
     init(
-        name: String, shape: AttentionShape, scoring: AttentionScoring, query: Tensor<Float>, key: Tensor<Float>,
+        name: String, shape: AttentionShape, modifiers: ScoreModifiers, query: Tensor<Float>, key: Tensor<Float>,
         value: Tensor<Float>, isCausal: Bool = true, set: InstructionSet, pool: WorkerPool, announce: (String) -> Void
     ) throws {
         self.name = name
         self.shape = shape
-        self.scoring = scoring
+        self.modifiers = modifiers
         (self.query, self.key, self.value) = (query, key, value)
         grid = try BlockGrid(shape, isCausal: isCausal)
         output = AttentionOutput(shape)
         announce("exact mass of every block")
         masses = try AntidiagonalScoring(
-            shape, grid: grid, stride: 1, softmaxScale: scoring.softmaxScale, precision: .float32, instructionSet: set)(
+            shape, grid: grid, stride: 1, softmaxScale: modifiers.softmaxScale, precision: .float32, instructionSet: set)(
                 query: query, key: key, on: pool)
     }
 
@@ -57,7 +57,7 @@ final class PrefillProblem {
         _ capture: Capture, isCausal: Bool? = nil, set: InstructionSet, pool: WorkerPool, announce: (String) -> Void
     ) throws {
         try self.init(
-            name: capture.name, shape: capture.shape, scoring: capture.scoring,
+            name: capture.name, shape: capture.shape, modifiers: capture.modifiers,
             query: capture.file.floatTensor("query"), key: capture.file.floatTensor("key"),
             value: capture.file.floatTensor("value"), isCausal: isCausal ?? capture.isCausal, set: set, pool: pool,
             announce: announce)
@@ -68,16 +68,16 @@ final class PrefillProblem {
     ) throws {
         try self.init(
             name: "structured-\(input.shape.queryLength) d \(input.shape.headDim)", shape: input.shape,
-            scoring: AttentionScoring(), query: input.query, key: input.key, value: input.value, set: set, pool: pool,
+            modifiers: ScoreModifiers(), query: input.query, key: input.key, value: input.value, set: set, pool: pool,
             announce: announce)
     }
 
     private var mask: AttentionMask { grid.isCausal ? .causal : .full }
 
-    var reference: ReferenceAttention { ReferenceAttention(shape, mask: mask, scoring: scoring) }
+    var reference: ReferenceAttention { ReferenceAttention(shape, mask: mask, modifiers: modifiers) }
 
     func densePlan(_ set: InstructionSet) throws -> DenseAttention {
-        try DenseAttention(shape, mask: mask, scoring: scoring, instructionSet: set)
+        try DenseAttention(shape, mask: mask, modifiers: modifiers, instructionSet: set)
     }
 
     var flopPerPair: Double { 2 * Double(shape.headDim + shape.valueDim) }
@@ -129,7 +129,7 @@ final class PrefillProblem {
     /// configuration's threshold their mask must have the recall of the single-precision one, to `recallTolerance`.
     func scores(_ configuration: Configuration, _ set: InstructionSet, _ pool: WorkerPool, op: String) throws -> Variant {
         let estimate = try AntidiagonalScoring(
-            shape, grid: grid, stride: configuration.stride, softmaxScale: scoring.softmaxScale,
+            shape, grid: grid, stride: configuration.stride, softmaxScale: modifiers.softmaxScale,
             precision: configuration.precision, instructionSet: set)
         let pairs = Double(shape.queryHeads) * Double(grid.visiblePairs) / Double(configuration.stride)
         return Variant(
@@ -155,7 +155,7 @@ final class PrefillProblem {
     private func scoreChecker(stride: Int) throws -> ScoreChecker {
         if let checker = scoreCheckers[stride] { return checker }
         let checker = try ScoreChecker(
-            shape, grid: grid, stride: stride, softmaxScale: scoring.softmaxScale, query: query, key: key)
+            shape, grid: grid, stride: stride, softmaxScale: modifiers.softmaxScale, query: query, key: key)
         scoreCheckers[stride] = checker
         return checker
     }

@@ -96,7 +96,7 @@ struct SparseAttentionCases {
                 let runs = variants.count - masks.count
                 for (index, (mask, _)) in masks.enumerated() {
                     variants.append(
-                        .planning(shape, mask, scoring: AttentionScoring(), set)
+                        .planning(shape, mask, modifiers: ScoreModifiers(), set)
                             .labelled("plan", baseline: (runs + index, Self.runBaseline)))
                 }
             }
@@ -108,13 +108,13 @@ struct SparseAttentionCases {
 extension Variant {
     /// The row of making a plan from a mask. Checked by its number of score entries.
     static func planning(
-        _ shape: AttentionShape, _ mask: BlockMask, scoring: AttentionScoring, _ set: InstructionSet
+        _ shape: AttentionShape, _ mask: BlockMask, modifiers: ScoreModifiers, _ set: InstructionSet
     ) -> Variant {
         Variant(
             isa: set.name, threads: 1,
-            body: { _ = try! BlockSparseAttention(shape, mask: mask, scoring: scoring, instructionSet: set) },
+            body: { _ = try! BlockSparseAttention(shape, mask: mask, modifiers: modifiers, instructionSet: set) },
             verify: {
-                let plan = try BlockSparseAttention(shape, mask: mask, scoring: scoring, instructionSet: set)
+                let plan = try BlockSparseAttention(shape, mask: mask, modifiers: modifiers, instructionSet: set)
                 let expected = mask.visiblePairs * (shape.queryHeads / mask.heads)
                 return Verification(error: Double(abs(plan.visiblePairs - expected)), bound: 0)
             }, op: "attention.plan", operations: Operations.uncounted, density: mask.density)

@@ -48,12 +48,12 @@ struct CaptureAttentionExample {
         let key = try file.tensorView("key", as: Element.self)
         let value = try file.tensorView("value", as: Element.self)
         let shape = try AttentionShape(query: query, key: key, value: value)
-        let scoring = AttentionScoring(softmaxScale: file.metadata["softmaxScale"].flatMap { Float($0) })
+        let modifiers = ScoreModifiers(softmaxScale: file.metadata["softmaxScale"].flatMap { Float($0) })
         let mask: AttentionMask = file.metadata["causal"] == "true" ? .causal : .full
 
         var output = try Tensor<Float>(zeros: [shape.queryHeads, shape.queryLength, shape.valueDim])
         var logSumExp = try Tensor<Float>(zeros: [shape.queryHeads, shape.queryLength])
-        try DenseAttention(shape, mask: mask, scoring: scoring).run(
+        try DenseAttention(shape, mask: mask, modifiers: modifiers).run(
             query: query, key: key, value: value, output: output.mutableView(), logSumExp: logSumExp.mutableSpan)
         return try AttentionState(output: output, logSumExp: logSumExp)
     }

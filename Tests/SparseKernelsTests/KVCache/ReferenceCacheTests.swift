@@ -10,11 +10,11 @@ struct ReferenceCacheTests {
         let query = try Tensor<Float>.normal([4, 3, 5], seed: 1)
         let key = try Tensor<Float>.normal([2, 11, 5], seed: 2)
         let value = try Tensor<Float>.normal([2, 11, 7], seed: 3)
-        let scoring = AttentionScoring(softmaxScale: 0.7, logitsSoftCap: 2)
+        let modifiers = ScoreModifiers(softmaxScale: 0.7, logitsSoftCap: 2)
         let oracle = ReferencePagedAttention(softmaxScale: 0.7, logitsSoftCap: 2)
         for head in 0..<4 {
             for token in 0..<3 {
-                let expected = try ReferenceAttention(shape, mask: .causal, scoring: scoring).row(
+                let expected = try ReferenceAttention(shape, mask: .causal, modifiers: modifiers).row(
                     head: head, token: token, query: query.view(), key: key.view(), value: value.view())
                 let row = oracle.row(
                     query: query.rows(ofHead: head)[token], keys: key.rows(ofHead: head / 2),

@@ -22,7 +22,7 @@ public struct BlockSparseAttention: AttentionOperator {
     public let shape: AttentionShape
     /// Keys that any pattern may show a query, on either side of its position.
     public let window: AttentionWindow
-    public let scoring: AttentionScoring
+    public let modifiers: ScoreModifiers
     /// Steps of up to 128 keys whose scores all lie this far or more below the running maxima of a panel of queries are left out,
     /// in natural-log units; nil leaves out none.
     ///
@@ -61,18 +61,18 @@ public struct BlockSparseAttention: AttentionOperator {
     ///   - window: hides keys further from a query's position, also in kept blocks. Blocks out of its reach cost nothing.
     ///   - pvSkipThreshold: above 0; see the property.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    ///   - scoring: how scores become probabilities.
+    ///   - modifiers: how scores become probabilities.
     ///   - shape: sizes of the operands.
     /// - Throws: `.invalidShape` when mask and shape disagree, `.invalidArgument` for a threshold that is not finite and positive,
     ///   otherwise as `DenseAttention`.
     public init(
         _ shape: AttentionShape, mask: BlockMask, window: AttentionWindow = .unlimited,
-        scoring: AttentionScoring = AttentionScoring(),
+        modifiers: ScoreModifiers = ScoreModifiers(),
         pvSkipThreshold: Float? = nil, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         try self.init(
             shape, heads: (0..<mask.heads).map { .blockSparse(mask, head: $0) }, isCausal: mask.grid.isCausal, window: window,
-            scoring: scoring, pvSkipThreshold: pvSkipThreshold, instructionSet: instructionSet)
+            modifiers: modifiers, pvSkipThreshold: pvSkipThreshold, instructionSet: instructionSet)
     }
 
     /// A plan from one pattern for all heads, per KV head, or per query head.
@@ -82,17 +82,17 @@ public struct BlockSparseAttention: AttentionOperator {
     /// - Parameter heads: the patterns.
     /// - Parameter instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Parameter pvSkipThreshold: in natural-log units, above 0; nil skips nothing.
-    /// - Parameter scoring: how scores become probabilities.
+    /// - Parameter modifiers: how scores become probabilities.
     /// - Parameter shape: sizes of the operands.
     /// - Throws: `.invalidShape` or `.invalidArgument` naming the pattern that does not fit, otherwise as `DenseAttention`.
     public init(
         _ shape: AttentionShape, heads: [HeadPattern], isCausal: Bool, window: AttentionWindow = .unlimited,
-        scoring: AttentionScoring = AttentionScoring(),
+        modifiers: ScoreModifiers = ScoreModifiers(),
         pvSkipThreshold: Float? = nil, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         let sequence = PackedSequence(queries: 0..<shape.queryLength, keys: 0..<shape.keyLength, heads: heads)
         try self.init(
-            shape, sequences: [sequence], isCausal: isCausal, window: window, scoring: scoring,
+            shape, sequences: [sequence], isCausal: isCausal, window: window, modifiers: modifiers,
             pvSkipThreshold: pvSkipThreshold,
             instructionSet: instructionSet)
     }
@@ -107,13 +107,13 @@ public struct BlockSparseAttention: AttentionOperator {
     ///   - window: per sequence, around positions that are aligned so.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     ///   - pvSkipThreshold: in natural-log units, above 0; nil skips nothing.
-    ///   - scoring: how scores become probabilities.
+    ///   - modifiers: how scores become probabilities.
     /// - Throws: as above; `.invalidShape` for ranges that leave the operands or leave gaps between queries.
     public init(
         _ shape: AttentionShape, sequences: [PackedSequence], isCausal: Bool, window: AttentionWindow = .unlimited,
-        scoring: AttentionScoring = AttentionScoring(), pvSkipThreshold: Float? = nil, instructionSet: InstructionSet? = nil
+        modifiers: ScoreModifiers = ScoreModifiers(), pvSkipThreshold: Float? = nil, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
-        try scoring.validate(queryHeads: shape.queryHeads)
+        try modifiers.validate(queryHeads: shape.queryHeads)
         try window.validate(named: "window")
         if let threshold = pvSkipThreshold {
             try require(
@@ -122,11 +122,11 @@ public struct BlockSparseAttention: AttentionOperator {
         }
         self.shape = shape
         self.window = window
-        self.scoring = scoring
+        self.modifiers = modifiers
         self.pvSkipThreshold = pvSkipThreshold
         self.instructionSet = try InstructionSet.resolve(instructionSet)
         kernels = self.instructionSet.kernels
-        softmaxScale = scoring.softmaxScale ?? 1 / Float(shape.headDim).squareRoot()
+        softmaxScale = modifiers.softmaxScale ?? 1 / Float(shape.headDim).squareRoot()
 
         var schedule = AttentionSchedule()
         let denseRows = AttentionSchedule.TaskRows(
@@ -137,14 +137,14 @@ public struct BlockSparseAttention: AttentionOperator {
             let name = sequences.count == 1 ? "" : "sequences[\(index)]."
             try Self.check(sequence, shape, after: end, isCausal: isCausal, named: name)
             end = sequence.queries.upperBound
-            let lie = AttentionSchedule.Sequence(
+            let placement = AttentionSchedule.Sequence(
                 queries: sequence.queries, keys: sequence.keys, isCausal: isCausal, window: window)
-            reachablePairs += shape.queryHeads * lie.reachablePairs
+            reachablePairs += shape.queryHeads * placement.reachablePairs
             // One pattern for all heads, one per KV head, or one per query head: each serves as many adjacent query heads.
             let headsPerPattern = shape.queryHeads / sequence.heads.count
             for (slot, pattern) in sequence.heads.enumerated() {
                 schedule.append(
-                    pattern, heads: slot * headsPerPattern..<(slot + 1) * headsPerPattern, sequence: lie,
+                    pattern, heads: slot * headsPerPattern..<(slot + 1) * headsPerPattern, sequence: placement,
                     denseRows: denseRows, blockRows: blockRows)
             }
         }
@@ -259,9 +259,9 @@ public struct BlockSparseAttention: AttentionOperator {
             arguments.sinkKeys = task.sinkKeys
             arguments.sinkVisibleFrom = task.sinkVisibleFrom
             arguments.softmaxScale = plan.softmaxScale
-            arguments.logitsSoftCap = plan.scoring.logitsSoftCap ?? 0
-            arguments.aliBiSlope = plan.scoring.aliBiSlopes?[task.head] ?? 0
-            arguments.aliBiIsSymmetric = plan.scoring.aliBiForm == .symmetric
+            arguments.logitsSoftCap = plan.modifiers.logitsSoftCap ?? 0
+            arguments.aliBiSlope = plan.modifiers.aliBiSlopes?[task.head] ?? 0
+            arguments.aliBiIsSymmetric = plan.modifiers.aliBiForm == .symmetric
             arguments.aliBiOffset = task.position
             arguments.pvSkipThreshold = plan.pvSkipThresholds?[task.head] ?? plan.pvSkipThreshold ?? .infinity
             plan.kernels.attendBlock(&arguments)

@@ -19,7 +19,7 @@ internal import KernelInterface
 public struct DenseAttention: AttentionOperator {
     public let shape: AttentionShape
     public let mask: AttentionMask
-    public let scoring: AttentionScoring
+    public let modifiers: ScoreModifiers
     /// The instruction set that `run` executes.
     public let instructionSet: InstructionSet
 
@@ -33,17 +33,17 @@ public struct DenseAttention: AttentionOperator {
     /// - Throws: `.invalidArgument` for a scale, cap or slope that is not finite, a window below 1 or a side of one below 0,
     ///   `.invalidShape` for a wrong number of slopes, `.unsupportedInstructionSet`.
     public init(
-        _ shape: AttentionShape, mask: AttentionMask = .full, scoring: AttentionScoring = AttentionScoring(),
+        _ shape: AttentionShape, mask: AttentionMask = .full, modifiers: ScoreModifiers = ScoreModifiers(),
         instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
-        try scoring.validate(queryHeads: shape.queryHeads)
+        try modifiers.validate(queryHeads: shape.queryHeads)
         try mask.validate()
         self.shape = shape
         self.mask = mask
-        self.scoring = scoring
+        self.modifiers = modifiers
         self.instructionSet = try InstructionSet.resolve(instructionSet)
         kernels = self.instructionSet.kernels
-        softmaxScale = scoring.softmaxScale ?? 1 / Float(shape.headDim).squareRoot()
+        softmaxScale = modifiers.softmaxScale ?? 1 / Float(shape.headDim).squareRoot()
         queryBlock = Self.queryBlock(shape, kernels)
         limits = mask.limits(shape)
     }

@@ -41,9 +41,9 @@ struct DenseAttentionCall {
             arguments.visibleFrom = first + plan.limits.from
             arguments.visibleTo = first + plan.limits.to
             arguments.softmaxScale = plan.softmaxScale
-            arguments.logitsSoftCap = plan.scoring.logitsSoftCap ?? 0
-            arguments.aliBiSlope = plan.scoring.aliBiSlopes?[head] ?? 0
-            arguments.aliBiIsSymmetric = plan.scoring.aliBiForm == .symmetric
+            arguments.logitsSoftCap = plan.modifiers.logitsSoftCap ?? 0
+            arguments.aliBiSlope = plan.modifiers.aliBiSlopes?[head] ?? 0
+            arguments.aliBiIsSymmetric = plan.modifiers.aliBiForm == .symmetric
             arguments.aliBiOffset = first + shape.keyLength - shape.queryLength
             arguments.bias = biasRow?.base.assumingMemoryBound(to: Float.self)
             arguments.biasStride = biasRow?.stride ?? 0

@@ -69,7 +69,7 @@ public struct PagedAttention: Sendable {
         try require(
             queryHeads >= 1 && queryHeads % configuration.kvHeads == 0, .invalidShape, "queryHeads",
             expected: "a multiple of kvHeads (\(configuration.kvHeads))", actual: "\(queryHeads)")
-        try AttentionScoring(
+        try ScoreModifiers(
             softmaxScale: softmaxScale, logitsSoftCap: logitsSoftCap, aliBiSlopes: aliBiSlopes, aliBiForm: aliBiForm
         ).validate(queryHeads: queryHeads)
         try mask.validate()

@@ -28,9 +28,9 @@ extension PageSelector {
         try tables.append(sequence, row: 0, of: cache, layer: layer)
         let scoring = PageScoring(self, query: AttentionOperand(query), cache: cache, layer: layer)
         tables.plan(chunkPages: scoring.chunkPages, lists: lists) { _ in true }
-        let lie = tables.sequences[0]
-        let positions = tables.positions(of: lie)
-        let logicalPages = positions.reduce(0) { $0 + scoring.logicalPages(at: $1, length: lie.length) }
+        let placement = tables.sequences[0]
+        let positions = tables.positions(of: placement)
+        let logicalPages = positions.reduce(0) { $0 + scoring.logicalPages(at: $1, length: placement.length) }
         var logical = try Tensor<Float>(zeros: [queryHeads, logicalPages])
         var pages = try Tensor<Float>(zeros: [lists, positions.count])
         var keys = [Int32](repeating: 0, count: tables.keyCount)

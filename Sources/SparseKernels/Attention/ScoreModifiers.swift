@@ -10,7 +10,7 @@ public enum AliBiForm: String, Hashable, Sendable, CaseIterable {
 ///
 /// A score is `softmaxScale`·q·k; then `logitsSoftCap`·tanh(score/`logitsSoftCap`); then the ALiBi term, slope·(j − position of the
 /// query) or −slope·|j − position|; then the bias given to `run`.
-public struct AttentionScoring: Hashable, Sendable {
+public struct ScoreModifiers: Hashable, Sendable {
     /// Factor on q·k; nil means 1/√headDim.
     public var softmaxScale: Float?
     /// Bound of the scores; nil is off.
