@@ -1,57 +1,58 @@
 // What a core can do at best, measured with the same vectors that the kernels use. Benchmarks divide by these.
 
-/// Runs `iterations` multiply-adds in each of 3·`tileRows` independent chains, each `laneCount` wide, out of registers. Returns
-/// a value that depends on all of them, so that none can be left out.
-public func multiplyAddChains(_ iterations: Int, _ seed: Float) -> Float {
-    let a = splatRow(seed)
-    let b = splatRow(1 - seed)
-    var tile = zeroTile()
-    for _ in 0..<iterations { chain(&tile, a, b) }
-    return total(tile)
-}
-
-/// Runs `iterations` multiply-adds of codes in each of 3·`tileRows` independent chains, out of registers. Returns a value that depends on
-/// all of them.
-public func codeProductChains(_ iterations: Int) -> Int32 {
-    let codes = startingSums(0x0103_0201)
-    let row = sumRow(0x0102_0304)
-    var tile: CodeTile = (row, row, row, row, row, row, row, row)
-    for _ in 0..<iterations { chain(&tile, codes) }
-    let (a, b) = (integers(tile.r0, isByte: false) + integers(tile.r1, isByte: false), integers(tile.r2, isByte: false))
-    var sum = a + b + integers(tile.r3, isByte: false)
-    if tileRows > 4 {
-        sum = sum + integers(tile.r4, isByte: false) + integers(tile.r5, isByte: false)
-        sum = sum + integers(tile.r6, isByte: false) + integers(tile.r7, isByte: false)
-    }
-    let lanes = sum.x0 &+ sum.x1 &+ sum.x2
-    return lanes[0]
-}
-
-/// Reads `count` floats once, in order, with nine independent sums. `count` is a multiple of 3·panelWidth.
-public func readAll(_ pointer: UnsafePointer<Float>, _ count: Int) -> Float {
-    var tile = zeroTile()
-    var offset = 0
-    while offset < count {
-        let next = pointer + offset
-        tile.r0 = tile.r0 + loadRow(next, width: panelVectors)
-        tile.r1 = tile.r1 + loadRow(next + panelWidth, width: panelVectors)
-        tile.r2 = tile.r2 + loadRow(next + 2 * panelWidth, width: panelVectors)
-        offset += 3 * panelWidth
-    }
-    return total(tile)
-}
-
-/// One packed tile of a matrix product, `iterations` times over the same strip and panel: the micro-kernel alone, with its loads
-/// and stores but without packing.
-public func multiplyTile(
-    _ strip: UnsafePointer<Float>, _ panel: UnsafePointer<Float>, _ c: UnsafeMutablePointer<Float>, _ depth: Int,
-    _ iterations: Int
-) {
-    let rows = rowPointers(strip, stride: 1, count: tileRows)
-    for _ in 0..<iterations {
+extension Kernels {
+    /// Runs `iterations` multiply-adds in each of 3·`tileRows` independent chains, each `laneCount` wide, out of registers. Returns
+    /// a value that depends on all of them, so that none can be left out.
+    public static func multiplyAddChains(iterations: Int, seed: Float) -> Float {
+        let a = splatRow(seed)
+        let b = splatRow(1 - seed)
         var tile = zeroTile()
-        accumulate(&tile, rows, step: tileRows, panel: panel, depth: depth, width: panelVectors)
-        add(&tile, c, stride: panelWidth, width: panelVectors)
-        store(tile, c, stride: panelWidth, width: panelVectors)
+        for _ in 0..<iterations { chain(&tile, a, b) }
+        return total(tile)
+    }
+
+    /// Runs `iterations` multiply-adds of codes in each of 3·`tileRows` independent chains, out of registers. Returns a value that depends on
+    /// all of them.
+    public static func codeProductChains(iterations: Int) -> Int32 {
+        let codes = splatWord(0x0103_0201)
+        let row = sumRow(0x0102_0304)
+        var tile: CodeTile = (row, row, row, row, row, row, row, row)
+        for _ in 0..<iterations { chain(&tile, codes) }
+        let (a, b) = (integers(tile.r0, isByte: false) + integers(tile.r1, isByte: false), integers(tile.r2, isByte: false))
+        var sum = a + b + integers(tile.r3, isByte: false)
+        if tileRows > 4 {
+            sum = sum + integers(tile.r4, isByte: false) + integers(tile.r5, isByte: false)
+            sum = sum + integers(tile.r6, isByte: false) + integers(tile.r7, isByte: false)
+        }
+        let lanes = sum.x0 &+ sum.x1 &+ sum.x2
+        return lanes[0]
+    }
+
+    /// Reads `count` floats once, in order, with nine independent sums. `count` is a multiple of 3·panelWidth.
+    public static func readAll(_ pointer: UnsafePointer<Float>, count: Int) -> Float {
+        var tile = zeroTile()
+        var offset = 0
+        while offset < count {
+            let next = pointer + offset
+            tile.r0 = tile.r0 + loadRow(next, width: panelVectors)
+            tile.r1 = tile.r1 + loadRow(next + panelWidth, width: panelVectors)
+            tile.r2 = tile.r2 + loadRow(next + 2 * panelWidth, width: panelVectors)
+            offset += 3 * panelWidth
+        }
+        return total(tile)
+    }
+
+    /// One packed tile of a matrix product, `iterations` times over the same strip and panel: the micro-kernel alone, with its loads
+    /// and stores but without packing.
+    public static func multiplyTile(
+        strip: UnsafePointer<Float>, panel: UnsafePointer<Float>, c: UnsafeMutablePointer<Float>, depth: Int, iterations: Int
+    ) {
+        let rows = rowPointers(strip, stride: 1, count: tileRows)
+        for _ in 0..<iterations {
+            var tile = zeroTile()
+            accumulate(&tile, rows, step: tileRows, panel: panel, depth: depth, width: panelVectors)
+            add(&tile, c, stride: panelWidth, width: panelVectors)
+            store(tile, c, stride: panelWidth, width: panelVectors)
+        }
     }
 }

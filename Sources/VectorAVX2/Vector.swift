@@ -120,7 +120,7 @@ public func largest(_ value: IntVector) -> Int32 {
 @_alwaysEmitIntoClient @_transparent
 public var codeSumLimit: Int { 32_767 }
 
-/// What is added to signed codes of activations that meet weights of whole bytes.
+/// The number that is added to signed codes of activations that meet weights of whole bytes.
 @_alwaysEmitIntoClient @_transparent
 public var byteZero: Int32 { 0 }
 
@@ -144,13 +144,13 @@ public func addBytes(_ a: CodeVector, _ b: CodeVector) -> CodeVector {
     _mm256_add_epi8(a, b)
 }
 
-/// Sums of 32 bits that start at an integer.
+/// A 32-bit integer in every lane.
 @_alwaysEmitIntoClient @_transparent
-public func startingSums(_ value: Int32) -> CodeVector { _mm256_set1_epi32(value) }
+public func splatWord(_ value: Int32) -> CodeVector { _mm256_set1_epi32(value) }
 
 /// The eight nibbles of every lane as two registers of bytes: the low ones and the high ones.
 @_alwaysEmitIntoClient @_transparent
-public func nibbles(_ packed: CodeVector) -> (low: CodeVector, high: CodeVector) {
+public func nibblesInBytes(_ packed: CodeVector) -> (low: CodeVector, high: CodeVector) {
     let mask = _mm256_set1_epi32(0x0f0f_0f0f)
     return (_mm256_and_si256(packed, mask), _mm256_and_si256(_mm256_srli_epi32(packed, 4), mask))
 }
@@ -234,7 +234,7 @@ public func loadBytes(_ pointer: UnsafeRawPointer) -> CodeVector {
 
 /// The low and the high nibbles of bytes in 16-bit lanes.
 @_alwaysEmitIntoClient @_transparent
-public func splitNibbles(_ bytes: CodeVector) -> (low: CodeVector, high: CodeVector) {
+public func nibblesInHalves(_ bytes: CodeVector) -> (low: CodeVector, high: CodeVector) {
     (_mm256_and_si256(bytes, _mm256_set1_epi16(15)), _mm256_srli_epi16(bytes, 4))
 }
 

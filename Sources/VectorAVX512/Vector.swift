@@ -110,7 +110,7 @@ public func largest(_ value: IntVector) -> Int32 { _mm512_reduce_max_epi32(unsaf
 @_alwaysEmitIntoClient @_transparent
 public var codeSumLimit: Int { Int(Int32.max) }
 
-/// What is added to signed codes of activations that meet weights of whole bytes.
+/// The number that is added to signed codes of activations that meet weights of whole bytes.
 @_alwaysEmitIntoClient @_transparent
 public var byteZero: Int32 { 128 }
 
@@ -130,13 +130,13 @@ public func addBytes(_ a: CodeVector, _ b: CodeVector) -> CodeVector {
     _mm512_add_epi8(a, b)
 }
 
-/// Sums of 32 bits that start at an integer.
+/// A 32-bit integer in every lane.
 @_alwaysEmitIntoClient @_transparent
-public func startingSums(_ value: Int32) -> CodeVector { _mm512_set1_epi32(value) }
+public func splatWord(_ value: Int32) -> CodeVector { _mm512_set1_epi32(value) }
 
 /// The eight nibbles of every lane as two registers of bytes: the low ones and the high ones.
 @_alwaysEmitIntoClient @_transparent
-public func nibbles(_ packed: CodeVector) -> (low: CodeVector, high: CodeVector) {
+public func nibblesInBytes(_ packed: CodeVector) -> (low: CodeVector, high: CodeVector) {
     let mask = _mm512_set1_epi32(0x0f0f_0f0f)
     return (_mm512_and_si512(packed, mask), _mm512_and_si512(_mm512_srli_epi32(packed, 4), mask))
 }
@@ -236,7 +236,7 @@ public func loadBytes(_ pointer: UnsafeRawPointer) -> CodeVector {
 
 /// The low and the high nibbles of bytes in 16-bit lanes.
 @_alwaysEmitIntoClient @_transparent
-public func splitNibbles(_ bytes: CodeVector) -> (low: CodeVector, high: CodeVector) {
+public func nibblesInHalves(_ bytes: CodeVector) -> (low: CodeVector, high: CodeVector) {
     (_mm512_and_si512(bytes, _mm512_set1_epi16(15)), _mm512_srli_epi16(bytes, 4))
 }
 

@@ -154,7 +154,7 @@ public func largest(_ value: IntVector) -> Int32 {
 @_alwaysEmitIntoClient @_transparent
 public var codeSumLimit: Int { Int(Int32.max) }
 
-/// What is added to signed codes of activations that meet weights of whole bytes.
+/// The number that is added to signed codes of activations that meet weights of whole bytes.
 @_alwaysEmitIntoClient @_transparent
 public var byteZero: Int32 { 128 }
 
@@ -175,13 +175,13 @@ public func addBytes(_ a: CodeVector, _ b: CodeVector) -> CodeVector {
         unsafeBitCast(a, to: SIMD16<UInt8>.self) &+ unsafeBitCast(b, to: SIMD16<UInt8>.self), to: CodeVector.self)
 }
 
-/// Sums of 32 bits that start at an integer.
+/// A 32-bit integer in every lane.
 @_alwaysEmitIntoClient @_transparent
-public func startingSums(_ value: Int32) -> CodeVector { CodeVector(repeating: value) }
+public func splatWord(_ value: Int32) -> CodeVector { CodeVector(repeating: value) }
 
 /// The eight nibbles of every lane as two registers of bytes: the low ones and the high ones.
 @_alwaysEmitIntoClient @_transparent
-public func nibbles(_ packed: CodeVector) -> (low: CodeVector, high: CodeVector) {
+public func nibblesInBytes(_ packed: CodeVector) -> (low: CodeVector, high: CodeVector) {
     (packed & 0x0f0f_0f0f, (packed &>> 4) & 0x0f0f_0f0f)
 }
 
@@ -258,7 +258,7 @@ public func loadBytes(_ pointer: UnsafeRawPointer) -> CodeVector {
 
 /// The low and the high nibbles of bytes in 16-bit lanes.
 @_alwaysEmitIntoClient @_transparent
-public func splitNibbles(_ bytes: CodeVector) -> (low: CodeVector, high: CodeVector) {
+public func nibblesInHalves(_ bytes: CodeVector) -> (low: CodeVector, high: CodeVector) {
     (bytes & 0x000f_000f, (bytes &>> 4) & 0x000f_000f)
 }
 

@@ -122,7 +122,7 @@ public func startRow(_ pointer: UnsafePointer<Int32>, width: Int) -> CodeRow {
 /// The same sum everywhere.
 @_alwaysEmitIntoClient @_transparent
 public func sumRow(_ value: Int32) -> CodeRow {
-    let lanes = startingSums(value)
+    let lanes = splatWord(value)
     return (lanes, lanes, lanes)
 }
 

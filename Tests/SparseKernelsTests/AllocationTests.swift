@@ -14,9 +14,8 @@
             let arrived = Meeting(threads: pool.threads)
             withExtendedLifetime(arrived) {
                 pool.run(
-                    tasks: pool.threads, work: .max, scratchByteCount: scratchByteCount,
-                    context: UnsafeRawPointer(Unmanaged.passUnretained(arrived).toOpaque())
-                ) { context, _, _ in Unmanaged<Meeting>.fromOpaque(context).takeUnretainedValue().join() }
+                    MeetingCall(meeting: arrived, allocates: false), tasks: pool.threads, work: .max,
+                    scratchByteCount: scratchByteCount)
             }
         }
 
@@ -30,6 +29,17 @@
                 arrived.wrappingAdd(1, ordering: .sequentiallyConsistent)
                 let limit = ContinuousClock.now + .seconds(20)
                 while arrived.load(ordering: .sequentiallyConsistent) < threads && ContinuousClock.now < limit {}
+            }
+        }
+
+        /// Tasks that meet, and then allocate something if told to.
+        struct MeetingCall: PoolCall {
+            let meeting: Meeting
+            let allocates: Bool
+
+            func perform(task: Int, scratch: UnsafeMutableRawPointer) {
+                meeting.join()
+                if allocates { AllocationTests.allocate(alignment: 8).deallocate() }
             }
         }
 
@@ -63,13 +73,7 @@
                 AllocationTests.warmUp(pool, scratchByteCount: 64)
                 let meeting = Meeting(threads: 3)
                 let onThreads = counted {
-                    pool.run(
-                        tasks: 3, work: .max, scratchByteCount: 64,
-                        context: UnsafeRawPointer(Unmanaged.passUnretained(meeting).toOpaque())
-                    ) { context, _, _ in
-                        Unmanaged<Meeting>.fromOpaque(context).takeUnretainedValue().join()
-                        AllocationTests.allocate(alignment: 8).deallocate()
-                    }
+                    pool.run(MeetingCall(meeting: meeting, allocates: true), tasks: 3, work: .max, scratchByteCount: 64)
                 }
                 withExtendedLifetime(meeting) { #expect(onThreads >= 3) }
             }

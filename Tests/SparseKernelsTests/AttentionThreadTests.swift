@@ -115,18 +115,10 @@ struct AttentionThreadTests {
         init(tasks: Int) { counts = (0..<tasks).map { _ in Atomic<Int>.Box() } }
     }
 
-    private static func run(
-        _ pool: WorkerPool, _ record: Record, tasks: Int, work: Int, scratchByteCount: Int = 0, body: @escaping WorkerPool.Body
-    ) {
-        withExtendedLifetime(record) {
-            pool.run(
-                tasks: tasks, work: work, scratchByteCount: scratchByteCount,
-                context: UnsafeRawPointer(Unmanaged.passUnretained(record).toOpaque()), body: body)
-        }
-    }
+    private struct RecordingCall: PoolCall {
+        let body: (Int, UnsafeMutableRawPointer) -> Void
 
-    private static func record(_ context: UnsafeRawPointer) -> Record {
-        Unmanaged<Record>.fromOpaque(context).takeUnretainedValue()
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) { body(task, scratch) }
     }
 
     @Test("every task runs once", arguments: [0, 1, 2, 5, 1000], [1, 2, 7])
@@ -134,9 +126,11 @@ struct AttentionThreadTests {
         let pool = WorkerPool(threads: threads)
         let record = Record(tasks: tasks)
         for _ in 0..<3 {
-            Self.run(pool, record, tasks: tasks, work: .max) { context, task, _ in
-                AttentionThreadTests.record(context).counts[task].value.wrappingAdd(1, ordering: .relaxed)
-            }
+            pool.run(
+                RecordingCall { task, _ in
+                    record.counts[task].value.wrappingAdd(1, ordering: .relaxed)
+                },
+                tasks: tasks, work: .max)
         }
         #expect(record.counts.allSatisfy { $0.value.load(ordering: .relaxed) == 3 })
     }
@@ -145,12 +139,14 @@ struct AttentionThreadTests {
     func scratchIsPrivate() {
         let pool = WorkerPool(threads: 4)
         let record = Record(tasks: 1)
-        Self.run(pool, record, tasks: 200, work: .max, scratchByteCount: 4096) { context, task, scratch in
-            let words = scratch.bindMemory(to: Int.self, capacity: 512)
-            for i in 0..<512 { words[i] = task }
-            let isIntact = (0..<512).allSatisfy { words[$0] == task } && UInt(bitPattern: scratch) % 64 == 0
-            if isIntact { AttentionThreadTests.record(context).counts[0].value.wrappingAdd(1, ordering: .relaxed) }
-        }
+        pool.run(
+            RecordingCall { task, scratch in
+                let words = scratch.bindMemory(to: Int.self, capacity: 512)
+                for i in 0..<512 { words[i] = task }
+                let isIntact = (0..<512).allSatisfy { words[$0] == task } && UInt(bitPattern: scratch) % 64 == 0
+                if isIntact { record.counts[0].value.wrappingAdd(1, ordering: .relaxed) }
+            },
+            tasks: 200, work: .max, scratchByteCount: 4096)
         #expect(record.counts[0].value.load(ordering: .relaxed) == 200)
     }
 
@@ -159,13 +155,16 @@ struct AttentionThreadTests {
         let pool = WorkerPool(threads: 3)
         let record = Record(tasks: 0)
         // Each task waits until all three have begun, which a single thread could never see; the limit only ends a failure.
-        Self.run(pool, record, tasks: 3, work: .max) { context, _, _ in
-            let record = AttentionThreadTests.record(context)
-            record.arrived.wrappingAdd(1, ordering: .sequentiallyConsistent)
-            let limit = ContinuousClock.now + .seconds(20)
-            while record.arrived.load(ordering: .sequentiallyConsistent) < 3 && ContinuousClock.now < limit { sched_yield() }
-            record.threadIDs.withLock { _ = $0.insert(Int(bitPattern: UInt(pthread_self()))) }
-        }
+        pool.run(
+            RecordingCall { _, _ in
+                record.arrived.wrappingAdd(1, ordering: .sequentiallyConsistent)
+                let limit = ContinuousClock.now + .seconds(20)
+                while record.arrived.load(ordering: .sequentiallyConsistent) < 3 && ContinuousClock.now < limit {
+                    sched_yield()
+                }
+                record.threadIDs.withLock { _ = $0.insert(Int(bitPattern: UInt(pthread_self()))) }
+            },
+            tasks: 3, work: .max)
         #expect(record.threadIDs.withLock { $0.count } == 3)
     }
 
@@ -173,9 +172,11 @@ struct AttentionThreadTests {
     func smallCallsWakeNobody() {
         let pool = WorkerPool(threads: 3)
         let record = Record(tasks: 0)
-        Self.run(pool, record, tasks: 50, work: WorkerPool.workCutoff - 1) { context, _, _ in
-            AttentionThreadTests.record(context).threadIDs.withLock { _ = $0.insert(Int(bitPattern: UInt(pthread_self()))) }
-        }
+        pool.run(
+            RecordingCall { _, _ in
+                record.threadIDs.withLock { _ = $0.insert(Int(bitPattern: UInt(pthread_self()))) }
+            },
+            tasks: 50, work: WorkerPool.workCutoff - 1)
         #expect(record.threadIDs.withLock { $0 } == [Int(bitPattern: UInt(pthread_self()))])
     }
 
@@ -191,15 +192,16 @@ struct AttentionThreadTests {
             let record = Record(tasks: 0)
             do {
                 let pool = WorkerPool(threads: 3)
-                Self.run(pool, record, tasks: 3, work: .max) { context, _, _ in
-                    let record = AttentionThreadTests.record(context)
-                    record.arrived.wrappingAdd(1, ordering: .sequentiallyConsistent)
-                    let limit = ContinuousClock.now + .seconds(20)
-                    while record.arrived.load(ordering: .sequentiallyConsistent) < 3 && ContinuousClock.now < limit {
-                        sched_yield()
-                    }
-                    record.threadIDs.withLock { _ = $0.insert(AttentionThreadTests.kernelThreadID()) }
-                }
+                pool.run(
+                    RecordingCall { _, _ in
+                        record.arrived.wrappingAdd(1, ordering: .sequentiallyConsistent)
+                        let limit = ContinuousClock.now + .seconds(20)
+                        while record.arrived.load(ordering: .sequentiallyConsistent) < 3 && ContinuousClock.now < limit {
+                            sched_yield()
+                        }
+                        record.threadIDs.withLock { _ = $0.insert(AttentionThreadTests.kernelThreadID()) }
+                    },
+                    tasks: 3, work: .max)
             }
             let workers = record.threadIDs.withLock { $0 }.subtracting([AttentionThreadTests.kernelThreadID()])
             #expect(workers.count == 2)

@@ -19,11 +19,11 @@ struct InstructionSetTests {
     func tableIsOfItsLevel(_ set: InstructionSet) throws {
         let lanes: [InstructionSet: Int] = [.portable: 4, .avx2: 8, .avx512: 16]
         let kernels = set.kernels
-        #expect(kernels.laneCount == lanes[set])
-        #expect(kernels.panelWidth == 3 * kernels.laneCount)
+        #expect(kernels.sizes.laneCount == lanes[set])
+        #expect(kernels.sizes.panelWidth == 3 * kernels.sizes.laneCount)
         // What the scratch layouts assume of every level.
-        #expect(kernels.tileRows <= AttentionScratch.maximumTileRows)
-        #expect(kernels.laneCount <= AttentionScratch.maximumLanes)
+        #expect(kernels.sizes.tileRows <= AttentionScratch.maximumTileRows)
+        #expect(kernels.sizes.laneCount <= AttentionScratch.maximumLanes)
     }
 
     @Test("plans report the level they were given", arguments: InstructionSet.available)

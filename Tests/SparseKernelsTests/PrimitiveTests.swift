@@ -11,13 +11,13 @@ struct PrimitiveTests {
     static func apply<Source: BitwiseCopyable, Result: BitwiseCopyable>(
         _ primitive: Primitive, _ source: [Source], filler: Source, empty: Result, _ set: InstructionSet
     ) -> [Result] {
-        let lanes = set.kernels.laneCount
+        let lanes = set.kernels.sizes.laneCount
         let padding = (lanes - source.count % lanes) % lanes
         let input = source + Array(repeating: filler, count: padding)
         var output = Array(repeating: empty, count: input.count)
         input.withUnsafeBytes { from in
             output.withUnsafeMutableBytes { to in
-                set.kernels.applyPrimitive(primitive, from.baseAddress!, to.baseAddress!, input.count)
+                set.kernels.applyPrimitive(primitive, from: from.baseAddress!, to: to.baseAddress!, count: input.count)
             }
         }
         return Array(output.prefix(source.count))

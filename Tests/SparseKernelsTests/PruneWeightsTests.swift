@@ -39,7 +39,7 @@ struct PruneWeightsTests {
                         epsilon: epsilon, startsAtMaximum: first == nil, first: first ?? -1, kept: bits.baseAddress!,
                         keptStride: union ? 0 : words, thresholds: thresholds.baseAddress!, masses: masses.baseAddress!,
                         scratch: UnsafeMutableRawPointer(scratch.elements.baseAddress!))
-                    set.kernels.tokens.prune(&arguments)
+                    set.kernels.pruneWeights(&arguments)
                 }
             }
         }
@@ -55,7 +55,7 @@ struct PruneWeightsTests {
     /// What single-precision sums of the kernel are off by, relative to the sum: 512/(4·lanes) + 2 + log₂ lanes additions and one
     /// rounding of the total.
     static func sumError(_ set: InstructionSet) -> Double {
-        let lanes = Double(set.kernels.laneCount)
+        let lanes = Double(set.kernels.sizes.laneCount)
         return (128 / lanes + 2 + log2(lanes) + 1) * 0x1p-24
     }
 

@@ -52,7 +52,7 @@ struct TokenPrunerTests {
             return try (0..<length(sequence)).map { position in
                 var row = [Float](repeating: 0, count: configuration.headDim)
                 let slot = Int(table[position / 16]) * 16 + position % 16
-                if slot >= 0 { cache.storage.kernels.tokens.load(operand, slot, 1, &row) }
+                if slot >= 0 { cache.storage.kernels.loadTokens(operand, slot: slot, count: 1, into: &row) }
                 return row.map { Double($0) }
             }
         }

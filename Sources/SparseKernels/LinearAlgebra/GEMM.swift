@@ -20,7 +20,7 @@ public struct GEMM: Sendable {
     /// The instruction set that `run` executes.
     public let instructionSet: InstructionSet
 
-    private let kernels: KernelTable
+    private let kernels: any KernelTable.Type
 
     /// A product of these extents. Without rows or columns there is nothing to write, and without depth the result is zeros.
     ///
@@ -78,13 +78,7 @@ public struct GEMM: Sendable {
             blocks: hasFewRows
                 ? GEMMBlocks(rows: m, columns: n, depth: k, transposesB: transposesB, threads: threads)
                 : GEMMBlocks(m: m, n: n, threads: threads, kernels: kernels))
-        withUnsafePointer(to: call) { pointer in
-            pool.run(
-                tasks: pointer.pointee.blocks.count, work: work, scratchByteCount: scratchByteCount, context: pointer
-            ) { context, task, scratch in
-                context.assumingMemoryBound(to: Call.self).pointee.multiply(task: task, scratch: scratch)
-            }
-        }
+        pool.run(call, tasks: call.blocks.count, work: work, scratchByteCount: scratchByteCount)
     }
 
     /// Whether B is read in place, without packing it.
@@ -107,7 +101,7 @@ public struct GEMM: Sendable {
     }
 
     /// One `run`: blocks of C, computed independently of each other.
-    private struct Call {
+    private struct Call: PoolCall {
         let plan: GEMM
         let a: UnsafePointer<Float>
         let aStride: Int
@@ -117,7 +111,7 @@ public struct GEMM: Sendable {
         let cStride: Int
         let blocks: GEMMBlocks
 
-        func multiply(task: Int, scratch: UnsafeMutableRawPointer) {
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) {
             let row = task % blocks.rowBlocks * blocks.rows
             let column = task / blocks.rowBlocks * blocks.columns
             var arguments = GEMMArguments(

@@ -36,14 +36,14 @@ struct GEMMBlocks {
     /// waited half a task on average, or for the rest of a round in which there are fewer tasks than threads.
     ///
     /// - Complexity: tasks · log(tasks) for up to four tasks per thread, a few microseconds for 16 threads.
-    init(m: Int, n: Int, threads: Int, kernels: KernelTable) {
+    init(m: Int, n: Int, threads: Int, kernels: any KernelTable.Type) {
         func block(_ rowBlocks: Int, _ columnBlocks: Int) -> GEMMBlocks {
             GEMMBlocks(
-                m: m, n: n, rows: GEMMScratch.block(m, into: rowBlocks, unit: kernels.tileRows),
-                columns: GEMMScratch.block(n, into: columnBlocks, unit: kernels.panelWidth))
+                m: m, n: n, rows: GEMMScratch.block(m, into: rowBlocks, unit: kernels.sizes.tileRows),
+                columns: GEMMScratch.block(n, into: columnBlocks, unit: kernels.sizes.panelWidth))
         }
-        let rowLimit = kernels.laneCount >= 16 ? GEMMScratch.wideRowBlock : GEMMScratch.rowBlock
-        let columnLimit = GEMMScratch.taskColumns / kernels.panelWidth * kernels.panelWidth
+        let rowLimit = kernels.sizes.laneCount >= 16 ? GEMMScratch.wideRowBlock : GEMMScratch.rowBlock
+        let columnLimit = GEMMScratch.taskColumns / kernels.sizes.panelWidth * kernels.sizes.panelWidth
         let fewestRows = (m + rowLimit - 1) / rowLimit
         let fewestColumns = (n + columnLimit - 1) / columnLimit
         var best = block(fewestRows, fewestColumns)
@@ -51,11 +51,11 @@ struct GEMMBlocks {
         let fewest = fewestRows * fewestColumns
         let most = threads == 1 ? fewest : 4 * max(threads, fewest)
         var rowBlocks = fewestRows
-        while rowBlocks * fewestColumns <= most && (rowBlocks - 1) * kernels.tileRows < m {
+        while rowBlocks * fewestColumns <= most && (rowBlocks - 1) * kernels.sizes.tileRows < m {
             var columnBlocks = fewestColumns
-            while rowBlocks * columnBlocks <= most && (columnBlocks - 1) * kernels.panelWidth < n {
+            while rowBlocks * columnBlocks <= most && (columnBlocks - 1) * kernels.sizes.panelWidth < n {
                 let candidate = block(rowBlocks, columnBlocks)
-                let cost = candidate.cost(threads: threads, multiplyAdds: 2 * kernels.laneCount)
+                let cost = candidate.cost(threads: threads, multiplyAdds: 2 * kernels.sizes.laneCount)
                 if cost < least { (best, least) = (candidate, cost) }
                 columnBlocks += 1
             }

@@ -33,7 +33,7 @@ extension MatrixView<Float> {
 }
 
 /// Finds the largest magnitude of every row. Tasks write those of their own rows.
-private struct MagnitudeScan {
+private struct MagnitudeScan: PoolCall {
     let elements: UnsafePointer<Float>
     let rows: Int
     let columns: Int
@@ -45,15 +45,10 @@ private struct MagnitudeScan {
     private static let rowsPerTask = 32
 
     func run(on pool: WorkerPool) {
-        let tasks = (rows + Self.rowsPerTask - 1) / Self.rowsPerTask
-        withUnsafePointer(to: self) { call in
-            pool.run(tasks: tasks, work: rows * columns, scratchByteCount: 0, context: call) { context, task, _ in
-                context.assumingMemoryBound(to: MagnitudeScan.self).pointee.scan(task: task)
-            }
-        }
+        pool.run(self, tasks: (rows + Self.rowsPerTask - 1) / Self.rowsPerTask, work: rows * columns)
     }
 
-    private func scan(task: Int) {
+    func perform(task: Int, scratch: UnsafeMutableRawPointer) {
         for row in task * Self.rowsPerTask..<min(rows, (task + 1) * Self.rowsPerTask) {
             let line = elements + row * rowStride
             // No early exit, so that the loop vectorises.

@@ -67,16 +67,16 @@ public struct InstructionSet: Hashable, Sendable {
     }
 
     /// The kernels of this level. The caller has made sure that the machine has it.
-    package var kernels: KernelTable {
+    package var kernels: any KernelTable.Type {
         precondition(isAvailable, "the machine does not have \(name)")
         #if SPARSEKERNELS_X86_LEVELS
             switch self {
-            case .avx512: return KernelsAVX512.avx512Kernels()
-            case .avx2: return KernelsAVX2.avx2Kernels()
+            case .avx512: return KernelsAVX512.Kernels.self
+            case .avx2: return KernelsAVX2.Kernels.self
             default: break
             }
         #endif
-        return KernelsPortable.portableKernels()
+        return KernelsPortable.Kernels.self
     }
 
     /// The level a plan uses: `requested` when given, else `selected()`.

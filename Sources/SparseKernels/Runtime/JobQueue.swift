@@ -61,8 +61,8 @@ final class JobQueue: @unchecked Sendable {
 
     /// One call of an operator: what to do, and how far it has come.
     private final class Job {
-        var body: WorkerPool.Body = { _, _, _ in }
-        var context = UnsafeRawPointer(bitPattern: 1)!
+        var call: any PoolCall.Type = NoCall.self
+        var address = UnsafeRawPointer(bitPattern: 1)!
         var taskCount = 0
         var scratchByteCount = 0
         /// Workers that may still join.
@@ -72,15 +72,19 @@ final class JobQueue: @unchecked Sendable {
         let nextTask = Atomic<Int>(0)
     }
 
+    /// What a record holds before its first call.
+    private struct NoCall: PoolCall {
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) {}
+    }
+
     func run(
-        tasks taskCount: Int, helpers: Int, scratchByteCount: Int, context: UnsafeRawPointer,
-        body: @escaping WorkerPool.Body
+        _ call: any PoolCall.Type, at address: UnsafeRawPointer, tasks taskCount: Int, helpers: Int, scratchByteCount: Int
     ) {
         pthread_mutex_lock(mutex)
         let job = idleJobs.popLast() ?? Job()
         var scratch = takeScratch(scratchByteCount)
-        job.body = body
-        job.context = context
+        job.call = call
+        job.address = address
         job.taskCount = taskCount
         job.scratchByteCount = scratchByteCount
         job.openPlaces = helpers
@@ -112,7 +116,7 @@ final class JobQueue: @unchecked Sendable {
         while true {
             let task = job.nextTask.wrappingAdd(1, ordering: .relaxed).oldValue
             if task >= job.taskCount { return }
-            job.body(job.context, task, scratch)
+            job.call.perform(at: job.address, task: task, scratch: scratch)
         }
     }
 

@@ -8,15 +8,10 @@ public enum MachineRoofs {
         instructionSet: InstructionSet, on pool: WorkerPool, duration: Duration = .milliseconds(200)
     ) -> Double {
         let kernels = instructionSet.kernels
-        let perIteration = 3 * kernels.tileRows * kernels.laneCount * 2
-        var call = ChainCall(kernels: kernels, iterations: 1 << 22)
+        let perIteration = 3 * kernels.sizes.tileRows * kernels.sizes.laneCount * 2
+        let call = ChainCall(kernels: kernels, iterations: 1 << 22, multipliesCodes: false)
         return best(over: duration) {
-            withUnsafePointer(to: &call) { call in
-                pool.run(tasks: pool.threads, work: .max, scratchByteCount: 0, context: call) { context, _, _ in
-                    let call = context.assumingMemoryBound(to: ChainCall.self)
-                    blackHole(call.pointee.kernels.multiplyAddChains(call.pointee.iterations, 0.5))
-                }
-            }
+            pool.run(call, tasks: pool.threads, work: .max)
             return Double(call.iterations) * Double(perIteration * pool.threads)
         }
     }
@@ -27,15 +22,10 @@ public enum MachineRoofs {
         instructionSet: InstructionSet, on pool: WorkerPool, duration: Duration = .milliseconds(200)
     ) -> Double {
         let kernels = instructionSet.kernels
-        let perIteration = 3 * kernels.tileRows * 4 * kernels.laneCount
-        let call = ChainCall(kernels: kernels, iterations: 1 << 22)
+        let perIteration = 3 * kernels.sizes.tileRows * 4 * kernels.sizes.laneCount
+        let call = ChainCall(kernels: kernels, iterations: 1 << 22, multipliesCodes: true)
         return best(over: duration) {
-            withUnsafePointer(to: call) { call in
-                pool.run(tasks: pool.threads, work: .max, scratchByteCount: 0, context: call) { context, _, _ in
-                    let call = context.assumingMemoryBound(to: ChainCall.self)
-                    blackHole(Float(call.pointee.kernels.codeProductChains(call.pointee.iterations)))
-                }
-            }
+            pool.run(call, tasks: pool.threads, work: .max)
             return Double(call.iterations) * Double(perIteration * pool.threads)
         }
     }
@@ -57,7 +47,7 @@ public enum MachineRoofs {
     /// given depth over and over, with its loads and stores and without packing.
     public static func multiplyTile(instructionSet: InstructionSet, depth: Int, flop: Double) {
         let kernels = instructionSet.kernels
-        let (rows, columns) = (kernels.tileRows, kernels.panelWidth)
+        let (rows, columns) = (kernels.sizes.tileRows, kernels.sizes.panelWidth)
         let count = rows * depth + columns * depth + rows * columns
         // The panel comes first: its rows are then aligned to whole vectors.
         let panel = UnsafeMutableRawPointer.allocate(byteCount: count * 4, alignment: 64)
@@ -65,12 +55,22 @@ public enum MachineRoofs {
         panel.initialize(repeating: 0.001, count: count)
         defer { panel.deallocate() }
         let strip = panel + columns * depth
-        kernels.multiplyTile(strip, panel, strip + rows * depth, depth, Int(flop) / (2 * rows * columns * depth))
+        kernels.multiplyTile(
+            strip: strip, panel: panel, c: strip + rows * depth, depth: depth,
+            iterations: Int(flop) / (2 * rows * columns * depth))
     }
 
-    private struct ChainCall {
-        let kernels: KernelTable
+    private struct ChainCall: PoolCall {
+        let kernels: any KernelTable.Type
         let iterations: Int
+        let multipliesCodes: Bool
+
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) {
+            blackHole(
+                multipliesCodes
+                    ? Float(kernels.codeProductChains(iterations: iterations))
+                    : kernels.multiplyAddChains(iterations: iterations, seed: 0.5))
+        }
     }
 
     /// The highest rate, in 10⁹ per second, of repeated calls to `work`, which returns how much it did.

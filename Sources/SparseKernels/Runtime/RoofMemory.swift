@@ -14,7 +14,7 @@ public final class RoofMemory {
     ///   - pool: the threads.
     public init(instructionSet: InstructionSet, bytesPerThread: Int = 256 << 20, on pool: WorkerPool) {
         let kernels = instructionSet.kernels
-        let step = 3 * kernels.panelWidth
+        let step = 3 * kernels.sizes.panelWidth
         let count = max(step, bytesPerThread / 4 / step * step)
         let memory = UnsafeMutablePointer<Float>.allocate(capacity: count * pool.threads)
         // Written once, so that every page is a page of its own.
@@ -27,18 +27,15 @@ public final class RoofMemory {
     deinit { call.memory.deallocate() }
 
     /// Reads everything once.
-    public func readAll() {
-        withUnsafePointer(to: call) { call in
-            pool.run(tasks: pool.threads, work: .max, scratchByteCount: 0, context: call) { context, task, _ in
-                let call = context.assumingMemoryBound(to: Call.self).pointee
-                MachineRoofs.blackHole(call.kernels.readAll(call.memory + task * call.count, call.count))
-            }
-        }
-    }
+    public func readAll() { pool.run(call, tasks: pool.threads, work: .max) }
 
-    private struct Call {
-        let kernels: KernelTable
+    private struct Call: PoolCall {
+        let kernels: any KernelTable.Type
         let memory: UnsafeMutablePointer<Float>
         let count: Int
+
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) {
+            MachineRoofs.blackHole(kernels.readAll(memory + task * count, count: count))
+        }
     }
 }

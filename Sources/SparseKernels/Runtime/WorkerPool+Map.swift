@@ -10,18 +10,17 @@ extension WorkerPool {
             initializedCount = count
             guard let base = buffer.baseAddress else { return }
             withoutActuallyEscaping(transform) { transform in
-                withUnsafePointer(to: MapCall(elements: base, transform: transform)) { call in
-                    run(tasks: count, work: work, scratchByteCount: 0, context: call) { context, task, _ in
-                        let call = context.assumingMemoryBound(to: MapCall<Element>.self).pointee
-                        (call.elements + task).initialize(to: call.transform(task))
-                    }
-                }
+                run(MapCall(elements: base, transform: transform), tasks: count, work: work)
             }
         }
     }
 }
 
-private struct MapCall<Element> {
+private struct MapCall<Element>: PoolCall {
     let elements: UnsafeMutablePointer<Element>
     let transform: @Sendable (Int) -> Element
+
+    func perform(task: Int, scratch: UnsafeMutableRawPointer) {
+        (elements + task).initialize(to: transform(task))
+    }
 }

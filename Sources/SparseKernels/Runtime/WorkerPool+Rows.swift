@@ -17,21 +17,20 @@ extension WorkerPool {
         let tasks = (rows + rowsPerTask - 1) / rowsPerTask
         let (work, overflow) = rows.multipliedReportingOverflow(by: workPerRow)
         withoutActuallyEscaping(body) { body in
-            withUnsafePointer(to: RowRangeCall(rows: rows, rowsPerTask: rowsPerTask, body: body)) { call in
-                run(
-                    tasks: tasks, work: overflow ? .max : work, scratchByteCount: scratchByteCount, context: call
-                ) { context, task, scratch in
-                    let call = context.assumingMemoryBound(to: RowRangeCall.self).pointee
-                    let start = task * call.rowsPerTask
-                    call.body(start..<min(call.rows, start + call.rowsPerTask), scratch)
-                }
-            }
+            run(
+                RowRangeCall(rows: rows, rowsPerTask: rowsPerTask, body: body), tasks: tasks,
+                work: overflow ? .max : work, scratchByteCount: scratchByteCount)
         }
     }
 }
 
-private struct RowRangeCall {
+private struct RowRangeCall: PoolCall {
     let rows: Int
     let rowsPerTask: Int
     let body: @Sendable (Range<Int>, UnsafeMutableRawPointer) -> Void
+
+    func perform(task: Int, scratch: UnsafeMutableRawPointer) {
+        let start = task * rowsPerTask
+        body(start..<min(rows, start + rowsPerTask), scratch)
+    }
 }

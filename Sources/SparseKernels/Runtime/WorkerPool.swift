@@ -35,25 +35,23 @@ public final class WorkerPool: Sendable {
     /// Bytes of scratch that the pool holds for later calls.
     public var retainedScratchByteCount: Int { queue.retainedScratchByteCount }
 
-    /// The body of a task: the caller's context, the task's index, and scratch of the size asked for, 64-byte aligned.
-    ///
-    /// A function without captures, so that starting a call allocates nothing.
-    package typealias Body = @Sendable (UnsafeRawPointer, Int, UnsafeMutableRawPointer) -> Void
-
-    /// Runs `body` once for every task in 0..<taskCount and returns when all are done.
+    /// Performs every task in 0..<taskCount once and returns when all are done. Starting a call allocates nothing.
     ///
     /// Tasks are handed out one by one in ascending order to whichever thread is free, so order them heaviest first. No other
     /// thread is woken when the whole call is estimated below `workCutoff`.
     ///
     /// - Parameters:
+    ///   - call: the operands that the tasks share.
+    ///   - taskCount: the number of tasks; none is fine.
     ///   - work: estimated cost of the whole call in multiply-adds, or in bytes for calls that move memory.
-    ///   - context: lives until the call returns; bodies may read it concurrently and may write only where tasks are disjoint.
-    package func run(
-        tasks taskCount: Int, work: Int, scratchByteCount: Int, context: UnsafeRawPointer, body: @escaping Body
-    ) {
+    ///   - scratchByteCount: bytes of scratch that every task gets.
+    package func run<Call: PoolCall>(_ call: Call, tasks taskCount: Int, work: Int, scratchByteCount: Int = 0) {
         if taskCount <= 0 { return }
         let helpers = work < Self.workCutoff ? 0 : min(threads, taskCount) - 1
-        queue.run(tasks: taskCount, helpers: helpers, scratchByteCount: scratchByteCount, context: context, body: body)
+        withUnsafePointer(to: call) { address in
+            queue.run(
+                Call.self, at: address, tasks: taskCount, helpers: helpers, scratchByteCount: scratchByteCount)
+        }
     }
 
     /// Runs `body` with memory that the calls it makes on this pool can share: 64-byte aligned, contents undefined, kept by the pool for

@@ -1,5 +1,5 @@
 /// One call of `BlockSelection`: rows are selected independently of each other, a few per task.
-struct BlockSelectionCall {
+struct BlockSelectionCall: PoolCall {
     let selection: BlockSelection
     let grid: BlockGrid
     let heads: Int
@@ -14,20 +14,14 @@ struct BlockSelectionCall {
 
     func run(on pool: WorkerPool) {
         let chunks = (grid.blockRows + Self.rowsPerTask - 1) / Self.rowsPerTask
-        withUnsafePointer(to: self) { call in
-            // About eight operations per block: reading, and moving it into the heap.
-            pool.run(
-                tasks: heads * chunks, work: 8 * heads * grid.blockRows * grid.blockColumns,
-                scratchByteCount: grid.blockColumns * MemoryLayout<UInt64>.stride, context: call
-            ) { context, task, scratch in
-                let call = context.assumingMemoryBound(to: BlockSelectionCall.self)
-                let heap = scratch.bindMemory(to: UInt64.self, capacity: call.pointee.grid.blockColumns)
-                call.pointee.select(task: task, heap: heap)
-            }
-        }
+        // About eight operations per block: reading, and moving it into the heap.
+        pool.run(
+            self, tasks: heads * chunks, work: 8 * heads * grid.blockRows * grid.blockColumns,
+            scratchByteCount: grid.blockColumns * MemoryLayout<UInt64>.stride)
     }
 
-    private func select(task: Int, heap: UnsafeMutablePointer<UInt64>) {
+    func perform(task: Int, scratch: UnsafeMutableRawPointer) {
+        let heap = scratch.bindMemory(to: UInt64.self, capacity: grid.blockColumns)
         // Backwards through the rows: under a causal limit later rows have more candidates.
         let end = grid.blockRows - task / heads * Self.rowsPerTask
         for row in max(0, end - Self.rowsPerTask)..<end { select(head: task % heads, row: row, heap: heap) }

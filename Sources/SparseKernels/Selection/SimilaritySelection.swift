@@ -161,7 +161,7 @@ public struct SimilaritySelection: Sendable {
     }
 
     /// The selection of one head: a task is a row of blocks.
-    private struct Call {
+    private struct Call: PoolCall {
         let grid: BlockGrid
         let head: Head
         let keepsFirstColumn: Bool
@@ -175,23 +175,17 @@ public struct SimilaritySelection: Sendable {
         private static let workPerColumn = 64
 
         func run(on pool: WorkerPool) {
-            withUnsafePointer(to: self) { call in
-                pool.run(
-                    tasks: grid.blockRows, work: grid.blockRows * grid.blockColumns * Self.workPerColumn,
-                    scratchByteCount: grid.blockColumns * MemoryLayout<UInt64>.stride, context: call
-                ) { context, row, scratch in
-                    context.assumingMemoryBound(to: Call.self).pointee.select(
-                        row: row, keys: scratch.assumingMemoryBound(to: UInt64.self))
-                }
-            }
+            pool.run(
+                self, tasks: grid.blockRows, work: grid.blockRows * grid.blockColumns * Self.workPerColumn,
+                scratchByteCount: grid.blockColumns * MemoryLayout<UInt64>.stride)
         }
 
-        private func select(row: Int, keys: UnsafeMutablePointer<UInt64>) {
+        func perform(task row: Int, scratch: UnsafeMutableRawPointer) {
             let reachable = grid.reachableColumns(ofRow: row)
             let scores = scores + row * grid.blockColumns
             let flags = kept + row * grid.blockColumns
             let isSimilar = querySimilarities[row] > head.similarityThreshold
-            var heap = DescendingHeap(keys)
+            var heap = DescendingHeap(scratch.assumingMemoryBound(to: UInt64.self))
             var maximum = -Float.infinity
             for column in reachable {
                 let score = scores[column] * scale

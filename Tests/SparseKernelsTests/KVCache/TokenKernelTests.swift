@@ -66,7 +66,7 @@ struct TokenKernelTests {
                                 visible: visible == nil ? nil : seen.baseAddress!, softmaxScale: softmaxScale,
                                 logitsSoftCap: logitsSoftCap, records: records.pointer + piece * range.count * recordStride,
                                 recordStride: recordStride, scratch: UnsafeMutableRawPointer(scratch.pointer))
-                            set.kernels.tokens.attend(&arguments)
+                            set.kernels.attendTokens(&arguments)
                         }
                         begin = end
                     }
@@ -103,7 +103,7 @@ struct TokenKernelTests {
                         records: UnsafePointer(records.pointer), recordStride: recordStride, indices: padded.baseAddress!,
                         count: indices.count, valueDim: valueDim, output: UnsafeMutableRawPointer(output.baseAddress!),
                         outputType: TokenPool.storageType(O.self), logSumExp: logSumExp, scratch: scratch.pointer)
-                    set.kernels.tokens.merge(&arguments)
+                    set.kernels.mergeTokens(&arguments)
                 }
             }
         }
@@ -238,7 +238,7 @@ struct TokenKernelTests {
                     key: key, slots: slots.baseAddress!, count: slots.count, query: query.baseAddress!, queryStride: headDim,
                     rows: rows, scale: scale, scores: scores.pointer, scoreStride: stride,
                     scratch: UnsafeMutableRawPointer(scratch.pointer))
-                set.kernels.tokens.score(&arguments)
+                set.kernels.scoreTokens(&arguments)
             }
         }
         return (0..<rows).map { row in

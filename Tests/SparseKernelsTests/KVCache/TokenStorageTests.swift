@@ -41,7 +41,7 @@ struct TokenStorageTests {
     static func loaded(_ pool: TokenPool, _ slot: Int, _ count: Int, isValue: Bool, _ set: InstructionSet) -> [Float] {
         let tokens = isValue ? pool.value : pool.key
         let rows = AlignedFloats(count * tokens.channels)
-        set.kernels.tokens.load(tokens, slot, count, rows.pointer)
+        set.kernels.loadTokens(tokens, slot: slot, count: count, into: rows.pointer)
         return Array(UnsafeBufferPointer(start: rows.pointer, count: rows.count))
     }
 

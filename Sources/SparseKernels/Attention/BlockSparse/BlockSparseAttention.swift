@@ -35,7 +35,7 @@ public struct BlockSparseAttention: AttentionOperator {
     /// Bytes of scratch that each thread of the pool needs.
     public let scratchByteCount: Int
 
-    let kernels: KernelTable
+    let kernels: any KernelTable.Type
     let softmaxScale: Float
     let schedule: AttentionSchedule
     private let reachablePairs: Int
@@ -130,8 +130,8 @@ public struct BlockSparseAttention: AttentionOperator {
 
         var schedule = AttentionSchedule()
         let denseRows = AttentionSchedule.TaskRows(
-            limit: DenseAttention.queryBlock(shape, kernels), panelWidth: kernels.panelWidth)
-        let blockRows = AttentionSchedule.TaskRows(panelWidth: kernels.panelWidth)
+            limit: DenseAttention.queryBlock(shape, kernels), panelWidth: kernels.sizes.panelWidth)
+        let blockRows = AttentionSchedule.TaskRows(panelWidth: kernels.sizes.panelWidth)
         var (end, reachablePairs) = (0, 0)
         for (index, sequence) in sequences.enumerated() {
             let name = sequences.count == 1 ? "" : "sequences[\(index)]."
@@ -226,7 +226,7 @@ public struct BlockSparseAttention: AttentionOperator {
     }
 
     /// One `run`: what its tasks share.
-    private struct Call {
+    private struct Call: PoolCall {
         let plan: BlockSparseAttention
         let buffers: AttentionBuffers
         let tasks: UnsafePointer<AttentionSchedule.Task>
@@ -234,19 +234,13 @@ public struct BlockSparseAttention: AttentionOperator {
         let gathered: UnsafePointer<Int32>?
 
         func run(on pool: WorkerPool, tasks count: Int) {
-            let shape = plan.shape
-            withUnsafePointer(to: self) { call in
-                pool.run(
-                    tasks: count, work: plan.visiblePairs * (shape.headDim + shape.valueDim),
-                    scratchByteCount: plan.scratchByteCount, context: call
-                ) { context, task, scratch in
-                    let call = context.assumingMemoryBound(to: Call.self)
-                    call.pointee.attend(task: call.pointee.tasks[task], scratch: scratch)
-                }
-            }
+            pool.run(
+                self, tasks: count, work: plan.visiblePairs * (plan.shape.headDim + plan.shape.valueDim),
+                scratchByteCount: plan.scratchByteCount)
         }
 
-        private func attend(task: AttentionSchedule.Task, scratch: UnsafeMutableRawPointer) {
+        func perform(task index: Int, scratch: UnsafeMutableRawPointer) {
+            let task = tasks[index]
             var arguments = buffers.arguments(
                 plan.shape, head: task.head, firstQuery: task.firstQuery, rows: task.rows, firstKey: task.firstKey,
                 scratch: scratch)

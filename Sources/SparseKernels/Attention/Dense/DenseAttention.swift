@@ -23,7 +23,7 @@ public struct DenseAttention: AttentionOperator {
     /// The instruction set that `run` executes.
     public let instructionSet: InstructionSet
 
-    let kernels: KernelTable
+    let kernels: any KernelTable.Type
     let softmaxScale: Float
     /// Query rows of a task.
     let queryBlock: Int
@@ -54,10 +54,10 @@ public struct DenseAttention: AttentionOperator {
     /// values, disappear beside the products; 96 rows cost about 1%. Packed queries and accumulators of 192 rows are 192 KiB at
     /// 128 channels, which leaves room for a key block in a 512 KiB second-level cache. The choice
     /// depends on shape and level only, never on the threads.
-    static func queryBlock(_ shape: AttentionShape, _ kernels: KernelTable) -> Int {
+    static func queryBlock(_ shape: AttentionShape, _ kernels: any KernelTable.Type) -> Int {
         func blocks(_ rows: Int) -> Int { shape.queryHeads * ((shape.queryLength + rows - 1) / rows) }
         let rows = blocks(192) >= 128 ? AttentionScratch.maximumQueryRows : blocks(96) >= 16 ? 96 : 48
-        return rows / kernels.panelWidth * kernels.panelWidth
+        return rows / kernels.sizes.panelWidth * kernels.sizes.panelWidth
     }
 
     /// Bytes of scratch that each thread of the pool needs.

@@ -4,7 +4,7 @@ internal import KernelInterface
 ///
 /// Tasks go head by head, so that the heads of a group find their keys and values in the cache, and backwards through the
 /// queries of a head: under a causal mask later blocks see more keys, and the light ones are left to fill the end.
-struct DenseAttentionCall {
+struct DenseAttentionCall: PoolCall {
     let plan: DenseAttention
     let buffers: AttentionBuffers
     var bias: AttentionOperand?
@@ -16,17 +16,10 @@ struct DenseAttentionCall {
         let shape = plan.shape
         if blocks == 0 { return }
         let work = shape.queryHeads * shape.queryLength * shape.keyLength * (shape.headDim + shape.valueDim)
-        withUnsafePointer(to: self) { call in
-            pool.run(
-                tasks: shape.queryHeads * blocks, work: work, scratchByteCount: plan.scratchByteCount, context: call
-            ) { context, task, scratch in
-                let call = context.assumingMemoryBound(to: DenseAttentionCall.self)
-                call.pointee.attend(task: task, scratch: scratch)
-            }
-        }
+        pool.run(self, tasks: shape.queryHeads * blocks, work: work, scratchByteCount: plan.scratchByteCount)
     }
 
-    private func attend(task: Int, scratch: UnsafeMutableRawPointer) {
+    func perform(task: Int, scratch: UnsafeMutableRawPointer) {
         let shape = plan.shape
         let head = task / blocks
         let first = (blocks - 1 - task % blocks) * plan.queryBlock

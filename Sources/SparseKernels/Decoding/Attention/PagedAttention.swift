@@ -41,7 +41,7 @@ public struct PagedAttention: Sendable {
     public let sharesPrefixes: Bool
     /// The instruction set that `run` executes.
     public let instructionSet: InstructionSet
-    let kernels: KernelTable
+    let kernels: any KernelTable.Type
 
     /// Query heads that share one key/value head.
     var group: Int { queryHeads / configuration.kvHeads }

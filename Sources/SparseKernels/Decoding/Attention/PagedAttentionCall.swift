@@ -18,13 +18,17 @@ struct PagedAttentionCall {
     }
 
     /// What tasks read.
-    private struct Step {
+    private struct Step: PoolCall {
         let call: UnsafePointer<PagedAttentionCall>
         let tasks: UnsafePointer<(group: Int32, chunk: Int32)>
         let source: TokenList.Source
         let queries: UnsafeMutablePointer<Float>
         let records: UnsafeMutablePointer<Float>
         let recordStride: Int
+
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) {
+            call.pointee.attend(self, task: tasks[task], scratch: scratch)
+        }
     }
 
     /// Rows of a merging task.
@@ -90,7 +94,7 @@ struct PagedAttentionCall {
                 let place = batch.place(ofRow: index, group: plan.group, from: &sequence)
                 let rows = query.rows(
                     head: kvHead * plan.group + place.head, from: place.sequence.firstQuery + place.query)
-                plan.kernels.stageRows(rows, 0, 1, channels, row)
+                plan.kernels.stageRows(rows, first: 0, count: 1, channels: channels, into: row)
                 row += channels
             }
         }
@@ -102,15 +106,9 @@ struct PagedAttentionCall {
         let configuration = plan.configuration
         let scratch = TaskScratch(configuration)
         let tokens = batch.groups.reduce(0) { $0 + $1.list.count * $1.rows.count }
-        withUnsafePointer(to: step) { step in
-            pool.run(
-                tasks: count, work: tokens * (configuration.headDim + configuration.valueDim),
-                scratchByteCount: scratch.byteCount, context: step
-            ) { context, task, scratch in
-                let step = context.assumingMemoryBound(to: Step.self).pointee
-                step.call.pointee.attend(step, task: step.tasks[task], scratch: scratch)
-            }
-        }
+        pool.run(
+            step, tasks: count, work: tokens * (configuration.headDim + configuration.valueDim),
+            scratchByteCount: scratch.byteCount)
     }
 
     /// Where the parts of a task's scratch begin, in bytes.
@@ -175,7 +173,7 @@ struct PagedAttentionCall {
             visible: UnsafePointer(visible), softmaxScale: plan.softmaxScale, logitsSoftCap: plan.logitsSoftCap ?? 0,
             aliBi: aliBi, records: step.records + record * step.recordStride, recordStride: step.recordStride,
             scratch: scratch + layout.kernel)
-        plan.kernels.tokens.attend(&arguments)
+        plan.kernels.attendTokens(&arguments)
     }
 
     /// Positions of the entries of a list and of the rows that attend it, and the slopes of their heads.
@@ -200,10 +198,12 @@ struct PagedAttentionCall {
     // MARK: - Rows
 
     /// What merging tasks read.
-    private struct Merge {
+    private struct Merge: PoolCall {
         let call: UnsafePointer<PagedAttentionCall>
         let records: UnsafePointer<Float>
         let stride: Int
+
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) { call.pointee.merge(self, task: task, scratch: scratch) }
     }
 
     private func merge(
@@ -211,15 +211,10 @@ struct PagedAttentionCall {
     ) {
         let rows = batch.groupOfRow.count
         let chunks = batch.groups.reduce(0) { max($0, $1.chunks) }
-        withUnsafePointer(to: Merge(call: call, records: records, stride: stride)) { merge in
-            pool.run(
-                tasks: (rows + Self.mergedRows - 1) / Self.mergedRows, work: batch.recordCount * stride,
-                scratchByteCount: 4 * (TokenLayout.padded(plan.configuration.valueDim) + 2 * chunks), context: merge
-            ) { context, task, scratch in
-                let merge = context.assumingMemoryBound(to: Merge.self).pointee
-                merge.call.pointee.merge(merge, task: task, scratch: scratch)
-            }
-        }
+        pool.run(
+            Merge(call: call, records: records, stride: stride), tasks: (rows + Self.mergedRows - 1) / Self.mergedRows,
+            work: batch.recordCount * stride,
+            scratchByteCount: 4 * (TokenLayout.padded(plan.configuration.valueDim) + 2 * chunks))
     }
 
     private func merge(_ merge: Merge, task: Int, scratch: UnsafeMutableRawPointer) {
@@ -240,7 +235,7 @@ struct PagedAttentionCall {
                 records: merge.records, recordStride: merge.stride, indices: indices, count: count, valueDim: channels,
                 output: output.row(head: head, token: token), outputType: output.type,
                 logSumExp: logSumExp.map { $0 + head * batch.queryCount + token }, scratch: sums)
-            plan.kernels.tokens.merge(&arguments)
+            plan.kernels.mergeTokens(&arguments)
         }
     }
 

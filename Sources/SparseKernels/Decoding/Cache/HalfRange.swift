@@ -13,8 +13,7 @@ extension KVCacheConfiguration {
 extension TensorView where Element: AttentionElement {
     /// Throws `.invalidArgument` with the first element that is not finite or of magnitude above 65504.
     func requireHalfRange(named name: String, on pool: WorkerPool) throws(SparseKernelsError) {
-        let scan = HalfRangeScan(AttentionOperand(self))
-        if !scan.findsAny(on: pool) { return }
+        if !HalfRangeScan.findsAny(in: AttentionOperand(self), on: pool) { return }
         for head in 0..<heads {
             for token in 0..<tokens {
                 for channel in 0..<channels {
@@ -30,34 +29,30 @@ extension TensorView where Element: AttentionElement {
 }
 
 /// Looks for elements beyond the range of half precision. A task is one head.
-private struct HalfRangeScan: ~Copyable {
+private struct HalfRangeScan: PoolCall {
     /// The largest finite number of half precision.
     static let limit: Float = 65504
 
     let operand: AttentionOperand
-    let found = Atomic(false)
+    let found: UnsafePointer<Atomic<Bool>>
 
-    init(_ operand: AttentionOperand) { self.operand = operand }
-
-    borrowing func findsAny(on pool: WorkerPool) -> Bool {
+    static func findsAny(in operand: AttentionOperand, on pool: WorkerPool) -> Bool {
         let geometry = operand.geometry
-        withUnsafePointer(to: self) { call in
+        let found = Atomic(false)
+        withUnsafePointer(to: found) { found in
             pool.run(
-                tasks: geometry.heads, work: geometry.heads * geometry.tokens * geometry.channels, scratchByteCount: 0,
-                context: call
-            ) { context, head, _ in
-                context.assumingMemoryBound(to: HalfRangeScan.self).pointee.scan(head: head)
-            }
+                HalfRangeScan(operand: operand, found: found), tasks: geometry.heads,
+                work: geometry.heads * geometry.tokens * geometry.channels)
         }
         return found.load(ordering: .relaxed)
     }
 
-    private borrowing func scan(head: Int) {
+    func perform(task head: Int, scratch: UnsafeMutableRawPointer) {
         let rows = operand.rows(head: head)
         for token in 0..<operand.geometry.tokens {
             let row = rows.base + token * rows.stride * operand.type.byteCount
             if exceeds(row, operand.geometry.channels) {
-                found.store(true, ordering: .relaxed)
+                found.pointee.store(true, ordering: .relaxed)
                 return
             }
         }
@@ -65,7 +60,7 @@ private struct HalfRangeScan: ~Copyable {
 
     /// On magnitudes as integers, which have the order of the numbers, with infinities and NaN above all. No early exit, so that the
     /// loops become vectors.
-    private borrowing func exceeds(_ row: UnsafeRawPointer, _ count: Int) -> Bool {
+    private func exceeds(_ row: UnsafeRawPointer, _ count: Int) -> Bool {
         switch operand.type {
         case .float32:
             let elements = row.assumingMemoryBound(to: UInt32.self)
@@ -80,7 +75,7 @@ private struct HalfRangeScan: ~Copyable {
         }
     }
 
-    private borrowing func largestMagnitude(_ row: UnsafeRawPointer, _ count: Int) -> UInt32 {
+    private func largestMagnitude(_ row: UnsafeRawPointer, _ count: Int) -> UInt32 {
         let elements = row.assumingMemoryBound(to: UInt16.self)
         var largest: UInt16 = 0
         for i in 0..<count { largest = max(largest, elements[i] & 0x7fff) }

@@ -49,14 +49,14 @@ package struct KVSection: Hashable, Sendable {
 /// Knows slots and pages, but not who owns them.
 package final class KVStorage {
     package let configuration: KVCacheConfiguration
-    package let kernels: KernelTable
+    package let kernels: any KernelTable.Type
     /// The sections that exist, in the order of their memory.
     package let sections: [KVSection]
     private let memory: [KVSection.Kind: UnsafeMutableRawPointer]
     private let headStride: [KVSection.Kind: Int]
 
     /// - Throws: `.capacityExceeded` when the system refuses the address space.
-    package init(_ configuration: KVCacheConfiguration, kernels: KernelTable) throws(SparseKernelsError) {
+    package init(_ configuration: KVCacheConfiguration, kernels: any KernelTable.Type) throws(SparseKernelsError) {
         self.configuration = configuration
         self.kernels = kernels
         sections = KVSection.all(configuration)
@@ -156,15 +156,15 @@ package final class KVStorage {
         var keys = StoreTokensArguments(
             rows: key, first: firstKey, count: count, target: keyOperand(layer: layer, head: head), slot: slot,
             scratch: floats)
-        kernels.tokens.store(&keys)
+        kernels.storeTokens(&keys)
         if configuration.keepsKeyEstimates {
             keys.target = estimateOperand(layer: layer, head: head)!
-            kernels.tokens.store(&keys)
+            kernels.storeTokens(&keys)
         }
         var values = StoreTokensArguments(
             rows: value, first: firstValue, count: count, target: valueOperand(layer: layer, head: head), slot: slot,
             scratch: floats)
-        kernels.tokens.store(&values)
+        kernels.storeTokens(&values)
     }
 
     /// Recomputes the metadata of the logical pages that `tokens` (offsets inside the page) touch, over the first `filled` tokens
@@ -180,7 +180,7 @@ package final class KVStorage {
                 key: keyOperand(layer: layer, head: head), slot: page * configuration.pageSize + part * size,
                 count: min(size, filled - part * size), isMean: metadata.kind == .mean, target: target,
                 row: page * configuration.logicalPages + part, scratch: scratch.assumingMemoryBound(to: Float.self))
-            kernels.tokens.summarize(&arguments)
+            kernels.summarizeTokens(&arguments)
             part += 1
         }
     }
@@ -201,7 +201,7 @@ package final class KVStorage {
     package func read(
         layer: Int, head: Int, slot: Int, count: Int, keys: UnsafeMutablePointer<Float>?, values: UnsafeMutablePointer<Float>?
     ) {
-        if let keys { kernels.tokens.load(keyOperand(layer: layer, head: head), slot, count, keys) }
-        if let values { kernels.tokens.load(valueOperand(layer: layer, head: head), slot, count, values) }
+        if let keys { kernels.loadTokens(keyOperand(layer: layer, head: head), slot: slot, count: count, into: keys) }
+        if let values { kernels.loadTokens(valueOperand(layer: layer, head: head), slot: slot, count: count, into: values) }
     }
 }

@@ -125,7 +125,7 @@ extension PagedKVCache {
 }
 
 /// Tokens on their way into the pages of one layer. A task is one head of one page; no two touch the same memory.
-private struct PageWrite {
+private struct PageWrite: PoolCall {
     let storage: KVStorage
     let layer: Int
     let key: AttentionOperand
@@ -142,17 +142,12 @@ private struct PageWrite {
     func run(on pool: WorkerPool) {
         let configuration = storage.configuration
         let bytes = (configuration.headDim + configuration.valueDim) * 4
-        withUnsafePointer(to: self) { call in
-            pool.run(
-                tasks: configuration.kvHeads * positions.count, work: tokens.count * configuration.kvHeads * bytes,
-                scratchByteCount: KVStorage.scratchByteCount(configuration), context: call
-            ) { context, task, scratch in
-                context.assumingMemoryBound(to: PageWrite.self).pointee.write(task: task, scratch)
-            }
-        }
+        pool.run(
+            self, tasks: configuration.kvHeads * positions.count, work: tokens.count * configuration.kvHeads * bytes,
+            scratchByteCount: KVStorage.scratchByteCount(configuration))
     }
 
-    private func write(task: Int, _ scratch: UnsafeMutableRawPointer) {
+    func perform(task: Int, scratch: UnsafeMutableRawPointer) {
         let pageSize = storage.configuration.pageSize
         let (head, position) = (task / positions.count, positions.lowerBound + task % positions.count)
         let start = position * pageSize

@@ -27,7 +27,7 @@ internal import KernelInterface
 public final class PagedKVCache {
     public let configuration: KVCacheConfiguration
     package let storage: KVStorage
-    let kernels: KernelTable
+    let kernels: any KernelTable.Type
     var pages: PagePool
     var table: SequenceTable
 
@@ -47,7 +47,7 @@ public final class PagedKVCache {
     }
 
     init(
-        _ configuration: KVCacheConfiguration, kernels: KernelTable, pages: PagePool, table: SequenceTable
+        _ configuration: KVCacheConfiguration, kernels: any KernelTable.Type, pages: PagePool, table: SequenceTable
     ) throws(SparseKernelsError) {
         self.configuration = configuration
         self.kernels = kernels

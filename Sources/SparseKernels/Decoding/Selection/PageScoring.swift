@@ -5,7 +5,7 @@ internal import KernelInterface
 /// Metadata are key rows of 2·headDim channels, kmax then kmin. With (max(q, 0), min(q, 0)) as the query, one product is
 /// Σ max(q_c·kmax_c, q_c·kmin_c), because kmax_c ≥ kmin_c. The kernel for tokens then scores pages.
 struct PageScoring {
-    let kernels: KernelTable
+    let kernels: any KernelTable.Type
     let storage: KVStorage
     let layer: Int
     let query: AttentionOperand
@@ -107,7 +107,7 @@ struct PageScoring {
             key: storage.metadataOperand(layer: layer, head: head)!, slots: slots, count: count, query: rows,
             queryStride: channels, rows: group, scale: 1, isBound: !isMean, scores: scores, scoreStride: chunk,
             scratch: memory + scratch.kernel)
-        kernels.tokens.score(&arguments)
+        kernels.scoreTokens(&arguments)
         if let logical {
             for row in 0..<group {
                 (logical + row * logicalStride + range.lowerBound * logicalPerPage).update(
@@ -145,7 +145,8 @@ struct PageScoring {
     private func stageQueries(head: Int, token: Int, _ rows: UnsafeMutablePointer<Float>) {
         for member in 0..<group {
             let row = rows + member * channels
-            kernels.stageRows(query.rows(head: head * group + member, from: token), 0, 1, headDim, row)
+            kernels.stageRows(
+                query.rows(head: head * group + member, from: token), first: 0, count: 1, channels: headDim, into: row)
             if isMean { continue }
             for channel in 0..<headDim {
                 // Comparisons that NaN fails: it stays in both halves.

@@ -1,5 +1,5 @@
 /// Scores of the pages of some sequences: a task is a chunk of pages under one key/value head.
-struct PageScoringCall {
+struct PageScoringCall: PoolCall {
     let scoring: PageScoring
     let plan: PageTables.Plan
     let listsPerHead: Int
@@ -11,17 +11,12 @@ struct PageScoringCall {
 
     func run(on pool: WorkerPool) {
         let pages = plan.chunks.reduce(0) { $0 + $1.pages.count }
-        withUnsafePointer(to: self) { call in
-            pool.run(
-                tasks: plan.chunks.count * scoring.kvHeads, work: scoring.kvHeads * scoring.work(pages: pages),
-                scratchByteCount: scoring.scratchByteCount, context: call
-            ) { context, task, scratch in
-                context.assumingMemoryBound(to: PageScoringCall.self).pointee.score(task: task, scratch: scratch)
-            }
-        }
+        pool.run(
+            self, tasks: plan.chunks.count * scoring.kvHeads, work: scoring.kvHeads * scoring.work(pages: pages),
+            scratchByteCount: scoring.scratchByteCount)
     }
 
-    private func score(task: Int, scratch: UnsafeMutableRawPointer) {
+    func perform(task: Int, scratch: UnsafeMutableRawPointer) {
         let chunk = plan.chunks[task / scoring.kvHeads]
         let head = task % scoring.kvHeads
         let sequence = plan.sequences[chunk.sequence]

@@ -1,5 +1,5 @@
 /// The choice among scored pages: a task is a key/value head of a sequence.
-struct PageSelectionCall {
+struct PageSelectionCall: PoolCall {
     let selector: PageSelector
     let plan: PageTables.Plan
     let maximumPages: Int
@@ -13,18 +13,13 @@ struct PageSelectionCall {
     func run(on pool: WorkerPool) {
         let heads = selector.configuration.kvHeads
         let pages = plan.chunks.reduce(0) { $0 + $1.pages.count }
-        withUnsafePointer(to: self) { call in
-            // Ranking passes over the keys about five times.
-            pool.run(
-                tasks: plan.sequences.count * heads, work: 8 * heads * listsPerHead * pages,
-                scratchByteCount: TopK.scratchByteCount(maximumPages), context: call
-            ) { context, task, scratch in
-                context.assumingMemoryBound(to: PageSelectionCall.self).pointee.select(task: task, scratch: scratch)
-            }
-        }
+        // Ranking passes over the keys about five times.
+        pool.run(
+            self, tasks: plan.sequences.count * heads, work: 8 * heads * listsPerHead * pages,
+            scratchByteCount: TopK.scratchByteCount(maximumPages))
     }
 
-    private func select(task: Int, scratch: UnsafeMutableRawPointer) {
+    func perform(task: Int, scratch: UnsafeMutableRawPointer) {
         let heads = selector.configuration.kvHeads
         let sequence = plan.sequences[task / heads]
         let count = sequence.pages.count

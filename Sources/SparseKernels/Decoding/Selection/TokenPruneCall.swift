@@ -4,9 +4,9 @@ internal import KernelInterface
 ///
 /// The query heads of a group score the union of their candidates, because a key is then read and expanded once for all of them. What a
 /// head has no right to is hidden from it by a score of −∞, so that it has no part in that head's softmax.
-struct TokenPruneCall {
+struct TokenPruneCall: PoolCall {
     private let pruner: TokenPruner
-    private let kernels: KernelTable
+    private let kernels: any KernelTable.Type
     private let storage: KVStorage
     private let layer: Int
     private let query: AttentionOperand
@@ -142,18 +142,13 @@ struct TokenPruneCall {
 
     private func run(on pool: WorkerPool) {
         let configuration = pruner.configuration
-        withUnsafePointer(to: self) { call in
-            pool.run(
-                tasks: sequences.count * configuration.kvHeads,
-                work: sequences.count * pruner.queryHeads * layout.capacity * configuration.headDim,
-                scratchByteCount: layout.byteCount, context: call
-            ) { context, task, scratch in
-                context.assumingMemoryBound(to: TokenPruneCall.self).pointee.prune(task: task, scratch: scratch)
-            }
-        }
+        pool.run(
+            self, tasks: sequences.count * configuration.kvHeads,
+            work: sequences.count * pruner.queryHeads * layout.capacity * configuration.headDim,
+            scratchByteCount: layout.byteCount)
     }
 
-    private func prune(task: Int, scratch: UnsafeMutableRawPointer) {
+    func perform(task: Int, scratch: UnsafeMutableRawPointer) {
         let configuration = pruner.configuration
         let (index, head) = (task / configuration.kvHeads, task % configuration.kvHeads)
         let sequence = sequences[index]
@@ -172,15 +167,15 @@ struct TokenPruneCall {
         let rows = (scratch + layout.query).bindMemory(to: Float.self, capacity: group * configuration.headDim)
         for member in 0..<group {
             kernels.stageRows(
-                query.rows(head: head * group + member, from: sequence.row), 0, 1, configuration.headDim,
-                rows + member * configuration.headDim)
+                query.rows(head: head * group + member, from: sequence.row), first: 0, count: 1,
+                channels: configuration.headDim, into: rows + member * configuration.headDim)
         }
         let scores = (scratch + layout.scores).bindMemory(to: Float.self, capacity: group * layout.scoreStride)
         let key = storage.estimateOperand(layer: layer, head: head) ?? storage.keyOperand(layer: layer, head: head)
         var scoring = ScoreTokensArguments(
             key: key, slots: slots, count: count, query: rows, queryStride: configuration.headDim, rows: group,
             scale: pruner.softmaxScale, scores: scores, scoreStride: layout.scoreStride, scratch: scratch + layout.kernel)
-        kernels.tokens.score(&scoring)
+        kernels.scoreTokens(&scoring)
         hide(task: task, positions: tokens, count: count, scores: scores)
 
         let words = PruneScratch.padded(count) / 64
@@ -191,7 +186,7 @@ struct TokenPruneCall {
             epsilon: pruner.epsilon, startsAtMaximum: pruner.upperBound == .maximum, first: tokens[0] == 0 ? 0 : -1, kept: kept,
             keptStride: listsPerTask == 1 ? 0 : words, thresholds: thresholds, masses: masses + task * group,
             scratch: scratch + layout.list)
-        kernels.tokens.prune(&pruning)
+        kernels.pruneWeights(&pruning)
 
         for list in 0..<listsPerTask {
             let target = positions + (firstList + list) * layout.capacity

@@ -28,7 +28,7 @@ public struct HadamardRotation: Sendable {
     let orders: [Int]
     /// The power of two that remains: the innermost factor.
     let powerOfTwo: Int
-    private let kernels: KernelTable
+    private let kernels: any KernelTable.Type
     /// For every order H, then Hᵀ, one after the other.
     private let matrices: Tensor<Float>
     /// `[count]`: signs / √blockSize.
@@ -100,14 +100,9 @@ public struct HadamardRotation: Sendable {
                         rows: elements.baseAddress!, rowStride: rowStride, count: count, orders: orders, powerOfTwo: powerOfTwo,
                         matrices: matrices.baseAddress!, multipliers: multipliers.baseAddress!, isInverse: inverse,
                         kernels: kernels)
-                    withUnsafePointer(to: call) { call in
-                        pool.run(
-                            tasks: rowCount, work: rowCount * count * (16 + orders.reduce(0, +)),
-                            scratchByteCount: scratchByteCount, context: call
-                        ) { context, task, scratch in
-                            context.assumingMemoryBound(to: RotationCall.self).pointee.rotate(row: task, scratch: scratch)
-                        }
-                    }
+                    pool.run(
+                        call, tasks: rowCount, work: rowCount * count * (16 + orders.reduce(0, +)),
+                        scratchByteCount: scratchByteCount)
                 }
             }
         }

@@ -3,7 +3,7 @@ internal import KernelInterface
 /// One `HadamardRotation.run`: rows, rotated independently of each other.
 ///
 /// A row is read as [blocks, order₁, order₂ …, 2^p]. The factors of H act on one axis each, so they may come in any order.
-struct RotationCall {
+struct RotationCall: PoolCall {
     let rows: UnsafeMutablePointer<Float>
     let rowStride: Int
     let count: Int
@@ -12,10 +12,10 @@ struct RotationCall {
     let matrices: UnsafePointer<Float>
     let multipliers: UnsafePointer<Float>
     let isInverse: Bool
-    let kernels: KernelTable
+    let kernels: any KernelTable.Type
 
-    func rotate(row: Int, scratch: UnsafeMutableRawPointer) {
-        let row = rows + row * rowStride
+    func perform(task: Int, scratch: UnsafeMutableRawPointer) {
+        let row = rows + task * rowStride
         // Q = diag(signs) · H / √n and Qᵀ = Hᵀ · diag(signs) / √n.
         if !isInverse { multiply(row) }
         if powerOfTwo > 1 {

@@ -83,24 +83,20 @@ private struct Sweep {
         for round in 0..<max(0, players - 1) {
             rotated.withUnsafeMutableBufferPointer { rotated in
                 let call = Round(sweep: self, players: players, round: round, rotated: rotated.baseAddress!)
-                withUnsafePointer(to: call) { call in
-                    pool.run(tasks: players / 2, work: players / 2 * stride * 6, scratchByteCount: 0, context: call) {
-                        context, task, _ in context.assumingMemoryBound(to: Round.self).pointee.run(task: task)
-                    }
-                }
+                pool.run(call, tasks: players / 2, work: players / 2 * stride * 6)
             }
             result = result || rotated.contains(true)
         }
         return result
     }
 
-    private struct Round {
+    private struct Round: PoolCall {
         let sweep: Sweep
         let players: Int
         let round: Int
         let rotated: UnsafeMutablePointer<Bool>
 
-        func run(task: Int) {
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) {
             let seats = players - 1
             let first = task == 0 ? seats : (round + task) % seats
             let second = (round + seats - task) % seats

@@ -119,11 +119,7 @@ enum RowSpace {
         gram.withUnsafeMutableBufferPointer { gram in
             rows.span.withUnsafeBufferPointer { rows in
                 let call = GramCall(rows: rows.baseAddress!, count: count, length: length, gram: gram.baseAddress!)
-                withUnsafePointer(to: call) { call in
-                    pool.run(
-                        tasks: (count + 1) / 2, work: count * count * length / 2, scratchByteCount: 0, context: call
-                    ) { context, task, _ in context.assumingMemoryBound(to: GramCall.self).pointee.run(task: task) }
-                }
+                pool.run(call, tasks: (count + 1) / 2, work: count * count * length / 2)
             }
         }
         return gram
@@ -131,13 +127,13 @@ enum RowSpace {
 }
 
 /// Pairs of rows of a Gram matrix. Task 0 has the longest two.
-private struct GramCall {
+private struct GramCall: PoolCall {
     let rows: UnsafePointer<Float>
     let count: Int
     let length: Int
     let gram: UnsafeMutablePointer<Double>
 
-    func run(task: Int) {
+    func perform(task: Int, scratch: UnsafeMutableRawPointer) {
         let (i, next) = (task * 2, min(task * 2 + 1, count - 1))
         for j in stride(from: i, to: count, by: 2) {
             let other = min(j + 1, count - 1)

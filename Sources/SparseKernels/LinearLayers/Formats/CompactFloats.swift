@@ -11,7 +11,7 @@ struct CompactFloats: Sendable {
     var byteCount: Int { storage.byteCount }
 
     /// Makes `count` numbers, a multiple of the level's `laneCount`, with `fill`.
-    init(count: Int, kernels: KernelTable, fill: (UnsafeMutablePointer<Float>) -> Void) {
+    init(count: Int, kernels: any KernelTable.Type, fill: (UnsafeMutablePointer<Float>) -> Void) {
         let wide = TensorStorage(byteCount: count * 4)
         let floats = wide.pointer.assumingMemoryBound(to: Float.self)
         fill(floats)
@@ -21,8 +21,8 @@ struct CompactFloats: Sendable {
             (StorageType.float16, Primitive.narrowToHalf, Primitive.widenHalf),
             (.bfloat16, .narrowToBFloat16, .widenBFloat16),
         ] {
-            kernels.applyPrimitive(narrowing, floats, narrow.pointer, count)
-            kernels.applyPrimitive(widening, narrow.pointer, back.pointer, count)
+            kernels.applyPrimitive(narrowing, from: floats, to: narrow.pointer, count: count)
+            kernels.applyPrimitive(widening, from: narrow.pointer, to: back.pointer, count: count)
             let result = back.pointer.assumingMemoryBound(to: Float.self)
             if (0..<count).allSatisfy({ floats[$0] == result[$0] }) {
                 self.type = type

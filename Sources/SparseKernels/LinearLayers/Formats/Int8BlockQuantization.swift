@@ -62,7 +62,7 @@ public struct Int8BlockQuantization: Sendable, Equatable {
     }
 
     /// One quantisation: a task is a block.
-    private struct Call {
+    private struct Call: PoolCall {
         let rows: CentredRows
         let partition: BlockPartition
         let codes: UnsafeMutablePointer<Int8>
@@ -70,17 +70,12 @@ public struct Int8BlockQuantization: Sendable, Equatable {
 
         func run(on pool: WorkerPool) {
             let geometry = rows.operand.geometry
-            withUnsafePointer(to: self) { call in
-                pool.run(
-                    tasks: geometry.heads * partition.count, work: 4 * geometry.heads * geometry.tokens * geometry.channels,
-                    scratchByteCount: rows.scratchByteCount, context: call
-                ) { context, task, scratch in
-                    context.assumingMemoryBound(to: Call.self).pointee.quantise(task: task, scratch: scratch)
-                }
-            }
+            pool.run(
+                self, tasks: geometry.heads * partition.count,
+                work: 4 * geometry.heads * geometry.tokens * geometry.channels, scratchByteCount: rows.scratchByteCount)
         }
 
-        private func quantise(task: Int, scratch: UnsafeMutableRawPointer) {
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) {
             let geometry = rows.operand.geometry
             let head = task / partition.count
             let tokens = partition[task % partition.count]

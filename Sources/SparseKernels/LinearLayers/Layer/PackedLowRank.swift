@@ -12,15 +12,15 @@ struct PackedLowRank: Sendable {
 
     var byteCount: Int { down.byteCount + up.byteCount }
 
-    init(_ branch: LowRankBranch, layout: PackedLayout, kernels: KernelTable) {
+    init(_ branch: LowRankBranch, layout: PackedLayout, kernels: any KernelTable.Type) {
         let (rank, depth) = (branch.rank, layout.inFeatures)
         self.rank = rank
-        vectors = (rank + kernels.laneCount - 1) / kernels.laneCount
-        let lanes = vectors * kernels.laneCount
+        vectors = (rank + kernels.sizes.laneCount - 1) / kernels.sizes.laneCount
+        let lanes = vectors * kernels.sizes.laneCount
         down = CompactFloats(count: lanes * depth, kernels: kernels) { target in
             branch.down.span.withUnsafeBufferPointer { source in
-                for first in stride(from: 0, to: lanes, by: kernels.panelWidth) {
-                    let width = min(kernels.panelWidth, lanes - first)
+                for first in stride(from: 0, to: lanes, by: kernels.sizes.panelWidth) {
+                    let width = min(kernels.sizes.panelWidth, lanes - first)
                     for lane in 0..<width {
                         for k in 0..<depth {
                             target[first * depth + k * width + lane] =

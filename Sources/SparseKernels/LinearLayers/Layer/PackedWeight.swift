@@ -11,7 +11,7 @@ public struct PackedWeight: Sendable {
     /// The instruction set whose kernels read it.
     public let instructionSet: InstructionSet
 
-    let kernels: KernelTable
+    let kernels: any KernelTable.Type
     let layout: PackedLayout
     /// Largest magnitude of a code.
     let largestCode: Int
@@ -83,11 +83,11 @@ struct PackedLayout: Sendable {
 
     static let groupOfWholeRows = 128
 
-    init(_ format: WeightFormat, outFeatures: Int, inFeatures: Int, kernels: KernelTable) {
+    init(_ format: WeightFormat, outFeatures: Int, inFeatures: Int, kernels: any KernelTable.Type) {
         self.outFeatures = outFeatures
         self.inFeatures = inFeatures
-        laneCount = kernels.laneCount
-        panelWidth = kernels.weightPanelWidth
+        laneCount = kernels.sizes.laneCount
+        panelWidth = kernels.sizes.weightPanelWidth
         groupSize = format.groupSize ?? Self.groupOfWholeRows
         groups = (inFeatures - 1) / groupSize + 1
         bits = format.code.bits
@@ -151,21 +151,16 @@ extension PackedLayout {
 }
 
 /// Codes into panels, a panel per task.
-private struct PackCall {
+private struct PackCall: PoolCall {
     let weight: QuantizedWeight
     let layout: PackedLayout
     let codes: UnsafeMutableRawPointer
 
     func run(on pool: WorkerPool) {
-        withUnsafePointer(to: self) { call in
-            pool.run(tasks: layout.panels, work: layout.codeByteCount, scratchByteCount: 0, context: call) {
-                context, panel, _ in
-                context.assumingMemoryBound(to: PackCall.self).pointee.pack(panel: panel)
-            }
-        }
+        pool.run(self, tasks: layout.panels, work: layout.codeByteCount)
     }
 
-    private func pack(panel: Int) {
+    func perform(task panel: Int, scratch: UnsafeMutableRawPointer) {
         let (first, width) = (panel * layout.panelWidth, layout.lanes(ofPanel: panel))
         let rowBytes = weight.codes.shape[1]
         let words = layout.paddedInFeatures * layout.bits / 32

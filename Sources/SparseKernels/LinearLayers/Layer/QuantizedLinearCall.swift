@@ -32,7 +32,7 @@ struct QuantizedLinearCall {
     func quantize(
         from first: Int, rows: Int, _ block: ActivationBlock, _ workspace: UnsafeMutableRawPointer, on pool: WorkerPool
     ) {
-        let unit = layer.weight.kernels.tileRows
+        let unit = layer.weight.kernels.sizes.tileRows
         let isSplit = rows < 8 * unit
         let taskRows =
             isSplit ? (rows + 7) / 8 : min(QuantizedScratch.activationRows, ((rows + 15) / 16 + unit - 1) / unit * unit)
@@ -40,14 +40,9 @@ struct QuantizedLinearCall {
             call: self, block: block, workspace: workspace, first: first, rows: rows, taskRows: taskRows,
             codeTasks: (rows + taskRows - 1) / taskRows, lowRows: isSplit ? unit : 0)
         let lowTasks = isSplit && layer.rank > 0 ? (rows + unit - 1) / unit : 0
-        withUnsafePointer(to: phase) { phase in
-            pool.run(
-                tasks: phase.pointee.codeTasks + lowTasks, work: rows * layer.inFeatures * (layer.rank + 8),
-                scratchByteCount: layer.scratchByteCount, context: phase
-            ) { context, task, scratch in
-                context.assumingMemoryBound(to: Phase.self).pointee.quantize(task: task, scratch: scratch)
-            }
-        }
+        pool.run(
+            phase, tasks: phase.codeTasks + lowTasks, work: rows * layer.inFeatures * (layer.rank + 8),
+            scratchByteCount: layer.scratchByteCount)
     }
 
     private func multiply(
@@ -55,19 +50,13 @@ struct QuantizedLinearCall {
     ) {
         let taskRows = GEMMScratch.block(rows, limit: QuantizedScratch.taskRows, unit: 6)
         let phase = Phase(call: self, block: block, workspace: workspace, first: first, rows: rows, taskRows: taskRows)
-        withUnsafePointer(to: phase) { phase in
-            pool.run(
-                tasks: (rows + taskRows - 1) / taskRows * layer.weight.layout.panels,
-                work: rows * layer.inFeatures * layer.outFeatures,
-                scratchByteCount: layer.scratchByteCount, context: phase
-            ) { context, task, scratch in
-                context.assumingMemoryBound(to: Phase.self).pointee.multiply(task: task, scratch: scratch)
-            }
-        }
+        pool.run(
+            phase, tasks: (rows + taskRows - 1) / taskRows * layer.weight.layout.panels,
+            work: rows * layer.inFeatures * layer.outFeatures, scratchByteCount: layer.scratchByteCount)
     }
 
     /// Either half of a block of rows.
-    private struct Phase {
+    private struct Phase: PoolCall {
         let call: QuantizedLinearCall
         let block: ActivationBlock
         let workspace: UnsafeMutableRawPointer
@@ -75,9 +64,14 @@ struct QuantizedLinearCall {
         let first: Int
         let rows: Int
         let taskRows: Int
-        /// Tasks that quantise, and rows of the tasks after them, which project down; 0: the former do both.
+        /// Tasks that quantise, none in the half that multiplies; and rows of the tasks after them, which project down, 0 where the
+        /// former do both.
         var codeTasks = 0
         var lowRows = 0
+
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) {
+            if codeTasks > 0 { quantize(task: task, scratch: scratch) } else { multiply(task: task, scratch: scratch) }
+        }
 
         func quantize(task: Int, scratch: UnsafeMutableRawPointer) {
             let layer = call.layer
@@ -183,7 +177,7 @@ struct ActivationBlock {
         // A cache line more than the row: depths are often multiples of 4096, and rows a page apart would share few sets of a cache.
         codeStride = (layout.paddedInFeatures + 63) / 64 * 64 + 64
         valueStride = codeStride
-        lowStride = (layer.lowRank?.vectors ?? 0) * kernels.laneCount
+        lowStride = (layer.lowRank?.vectors ?? 0) * kernels.sizes.laneCount
         var next = 0
         func take(_ bytes: Int) -> Int {
             defer { next += (bytes + 63) / 64 * 64 }
@@ -192,7 +186,7 @@ struct ActivationBlock {
         let groups = rows * layout.groups * 4
         places = (
             take(rows * codeStride * (layer.activation == .float ? 4 : 1)), take(groups), take(groups),
-            take((rows + kernels.tileRows) * lowStride * 4)
+            take((rows + kernels.sizes.tileRows) * lowStride * 4)
         )
         byteCount = next
     }
@@ -252,7 +246,7 @@ extension QuantizedLinear {
     /// What is added to codes of activations, so that they have no sign.
     var zeroCode: Int32 {
         if case .uint4 = activation { return 0 }
-        return weight.format.code == .int8 ? weight.kernels.byteZero : Int32(activation.largestCode) + 1
+        return weight.format.code == .int8 ? weight.kernels.sizes.byteZero : Int32(activation.largestCode) + 1
     }
 }
 

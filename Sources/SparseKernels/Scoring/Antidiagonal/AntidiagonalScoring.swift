@@ -39,7 +39,7 @@ public struct AntidiagonalScoring: Sendable {
     public let instructionSet: InstructionSet
     /// Factor on the sums of products: softmaxScale / (stride · norm).
     let scale: Float
-    let kernels: KernelTable
+    let kernels: any KernelTable.Type
     /// Query tokens that count; groups that start at or after it have no mass. Below queryLength for zero-padded operands.
     package var scoredQueryTokens: Int
 
@@ -92,7 +92,7 @@ public struct AntidiagonalScoring: Sendable {
     /// Query blocks of a task: two panels of groups, so that a step of keys is used twice while it is in the second-level cache and
     /// the packed queries (2 · 24 · 1024 floats are 192 KiB) leave it room; one panel where that is needed for 32 tasks.
     var taskBlocks: Int {
-        let panelBlocks = kernels.panelWidth / groupsPerQueryBlock
+        let panelBlocks = kernels.sizes.panelWidth / groupsPerQueryBlock
         let tasks = shape.queryHeads * grid.blockRows / max(1, 2 * panelBlocks)
         return max(1, tasks >= 32 ? 2 * panelBlocks : panelBlocks)
     }

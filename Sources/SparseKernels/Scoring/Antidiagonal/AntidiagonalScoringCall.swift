@@ -1,7 +1,7 @@
 internal import KernelInterface
 
 /// One `run` of antidiagonal scoring: some blocks of queries of a head per task, the last ones first, which see the most keys.
-struct AntidiagonalScoringCall {
+struct AntidiagonalScoringCall: PoolCall {
     let plan: AntidiagonalScoring
     let query: AttentionOperand
     let key: AttentionOperand
@@ -15,16 +15,10 @@ struct AntidiagonalScoringCall {
     func run(on pool: WorkerPool) {
         let shape = plan.shape
         let work = shape.queryHeads * plan.queryGroups * plan.keyGroups * plan.stride * shape.headDim
-        withUnsafePointer(to: self) { call in
-            pool.run(
-                tasks: shape.queryHeads * tasksPerHead, work: work, scratchByteCount: plan.scratchByteCount, context: call
-            ) { context, task, scratch in
-                context.assumingMemoryBound(to: AntidiagonalScoringCall.self).pointee.score(task: task, scratch: scratch)
-            }
-        }
+        pool.run(self, tasks: shape.queryHeads * tasksPerHead, work: work, scratchByteCount: plan.scratchByteCount)
     }
 
-    private func score(task: Int, scratch: UnsafeMutableRawPointer) {
+    func perform(task: Int, scratch: UnsafeMutableRawPointer) {
         let (shape, grid, stride) = (plan.shape, plan.grid, plan.stride)
         let head = task / tasksPerHead
         let kvHead = head / shape.queryHeadsPerKVHead
@@ -73,29 +67,18 @@ final class KeyCodes {
         scales = TensorStorage(byteCount: shape.kvHeads * plan.keyGroups * 4)
         let slices = (shape.keyLength - 1) / Self.sliceTokens + 1
         let sums = TensorStorage(byteCount: shape.kvHeads * (slices + 1) * shape.headDim * 4)
-        let call = Call(
+        var call = Call(
             plan: plan, key: key, slices: slices, sums: sums.pointer.assumingMemoryBound(to: Float.self),
             codes: storage.pointer.assumingMemoryBound(to: UInt8.self),
             scales: scales.pointer.assumingMemoryBound(to: Float.self), depth: depth)
         let bytes = shape.kvHeads * shape.keyLength * shape.headDim
-        withUnsafePointer(to: call) { call in
-            pool.run(
-                tasks: shape.kvHeads * slices, work: bytes, scratchByteCount: shape.headDim * 4, context: call
-            ) { context, task, scratch in
-                context.assumingMemoryBound(to: Call.self).pointee.sum(task: task, scratch: scratch)
-            }
-            call.pointee.takeMeans()
-            pool.run(
-                tasks: shape.kvHeads * slices, work: bytes, scratchByteCount: shape.headDim * plan.stride * 4,
-                context: call
-            ) { context, task, scratch in
-                context.assumingMemoryBound(to: Call.self).pointee.encode(task: task, scratch: scratch)
-            }
-        }
+        pool.run(call, tasks: shape.kvHeads * slices, work: bytes, scratchByteCount: shape.headDim * 4)
+        call.takeMeans()
+        pool.run(call, tasks: shape.kvHeads * slices, work: bytes, scratchByteCount: shape.headDim * plan.stride * 4)
         withExtendedLifetime(sums) {}
     }
 
-    private struct Call {
+    private struct Call: PoolCall {
         let plan: AntidiagonalScoring
         let key: AttentionOperand
         let slices: Int
@@ -104,6 +87,12 @@ final class KeyCodes {
         let codes: UnsafeMutablePointer<UInt8>
         let scales: UnsafeMutablePointer<Float>
         let depth: Int
+        /// Keys are summed first, and encoded once there are means.
+        private(set) var hasMeans = false
+
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) {
+            if hasMeans { encode(task: task, scratch: scratch) } else { sum(task: task, scratch: scratch) }
+        }
 
         func row(_ head: Int, _ slice: Int) -> UnsafeMutablePointer<Float> {
             sums + (head * (slices + 1) + slice) * plan.shape.headDim
@@ -114,12 +103,13 @@ final class KeyCodes {
             let first = slice * KeyCodes.sliceTokens
             var rows = key.rows(head: head)
             plan.kernels.sumRows(
-                &rows, first, min(plan.shape.keyLength, first + KeyCodes.sliceTokens), plan.shape.headDim,
-                scratch.assumingMemoryBound(to: Float.self), row(head, slice))
+                &rows, from: first, to: min(plan.shape.keyLength, first + KeyCodes.sliceTokens), channels: plan.shape.headDim,
+                staging: scratch.assumingMemoryBound(to: Float.self), into: row(head, slice))
         }
 
         /// A mean that is not finite is left out: it would cost every key its codes for the sake of one.
-        func takeMeans() {
+        mutating func takeMeans() {
+            hasMeans = true
             for head in 0..<plan.shape.kvHeads {
                 for channel in 0..<plan.shape.headDim {
                     var sum: Float = 0

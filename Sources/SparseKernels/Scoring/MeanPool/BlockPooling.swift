@@ -51,28 +51,23 @@ public enum BlockPooling {
         try means(tensor.view(), blocks: partition, instructionSet: instructionSet, on: pool)
     }
 
-    private struct Call {
+    private struct Call: PoolCall {
         let operand: AttentionOperand
         let partition: BlockPartition
         let means: UnsafeMutablePointer<Float>
-        let kernels: KernelTable
+        let kernels: any KernelTable.Type
 
         private var groups: Int { (partition.count + blocksPerTask - 1) / blocksPerTask }
 
         func run(on pool: WorkerPool) {
             let geometry = operand.geometry
-            withUnsafePointer(to: self) { call in
-                pool.run(
-                    tasks: geometry.heads * groups,
-                    work: geometry.heads * geometry.tokens * geometry.channels * operand.type.byteCount,
-                    scratchByteCount: geometry.channels * 16, context: call
-                ) { context, task, scratch in
-                    context.assumingMemoryBound(to: Call.self).pointee.pool(task: task, scratch: scratch)
-                }
-            }
+            pool.run(
+                self, tasks: geometry.heads * groups,
+                work: geometry.heads * geometry.tokens * geometry.channels * operand.type.byteCount,
+                scratchByteCount: geometry.channels * 16)
         }
 
-        private func pool(task: Int, scratch: UnsafeMutableRawPointer) {
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) {
             let channels = operand.geometry.channels
             let totals = scratch.assumingMemoryBound(to: Double.self)
             let sums = (scratch + channels * 8).assumingMemoryBound(to: Float.self)
@@ -84,7 +79,8 @@ public enum BlockPooling {
                 for channel in 0..<channels { totals[channel] = 0 }
                 for token in stride(from: tokens.lowerBound, to: tokens.upperBound, by: rowsPerSum) {
                     let end = min(tokens.upperBound, token + rowsPerSum)
-                    kernels.sumRows(&rows, token, end, channels, sums + channels, sums)
+                    kernels.sumRows(
+                        &rows, from: token, to: end, channels: channels, staging: sums + channels, into: sums)
                     for channel in 0..<channels { totals[channel] += Double(sums[channel]) }
                 }
                 let mean = means + (head * partition.count + block) * channels

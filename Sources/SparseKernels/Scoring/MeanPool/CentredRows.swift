@@ -7,7 +7,7 @@ struct CentredRows {
     let mean: UnsafePointer<Float>?
     /// The type that differences to the mean are rounded to.
     let rounding: StorageType
-    let kernels: KernelTable
+    let kernels: any KernelTable.Type
 
     /// Rows widened at a time, so that they are read from the first-level cache.
     static let rowsPerStage = 16
@@ -24,7 +24,7 @@ struct CentredRows {
         let rows = scratch.assumingMemoryBound(to: Float.self)
         for token in stride(from: tokens.lowerBound, to: tokens.upperBound, by: Self.rowsPerStage) {
             let count = min(Self.rowsPerStage, tokens.upperBound - token)
-            kernels.stageRows(operand.rows(head: head), token, count, channels, rows)
+            kernels.stageRows(operand.rows(head: head), first: token, count: count, channels: channels, into: rows)
             if let mean {
                 let mean = mean + head * channels
                 for row in 0..<count {

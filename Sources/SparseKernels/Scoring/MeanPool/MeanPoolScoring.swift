@@ -37,7 +37,7 @@ public struct MeanPoolScoring: Sendable {
     /// The instruction set that runs.
     public let instructionSet: InstructionSet
 
-    private let kernels: KernelTable
+    private let kernels: any KernelTable.Type
 
     /// Block rows of one task.
     private static let taskRows = 96
@@ -124,7 +124,7 @@ public struct MeanPoolScoring: Sendable {
     }
 
     /// One run: some block rows of a head per task.
-    private struct Call {
+    private struct Call: PoolCall {
         let plan: MeanPoolScoring
         let rows: UnsafePointer<Float>
         let columns: UnsafePointer<Float>
@@ -134,18 +134,13 @@ public struct MeanPoolScoring: Sendable {
 
         func run(on pool: WorkerPool) {
             let (shape, grid) = (plan.shape, plan.grid)
-            withUnsafePointer(to: self) { call in
-                pool.run(
-                    tasks: shape.queryHeads * tasksPerHead,
-                    work: shape.queryHeads * grid.blockRows * grid.blockColumns * shape.headDim,
-                    scratchByteCount: plan.scratchByteCount, context: call
-                ) { context, task, scratch in
-                    context.assumingMemoryBound(to: Call.self).pointee.score(task: task, scratch: scratch)
-                }
-            }
+            pool.run(
+                self, tasks: shape.queryHeads * tasksPerHead,
+                work: shape.queryHeads * grid.blockRows * grid.blockColumns * shape.headDim,
+                scratchByteCount: plan.scratchByteCount)
         }
 
-        private func score(task: Int, scratch: UnsafeMutableRawPointer) {
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) {
             let (grid, depth) = (plan.grid, plan.shape.headDim)
             // Later rows reach further, so they go first.
             let (head, index) = (task / tasksPerHead, tasksPerHead - 1 - task % tasksPerHead)

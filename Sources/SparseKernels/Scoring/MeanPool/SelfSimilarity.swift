@@ -99,7 +99,7 @@ public enum SelfSimilarity {
     }
 
     /// One `summary`: a task is a block.
-    private struct Call {
+    private struct Call: PoolCall {
         let rows: CentredRows
         let partition: BlockPartition
         let roundsAsOfficial: Bool
@@ -110,17 +110,13 @@ public enum SelfSimilarity {
 
         func run(on pool: WorkerPool) {
             let geometry = rows.operand.geometry
-            withUnsafePointer(to: self) { call in
-                pool.run(
-                    tasks: geometry.heads * partition.count, work: 4 * geometry.heads * geometry.tokens * geometry.channels,
-                    scratchByteCount: 2 * 8 * channels + rows.scratchByteCount, context: call
-                ) { context, task, scratch in
-                    context.assumingMemoryBound(to: Call.self).pointee.summarise(task: task, scratch: scratch)
-                }
-            }
+            pool.run(
+                self, tasks: geometry.heads * partition.count,
+                work: 4 * geometry.heads * geometry.tokens * geometry.channels,
+                scratchByteCount: 2 * 8 * channels + rows.scratchByteCount)
         }
 
-        private func summarise(task: Int, scratch: UnsafeMutableRawPointer) {
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) {
             let tokens = partition[task % partition.count]
             let sums = scratch.assumingMemoryBound(to: Double.self)
             let unitSums = sums + channels

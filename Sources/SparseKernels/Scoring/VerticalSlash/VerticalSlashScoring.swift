@@ -97,9 +97,9 @@ public struct VerticalSlashScoring: Sendable {
     }
 
     /// One run: what its tasks share. A task is one head.
-    private struct Call {
+    private struct Call: PoolCall {
         let plan: VerticalSlashScoring
-        let kernels: KernelTable
+        let kernels: any KernelTable.Type
         let query: AttentionOperand
         let key: AttentionOperand
         let vertical: UnsafeMutablePointer<Float>
@@ -107,24 +107,19 @@ public struct VerticalSlashScoring: Sendable {
 
         func run(on pool: WorkerPool) {
             let shape = plan.shape
-            withUnsafePointer(to: self) { call in
-                pool.run(
-                    tasks: plan.heads.count,
-                    work: plan.heads.count * plan.lastQueries * shape.keyLength * shape.headDim,
-                    scratchByteCount: plan.scratchByteCount, context: call
-                ) { context, task, scratch in
-                    context.assumingMemoryBound(to: Call.self).pointee.score(task: task, scratch: scratch)
-                }
-            }
+            pool.run(
+                self, tasks: plan.heads.count,
+                work: plan.heads.count * plan.lastQueries * shape.keyLength * shape.headDim,
+                scratchByteCount: plan.scratchByteCount)
         }
 
-        private func score(task: Int, scratch: UnsafeMutableRawPointer) {
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) {
             let (layout, keys) = (plan.layout, plan.shape.keyLength)
             let sums = VerticalSlashSums(layout: layout, scratch: scratch, kernels: kernels)
             sums.clear()
             let head = plan.heads[task]
             let queries = query.rows(head: head, from: plan.shape.queryLength - layout.rows)
-            kernels.stageRows(queries, 0, layout.rows, layout.headDim, sums.query)
+            kernels.stageRows(queries, first: 0, count: layout.rows, channels: layout.headDim, into: sums.query)
             for index in 0..<layout.rows * layout.headDim { sums.query[index] *= plan.softmaxScale }
             let rows = key.rows(head: head / plan.shape.queryHeadsPerKVHead)
             for first in stride(from: 0, to: keys, by: VerticalSlashScratch.columnBlock) {

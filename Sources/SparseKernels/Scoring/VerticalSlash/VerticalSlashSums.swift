@@ -42,7 +42,7 @@ struct VerticalSlashSums {
     private typealias Lanes = SIMD16<Float>
 
     let layout: VerticalSlashScratch
-    let kernels: KernelTable
+    let kernels: any KernelTable.Type
     let query: UnsafeMutablePointer<Float>
     /// By key.
     let vertical: UnsafeMutablePointer<Float>
@@ -54,7 +54,7 @@ struct VerticalSlashSums {
     /// Largest score of a row; later the factor that makes its exponentials probabilities.
     private let maxima: UnsafeMutablePointer<Float>
 
-    init(layout: VerticalSlashScratch, scratch: UnsafeMutableRawPointer, kernels: KernelTable) {
+    init(layout: VerticalSlashScratch, scratch: UnsafeMutableRawPointer, kernels: any KernelTable.Type) {
         let floats = scratch.assumingMemoryBound(to: Float.self)
         self.layout = layout
         self.kernels = kernels
@@ -80,7 +80,8 @@ struct VerticalSlashSums {
             source = keys.base.assumingMemoryBound(to: Float.self) + columns.lowerBound * keys.stride
             stride = keys.stride
         } else {
-            kernels.stageRows(keys, columns.lowerBound, columns.count, layout.headDim, stagedKeys)
+            kernels.stageRows(
+                keys, first: columns.lowerBound, count: columns.count, channels: layout.headDim, into: stagedKeys)
         }
         var arguments = GEMMArguments(
             a: query, aStride: layout.headDim, b: source, bStride: stride, bIsTransposed: true,
@@ -113,7 +114,7 @@ struct VerticalSlashSums {
                 for column in stride(from: 0, to: count, by: VerticalSlashScratch.lanes) {
                     store(load(block + column) - maximum, block + column)
                 }
-                kernels.applyPrimitive(.exp, block, block, count)
+                kernels.applyPrimitive(.exp, from: block, to: block, count: count)
                 var sum = Lanes.zero
                 for column in stride(from: 0, to: count, by: VerticalSlashScratch.lanes) { sum += load(block + column) }
                 total += Double(sum.sum())

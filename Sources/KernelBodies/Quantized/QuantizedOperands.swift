@@ -56,7 +56,7 @@ func expandWeights(
                 } else {
                     let packed = (args.panel + (channel + first) * lanes / 2 + vector * bytes).loadUnaligned(
                         as: CodeVector.self)
-                    codes = lookUp(step == 0 ? nibbles(packed).low : nibbles(packed).high, args.table)
+                    codes = lookUp(step == 0 ? nibblesInBytes(packed).low : nibblesInBytes(packed).high, args.table)
                 }
                 var word = byteSums(codes)
                 for i in 0..<4 {

@@ -8,57 +8,60 @@
 
 public import KernelInterface
 
-/// See `QuantizeArguments`.
-public func quantizeActivations(_ arguments: UnsafePointer<QuantizeArguments>) {
-    let args = arguments.pointee
-    let staged = args.scratch.assumingMemoryBound(to: Float.self)
-    let down = staged + QuantizedScratch.stagedFloats
-    let smoothed = down + QuantizedScratch.downFloats
-    let groups = args.paddedDepth / args.groupSize
-    if args.coding == .int8PerToken && args.codes != nil { scaleTokens(args, staged: staged, smoothed: smoothed) }
-    if let low = args.low {
-        for x in 0..<(args.rows + tileRows - 1) / tileRows * tileRows * args.lowStride { low[x] = 0 }
-    }
-    var start = 0
-    while start < args.paddedDepth {
-        let padded = minimum(QuantizedScratch.activationDepth, args.paddedDepth - start)
-        let channels = minimum(padded, args.depth - start)
-        var (rows, stride) = (UnsafePointer(staged), channels)
-        if args.x.type == .float32 {
-            rows = UnsafePointer(args.x.base.assumingMemoryBound(to: Float.self)) + start
-            stride = args.x.stride
-        } else {
-            stage(channelsFrom(start, of: args.x), first: 0, count: args.rows, channels: channels, into: staged)
+extension Kernels {
+    /// See `QuantizeArguments`.
+    public static func quantizeActivations(_ arguments: UnsafePointer<QuantizeArguments>) {
+        let args = arguments.pointee
+        let staged = args.scratch.assumingMemoryBound(to: Float.self)
+        let down = staged + QuantizedScratch.stagedFloats
+        let smoothed = down + QuantizedScratch.downFloats
+        let groups = args.paddedDepth / args.groupSize
+        if args.coding == .int8PerToken && args.codes != nil { scaleTokens(args, staged: staged, smoothed: smoothed) }
+        if let low = args.low {
+            for x in 0..<(args.rows + tileRows - 1) / tileRows * tileRows * args.lowStride { low[x] = 0 }
         }
-        if args.low != nil { projectDown(args, rows, stride: stride, start: start, channels: channels, expanded: down) }
-        if args.codes == nil && args.values == nil {
-            start += padded
-            continue
-        }
-        let isRaw = args.smooth == nil && args.coding != .uint4 && channels == padded
-        for row in 0..<args.rows {
-            var v = rows + row * stride
-            if !isRaw {
-                smooth(args, v, start: start, channels: channels, padded: padded, into: smoothed)
-                v = UnsafePointer(smoothed)
+        var start = 0
+        while start < args.paddedDepth {
+            let padded = minimum(QuantizedScratch.activationDepth, args.paddedDepth - start)
+            let channels = minimum(padded, args.depth - start)
+            var (rows, stride) = (UnsafePointer(staged), channels)
+            if args.x.type == .float32 {
+                rows = UnsafePointer(args.x.base.assumingMemoryBound(to: Float.self)) + start
+                stride = args.x.stride
+            } else {
+                Kernels.stageRows(channelsFrom(start, of: args.x), first: 0, count: args.rows, channels: channels, into: staged)
             }
-            if let values = args.values {
-                let target = values + row * args.valueStride + start
-                for x in 0..<padded / laneCount { store(load(v + x * laneCount), target + x * laneCount) }
-                for group in 0..<padded / args.groupSize {
-                    args.sums[row * groups + start / args.groupSize + group] = total(v + group * args.groupSize, args.groupSize)
-                }
+            if args.low != nil { projectDown(args, rows, stride: stride, start: start, channels: channels, expanded: down) }
+            if args.codes == nil && args.values == nil {
+                start += padded
                 continue
             }
-            let codes = args.codes! + row * args.codeStride + start
-            for group in 0..<padded / args.groupSize {
-                let place = row * groups + start / args.groupSize + group
-                encode(
-                    args, v + group * args.groupSize, tokenScale: args.scales[row * groups],
-                    codes: codes + group * args.groupSize, place: place)
+            let isRaw = args.smooth == nil && args.coding != .uint4 && channels == padded
+            for row in 0..<args.rows {
+                var v = rows + row * stride
+                if !isRaw {
+                    smooth(args, v, start: start, channels: channels, padded: padded, into: smoothed)
+                    v = UnsafePointer(smoothed)
+                }
+                if let values = args.values {
+                    let target = values + row * args.valueStride + start
+                    for x in 0..<padded / laneCount { store(load(v + x * laneCount), target + x * laneCount) }
+                    for group in 0..<padded / args.groupSize {
+                        args.sums[row * groups + start / args.groupSize + group] = total(
+                            v + group * args.groupSize, args.groupSize)
+                    }
+                    continue
+                }
+                let codes = args.codes! + row * args.codeStride + start
+                for group in 0..<padded / args.groupSize {
+                    let place = row * groups + start / args.groupSize + group
+                    encode(
+                        args, v + group * args.groupSize, tokenScale: args.scales[row * groups],
+                        codes: codes + group * args.groupSize, place: place)
+                }
             }
+            start += padded
         }
-        start += padded
     }
 }
 
@@ -232,7 +235,7 @@ private func scaleTokens(_ args: QuantizeArguments, staged: UnsafeMutablePointer
             if args.x.type == .float32 {
                 x = UnsafePointer(args.x.base.assumingMemoryBound(to: Float.self)) + row * args.x.stride + start
             } else {
-                stage(channelsFrom(start, of: args.x), first: row, count: 1, channels: channels, into: staged)
+                Kernels.stageRows(channelsFrom(start, of: args.x), first: row, count: 1, channels: channels, into: staged)
             }
             smooth(args, x, start: start, channels: channels, padded: padded, into: smoothed)
             let local = range(smoothed, padded)

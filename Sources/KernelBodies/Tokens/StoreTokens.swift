@@ -6,26 +6,28 @@
 
 public import KernelInterface
 
-/// See `StoreTokensArguments`.
-public func storeTokens(_ arguments: UnsafePointer<StoreTokensArguments>) {
-    let args = arguments.pointee
-    let channels = args.target.channels
-    let padded = TokenLayout.padded(channels)
-    let row = args.scratch
-    for channel in channels..<padded { row[channel] = 0 }
-    for token in 0..<args.count {
-        stage(args.rows, first: args.first + token, count: 1, channels: channels, into: row)
-        if args.target.format.isQuantized {
-            let codes = UnsafeMutableRawPointer(row + padded).assumingMemoryBound(to: Int32.self)
-            let (low, high) = range(of: row, channels: channels)
-            if args.target.offsetKind == .minimum {
-                encodeFromMinimum(row, low: low, high: high, args.target, slot: args.slot + token, codes: codes)
+extension Kernels {
+    /// See `StoreTokensArguments`.
+    public static func storeTokens(_ arguments: UnsafePointer<StoreTokensArguments>) {
+        let args = arguments.pointee
+        let channels = args.target.channels
+        let padded = TokenLayout.padded(channels)
+        let row = args.scratch
+        for channel in channels..<padded { row[channel] = 0 }
+        for token in 0..<args.count {
+            Kernels.stageRows(args.rows, first: args.first + token, count: 1, channels: channels, into: row)
+            if args.target.format.isQuantized {
+                let codes = UnsafeMutableRawPointer(row + padded).assumingMemoryBound(to: Int32.self)
+                let (low, high) = range(of: row, channels: channels)
+                if args.target.offsetKind == .minimum {
+                    encodeFromMinimum(row, low: low, high: high, args.target, slot: args.slot + token, codes: codes)
+                } else {
+                    encodeFromZeroPoint(row, low: low, high: high, args.target, slot: args.slot + token, codes: codes)
+                }
+                place(codes, args.target, slot: args.slot + token)
             } else {
-                encodeFromZeroPoint(row, low: low, high: high, args.target, slot: args.slot + token, codes: codes)
+                storeFloats(row, args.target, slot: args.slot + token, count: padded)
             }
-            place(codes, args.target, slot: args.slot + token)
-        } else {
-            storeFloats(row, args.target, slot: args.slot + token, count: padded)
         }
     }
 }
@@ -165,139 +167,15 @@ private func place(_ codes: UnsafePointer<Int32>, _ target: TokenOperand, slot: 
     }
 }
 
-// MARK: - Out
-
-/// Adjacent slots as adjacent rows of floats: (tokens, first slot, count, destination).
-@inline(never)
-public func loadTokens(
-    _ source: TokenOperand, slot: Int, count: Int, into target: UnsafeMutablePointer<Float>
-) {
-    let channels = source.channels
-    if !source.format.isQuantized {
-        let type: StorageType =
-            source.format == .float32 ? .float32 : source.format == .float16 ? .float16 : .bfloat16
-        let stride = source.stride / (type == .float32 ? 4 : 2)
-        stage(
-            RowOperand(base: source.base, stride: stride, type: type), first: slot, count: count, channels: channels,
-            into: target)
-        return
-    }
-    for token in 0..<count {
-        let place = slot + token
-        let scale = widenHalf(source.scales![place])
-        let start = widenHalf(source.offsets![place])
-        let row = target + token * channels
-        let offset = place & 7
-        for channel in 0..<channels {
-            var code: UInt8
-            switch (source.format == .int8, source.isGrouped) {
-            case (true, false): code = byte(source.base, place * source.stride + channel)
-            case (false, false): code = byte(source.base, place * source.stride + channel / 2) &>> (channel & 1 == 1 ? 4 : 0)
-            case (true, true):
-                let words = (place >> 3) * source.stride + (offset >> 2) * 4 * TokenLayout.padded(channels)
-                code = byte(source.base, words + 4 * channel + (offset & 3))
-            case (false, true):
-                let words = (place >> 3) * source.stride
-                code = byte(source.base, words + 4 * channel + (offset >> 1)) &>> (offset & 1 == 1 ? 4 : 0)
-            }
-            if source.format == .int4 { code &= 0xf }
-            row[channel] =
-                source.offsetKind == .minimum ? Float(code) * scale + start : (Float(code) - start) * scale
-        }
-    }
-}
-
-@_transparent
-private func byte(_ base: UnsafeMutableRawPointer, _ offset: Int) -> UInt8 {
-    base.load(fromByteOffset: offset, as: UInt8.self)
-}
-
-// MARK: - Page metadata
-
-/// See `SummarizeTokensArguments`.
-public func summarizeTokens(_ arguments: UnsafePointer<SummarizeTokensArguments>) {
-    let args = arguments.pointee
-    let channels = args.key.channels
-    let row = args.scratch
-    let summary = row + TokenLayout.padded(channels)
-    if args.isMean {
-        for channel in 0..<channels { summary[channel] = 0 }
-    } else {
-        for channel in 0..<channels {
-            summary[channel] = -.infinity
-            summary[channels + channel] = .infinity
-        }
-    }
-    for token in 0..<args.count {
-        loadTokens(args.key, slot: args.slot + token, count: 1, into: row)
-        if args.isMean {
-            for channel in 0..<channels { summary[channel] += row[channel] }
-        } else {
-            for channel in 0..<channels {
-                let value = row[channel]
-                if value > summary[channel] { summary[channel] = value }
-                if value < summary[channels + channel] { summary[channels + channel] = value }
-            }
-        }
-    }
-    if args.isMean {
-        for channel in 0..<channels { summary[channel] /= Float(args.count) }
-    }
-    storeSummary(args, summary, count: args.isMean ? channels : 2 * channels)
-}
-
-/// A row of metadata in its format: largest values rounded up, smallest down, means to nearest.
-@inline(never)
-private func storeSummary(_ args: SummarizeTokensArguments, _ summary: UnsafeMutablePointer<Float>, count: Int) {
-    let base = args.target.base + args.row * args.target.stride
-    let half = args.isMean ? 0 : count / 2
-    switch args.target.format {
-    case .float32:
-        let target = base.assumingMemoryBound(to: Float.self)
-        for x in 0..<count { target[x] = summary[x] }
-    case .float16:
-        let target = base.assumingMemoryBound(to: UInt16.self)
-        for x in 0..<count {
-            let value = summary[x]
-            if args.isMean {
-                target[x] = narrowToHalf(value)
-            } else {
-                target[x] = x < half ? halfAbove(value) : halfAbove(-value) ^ 0x8000
-            }
-        }
-    default:
-        var (low, high) = (summary[0], summary[0])
-        for x in 1..<count {
-            if summary[x] < low { low = summary[x] }
-            if summary[x] > high { high = summary[x] }
-        }
-        let bytes = base.assumingMemoryBound(to: UInt8.self)
-        let offset = halfBelow(low)
-        let first = widenHalf(offset)
-        // One code is spare for what is rounded up.
-        let scale = halfAbove((high - first) / 254)
-        let inverse = scale == 0 ? 0 : 1 / widenHalf(scale)
-        // More than the rounding errors of the division.
-        let margin: Float = 1.0 / 1024
-        for x in 0..<count {
-            let value = (summary[x] - first) * inverse
-            let code =
-                args.isMean || value == 0
-                ? value.rounded(.toNearestOrEven) : x < half ? (value + margin).rounded(.up) : (value - margin).rounded(.down)
-            bytes[x] = UInt8(truncatingIfNeeded: Int32(code < 0 ? 0 : code > 255 ? 255 : code))
-        }
-        args.target.scales![args.row] = scale
-        args.target.offsets![args.row] = offset
-    }
-}
+// MARK: - Half precision, rounded to one side
 
 /// The largest half that is not above a value, within the finite ones.
 @_transparent
-private func halfBelow(_ value: Float) -> UInt16 { halfAbove(-value) ^ 0x8000 }
+func halfBelow(_ value: Float) -> UInt16 { halfAbove(-value) ^ 0x8000 }
 
 /// The smallest half that is not below a value, within the finite ones.
 @_transparent
-private func halfAbove(_ value: Float) -> UInt16 {
+func halfAbove(_ value: Float) -> UInt16 {
     var bits = narrowToHalf(value)
     if widenHalf(bits) < value { bits = bits & 0x8000 == 0 ? bits + 1 : bits - 1 }
     return bits == 0x7c00 ? 0x7bff : bits == 0xfc00 ? 0xfbff : bits

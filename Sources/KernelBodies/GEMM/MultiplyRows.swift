@@ -16,13 +16,15 @@
 
 public import KernelInterface
 
-/// See `GEMMArguments`. Not transposed, rows · columns is at most `GEMMScratch.rowSums`, columns counted in whole vectors.
-public func multiplyRows(_ arguments: UnsafePointer<GEMMArguments>) {
-    let args = arguments.pointee
-    if args.bIsTransposed {
-        multiplyTransposed(args)
-    } else {
-        addRows(args)
+extension Kernels {
+    /// See `GEMMArguments`. Not transposed, rows · columns is at most `GEMMScratch.rowSums`, columns counted in whole vectors.
+    public static func multiplyRows(_ arguments: UnsafePointer<GEMMArguments>) {
+        let args = arguments.pointee
+        if args.bIsTransposed {
+            multiplyTransposed(args)
+        } else {
+            addRows(args)
+        }
     }
 }
 

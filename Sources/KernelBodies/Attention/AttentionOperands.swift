@@ -35,40 +35,6 @@ func packQueries(_ args: AttentionArguments, row: Int, lanes: Int, into packed: 
     }
 }
 
-@_transparent
-private func element(_ operand: RowOperand, _ row: Int, _ channel: Int) -> Float {
-    let index = row * operand.stride + channel
-    switch operand.type {
-    case .float32: return operand.base.assumingMemoryBound(to: Float.self)[index]
-    case .float16: return widenHalf(operand.base.assumingMemoryBound(to: UInt16.self)[index])
-    case .bfloat16: return Float(bitPattern: UInt32(operand.base.assumingMemoryBound(to: UInt16.self)[index]) << 16)
-    }
-}
-
-/// Copies rows to adjacent floats.
-@inline(never)
-func stage(
-    _ operand: RowOperand, first: Int, count: Int, channels: Int, into destination: UnsafeMutablePointer<Float>
-) {
-    let whole = channels / laneCount * laneCount
-    for row in 0..<count {
-        let target = destination + row * channels
-        let start = (first + row) * operand.stride
-        switch operand.type {
-        case .float32:
-            let source = operand.base.assumingMemoryBound(to: Float.self) + start
-            for x in 0..<whole / laneCount { store(load(source + x * laneCount), target + x * laneCount) }
-        case .float16:
-            let source = operand.base.assumingMemoryBound(to: UInt16.self) + start
-            for x in 0..<whole / laneCount { store(loadHalf(source + x * laneCount), target + x * laneCount) }
-        case .bfloat16:
-            let source = operand.base.assumingMemoryBound(to: UInt16.self) + start
-            for x in 0..<whole / laneCount { store(loadBFloat16(source + x * laneCount), target + x * laneCount) }
-        }
-        for channel in whole..<channels { target[channel] = element(operand, first + row, channel) }
-    }
-}
-
 /// O/l in the caller's layout and type; a row that saw no key gives 0 and −∞.
 @inline(never)
 func writeOutput(

@@ -17,6 +17,13 @@ typealias CodeSpace = (
     groups: UnsafeMutablePointer<Int32>, accumulatorStride: Int
 )
 
+/// One step for four rows: scratch, the list's slots from this step on and how many, the groups of eight that the step touches, the
+/// accumulator, α of the rows, and what `quantizeWeights` returns.
+typealias CodeStep = (
+    space: CodeSpace, slots: UnsafePointer<Int32>, groups: Int, left: Int, accumulator: UnsafeMutablePointer<Float>,
+    rescale: SIMD4<Float>, delta: SIMD4<Float>, base: SIMD4<Float>
+)
+
 /// Scales of the step's values, repeated for the rows, and the list of its groups of eight slots. Returns how many those are.
 @inline(never)
 func prepareValues(
@@ -129,7 +136,7 @@ private typealias CodeTileRows = (r0: CodeChannels, r1: CodeChannels, r2: CodeCh
 
 @_transparent
 private func add(_ sums: inout CodeChannels, _ pair: Int32, _ v: CodeChannels) {
-    let weight = startingSums(pair)
+    let weight = splatWord(pair)
     sums.x0 = addPairProducts(sums.x0, v.x0, weight)
     sums.x1 = addPairProducts(sums.x1, v.x1, weight)
     sums.x2 = addPairProducts(sums.x2, v.x2, weight)
@@ -178,26 +185,22 @@ private func accumulate(
 }
 
 @_transparent
-private func addCodes(
-    _ args: AttendTokensArguments, _ space: CodeSpace, _ slots: UnsafePointer<Int32>, groups: Int,
-    accumulator: UnsafeMutablePointer<Float>, rescale: SIMD4<Float>, factors: (delta: SIMD4<Float>, base: SIMD4<Float>),
-    vector: Int, left: Int, isByte: Bool, width: Int
-) {
-    let nothing = startingSums(0)
+private func addCodes(_ args: AttendTokensArguments, _ step: CodeStep, vector: Int, isByte: Bool, width: Int) {
+    let nothing = splatWord(0)
     let zero = (nothing, nothing, nothing, nothing)
     var tile: CodeTileRows = (zero, zero, zero, zero)
     let channel = vector * laneCount
-    let stride = space.accumulatorStride
-    for group in 0..<groups {
+    let stride = step.space.accumulatorStride
+    for group in 0..<step.groups {
         // The same part of the values one step ahead, into the second-level cache.
         let later = TokenScratch.block + TokenLayout.group * group
-        if later < left {
-            let row = args.value.base + Int(slots[later] >> 3) * args.value.stride + 4 * channel
+        if later < step.left {
+            let row = args.value.base + Int(step.slots[later] >> 3) * args.value.stride + 4 * channel
             fetchFar(row, bytes: 4 * width * laneCount)
             if isByte { fetchFar(row + 4 * stride, bytes: 4 * width * laneCount) }
         }
-        let words = UnsafeRawPointer(args.value.base + Int(space.groups[group]) * args.value.stride + 4 * channel)
-        let pairs = space.pairs + 16 * group
+        let words = UnsafeRawPointer(args.value.base + Int(step.space.groups[group]) * args.value.stride + 4 * channel)
+        let pairs = step.space.pairs + 16 * group
         if isByte {
             let second = words + 4 * stride
             add(&tile, pairs, fields(words, shift: 0, mask: 0x00ff_00ff, width: width))
@@ -211,52 +214,32 @@ private func addCodes(
             add(&tile, pairs + 12, fields(words, shift: 12, mask: 0x000f_000f, width: width))
         }
     }
-    let target = accumulator + channel
-    accumulate(tile.r0, target, rescale[0], factors.delta[0], factors.base[0], width: width)
-    accumulate(tile.r1, target + stride, rescale[1], factors.delta[1], factors.base[1], width: width)
-    accumulate(tile.r2, target + 2 * stride, rescale[2], factors.delta[2], factors.base[2], width: width)
-    accumulate(tile.r3, target + 3 * stride, rescale[3], factors.delta[3], factors.base[3], width: width)
+    let target = step.accumulator + channel
+    accumulate(tile.r0, target, step.rescale[0], step.delta[0], step.base[0], width: width)
+    accumulate(tile.r1, target + stride, step.rescale[1], step.delta[1], step.base[1], width: width)
+    accumulate(tile.r2, target + 2 * stride, step.rescale[2], step.delta[2], step.base[2], width: width)
+    accumulate(tile.r3, target + 3 * stride, step.rescale[3], step.delta[3], step.base[3], width: width)
 }
 
 /// All channels; see `addFloats`.
 @_transparent
-private func addQuantized(
-    _ args: AttendTokensArguments, _ space: CodeSpace, _ slots: UnsafePointer<Int32>, _ groups: Int,
-    _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>,
-    _ factors: (delta: SIMD4<Float>, base: SIMD4<Float>), _ left: Int, isByte: Bool
-) {
-    let vectors = space.accumulatorStride / laneCount
+private func addQuantized(_ args: AttendTokensArguments, _ step: CodeStep, isByte: Bool) {
+    let vectors = step.space.accumulatorStride / laneCount
     var vector = 0
     while vector < vectors {
         if tokenTile == 4 && vectors - vector >= 4 {
-            addCodes(
-                args, space, slots, groups: groups, accumulator: accumulator, rescale: rescale, factors: factors,
-                vector: vector, left: left, isByte: isByte, width: 4)
+            addCodes(args, step, vector: vector, isByte: isByte, width: 4)
             vector += 4
         } else {
             // Sums of integers have no latency to cover, and more of them leave no registers for their operands.
-            addCodes(
-                args, space, slots, groups: groups, accumulator: accumulator, rescale: rescale, factors: factors,
-                vector: vector, left: left, isByte: isByte, width: 1)
+            addCodes(args, step, vector: vector, isByte: isByte, width: 1)
             vector += 1
         }
     }
 }
 
 @inline(never)
-func addInt8(
-    _ args: AttendTokensArguments, _ space: CodeSpace, _ slots: UnsafePointer<Int32>, _ groups: Int,
-    _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>,
-    _ factors: (delta: SIMD4<Float>, base: SIMD4<Float>), _ left: Int
-) {
-    addQuantized(args, space, slots, groups, accumulator, rescale, factors, left, isByte: true)
-}
+func addInt8(_ args: AttendTokensArguments, _ step: CodeStep) { addQuantized(args, step, isByte: true) }
 
 @inline(never)
-func addInt4(
-    _ args: AttendTokensArguments, _ space: CodeSpace, _ slots: UnsafePointer<Int32>, _ groups: Int,
-    _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>,
-    _ factors: (delta: SIMD4<Float>, base: SIMD4<Float>), _ left: Int
-) {
-    addQuantized(args, space, slots, groups, accumulator, rescale, factors, left, isByte: false)
-}
+func addInt4(_ args: AttendTokensArguments, _ step: CodeStep) { addQuantized(args, step, isByte: false) }

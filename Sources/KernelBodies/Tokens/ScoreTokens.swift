@@ -10,54 +10,59 @@
 
 public import KernelInterface
 
-/// See `ScoreTokensArguments`.
-public func scoreTokens(_ arguments: UnsafePointer<ScoreTokensArguments>) {
-    let args = arguments.pointee
-    let layout = TokenScratch(headDim: args.key.channels, valueDim: 1, rows: TokenScratch.rowTile)
-    let query = args.scratch + layout.query
-    let scores = (args.scratch + layout.scores).assumingMemoryBound(to: Float.self)
-    let scales = (args.scratch + layout.scales).assumingMemoryBound(to: Float.self)
-    var row = 0
-    while row < args.rows {
-        let rows = minimum(TokenScratch.rowTile, args.rows - row)
-        packTokenQueries(
-            args.query + row * args.queryStride, stride: args.queryStride, rows: rows, channels: args.key.channels,
-            format: args.key.format, scale: args.scale, isBound: args.isBound, into: query)
-        let pivot = pivot(args.key.format, isBound: args.isBound)
-        var first = 0
-        while first < args.count {
-            let count = minimum(TokenScratch.block, args.count - first)
-            gatherScales(args.key, args.slots + first, count: count, left: args.count - first, pivot: pivot, into: scales)
-            scoreBlock(
-                args.key, args.slots + first, count: count, query: query, scales: scales, following: args.key,
-                followingSlots: args.slots + minimum(first + count, args.count - 1), followingCount: args.count - first - count,
-                left: args.count - first, into: scores)
-            transpose(
-                scores, stride: 4, rows: count, columns: rows, times: 1,
-                into: args.scores + row * args.scoreStride + first, destinationStride: args.scoreStride)
-            first += count
+extension Kernels {
+    /// See `ScoreTokensArguments`.
+    public static func scoreTokens(_ arguments: UnsafePointer<ScoreTokensArguments>) {
+        let args = arguments.pointee
+        let layout = TokenScratch(headDim: args.key.channels, valueDim: 1, rows: TokenScratch.rowTile)
+        let query = args.scratch + layout.query
+        let scores = (args.scratch + layout.scores).assumingMemoryBound(to: Float.self)
+        let scales = (args.scratch + layout.scales).assumingMemoryBound(to: Float.self)
+        var row = 0
+        while row < args.rows {
+            let rows = minimum(TokenScratch.rowTile, args.rows - row)
+            packTokenQueries(
+                args.query + row * args.queryStride, stride: args.queryStride, rows: rows, channels: args.key.channels,
+                format: args.key.format, scale: args.scale, isBound: args.isBound, into: query)
+            let pivot = pivot(args.key.format, isBound: args.isBound)
+            var first = 0
+            while first < args.count {
+                let count = minimum(TokenScratch.block, args.count - first)
+                gatherScales(args.key, args.slots + first, count: count, left: args.count - first, pivot: pivot, into: scales)
+                let after = minimum(first + count, args.count - 1)
+                scoreBlock(
+                    (args.key, args.slots + first, count), query: query, scales: scales,
+                    following: (args.key, args.slots + after, args.count - first - count), left: args.count - first,
+                    into: scores)
+                transpose(
+                    scores, stride: 4, rows: count, columns: rows, times: 1,
+                    into: args.scores + row * args.scoreStride + first, destinationStride: args.scoreStride)
+                first += count
+            }
+            row += TokenScratch.rowTile
         }
-        row += TokenScratch.rowTile
     }
 }
 
 // MARK: - Scores of a step
 
-/// S of a step of `count` slots, of which `left` are in the list from here on.
+/// Tokens at some slots of an operand.
+typealias TokenRun = (operand: TokenOperand, slots: UnsafePointer<Int32>, count: Int)
+
+/// S of a step of keys; the list has `left` slots from here on.
 ///
 /// Float keys are asked for some tokens ahead, and at the end of the step the first rows of what is read next: `following`.
 @_transparent
 func scoreBlock(
-    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, count: Int, query: UnsafeMutableRawPointer,
-    scales: UnsafePointer<Float>, following: TokenOperand, followingSlots: UnsafePointer<Int32>, followingCount: Int,
-    left: Int, into scores: UnsafeMutablePointer<Float>
+    _ keys: TokenRun, query: UnsafeMutableRawPointer, scales: UnsafePointer<Float>, following: TokenRun, left: Int,
+    into scores: UnsafeMutablePointer<Float>
 ) {
-    switch key.format {
-    case .float32: scoreFloat32(key, slots, count, query, following, followingSlots, followingCount, scores)
-    case .float16: scoreFloat16(key, slots, count, query, following, followingSlots, followingCount, scores)
-    case .bfloat16: scoreBFloat16(key, slots, count, query, following, followingSlots, followingCount, scores)
-    case .int8: scoreInt8(key, slots, count, query, scales, left, scores)
-    case .int4: scoreInt4(key, slots, count, query, scales, left, scores)
+    switch keys.operand.format {
+    case .float32: scoreFloat32(keys, query, following, scores)
+    case .float16: scoreFloat16(keys, query, following, scores)
+    case .bfloat16: scoreBFloat16(keys, query, following, scores)
+    case .int8: scoreInt8(keys, query, scales, left, scores)
+    case .int4: scoreInt4(keys, query, scales, left, scores)
     }
 }
 
@@ -71,23 +76,19 @@ private var fetchDistance: Int { 16 }
 
 /// Where the row of a later token lies: in this step, or among the rows that follow it.
 @_transparent
-private func rowAhead(
-    _ token: Int, _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ following: TokenOperand,
-    _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int
-) -> UnsafeRawPointer {
-    if token < count { return UnsafeRawPointer(key.base + Int(slots[token]) * key.stride) }
-    return rowBeyond(token - count, following, followingSlots, followingCount)
+private func rowAhead(_ token: Int, _ keys: TokenRun, _ following: TokenRun) -> UnsafeRawPointer {
+    if token < keys.count { return UnsafeRawPointer(keys.operand.base + Int(keys.slots[token]) * keys.operand.stride) }
+    return rowBeyond(token - keys.count, following)
 }
 
 /// Not inlined: once in a step, and in the way of everything else.
 @inline(never)
-private func rowBeyond(
-    _ place: Int, _ following: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int
-) -> UnsafeRawPointer {
-    if count <= 0 { return UnsafeRawPointer(following.base) }
+private func rowBeyond(_ place: Int, _ following: TokenRun) -> UnsafeRawPointer {
+    let operand = following.operand
+    if following.count <= 0 { return UnsafeRawPointer(operand.base) }
     // Quantised values have one stride for eight slots.
-    let bytes = following.isGrouped ? following.stride / TokenLayout.group : following.stride
-    return UnsafeRawPointer(following.base + Int(slots[minimum(place, count - 1)]) * bytes)
+    let bytes = operand.isGrouped ? operand.stride / TokenLayout.group : operand.stride
+    return UnsafeRawPointer(operand.base + Int(following.slots[minimum(place, following.count - 1)]) * bytes)
 }
 
 /// Asks for the lines of a row, which has at least one, into the second-level cache.
@@ -112,45 +113,39 @@ func fetch(_ base: UnsafeRawPointer, bytes: Int) {
 
 @inline(never)
 private func scoreFloat32(
-    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
-    _ following: TokenOperand, _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int,
-    _ scores: UnsafeMutablePointer<Float>
+    _ keys: TokenRun, _ query: UnsafeMutableRawPointer, _ following: TokenRun, _ scores: UnsafeMutablePointer<Float>
 ) {
-    scoreFloats(key, slots, count, query, following, followingSlots, followingCount, scores, format: .float32)
+    scoreFloats(keys, query, following, scores, format: .float32)
 }
 
 @inline(never)
 private func scoreFloat16(
-    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
-    _ following: TokenOperand, _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int,
-    _ scores: UnsafeMutablePointer<Float>
+    _ keys: TokenRun, _ query: UnsafeMutableRawPointer, _ following: TokenRun, _ scores: UnsafeMutablePointer<Float>
 ) {
-    scoreFloats(key, slots, count, query, following, followingSlots, followingCount, scores, format: .float16)
+    scoreFloats(keys, query, following, scores, format: .float16)
 }
 
 @inline(never)
 private func scoreBFloat16(
-    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
-    _ following: TokenOperand, _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int,
-    _ scores: UnsafeMutablePointer<Float>
+    _ keys: TokenRun, _ query: UnsafeMutableRawPointer, _ following: TokenRun, _ scores: UnsafeMutablePointer<Float>
 ) {
-    scoreFloats(key, slots, count, query, following, followingSlots, followingCount, scores, format: .bfloat16)
+    scoreFloats(keys, query, following, scores, format: .bfloat16)
 }
 
 @inline(never)
 private func scoreInt8(
-    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
-    _ scales: UnsafePointer<Float>, _ left: Int, _ scores: UnsafeMutablePointer<Float>
+    _ keys: TokenRun, _ query: UnsafeMutableRawPointer, _ scales: UnsafePointer<Float>, _ left: Int,
+    _ scores: UnsafeMutablePointer<Float>
 ) {
-    scoreCodes(key, slots, count, query, scales, left, scores, halves: 1)
+    scoreCodes(keys, query, scales, left, scores, halves: 1)
 }
 
 @inline(never)
 private func scoreInt4(
-    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
-    _ scales: UnsafePointer<Float>, _ left: Int, _ scores: UnsafeMutablePointer<Float>
+    _ keys: TokenRun, _ query: UnsafeMutableRawPointer, _ scales: UnsafePointer<Float>, _ left: Int,
+    _ scores: UnsafeMutablePointer<Float>
 ) {
-    scoreCodes(key, slots, count, query, scales, left, scores, halves: 2)
+    scoreCodes(keys, query, scales, left, scores, halves: 2)
 }
 
 /// One vector of a row of floats.
@@ -173,10 +168,10 @@ private func add(_ sums: inout TokenSums, _ key: Vector, _ q: TokenSums) {
 
 @_transparent
 private func scoreFloats(
-    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
-    _ following: TokenOperand, _ followingSlots: UnsafePointer<Int32>, _ followingCount: Int,
-    _ scores: UnsafeMutablePointer<Float>, format: TokenFormat
+    _ keys: TokenRun, _ query: UnsafeMutableRawPointer, _ following: TokenRun, _ scores: UnsafeMutablePointer<Float>,
+    format: TokenFormat
 ) {
+    let (key, slots, count) = keys
     let vectors = TokenLayout.padded(key.channels) / laneCount
     let queries = query.assumingMemoryBound(to: Float.self)
     let zero = (splat(0), splat(0), splat(0), splat(0))
@@ -193,8 +188,7 @@ private func scoreFloats(
         var vector = 0
         for row in 0..<tokenTile {
             // Each row ahead is asked for during its share of the steps.
-            var ahead = rowAhead(
-                token + fetchDistance + row, key, slots, count, following, followingSlots, followingCount)
+            var ahead = rowAhead(token + fetchDistance + row, keys, following)
             let end = (row + 1) * vectors / tokenTile
             while vector < end {
                 fetch(ahead, bytes: stepBytes)
@@ -232,9 +226,10 @@ private func add(_ sums: inout TokenCodeSums, _ key: CodeVector, _ q: TokenCodeS
 /// `halves` is 2 for nibbles: a load of bytes gives the even and the odd channels.
 @_transparent
 private func scoreCodes(
-    _ key: TokenOperand, _ slots: UnsafePointer<Int32>, _ count: Int, _ query: UnsafeMutableRawPointer,
-    _ scales: UnsafePointer<Float>, _ left: Int, _ scores: UnsafeMutablePointer<Float>, halves: Int
+    _ keys: TokenRun, _ query: UnsafeMutableRawPointer, _ scales: UnsafePointer<Float>, _ left: Int,
+    _ scores: UnsafeMutablePointer<Float>, halves: Int
 ) {
+    let (key, slots, count) = keys
     let bytes = 2 * laneCount
     let steps = (key.stride + bytes - 1) / bytes
     let factors = queryFactors(query, channels: key.channels)
@@ -244,7 +239,7 @@ private func scoreCodes(
     let perOffset = repeatFour(UnsafeRawPointer(factors.perOffset).loadUnaligned(as: SIMD4<Float>.self))
     let perScale = repeatFour(UnsafeRawPointer(factors.perScale).loadUnaligned(as: SIMD4<Float>.self))
     let centres = scales + TokenScratch.block
-    let nothing = startingSums(0)
+    let nothing = splatWord(0)
     let zero = (nothing, nothing, nothing, nothing)
     var token = 0
     while token < count {
@@ -277,7 +272,7 @@ private func scoreCodes(
                     add(&s3, loadBytes(k3 + x), row)
                 }
             } else {
-                let (n0, n1) = (splitNibbles(b0), splitNibbles(b1))
+                let (n0, n1) = (nibblesInHalves(b0), nibblesInHalves(b1))
                 let odd = (loadCodes(q), loadCodes(q + register), loadCodes(q + 2 * register), loadCodes(q + 3 * register))
                 q += 4 * register
                 add(&s0, n0.low, row)
@@ -285,7 +280,7 @@ private func scoreCodes(
                 add(&s0, n0.high, odd)
                 add(&s1, n1.high, odd)
                 if tokenTile > 2 {
-                    let (n2, n3) = (splitNibbles(loadBytes(k2 + x)), splitNibbles(loadBytes(k3 + x)))
+                    let (n2, n3) = (nibblesInHalves(loadBytes(k2 + x)), nibblesInHalves(loadBytes(k3 + x)))
                     add(&s2, n2.low, row)
                     add(&s3, n3.low, row)
                     add(&s2, n2.high, odd)

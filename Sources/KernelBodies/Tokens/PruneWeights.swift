@@ -23,32 +23,34 @@ public import KernelInterface
 @_transparent
 private var blockFloats: Int { 512 }
 
-/// See `PruneArguments`.
-public func pruneWeights(_ arguments: UnsafePointer<PruneArguments>) {
-    let args = arguments.pointee
-    let padded = PruneScratch.padded(args.count)
-    let words = padded / 64
-    let list = args.scratch.assumingMemoryBound(to: Float.self)
-    for word in 0..<words { args.kept[word] = 0 }
-    for row in 0..<args.rows {
-        let weights = args.scores + row * args.scoreStride
-        let kept = args.kept + row * args.keptStride
-        if args.keptStride != 0 && row > 0 { for word in 0..<words { kept[word] = 0 } }
-        for x in args.count..<padded { weights[x] = -.infinity }
+extension Kernels {
+    /// See `PruneArguments`.
+    public static func pruneWeights(_ arguments: UnsafePointer<PruneArguments>) {
+        let args = arguments.pointee
+        let padded = PruneScratch.padded(args.count)
+        let words = padded / 64
+        let list = args.scratch.assumingMemoryBound(to: Float.self)
+        for word in 0..<words { args.kept[word] = 0 }
+        for row in 0..<args.rows {
+            let weights = args.scores + row * args.scoreStride
+            let kept = args.kept + row * args.keptStride
+            if args.keptStride != 0 && row > 0 { for word in 0..<words { kept[word] = 0 } }
+            for x in args.count..<padded { weights[x] = -.infinity }
 
-        let total = exponentiate(weights, padded, largest(of: weights, padded))
-        if total == 0 {
-            (args.thresholds[row], args.masses[row]) = (0, 0)
-            continue
+            let total = exponentiate(weights, padded, largest(of: weights, padded))
+            if total == 0 {
+                (args.thresholds[row], args.masses[row]) = (0, 0)
+                continue
+            }
+            if !(total < .infinity) {
+                markUnordered(weights, args.count, kept)
+                (args.thresholds[row], args.masses[row]) = (.nan, .nan)
+                continue
+            }
+            let found = bisect(args, weights, padded, factor: Float(1 / total), list: list)
+            mark(weights, padded, above: found.threshold, kept)
+            (args.thresholds[row], args.masses[row]) = found
         }
-        if !(total < .infinity) {
-            markUnordered(weights, args.count, kept)
-            (args.thresholds[row], args.masses[row]) = (.nan, .nan)
-            continue
-        }
-        let found = bisect(args, weights, padded, factor: Float(1 / total), list: list)
-        mark(weights, padded, above: found.threshold, kept)
-        (args.thresholds[row], args.masses[row]) = found
     }
 }
 

@@ -7,7 +7,7 @@
 // [token][row], so that maxima and sums are vertical.
 //
 // Decoding is bound by memory, so every loop asks for what comes next. Formats are in StoreTokens.swift, scores in ScoreTokens.swift, values of
-// quantised formats in AttendTokenCodes.swift.
+// quantised formats in TokenValueCodes.swift.
 
 public import KernelInterface
 
@@ -31,60 +31,61 @@ private func codeSpace(_ space: Workspace) -> CodeSpace {
     (space.scores, space.scales, space.pairs, space.groups, space.accumulatorStride)
 }
 
-/// See `AttendTokensArguments`.
-public func attendTokens(_ arguments: UnsafePointer<AttendTokensArguments>) {
-    let args = arguments.pointee
-    let tile = TokenScratch.rowTile
-    let tiles = (args.rows + tile - 1) / tile
-    let layout = TokenScratch(headDim: args.key.channels, valueDim: args.value.channels, rows: args.rows)
-    let stride = TokenLayout.padded(args.value.channels)
-    let state = (args.scratch + layout.state).assumingMemoryBound(to: Float.self)
-    let space = Workspace(
-        query: args.scratch + layout.query, queryBytes: TokenScratch.queryBytes(args.key.channels),
-        scores: (args.scratch + layout.scores).assumingMemoryBound(to: Float.self),
-        scales: (args.scratch + layout.scales).assumingMemoryBound(to: Float.self),
-        pairs: (args.scratch + layout.pairs).assumingMemoryBound(to: Int32.self),
-        groups: (args.scratch + layout.groups).assumingMemoryBound(to: Int32.self),
-        accumulator: state, accumulatorStride: stride, maxima: state + tiles * tile * stride,
-        sums: state + tiles * tile * (stride + 1))
-    for x in 0..<tiles * tile * stride { space.accumulator[x] = 0 }
-    for x in 0..<tiles * tile {
-        space.maxima[x] = -.infinity
-        space.sums[x] = 0
-    }
-    for index in 0..<tiles {
-        let row = index * tile
-        packTokenQueries(
-            args.query + row * args.queryStride, stride: args.queryStride, rows: minimum(tile, args.rows - row),
-            channels: args.key.channels, format: args.key.format, scale: args.softmaxScale, isBound: false,
-            into: space.query + index * space.queryBytes)
-    }
-    let pivot = pivot(args.key.format, isBound: false)
-    var first = 0
-    while first < args.count {
-        let count = minimum(TokenScratch.block, args.count - first)
-        let slots = args.slots + first
-        gatherScales(args.key, slots, count: count, left: args.count - first, pivot: pivot, into: space.scales)
-        let groups =
-            args.value.format.isQuantized
-            ? prepareValues(args, slots, count: count, left: args.count - first, codeSpace(space)) : 0
-        let mayHide = hidesNonFinite(args, slots, first: first, count: count)
-        for index in 0..<tiles {
-            scoreBlock(
-                args.key, slots, count: count, query: space.query + index * space.queryBytes, scales: space.scales,
-                following: args.value, followingSlots: slots, followingCount: count, left: args.count - first,
-                into: space.scores)
-            attendRows(
-                args, space, slots, first: first, count: count, groups: groups, row: index * tile, hidesNonFinite: mayHide)
+extension Kernels {
+    /// See `AttendTokensArguments`.
+    public static func attendTokens(_ arguments: UnsafePointer<AttendTokensArguments>) {
+        let args = arguments.pointee
+        let tile = TokenScratch.rowTile
+        let tiles = (args.rows + tile - 1) / tile
+        let layout = TokenScratch(headDim: args.key.channels, valueDim: args.value.channels, rows: args.rows)
+        let stride = TokenLayout.padded(args.value.channels)
+        let state = (args.scratch + layout.state).assumingMemoryBound(to: Float.self)
+        let space = Workspace(
+            query: args.scratch + layout.query, queryBytes: TokenScratch.queryBytes(args.key.channels),
+            scores: (args.scratch + layout.scores).assumingMemoryBound(to: Float.self),
+            scales: (args.scratch + layout.scales).assumingMemoryBound(to: Float.self),
+            pairs: (args.scratch + layout.pairs).assumingMemoryBound(to: Int32.self),
+            groups: (args.scratch + layout.groups).assumingMemoryBound(to: Int32.self),
+            accumulator: state, accumulatorStride: stride, maxima: state + tiles * tile * stride,
+            sums: state + tiles * tile * (stride + 1))
+        for x in 0..<tiles * tile * stride { space.accumulator[x] = 0 }
+        for x in 0..<tiles * tile {
+            space.maxima[x] = -.infinity
+            space.sums[x] = 0
         }
-        first += count
-    }
-    for row in 0..<args.rows {
-        let record = args.records + row * args.recordStride
-        let source = space.accumulator + row * stride
-        for x in 0..<stride / laneCount { store(load(source + x * laneCount), record + x * laneCount) }
-        record[stride] = space.maxima[row]
-        record[stride + 1] = space.sums[row]
+        for index in 0..<tiles {
+            let row = index * tile
+            packTokenQueries(
+                args.query + row * args.queryStride, stride: args.queryStride, rows: minimum(tile, args.rows - row),
+                channels: args.key.channels, format: args.key.format, scale: args.softmaxScale, isBound: false,
+                into: space.query + index * space.queryBytes)
+        }
+        let pivot = pivot(args.key.format, isBound: false)
+        var first = 0
+        while first < args.count {
+            let count = minimum(TokenScratch.block, args.count - first)
+            let slots = args.slots + first
+            gatherScales(args.key, slots, count: count, left: args.count - first, pivot: pivot, into: space.scales)
+            let groups =
+                args.value.format.isQuantized
+                ? prepareValues(args, slots, count: count, left: args.count - first, codeSpace(space)) : 0
+            let mayHide = hidesNonFinite(args, slots, first: first, count: count)
+            for index in 0..<tiles {
+                scoreBlock(
+                    (args.key, slots, count), query: space.query + index * space.queryBytes, scales: space.scales,
+                    following: (args.value, slots, count), left: args.count - first, into: space.scores)
+                attendRows(
+                    args, space, slots, first: first, count: count, groups: groups, row: index * tile, hidesNonFinite: mayHide)
+            }
+            first += count
+        }
+        for row in 0..<args.rows {
+            let record = args.records + row * args.recordStride
+            let source = space.accumulator + row * stride
+            for x in 0..<stride / laneCount { store(load(source + x * laneCount), record + x * laneCount) }
+            record[stride] = space.maxima[row]
+            record[stride + 1] = space.sums[row]
+        }
     }
 }
 
@@ -119,20 +120,17 @@ private func attendRows(
     let accumulator = space.accumulator + row * space.accumulatorStride
     // Slots of the list from this step on.
     let left = args.count - first
-    switch args.value.format {
-    case .float32, .float16, .bfloat16:
-        if hidesNonFinite {
-            addVisible(args, space, slots, first: first, count: count, accumulator, rescale, row: row)
-        } else {
-            addRows(args, slots, count, scores, accumulator, space.accumulatorStride, rescale, left)
-        }
-    case .int8:
-        let factors = quantizeWeights(codeSpace(space), slots, count: count, end: end, isByte: true)
-        addInt8(args, codeSpace(space), slots, groups, accumulator, rescale, factors, left)
-    case .int4:
-        let factors = quantizeWeights(codeSpace(space), slots, count: count, end: end, isByte: false)
-        addInt4(args, codeSpace(space), slots, groups, accumulator, rescale, factors, left)
+    if args.value.format.isQuantized {
+        let isByte = args.value.format == .int8
+        let factors = quantizeWeights(codeSpace(space), slots, count: count, end: end, isByte: isByte)
+        let step: CodeStep = (codeSpace(space), slots, groups, left, accumulator, rescale, factors.delta, factors.base)
+        if isByte { addInt8(args, step) } else { addInt4(args, step) }
+        return
     }
+    let step = ValueStep(
+        slots: slots, count: count, left: left, weights: scores, accumulator: accumulator,
+        stride: space.accumulatorStride, rescale: rescale)
+    if hidesNonFinite { addVisible(args, space, step, first: first, row: row) } else { addRows(args, step) }
 }
 
 /// Scores [token][row] of a step, plus slope·(j − t) or −slope·|j − t|.
@@ -226,45 +224,66 @@ func accumulate(_ sums: Channels, _ target: UnsafeMutablePointer<Float>, _ alpha
 @_transparent
 private var valueStep: Int { 16 }
 
+/// The tokens of a step, their weights, and the four rows that they are added to.
+private struct ValueStep {
+    var slots: UnsafePointer<Int32>
+    /// Slots of the step, and slots of the list from this step on.
+    var count: Int
+    var left: Int
+    /// [token][row].
+    var weights: UnsafePointer<Float>
+    var accumulator: UnsafeMutablePointer<Float>
+    /// Floats from row to row of the accumulator.
+    var stride: Int
+    /// α of the four rows.
+    var rescale: SIMD4<Float>
+}
+
+/// Where a tile stands in a step: its tokens, its first vector of channels, and which of how many tiles of a row it is.
+private struct TilePlace {
+    var first = 0
+    var count = 0
+    var vector = 0
+    var part = 0
+    var parts: Int
+}
+
 /// Asks for a row of values of this step, or of keys of the next one.
 @_transparent
-private func fetchRow(
-    _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, _ row: Int, total: Int, left: Int
-) {
-    if row < total {
-        fetch(args.value.base + Int(slots[row]) * args.value.stride, bytes: args.value.stride)
-    } else if row < left {
-        fetch(args.key.base + Int(slots[row]) * args.key.stride, bytes: args.key.stride)
+private func fetchRow(_ args: AttendTokensArguments, _ step: ValueStep, _ row: Int) {
+    if row < step.count {
+        fetch(args.value.base + Int(step.slots[row]) * args.value.stride, bytes: args.value.stride)
+    } else if row < step.left {
+        fetch(args.key.base + Int(step.slots[row]) * args.key.stride, bytes: args.key.stride)
     }
 }
 
-/// One tile of channels over one step of values. `part` of `parts` says which tile of the row it is.
+/// One tile of channels over some tokens of a step.
 @_transparent
 private func addValues(
-    _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, from first: Int, count: Int, total: Int,
-    weights: UnsafePointer<Float>, accumulator: UnsafeMutablePointer<Float>, stride: Int, rescale: SIMD4<Float>,
-    vector: Int, part: Int, parts: Int, left: Int, format: TokenFormat, width: Int
+    _ args: AttendTokensArguments, _ step: ValueStep, _ place: TilePlace, format: TokenFormat, width: Int
 ) {
     let zero = (splat(0), splat(0), splat(0), splat(0))
     var tile: ValueTile = (zero, zero, zero, zero)
-    let channel = vector * laneCount
+    let channel = place.vector * laneCount
     var token = 0
-    while token < count {
+    while token < place.count {
         // The rows of the next step are asked for in the order of their addresses, as many per four tokens as there are tiles to do it.
-        let time = part * valueStep / 4 + token / 4
-        var row = first + count + time * 4 / parts
-        while row < first + count + (time + 1) * 4 / parts {
-            fetchRow(args, slots, row, total: total, left: left)
+        let time = place.part * valueStep / 4 + token / 4
+        let next = place.first + place.count
+        var row = next + time * 4 / place.parts
+        while row < next + (time + 1) * 4 / place.parts {
+            fetchRow(args, step, row)
             row += 1
         }
-        let end = minimum(token + 4, count)
+        let end = minimum(token + 4, place.count)
         while token < end {
-            let values = UnsafeRawPointer(args.value.base + Int(slots[first + token]) * args.value.stride)
+            let values = UnsafeRawPointer(args.value.base + Int(step.slots[place.first + token]) * args.value.stride)
             let x0 = loadElements(values, channel, format)
             let x1 = width > 1 ? loadElements(values, channel + laneCount, format) : x0
             let x2 = width > 2 ? loadElements(values, channel + 2 * laneCount, format) : x0
             let x3 = width > 2 ? loadElements(values, channel + 3 * laneCount, format) : x0
-            let p = weights + 4 * (first + token)
+            let p = step.weights + 4 * (place.first + token)
             add(&tile.r0, p[0], (x0, x1, x2, x3))
             add(&tile.r1, p[1], (x0, x1, x2, x3))
             add(&tile.r2, p[2], (x0, x1, x2, x3))
@@ -272,52 +291,38 @@ private func addValues(
             token += 1
         }
     }
-    let target = accumulator + channel
-    accumulate(tile.r0, target, rescale[0], width: width)
-    accumulate(tile.r1, target + stride, rescale[1], width: width)
-    accumulate(tile.r2, target + 2 * stride, rescale[2], width: width)
-    accumulate(tile.r3, target + 3 * stride, rescale[3], width: width)
+    let target = step.accumulator + channel
+    accumulate(tile.r0, target, step.rescale[0], width: width)
+    accumulate(tile.r1, target + step.stride, step.rescale[1], width: width)
+    accumulate(tile.r2, target + 2 * step.stride, step.rescale[2], width: width)
+    accumulate(tile.r3, target + 3 * step.stride, step.rescale[3], width: width)
 }
 
-/// All channels, in tiles of four (on levels with 32 registers), two and one vectors. `left` slots of the list, of which `total` belong to
-/// the step, are not done yet.
+/// All channels, in tiles of four (on levels with 32 registers), two and one vectors.
 @_transparent
-private func addFloats(
-    _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, _ total: Int, _ weights: UnsafePointer<Float>,
-    _ accumulator: UnsafeMutablePointer<Float>, _ stride: Int, _ rescale: SIMD4<Float>, _ left: Int, format: TokenFormat
-) {
-    let vectors = stride / laneCount
-    let parts = (vectors + valueVectors - 1) / valueVectors
-    var first = 0
-    var alpha = rescale
-    while first < total {
-        let count = minimum(valueStep, total - first)
-        var vector = 0
-        var part = 0
-        while vector < vectors {
-            if valueVectors == 4 && vectors - vector >= 4 {
-                addValues(
-                    args, slots, from: first, count: count, total: total, weights: weights, accumulator: accumulator,
-                    stride: stride, rescale: alpha, vector: vector, part: part, parts: parts, left: left, format: format,
-                    width: 4)
-                vector += 4
-            } else if vectors - vector >= 2 {
-                addValues(
-                    args, slots, from: first, count: count, total: total, weights: weights, accumulator: accumulator,
-                    stride: stride, rescale: alpha, vector: vector, part: part, parts: parts, left: left, format: format,
-                    width: 2)
-                vector += 2
+private func addFloats(_ args: AttendTokensArguments, _ given: ValueStep, format: TokenFormat) {
+    var step = given
+    let vectors = step.stride / laneCount
+    var place = TilePlace(parts: (vectors + valueVectors - 1) / valueVectors)
+    while place.first < step.count {
+        place.count = minimum(valueStep, step.count - place.first)
+        place.vector = 0
+        place.part = 0
+        while place.vector < vectors {
+            if valueVectors == 4 && vectors - place.vector >= 4 {
+                addValues(args, step, place, format: format, width: 4)
+                place.vector += 4
+            } else if vectors - place.vector >= 2 {
+                addValues(args, step, place, format: format, width: 2)
+                place.vector += 2
             } else {
-                addValues(
-                    args, slots, from: first, count: count, total: total, weights: weights, accumulator: accumulator,
-                    stride: stride, rescale: alpha, vector: vector, part: part, parts: parts, left: left, format: format,
-                    width: 1)
-                vector += 1
+                addValues(args, step, place, format: format, width: 1)
+                place.vector += 1
             }
-            part += 1
+            place.part += 1
         }
-        alpha = SIMD4(repeating: 1)
-        first += count
+        step.rescale = SIMD4(repeating: 1)
+        place.first += place.count
     }
 }
 
@@ -345,61 +350,44 @@ private func hidesNonFinite(_ args: AttendTokensArguments, _ slots: UnsafePointe
 /// P·V where hidden values are not finite, so that a weight of 0 does not hide them: row by row, over the tokens that the row sees. The
 /// bits are those of `addRows` with finite hidden values, whose products are 0.
 @inline(never)
-private func addVisible(
-    _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, first: Int, count: Int,
-    _ accumulator: UnsafeMutablePointer<Float>, _ rescale: SIMD4<Float>, row: Int
-) {
-    let stride = space.accumulatorStride
-    // Memory of quantised values, which there are none of: 4 × 256 floats.
+private func addVisible(_ args: AttendTokensArguments, _ space: Workspace, _ step: ValueStep, first: Int, row: Int) {
+    let stride = step.stride
+    // The memory of pairs, which only quantised values need: 4 × 256 floats.
     let sums = UnsafeMutableRawPointer(space.pairs).assumingMemoryBound(to: Float.self)
     for r in 0..<TokenScratch.rowTile {
         let seen =
-            row + r < args.rows ? minimum(count, maximum(0, Int(args.visible![row + r]) - first)) : 0
-        let target = accumulator + r * stride
+            row + r < args.rows ? minimum(step.count, maximum(0, Int(args.visible![row + r]) - first)) : 0
+        let target = step.accumulator + r * stride
         if seen == 0 {
             // α = 1, and sums of +0.
             for x in 0..<stride { target[x] = target[x] + 0 }
             continue
         }
-        for x in 0..<4 * stride { sums[x] = accumulator[x] }
-        addRows(args, slots, seen, space.scores, sums, stride, rescale, seen)
+        for x in 0..<4 * stride { sums[x] = step.accumulator[x] }
+        var visible = step
+        visible.count = seen
+        visible.left = seen
+        visible.accumulator = sums
+        addRows(args, visible)
         for x in 0..<stride { target[x] = sums[r * stride + x] }
     }
 }
 
 /// O ← α·O + P·V for four rows.
 @_transparent
-private func addRows(
-    _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, _ count: Int, _ weights: UnsafePointer<Float>,
-    _ accumulator: UnsafeMutablePointer<Float>, _ stride: Int, _ rescale: SIMD4<Float>, _ left: Int
-) {
+private func addRows(_ args: AttendTokensArguments, _ step: ValueStep) {
     switch args.value.format {
-    case .float32: addFloat32(args, slots, count, weights, accumulator, stride, rescale, left)
-    case .bfloat16: addBFloat16(args, slots, count, weights, accumulator, stride, rescale, left)
-    default: addFloat16(args, slots, count, weights, accumulator, stride, rescale, left)
+    case .float32: addFloat32(args, step)
+    case .bfloat16: addBFloat16(args, step)
+    default: addFloat16(args, step)
     }
 }
 
 @inline(never)
-private func addFloat32(
-    _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, _ count: Int, _ weights: UnsafePointer<Float>,
-    _ accumulator: UnsafeMutablePointer<Float>, _ stride: Int, _ rescale: SIMD4<Float>, _ left: Int
-) {
-    addFloats(args, slots, count, weights, accumulator, stride, rescale, left, format: .float32)
-}
+private func addFloat32(_ args: AttendTokensArguments, _ step: ValueStep) { addFloats(args, step, format: .float32) }
 
 @inline(never)
-private func addFloat16(
-    _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, _ count: Int, _ weights: UnsafePointer<Float>,
-    _ accumulator: UnsafeMutablePointer<Float>, _ stride: Int, _ rescale: SIMD4<Float>, _ left: Int
-) {
-    addFloats(args, slots, count, weights, accumulator, stride, rescale, left, format: .float16)
-}
+private func addFloat16(_ args: AttendTokensArguments, _ step: ValueStep) { addFloats(args, step, format: .float16) }
 
 @inline(never)
-private func addBFloat16(
-    _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, _ count: Int, _ weights: UnsafePointer<Float>,
-    _ accumulator: UnsafeMutablePointer<Float>, _ stride: Int, _ rescale: SIMD4<Float>, _ left: Int
-) {
-    addFloats(args, slots, count, weights, accumulator, stride, rescale, left, format: .bfloat16)
-}
+private func addBFloat16(_ args: AttendTokensArguments, _ step: ValueStep) { addFloats(args, step, format: .bfloat16) }

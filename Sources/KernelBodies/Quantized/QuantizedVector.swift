@@ -44,7 +44,7 @@ private struct VectorPart {
 private func multiplyCodes(_ args: QuantizedProductArguments, _ part: VectorPart, width: Int) {
     let lanes = width * laneCount
     let bytes = 4 * laneCount
-    let ones = startingSums(0x0101_0101)
+    let ones = splatWord(0x0101_0101)
     var a = args.codes! + part.channel
     var panel = args.panel + part.channel * lanes / 2
     for group in 0..<part.channels / args.groupSize {
@@ -87,7 +87,7 @@ private func multiplyCodes(_ args: QuantizedProductArguments, _ part: VectorPart
 /// Eight channels as signed bytes.
 @_transparent
 private func unpacked(_ panel: UnsafeRawPointer, _ table: UnsafePointer<UInt8>) -> (low: CodeVector, high: CodeVector) {
-    let codes = nibbles(panel.loadUnaligned(as: CodeVector.self))
+    let codes = nibblesInBytes(panel.loadUnaligned(as: CodeVector.self))
     return (lookUp(codes.low, table), lookUp(codes.high, table))
 }
 

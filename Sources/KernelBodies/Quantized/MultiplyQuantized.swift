@@ -11,10 +11,12 @@ public import KernelInterface
 
 /// Everything a step of the depth needs: the expanded panel and where its groups start.
 private struct PanelStep {
+    /// Room for the expanded panel: codes, or weights in floats.
+    var expanded: UnsafeMutablePointer<UInt8>
+    /// The codes that tiles read: expanded ones, or whole bytes where they are stored.
     var codes: UnsafePointer<UInt8>
-    var weights: UnsafePointer<Float>
-    var scales: UnsafePointer<Float>
-    var offsets: UnsafePointer<Float>?
+    var scales: UnsafeMutablePointer<Float>
+    var offsets: UnsafeMutablePointer<Float>?
     /// What the integer sums of a group start from, [groups][lanes].
     var starts: UnsafeMutablePointer<Int32>
     var c: UnsafeMutablePointer<Float>
@@ -29,10 +31,12 @@ private struct PanelStep {
     var startsNarrow: Bool
 }
 
-/// See `QuantizedProductArguments`.
-public func multiplyQuantized(_ arguments: UnsafePointer<QuantizedProductArguments>) {
-    let args = arguments.pointee
-    if args.columns > laneCount { multiplyPanelOfTwo(args) } else { multiplyPanelOfOne(args) }
+extension Kernels {
+    /// See `QuantizedProductArguments`.
+    public static func multiplyQuantized(_ arguments: UnsafePointer<QuantizedProductArguments>) {
+        let args = arguments.pointee
+        if args.columns > laneCount { multiplyPanelOfTwo(args) } else { multiplyPanelOfOne(args) }
+    }
 }
 
 @inline(never)
@@ -44,22 +48,8 @@ private func multiplyPanelOfTwo(_ args: QuantizedProductArguments) { multiplyPan
 @_transparent
 private func multiplyPanel(_ args: QuantizedProductArguments, width: Int) {
     let lanes = width * laneCount
-    let expanded = args.scratch.assumingMemoryBound(to: UInt8.self)
-    let scales = (args.scratch + QuantizedScratch.expandedBytes).assumingMemoryBound(to: Float.self)
-    let offsets = scales + QuantizedScratch.scaleFloats
-    let starts = offsets + QuantizedScratch.scaleFloats
-    let c = starts + QuantizedScratch.scaleFloats
-    let up = c + QuantizedScratch.sumFloats
-    let paddedRows = args.rows + QuantizedScratch.spareRows
-    for x in 0..<paddedRows * width { store(splat(0), c + x * laneCount) }
-
-    var step = PanelStep(
-        codes: expanded, weights: UnsafeRawPointer(expanded).assumingMemoryBound(to: Float.self), scales: scales,
-        offsets: args.offsets == nil ? nil : UnsafePointer(offsets),
-        starts: UnsafeMutableRawPointer(starts).assumingMemoryBound(to: Int32.self), c: c, chunk: args.groupSize,
-        startsNarrow: args.groupSize / 2 * (args.largestCode + 2 * Int(args.zeroCode)) * args.largestWeight <= codeSumLimit)
-    // Narrow sums of two products each take a step of four channels.
-    while step.chunk / 2 * args.largestCode * args.largestWeight > codeSumLimit { step.chunk /= 2 }
+    var step = firstStep(args)
+    for x in 0..<(args.rows + QuantizedScratch.spareRows) * width { store(splat(0), step.c + x * laneCount) }
     // The product with a vector uses every code once: no need to unpack it into memory first.
     let isVector = args.rows == 1 && (args.values == nil ? !args.isByte : args.nibbleZero >= 0)
     let limit = args.values == nil || isVector ? QuantizedScratch.codeDepth : QuantizedScratch.floatDepth
@@ -67,53 +57,86 @@ private func multiplyPanel(_ args: QuantizedProductArguments, width: Int) {
         step.channels = minimum(limit, args.paddedDepth - step.channel)
         step.group = step.channel / args.groupSize
         step.groups = step.channels / args.groupSize
-        widen(
-            args.weightScales, args.scaleType, from: step.group * lanes, count: step.groups * lanes, into: scales)
-        if let given = args.offsets {
-            for x in 0..<step.groups * width {
-                store(load(given + step.group * lanes + x * laneCount), offsets + x * laneCount)
-            }
-        }
+        loadScales(args, step, width: width)
         if isVector {
-            if width == 1 {
-                multiplyVectorByOne(
-                    args, channel: step.channel, channels: step.channels, chunk: step.chunk, scales: scales,
-                    offsets: step.offsets, c: c)
-            } else {
-                multiplyVectorByTwo(
-                    args, channel: step.channel, channels: step.channels, chunk: step.chunk, scales: scales,
-                    offsets: step.offsets, c: c)
-            }
+            multiplyVector(args, step, width: width)
         } else if args.values != nil {
-            expandWeights(
-                args, channel: step.channel, channels: step.channels, scales: scales, offsets: step.offsets, lanes: lanes,
-                into: UnsafeMutableRawPointer(expanded).assumingMemoryBound(to: Float.self))
             multiplyFloats(args, step, width: width)
         } else {
-            if args.isByte {
-                step.codes = args.panel.assumingMemoryBound(to: UInt8.self) + step.channel * lanes
-                startFromSums(args, step, lanes: lanes)
-            } else {
-                expandCodes(args, step, width: width, into: expanded)
-            }
+            prepareCodes(args, &step, width: width)
             multiplyCodes(args, step, width: width)
         }
         step.channel += step.channels
     }
+    let up = step.c + QuantizedScratch.sumFloats
     if let factors = args.up { widen(factors, args.factorType, from: 0, count: args.rank * lanes, into: up) }
-    finishSums(args, c, up: up, width: width)
-    writeRows(args, c, lanes: lanes)
+    finishSums(args, step.c, up: up, width: width)
+    writeRows(args, step.c, lanes: lanes)
+}
+
+/// The parts of the scratch, and how many channels narrow sums hold.
+@_transparent
+private func firstStep(_ args: QuantizedProductArguments) -> PanelStep {
+    let expanded = args.scratch.assumingMemoryBound(to: UInt8.self)
+    let scales = (args.scratch + QuantizedScratch.expandedBytes).assumingMemoryBound(to: Float.self)
+    let offsets = scales + QuantizedScratch.scaleFloats
+    let starts = offsets + QuantizedScratch.scaleFloats
+    var step = PanelStep(
+        expanded: expanded, codes: expanded, scales: scales, offsets: args.offsets == nil ? nil : offsets,
+        starts: UnsafeMutableRawPointer(starts).assumingMemoryBound(to: Int32.self),
+        c: starts + QuantizedScratch.scaleFloats, chunk: args.groupSize,
+        startsNarrow: args.groupSize / 2 * (args.largestCode + 2 * Int(args.zeroCode)) * args.largestWeight <= codeSumLimit)
+    // Narrow sums of two products each take a step of four channels.
+    while step.chunk / 2 * args.largestCode * args.largestWeight > codeSumLimit { step.chunk /= 2 }
+    return step
+}
+
+/// Scales and offsets of the step's groups as adjacent floats.
+@_transparent
+private func loadScales(_ args: QuantizedProductArguments, _ step: PanelStep, width: Int) {
+    let lanes = width * laneCount
+    widen(
+        args.weightScales, args.scaleType, from: step.group * lanes, count: step.groups * lanes, into: step.scales)
+    guard let given = args.offsets, let offsets = step.offsets else { return }
+    for x in 0..<step.groups * width {
+        store(load(given + step.group * lanes + x * laneCount), offsets + x * laneCount)
+    }
+}
+
+/// C += the step's part of the product of one row.
+@_transparent
+private func multiplyVector(_ args: QuantizedProductArguments, _ step: PanelStep, width: Int) {
+    let offsets = UnsafePointer(step.offsets)
+    if width == 1 {
+        multiplyVectorByOne(
+            args, channel: step.channel, channels: step.channels, chunk: step.chunk, scales: step.scales,
+            offsets: offsets, c: step.c)
+    } else {
+        multiplyVectorByTwo(
+            args, channel: step.channel, channels: step.channels, chunk: step.chunk, scales: step.scales,
+            offsets: offsets, c: step.c)
+    }
+}
+
+/// Codes of the step as signed bytes, and what the sums of its groups start from.
+@_transparent
+private func prepareCodes(_ args: QuantizedProductArguments, _ step: inout PanelStep, width: Int) {
+    if args.isByte {
+        let lanes = width * laneCount
+        step.codes = args.panel.assumingMemoryBound(to: UInt8.self) + step.channel * lanes
+        startFromSums(args, step, lanes: lanes)
+    } else {
+        expandCodes(args, step, width: width)
+    }
 }
 
 /// Nibbles of the step as signed bytes [channels/4][width·laneCount][4], and −zero·Σ codes of each group.
 @_transparent
-private func expandCodes(
-    _ args: QuantizedProductArguments, _ step: PanelStep, width: Int, into target: UnsafeMutablePointer<UInt8>
-) {
+private func expandCodes(_ args: QuantizedProductArguments, _ step: PanelStep, width: Int) {
     let bytes = 4 * laneCount
-    let ones = startingSums(0x0101_0101)
+    let ones = splatWord(0x0101_0101)
     var source = args.panel + step.channel * width * laneCount / 2
-    var low = UnsafeMutableRawPointer(target)
+    var low = UnsafeMutableRawPointer(step.expanded)
     for group in 0..<step.groups {
         var sums = sumRow(0)
         for _ in 0..<args.groupSize / 8 {
@@ -142,7 +165,7 @@ private func expand(
     _ source: UnsafeRawPointer, _ low: UnsafeMutableRawPointer, _ high: UnsafeMutableRawPointer, _ table: UnsafePointer<UInt8>,
     _ ones: CodeVector, _ sum: CodeVector
 ) -> CodeVector {
-    let codes = nibbles(source.loadUnaligned(as: CodeVector.self))
+    let codes = nibblesInBytes(source.loadUnaligned(as: CodeVector.self))
     let (a, b) = (lookUp(codes.low, table), lookUp(codes.high, table))
     low.storeBytes(of: a, as: CodeVector.self)
     high.storeBytes(of: b, as: CodeVector.self)
@@ -357,12 +380,16 @@ private func startTile(_ row: CodeRow) -> WeightTile { (row, row, row, row, row,
 @_transparent
 private func multiplyFloats(_ args: QuantizedProductArguments, _ step: PanelStep, width: Int) {
     let lanes = width * laneCount
+    let weights = UnsafeMutableRawPointer(step.expanded).assumingMemoryBound(to: Float.self)
+    expandWeights(
+        args, channel: step.channel, channels: step.channels, scales: step.scales, offsets: step.offsets, lanes: lanes,
+        into: weights)
     var row = 0
     while row < args.rows {
         var tile = zeroTile()
         let rows = rowPointers(
             args.values! + row * args.valueStride + step.channel, stride: args.valueStride, count: args.rows - row)
-        accumulate(&tile, rows, step: 1, panel: step.weights, depth: step.channels, width: width)
+        accumulate(&tile, rows, step: 1, panel: weights, depth: step.channels, width: width)
         add(&tile, step.c + row * lanes, stride: lanes, width: width)
         store(tile, step.c + row * lanes, stride: lanes, width: width)
         row += tileRows

@@ -12,31 +12,33 @@
 
 public import KernelInterface
 
-/// See `GEMMArguments`.
-public func multiplyBlock(_ arguments: UnsafePointer<GEMMArguments>) {
-    let args = arguments.pointee
-    let packedA = args.scratch.assumingMemoryBound(to: Float.self)
-    let panel = packedA + GEMMScratch.packedA
-    let edge = packedA + GEMMScratch.edge
-    var start = 0
-    repeat {
-        let depth = minimum(GEMMScratch.depthBlock, args.depth - start)
-        packA(args, start: start, depth: depth, into: packedA)
-        var column = 0
-        while column < args.columns {
-            let columns = minimum(panelWidth, args.columns - column)
-            packPanel(args, start: start, depth: depth, column: column, columns: columns, into: panel)
-            let step = PanelStep(
-                packedA: packedA, panel: panel, edge: edge, start: start, column: column, columns: columns, depth: depth)
-            switch (columns + laneCount - 1) / laneCount {
-            case 1: multiplyPanelOfOne(args, step)
-            case 2: multiplyPanelOfTwo(args, step)
-            default: multiplyPanelOfThree(args, step)
+extension Kernels {
+    /// See `GEMMArguments`.
+    public static func multiplyBlock(_ arguments: UnsafePointer<GEMMArguments>) {
+        let args = arguments.pointee
+        let packedA = args.scratch.assumingMemoryBound(to: Float.self)
+        let panel = packedA + GEMMScratch.packedA
+        let edge = packedA + GEMMScratch.edge
+        var start = 0
+        repeat {
+            let depth = minimum(GEMMScratch.depthBlock, args.depth - start)
+            packA(args, start: start, depth: depth, into: packedA)
+            var column = 0
+            while column < args.columns {
+                let columns = minimum(panelWidth, args.columns - column)
+                packPanel(args, start: start, depth: depth, column: column, columns: columns, into: panel)
+                let step = PanelStep(
+                    packedA: packedA, panel: panel, edge: edge, start: start, column: column, columns: columns, depth: depth)
+                switch (columns + laneCount - 1) / laneCount {
+                case 1: multiplyPanelOfOne(args, step)
+                case 2: multiplyPanelOfTwo(args, step)
+                default: multiplyPanelOfThree(args, step)
+                }
+                column += columns
             }
-            column += columns
-        }
-        start += depth
-    } while start < args.depth
+            start += depth
+        } while start < args.depth
+    }
 }
 
 /// All strips of A against one panel of B, `depth` deep.

@@ -40,69 +40,71 @@ private struct KeyStep {
     var firstBlock: Int
 }
 
-/// See `AntidiagonalArguments`.
-public func scoreAntidiagonals(_ arguments: UnsafePointer<AntidiagonalArguments>) {
-    let args = arguments.pointee
-    let depth = args.headDim * args.stride
-    let keyGroups = (args.keyTokens + args.stride - 1) / args.stride
-    let layout = AntidiagonalScratch(
-        headDim: args.headDim, stride: args.stride, groups: args.groups, keyGroups: keyGroups,
-        groupsPerKeyBlock: args.groupsPerKeyBlock, usesCodes: args.keyCodes != nil)
-    let scratch = args.scratch.assumingMemoryBound(to: Float.self)
-    let vectors = (args.groups + laneCount - 1) / laneCount
-    let lanes = vectors * laneCount
-    let space = Workspace(
-        packedQuery: scratch + layout.packedQuery,
-        packedCodes: UnsafeMutableRawPointer(scratch + layout.packedCodes).assumingMemoryBound(to: UInt8.self),
-        codeScales: scratch + layout.codeScales,
-        codeOffsets: UnsafeMutableRawPointer(scratch + layout.codeOffsets).assumingMemoryBound(to: Int32.self),
-        scores: scratch + layout.scores, blockSums: scratch + layout.blockSums, stepMaxima: scratch + layout.stepMaxima,
-        maxima: scratch + layout.statistics, sums: scratch + layout.statistics + lanes,
-        factors: scratch + layout.statistics + 2 * lanes, lanes: lanes)
-    let staging = scratch + layout.keys
+extension Kernels {
+    /// See `AntidiagonalArguments`.
+    public static func scoreAntidiagonals(_ arguments: UnsafePointer<AntidiagonalArguments>) {
+        let args = arguments.pointee
+        let depth = args.headDim * args.stride
+        let keyGroups = (args.keyTokens + args.stride - 1) / args.stride
+        let layout = AntidiagonalScratch(
+            headDim: args.headDim, stride: args.stride, groups: args.groups, keyGroups: keyGroups,
+            groupsPerKeyBlock: args.groupsPerKeyBlock, usesCodes: args.keyCodes != nil)
+        let scratch = args.scratch.assumingMemoryBound(to: Float.self)
+        let vectors = (args.groups + laneCount - 1) / laneCount
+        let lanes = vectors * laneCount
+        let space = Workspace(
+            packedQuery: scratch + layout.packedQuery,
+            packedCodes: UnsafeMutableRawPointer(scratch + layout.packedCodes).assumingMemoryBound(to: UInt8.self),
+            codeScales: scratch + layout.codeScales,
+            codeOffsets: UnsafeMutableRawPointer(scratch + layout.codeOffsets).assumingMemoryBound(to: Int32.self),
+            scores: scratch + layout.scores, blockSums: scratch + layout.blockSums, stepMaxima: scratch + layout.stepMaxima,
+            maxima: scratch + layout.statistics, sums: scratch + layout.statistics + lanes,
+            factors: scratch + layout.statistics + 2 * lanes, lanes: lanes)
+        let staging = scratch + layout.keys
 
-    forEachPanel(vectors: vectors) { row, width in
-        let lanes = width * laneCount
-        let panel = space.packedQuery + (args.keyCodes == nil ? row * depth : 0)
-        packGroups(args, row: row, lanes: lanes, staging: staging, into: panel)
-        if args.keyCodes != nil {
-            let codes = space.packedCodes + row * AntidiagonalScratch.codeDepth(headDim: args.headDim, stride: args.stride)
-            encodePanel(
-                args, panel, lanes: lanes, into: codes, scales: space.codeScales + row, offsets: space.codeOffsets + row)
-        }
-    }
-    for x in 0..<lanes {
-        space.maxima[x] = -.infinity
-        space.sums[x] = 0
-    }
-
-    let end = minimum(keyGroups, args.groups - 1 + args.visibleTo)
-    var step = KeyStep(keys: nil, index: 0, firstGroup: 0, count: 0, firstBlock: 0)
-    while step.firstGroup < end {
-        step.count = minimum(layout.stepGroups, end - step.firstGroup)
-        if args.keyCodes == nil {
-            let first = step.firstGroup * args.stride
-            let tokens = minimum(args.keyTokens - first, step.count * args.stride)
-            if args.key.type == .float32 && args.key.stride == args.headDim && tokens == step.count * args.stride {
-                step.keys = UnsafePointer(args.key.base.assumingMemoryBound(to: Float.self) + first * args.headDim)
-            } else {
-                stage(args.key, first: first, count: tokens, channels: args.headDim, into: staging)
-                for x in tokens * args.headDim..<step.count * depth { staging[x] = 0 }
-                step.keys = UnsafePointer(staging)
-            }
-        }
         forEachPanel(vectors: vectors) { row, width in
-            switch width {
-            case 1: scorePanelOfOne(args, space, step, row: row)
-            case 2: scorePanelOfTwo(args, space, step, row: row)
-            default: scorePanelOfThree(args, space, step, row: row)
+            let lanes = width * laneCount
+            let panel = space.packedQuery + (args.keyCodes == nil ? row * depth : 0)
+            packGroups(args, row: row, lanes: lanes, staging: staging, into: panel)
+            if args.keyCodes != nil {
+                let codes = space.packedCodes + row * AntidiagonalScratch.codeDepth(headDim: args.headDim, stride: args.stride)
+                encodePanel(
+                    args, panel, lanes: lanes, into: codes, scales: space.codeScales + row, offsets: space.codeOffsets + row)
             }
         }
-        step.index += 1
-        step.firstGroup += step.count
-        step.firstBlock += layout.stepGroups / args.groupsPerKeyBlock
+        for x in 0..<lanes {
+            space.maxima[x] = -.infinity
+            space.sums[x] = 0
+        }
+
+        let end = minimum(keyGroups, args.groups - 1 + args.visibleTo)
+        var step = KeyStep(keys: nil, index: 0, firstGroup: 0, count: 0, firstBlock: 0)
+        while step.firstGroup < end {
+            step.count = minimum(layout.stepGroups, end - step.firstGroup)
+            if args.keyCodes == nil {
+                let first = step.firstGroup * args.stride
+                let tokens = minimum(args.keyTokens - first, step.count * args.stride)
+                if args.key.type == .float32 && args.key.stride == args.headDim && tokens == step.count * args.stride {
+                    step.keys = UnsafePointer(args.key.base.assumingMemoryBound(to: Float.self) + first * args.headDim)
+                } else {
+                    Kernels.stageRows(args.key, first: first, count: tokens, channels: args.headDim, into: staging)
+                    for x in tokens * args.headDim..<step.count * depth { staging[x] = 0 }
+                    step.keys = UnsafePointer(staging)
+                }
+            }
+            forEachPanel(vectors: vectors) { row, width in
+                switch width {
+                case 1: scorePanelOfOne(args, space, step, row: row)
+                case 2: scorePanelOfTwo(args, space, step, row: row)
+                default: scorePanelOfThree(args, space, step, row: row)
+                }
+            }
+            step.index += 1
+            step.firstGroup += step.count
+            step.firstBlock += layout.stepGroups / args.groupsPerKeyBlock
+        }
+        sumBlocks(args, space, stepGroups: layout.stepGroups, end: end)
     }
-    sumBlocks(args, space, stepGroups: layout.stepGroups, end: end)
 }
 
 // One function per width, not inlined: the tile needs every register, and constants of other loops must not occupy any.

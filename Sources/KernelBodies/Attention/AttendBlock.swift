@@ -41,94 +41,98 @@ private struct KeyBlock {
     var nextValues: UnsafePointer<Float>?
 }
 
-/// See `AttentionArguments`.
-public func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
-    var args = arguments.pointee
-    let stagesKeys = needsStaging(args.key, channels: args.headDim)
-    let stagesValues = needsStaging(args.value, channels: args.valueDim)
-    let gathers = args.gatheredKeyCount > 0
-    let layout = AttentionScratch(
-        headDim: args.headDim, valueDim: args.valueDim, queryRows: args.queryRows, stagesKeys: stagesKeys || gathers,
-        stagesValues: stagesValues || gathers)
-    let scratch = args.scratch.assumingMemoryBound(to: Float.self)
-    let vectors = (args.queryRows + laneCount - 1) / laneCount
-    let space = Workspace(
-        packedQuery: scratch + layout.packedQuery, accumulator: scratch + layout.accumulator,
-        scores: scratch + layout.scores, maxima: scratch + layout.statistics,
-        sums: scratch + layout.statistics + vectors * laneCount, finiteValues: scratch + layout.finiteValues)
+extension Kernels {
+    /// See `AttentionArguments`.
+    public static func attendBlock(_ arguments: UnsafePointer<AttentionArguments>) {
+        var args = arguments.pointee
+        let stagesKeys = needsStaging(args.key, channels: args.headDim)
+        let stagesValues = needsStaging(args.value, channels: args.valueDim)
+        let gathers = args.gatheredKeyCount > 0
+        let layout = AttentionScratch(
+            headDim: args.headDim, valueDim: args.valueDim, queryRows: args.queryRows, stagesKeys: stagesKeys || gathers,
+            stagesValues: stagesValues || gathers)
+        let scratch = args.scratch.assumingMemoryBound(to: Float.self)
+        let vectors = (args.queryRows + laneCount - 1) / laneCount
+        let space = Workspace(
+            packedQuery: scratch + layout.packedQuery, accumulator: scratch + layout.accumulator,
+            scores: scratch + layout.scores, maxima: scratch + layout.statistics,
+            sums: scratch + layout.statistics + vectors * laneCount, finiteValues: scratch + layout.finiteValues)
 
-    forEachPanel(vectors: vectors) { row, width in
-        packQueries(args, row: row, lanes: width * laneCount, into: space.packedQuery + row * args.headDim)
-    }
-    for x in 0..<vectors * laneCount {
-        space.maxima[x] = -.infinity
-        space.sums[x] = 0
-    }
-    for x in 0..<(args.valueDim + tileRows) * vectors * laneCount { space.accumulator[x] = 0 }
+        forEachPanel(vectors: vectors) { row, width in
+            packQueries(args, row: row, lanes: width * laneCount, into: space.packedQuery + row * args.headDim)
+        }
+        for x in 0..<vectors * laneCount {
+            space.maxima[x] = -.infinity
+            space.sums[x] = 0
+        }
+        for x in 0..<(args.valueDim + tileRows) * vectors * laneCount { space.accumulator[x] = 0 }
 
-    let keyRows = args.key.base.assumingMemoryBound(to: Float.self)
-    let valueRows = args.value.base.assumingMemoryBound(to: Float.self)
-    let windowFrom = args.visibleFrom
-    for index in 0..<args.keyRangeCount {
-        let range = args.keyRanges![index]
-        args.visibleFrom = range.end <= args.sinkKeys ? args.sinkVisibleFrom : windowFrom
-        var key = maximum(range.begin, args.visibleFrom)
-        let end = minimum(range.end, args.queryRows - 1 + args.visibleTo)
-        while key < end {
-            let count = minimum(AttentionScratch.keyBlock, end - key)
-            var block = KeyBlock(
+        let keyRows = args.key.base.assumingMemoryBound(to: Float.self)
+        let valueRows = args.value.base.assumingMemoryBound(to: Float.self)
+        let windowFrom = args.visibleFrom
+        for index in 0..<args.keyRangeCount {
+            let range = args.keyRanges![index]
+            args.visibleFrom = range.end <= args.sinkKeys ? args.sinkVisibleFrom : windowFrom
+            var key = maximum(range.begin, args.visibleFrom)
+            let end = minimum(range.end, args.queryRows - 1 + args.visibleTo)
+            while key < end {
+                let count = minimum(AttentionScratch.keyBlock, end - key)
+                var block = KeyBlock(
+                    keys: scratch + layout.keys, keyStride: args.headDim, values: scratch + layout.values,
+                    valueStride: args.valueDim, begin: key, count: count)
+                if stagesKeys {
+                    Kernels.stageRows(args.key, first: key, count: count, channels: args.headDim, into: scratch + layout.keys)
+                } else {
+                    block.keys = keyRows + key * args.key.stride
+                    block.keyStride = args.key.stride
+                }
+                if stagesValues {
+                    Kernels.stageRows(
+                        args.value, first: key, count: count, channels: args.valueDim, into: scratch + layout.values)
+                } else {
+                    block.values = valueRows + key * args.value.stride
+                    block.valueStride = args.value.stride
+                }
+                key += count
+                if !stagesKeys && !stagesValues && (key < end || index + 1 < args.keyRangeCount) {
+                    let following = key < end ? range : args.keyRanges![index + 1]
+                    let from = following.end <= args.sinkKeys ? args.sinkVisibleFrom : windowFrom
+                    let next = key < end ? key : maximum(following.begin, from)
+                    block.nextKeys = keyRows + next * args.key.stride
+                    block.nextValues = valueRows + next * args.value.stride
+                }
+                if args.bias != nil {
+                    block.hasHidden = holdsNonFinite(
+                        block.values, stride: block.valueStride, count: count, channels: args.valueDim)
+                }
+                attendKeyBlock(args, space, block, vectors: vectors)
+            }
+        }
+        args.visibleFrom = -(1 << 60)
+        args.visibleTo = 1 << 60
+        var first = 0
+        while first < args.gatheredKeyCount {
+            let count = minimum(AttentionScratch.keyBlock, args.gatheredKeyCount - first)
+            for row in 0..<count {
+                let key = Int(args.gatheredKeys![first + row])
+                Kernels.stageRows(
+                    args.key, first: key, count: 1, channels: args.headDim, into: scratch + layout.keys + row * args.headDim)
+                Kernels.stageRows(
+                    args.value, first: key, count: 1, channels: args.valueDim,
+                    into: scratch + layout.values + row * args.valueDim)
+            }
+            let block = KeyBlock(
                 keys: scratch + layout.keys, keyStride: args.headDim, values: scratch + layout.values,
-                valueStride: args.valueDim, begin: key, count: count)
-            if stagesKeys {
-                stage(args.key, first: key, count: count, channels: args.headDim, into: scratch + layout.keys)
-            } else {
-                block.keys = keyRows + key * args.key.stride
-                block.keyStride = args.key.stride
-            }
-            if stagesValues {
-                stage(args.value, first: key, count: count, channels: args.valueDim, into: scratch + layout.values)
-            } else {
-                block.values = valueRows + key * args.value.stride
-                block.valueStride = args.value.stride
-            }
-            key += count
-            if !stagesKeys && !stagesValues && (key < end || index + 1 < args.keyRangeCount) {
-                let following = key < end ? range : args.keyRanges![index + 1]
-                let from = following.end <= args.sinkKeys ? args.sinkVisibleFrom : windowFrom
-                let next = key < end ? key : maximum(following.begin, from)
-                block.nextKeys = keyRows + next * args.key.stride
-                block.nextValues = valueRows + next * args.value.stride
-            }
-            if args.bias != nil {
-                block.hasHidden = holdsNonFinite(
-                    block.values, stride: block.valueStride, count: count, channels: args.valueDim)
-            }
+                valueStride: args.valueDim,
+                begin: 0, count: count, positions: args.gatheredKeys! + first)
             attendKeyBlock(args, space, block, vectors: vectors)
+            first += count
         }
-    }
-    args.visibleFrom = -(1 << 60)
-    args.visibleTo = 1 << 60
-    var first = 0
-    while first < args.gatheredKeyCount {
-        let count = minimum(AttentionScratch.keyBlock, args.gatheredKeyCount - first)
-        for row in 0..<count {
-            let key = Int(args.gatheredKeys![first + row])
-            stage(
-                args.key, first: key, count: 1, channels: args.headDim, into: scratch + layout.keys + row * args.headDim)
-            stage(
-                args.value, first: key, count: 1, channels: args.valueDim,
-                into: scratch + layout.values + row * args.valueDim)
+        forEachPanel(vectors: vectors) { row, width in
+            writeOutput(
+                args, row: row, lanes: width * laneCount, accumulator: space.accumulator + row * (args.valueDim + tileRows),
+                maxima: space.maxima + row, sums: space.sums + row)
         }
-        let block = KeyBlock(
-            keys: scratch + layout.keys, keyStride: args.headDim, values: scratch + layout.values, valueStride: args.valueDim,
-            begin: 0, count: count, positions: args.gatheredKeys! + first)
-        attendKeyBlock(args, space, block, vectors: vectors)
-        first += count
-    }
-    forEachPanel(vectors: vectors) { row, width in
-        writeOutput(
-            args, row: row, lanes: width * laneCount, accumulator: space.accumulator + row * (args.valueDim + tileRows),
-            maxima: space.maxima + row, sums: space.sums + row)
     }
 }
 
