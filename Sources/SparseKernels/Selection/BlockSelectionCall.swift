@@ -1,4 +1,4 @@
-/// One call of `BlockSelection`: rows are selected independently of each other, a few per task.
+/// One call of `BlockSelection`. Rows are selected independently of each other, a few per task.
 struct BlockSelectionCall {
     let selection: BlockSelection
     let grid: BlockGrid
@@ -15,7 +15,7 @@ struct BlockSelectionCall {
     func run(on pool: WorkerPool) {
         let chunks = (grid.blockRows + Self.rowsPerTask - 1) / Self.rowsPerTask
         withUnsafePointer(to: self) { call in
-            // About eight operations per block: reading, and moving it into the heap.
+            // Reading a block and moving it into the heap take about eight operations.
             pool.run(
                 tasks: heads * chunks, work: 8 * heads * grid.blockRows * grid.blockColumns,
                 scratchByteCount: grid.blockColumns * MemoryLayout<UInt64>.stride, context: call
@@ -28,7 +28,7 @@ struct BlockSelectionCall {
     }
 
     private func select(task: Int, heap: UnsafeMutablePointer<UInt64>) {
-        // Backwards through the rows: under a causal limit later rows have more candidates.
+        // The last rows go first, because under a causal limit they have more candidates.
         let end = grid.blockRows - task / heads * Self.rowsPerTask
         for row in max(0, end - Self.rowsPerTask)..<end { select(head: task % heads, row: row, heap: heap) }
     }
@@ -62,7 +62,7 @@ struct BlockSelectionCall {
     }
 }
 
-/// A mask whose rows are written in any order, by several threads: one bit per block, a row being whole words.
+/// A mask whose rows several threads write in any order. It has one bit per block, and a row is whole words.
 struct BlockBits {
     let grid: BlockGrid
     let heads: Int
