@@ -96,8 +96,7 @@ public struct AntidiagonalScratch: Sendable {
     /// Bytes of a group's codes. Channels are padded so that narrow sums need no tail.
     public static func codeDepth(headDim: Int, stride: Int) -> Int { (headDim * stride + 31) / 32 * 32 }
 
-    /// Floats of keys per step: 256 KiB, half of a small second-level cache, so that all panels of a task read the step from
-    /// there.
+    /// Floats of keys per step: 256 KiB, half of a small second-level cache, from which all panels of a task read the step.
     static let stepFloats = 65536
 
     /// Key groups scored at once: whole blocks of keys, at least one, and so few that the scores stay in the first-level cache.

@@ -31,9 +31,9 @@ public struct KeyRange: Sendable {
 
 /// One query block of one head against a list of key ranges, which is the unit of work of every attention operator.
 ///
-/// Query row `i` of the block sees key `j` when `j` is in one of `keyRanges` (ascending, disjoint) and `i + visibleFrom ≤ j < i
-/// + visibleTo`. Callers without a lower or upper limit pass ∓2⁶⁰. Ranges that end at or before `sinkKeys` have the lower limit
-/// `sinkVisibleFrom` instead. Every row also sees `gatheredKeys`, which are in no range.
+/// Query row `i` of the block sees key `j` when `j` is in one of `keyRanges` (ascending, disjoint) and
+/// `i + visibleFrom ≤ j < i + visibleTo`. Callers without a lower or upper limit pass ∓2⁶⁰. Ranges that end at or before
+/// `sinkKeys` have the lower limit `sinkVisibleFrom` instead. Every row also sees `gatheredKeys`, which are in no range.
 public struct AttentionArguments {
     /// Row 0 is the first query of the block.
     public var query: RowOperand
@@ -69,8 +69,7 @@ public struct AttentionArguments {
     public var aliBiSlope: Float = 0
     public var aliBiIsSymmetric = false
     public var aliBiOffset = 0
-    /// Adds bias[i][j] when present; rows are `biasStride` floats apart. −∞ hides the key from the row. Not used with
-    /// `gatheredKeys`.
+    /// Adds bias[i][j]; rows are `biasStride` floats apart. −∞ hides the key from the row. Not with `gatheredKeys`.
     public var bias: UnsafePointer<Float>?
     public var biasStride = 0
     /// Skips the exponentials and P·V of a panel and a key block whose scores are all at least this far below the running
@@ -133,8 +132,7 @@ public struct AttentionScratch: Sendable {
         byteCount = offset * 4
     }
 
-    /// This is not a local function, because one that captures a variable allocates it on the heap in debug builds, and kernels
-    /// call this.
+    /// Not a local function, because in debug builds one that captures a variable allocates it on the heap.
     private static func take(_ floats: Int, _ offset: inout Int) -> Int {
         defer { offset += (floats + 15) / 16 * 16 }
         return offset

@@ -54,8 +54,8 @@ public enum GEMMScratch {
     /// the 1536 / 32 = 48 cycles in which AVX-512 multiplies with it.
     public static let taskColumns = 1536
 
-    /// The most rows that `multiplyRows` multiplies without packing B. 16 rows take two thirds of the time with packing, 32
-    /// rows a little less than all of it.
+    /// The most rows that `multiplyRows` multiplies without packing B. 16 rows take 2/3 of the time with packing, 32 a little
+    /// less than all.
     public static let fewRows = 16
     /// Floats of the sums of `multiplyRows`: 16 KiB, half of a small first-level cache. Whole vectors of rows follow them.
     public static let rowSums = 4096

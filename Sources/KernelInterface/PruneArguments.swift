@@ -2,7 +2,7 @@
 ///
 /// Per row: w = softmax(scores), a threshold t by Twilight's bisection, and a bit for every w > t.
 public struct PruneArguments {
-    /// One row per query head, `scoreStride` floats apart. −∞ hides a token from a row. Replaced by the weights, also in the
+    /// One row per query head, `scoreStride` floats apart. −∞ hides a token from a row. Replaced by weights, also in the
     /// padding.
     public var scores: UnsafeMutablePointer<Float>
     /// At least `PruneScratch.padded(count)`.

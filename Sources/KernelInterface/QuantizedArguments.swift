@@ -9,12 +9,10 @@ public enum ActivationCoding: UInt8, Sendable {
     case fp4
 }
 
-/// Prepares some rows of activations for a quantised product: smooths and quantises them, and applies the low-rank
-/// down-projection.
+/// Prepares rows of activations for a quantised product: smooths, quantises and projects them down for the low-rank branch.
 ///
-/// Either half is skipped when its output is nil. Groups of activations are groups of the weights. Each output has `groups`
-/// entries per row, or rows that are `codeStride`, `valueStride` and `lowStride` elements apart. `low` has room for `tileRows −
-/// 1` more rows.
+/// Either half is skipped when its output is nil. Groups are those of the weights. Each output has `groups` entries per row, or
+/// rows that are `codeStride`, `valueStride` and `lowStride` elements apart. `low` has room for `tileRows − 1` more rows.
 public struct QuantizeArguments {
     public var x: RowOperand
     public var rows: Int
@@ -167,8 +165,7 @@ public struct QuantizedProductArguments {
 
 /// The cache blocks of the quantised product and the scratch that they need.
 public enum QuantizedScratch {
-    /// Channels per step of the product. A panel of 32 columns expands to 16 KiB of codes, which stay in the first-level cache
-    /// for all rows.
+    /// Channels per step of the product. 32 columns of weights expand to 16 KiB of codes, which stay in the first-level cache.
     public static let codeDepth = 512
     /// Channels per step for weights that become floats, of four bytes each.
     public static let floatDepth = 128
@@ -177,8 +174,7 @@ public enum QuantizedScratch {
     public static let taskRows = 132
     /// Bytes between the codes in use and those that are prefetched: 250 ns at 33 GB/s, longer than memory takes to answer.
     public static let bytesAhead = 8192
-    /// Rows per task of the activation pass, and channels per step. 64 · 256 floats and 256 · 48 of the down-projection are 112
-    /// KiB.
+    /// Rows per task of the activation pass, and channels per step. With 256 · 48 floats of the down-projection, 112 KiB.
     public static let activationRows = 64
     public static let activationDepth = 256
 

@@ -120,8 +120,8 @@ public struct TokenAliBi {
 
 /// Attention of a few query rows over a list of slots, which is the unit of work of decoding.
 ///
-/// Results are partial states. The record of a row has `recordStride` floats: Σ e^(s−m)·v in `padded(valueDim)` floats, then m
-/// and l = Σ e^(s−m).
+/// Results are partial states. A row's record has `recordStride` floats: Σ e^(s−m)·v in `padded(valueDim)` floats, then m and l
+/// = Σ e^(s−m).
 public struct AttendTokensArguments {
     public var key: TokenOperand
     public var value: TokenOperand
@@ -304,8 +304,7 @@ public struct SummarizeTokensArguments {
     public var key: TokenOperand
     public var slot: Int
     public var count: Int
-    /// Whether the row is the mean. Otherwise it is the largest values of all channels, then the smallest ones, rounded
-    /// outwards.
+    /// Whether the row is the mean. Otherwise it has all channels' largest, then smallest values, rounded outwards.
     public var isMean: Bool
     public var target: TokenOperand
     /// The row of `target`.

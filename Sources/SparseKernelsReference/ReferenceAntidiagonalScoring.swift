@@ -8,8 +8,7 @@ public import SparseKernels
 ///     w_ij = softmax over the key groups j; causal: over j ≤ i + ⌈(keyLength − queryLength)/S⌉
 ///     G_IJ = Σ w_ij over the groups of query block I and key block J
 ///
-/// Groups that start at or after `scoredQueryTokens` have no weight. A stride of 1 gives the exact attention mass of every
-/// block.
+/// Groups that start at or after `scoredQueryTokens` have no weight. A stride of 1 gives exact attention masses.
 public struct ReferenceAntidiagonalScoring: Sendable {
     public let shape: AttentionShape
     public let grid: BlockGrid

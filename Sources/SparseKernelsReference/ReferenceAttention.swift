@@ -36,8 +36,8 @@ public struct ReferenceAttention: Sendable {
 
     /// The factors by which errors of scores, probabilities and sums reach the output of a row.
     ///
-    /// A_j = Σ_c |scale·q_c·k_jc| is the magnitude of the terms of a score, to which its rounding error is proportional. D_j =
-    /// max_c |v_jc − o_c| is the distance of a value from the output, because an error δ of score j moves the output by
+    /// A_j = Σ_c |scale·q_c·k_jc| is the magnitude of the terms of a score, to which its rounding error is proportional.
+    /// D_j = max_c |v_jc − o_c| is a value's distance from the output, because an error δ of score j moves the output by
     /// p_j·δ·(v_j − o).
     public struct Sensitivity: Sendable {
         /// √(Σ p_j²·A_j²·D_j²): the effect on the output of independent errors of scores.
@@ -63,8 +63,7 @@ public struct ReferenceAttention: Sendable {
 
     /// Computes one row.
     ///
-    /// `bias` is added to the score of key j; −∞ hides it. `hides` names further keys that this query does not see, for example
-    /// those outside a block mask.
+    /// `bias` is added to the score of key j; −∞ hides it. `hides` names other hidden keys, such as those outside a mask.
     public func row<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
         head: Int, token: Int, query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>,
         bias: (Int) -> Double = { _ in 0 }, hides: (Int) -> Bool = { _ in false }

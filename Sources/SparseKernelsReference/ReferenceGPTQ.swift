@@ -20,8 +20,7 @@ public enum ReferenceGPTQ {
         let mean = (0..<columns).reduce(0) { $0 + hessian[$1][$1] } / Double(columns)
         let order = (0..<columns).sorted { (hessian[$1][$1], $0) < (hessian[$0][$0], $1) }
         for k in 0..<columns { hessian[k][k] += damping * mean }
-        // After column `order[i]` is rounded, one step of Gaussian elimination gives the inverse of H over the columns after
-        // it.
+        // After column `order[i]` is rounded, one step of Gaussian elimination gives the inverse of H over later columns.
         var inverse = inverted(order.map { i in order.map { hessian[i][$0] } })
         var values = weight.map { row in order.map { isDead[$0] ? 0 : row[$0] } }
         var result = weight

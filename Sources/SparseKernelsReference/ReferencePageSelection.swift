@@ -43,13 +43,13 @@ public struct ReferencePageSelection: Sendable {
     /// The selected pages, ascending.
     public struct Pages: Hashable, Sendable {
         public var indices: [Int]
-        /// The lowest score that was selected freely minus the highest one that was not: errors of scores below this do not
-        /// change the selection.
+        /// The lowest score that was selected freely minus the highest one that was not: smaller errors do not change the
+        /// selection.
         public var margin: Double
     }
 
-    /// The `count` pages with the largest scores among the first `candidates`, equal ones by lower index, and the `forced` ones
-    /// in addition.
+    /// The `count` pages with the largest scores among the first `candidates`, equal ones by lower index, plus the `forced`
+    /// ones.
     public static func largest(
         _ count: Int, of scores: [Double], candidates: Int? = nil, forced: [Int] = []
     ) -> Pages {

@@ -75,8 +75,7 @@ public struct ReferencePagedAttention: Sendable {
 }
 
 extension Tensor where Element: AttentionElement {
-    /// The rows of a head of a tensor `[heads, tokens, channels]` in `Double`, as the oracles of a cache take them. A tensor of
-    /// rank 2 is one head.
+    /// The rows of a head of a tensor `[heads, tokens, channels]` in `Double`, for the oracles of a cache. Rank 2 is one head.
     public func rows(ofHead head: Int = 0) -> [[Double]] {
         let (tokens, channels) = (shape[shape.count - 2], shape[shape.count - 1])
         return (head * tokens..<(head + 1) * tokens).map { row in

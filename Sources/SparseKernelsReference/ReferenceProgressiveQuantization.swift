@@ -1,8 +1,8 @@
 /// QServe's progressive quantisation of one row of a weight, in `Double`: arXiv 2405.04532, section 4.1, with the zeros and the
 /// clamp of deepcompressor's "PostScale" form.
 ///
-/// Numbers that are rounded to integers are also stored before rounding, so that a test can allow a `Float` implementation to
-/// differ where they are nearly ties.
+/// Numbers that are rounded to integers are also stored before rounding, so that tests can allow `Float` code to differ at near
+/// ties.
 public struct ReferenceProgressiveQuantization: Sendable {
     public struct Group: Sendable {
         /// The scale and the zero, before and after rounding to integers (per channel: to fp16).

@@ -3,8 +3,7 @@ public import SparseKernels
 /// A quantised linear layer in `Double`, one output at a time.
 ///
 /// Let a and s be the codes and scales of a token, and w, S and O the codes, scales and offsets of row n of the weight. Let g
-/// be the segments of columns that share a scale on both sides, and t = down · x the token's projection before shift, smoothing
-/// and rounding:
+/// be the segments of columns that share a scale on both sides, and t = down · x before shift, smoothing and rounding:
 ///
 ///     p_g = Σ_{k in g} a_k·w_k          q_g = Σ_{k in g} a_k                  exact integers
 ///     z = channelScale · Σ_g s_g·(S_g·p_g − O_g·q_g) + Σ_i t_i·up_ni + bias
@@ -63,8 +62,7 @@ public struct ReferenceQuantizedLinear: Sendable {
         return Token(row: quantization(x, smooth: smooth), projection: projection)
     }
 
-    /// One output, and the possible error of a computation in `Float` from the same codes. Docs/QuantizedLinear.md derives the
-    /// bound.
+    /// One output, and the possible error of `Float` arithmetic on the same codes. Docs/QuantizedLinear.md derives the bound.
     public func output(of token: Token, column n: Int) -> (value: Double, errorBound: Double) {
         var z = bias.map { Double($0[n]) } ?? 0
         var bound = QuantizedLinearErrorBound(inFeatures: weight.inFeatures, rank: rank)
@@ -91,8 +89,8 @@ public struct ReferenceQuantizedLinear: Sendable {
         return (epilogue.reference(z), bound.afterEpilogue(epilogue, of: z))
     }
 
-    /// The terms of a segment, before scale and offset of the weight: one exact integer times the token's scale, or every
-    /// product separately.
+    /// The terms of a segment, before scale and offset of the weight: one exact integer times the token's scale, or each
+    /// product.
     private func terms(
         of row: ReferenceActivationQuantization.Row, columns: Range<Int>, row n: Int
     ) -> [(product: Double, sum: Double)] {

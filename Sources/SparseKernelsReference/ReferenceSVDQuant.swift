@@ -25,8 +25,7 @@ public enum ReferenceSVDQuant {
         return factors.allSatisfy(\.isFinite) ? factors : factors.map { _ in 1 }
     }
 
-    /// Rounds a row symmetrically by groups: scale = max |w| / limit, rounded before it divides; 0 becomes 1. Returns the
-    /// values.
+    /// Values of a row after symmetric rounding by groups: scale = max |w| / limit, rounded before it divides; 0 becomes 1.
     public static func roundedWeights(
         _ row: [Double], groupSize: Int, limit: Double = 7, rounding: Rounding = exact
     ) -> [Double] {
@@ -37,8 +36,7 @@ public enum ReferenceSVDQuant {
         }
     }
 
-    /// Rounds a row by groups as at run time: the scale that divides is not rounded, the one that multiplies is. Returns the
-    /// values.
+    /// Values of a row after rounding by groups at run time: the scale that divides is not rounded, the one that multiplies is.
     public static func roundedActivations(
         _ row: [Double], groupSize: Int, codes: ClosedRange<Double> = -7...7, rounding: Rounding = exact
     ) -> [Double] {

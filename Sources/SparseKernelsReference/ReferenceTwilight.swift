@@ -1,5 +1,5 @@
-/// Twilight's second step for one query of one head, in `Double`: weights estimated from compact keys, and the tokens that
-/// reach a mass of them.
+/// Twilight's second step for one query of one head, in `Double`: weights estimated from compact keys, and the tokens with a
+/// mass of them.
 ///
 ///     w = softmax over the selected tokens of scale·q·k̂        0 elsewhere, so that the mass is a fraction of the selection's
 ///     low = 0, high = w_0 or max w
@@ -25,8 +25,7 @@ public struct ReferenceTwilight: Sendable {
     ///   - estimates: the rows of k̂, by position.
     ///   - selected: the positions of the first step, ascending.
     ///   - mass: the mass p to reach.
-    ///   - startsAtFirstToken: whether `high` is the weight of token 0, as in the released kernel, or the largest one, as in
-    ///     the paper.
+    ///   - startsAtFirstToken: whether `high` is token 0's weight, as in the released kernel, or the largest, as in the paper.
     ///   - softmaxScale: the factor on q·k̂; nil means 1/√headDim.
     ///   - epsilon: the difference of a and b at which the bisection ends.
     public init(

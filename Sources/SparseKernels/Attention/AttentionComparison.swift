@@ -8,8 +8,8 @@ internal import Foundation
 /// ```
 public struct AttentionComparison: Sendable, Equatable {
     public struct Head: Sendable, Equatable {
-        /// The attention mass that is kept, from 0 to 1: Σ p_j over the kept keys, averaged over the rows, where p are the
-        /// dense probabilities.
+        /// The attention mass that is kept, 0…1: the mean over rows of Σ p_j over kept keys, where p are the dense
+        /// probabilities.
         public let recall: Double
         /// ‖output − dense output‖ / ‖dense output‖ over the rows of the head, in the Euclidean norm.
         public let error: Double

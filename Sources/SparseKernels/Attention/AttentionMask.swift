@@ -28,8 +28,7 @@ public struct AttentionWindow: Hashable, Sendable {
         }
     }
 
-    /// Limits for query 0: query i sees keys j with i + from ≤ j < i + to. Unlimited sides are ∓2⁶⁰, which is beyond any
-    /// sequence and cannot overflow.
+    /// Limits for query 0: query i sees keys j with i + from ≤ j < i + to. Unlimited sides are ∓2⁶⁰, which cannot overflow.
     package func limits(queryLength: Int, keyLength: Int, isCausal: Bool) -> (from: Int, to: Int) {
         let position = keyLength - queryLength
         // A side longer than the sequences hides nothing; clamping it avoids overflow.
@@ -47,8 +46,7 @@ public struct AttentionWindow: Hashable, Sendable {
 public struct AttentionMask: Sendable {
     /// Keys after the query's position are hidden.
     public let isCausal: Bool
-    /// The argument of `causal(window:)` and `full(window:)`: keys at this distance or more from the query's position are
-    /// hidden. It is nil for other masks.
+    /// The argument of `causal(window:)` and `full(window:)`: keys at this distance or more are hidden. Nil for other masks.
     public let window: Int?
     /// The window on either side, before the causal limit is applied.
     let sides: AttentionWindow

@@ -44,9 +44,8 @@ public struct AttentionState: Sendable, Equatable {
 
     /// Adds the keys of `other`, which must be disjoint from the keys of this state.
     ///
-    /// With m = max(a, b) of the two LSE values: w = e^(a−m), w' = e^(b−m), output ← (w·o + w'·o') / (w + w') and
-    /// LSE ← m + ln(w + w'). Weights are computed in `Double`. A side without keys contributes nothing, even when neither side
-    /// has any.
+    /// With m = max(a, b) of the two LSE values: w = e^(a−m), w' = e^(b−m), output ← (w·o + w'·o') / (w + w') and LSE ← m +
+    /// ln(w + w'). Weights are computed in `Double`. A side without keys contributes nothing.
     ///
     /// - Throws: `.invalidShape` when the shapes differ; the state is unchanged then.
     /// - Source: Ye et al., "Recursive attention" (FlashInfer), which keeps base-2 LSE; ours is natural.

@@ -1,5 +1,4 @@
-/// Reads the tokens of a JSON text in order, and accepts nothing that the JSON standard forbids. Façades also use it for files
-/// beside safetensors files.
+/// Reads the tokens of a JSON text in order, and accepts nothing that the JSON standard forbids. Façades use it too.
 ///
 /// It builds no tree. The caller asks for the next token of its format, so nesting needs no recursion, and any other token is
 /// an error at its position. Foundation's parser is unsuitable, because it silently keeps one of two equal keys. Every method
@@ -224,8 +223,7 @@ package struct JSONScanner: ~Escapable {
         }
     }
 
-    /// Reads the rest of a string whose first escape starts before `position`. It is a separate function because few strings
-    /// have escapes.
+    /// Reads the rest of a string whose first escape starts before `position`. Separate because few strings have escapes.
     private mutating func escapedString(from start: Int) throws(SparseKernelsError) -> String {
         var bytes: [UInt8] = []
         for i in start..<position - 1 { bytes.append(text[i]) }

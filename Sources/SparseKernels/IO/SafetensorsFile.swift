@@ -27,8 +27,7 @@ public final class SafetensorsFile: Sendable {
     /// that Swift regards as equal, such as two ways to write “é”, count as repeated. A file may have tensors of unknown types:
     /// `bytes` reads them, `ElementType.other` has the name of the type, and other tensors are not affected.
     /// - Throws: `.inputOutput` when the file cannot be read, `.malformedFile` when it breaks the format or has another one. If
-    ///   possible the error names the other format: a Git LFS pointer, a PyTorch checkpoint, GGUF, the index of a model in
-    ///   parts, HTML…
+    ///   possible the error names that format: a Git LFS pointer, PyTorch, GGUF, the index of a model in parts, HTML…
     /// - Complexity: O(n log n) in the number of tensors, and linear in the bytes of the header.
     public convenience init(path: String) throws(SparseKernelsError) {
         try self.init(FileMapping(path: path), named: path)
@@ -71,8 +70,7 @@ public final class SafetensorsFile: Sendable {
             actual: "no tensor of that name")
     }
 
-    /// Names are similar that share many bytes at both ends. This finds another layer, a missing suffix and a typing error, in
-    /// one pass over the names.
+    /// Names are similar that share many bytes at both ends. One pass finds another layer, a missing suffix or a typing error.
     private func mostSimilarNames(to wanted: String, limit: Int) -> [String] {
         func common(_ name: String) -> Int {
             let prefix = zip(name.utf8, wanted.utf8).prefix { $0 == $1 }.count

@@ -58,8 +58,7 @@ struct SafetensorsHeader {
         try checkCover()
     }
 
-    /// The error for a recognised file of another kind; nil for a damaged one. Call it only for files that cannot have a
-    /// header.
+    /// The error for a recognised file of another kind; nil for a damaged one. Only for files without a legal start.
     private static func foreignFile(_ file: Span<UInt8>, source: String) -> SparseKernelsError? {
         foreignFormat(of: file).map {
             SparseKernelsError(.malformedFile, source, expected: "a safetensors file", actual: $0)

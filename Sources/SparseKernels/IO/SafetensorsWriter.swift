@@ -59,8 +59,8 @@ public struct SafetensorsWriter: Sendable {
             })
     }
 
-    /// Adds a tensor of another file, bit for bit, of any type. Its bytes are read when this file is written, so that the file
-    /// may be larger than memory.
+    /// Adds a tensor of another file, bit for bit, of any type. Its bytes are read when this file is written, which may be
+    /// larger than memory.
     ///
     /// - Parameters:
     ///   - name: the name in the new file.
@@ -190,8 +190,7 @@ private struct Part: Sendable {
     let withBytes: @Sendable (SafetensorsWriter.ByteSink) throws(SparseKernelsError) -> Void
 
     /// The width by which tensors are sorted: a power of two up to 8 that divides the tensor's size, so that tensors of this
-    /// width or less may follow. It is the width of an element if that is known, and otherwise the largest one, which is the
-    /// safest.
+    /// width or less may follow. It is an element's width if that is known, and otherwise the largest.
     var width: Int { elementType.byteCount ?? (elementType.bitCount == nil ? 1 << min(3, byteCount.trailingZeroBitCount) : 1) }
 }
 

@@ -1,8 +1,7 @@
 /// The upper Cholesky factor of the inverse of a symmetric positive definite matrix: U with H⁻¹ = Uᵀ · U.
 ///
 /// GPTQ propagates errors with it: it factors H, inverts it and factors the inverse. Here H = R · Rᵀ is factored with an upper
-/// triangular R, from the last column to the first, and U = R⁻¹. This gives the same matrix for half the work, without forming
-/// H⁻¹.
+/// triangular R, from the last column to the first, and U = R⁻¹. This gives the same matrix for half the work.
 ///
 /// - Complexity: K³/6 multiply-adds for R and K³/3 for its inverse, nearly all of them in `GEMM`.
 /// - Memory: the result and K · 192 floats. Results are bitwise equal for every number of threads.
@@ -11,15 +10,13 @@ public struct InverseCholesky: Sendable {
     /// U, `[K, K]`, with zeros below the diagonal.
     public let upper: Tensor<Float>
 
-    /// Factors H + damping · 1. The result is nil if that is not positive definite in the precision of `Float`; then raise the
-    /// damping.
+    /// Factors H + damping · 1. The result is nil if that is not positive definite in `Float`; then raise the damping.
     ///
     /// - Parameters:
     ///   - matrix: H, `[K, K]`, symmetric. Only the upper triangle is read.
     ///   - damping: the number that is added to every diagonal element. GPTQ adds a hundredth of the mean of the diagonal.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidShape` unless the matrix is square; `.invalidArgument` for elements or a damping that are not finite
-    ///   or reach 2¹⁰⁰.
+    /// - Throws: `.invalidShape` unless the matrix is square; `.invalidArgument` for elements or a damping not below 2¹⁰⁰.
     public init?(of matrix: Tensor<Float>, damping: Float = 0, on pool: WorkerPool = .shared) throws(SparseKernelsError) {
         let view = try matrix.matrixView(named: "matrix")
         try view.requireElements(named: "matrix")
@@ -65,8 +62,7 @@ private struct BlockedInverse {
         return result
     }
 
-    /// Computes R in the columns of a block, for rows up to it: R_i = (H_i − Σ_{j > block} R_ij · R_jᵀ) · R_blockᵀ⁻¹. Returns
-    /// R_block⁻¹.
+    /// Computes R in a block's columns, rows up to it: R_i = (H_i − Σ_{j > block} R_ij · R_jᵀ) · R_blockᵀ⁻¹. Returns R_block⁻¹.
     private func factorColumn(
         _ columns: Range<Int>, of result: inout Tensor<Float>, strip: inout Tensor<Float>, damping: Double,
         on pool: WorkerPool

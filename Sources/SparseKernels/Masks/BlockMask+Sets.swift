@@ -48,8 +48,8 @@ extension BlockMask {
         try merged(with: other) { $0 && $1 }
     }
 
-    /// The mask for a new order of the blocks: row r of the result is row `rows[r]` of this mask, and column c is column
-    /// `columns[c]`; nil keeps the order.
+    /// The mask for a new order of the blocks: row r of the result is row `rows[r]` of this mask, and column c `columns[c]`;
+    /// nil keeps the order.
     ///
     /// Block sizes move with the blocks: a ragged last block that moves makes the partition one of variable sizes. Sequences
     /// that are permuted token by token, for example into clusters, do not keep their blocks. Make their masks over a
@@ -83,8 +83,7 @@ extension BlockMask {
             grid == expected, .invalidShape, name(), expected: "over the same grid: \(expected.summary)", actual: grid.summary)
     }
 
-    /// Walks through both masks row by row and calls `isKept(in this one, in the other)` for each block that at least one of
-    /// them keeps.
+    /// Walks through both masks by rows and calls `isKept(in this one, in the other)` for each block that either keeps.
     private func merged(
         with other: BlockMask, _ isKept: (Bool, Bool) -> Bool
     ) throws(SparseKernelsError) -> BlockMask {

@@ -1,10 +1,8 @@
-/// The keys that each block of queries reads in a vertical-slash head: runs of keys where diagonals pass, and the single keys
-/// between them.
+/// The keys that each block of queries reads in a vertical-slash head: runs where diagonals pass, and single keys between.
 ///
-/// A block of `blockSize` queries that ends before position e meets the diagonal of distance t in a square of pairs. The run [e
-/// − t − `blockSize`, e − t), moved so that it starts at or after key 0, covers the keys of that square. Runs that touch are
-/// merged in whole blocks, so that a run may extend up to `blockSize` keys further than its diagonals. Kept keys outside of
-/// runs are single keys.
+/// A block of `blockSize` queries that ends before position e meets the diagonal of distance t in a square of pairs. The run
+/// [e − t − `blockSize`, e − t), moved to start at or after key 0, covers its keys. Runs that touch are merged in whole blocks,
+/// so a run may extend up to `blockSize` keys further than its diagonals. Kept keys outside of runs are single keys.
 ///
 /// The starts of runs are arbitrary, not multiples of `blockSize`. The last run may extend beyond the diagonal and beyond the
 /// last key; `keyRuns` clips it, and attention applies the causal limit token by token.
@@ -22,8 +20,8 @@ public struct VerticalSlashIndex: Hashable, Sendable {
     /// Single keys of query block b: `columns[columnOffsets[b]..<columnOffsets[b + 1]]`, ascending.
     public let columnOffsets: [Int]
     public let columns: [Int32]
-    /// First keys of the key blocks of query block b: `blockStarts[blockOffsets[b]..<blockOffsets[b + 1]]`, ascending. A key
-    /// block has `blockSize` keys.
+    /// First keys of the key blocks of query block b: `blockStarts[blockOffsets[b]..<blockOffsets[b + 1]]`, ascending. Each
+    /// key block has `blockSize` keys.
     public let blockOffsets: [Int]
     public let blockStarts: [Int32]
 
@@ -143,8 +141,8 @@ private struct VerticalSlashBuilder {
     var columns: [Int32] = []
     var blockOffsets = [0]
     var blockStarts: [Int32] = []
-    /// The number of distances below the end of the block: those that meet one of its queries, or are before key 0 for all
-    /// except the first ones.
+    /// The number of distances below the end of the block: those that meet one of its queries, or would if keys went on before
+    /// 0.
     private var reaching = 0
 
     init(lines: VerticalSlashLines, blockSize: Int) {

@@ -1,5 +1,4 @@
-/// A small random generator with the same bits on every platform, so that a seed identifies a sketch, a rotation or a failing
-/// case.
+/// A small random generator with the same bits on every platform, so that a seed identifies a rotation or a failing case.
 ///
 /// - Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (2014).
 public struct SplitMix64: RandomNumberGenerator, Sendable {

@@ -1,8 +1,7 @@
 /// Selects the blocks that each row of a mask keeps from their scores.
 ///
 /// Every block row first keeps its sink and recent blocks. Then a rule keeps blocks by score, larger first and equal ones by
-/// lower column, until it has enough. Forced blocks count towards the mass of `.topP`, the number of `.topK`, and
-/// `minimumBlocks`.
+/// lower column, until it has enough. Forced blocks count towards the mass, the number, and `minimumBlocks`.
 ///
 /// ```swift
 /// let selection = try BlockSelection(.topP(0.9), sinkBlocks: 1, recentBlocks: 1)

@@ -5,8 +5,7 @@ struct RowSelection {
     private let kept: UnsafeMutablePointer<UInt64>
     private var heap: DescendingHeap
     private(set) var keptCount = 0
-    /// The sum of the candidates in the order they were added; `keptMass` is the sum of the kept ones in the order they were
-    /// kept.
+    /// The sum of the candidates in order of adding; `keptMass` sums the kept ones in order of keeping.
     private(set) var total = 0.0
     private var keptMass = 0.0
     private(set) var hasNaN = false

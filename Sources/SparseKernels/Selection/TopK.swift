@@ -1,11 +1,11 @@
 /// Budgets by number: selects the k largest of a list of scores without sorting them.
 ///
 /// All page rankings of the package use this. Two or three counting passes over order-preserving integers find the k-th largest
-/// score. One pass in index order then takes the scores above it, so that the result is ascending and equal scores are taken by
-/// lower index.
+/// score. One pass in index order takes the scores above it: the result ascends, and of equal scores the lower indices are
+/// taken.
 public enum TopK {
-    /// The indices of the `count` largest scores, ascending; equal scores by lower index. All indices when there are no more
-    /// than `count`.
+    /// The indices of the `count` largest scores, ascending; equal scores by lower index. All if there are no more than
+    /// `count`.
     ///
     /// −0 equals 0. NaN ranks above everything, including ∞, and all NaN are equal.
     ///

@@ -20,8 +20,7 @@ extension TopP {
         public func indices(in weights: Span<Float>) -> [Int] { weights.indices.filter { weights[$0] > threshold } }
     }
 
-    /// Twilight's kernel: finds by bisection a threshold between weights such that the weights above it add up to `mass` or
-    /// more.
+    /// Twilight's kernel: bisects for a threshold between weights such that the weights above it add up to `mass` or more.
     ///
     /// Equal weights at the threshold are all kept or all dropped, unlike with `select`. The kept mass is never below `mass`,
     /// unless the sum of all weights is; then all weights above 0 are kept.
@@ -33,8 +32,7 @@ extension TopP {
     ///     until   b − a ≤ epsilon                             with a and b from before the update
     ///
     /// - Parameters:
-    ///   - weights: probabilities that add up to 1, because `mass` is compared with their sums. Finite, not negative, not
-    ///     empty.
+    ///   - weights: finite probabilities, at least one, that add up to 1, because `mass` is compared with their sums.
     ///   - mass: the mass p to reach, 0…1, rounded to `Float` as in the kernel.
     ///   - epsilon: at least 0.
     ///   - upperBound: the upper bound at which the search starts.

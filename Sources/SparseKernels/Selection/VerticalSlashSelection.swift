@@ -62,8 +62,7 @@ public struct VerticalSlashSelection: Hashable, Sendable {
             distances: Self.largest(slash, of: scores.slash, row: head, forced: forcedDistances))
     }
 
-    /// The indices of the `count` largest values of a row, ascending; the first `forced` come before all others. All indices
-    /// when a value is NaN.
+    /// The indices of a row's `count` largest values, ascending; the first `forced` precede all others. All if a value is NaN.
     static func largest(_ count: Int, of values: Tensor<Float>, row: Int, forced: Int) -> [Int32] {
         let length = values.shape[1]
         let count = min(count, length)
@@ -99,8 +98,7 @@ public struct VerticalSlashSelection: Hashable, Sendable {
         return bits >> 31 == 0 ? bits | 1 << 31 : ~bits
     }
 
-    /// The `count`-th largest rank, and the number of elements of that rank among the `count` largest. A radix selection by
-    /// bytes.
+    /// Radix-selects by bytes the `count`-th largest rank, and counts its elements among the `count` largest ones.
     private static func threshold(of ranks: [UInt32], count: Int) -> (rank: UInt32, equals: Int) {
         var (prefix, mask) = (UInt32(0), UInt32(0))
         var remaining = count

@@ -69,8 +69,7 @@ public enum ElementType: RawRepresentable, Hashable, Sendable {
         }
     }
 
-    /// Bits of one element; nil when they are not known. Elements smaller than a byte are packed, and a tensor of them ends
-    /// with a whole byte.
+    /// Bits of one element; nil when they are not known. Elements smaller than a byte are packed to whole bytes.
     public var bitCount: Int? {
         switch self {
         case .float64, .complex64, .int64, .uint64: 64
@@ -134,8 +133,8 @@ extension ElementType {
 
 /// A Swift type that tensors can hold.
 ///
-/// Every bit pattern of the type is a valid value, so that file contents can be viewed in place. That excludes `Bool`; a `BOOL`
-/// tensor is read as `UInt8`.
+/// Every bit pattern of the type is a valid value, so that files can be viewed in place. That excludes `Bool`: `BOOL` is read
+/// as `UInt8`.
 public protocol TensorElement: BitwiseCopyable, Sendable {
     /// The storage type in files.
     static var elementType: ElementType { get }

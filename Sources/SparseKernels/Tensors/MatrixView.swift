@@ -1,5 +1,4 @@
-/// A read-only view of a row-major matrix in the caller's memory. The columns of a row are adjacent. A matrix may have no rows
-/// or no columns.
+/// A read-only view of a row-major matrix in the caller's memory, with adjacent columns. It may have no rows or columns.
 public struct MatrixView<Element: TensorElement>: ~Escapable {
     public let rows: Int
     public let columns: Int
@@ -29,8 +28,7 @@ public struct MatrixView<Element: TensorElement>: ~Escapable {
     }
 }
 
-/// A writable view of a row-major matrix in the caller's memory. The columns of a row are adjacent. A matrix may have no rows
-/// or no columns.
+/// A writable view of a row-major matrix in the caller's memory, with adjacent columns. It may have no rows or columns.
 public struct MutableMatrixView<Element: TensorElement>: ~Copyable, ~Escapable {
     public let rows: Int
     public let columns: Int

@@ -145,8 +145,8 @@ struct AttentionSchedule: Sendable {
         let (rangeStart, keyStart) = (ranges.count, gatheredKeys.count)
         let reachable = sequence.keysSeenByAny(block)
         for range in keyRanges {
-            // Ranges in which no query of the block sees a key are dropped. The others keep their ends, so that a limit does
-            // not change the steps before it.
+            // Ranges that no query of the block sees are dropped. The others keep their ends, so that a limit changes no step
+            // before it.
             if range.begin < range.end && range.begin < reachable.upperBound && range.end > reachable.lowerBound {
                 ranges.append(range)
             }
@@ -226,12 +226,10 @@ extension BlockMask {
 }
 
 extension KeyRuns {
-    /// Turns a block's runs and its single keys outside `gathered` into ordered ranges, and returns the single keys inside
-    /// `gathered`.
+    /// Turns a block's runs and its single keys outside `gathered` into ordered ranges, and returns its other single keys.
     ///
     /// Kernels show gathered keys to every query of a task. Under a causal limit or a window that is right only for keys that
-    /// every query of the block may see. The others become ranges of one key, which obey the limits; they are near the
-    /// diagonals and few.
+    /// every query of the block may see. The others become ranges of one key, which obey the limits; they are few.
     func keyRanges(block: Int, gathering gathered: Range<Int>, into ranges: inout [KeyRange]) -> ArraySlice<Int32> {
         ranges.removeAll(keepingCapacity: true)
         let keys = keys(block: block)

@@ -25,8 +25,7 @@ public struct BlockSparseAttention: AttentionOperator {
     public let modifiers: ScoreModifiers
     /// The distance below the running maxima, in natural-log units, at which keys are left out; nil leaves out none.
     ///
-    /// A step of up to 128 keys is left out when all its scores are this far or more below the running maxima of a panel of
-    /// queries.
+    /// A step of up to 128 keys is left out when all its scores are this far or more below the running maxima of a query panel.
     ///
     /// A row then misses at most n·e^(−threshold) of its probability mass, where n is the number of keys left out.
     public let pvSkipThreshold: Float?
@@ -86,8 +85,7 @@ public struct BlockSparseAttention: AttentionOperator {
     /// - Parameter pvSkipThreshold: in natural-log units, above 0; nil skips nothing.
     /// - Parameter modifiers: how scores become probabilities.
     /// - Parameter shape: the sizes of the operands.
-    /// - Throws: `.invalidShape` or `.invalidArgument` naming the pattern that does not fit, and the errors of
-    ///   ``DenseAttention``.
+    /// - Throws: `.invalidShape` or `.invalidArgument` naming the wrong pattern, and the errors of ``DenseAttention``.
     public init(
         _ shape: AttentionShape, heads: [HeadPattern], isCausal: Bool, window: AttentionWindow = .unlimited,
         modifiers: ScoreModifiers = ScoreModifiers(),
@@ -111,8 +109,7 @@ public struct BlockSparseAttention: AttentionOperator {
     ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
     ///   - pvSkipThreshold: in natural-log units, above 0; nil skips nothing.
     ///   - modifiers: how scores become probabilities.
-    /// - Throws: the errors of the other initialisers, and `.invalidShape` for ranges that leave the operands or gaps between
-    ///   queries.
+    /// - Throws: the errors of the other initialisers; `.invalidShape` for ranges outside the operands or gaps between queries.
     public init(
         _ shape: AttentionShape, sequences: [PackedSequence], isCausal: Bool, window: AttentionWindow = .unlimited,
         modifiers: ScoreModifiers = ScoreModifiers(), pvSkipThreshold: Float? = nil, instructionSet: InstructionSet? = nil
@@ -188,8 +185,7 @@ public struct BlockSparseAttention: AttentionOperator {
     }
 
     /// This plan with one `pvSkipThreshold` per query head, as a tuner finds them. +∞ skips nothing.
-    /// - Throws: `.invalidShape` unless there is one per query head, `.invalidArgument` for NaN and for values that are not
-    ///   positive.
+    /// - Throws: `.invalidShape` unless there is one per query head, `.invalidArgument` for values that are not positive.
     public func skippingPV(below thresholds: [Float]) throws(SparseKernelsError) -> BlockSparseAttention {
         try require(
             thresholds.count == shape.queryHeads, .invalidShape, "pvSkipThresholds",

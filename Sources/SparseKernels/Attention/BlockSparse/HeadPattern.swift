@@ -2,8 +2,7 @@
 public enum HeadPattern: Hashable, Sendable {
     /// Every key that the causal limit leaves.
     case dense
-    /// The first `sink` keys and the `local` keys that end at the query's own position, both counted in tokens. It needs causal
-    /// attention.
+    /// The first `sink` keys and the `local` keys that end at the query's own position, in tokens. Needs causal attention.
     ///
     /// Streaming by whole blocks is `.blockSparse(.streaming(…))`.
     case streaming(sink: Int, local: Int)

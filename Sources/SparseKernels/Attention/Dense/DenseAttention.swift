@@ -29,8 +29,7 @@ public struct DenseAttention: AttentionOperator {
     let queryBlock: Int
     let limits: (from: Int, to: Int)
 
-    /// Makes the plan. Without an argument the instruction set is the one that `SPARSEKERNELS_ISA` names, or else the best of
-    /// this machine.
+    /// Makes the plan. A nil instruction set means what `SPARSEKERNELS_ISA` names, or the best of this machine.
     /// - Throws: `.invalidArgument` for a scale, cap or slope that is not finite, and for a window below 1 or with a side below
     ///   0; `.invalidShape` for a wrong number of slopes; `.unsupportedInstructionSet`.
     public init(
@@ -87,8 +86,8 @@ public struct DenseAttention: AttentionOperator {
     ///   - key: `kvHeads` × `keyLength` × `headDim`. `Float` rows that are adjacent are read in place; others are copied block by
     ///     block into scratch.
     ///   - value: `kvHeads` × `keyLength` × `valueDim`.
-    ///   - bias: 1 or `queryHeads` heads × `queryLength` × `keyLength`, added to the scores. −∞ hides a key, whatever its key
-    ///     and value rows contain.
+    ///   - bias: 1 or `queryHeads` heads × `queryLength` × `keyLength`, added to the scores. −∞ hides a key, whatever its rows
+    ///     contain.
     ///   - output: `queryHeads` × `queryLength` × `valueDim`.
     ///   - logSumExp: natural log of the sum of exponentials of each row, `[queryHeads, queryLength]`.
     ///   - pool: the threads to use. The call blocks until they are done.

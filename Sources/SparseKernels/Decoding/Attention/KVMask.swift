@@ -10,8 +10,7 @@ public enum KVMask: Hashable, Sendable {
     /// From `left` tokens before the query's own to `right` after it, both included, as with `window_size` of FlashAttention.
     /// nil and −1 mean no limit.
     case window(left: Int?, right: Int?)
-    /// The first `sink` tokens and the `window` tokens that end at the query's own: streaming heads of StreamingLLM,
-    /// DuoAttention and LServe.
+    /// The first `sink` tokens and the `window` tokens that end at the query's own: StreamingLLM, DuoAttention, LServe.
     case streaming(sink: Int, window: Int)
 
     func validate() throws(SparseKernelsError) {
@@ -39,8 +38,7 @@ public enum KVMask: Hashable, Sendable {
         }
     }
 
-    /// The tokens that the query at `position` attends in a sequence of `length` tokens: two ascending, disjoint ranges, which
-    /// may be empty.
+    /// The tokens that the query at `position` attends in a sequence of `length` tokens: two ascending, disjoint ranges.
     func tokens(of position: Int, length: Int) -> (sink: Range<Int>, window: Range<Int>) {
         switch self {
         case .causal: return (0..<0, 0..<max(0, position + 1))

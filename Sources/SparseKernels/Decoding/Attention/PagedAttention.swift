@@ -20,8 +20,7 @@ internal import KernelInterface
 ///   see them; the bits of other results do not change.
 /// - Source: FlashDecoding (Dao et al., 2023) for the split along keys, Hydragen (Juravsky et al., 2024) and FlashInfer's cascade for
 ///   shared prefixes.
-/// - Complexity: reads `bytesPerToken` of every attended token once per call, and those of a shared prefix once for all its
-///   sequences.
+/// - Complexity: reads `bytesPerToken` of every attended token once per call, of a shared prefix once for all sequences.
 /// - Scratch: per thread a few KiB per query row of a task. Per call headDim·4 bytes per query row, and (valueDim + 16)·4
 ///   bytes, valueDim rounded up to 16, per query row and chunk.
 public struct PagedAttention: Sendable {
@@ -54,8 +53,8 @@ public struct PagedAttention: Sendable {
     ///   - mask: the tokens that a query attends.
     ///   - softmaxScale: factor on q·k; 1/√headDim unless given.
     ///   - logitsSoftCap: the cap in cap·tanh(score/cap), as in Gemma; nil is off.
-    ///   - aliBiSlopes: one slope per query head. After the cap, slope·(j − t) is added to the score of the token at j for the
-    ///     query at t; nil is off.
+    ///   - aliBiSlopes: one slope per query head. After the cap, slope·(j − t) is added to the score of token j for query t;
+    ///     nil is off.
     ///   - aliBiForm: `.symmetric` adds −slope·|j − t|, which differs for masks that show tokens after a query.
     ///   - sharesPrefixes: whether pages that several sequences of a call share are read once for all of them.
     ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
@@ -92,10 +91,9 @@ public struct PagedAttention: Sendable {
     ///   - cache: the cache, which already has the keys and values of all queries.
     ///   - sequences: the sequences of the queries.
     ///   - queryLengths: queries of each sequence, 0 or more; 1 each unless given. Query i of n has position length − n + i.
-    ///     Sequences may be empty or have fewer tokens than queries; under a causal mask the queries before token 0 then see
-    ///     nothing.
+    ///     Sequences may be empty or have fewer tokens than queries; queries before token 0 then see nothing if causal.
     ///   - layer: the layer of the cache.
-    ///   - selection: the tokens to attend, among those that the mask shows; all unless given. The mask must be `.causal` or
+    ///   - selection: the tokens to attend, among those that the mask shows; all unless given. Needs the mask `.causal` or
     ///     `.full`.
     ///   - output: `queryHeads` × Σ `queryLengths` × `valueDim`.
     ///   - logSumExp: natural log of the sum of exponentials of each row, `[queryHeads, Σ queryLengths]`.

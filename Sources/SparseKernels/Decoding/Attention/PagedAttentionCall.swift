@@ -1,7 +1,6 @@
 internal import KernelInterface
 
-/// One `run` of paged attention: stages the queries, attends the chunks of every group and merges the partial results row by
-/// row.
+/// One `run` of paged attention: stages the queries, attends the chunks of every group and merges the partial results.
 struct PagedAttentionCall {
     let plan: PagedAttention
     let batch: PagedBatch

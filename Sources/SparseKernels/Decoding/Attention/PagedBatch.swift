@@ -3,12 +3,10 @@
 /// The rows of a key/value head are numbered sequence by sequence. Inside a sequence they go query by query and then by query
 /// head, or head by head when every query head has its own list. Rows that share a list or a prefix are adjacent.
 struct PagedBatch {
-    /// Tokens per chunk. These are 512 KiB of half-precision keys and values of 128 channels, beside which starting a task and
-    /// merging its 2 KiB of partial results cost nothing. A budget of 4096 tokens over 8 heads still gives 32 tasks, enough for
-    /// 16 threads.
+    /// Tokens per chunk. They are 512 KiB of half-precision keys and values of 128 channels, beside which starting a task and
+    /// merging 2 KiB cost nothing. A budget of 4096 tokens over 8 heads still gives 32 tasks, enough for 16 threads.
     static let chunk = 1024
-    /// The most rows of a group, which bounds the scratch of a task. Further rows reread keys from the second-level cache or
-    /// beyond.
+    /// The most rows of a group, which bounds the scratch of a task. More rows reread keys from the second-level cache.
     static let maximumRows = 64
 
     struct Sequence {
@@ -37,8 +35,7 @@ struct PagedBatch {
         /// The rows within the key/value head.
         let rows: Range<Int>
         let list: TokenList
-        /// Rows see tokens up to this many after their own, and so different parts of the list. Nil when all rows see all of
-        /// it.
+        /// Rows see up to this many tokens after their own, so different parts of the list; nil when all rows see all.
         let reach: Int?
         /// Its first partial result: the result for chunk c and row r of the group is record `firstRecord + c·rows.count + r`.
         let firstRecord: Int
@@ -148,8 +145,7 @@ struct PagedBatch {
 
     private func checkPages(_ mask: KVMask) throws(SparseKernelsError) {
         for sequence in sequences where sequence.queries > 0 {
-            // The first query sees the earliest window and the last one the latest. Every token between them is seen by some
-            // query.
+            // The first query sees the earliest window and the last one the latest. Some query sees each token between.
             let first = mask.tokens(of: sequence.position(ofQuery: 0), length: sequence.length)
             let last = mask.tokens(of: sequence.position(ofQuery: sequence.queries - 1), length: sequence.length)
             let begin = first.window.lowerBound
@@ -189,8 +185,7 @@ struct PagedBatch {
         let (group, queries) = (plan.group, sequence.queries)
         let all = sequence.firstRow..<sequence.firstRow + queries * group
         if queries == 0 { return }
-        // The last query is at the end of the sequence. A reach over all other queries lets each query see what the last one
-        // sees.
+        // The last query is at the end of the sequence. With a reach over all others each query sees the same.
         let reach = plan.mask.reach.flatMap { $0 < queries - 1 ? $0 : nil }
         if let selection {
             for head in 0..<(isHeadMajor ? group : 1) {

@@ -40,8 +40,7 @@ struct TokenList {
         }
     }
 
-    /// Calls `body` for runs of entries that are adjacent in a page: their positions, and the index of the first among
-    /// `entries`.
+    /// Calls `body` for runs of entries that are adjacent in a page, with their positions and the first's index in `entries`.
     @inline(__always)
     private func forEachRun(of entries: Range<Int>, from source: Source, _ body: (Range<Int>, Int) -> Void) {
         let size = source.pageSize

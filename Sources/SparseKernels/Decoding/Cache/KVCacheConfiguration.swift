@@ -33,8 +33,7 @@ public struct KVCacheConfiguration: Hashable, Sendable {
     ///   - pageCapacity: pages of the pool. Memory is reserved at once; the system provides it when a page is first written.
     ///   - format: the format of keys, and of values unless `valueFormat` is given.
     ///   - valueFormat: the format of values.
-    ///   - quantization: the numbers that the codes of quantised formats stand for; `.zeroPoint` is the published rule of
-    ///     QServe and LServe.
+    ///   - quantization: the meaning of quantised codes; `.zeroPoint` is the published rule of QServe and LServe.
     ///   - metadata: the metadata to store per logical page.
     ///   - keepsKeyEstimates: whether an INT4 copy of the keys is stored. INT4 keys are their own estimates.
     /// - Throws: `.invalidShape` for extents out of range or a pool that does not fit the address space, `.invalidArgument` for a

@@ -6,8 +6,8 @@ extension PagedKVCache {
     ///   - layer: the layer to read.
     ///   - tokens: the tokens to read; nil means all of the layer.
     /// - Returns: `[kvHeads, tokens, headDim]`.
-    /// - Throws: `.unknownSequence`; `.invalidArgument` for a layer that the cache does not have, and for tokens that do not
-    ///   exist or were discarded.
+    /// - Throws: `.unknownSequence`; `.invalidArgument` for a layer that the cache does not have, and for missing or discarded
+    ///   tokens.
     public func keys(
         of sequence: SequenceID, layer: Int = 0, tokens: Range<Int>? = nil
     ) throws(SparseKernelsError) -> Tensor<Float> {

@@ -15,9 +15,8 @@ extension PagedKVCache {
 
     /// Writes the cache to `path` in one step: an existing file is either replaced by the complete new one or left as it is.
     ///
-    /// Each used page is written once. Sequences that share pages still share them after `init(contentsOf:)`, and have the same
-    /// names. Pages are written whole, as they are in memory: after the last token of a sequence there may be data of an
-    /// earlier one.
+    /// Each used page is written once. Sequences still share pages after `init(contentsOf:)`, and keep their names. Pages are
+    /// written whole, as they are in memory: after the last token of a sequence there may be data of an earlier one.
     /// - Parameter path: the path of the file.
     /// - Throws: `.inputOutput`.
     /// - Complexity: O(used pages); nothing of their size is copied in memory.
@@ -54,8 +53,7 @@ extension PagedKVCache {
     private func add(
         _ section: KVSection, of used: [Int], to writer: inout SafetensorsWriter
     ) throws(SparseKernelsError) {
-        // The closure runs while the caller is in `save`, which reads the cache like any other reader, and keeps the memory
-        // alive.
+        // The closure runs while the caller is in `save`, which reads the cache like other readers, and keeps the memory alive.
         nonisolated(unsafe) let storage = storage
         let (layers, heads) = (configuration.layers, configuration.kvHeads)
         let runs = adjacentRuns(used)

@@ -26,8 +26,7 @@ extension PagedKVCache {
     ///
     /// - Parameters:
     ///   - sequence: the parent, which does not change.
-    ///   - length: tokens that the child starts with, from 0 to the length of the longest layer; nil means all. Shorter layers
-    ///     keep all of theirs.
+    ///   - length: tokens of the child, from 0 to the length of the longest layer; nil means all. Shorter layers keep theirs.
     /// - Returns: the child. Pages that the parent has discarded are missing there as well.
     /// - Throws: `.unknownSequence`; `.invalidArgument` for another length, or one that ends inside a discarded page;
     ///   `.capacityExceeded` when a page must be copied and none is free. On errors nothing changes.
@@ -49,8 +48,7 @@ extension PagedKVCache {
         return table.name(at: child)
     }
 
-    /// Removes tokens from the end of a sequence, in all layers. Whole pages are returned; the page that the cut runs through
-    /// stays.
+    /// Removes tokens from the end of a sequence in all layers. Whole pages are returned; a page that the cut divides stays.
     ///
     /// Other sequences that share pages keep every token. When the cut runs through a logical page, its metadata are
     /// recomputed, on a copy if the page is shared.

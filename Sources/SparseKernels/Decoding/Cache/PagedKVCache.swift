@@ -17,8 +17,7 @@ internal import KernelInterface
 ///
 /// **Non-finite elements.** Floating-point keys and values pass through, as in IEEE arithmetic. Elements of `.int8` and `.int4`
 /// caches, and keys with metadata or estimates, have scales or bounds in half precision and must be finite and of magnitude up
-/// to 65504: one infinity would spoil the codes of a whole row, or the bounds of a whole page. Other elements are an error
-/// before anything is written.
+/// to 65504, because one infinity would spoil a whole row or page. Others are an error before anything is written.
 ///
 /// **Threads.** The class is not `Sendable`. It has one writer; any number of threads may read while nobody writes.
 ///
@@ -91,8 +90,7 @@ public final class PagedKVCache {
         table.entries[try table.index(of: sequence)].pages
     }
 
-    /// Calls `body` with the page table, without a copy. The pointer is valid until the closure returns. See
-    /// ``pageTable(of:)``.
+    /// Calls `body` with the page table, without a copy. The pointer is valid until the closure returns.
     package func withPageTable<Result>(
         of sequence: SequenceID, _ body: (UnsafeBufferPointer<Int32>) throws(SparseKernelsError) -> Result
     ) throws(SparseKernelsError) -> Result {

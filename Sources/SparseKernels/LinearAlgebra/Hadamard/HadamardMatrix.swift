@@ -72,8 +72,7 @@ package enum HadamardMatrix {
     /// without a prime for Paley's constructions.
     ///
     /// They were found by exhausting small sets: for 39, three sequences that multiplication of the indices by 16 permutes; for
-    /// the others except 43, all sequences. Those of 43 were published by Williamson (1944) and are listed in the handbooks and
-    /// SageMath.
+    /// the others except 43, all sequences. Those of 43 are Williamson's (1944), as in handbooks and SageMath.
     private static let williamsonSequences: [Int: [UInt32]] = [
         13: [0x3e, 0x32, 0x25, 0x16],
         23: [0x753, 0x60d, 0x531, 0x390],

@@ -92,8 +92,8 @@ public struct LowRankFactorization: Sendable {
         let largest = try requireMagnitudes(of: matrix, named: "matrix", on: pool)
         switch method {
         case .randomized(let oversampling, let powerIterations):
-            // Squares and reciprocals of lengths must stay in the range of `Float`, so matrices far from 1 are first scaled by
-            // a power of two, which is exact.
+            // Squares and reciprocals of lengths must stay in the range of `Float`, so matrices far from 1 are scaled by a
+            // power of two, exactly.
             if largest > 0 && abs(largest.exponent) > Self.largestExponent {
                 let scale = Double(sign: .plus, exponent: -Int(largest.exponent), significand: 1)
                 let scaled = try Tensor<Float>([matrix.rows, matrix.columns]) {

@@ -51,8 +51,7 @@ struct OneSidedJacobi {
     /// range of 2²⁷⁷, so that shorter rows are only rounding errors. The square of this number is far from underflow.
     fileprivate static let negligible = 0x1p-300
 
-    /// Convergence is quadratic once rows are nearly orthogonal. 30 sweeps are three times the most that any matrix has needed
-    /// so far.
+    /// Convergence is quadratic once rows are nearly orthogonal. 30 sweeps are three times the most needed so far.
     private static let sweepLimit = 30
 }
 
@@ -77,8 +76,7 @@ private struct Sweep {
 
     /// Returns whether any pair was rotated.
     func run(on pool: WorkerPool) -> Bool {
-        // The pairs are those of a tournament in which all rows except the first move by one seat per round. With an odd count
-        // one row pauses.
+        // A tournament: all rows except the first move by one seat per round. With an odd count one row pauses.
         let players = count + count % 2
         var rotated = [Bool](repeating: false, count: players / 2)
         var result = false

@@ -2,13 +2,11 @@
 ///
 /// Gram matrices are summed in `Double`, where a product of two floats is exact.
 enum RowSpace {
-    /// Replaces the rows by an orthonormal basis of a space that contains theirs. If they span less, random directions complete
-    /// it.
+    /// Replaces the rows by an orthonormal basis of a space that contains theirs, completed by random directions if needed.
     ///
     /// It runs passes of shifted Cholesky QR until a pass starts from nearly orthonormal rows, and so ends with rows that are
     /// orthonormal to the last digit. A fixed number of passes is not enough. When rows span less than their number, like the
-    /// products of a sketch with a matrix of low rank, the first pass makes rows from rounding errors, with any condition
-    /// number.
+    /// products of a sketch with a matrix of low rank, the first pass makes rows from rounding errors.
     ///
     /// - Parameters:
     ///   - rows: the rows; no more than their length.
@@ -23,8 +21,8 @@ enum RowSpace {
         for number in 0..<passLimit {
             let pass = try orthonormalize(&rows, on: pool)
             // The squared remainder of a dependent row is the shift times one plus the squares of its coefficients. Rounding
-            // errors can also be alike in every pass, for example those of multiples of one row, so after some passes a larger
-            // remainder counts as dependent too.
+            // errors can also be alike in every pass, for example those of multiples of one row, so later a larger remainder
+            // counts as dependent.
             let negligible = number < Self.patience ? 16 * shift(count: count, length: length) : 0x1p-10
             var isComplete = true
             for row in 0..<count where pass.remainders[row] <= negligible {
@@ -90,8 +88,8 @@ enum RowSpace {
 
     /// X and σ of Y = X · Σ · Uᵀ for the rows of Y: `directions` are the rows of Xᵀ, with σ descending.
     ///
-    /// They come from the eigenvectors of Y · Yᵀ, by its Cholesky factor. Values below 10⁻⁷ of the first are inaccurate, as are
-    /// those of `Float` products.
+    /// They come from the eigenvectors of Y · Yᵀ, by its Cholesky factor. Values below 10⁻⁷ of the first are inaccurate, as in
+    /// `Float` products.
     static func principalDirections(of rows: Tensor<Float>, on pool: WorkerPool) -> (directions: [Double], values: [Float]) {
         let (count, length) = (rows.shape[0], rows.shape[1])
         var gram = gramMatrix(of: rows, on: pool)
@@ -113,8 +111,7 @@ enum RowSpace {
     }
 
     /// A shift larger than the rounding of a Gram matrix of unit rows and of its factorisation, so that the shifted matrix is
-    /// positive definite. An element comes from chains of n / 8 sums, the factor from l, and the norm is at most l times an
-    /// element.
+    /// positive definite: chains of n / 8 sums give an element, l the factor, and the norm is at most l times an element.
     private static func shift(count: Int, length: Int) -> Double { Double(count * (length / 8 + count + 8)) * 0x1p-53 }
 
     /// Y · Yᵀ, of which only the upper triangle is valid.

@@ -7,8 +7,8 @@
 ///     Y  = X · Σ · Uᵀ       down = X_rᵀ · W,   up = (X_rᵀ · Y)ᵀ = A · downᵀ
 ///
 /// Vectors are rows throughout. Both products then read A as it is stored, as `B` or `Bᵀ` of `GEMM`, with the few vectors in
-/// the packed strips, and nothing is transposed. Because the last step is on the side of K, `up` is exactly the least-squares
-/// factor of `down`.
+/// the packed strips, and nothing is transposed. As the last step is on the side of K, `up` is the exact least-squares factor
+/// of `down`.
 struct SubspaceIteration {
     private let rows: Int
     private let columns: Int

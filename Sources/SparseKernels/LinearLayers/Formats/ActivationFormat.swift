@@ -11,8 +11,8 @@ public enum ActivationFormat: Hashable, Sendable {
     case int8PerGroup
     /// −7…7, one scale per token and group: SVDQuant's W4A4.
     case int4
-    /// 0…15, one scale per token and group, of x + `shift`. This sum must not be negative, as after a GELU. The layer's bias
-    /// has to undo the shift.
+    /// 0…15, one scale per token and group, of x + `shift`. It must not be negative, as after a GELU. The layer's bias undoes
+    /// the shift.
     case uint4(shift: Float)
     /// E2M1, one E4M3 scale per token and group: NVFP4. Scales are at least 2⁻⁹, the smallest number of E4M3. So a group whose
     /// largest magnitude is below 6 · 2⁻⁹ = 0.0117 keeps multiples of 2⁻¹⁰, and only magnitudes up to 2⁻¹¹ = 0.0005 become 0.

@@ -81,8 +81,7 @@ extension QuantizedWeight {
     ///
     /// - Parameters:
     ///   - format: the kind of code and the group size.
-    ///   - integers: `[outFeatures, inFeatures]`, the integers that codes stand for: −8…7, 0…15, −128…127, or twice the value
-    ///     for E2M1.
+    ///   - integers: `[outFeatures, inFeatures]`, the codes' integers: −8…7, 0…15, −128…127, or twice the value for E2M1.
     ///   - scales: `[outFeatures, groups]`.
     ///   - offsets: `[outFeatures, groups]`, subtracted from scale · code; nil means none.
     ///   - channelScales: `[outFeatures]`; nil means 1.

@@ -30,8 +30,7 @@ public enum E2M1 {
     /// The code 0…15 of the value nearest to `value`. Values beyond ±6 become ±6.
     ///
     /// Ties toward zero never give code 8, which is −0: small negative values become +0, as in the converter, which takes the
-    /// first nearest entry of {0, ½, … 6, −0, −½, … −6}. Ties to even keep the sign, and NaN becomes 6, as in the GPU's
-    /// conversion.
+    /// first nearest of {0, ½, … 6, −0, −½, … −6}. Ties to even keep the sign, and NaN becomes 6, as on the GPU.
     ///
     /// - Source: `deepcompressor/backend/nunchaku` (converter); `cvt.rn.satfinite.e2m1x2.f32` of PTX (GPU).
     public static func code(for value: Float, ties: Ties) -> Int {
@@ -49,8 +48,7 @@ public enum E2M1 {
         }
     }
 
-    /// Twice the nearest value, ties toward zero: `doubledValue(ofCode: code(for: value, ties: .towardZero))` without branches.
-    /// NaN gives 0.
+    /// Twice the nearest value: `doubledValue(ofCode: code(for: value, ties: .towardZero))` without branches. NaN gives 0.
     @inline(__always)
     static func doubledValue(nearest value: Float) -> Int32 {
         let magnitude = value.magnitude

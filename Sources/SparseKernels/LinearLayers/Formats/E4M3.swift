@@ -1,7 +1,6 @@
 /// An 8-bit float of sign, four exponent bits with bias 7 and three mantissa bits, without infinities: the scales of NVFP4.
 ///
-/// The largest magnitude is 448, the smallest 2⁻⁹; codes 0x7f and 0xff are NaN. This is a storage type: arithmetic is in
-/// `Float`.
+/// The largest magnitude is 448, the smallest 2⁻⁹; codes 0x7f and 0xff are NaN. Arithmetic is in `Float`.
 public struct E4M3: Hashable, Sendable, BitwiseCopyable {
     public var bitPattern: UInt8
 

@@ -44,8 +44,8 @@ public struct WeightFormat: Hashable, Sendable {
         self.groupSize = groupSize
     }
 
-    /// The group sizes that kernels support: multiples of the smallest group of 16 channels, up to 128, the most that 16-bit
-    /// sums can hold.
+    /// The group sizes that kernels support: multiples of the smallest, 16 channels, up to 128, the most that 16-bit sums
+    /// allow.
     public static let groupSizes = [16, 32, 64, 128]
 
     /// INT4, symmetric, groups of 64, as SVDQuant's residual.
@@ -58,8 +58,7 @@ public struct WeightFormat: Hashable, Sendable {
     /// Groups per row of `inFeatures`; the last one may be short.
     public func groups(inFeatures: Int) -> Int { groupSize.map { (inFeatures + $0 - 1) / $0 } ?? 1 }
 
-    /// Columns of a stored row: input features with the last group filled up, or an even number of them where there are no
-    /// groups.
+    /// Columns of a stored row: input features with the last group filled up, or without groups an even number.
     public func paddedInFeatures(_ inFeatures: Int) -> Int {
         let unit = groupSize ?? 2
         return (inFeatures + unit - 1) / unit * unit

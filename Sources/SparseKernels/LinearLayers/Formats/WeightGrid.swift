@@ -1,7 +1,6 @@
 /// The static grid to which quantisers round: scales, offsets and channel scales of a whole weight, chosen before the codes.
 ///
-/// A round-to-nearest quantiser codes the weight on it in one pass; GPTQ codes one column after the other and moves the error
-/// on.
+/// A round-to-nearest quantiser codes the weight on it in one pass; GPTQ codes column by column and moves the error on.
 public struct WeightGrid: Sendable {
     public let format: WeightFormat
     public let inFeatures: Int

@@ -40,8 +40,7 @@ public struct AWQLayout: Sendable {
     /// Scales do not change; they are exact in F16 if the weight was quantised with such scales. A weight whose groups were
     /// wider than 128 in a file is written with groups of 128.
     /// - Parameters:
-    ///   - weight: codes of `uint4` whose offsets are 0…15 times the scale, or of `int4` without offsets, which get the zero
-    ///     point 8.
+    ///   - weight: `uint4` codes with offsets of 0…15 times the scale, or `int4` codes without offsets, with the zero point 8.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidArgument` for another weight, `.invalidShape` unless `outFeatures` is a multiple of 8.
     public init(_ weight: QuantizedWeight, on pool: WorkerPool = .shared) throws(SparseKernelsError) {

@@ -8,8 +8,7 @@ extension GGMLBlocks {
     /// | `Q8_0` | max \|x\| / 127 | x / d to nearest, halves away from zero |
     ///
     /// Codes are computed with the d that is not yet rounded, by multiplication with 1 / d in single precision. The product of
-    /// `Q4_0` is exact, as in the `gguf` package (for ggml's C code this depends on the compiler). A block with d = 0 has 1 / d
-    /// = 0.
+    /// `Q4_0` is exact, as in the `gguf` package (for ggml's C code this depends on the compiler). If d = 0, 1 / d is 0.
     ///
     /// - Parameters:
     ///   - weight: `[outFeatures, inFeatures]`.

@@ -2,8 +2,7 @@
 ///
 /// Docs/Layouts/GGML.md describes the bytes. Blocks are independent, and a row is its blocks one after the other.
 ///
-/// - Source: ggml, `ggml-common.h` (blocks) and `ggml-quants.c` (rules); the `gguf` Python package, which wrote the recorded
-///   cases.
+/// - Source: ggml, `ggml-common.h` (blocks) and `ggml-quants.c` (rules); the `gguf` Python package, for the recorded cases.
 public struct GGMLBlocks: Sendable {
     /// The contents of a block.
     public enum Kind: String, Hashable, Sendable, CaseIterable {

@@ -43,8 +43,7 @@ public struct MatMulNBitsLayout: Sendable {
     /// Converts a weight to this layout. A weight whose groups were wider than 128 in a file is written with groups of 128.
     ///
     /// - Parameters:
-    ///   - weight: codes of `uint4` whose offsets are 0…15 times the scale, or of `int4` without offsets, which need no zero
-    ///     points.
+    ///   - weight: `uint4` codes with offsets of 0…15 times the scale, or `int4` codes without offsets, without zero points.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidArgument` for another weight, or one without groups.
     public init(_ weight: QuantizedWeight, on pool: WorkerPool = .shared) throws(SparseKernelsError) {

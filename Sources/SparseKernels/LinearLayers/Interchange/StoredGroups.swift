@@ -1,7 +1,7 @@
 /// Groups of input features as in checkpoints: 16, 32, 64, a multiple of 128, or whole rows.
 ///
-/// Kernels support groups of up to 128. A wider group becomes groups of 128 that repeat its scale and zero point, which is
-/// exactly the same weight.
+/// Kernels support groups of up to 128. A wider group becomes groups of 128 that repeat its scale and zero point, exactly the
+/// same weight.
 struct StoredGroups: Hashable, Sendable {
     /// The group size; nil means the whole row.
     let size: Int?

@@ -9,8 +9,7 @@ public struct LowRankBranch: Sendable {
 
     public var rank: Int { down.shape[0] }
 
-    /// The largest rank, for layers with several adapters. With it kernels need 1 MiB of scratch per thread, and 32 KiB per row
-    /// of a block.
+    /// The largest rank, for layers with several adapters. Kernels then need 1 MiB of scratch per thread, and 32 KiB per row.
     public static let maximumRank = 8192
 
     /// - Throws: `.invalidShape` unless the factors are matrices that agree, with a rank of 1 to `maximumRank`;

@@ -145,8 +145,7 @@ public struct QuantizedLinear: Sendable {
     }
 
     /// The codes and scales that the rows of x have in the product.
-    /// - Throws: `.invalidShape` for a width that is not the layer's, `.invalidArgument` for a layer with floating-point
-    ///   activations.
+    /// - Throws: `.invalidShape` for another width than the layer's, `.invalidArgument` for floating-point activations.
     public func quantized<X: AttentionElement>(
         _ x: MatrixView<X>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> QuantizedActivations {

@@ -1,10 +1,8 @@
 internal import KernelInterface
 
-/// One `run` of a quantised layer. For each block of rows it first quantises all activations, then multiplies them with every
-/// panel.
+/// One `run` of a quantised layer. For each block of rows it first quantises all activations, then multiplies by all panels.
 ///
-/// Tasks of the product go row block by row block, so that a thread finds its activations in the second-level cache for all
-/// panels.
+/// Tasks of the product go row block by row block, so that a thread finds its activations in the second-level cache.
 struct QuantizedLinearCall {
     let layer: QuantizedLinear
     let x: RowOperand
@@ -77,8 +75,7 @@ struct QuantizedLinearCall {
         let first: Int
         let rows: Int
         let taskRows: Int
-        /// The number of tasks that quantise, and the rows of each later task that projects down; 0 means that the former do
-        /// both.
+        /// The number of tasks that quantise, and the rows of each later task that projects down; 0 if the former do both.
         var codeTasks = 0
         var lowRows = 0
 
@@ -183,8 +180,7 @@ struct ActivationBlock {
         let layout = layer.weight.layout
         let kernels = layer.weight.kernels
         self.rows = rows
-        // A cache line more than the row: depths are often multiples of 4096, and rows a page apart would share few sets of a
-        // cache.
+        // A cache line more than the row: depths are often multiples of 4096, and rows a page apart share few cache sets.
         codeStride = (layout.paddedInFeatures + 63) / 64 * 64 + 64
         valueStride = codeStride
         lowStride = (layer.lowRank?.vectors ?? 0) * kernels.laneCount

@@ -1,5 +1,4 @@
-/// The quantised weight of a linear layer, `[outFeatures, inFeatures]`, in logical form: row-major and independent of the
-/// instruction set.
+/// The quantised weight of a linear layer, `[outFeatures, inFeatures]`, in a row-major form for all instruction sets.
 ///
 /// This form is stored, exchanged and written to disk. Kernels read a ``PackedWeight`` that is made from it.
 public struct QuantizedWeight: Sendable {

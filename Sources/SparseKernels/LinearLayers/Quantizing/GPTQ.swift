@@ -1,16 +1,13 @@
-/// GPTQ: rounds a weight column by column and lets later columns compensate the error. Used for the residual of a low-rank
-/// branch.
+/// GPTQ: rounds a weight by columns and lets later columns compensate errors. It suits the residual of a low-rank branch.
 ///
 /// With H = 2/tokens · X̂ᵀX̂ + damping and the upper Cholesky factor U of H⁻¹, for columns k in descending order of diag H:
 ///
 ///     e = (w_k − Q(w_k)) / U_kk          w_j ← w_j − e · U_kj  for all later j
 ///
-/// Groups are static: scales are those of round-to-nearest on the original weight, and a column keeps the group of its place in
-/// the weight, whatever the order. So the result has the form of any other quantised weight. A column whose inputs are all 0 is
-/// set to 0.
+/// Groups are static: scales are those of the original weight, and a column keeps the group of its place in the weight,
+/// whatever the order. So the result has the form of any other quantised weight. A column with zero inputs becomes 0.
 ///
-/// Columns are processed in blocks. Inside a block errors are carried on row by row; they reach the columns after it as one
-/// product.
+/// Columns are processed in blocks. Inside a block errors are carried row by row, and to later columns as one product.
 ///
 /// - Results are bitwise equal for every number of threads.
 /// - Complexity: tokens · inFeatures² + inFeatures³ / 3 + outFeatures · inFeatures² / 2 multiply-adds.

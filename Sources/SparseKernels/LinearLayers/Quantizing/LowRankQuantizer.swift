@@ -1,6 +1,6 @@
 internal import KernelInterface
 
-/// Quantises one linear layer as SVDQuant does: smoothing, a low-rank branch for the part that quantises badly, and a 4-bit
+/// Quantises one linear layer as SVDQuant does: smoothing, a low-rank branch for the badly quantised part, and a 4-bit
 /// residual.
 ///
 ///     x̂ = (x + shift) / s      Ŵ = W · diag(s) ≈ up · down + R      y = Q(x̂) · Q(R)ᵀ + (x · down'ᵀ) · upᵀ + b'
@@ -42,8 +42,8 @@ public struct LowRankQuantizer: Sendable {
         public var scaleType = ElementType.float16
         /// Whether Ŵ, up · down and R are rounded to `scaleType`, as in the official code, whose tensors have this type.
         public var matchesOfficialRounding = false
-        /// The most calibration tokens, evenly spaced, for choosing among candidates and iterations. Ranges, GPTQ's H and the
-        /// final error use all tokens.
+        /// The most calibration tokens, evenly spaced, for choosing among candidates and iterations. Ranges, GPTQ and final
+        /// error use all.
         public var sampleTokens = 256
         /// The seed of random subspaces.
         public var seed: UInt64 = 0
@@ -74,8 +74,7 @@ public struct LowRankQuantizer: Sendable {
 
     public let configuration: Configuration
 
-    /// - Throws: `.invalidArgument` for a value out of range, `.invalidElementType` for a scale type that is not F16, BF16 or
-    ///   F32.
+    /// - Throws: `.invalidArgument` for a value out of range, `.invalidElementType` for a scale type other than F16, BF16, F32.
     public init(_ configuration: Configuration = .init()) throws(SparseKernelsError) {
         self.configuration = configuration
         _ = try search(configuration.candidates())

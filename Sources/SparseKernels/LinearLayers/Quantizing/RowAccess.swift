@@ -1,5 +1,4 @@
-// Addresses of memory, for bodies that run on a pool. The operators that use them keep views and tensors alive until the pool
-// is done.
+// Addresses of memory, for bodies that run on a pool. Operators keep views and tensors alive until the pool is done.
 
 extension Tensor {
     /// The address of the first element of a non-empty tensor. Valid while the tensor is alive.

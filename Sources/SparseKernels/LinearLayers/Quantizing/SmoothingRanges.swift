@@ -1,8 +1,7 @@
 internal import Foundation
 internal import KernelInterface
 
-/// The largest magnitude of every input feature in the calibration tokens and in the weights, from which smoothing factors are
-/// made.
+/// The largest magnitude of every input feature in calibration tokens and weights, from which smoothing factors are made.
 ///
 /// Smoothing divides x by s and multiplies the columns of W by it. The product does not change, and outliers of x move into W,
 /// where the low-rank branch represents them.
@@ -69,8 +68,7 @@ public struct SmoothingRanges: Sendable {
         return try Tensor([inFeatures], factors)
     }
 
-    /// max |row[k] + shift| over rows. The bits of magnitudes are compared as integers, which have the same order, with NaN
-    /// above infinity.
+    /// max |row[k] + shift| over rows. The bits are compared as integers, in the same order, with NaN above infinity.
     private static func columnMaxima(
         of matrix: Tensor<Float>, named name: String, plus shift: Float, on pool: WorkerPool
     ) throws(SparseKernelsError) -> [Float] {

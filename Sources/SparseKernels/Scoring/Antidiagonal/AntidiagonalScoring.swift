@@ -4,11 +4,9 @@ internal import KernelInterface
 public enum ScoringPrecision: String, Hashable, Sendable, CaseIterable {
     /// Single precision throughout.
     case float32
-    /// Products of 6-bit codes (−31…31, one scale per row of a product), summed exactly in integers. The softmax is in single
-    /// precision.
+    /// Products of 6-bit codes (−31…31, one scale per row of a product), summed exactly in integers. The softmax is in `Float`.
     ///
-    /// On the recorded captures these masks keep the attention mass of the float masks to 0.02 percentage points at equal
-    /// density.
+    /// On recorded captures these masks keep the attention mass of the float masks to 0.02 points at equal density.
     case int6
 }
 
@@ -29,8 +27,7 @@ public enum ScoringPrecision: String, Hashable, Sendable, CaseIterable {
 /// - Results are bitwise equal for every number of threads.
 /// - NaN and infinities make the rows that see them NaN.
 /// - Source: XAttention (Xu et al., ICML 2025) §2.1 and algorithm 1; `flat_group_gemm_fuse_reshape` and
-///   `softmax_fuse_block_sum` of the released code. Scores and block sums stay in single precision; the released code stores
-///   them in 16 bits.
+///   `softmax_fuse_block_sum` of the released code. Scores and block sums are `Float` here and have 16 bits there.
 /// - Complexity: `queryHeads · queryLength · keyLength · headDim / stride` multiply-adds, half of them when causal.
 /// - Scratch: `scratchByteCount` per thread, kept by the pool. With `.int6` also one byte per key channel during the call.
 public struct AntidiagonalScoring: Sendable {
@@ -44,8 +41,7 @@ public struct AntidiagonalScoring: Sendable {
     /// Factor on the sums of products: softmaxScale / (stride · norm).
     let scale: Float
     let kernels: KernelTable
-    /// The number of query tokens that count; groups that start after them have no mass. It is below `queryLength` for
-    /// zero-padded operands.
+    /// The number of query tokens that count; later groups have no mass. Below `queryLength` for zero-padded operands.
     package var scoredQueryTokens: Int
 
     /// - Parameters:
@@ -95,8 +91,7 @@ public struct AntidiagonalScoring: Sendable {
     var groupsPerKeyBlock: Int { grid.key.blockSize! / stride }
 
     /// Query blocks per task. Two panels of groups use a step of keys twice while it is in the second-level cache, where their
-    /// packed queries (2 · 24 · 1024 floats are 192 KiB) leave it room. One panel is used where two would give fewer than 32
-    /// tasks.
+    /// packed queries (2 · 24 · 1024 floats are 192 KiB) leave it room. One panel where two give fewer than 32 tasks.
     var taskBlocks: Int {
         let panelBlocks = kernels.panelWidth / groupsPerQueryBlock
         let tasks = shape.queryHeads * grid.blockRows / max(1, 2 * panelBlocks)

@@ -1,7 +1,6 @@
 internal import KernelInterface
 
-/// One `run` of antidiagonal scoring. A task is some query blocks of a head. The last ones go first, because they see the most
-/// keys.
+/// One `run` of antidiagonal scoring. A task is some query blocks of a head; the last, which see most, go first.
 struct AntidiagonalScoringCall {
     let plan: AntidiagonalScoring
     let query: AttentionOperand

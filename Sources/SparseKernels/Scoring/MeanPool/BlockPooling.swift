@@ -5,8 +5,7 @@ internal import KernelInterface
 /// - Results are bitwise equal for every number of threads and every instruction set.
 /// - Non-finite elements affect the mean of their own block and channel only.
 public enum BlockPooling {
-    /// Rows summed in `Float`. These sums are added in `Double`, so a mean over any number of tokens has the rounding error of
-    /// 16.
+    /// Rows summed in `Float`. These sums are added in `Double`, so a mean over any number of tokens is rounded like one of 16.
     private static let rowsPerSum = 16
     /// Blocks per task, because a single block is only a few microseconds of work.
     private static let blocksPerTask = 16

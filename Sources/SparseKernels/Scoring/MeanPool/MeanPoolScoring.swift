@@ -14,8 +14,7 @@ internal import KernelInterface
 ///
 /// - Non-finite input propagates, as in IEEE arithmetic, into the scores of its own block row or column.
 /// - Results are bitwise equal for every number of threads.
-/// - Source: block-sparse heads of MInference (`_build_block_index` in microsoft/MInference), with unscaled products and no
-///   softmax.
+/// - Source: block-sparse heads of MInference (`_build_block_index` in microsoft/MInference), with raw products and no softmax.
 /// - Complexity: pooling, and `queryHeads · blockRows · blockColumns · headDim` multiply-adds.
 /// - Scratch: `scratchByteCount` per thread.
 public struct MeanPoolScoring: Sendable {
@@ -24,8 +23,7 @@ public struct MeanPoolScoring: Sendable {
         /// Takes means over the tokens that a block has.
         case none
         /// Takes means over `blockSize` tokens and counts missing ones as zeros, as MInference does. MInference also pads
-        /// lengths that are multiples of the block size with a whole block; that block is after every query, so no causal score
-        /// depends on it.
+        /// lengths that are multiples of the block size with a whole block; no causal score depends on that block.
         case zeros
     }
 

@@ -2,8 +2,7 @@ internal import KernelInterface
 
 /// The offsets of one head's scores and sums in scratch, in floats; the matrix product's own scratch comes first.
 struct VerticalSlashScratch: Sendable {
-    /// Lanes of the loops here, and the padding of a row of scores. It is fixed, so that sums are equal on every instruction
-    /// set.
+    /// Lanes of the loops here, and the padding of rows of scores. Fixed, so that sums are equal on every instruction set.
     static let lanes = 16
     /// Keys scored at once: a block of the matrix product, and a multiple of `lanes` and of every panel width.
     static let columnBlock = GEMMScratch.columnBlock
