@@ -2,8 +2,8 @@ internal import SparseKernels
 
 /// A recorded decoding step in a paged cache, for the public operators.
 ///
-/// Pages are in half precision, like the recorded cases, so that the cache holds their keys and values exactly. Quantised pages
-/// follow the published rule.
+/// Pages are in half precision, like the recorded keys and values, so the cache is exact. Quantised pages follow the published
+/// rule.
 struct GoldenDecodeCache {
     let step: GoldenDecodeStep
     let cache: PagedKVCache

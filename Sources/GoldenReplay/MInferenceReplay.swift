@@ -1,7 +1,6 @@
 internal import SparseKernels
 
-/// `minference.index_build`: runs and single keys of every block of queries, from given lines. Counts, block starts and columns
-/// are compared exactly.
+/// `minference.index_build`: runs and single keys of every block of queries, from given lines. All are compared exactly.
 func replayMInferenceIndex(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -12,8 +11,7 @@ func replayMInferenceIndex(
     return comparison.result(golden)
 }
 
-/// `minference.vertical_slash`: scores of the last queries, the lines chosen from them, and the index built from the recorded
-/// lines.
+/// `minference.vertical_slash`: scores of the last queries, their lines, and the index of the recorded lines.
 ///
 /// Tolerance: index exact, scores 1e-5 absolute as recorded. 2⁻²¹ relative is added, because the recorded sums are off by up to
 /// 4 units in the last place (1.5e-5 at a sum of 44.9, where ours is off by 1.2e-7 from `Double`). Lines are compared as sets.

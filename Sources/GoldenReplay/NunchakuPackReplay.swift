@@ -1,8 +1,7 @@
 internal import SVDQuant
 internal import SparseKernels
 
-/// `nunchaku.pack`: codes, scales, a vector and low-rank factors in the order of the GPU, padded, and back. Bytes are compared
-/// exactly.
+/// `nunchaku.pack`: codes, scales, a vector and low-rank factors in the order of the GPU, padded, and back. Bytes are exact.
 func replayNunchakuPack(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {

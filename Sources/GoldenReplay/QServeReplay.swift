@@ -1,8 +1,7 @@
 internal import QServe
 internal import SparseKernels
 
-/// `qserve.w4a8`: progressive and per-channel quantisation, the tensors of deepcompressor's packer for them, and a linear
-/// layer.
+/// `qserve.w4a8`: progressive and per-channel quantisation, deepcompressor's packed tensors, and a layer.
 ///
 /// Codes, scales, zeros, packed bytes, and the weights that are unpacked from them, are compared exactly. The recorded y uses
 /// weights that were rounded to fp16 after dequantisation, which no QServe kernel does. The effect of that rounding, Σ x̂ ·

@@ -1,8 +1,7 @@
 internal import SparseKernels
 internal import SparseKernelsReference
 
-/// `quest.decode`: bounds of pages, their scores, and for several budgets the pages of every query head and the attention over
-/// them.
+/// `quest.decode`: bounds of pages, their scores, and for several budgets each query head's pages and attention.
 ///
 /// It is replayed twice: by the oracles, and by `PageSelector` and `PagedAttention` on a cache. Tolerances as recorded: bounds
 /// and masks equal, scores 1e-5 relative, outputs 1e-5.

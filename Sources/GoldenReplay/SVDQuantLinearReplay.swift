@@ -1,8 +1,7 @@
 internal import SVDQuant
 internal import SparseKernels
 
-/// `svdquant.linear`: a layer from the recorded smoothing and factors, in stages that start from the recorded tensors of the
-/// stage before.
+/// `svdquant.linear`: a layer from the recorded smoothing and factors, in stages that start from recorded tensors.
 ///
 /// | Stage | Bound |
 /// |---|---|

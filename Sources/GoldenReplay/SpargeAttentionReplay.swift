@@ -1,8 +1,8 @@
 internal import Foundation
 internal import SparseKernels
 
-/// `spargeattn.block_map`: INT8 codes, block means, self-similarity and the block map. Every stage starts from the official
-/// results of the stage before.
+/// `spargeattn.block_map`: INT8 codes, block means, self-similarity and the block map. Every stage starts from official
+/// results.
 ///
 /// Tolerances, as recorded with the cases: codes equal unless the quotient is within 1e-5 of a half; scales 1e-6 relative;
 /// means one unit in the last place of the element type; similar flags equal unless the similarity is within 1e-3 of the

@@ -61,8 +61,7 @@ public struct BarChart: Sendable {
     /// Speed-up of quantised layers over the single-precision product. The first three words of a case name the group, which is
     /// a shape and a number of tokens; the others name the bar, which is a variant.
     ///
-    /// It uses rows of the first instruction set on the most threads. A variant with a low-rank branch replaces the one
-    /// without.
+    /// Rows are of the first instruction set on the most threads. Variants with a low-rank branch replace those without.
     public init(title: String, subtitle: String = "", quantizedRows rows: [BenchmarkRow]) {
         let compared = rows.filter { $0.speedup != nil }
         let (isa, threads) = (compared.first?.isa ?? "", compared.map(\.threads).max() ?? 1)

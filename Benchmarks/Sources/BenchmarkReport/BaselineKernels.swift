@@ -18,8 +18,7 @@ public enum BaselineKernels {
         case matrixTiles = "amx_tile"
     }
 
-    /// The level of a set by its name, in any case; nil for an unknown name, which is a newer one or of another processor
-    /// family.
+    /// The level of a set by its name, in any case; nil for an unknown name, newer or of another processor family.
     public static func level(ofCore name: String) -> Level? {
         levels.first { $0.names.contains(name.lowercased()) }?.level
     }

@@ -69,8 +69,8 @@ public struct LineChart: Sendable {
 
     /// Time of a token over the context, with a curve per way to decode.
     ///
-    /// It uses rows of one sequence, of the first instruction set, on the most threads. A case is named by context, batch
-    /// (`b1`) and label.
+    /// Rows are of one sequence, the first instruction set and the most threads. A case name has context, batch (`b1`) and
+    /// label.
     ///
     /// - Parameter labels: the labels of the curves.
     public init(title: String, subtitle: String = "", decodeRows rows: [BenchmarkRow], labels: [String]) {
@@ -129,8 +129,7 @@ public struct LineChart: Sendable {
         return canvas.document(height: frame.bottom + 60, title: title)
     }
 
-    /// The ideal extends the picture only a little above the highest point: it often goes to infinity, and would make the
-    /// measured curves flat.
+    /// The ideal extends the picture only a little above the highest point: it is often infinite, and would flatten the others.
     private func idealHeights(beside curves: [[(x: Double, y: Double)]]) -> [Double] {
         guard let ideal, let highest = curves.joined().map(\.y).max() else { return [] }
         return curves.joined().map { ideal.function($0.x) }.filter { $0.isFinite }.map { min($0, 1.25 * highest) }

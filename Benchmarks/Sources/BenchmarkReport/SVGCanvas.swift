@@ -160,8 +160,7 @@ struct SVGCanvas {
         return result
     }
 
-    /// An estimate for margins, because no font is known. It is generous for Helvetica and right for the wider fonts of some
-    /// viewers.
+    /// An estimate for margins, because no font is known. Generous for Helvetica, right for wider fonts.
     static func textWidth(_ text: String, size: Double) -> Double {
         Double(text.count) * size * 0.62
     }

@@ -39,8 +39,8 @@ public struct Sampler: Sendable {
     public var budget: Duration
     /// ... but never beyond this many rounds.
     public var maximumRounds: Int
-    /// A call shorter than this is timed in batches of about this duration, because reading the clock takes about 40 ns, which
-    /// is 0.2 % of 20 µs.
+    /// A call shorter than this is timed in batches of about this duration, because reading the clock takes about 40 ns, 0.2 %
+    /// of 20 µs.
     public var minimumSample: Duration
 
     public init(

@@ -1,8 +1,7 @@
 public import SparseKernels
 import SparseKernelsReference
 
-/// A sample of the inputs of every linear layer, for calibration. All layers have the same tokens, drawn evenly from all seen
-/// tokens.
+/// A sample of the inputs of every linear layer, for calibration. All layers have the same tokens, drawn evenly from all seen.
 ///
 /// It is reservoir sampling (Vitter's algorithm R, 1985) with a seed. After any number of tokens each of them is in the sample
 /// with equal probability, and memory depends on the sample only, not on the length of the text.
@@ -73,8 +72,7 @@ public struct CalibrationRecorder: Sendable {
         return try Tensor([sample.elements.count / sample.inFeatures, sample.inFeatures], sample.elements)
     }
 
-    /// Writes the calibration file for `sparsekernels quantize --calibration`: one tensor `[tokens, inFeatures]` per layer
-    /// under its name.
+    /// Writes the calibration file for `sparsekernels quantize --calibration`: a tensor `[tokens, inFeatures]` per layer name.
     ///
     /// Values are bfloat16, whose rounding error is far below that of 4-bit codes.
     /// - Throws: `.inputOutput`.

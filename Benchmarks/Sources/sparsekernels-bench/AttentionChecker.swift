@@ -25,8 +25,8 @@ final class AttentionOutput {
     }
 }
 
-/// Compares sampled rows with the `Double` oracle. The oracle of one row costs keys × channels, so a few dozen rows take less
-/// time than one timed call.
+/// Compares sampled rows with the `Double` oracle. A row costs keys × channels, so a few dozen take less time than one timed
+/// call.
 final class AttentionChecker<Element: AttentionElement> {
     private let rows: [ReferenceAttention.Row]
     private let shape: AttentionShape

@@ -72,8 +72,7 @@ struct DecodeFigures {
     var budgetTokens: Double?
 }
 
-/// The floating-point operations that are done, and those that the dense operation would need; nil when a rate would say
-/// nothing.
+/// The floating-point operations that are done, and those that the dense operation would need; nil without a rate.
 struct Operations {
     var actual: Double?
     var effective: Double?

@@ -1,8 +1,7 @@
 import BenchmarkReport
 import SparseKernels
 
-/// The accuracy of page and token selection on captured operands, where the last 32 tokens of each capture are steps of
-/// decoding.
+/// The accuracy of page and token selection on captured operands, with the last 32 tokens as steps of decoding.
 ///
 /// Recall is the softmax mass of the attended tokens, from the captured keys in double precision. The output error is relative
 /// to dense attention of the captured keys and values, so it includes the error of the format. Twilight's rows also show how

@@ -50,8 +50,8 @@ struct GEMMCases {
         }
     }
 
-    /// One row is bound by memory and not by arithmetic: its rate of weights is compared with `gemv` of OpenBLAS, without a
-    /// roof of multiply-adds.
+    /// One row is bound by memory and not by arithmetic: its rate of weights is compared with OpenBLAS's `gemv`, without a
+    /// roof.
     private func product(m: Int, n: Int, k: Int, transposesB: Bool) -> CaseGroup {
         let flop = 2 * Double(m * n * k)
         let shape = m == n && n == k ? "\(m)³" : "\(m)×\(n)×\(k)"

@@ -80,8 +80,7 @@ struct GroupRunner {
         return InterleavedSamples(names: names, samples: all)
     }
 
-    /// A comparison of a row with its baseline: by the times of the rounds, or by the times of making the layers where a row
-    /// has no other.
+    /// A comparison of a row with its baseline: by the times of the rounds, or of making the layers if a row has no other.
     private struct Comparison {
         var seconds: Double?
         var speedup: Double?

@@ -126,8 +126,7 @@ final class PrefillProblem {
     }
 
     /// A variant for block scores. Single-precision scores are compared with the oracle. 6-bit codes are judged by their
-    /// purpose: at the configuration's threshold their mask must have the recall of the single-precision mask, within
-    /// `recallTolerance`.
+    /// purpose: at the configuration's threshold their mask must have the other's recall, within `recallTolerance`.
     func scores(_ configuration: Configuration, _ set: InstructionSet, _ pool: WorkerPool, op: String) throws -> Variant {
         let estimate = try AntidiagonalScoring(
             shape, grid: grid, stride: configuration.stride, softmaxScale: modifiers.softmaxScale,
@@ -149,8 +148,7 @@ final class PrefillProblem {
             }, op: op, operations: Operations(actual: 2 * pairs * Double(shape.headDim)))
     }
 
-    /// A requirement, not a derived bound: at thresholds of 0.9 and more, changing the threshold by 0.002 changes about two
-    /// thousandths of the mass.
+    /// A requirement, not a derived bound: at thresholds of 0.9 and more, changing it by 0.002 changes about 0.002 of the mass.
     private static let recallTolerance = 0.002
 
     private func scoreChecker(stride: Int) throws -> ScoreChecker {
@@ -182,8 +180,7 @@ final class PrefillProblem {
             density: mask.density, quality: Quality(recall: masses.keptPart(of: mask)))
     }
 
-    /// A variant that scores, selects, plans and attends in one call. `plan` equals the plan that it makes and is used only to
-    /// count operations.
+    /// A variant that scores, selects, plans and attends in one call. `plan` equals its plan and is used to count operations.
     func endToEnd(
         _ configuration: Configuration, _ plan: BlockSparseAttention, checker: AttentionChecker<Float>, _ set: InstructionSet,
         _ pool: WorkerPool, op: String

@@ -1,8 +1,7 @@
 import BenchmarkReport
 import SparseKernels
 
-/// The costs of quantising a layer: the relative error of its output on tokens that the quantiser has not seen, and the seconds
-/// it took.
+/// The costs of quantising a layer: the relative error of its output on tokens unseen by the quantiser, and the seconds taken.
 ///
 /// Layers are Gaussian with outlier channels, or come from trained models with recorded activations.
 struct QuantizationErrorCases {
@@ -16,8 +15,8 @@ struct QuantizationErrorCases {
 
     func section(quick: Bool) -> Section {
         let size = quick ? 512 : 3072
-        // Without LAPACK a full decomposition of the large layer takes an hour, and with kernels below the machine's level it
-        // would flatter us.
+        // Without LAPACK a full decomposition of the large layer takes an hour, and kernels below the machine's level would
+        // flatter us.
         let comparesDecomposition = !quick && openBLAS.isFit
         var groups = [
             group("Gaussian \(size)×\(size)", comparesDecomposition: comparesDecomposition) { announce in

@@ -3,8 +3,7 @@ import SparseKernels
 /// The roof of a quantised product on the threads of a pool, measured between its rounds.
 ///
 /// A run of few tokens waits for its weights: it is called with empty caches, as in a model that is larger than the caches, and
-/// its roof is the minimum of those of the bandwidth and of the multiply-adds. The roof of a run of many tokens is that of the
-/// multiply-adds.
+/// its roof is the minimum of those of the bandwidth and of the multiply-adds. For many tokens it is that of the multiply-adds.
 final class QuantizedRoof {
     /// Up to this many tokens a product waits for its weights from memory.
     static let fewTokens = 8

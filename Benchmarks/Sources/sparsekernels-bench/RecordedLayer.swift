@@ -35,8 +35,8 @@ extension RecordedLayer {
         }
     }
 
-    /// Every linear layer of two blocks of code-lm and of video-dit, if `SPARSEKERNELS_DATA` has them. Inputs are recorded when
-    /// needed.
+    /// Every linear layer of two blocks of code-lm and of video-dit, if `SPARSEKERNELS_DATA` has them. Inputs are recorded on
+    /// demand.
     static var models: [RecordedLayer] { codeLayers + videoLayers }
 
     private static var codeLayers: [RecordedLayer] {

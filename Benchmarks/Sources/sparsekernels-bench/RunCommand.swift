@@ -113,8 +113,7 @@ struct RunCommand: ParsableCommand {
         }
     }
 
-    /// Measures the roofs for the report, on one thread and on all. Rows are divided by their own roofs, measured in the same
-    /// rounds.
+    /// Measures the roofs for the report, on one thread and on all. Rows have their own roofs, from the same rounds.
     private func measureRoofs(_ set: InstructionSet) -> Roofs {
         let all = WorkerPool(threads: ProcessInfo.processInfo.activeProcessorCount)
         var roofs: Roofs = [:]

@@ -2,8 +2,7 @@ import BenchmarkReport
 import SparseKernels
 import XAttention
 
-/// The cost of estimating the attention mass of every block, and of selecting blocks, beside dense attention of the same
-/// capture.
+/// The cost of estimating every block's attention mass and of selecting blocks, beside dense attention of the same capture.
 struct ScoringCases {
     var instructionSets: [InstructionSet]
     var pools: [WorkerPool]

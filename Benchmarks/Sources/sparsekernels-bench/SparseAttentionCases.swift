@@ -122,8 +122,7 @@ extension Variant {
 }
 
 extension BlockMask {
-    /// A mask of blocks drawn at random, round(density · columns) of them in every row but at least one, so that all rows cost
-    /// the same.
+    /// A mask of random blocks, round(density · columns) in every row but at least one, so that all rows cost the same.
     static func random(_ grid: BlockGrid, heads: Int, density: Double, seed: UInt64) throws -> BlockMask {
         var generator = SplitMix64(seed: seed)
         let count = max(1, Int((density * Double(grid.blockColumns)).rounded()))

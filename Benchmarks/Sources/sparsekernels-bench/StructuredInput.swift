@@ -15,11 +15,10 @@ import SparseKernelsReference
 ///   the tokens before it. The small products of codes of far tokens make an uneven background.
 /// * **Noise** in all channels, which changes every score by about 1.
 ///
-/// Values are a vector that all tokens share plus normal deviations of the same size, because values of trained models have a
+/// Values are a vector that all tokens share plus normal deviations of the same size, because trained models' values have a
 /// large mean.
 ///
-/// Landmarks, passages, distances and the phase of the code are drawn per token, so that nothing is aligned with blocks or
-/// strides.
+/// Landmarks, passages, distances and the phase of the code are drawn per token, so nothing is aligned with blocks or strides.
 struct StructuredInput {
     let shape: AttentionShape
     let query: Tensor<Float>

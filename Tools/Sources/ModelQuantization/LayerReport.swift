@@ -14,8 +14,7 @@ public struct LayerReport: Codable, Hashable, Sendable {
     /// The exponents of the smoothing factors, |x|^α / |w|^β; nil means no smoothing.
     public var alpha: Double?
     public var beta: Double?
-    /// The number of calibration tokens for the errors below. The layer was not fitted to them, unless there were fewer than
-    /// four.
+    /// The number of calibration tokens for the errors. The layer was not fitted to them if there were four or more.
     public var tokens: Int
     /// ‖ŷ − y‖ / ‖y‖ (Frobenius) over these tokens, with quantised activations, of a layer whose weight was only rounded…
     public var roundedError: Double

@@ -35,8 +35,8 @@ public struct ModelQuantizer {
     ///   - replacesOutput: whether an existing output may be replaced.
     /// - Throws: `.notFound` for a model without a layer to quantise, and for a calibration without one of the layers;
     ///   `.invalidShape`, `.invalidElementType`, `.invalidArgument` for the model, the calibration or the options, and for
-    ///   names that would collide in the output; `.inputOutput` for an output that exists, is an input too, or is in a folder
-    ///   that cannot be written to.
+    ///   names that would collide in the output; `.inputOutput` for an output that exists, is an input too, or is in a
+    ///   read-only folder.
     public init(
         model: SafetensorsFile, selection: LayerSelection = LayerSelection(),
         options: QuantizationOptions = QuantizationOptions(),
@@ -80,8 +80,7 @@ public struct ModelQuantizer {
     ///   - progress: called for each layer.
     ///   - tick: called from time to time while a layer is quantised.
     /// - Returns: a report per layer, in the order of `plan.layers`.
-    /// - Throws: the errors of the layer's quantiser, naming the layer; `.inputOutput`; the errors of `progress`. Finished
-    ///   layers are kept.
+    /// - Throws: the quantiser's errors, naming the layer; `.inputOutput`; the errors of `progress`. Finished layers stay.
     @discardableResult
     public func run(
         limit: Int? = nil, on pool: WorkerPool = .shared, progress: Progress = { _ throws(SparseKernelsError) in },

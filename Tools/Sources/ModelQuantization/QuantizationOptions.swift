@@ -37,8 +37,7 @@ public struct QuantizationOptions: Codable, Hashable, Sendable {
 }
 
 extension QuantizationOptions: CustomStringConvertible {
-    /// All options in the form "rank 32, rtn, smoothing search, 4 iterations, f16 scales, int4 activations". Digests use it
-    /// too.
+    /// All options in the form "rank 32, rtn, smoothing search, 4 iterations, f16 scales, int4 activations". It is in digests.
     public var description: String {
         let smoothing =
             switch smoothing {

@@ -16,8 +16,8 @@ func terminalProgress(total: Int, work: Double) -> ProgressLine? {
     isatty(FileHandle.standardError.fileDescriptor) == 1 ? ProgressLine(total: total, work: work) : nil
 }
 
-/// Ends the process at once when it is interrupted, with a message on what remains. Any moment is safe, because every file is
-/// written in one step.
+/// Ends the process when it is interrupted, with a message on what remains. Files are written in one step, so any moment is
+/// safe.
 struct InterruptMessage {
     private let sources: [any DispatchSourceSignal]
 
