@@ -44,7 +44,7 @@ extension BlockMask {
     // MARK: - Reading
 
     /// Reads a mask that ``write(to:)`` has written to `path`.
-    /// - Throws: `.inputOutput` when the file cannot be read, and the errors of ``init(_:)``.
+    /// - Throws: `.inputOutput` when the file cannot be read, and the errors of `init(_:)`.
     public init(path: String) throws(SparseKernelsError) { try self.init(SafetensorsFile(path: path)) }
 
     /// Reads the mask of a file, which may have other tensors as well.

@@ -60,7 +60,7 @@ public struct BlockSparseAttention: AttentionOperator {
     /// - Parameters:
     ///   - mask: a mask over the shape's tokens. It also says whether attention is causal.
     ///   - window: hides keys further from a query's position, even in kept blocks. Blocks outside of it cost nothing.
-    ///   - pvSkipThreshold: above 0. See ``pvSkipThreshold``.
+    ///   - pvSkipThreshold: above 0. See `pvSkipThreshold`.
     ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
     ///   - modifiers: how scores become probabilities.
     ///   - shape: the sizes of the operands.

@@ -6,7 +6,7 @@ extension PagedKVCache {
     ///   - pageCapacity: pages of the new cache, at least as many as the file has; nil means as many as the saved cache had.
     ///     Memory is reserved for this number, not for the size of the file.
     ///   - instructionSet: the level of the kernels, as for a new cache. The cache may have been saved with another one.
-    /// - Throws: `.inputOutput` when the file cannot be read, and the errors of ``init(_:pageCapacity:instructionSet:)``.
+    /// - Throws: `.inputOutput` when the file cannot be read, and the errors of `init(_:pageCapacity:instructionSet:)`.
     public convenience init(
         contentsOf path: String, pageCapacity: Int? = nil, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
@@ -20,7 +20,7 @@ extension PagedKVCache {
     ///
     /// - Parameters:
     ///   - file: the file with the saved cache. It may have other tensors as well.
-    ///   - pageCapacity: pages of the new cache. See ``init(contentsOf:pageCapacity:instructionSet:)``.
+    ///   - pageCapacity: pages of the new cache. See `init(contentsOf:pageCapacity:instructionSet:)`.
     ///   - instructionSet: the level of the kernels, as for a new cache.
     /// - Throws: `.malformedFile` when the file has another format or version, or its contents are not a cache; `.notFound` for
     ///   a missing tensor or metadata entry; `.invalidElementType` for a tensor of another type; `.capacityExceeded` when

@@ -2,7 +2,7 @@
 // view of a variable property is an error; a tensor may be either.
 
 extension PagedKVCache {
-    /// Appends tokens to one layer of a sequence. See ``append(key:value:to:layer:on:)``.
+    /// Appends tokens to one layer of a sequence. See `append(key:value:to:layer:on:)`.
     ///
     /// - Parameters:
     ///   - key: `[kvHeads, tokens, headDim]`.
@@ -18,7 +18,7 @@ extension PagedKVCache {
             key: key.view(named: "key"), value: value.view(named: "value"), to: sequence, layer: layer, on: pool)
     }
 
-    /// Replaces existing tokens of one layer of a sequence. See ``overwrite(key:value:in:from:layer:on:)``.
+    /// Replaces existing tokens of one layer of a sequence. See `overwrite(key:value:in:from:layer:on:)`.
     ///
     /// - Parameters:
     ///   - key: `[kvHeads, tokens, headDim]`.

@@ -34,7 +34,7 @@ extension PagedKVCache {
     ///   - position: the first of the replaced tokens. All of them must be below the length of the layer, and none discarded.
     ///   - layer: the layer of the keys and values.
     ///   - pool: the threads that write heads and pages in parallel.
-    /// - Throws: the errors of ``append(key:value:to:layer:on:)``; `.invalidArgument` for positions without a token.
+    /// - Throws: the errors of `append(key:value:to:layer:on:)`; `.invalidArgument` for positions without a token.
     /// - Complexity: O(tokens). One token is O(1).
     public func overwrite<Key: AttentionElement, Value: AttentionElement>(
         key: TensorView<Key>, value: TensorView<Value>, in sequence: SequenceID, from position: Int, layer: Int = 0,

@@ -111,7 +111,7 @@ public struct LowRankFactorization: Sendable {
         }
     }
 
-    /// Decomposes a tensor of rank 2. See ``callAsFunction(_:startingFrom:on:)`` for views.
+    /// Decomposes a tensor of rank 2. See `callAsFunction(_:startingFrom:on:)` for views.
     /// - Throws: the errors of the call with a view, and `.invalidShape` for a tensor of another rank.
     public func callAsFunction(
         _ matrix: Tensor<Float>, startingFrom start: LowRankFactors? = nil, on pool: WorkerPool = .shared

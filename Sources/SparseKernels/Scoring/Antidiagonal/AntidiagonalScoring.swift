@@ -142,7 +142,7 @@ public struct AntidiagonalScoring: Sendable {
     }
 
     /// Scores of tensors `[heads, tokens, headDim]`.
-    /// - Throws: the errors of ``run(query:key:on:)``.
+    /// - Throws: the errors of `run(query:key:on:)`.
     public func callAsFunction<Q: AttentionElement, K: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockScores {
