@@ -10,7 +10,7 @@ public struct GoldenCase: Sendable {
     /// The name of the case, or that of the file when it has none.
     public let name: String
 
-    /// - Throws: `.malformedFile` when the file is not safetensors or names no operation, `.inputOutput` when it cannot be read.
+    /// - Throws: `.malformedFile` when the file is not safetensors or names no operation, `.inputOutput` for reading errors.
     public init(path: String) throws(SparseKernelsError) {
         file = try SafetensorsFile(path: path)
         guard let operation = file.metadata["op"] else {

@@ -2,7 +2,7 @@ public import SparseKernels
 
 /// XAttention's block scores in `Double`, as in the paper, one group of queries at a time.
 ///
-/// With S = `stride`, query groups i and key groups j of S tokens counted from token 0 (a partial last group is filled with zeros),
+/// With S = `stride`, query groups i and key groups j of S tokens counted from token 0 (the last one filled with zeros),
 ///
 ///     x_ij = softmaxScale/(S·norm) · Σ_{s<S} q[i·S + S−1−s] · k[j·S + s]
 ///     w_ij = softmax over the key groups j; causal: over j ≤ i + ⌈(keyLength − queryLength)/S⌉

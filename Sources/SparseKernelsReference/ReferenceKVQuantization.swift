@@ -62,7 +62,7 @@ public struct ReferenceKVQuantization: Sendable {
 
 /// The cache's own rule for one token of one head, in `Double`. Codes count steps above the smallest element.
 ///
-///     m = min, rounded down to fp16      s = (max − m)/(2ᵇ − 1), rounded up to fp16      code = rne((x − m)/s)      x′ = s·code + m
+///     m = min, rounded down to fp16   s = (max − m)/(2ᵇ − 1), rounded up to fp16   code = rne((x − m)/s)   x′ = s·code + m
 public struct ReferenceKVMinimum: Sendable {
     public let minimum: Double
     public let scale: Double

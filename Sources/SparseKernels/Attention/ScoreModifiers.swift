@@ -8,8 +8,8 @@ public enum AliBiForm: String, Hashable, Sendable, CaseIterable {
 
 /// How scores become probabilities, beyond the softmax itself. The defaults are plain attention.
 ///
-/// A score is `softmaxScale`·q·k; then `logitsSoftCap`·tanh(score/`logitsSoftCap`); then the ALiBi term, slope·(j − position of the
-/// query) or −slope·|j − position|; then the bias given to `run`.
+/// A score is `softmaxScale`·q·k; then `logitsSoftCap`·tanh(score/`logitsSoftCap`); then the ALiBi term, slope·(j − position of
+/// the query) or −slope·|j − position|; then the bias given to `run`.
 public struct ScoreModifiers: Hashable, Sendable {
     /// Factor on q·k; nil means 1/√headDim.
     public var softmaxScale: Float?

@@ -1,8 +1,7 @@
 /// The blocks of the attention matrix that are kept, for one or several heads, as block compressed sparse rows (BSR).
 ///
-/// Row r of head h keeps the columns `columnIndices[rowOffsets[h·blockRows + r] ..< rowOffsets[h·blockRows + r + 1]]`, ascending.
-/// Blocks after the causal diagonal may be listed; attention ignores them and `density` does not count them. Builders do not
-/// list them.
+/// Row r of head h keeps the columns `columnIndices[rowOffsets[h·blockRows + r] ..< rowOffsets[h·blockRows + r + 1]]`,
+/// ascending. Blocks after the causal diagonal may be listed; attention and `density` ignore them, and builders omit them.
 ///
 /// Memory: 8 bytes per block row and 4 per kept block. Values are immutable and share storage when copied.
 public struct BlockMask: Hashable, Sendable {
@@ -15,8 +14,8 @@ public struct BlockMask: Hashable, Sendable {
     public let columnIndices: [Int32]
 
     /// Makes a mask from its parts.
-    /// - Throws: `.invalidShape` for wrong counts or too many heads, `.invalidArgument` for offsets that do not ascend from 0 to the number of
-    ///   columns, or for columns out of range or out of order.
+    /// - Throws: `.invalidShape` for wrong counts or too many heads, `.invalidArgument` for offsets that do not ascend from 0
+    ///   to the number of columns, or for columns out of range or out of order.
     /// - Complexity: O(rows + kept blocks).
     public init(grid: BlockGrid, heads: Int, rowOffsets: [Int], columnIndices: [Int32]) throws(SparseKernelsError) {
         try Self.checkHeads(heads, of: grid)

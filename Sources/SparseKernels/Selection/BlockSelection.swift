@@ -80,8 +80,8 @@ public struct BlockSelection: Sendable {
     ///   - candidates: a mask that restricts the choice to its blocks, with one head or as many as the scores.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Returns: a mask over the grid of the scores, with as many heads.
-    /// - Throws: `.invalidShape` for rules or candidates that do not fit the scores, `.invalidArgument` naming the first candidate
-    ///   whose score is negative under `.topP`.
+    /// - Throws: `.invalidShape` for rules or candidates that do not fit the scores, `.invalidArgument` naming the first
+    ///   candidate whose score is negative under `.topP`.
     public func callAsFunction(
         _ scores: BlockScores, within candidates: BlockMask? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockMask {

@@ -16,7 +16,7 @@ public struct TensorGeometry: Hashable, Sendable {
     public let headStride: Int
     public let tokenStride: Int
 
-    /// - Throws: `.invalidShape` for no heads, a negative extent or a size that overflows, `.invalidStride` for rows that overlap.
+    /// - Throws: `.invalidShape` for no heads, a negative extent or a size that overflows, `.invalidStride` for overlapping rows.
     public init(
         heads: Int, tokens: Int, channels: Int, headStride: Int, tokenStride: Int, named name: String = "tensor"
     ) throws(SparseKernelsError) {

@@ -18,7 +18,7 @@ public enum CalibrationSource: Sendable {
     }
 
     /// Checks that the source is complete, before other layers take hours.
-    /// - Throws: `.notFound`, `.invalidShape` or `.invalidElementType` naming the layer's tensor, `.invalidArgument` for no tokens.
+    /// - Throws: `.notFound`, `.invalidShape` or `.invalidElementType` naming the tensor, `.invalidArgument` for no tokens.
     func check(_ layers: [ModelPlan.Layer]) throws(SparseKernelsError) {
         switch self {
         case .gaussian(let tokens, _):

@@ -83,8 +83,8 @@ public struct DenseAttention: AttentionOperator {
     ///
     /// - Parameters:
     ///   - query: `queryHeads` × `queryLength` × `headDim`. All operands may have any strides with adjacent channels.
-    ///   - key: `kvHeads` × `keyLength` × `headDim`. `Float` rows that are adjacent are read in place; others are copied block by
-    ///     block into scratch.
+    ///   - key: `kvHeads` × `keyLength` × `headDim`. `Float` rows that are adjacent are read in place; others are copied by
+    ///     blocks into scratch.
     ///   - value: `kvHeads` × `keyLength` × `valueDim`.
     ///   - bias: 1 or `queryHeads` heads × `queryLength` × `keyLength`, added to the scores. −∞ hides a key, whatever its rows
     ///     contain.

@@ -18,8 +18,8 @@ internal import KernelInterface
 ///   rounded to 16 bits, and sums are exact.
 /// - A query that attends no token gives output 0 and LSE −∞. Keys and values that are not finite affect only the queries that
 ///   see them; the bits of other results do not change.
-/// - Source: FlashDecoding (Dao et al., 2023) for the split along keys, Hydragen (Juravsky et al., 2024) and FlashInfer's cascade for
-///   shared prefixes.
+/// - Source: FlashDecoding (Dao et al., 2023) for the split along keys, Hydragen (Juravsky et al., 2024) and FlashInfer's
+///   cascade for shared prefixes.
 /// - Complexity: reads `bytesPerToken` of every attended token once per call, of a shared prefix once for all sequences.
 /// - Scratch: per thread a few KiB per query row of a task. Per call headDim·4 bytes per query row, and (valueDim + 16)·4
 ///   bytes, valueDim rounded up to 16, per query row and chunk.

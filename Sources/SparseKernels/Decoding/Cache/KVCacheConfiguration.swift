@@ -36,8 +36,8 @@ public struct KVCacheConfiguration: Hashable, Sendable {
     ///   - quantization: the meaning of quantised codes; `.zeroPoint` is the published rule of QServe and LServe.
     ///   - metadata: the metadata to store per logical page.
     ///   - keepsKeyEstimates: whether an INT4 copy of the keys is stored. INT4 keys are their own estimates.
-    /// - Throws: `.invalidShape` for extents out of range or a pool that does not fit the address space, `.invalidArgument` for a
-    ///   page size or logical page size that is not supported, `.invalidElementType` for a metadata format that is not.
+    /// - Throws: `.invalidShape` for extents out of range or a pool that does not fit the address space, `.invalidArgument` for
+    ///   a page size or logical page size that is not supported, `.invalidElementType` for a metadata format that is not.
     public init(
         layers: Int = 1, kvHeads: Int, headDim: Int, valueDim: Int? = nil, pageSize: Int = 64, pageCapacity: Int,
         format: KVFormat = .float16, valueFormat: KVFormat? = nil, quantization: KVQuantization = .minimum,

@@ -21,8 +21,8 @@ internal import KernelInterface
 ///
 /// **Threads.** The class is not `Sendable`. It has one writer; any number of threads may read while nobody writes.
 ///
-/// - Source: Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention" (arXiv 2309.06180),
-///   section 4; `kv_indptr`/`kv_indices` of FlashInfer, with holes.
+/// - Source: Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention" (arXiv
+///   2309.06180), section 4; `kv_indptr`/`kv_indices` of FlashInfer, with holes.
 public final class PagedKVCache {
     public let configuration: KVCacheConfiguration
     package let storage: KVStorage

@@ -2,7 +2,7 @@ internal import KernelInterface
 
 /// An orthogonal rotation of rows, x ← x · Q with Q = diag(signs) · H / √n, that spreads outliers over all channels.
 ///
-/// Since Q · Qᵀ = 1, a linear layer keeps its result when activations and weights are both rotated: (x · Q) · (W · Q)ᵀ = x · Wᵀ.
+/// Since Q · Qᵀ = 1, a linear layer keeps its result when both factors are rotated: (x · Q) · (W · Q)ᵀ = x · Wᵀ.
 /// After the rotation, the values of a group are of similar size and quantise better.
 ///
 /// H is a Hadamard matrix, with entries ±1. Sizes are n = 2^p · m, where m is a product of odd numbers up to 43, each of which

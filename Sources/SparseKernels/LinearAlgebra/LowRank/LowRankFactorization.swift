@@ -73,8 +73,8 @@ public struct LowRankFactorization: Sendable {
     ///   - start: factors of a similar N × K matrix, of any rank. The randomised method starts from their `up` instead of
     ///     random vectors, so that one power iteration is as good as several from random vectors. The full method ignores them.
     ///   - pool: the threads to use. The call blocks until they are done. LAPACK uses as many threads, or one below 512 × 512.
-    /// - Throws: `.invalidArgument` for a rank above min(N, K), or elements that are not finite or reach 2¹⁰⁰; `.invalidShape` for
-    ///   `start` of another shape.
+    /// - Throws: `.invalidArgument` for a rank above min(N, K), or elements that are not finite or reach 2¹⁰⁰; `.invalidShape`
+    ///   for `start` of another shape.
     public func callAsFunction(
         _ matrix: MatrixView<Float>, startingFrom start: LowRankFactors? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> LowRankFactors {

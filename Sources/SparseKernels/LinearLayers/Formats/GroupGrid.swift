@@ -1,6 +1,6 @@
 /// The values that the weights of one group can take. Only an integer per weight remains to be chosen.
 ///
-/// A code here is the integer that `QuantizedWeight.code(row:column:)` gives: −8…7, 0…15, −128…127, or twice the value for E2M1.
+/// Codes are those of `QuantizedWeight.code(row:column:)`: −8…7, 0…15, −128…127, or twice the value for E2M1.
 public struct GroupGrid: Hashable, Sendable {
     /// The kind of code.
     public let kind: WeightFormat.Code

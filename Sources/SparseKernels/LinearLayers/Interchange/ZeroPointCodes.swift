@@ -1,7 +1,7 @@
 /// Codes 0…15 with a zero point and a scale per group, row by row. AWQ, GPTQ and ONNX Runtime order them differently.
 ///
-/// The value is scale · (code − zero point). Weights whose zero points are all 8 are `int4` codes without offsets in a `QuantizedWeight`,
-/// others `uint4` with offset = scale · zero point.
+/// The value is scale · (code − zero point). Weights whose zero points are all 8 are `int4` codes without offsets in a
+/// `QuantizedWeight`, others `uint4` with offset = scale · zero point.
 struct ZeroPointCodes {
     let groupSize: Int?
     /// `[outFeatures, inFeatures]`, 0…15.

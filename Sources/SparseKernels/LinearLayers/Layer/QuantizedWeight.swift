@@ -18,8 +18,8 @@ public struct QuantizedWeight: Sendable {
     /// `[outFeatures]`, the factors of the rows; nil means 1.
     public let channelScales: Tensor<Float>?
 
-    /// - Throws: `.invalidShape` for tensors that disagree with each other or with the format, `.invalidArgument` for a scale or offset
-    ///   that is not finite.
+    /// - Throws: `.invalidShape` for tensors that disagree with each other or with the format, `.invalidArgument` for a scale
+    ///   or offset that is not finite.
     public init(
         format: WeightFormat, inFeatures: Int, codes: Tensor<UInt8>, scales: Tensor<Float>, offsets: Tensor<Float>? = nil,
         channelScales: Tensor<Float>? = nil

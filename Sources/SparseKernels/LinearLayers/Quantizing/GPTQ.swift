@@ -49,8 +49,8 @@ public struct GPTQ: Sendable {
     ///     They are not shifted if the bias undoes the shift with the quantised weight, as in
     ///     ``LowRankQuantizer/correctedBias(_:residual:smooth:shift:on:)``.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite, for
-    ///   tokens whose H is not finite, or when H cannot be inverted.
+    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite,
+    ///   for tokens whose H is not finite, or when H cannot be inverted.
     public func callAsFunction(
         _ weight: Tensor<Float>, calibration: Tensor<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> QuantizedWeight {

@@ -12,8 +12,8 @@ extension LowRankQuantizer {
     ///   - smooth: `[inFeatures]`, the divisors of the activations; nil means none.
     ///   - shift: the number that is added to every activation. A negative one reverts another call.
     ///   - pool: the threads to use.
-    /// - Throws: `.invalidShape` for tensors that disagree; `.invalidArgument` for a shift that is not finite, or factors that are not
-    ///   positive and finite.
+    /// - Throws: `.invalidShape` for tensors that disagree; `.invalidArgument` for a shift that is not finite, or factors that
+    ///   are not positive and finite.
     /// - Complexity: O(outFeatures · inFeatures), with as many floats of temporary memory.
     /// - Source: SVDQuant (arXiv 2411.05007), section 4.3: a shift adds a constant, which the bias subtracts.
     public static func correctedBias(

@@ -92,8 +92,8 @@ public struct LowRankQuantizer: Sendable {
     ///   - calibration: `[tokens, inFeatures]`, inputs of the layer.
     ///   - pool: the threads to use. The call blocks until they are done.
     ///   - progress: called after each candidate of the search, on the calling thread.
-    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite, a rank
-    ///   above an extent of the weight, or a residual that no scale can represent.
+    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite,
+    ///   a rank above an extent of the weight, or a residual that no scale can represent.
     public func callAsFunction(
         weight: Tensor<Float>, bias: Tensor<Float>? = nil, calibration: Tensor<Float>, on pool: WorkerPool = .shared,
         progress: ((SmoothingSearch.Trial) -> Void)? = nil

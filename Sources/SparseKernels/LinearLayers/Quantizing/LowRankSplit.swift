@@ -74,8 +74,8 @@ public struct LowRankSplit: Sendable {
     ///   - calibration: `[tokens, inFeatures]`, smoothed and shifted, as it is quantised when the layer runs. The errors are
     ///     then those of a layer of shifted inputs; ``LowRankQuantizer`` compares by the layer whose bias undoes the shift.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite, a rank
-    ///   above an extent of the weight, or a residual that no scale can represent.
+    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite,
+    ///   a rank above an extent of the weight, or a residual that no scale can represent.
     public func callAsFunction(
         _ weight: Tensor<Float>, calibration: Tensor<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Result {

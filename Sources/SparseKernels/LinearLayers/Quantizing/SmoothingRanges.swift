@@ -20,8 +20,8 @@ public struct SmoothingRanges: Sendable {
     ///   - weights: `[outFeatures, inFeatures]` each: all layers with this input, such as q, k and v.
     ///   - shift: the number that the layer adds to x before it divides. See ``ActivationFormat/uint4(shift:)``.
     ///   - pool: the threads to use.
-    /// - Throws: `.invalidShape` for tensors that disagree or have no elements, `.invalidArgument` for an element that is not finite or
-    ///   a weight of 2¹⁰⁰ or more.
+    /// - Throws: `.invalidShape` for tensors that disagree or have no elements, `.invalidArgument` for an element that is not
+    ///   finite or a weight of 2¹⁰⁰ or more.
     /// - Complexity: O(elements).
     public init(
         calibration: Tensor<Float>, weights: [Tensor<Float>], shift: Float = 0, on pool: WorkerPool = .shared
@@ -50,7 +50,7 @@ public struct SmoothingRanges: Sendable {
     ///
     /// A factor of 0 becomes 1. If one is infinite or NaN, for example because of a weight column of zeros and a positive β,
     /// all become 1. Both rules are applied after rounding too. A factor that makes a weight 2¹⁰⁰ or more counts as infinite.
-    /// - Throws: `.invalidArgument` for an exponent outside 0…1, `.invalidElementType` for a type that is not a 16-bit float or `Float`.
+    /// - Throws: `.invalidArgument` for an exponent outside 0…1, `.invalidElementType` for a type other than F16, BF16, F32.
     public func factors(
         _ candidate: SmoothingCandidate, scaleType: ElementType = .float16
     ) throws(SparseKernelsError) -> Tensor<Float> {

@@ -12,7 +12,7 @@ internal import KernelInterface
 /// - Results are bitwise equal for every number of threads.
 /// - Complexity: per candidate about (tokens + 5 · rank) · outFeatures · inFeatures multiply-adds.
 /// - Memory: outFeatures · (inFeatures + rank) floats per weight.
-/// - Source: SVDQuant (arXiv 2411.05007); deepcompressor, `calib/smooth.py`, granularity Layer, objective OutputsError, degree 2.
+/// - Source: SVDQuant (arXiv 2411.05007); deepcompressor, `calib/smooth.py` (Layer, OutputsError, degree 2).
 public struct SmoothingSearch: Sendable {
     /// A candidate and its error.
     public struct Trial: Hashable, Sendable {
@@ -69,8 +69,8 @@ public struct SmoothingSearch: Sendable {
     ///   - calibration: `[tokens, inFeatures]`.
     ///   - pool: the threads to use. The call blocks until they are done.
     ///   - progress: called after each trial, on the calling thread.
-    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite, a rank
-    ///   above an extent of a weight, or when no candidate's residual fits the scales.
+    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite,
+    ///   a rank above an extent of a weight, or when no candidate's residual fits the scales.
     public func callAsFunction(
         weights: [Tensor<Float>], calibration: Tensor<Float>, on pool: WorkerPool = .shared,
         progress: ((Trial) -> Void)? = nil

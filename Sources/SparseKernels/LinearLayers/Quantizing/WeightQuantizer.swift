@@ -14,7 +14,7 @@
 /// be short. Codes are computed with the rounded scale, so a weight that is quantised again has the same codes.
 ///
 /// - Results are bitwise equal for every number of threads.
-/// - Source: SVDQuant, `deepcompressor/quantizer/impl` (symmetric and E2M1); GPTQ, `quant.py`, `Quantizer.find_params` (asymmetric).
+/// - Source: SVDQuant, `deepcompressor/quantizer/impl` (symmetric, E2M1); GPTQ, `quant.py`, `find_params` (asymmetric).
 public struct WeightQuantizer: Sendable {
     public let format: WeightFormat
     /// The type to which scales are rounded before codes are computed.
@@ -38,8 +38,8 @@ public struct WeightQuantizer: Sendable {
     /// - Parameters:
     ///   - weight: `[outFeatures, inFeatures]`.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidArgument` "weight" for an element that is not finite, naming its row and column, or for a group whose scale is
-    ///   beyond `scaleType`.
+    /// - Throws: `.invalidArgument` "weight" for an element that is not finite, naming its row and column, or for a group whose
+    ///   scale is beyond `scaleType`.
     /// - Complexity: O(outFeatures · inFeatures). Scratch: one byte per column for each thread.
     public func callAsFunction(
         _ weight: MatrixView<Float>, on pool: WorkerPool = .shared
