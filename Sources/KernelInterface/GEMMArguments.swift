@@ -37,9 +37,8 @@ public struct GEMMArguments {
 /// The cache blocks of the matrix product and the scratch that they need, in floats.
 public enum GEMMScratch {
     /// Depth of a packed block. A panel of B, 192 × 48 floats, is 36 KiB and stays in a first-level cache of 48 KiB beside a
-    /// strip of A (6 KiB); with 24 columns it is 18 KiB of 32 KiB. Deeper panels would come from the second-level cache. That
-    /// is not slower by itself, but leaves less of that cache's bandwidth to the lines of C and of the next panel: 256 loses 5%
-    /// at 2048³ on AVX-512.
+    /// strip of A (6 KiB); with 24 columns it is 18 KiB of 32 KiB. Deeper panels would come from the second-level cache,
+    /// which is not slower by itself, but leaves less to the lines of C and of the next panel: 256 loses 5% at 2048³ on AVX-512.
     public static let depthBlock = 192
     /// The most rows of a block. 384 × 192 floats of packed A are 288 KiB, which leaves nearly half of a 512 KiB second-level
     /// cache to B and C. Every block of B is packed once per row block, at 0.2 cycles (0.7 when transposed) per element,
@@ -54,8 +53,8 @@ public enum GEMMScratch {
     /// the 1536 / 32 = 48 cycles in which AVX-512 multiplies with it.
     public static let taskColumns = 1536
 
-    /// The most rows that `multiplyRows` multiplies without packing B. 16 rows take 2/3 of the time with packing, 32 a little
-    /// less than all.
+    /// The most rows that `multiplyRows` multiplies without packing B. Compared with packing B first, 16 rows take two thirds
+    /// of the time, and 32 rows still a little less.
     public static let fewRows = 16
     /// Floats of the sums of `multiplyRows`: 16 KiB, half of a small first-level cache. Whole vectors of rows follow them.
     public static let rowSums = 4096

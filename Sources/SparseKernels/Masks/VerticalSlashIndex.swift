@@ -141,8 +141,7 @@ private struct VerticalSlashBuilder {
     var columns: [Int32] = []
     var blockOffsets = [0]
     var blockStarts: [Int32] = []
-    /// The number of distances below the end of the block: those that meet one of its queries, or would if keys went on before
-    /// 0.
+    /// The number of distances below the end of the block, whose diagonals reach key 0 or later inside the full block.
     private var reaching = 0
 
     init(lines: VerticalSlashLines, blockSize: Int) {
