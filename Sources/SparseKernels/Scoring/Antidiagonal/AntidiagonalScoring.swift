@@ -6,7 +6,7 @@ public enum ScoringPrecision: String, Hashable, Sendable, CaseIterable {
     case float32
     /// Products of 6-bit codes (−31…31, one scale per row of a product), summed exactly in integers. The softmax is in `Float`.
     ///
-    /// On recorded captures these masks keep the attention mass of the float masks to 0.02 points at equal density.
+    /// On recorded captures these masks keep the attention mass of the float masks to 0.02 percentage points at equal density.
     case int6
 }
 
