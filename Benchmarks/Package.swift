@@ -1,7 +1,7 @@
 // swift-tools-version: 6.2
 import PackageDescription
 
-// A package of its own, so that a client of the kernels never downloads what only the benchmarks need.
+// A separate package, so that a client of the kernels never downloads dependencies of the benchmarks.
 
 let language: [SwiftSetting] = [
     .enableUpcomingFeature("ExistentialAny"),
@@ -41,9 +41,9 @@ let package = Package(
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: language),
-        // What is done with numbers once they are measured. It knows no kernel, so its tests build in seconds.
+        // Works on measured numbers and knows no kernel, so its tests build in seconds.
         .target(name: "BenchmarkReport", swiftSettings: language),
-        // Runs the trained models that benchmarks and tools take real activations from.
+        // Runs the trained models from which benchmarks and tools take real activations.
         .target(
             name: "ModelRunner",
             dependencies: [

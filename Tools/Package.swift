@@ -1,7 +1,7 @@
 // swift-tools-version: 6.2
 import PackageDescription
 
-// A package of its own, so that a client of the kernels never downloads what only the command line needs.
+// A separate package, so that a client of the kernels never downloads dependencies of the command line.
 
 let language: [SwiftSetting] = [
     .enableUpcomingFeature("ExistentialAny"),
@@ -20,14 +20,14 @@ let package = Package(
         .package(
             name: "SparseKernels", path: "..",
             traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
-        // For the progress line, the formats of numbers and the model that calibration data comes from.
+        // Provides the progress line, the formats of numbers and the model for calibration data.
         .package(
             name: "SparseKernelsBenchmarks", path: "../Benchmarks",
             traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     ],
     targets: [
-        // Named differently from the product: on file systems that ignore case, SparseKernels is taken.
+        // It has another name than the product, because SparseKernels is taken on file systems that ignore case.
         .executableTarget(
             name: "SparseKernelsTool",
             dependencies: [
@@ -38,7 +38,7 @@ let package = Package(
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: language),
-        // What the commands do, without arguments and terminals.
+        // The work of the commands, without arguments and terminals.
         .target(
             name: "ModelQuantization",
             dependencies: [
@@ -57,7 +57,7 @@ let package = Package(
                 .product(name: "SVDQuant", package: "SparseKernels"),
             ],
             swiftSettings: language),
-        // Here and not in Benchmarks, whose tests build without kernels.
+        // These tests are here and not in Benchmarks, whose tests build without kernels.
         .testTarget(
             name: "ModelRunnerTests",
             dependencies: [

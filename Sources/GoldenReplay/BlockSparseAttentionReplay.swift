@@ -2,8 +2,8 @@ internal import SparseKernels
 
 /// `blocksparse.attention`: attention under one block mask per query head.
 ///
-/// Tolerance, as recorded with the cases for single precision: output 3e-6 absolute plus 3e-6 relative, LSE 2e-6. The LSE values go
-/// up to 18, where 2e-6 is one unit in the last place, so 2⁻²³ relative is added: one more unit.
+/// Tolerance, as recorded with the cases for single precision: output 3e-6 absolute plus 3e-6 relative, LSE 2e-6. LSE values go
+/// up to 18, where 2e-6 is one unit in the last place, so another unit is added: 2⁻²³ relative.
 func replayBlockSparseAttention(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {

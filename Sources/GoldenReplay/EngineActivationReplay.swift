@@ -2,8 +2,8 @@ internal import SparseKernels
 
 /// `svdquant.engine_activation_quant`: the activation codes and scales of the nunchaku engine, signed and shifted.
 ///
-/// Codes and scales are compared exactly. The recorded tolerance, another code where a quotient lies within 10⁻⁶ of the middle between two,
-/// is for approximate reciprocals.
+/// Codes and scales are compared exactly. The recorded tolerance accepts another code where a quotient is within 10⁻⁶ of the
+/// middle between two codes; it is for approximate reciprocals.
 func replayEngineActivation(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {

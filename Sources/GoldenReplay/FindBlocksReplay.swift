@@ -1,10 +1,10 @@
 internal import SparseKernels
 
-/// `xattention.find_blocks`: the official selection on given sums, before and after post-processing.
+/// `xattention.find_blocks`: the official selection from given sums, before and after post-processing.
 ///
-/// Final masks are compared exactly. Before post-processing, blocks beyond the causal diagonal whose sum is 0 are left out: in the first
-/// chunk the rule keeps one block besides the diagonal unconditionally, and where a row has nothing but zeros left, the official
-/// sort, which is not stable, picks any of them.
+/// Final masks are compared exactly. Before post-processing, blocks after the causal diagonal with sum 0 are not compared. In
+/// the first chunk the rule always keeps one block besides the diagonal, and the official sort, which is not stable, picks any
+/// of equal zeros.
 func replayFindBlocks(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -49,7 +49,7 @@ func replayFindBlocks(
     return comparison.result(golden)
 }
 
-/// A scalar or one threshold per head, as the recorded parameters have it.
+/// One threshold, or one per head, as in the recorded parameters.
 private struct Thresholds: Decodable {
     let values: [Double]
 

@@ -1,6 +1,6 @@
 internal import SparseKernels
 
-/// `ggml.quantize`: bytes of blocks and the values they stand for, exactly, both ways.
+/// `ggml.quantize`: bytes of blocks and their values, exactly, in both directions.
 func replayGGMLQuantize(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {

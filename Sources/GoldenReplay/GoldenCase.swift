@@ -7,10 +7,10 @@ public struct GoldenCase: Sendable {
     public let file: SafetensorsFile
     /// The operation, such as `blocksparse.attention`.
     public let operation: String
-    /// The case's own name, or the file's when it has none.
+    /// The name of the case, or that of the file when it has none.
     public let name: String
 
-    /// - Throws: `.malformedFile` when the file is not safetensors or names no operation, `.inputOutput` when it cannot be read.
+    /// - Throws: `.malformedFile` when the file is not safetensors or names no operation, `.inputOutput` for reading errors.
     public init(path: String) throws(SparseKernelsError) {
         file = try SafetensorsFile(path: path)
         guard let operation = file.metadata["op"] else {
@@ -22,7 +22,7 @@ public struct GoldenCase: Sendable {
         name = file.metadata["case"] ?? URL(fileURLWithPath: path).deletingPathExtension().lastPathComponent
     }
 
-    /// The parameters of the call: the JSON object that the metadata holds under `params`.
+    /// The parameters of the call, from the JSON object under `params` in the metadata.
     public func parameters<Parameters: Decodable>(_ type: Parameters.Type) throws(SparseKernelsError) -> Parameters {
         let text = file.metadata["params"] ?? "{}"
         do {
@@ -33,14 +33,14 @@ public struct GoldenCase: Sendable {
     }
 }
 
-/// What the replay of one case found: the output that came closest to its bound, or exceeded it most.
+/// The result of one case: the output that is closest to its bound, or exceeds it most.
 public struct GoldenResult: Sendable {
     public let name: String
     public let operation: String
-    /// Largest deviation, and the bound that holds at that element.
+    /// The largest deviation, and the bound for that element.
     public let error: Double
     public let bound: Double
-    /// Which output and element, with the values.
+    /// The output and the element, with the values.
     public let detail: String
 
     public var passed: Bool { error <= bound }
@@ -60,7 +60,7 @@ struct GoldenComparison {
     private var ratio = -1.0
     private var detail = ""
 
-    /// Infinities and NaN must match exactly; finite values within `bound`.
+    /// Infinities and NaN must match exactly, and finite values within `bound`.
     mutating func compare(_ label: @autoclosure () -> String, actual: Double, expected: Double, bound: Double) {
         let same = actual == expected || (actual.isNaN && expected.isNaN)
         let difference = same ? 0 : abs(actual - expected)

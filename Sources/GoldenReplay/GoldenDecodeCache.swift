@@ -2,8 +2,8 @@ internal import SparseKernels
 
 /// A recorded decoding step in a paged cache, for the public operators.
 ///
-/// Pages are half precision, in which the cases are recorded, so that the cache holds their keys and values exactly. Quantised ones follow
-/// the published rule.
+/// Pages are in half precision, like the recorded keys and values, so the cache is exact. Quantised pages follow the published
+/// rule.
 struct GoldenDecodeCache {
     let step: GoldenDecodeStep
     let cache: PagedKVCache
@@ -11,7 +11,7 @@ struct GoldenDecodeCache {
     let instructionSet: InstructionSet
     let pool: WorkerPool
 
-    /// - Parameter tokens: how many are cached at first.
+    /// - Parameter tokens: the number of tokens that are cached at first.
     init(
         _ step: GoldenDecodeStep, tokens: Int, pageSize: Int, format: KVFormat = .float16, metadata: PageMetadata? = nil,
         keepsKeyEstimates: Bool = false, instructionSet: InstructionSet, pool: WorkerPool
@@ -57,6 +57,6 @@ struct GoldenDecodeCache {
 }
 
 extension KVSelection {
-    /// The list of a head of the only sequence.
+    /// The list of one head of the only sequence.
     func members(head: Int) -> [Int] { list(sequence: 0, head: head).map { Int($0) } }
 }

@@ -8,7 +8,7 @@ struct GoldenDecodeStep {
     let query: Tensor<Float>
     let key: Tensor<Float>
     let value: Tensor<Float>
-    /// The same in `Double`: rows of heads; rows of tokens by KV head.
+    /// The same in `Double`: rows by head, and rows by KV head and token.
     let queries: [[Double]]
     let keys: [[[Double]]]
     let values: [[[Double]]]
@@ -45,8 +45,8 @@ struct GoldenDecodeStep {
 }
 
 extension GoldenCase {
-    /// A recorded tensor of floats, integers or flags in `Double`, cut along its last axis.
-    /// - Throws: `.invalidShape` unless it has that shape, `.notFound` without it.
+    /// A recorded tensor of floats, integers or flags in `Double`, as rows along its last axis.
+    /// - Throws: `.invalidShape` for another shape, `.notFound` for a missing tensor.
     func rows(_ name: String, _ shape: [Int]) throws(SparseKernelsError) -> [[Double]] {
         let elements: [Double]
         switch try file.entry(named: name).elementType {

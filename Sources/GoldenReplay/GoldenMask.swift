@@ -10,7 +10,7 @@ extension GoldenCase {
 }
 
 extension BlockMask {
-    /// Calls `body(head, row, column, mask, recorded)` for every block, with 1 for a kept one.
+    /// Calls `body(head, row, column, mask, recorded)` for every block, with 1 for kept blocks.
     fileprivate func forEachBlock(
         with recorded: Tensor<UInt8>, _ body: (_ head: Int, _ row: Int, _ column: Int, UInt8, UInt8) -> Void
     ) {
@@ -21,7 +21,7 @@ extension BlockMask {
         }
     }
 
-    /// Blocks in which this mask and a recorded one, `[heads, blockRows, blockColumns]`, differ.
+    /// The number of blocks in which this mask and a recorded one, `[heads, blockRows, blockColumns]`, differ.
     func differences(from recorded: Tensor<UInt8>) -> Int {
         var count = 0
         forEachBlock(with: recorded) { if $3 != $4 { count += 1 } }
@@ -30,7 +30,7 @@ extension BlockMask {
 }
 
 extension GoldenComparison {
-    /// Compares a mask with a recorded one block by block, but for blocks (head, row, column) that may be either.
+    /// Compares a mask with a recorded one block by block, except blocks (head, row, column) that may be either.
     mutating func compare(
         _ name: String, _ mask: BlockMask, with recorded: Tensor<UInt8>,
         except isFree: (Int, Int, Int) -> Bool = { _, _, _ in false }

@@ -6,7 +6,7 @@ public enum GoldenReplay {
     typealias Replay =
         @Sendable (GoldenCase, InstructionSet, WorkerPool) throws(SparseKernelsError) -> GoldenResult
 
-    /// What can be replayed so far.
+    /// The operations that can be replayed.
     public static var operations: [String] { replays.keys.sorted() }
 
     private static let replays: [String: Replay] = [
@@ -30,7 +30,7 @@ public enum GoldenReplay {
     ]
 
     /// Replays one file.
-    /// - Throws: `.notFound` when no replay exists for its operation, and whatever reading or the operation throws.
+    /// - Throws: `.notFound` when no replay exists for its operation, and the errors of reading and of the operation.
     public static func run(
         path: String, instructionSet: InstructionSet, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> GoldenResult {
@@ -43,7 +43,7 @@ public enum GoldenReplay {
         return try replay(golden, instructionSet, pool)
     }
 
-    /// The safetensors files among `paths`, folders searched through, in a stable order.
+    /// The safetensors files among `paths`, including those in folders, in a stable order.
     /// - Throws: `.inputOutput` for a path that does not exist.
     public static func files(in paths: [String]) throws(SparseKernelsError) -> [String] {
         var files: [String] = []

@@ -4,9 +4,9 @@ internal import SparseKernelsReference
 /// `lserve.decode_select`: statistics of logical pages, the selector, attention over the selected pages and the current token,
 /// a streaming head, and the 4-bit codes of keys.
 ///
-/// Twice: by the oracles, and by a cache, `PageSelector` and `PagedAttention`. The last row of `in.k` and `in.v` is the current
-/// token, which the selector does not see. Attention is over keys that are not quantised. Tolerances as recorded: statistics,
-/// pages, masks, scales, zeros, codes and decoded keys equal, scores 1e-5 of the score, outputs 1e-5.
+/// It is replayed twice: by the oracles, and by a cache, `PageSelector` and `PagedAttention`. The last row of `in.k` and `in.v`
+/// is the current token, which the selector does not see. Attention reads keys that are not quantised. Tolerances as recorded:
+/// statistics, pages, masks, scales, zeros, codes and decoded keys equal, scores 1e-5 relative, outputs 1e-5.
 func replayLServe(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -47,7 +47,7 @@ private struct LServeParameters: Decodable {
     }
 }
 
-/// The quantiser alone: every cached key of every head.
+/// Compares only the quantiser, for every cached key of every head.
 private func compareLServeCodes(
     _ golden: GoldenCase, _ step: GoldenDecodeStep, _ comparison: inout GoldenComparison
 ) throws(SparseKernelsError) {
@@ -138,7 +138,7 @@ private func compareLServeOperators(
         comparison.compare(
             "out.selected_pages[\(head)]", selection.members(head: head).map { Double($0) }, selected[head])
     }
-    // The official kernel keeps the current token in registers; here it is appended, and may begin a page.
+    // The official kernel keeps the current token in registers. Here it is appended, and may be the first of a page.
     try cache.append(cached..<step.tokens)
     let expected = try golden.rows("out.attention_output", [step.heads, step.headDim])
     let streaming = try golden.rows("out.streaming_output", [step.heads, step.headDim])
@@ -150,8 +150,9 @@ private func compareLServeOperators(
     }
 }
 
-/// Keys of a 4-bit cache. They are read as s·(code − z) in `Float`, which recorded codes, scales and zeros determine. The
-/// recorded keys are one fused multiply-add of halves, q·s + fp16(−s·z): they differ by the rounding of s·z and of the result.
+/// Compares the keys of a 4-bit cache. They are read as s·(code − z) in `Float`, which recorded codes, scales and zeros
+/// determine. The recorded keys come from one fused multiply-add of halves, q·s + fp16(−s·z), and differ by the rounding of s·z
+/// and of the result.
 private func compareLServeCache(
     _ golden: GoldenCase, _ cache: GoldenDecodeCache, _ comparison: inout GoldenComparison
 ) throws(SparseKernelsError) {

@@ -1,6 +1,6 @@
 internal import SparseKernels
 
-/// `minference.index_build`: runs and single keys of every block of queries from given lines. Exact: counts, block starts and columns.
+/// `minference.index_build`: runs and single keys of every block of queries, from given lines. All are compared exactly.
 func replayMInferenceIndex(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -11,12 +11,12 @@ func replayMInferenceIndex(
     return comparison.result(golden)
 }
 
-/// `minference.vertical_slash`: scores of the last queries, lines chosen from them, and the index built from the recorded lines.
+/// `minference.vertical_slash`: scores of the last queries, their lines, and the index of the recorded lines.
 ///
-/// Tolerance: index exact, scores 1e-5 absolute as recorded, plus 2⁻²¹ relative, because the recorded sums are themselves off by
-/// up to 4 units in the last place (1.5e-5 at a sum of 44.9, of which ours has 1.2e-7 against `Double`). Lines are compared as sets. One that only one side chose must have a
-/// score within 2e-5 of the smallest score that both sides chose freely, twice the tolerance: both scores may be off by 1e-5. Forced
-/// lines have no such excuse.
+/// Tolerance: index exact, scores 1e-5 absolute as recorded. 2⁻²¹ relative is added, because the recorded sums are off by up to
+/// 4 units in the last place (1.5e-5 at a sum of 44.9, where ours is off by 1.2e-7 from `Double`). Lines are compared as sets.
+/// A line that only one side chose must have a score within 2e-5 of the smallest score that both sides chose freely, because
+/// both scores may be off by 1e-5. Forced lines must be equal.
 func replayMInferenceVerticalSlash(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {

@@ -2,8 +2,8 @@ internal import SparseKernels
 
 /// `awq_gptq.pack`: codes, zero points and scales in the tensors of AWQ and of both versions of GPTQ, and back.
 ///
-/// Words and codes are compared exactly; AutoAWQ's dequantised weight, which it computes in half precision, within one unit in the last place
-/// of that.
+/// Words and codes are compared exactly. AutoAWQ computes the dequantised weight in half precision; it is compared within one
+/// unit in the last place of half precision.
 func replayNibblePacking(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -28,7 +28,7 @@ func replayNibblePacking(
     try golden.check("in.codes", codes.shape, [rows, columns])
     try golden.check("in.zeros", zeros.shape, [groups, rows])
     try golden.check("in.scales", scales.shape, [groups, rows])
-    // Files hold [groups, N].
+    // Files store [groups, N].
     func scale(_ index: Int) -> Float { scales[flat: index % groups * rows + index / groups] }
     func zero(_ index: Int) -> Float { Float(zeros[flat: index % groups * rows + index / groups]) }
     let weight = try QuantizedWeight(

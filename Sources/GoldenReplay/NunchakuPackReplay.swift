@@ -1,7 +1,7 @@
 internal import SVDQuant
 internal import SparseKernels
 
-/// `nunchaku.pack`: codes, scales, a vector and low-rank factors to the order of the GPU, padded. Exact bytes, and back.
+/// `nunchaku.pack`: codes, scales, a vector and low-rank factors in the order of the GPU, padded, and back. Bytes are exact.
 func replayNunchakuPack(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -40,7 +40,7 @@ func replayNunchakuPack(
     return comparison.result(golden)
 }
 
-/// Codes of a byte each as pairs of nibbles, the even column in the low one.
+/// Packs codes of one byte each as pairs of nibbles, with the even column in the low one.
 func nibbles(of codes: Tensor<Int8>, named name: String) throws(SparseKernelsError) -> Tensor<UInt8> {
     guard codes.shape.count == 2, codes.shape[1] % 2 == 0 else {
         throw SparseKernelsError(.invalidShape, name, expected: "[rows, an even number]", actual: "\(codes.shape)")
@@ -58,7 +58,7 @@ extension Tensor<UInt8> {
 }
 
 extension GoldenComparison {
-    /// All bytes of a recorded tensor of single bytes.
+    /// Compares all bytes of a recorded tensor of single bytes.
     mutating func compareBytes(
         _ name: String, _ actual: Tensor<UInt8>, in golden: GoldenCase
     ) throws(SparseKernelsError) {
@@ -68,7 +68,7 @@ extension GoldenComparison {
         try compareBytes(name, actual, with: Tensor(entry.shape, recorded.withUnsafeBytes { Array($0) }))
     }
 
-    /// All bytes.
+    /// Compares all bytes.
     mutating func compareBytes(
         _ name: String, _ actual: Tensor<UInt8>, with expected: Tensor<UInt8>
     ) throws(SparseKernelsError) {
@@ -79,7 +79,7 @@ extension GoldenComparison {
         }
     }
 
-    /// All elements of a recorded tensor of floats, exactly.
+    /// Compares all elements of a recorded tensor of floats, exactly.
     mutating func compareValues(
         _ name: String, _ actual: Tensor<Float>, in golden: GoldenCase
     ) throws(SparseKernelsError) {
@@ -88,7 +88,7 @@ extension GoldenComparison {
         compareCorner(name, actual, with: expected)
     }
 
-    /// The elements that `actual` has where `expected`, which may be smaller, has some: exactly.
+    /// Compares the elements of `actual` exactly with those of `expected`, which may be smaller.
     mutating func compareCorner(_ name: String, _ actual: Tensor<Float>, with expected: Tensor<Float>) {
         let (columns, width) = (
             expected.shape.count == 2 ? expected.shape[1] : 1, actual.shape.count == 2 ? actual.shape[1] : 1

@@ -1,11 +1,12 @@
 internal import QServe
 internal import SparseKernels
 
-/// `qserve.w4a8`: progressive and per-channel quantisation, the tensors that deepcompressor's packer makes of them, and a linear layer.
+/// `qserve.w4a8`: progressive and per-channel quantisation, deepcompressor's packed tensors, and a layer.
 ///
-/// Exact: codes, scales, zeros and packed bytes, and the weights that come back from those bytes. The recorded y multiplies with weights that were
-/// rounded to fp16 after dequantisation, which no QServe kernel does: what that rounding adds, Σ x̂ · (recorded weight − s1·(s2·q − zero)), is
-/// computed in `Double` and taken out. Tolerance then: 1e-6 of Σ |x̂ · w|, the recorded "rel 1e-6" against the size of the terms.
+/// Codes, scales, zeros, packed bytes, and the weights that are unpacked from them, are compared exactly. The recorded y uses
+/// weights that were rounded to fp16 after dequantisation, which no QServe kernel does. The effect of that rounding, Σ x̂ ·
+/// (recorded weight − s1·(s2·q − zero)), is computed in `Double` and subtracted. The tolerance is then 1e-6 of Σ |x̂ · w|: the
+/// recorded "rel 1e-6", for the size of the terms.
 func replayQServe(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -29,7 +30,7 @@ func replayQServe(
         try compareCodes(
             golden, "out.\(variant).codes", tensors.weight(order: .deepcompressor, on: pool), &comparison)
     }
-    // The recorded layer ran on halves, and so must this one: its scale of a token is one.
+    // The recorded layer ran on halves, and so must this one, because the scale of a token is a half too.
     #if !(os(macOS) && arch(x86_64))
         if let grouped {
             let x = try golden.file.tensor("in.x", as: Float16.self)
@@ -40,7 +41,7 @@ func replayQServe(
     return comparison.result(golden)
 }
 
-/// `qserve.omniserve_pack`: omniserve's own packer on given codes. Exact: every byte, and what comes back from them.
+/// `qserve.omniserve_pack`: omniserve's own packer for given codes. Every byte, and the unpacked weights, are compared exactly.
 func replayQServePack(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -74,13 +75,13 @@ private func compareTensors(
     ] {
         if let tensor { try comparison.compare(prefix + name, tensor, golden) }
     }
-    // One packer's case has a shorter name for it.
+    // The case of one packer has a shorter name for this tensor.
     let s1 = golden.file[prefix + "s1"] == nil ? "s1_scales" : "s1"
     try comparison.compareValues(prefix + s1, tensors.s1Scales, in: golden)
     if let zeros = tensors.s1SZeros { try comparison.compareValues(prefix + "s1_szeros", zeros, in: golden) }
 }
 
-/// Elements in their order; the quantiser's own tensors have an axis more or less.
+/// Compares elements in order. The quantiser's own tensors have an axis more or less.
 private func compareElements(
     _ golden: GoldenCase, _ name: String, _ actual: Tensor<Float>, _ comparison: inout GoldenComparison
 ) throws(SparseKernelsError) {

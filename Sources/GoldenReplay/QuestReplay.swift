@@ -1,11 +1,10 @@
 internal import SparseKernels
 internal import SparseKernelsReference
 
-/// `quest.decode`: bounds of pages, their scores, and for several budgets the pages of every query head and what attention over
-/// them gives.
+/// `quest.decode`: bounds of pages, their scores, and for several budgets each query head's pages and attention.
 ///
-/// Twice: by the oracles, and by `PageSelector` and `PagedAttention` on a cache. Tolerances as recorded: bounds and masks
-/// equal, scores 1e-5 of the score, outputs 1e-5.
+/// It is replayed twice: by the oracles, and by `PageSelector` and `PagedAttention` on a cache. Tolerances as recorded: bounds
+/// and masks equal, scores 1e-5 relative, outputs 1e-5.
 func replayQuest(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -75,7 +74,7 @@ private func compareQuestOperators(
     let pages = configuration.pageCapacity
     let recorded = try golden.rows("out.page_scores", [step.heads, pages])
     for budget in parameters.tokenBudgets {
-        // The accuracy code: lists of query heads, at least three pages, and the last one a candidate like the others.
+        // The accuracy code has one list per query head and at least three pages; the last page is a candidate like the others.
         let selector = try PageSelector(
             queryHeads: step.heads, configuration: configuration, tokenBudget: budget, sharing: .queryHead, forcedLast: 0)
         let scores = try selector.pageScores(

@@ -1,8 +1,7 @@
 internal import SVDQuant
 internal import SparseKernels
 
-/// `svdquant.linear`: a layer from the recorded smoothing and factors, stage by stage, each from the recorded tensors of the
-/// one before.
+/// `svdquant.linear`: a layer from the recorded smoothing and factors, in stages that start from recorded tensors.
 ///
 /// | Stage | Bound |
 /// |---|---|
@@ -13,10 +12,10 @@ internal import SparseKernels
 /// | x → activation scales and codes | scales exact, codes within 1 |
 /// | x → y, everything included | 1.05 times the recorded error against the float layer |
 ///
-/// The recorded y takes dequantised weights *rounded to 16 bits*, and its branch sees smoothed, rounded activations. Both
-/// differences are computed in `Double` and taken out of what is expected. The last two stages quantise activations by the
-/// engine's rule, which divides by the unrounded scale; the recorded codes are the quantiser's, which divides by the rounded
-/// one.
+/// The recorded y uses dequantised weights *rounded to 16 bits*, and its branch uses smoothed, rounded activations. Both
+/// differences are computed in `Double` and subtracted from the expected values. The last two stages quantise activations by
+/// the engine's rule, which divides by the unrounded scale; the recorded codes are the quantiser's, which divides by the
+/// rounded one.
 func replaySVDQuantLinear(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -98,7 +97,7 @@ private struct SVDQuantRecord {
         self.parameters = parameters
     }
 
-    /// What A · diag(1/smooth) has in row i and column k.
+    /// An element of A · diag(1/smooth), by its flat index.
     private func rawDown(_ index: Int) -> Double {
         Double(down[flat: index]) / Double(smooth[flat: index % parameters.inFeatures])
     }
@@ -115,8 +114,8 @@ private struct SVDQuantRecord {
         return weight
     }
 
-    /// The layer as the converter leaves it: `down` acts on raw activations, and the bias undoes what the shift adds to the
-    /// residual alone, the branch being fed unshifted ones.
+    /// The layer that the converter makes: `down` is for raw activations, and the bias undoes the shift in the residual only,
+    /// because the branch gets activations without it.
     func layer(_ weight: QuantizedWeight, _ instructionSet: InstructionSet) throws(SparseKernelsError) -> SVDQuantLinear {
         let corrected = try golden.file.floatTensor("out.bias_corrected")
         let (k, r) = (parameters.inFeatures, parameters.rank)
@@ -167,7 +166,7 @@ private struct SVDQuantRecord {
             expected: 0, bound: 0)
     }
 
-    /// y from the recorded dequantised activations, the branch left out.
+    /// Compares y for the recorded dequantised activations, without the branch.
     func compareOutput(
         of weight: QuantizedWeight, _ instructionSet: InstructionSet, _ pool: WorkerPool, _ comparison: inout GoldenComparison
     ) throws(SparseKernelsError) {
@@ -183,7 +182,7 @@ private struct SVDQuantRecord {
             ("out.y_quantized", recorded, [m, n]),
         ] { try golden.check(name, tensor.shape, shape) }
 
-        // What undoes the shift is not rounded in the recorded y.
+        // The part of the bias that undoes the shift is not rounded in the recorded y.
         let exactBias = (0..<n).map { row in
             (0..<k).reduce(Double(bias[flat: row])) {
                 $0 - Double(parameters.shift) * Double(original[flat: row * k + $1])
@@ -214,7 +213,7 @@ private struct SVDQuantRecord {
             actual: distance(y.elements.map(Double.init), expected, over: recorded), expected: 0, bound: 1e-6)
     }
 
-    /// The activations of the whole layer as the product sees them.
+    /// Compares the quantised activations of the whole layer.
     func compareActivations(
         of layer: SVDQuantLinear, _ pool: WorkerPool, _ comparison: inout GoldenComparison
     ) throws(SparseKernelsError) {
@@ -245,8 +244,7 @@ private struct SVDQuantRecord {
         _ layer: SVDQuantLinear, to name: String, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Tensor<Float> {
         if type == .bfloat16 { return try layer(golden.file.tensor(name, as: BFloat16.self), on: pool) }
-        // The compiler has no Float16 on Intel Macs. In `Float` the smoothed activations keep bits that the recorded ones have
-        // lost.
+        // The compiler has no Float16 on Intel Macs. In `Float` the smoothed activations keep bits that the recorded ones lost.
         #if !(os(macOS) && arch(x86_64))
             return try layer(golden.file.tensor(name, as: Float16.self), on: pool)
         #else

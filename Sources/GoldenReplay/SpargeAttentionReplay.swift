@@ -1,18 +1,19 @@
 internal import Foundation
 internal import SparseKernels
 
-/// `spargeattn.block_map`: INT8 codes, block means, self-similarity and the block map. Every stage starts from the official results of
-/// the stage before.
+/// `spargeattn.block_map`: INT8 codes, block means, self-similarity and the block map. Every stage starts from official
+/// results.
 ///
-/// Tolerances, as recorded with the cases: codes equal unless the quotient lies within 1e-5 of a half; scales 1e-6 relative; means one
-/// unit in the last place of the element type; similar flags equal unless the similarity lies within 1e-3 of the threshold.
+/// Tolerances, as recorded with the cases: codes equal unless the quotient is within 1e-5 of a half; scales 1e-6 relative;
+/// means one unit in the last place of the element type; similar flags equal unless the similarity is within 1e-3 of the
+/// threshold.
 ///
-/// The block map from the official means and flags must equal `aux.…f64_block_map`, which is the same rule in float64, exactly. The
-/// official map is computed from 16-bit scores, probabilities and running sums, so some of its blocks differ from that, and each must
-/// be a near-tie. With u the unit roundoff of the type: a score of magnitude at most M is rounded twice (product, scale), so two scores
-/// within σ = 2·(2uM) + 2u of each other, the last term for rounded probabilities, may be swapped; a running sum of r probabilities may
-/// be off by μ = (√r + 4M)·u. A differing block passes when some block within σ of its score lies at the boundary: for a kept ratio on
-/// the other side of it, for a mass with its running sum within μ of it.
+/// The block map from the official means and flags must be exactly equal to `aux.…f64_block_map`, which is the same rule in
+/// float64. The official map is computed from 16-bit scores, probabilities and running sums, so it differs in some blocks, each
+/// of which must be a near-tie. Let u be the unit roundoff of the type. A score of magnitude at most M is rounded twice
+/// (product, scale), so two scores within σ = 2·(2uM) + 2u of each other may be swapped, where the last term is for rounded
+/// probabilities. A running sum of r probabilities may be off by μ = (√r + 4M)·u. A differing block passes when some block
+/// within σ of its score is at the boundary: for a kept ratio on its other side, for a mass with a running sum within μ of it.
 func replaySpargeBlockMap(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -67,7 +68,7 @@ private struct SpargeReplay<Element: AttentionElement> {
     let parameters: SpargeParameters
     let query: Tensor<Element>
     let key: Tensor<Element>
-    /// `[heads, 1, headDim]`, as recorded.
+    /// `[heads, 1, headDim]`, from the file.
     let keyMean: Tensor<Float>
     var comparison = GoldenComparison()
 
@@ -100,7 +101,7 @@ private struct SpargeReplay<Element: AttentionElement> {
         return comparison.result(golden)
     }
 
-    /// Values of the element type, a unit in the last place being at most 2u of the value.
+    /// Compares values of the element type, whose unit in the last place is at most 2u of the value.
     private mutating func compareValues(
         _ name: String, _ actual: Tensor<Float>, ulps: Double
     ) throws(SparseKernelsError) {
@@ -199,7 +200,7 @@ private struct SpargeReplay<Element: AttentionElement> {
         try compareLists(name, official: official, grid: grid)
     }
 
-    /// The kernels' lists of blocks: counts, and columns as differences to the column before, zeros behind them.
+    /// Compares the kernels' lists of blocks: counts, and columns as differences to the column before, followed by zeros.
     private mutating func compareLists(
         _ name: String, official: Tensor<UInt8>, grid: BlockGrid
     ) throws(SparseKernelsError) {
@@ -223,7 +224,7 @@ private struct SpargeReplay<Element: AttentionElement> {
         }
     }
 
-    /// Throws unless a tensor of the file has the shape that the case's other tensors give it.
+    /// Throws unless a tensor of the file has the shape that the case's other tensors imply.
     private func checked<T>(_ tensor: Tensor<T>, _ name: String, _ shape: [Int]) throws(SparseKernelsError) -> Tensor<T> {
         guard tensor.shape == shape else {
             throw SparseKernelsError(
@@ -260,7 +261,7 @@ private struct RankedRow {
         for index in ranked.indices { ranked[index].mass /= sum }
     }
 
-    /// Whether 16-bit rounding explains that the official map differs at this column; see `replaySpargeBlockMap`.
+    /// Whether 16-bit rounding explains the difference of the official map at this column. See `replaySpargeBlockMap`.
     func isNearTie(_ column: Int, rule: SimilaritySelection.Rule, unitRoundoff u: Double) -> Bool {
         guard let rank = ranked.firstIndex(where: { $0.column == column }) else { return false }
         let largest = ranked.reduce(0) { max($0, abs($1.score)) }

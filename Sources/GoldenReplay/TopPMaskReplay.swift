@@ -2,8 +2,8 @@ internal import SparseKernels
 
 /// `twilight.top_p_mask`: the bisection of Twilight's kernel on rows of probabilities, for several p.
 ///
-/// Masks are compared exactly. The kernel's sums are in single precision in thread order and ours rounded once, so a sum within 1e-6
-/// of p could decide differently; none of the recorded rows has one.
+/// Masks are compared exactly. The kernel's sums are in single precision in thread order, and ours are rounded once, so a sum
+/// within 1e-6 of p could decide differently. No recorded row has one.
 func replayTopPMask(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {

@@ -2,13 +2,12 @@ internal import SparseKernels
 internal import SparseKernelsReference
 
 /// `twilight.select_prune`: the selector, the estimators of keys, estimated weights, top-p for several p, the union over groups
-/// of heads, and attention over what is left.
+/// of heads, and attention over the remaining tokens.
 ///
-/// Twice: by the oracles, and by `PageSelector`, `TokenPruner` and `PagedAttention` on a cache, as far as those follow the
-/// released code; see `compareTwilightOperators`. Tolerances as recorded: masks and estimated keys equal, outputs 1e-5. A top-p
-/// mask may differ where a sum of the bisection lies within 1e-6 of p; no recorded row has one. Weights, for which nothing is
-/// recorded, within 1e-5 of the weight: the official ones are of single precision, with scores off by some units in the last
-/// place.
+/// It is replayed twice: by the oracles, and by `PageSelector`, `TokenPruner` and `PagedAttention` on a cache, as far as these
+/// follow the released code (see `compareTwilightOperators`). Tolerances as recorded: masks and estimated keys equal, outputs
+/// 1e-5. A top-p mask may differ where a sum of the bisection is within 1e-6 of p; no recorded row has one. No tolerance is
+/// recorded for weights; 1e-5 relative is used, because the official weights and scores are in single precision.
 func replayTwilight(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -25,7 +24,7 @@ func replayTwilight(
     return comparison.result(golden)
 }
 
-/// What the recorded outputs of a mass are called.
+/// The prefix of the names of the recorded outputs for a mass.
 func twilightVariant(_ mass: Double) -> String {
     let percent = Int((100 * mass).rounded())
     return "out.p\(percent < 100 ? "0" : "")\(percent)"
@@ -34,9 +33,9 @@ func twilightVariant(_ mass: Double) -> String {
 private struct TwilightParameters: Decodable {
     var selector: String
     var pageSize: Int
-    /// −1: none.
+    /// The budget; −1 means none.
     var tokenBudget: Int
-    /// Of all tokens, instead of a budget; −1: none.
+    /// The fraction of all tokens that replaces a budget; −1 means none.
     var sparsityRate: Double
     var bits: Int
     var masses: [Double]
@@ -55,8 +54,7 @@ private struct TwilightParameters: Decodable {
     }
 }
 
-/// Compares the estimators with what is recorded of them, the first 200 tokens, and returns the estimated keys by KV head and
-/// position.
+/// Compares the estimators with the recorded first 200 tokens, and returns the estimated keys by KV head and position.
 private func compareTwilightEstimates(
     _ golden: GoldenCase, _ parameters: TwilightParameters, _ step: GoldenDecodeStep, _ comparison: inout GoldenComparison
 ) throws(SparseKernelsError) -> [[[Double]]] {
@@ -134,13 +132,13 @@ private func compareTwilightOracle(
     }
 }
 
-/// What the public operators share with the released code, and what they do not.
+/// Compares the public operators with the released code where they agree, and otherwise with the oracle.
 ///
-/// The selector's masks must be equal, and the attention over the recorded final masks. The estimates are LServe's INT4, with
-/// scales and zero points of half precision as in the paper's system, where the recorded ones have `Float` scales and minima;
-/// so other tokens near the threshold are kept. They are compared with the oracle on the same INT4 keys. The kernels' scores
-/// are off by some 10⁻⁴ (queries are 16-bit codes), and so are weights, relatively, and their sums: lists whose bisection meets
-/// a sum within 10⁻³ of p are left out, and tokens within 10⁻³ of the threshold may be either.
+/// The selector's masks must be equal, and so must the attention over the recorded final masks. The estimates are LServe's
+/// INT4, with half-precision scales and zero points as in the paper's system. The recorded ones have `Float` scales and minima,
+/// so other tokens near the threshold are kept, and ours are compared with the oracle on the same INT4 keys. The kernels'
+/// scores are off by about 10⁻⁴ (queries are 16-bit codes), and so are weights, relatively, and their sums. Lists whose
+/// bisection meets a sum within 10⁻³ of p are therefore left out, and tokens within 10⁻³ of the threshold may be either.
 private func compareTwilightOperators(
     _ golden: GoldenCase, _ parameters: TwilightParameters, _ cache: GoldenDecodeCache, _ comparison: inout GoldenComparison
 ) throws(SparseKernelsError) {

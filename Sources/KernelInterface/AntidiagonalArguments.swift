@@ -1,11 +1,11 @@
-/// Scores of some groups of queries of one head against all groups of keys: block sums of the softmax over strided antidiagonals.
+/// Scores some query groups of one head against all key groups: block sums of the softmax over strided antidiagonals.
 ///
-/// A group is `stride` adjacent tokens. With Q̃_i the tokens of query group i in reverse order, one after the other, and K̃_j those
-/// of key group j in order, x_ij = scale·Q̃_i·K̃_j, and group i sees key groups j < i + `visibleTo`.
+/// A group is `stride` adjacent tokens. Let Q̃_i be the concatenated tokens of query group i in reverse order, and K̃_j those
+/// of key group j in order. Then x_ij = scale·Q̃_i·K̃_j, and group i sees the key groups j < i + `visibleTo`.
 public struct AntidiagonalArguments {
     /// Row 0 is the first token of the first group.
     public var query: RowOperand
-    /// Tokens from row 0 on; a last group with fewer than `stride` is filled with zeros.
+    /// Tokens from row 0 on. A last group with fewer than `stride` is filled with zeros.
     public var queryTokens: Int
     /// Row 0 is key 0 of the sequence.
     public var key: RowOperand
@@ -21,12 +21,12 @@ public struct AntidiagonalArguments {
 
     /// Codes of every key group, `AntidiagonalScratch.codeDepth` apart, or nil for float arithmetic.
     public var keyCodes: UnsafePointer<UInt8>?
-    /// Value of one step of every key group's codes.
+    /// The value of one step of the codes, per key group.
     public var keyScales: UnsafePointer<Float>?
 
-    /// Sums of the probabilities over query block × key block, one row per query block; whole rows are written.
+    /// Sums of the probabilities over query block × key block, one row per query block. Whole rows are written.
     public var sums: UnsafeMutablePointer<Float>
-    /// Key blocks: floats from row to row.
+    /// The number of key blocks, which is also the stride of `sums` in floats.
     public var keyBlocks: Int
 
     /// `AntidiagonalScratch.byteCount` bytes, 64-byte aligned, contents undefined.
@@ -56,18 +56,18 @@ public struct AntidiagonalArguments {
     }
 }
 
-/// Key groups to integer codes: u = round(31·(k − mean)/max|k − mean|) + 31.
+/// Converts key groups to integer codes: u = round(31·(k − mean)/max|k − mean|) + 31.
 public struct KeyCodeArguments {
     public var key: RowOperand
     public var keyTokens: Int
     public var headDim: Int
     public var stride: Int
-    /// First and last group of this task.
+    /// The first group of this task, and the one after its last.
     public var firstGroup: Int
     public var endGroup: Int
     /// One value per channel, subtracted from every token.
     public var mean: UnsafePointer<Float>
-    /// `AntidiagonalScratch.codeDepth` bytes per group, and one scale.
+    /// `AntidiagonalScratch.codeDepth` bytes per group; `scales` has one scale per group.
     public var codes: UnsafeMutablePointer<UInt8>
     public var scales: UnsafeMutablePointer<Float>
     /// `stride · headDim` floats.
@@ -91,15 +91,15 @@ public struct KeyCodeArguments {
     }
 }
 
-/// How scoring lays out its scratch, in floats, and how it cuts the keys into steps.
+/// The offsets of the scratch of antidiagonal scoring, in floats, and the cut of the keys into steps.
 public struct AntidiagonalScratch: Sendable {
-    /// Bytes of a group's codes: channels padded so that narrow sums need no tail.
+    /// Bytes of a group's codes. Channels are padded so that narrow sums need no tail.
     public static func codeDepth(headDim: Int, stride: Int) -> Int { (headDim * stride + 31) / 32 * 32 }
 
-    /// Floats of keys per step: 256 KiB, half of a small second-level cache, so that the panels of a task find the step there.
+    /// Floats of keys per step: 256 KiB, half of a small second-level cache, from which all panels of a task read the step.
     static let stepFloats = 65536
 
-    /// Key groups scored at once: whole blocks of keys, at least one, and no more than keep the scores in the first-level cache.
+    /// Key groups scored at once: whole blocks of keys, at least one, and so few that the scores stay in the first-level cache.
     public var stepGroups: Int
     /// Steps over all keys.
     public var steps: Int
@@ -123,7 +123,7 @@ public struct AntidiagonalScratch: Sendable {
         stepGroups = target * groupsPerKeyBlock
         steps = (keyGroups + stepGroups - 1) / stepGroups
         var offset = 0
-        // With codes, a panel at a time passes through the float panel.
+        // With codes, one panel at a time is packed as floats first.
         packedQuery = Self.take(depth * (usesCodes ? 3 * AttentionScratch.maximumLanes : lanes), &offset)
         packedCodes = Self.take(usesCodes ? Self.codeDepth(headDim: headDim, stride: stride) * lanes / 4 : 0, &offset)
         codeScales = Self.take(usesCodes ? lanes : 0, &offset)

@@ -1,11 +1,11 @@
-/// How an operand's elements are stored.
+/// The storage type of an operand's elements.
 public enum StorageType: UInt8, Sendable {
     case float32
     case float16
     case bfloat16
 }
 
-/// A strided run of rows in the caller's memory; the channels of a row are adjacent. Strides count elements.
+/// Strided rows in the caller's memory. The channels of a row are adjacent. Strides count elements.
 public struct RowOperand {
     public var base: UnsafeRawPointer
     public var stride: Int
@@ -29,25 +29,25 @@ public struct KeyRange: Sendable {
     }
 }
 
-/// One query block of one head against a list of key ranges: the unit of work of every attention operator.
+/// One query block of one head against a list of key ranges, which is the unit of work of every attention operator.
 ///
-/// Query row `i` of the block sees key `j` when `j` lies in one of `keyRanges` (ascending, disjoint) and
-/// `i + visibleFrom ≤ j < i + visibleTo`. Callers without a lower or upper limit pass ∓2⁶⁰ there. Ranges that end at or before
-/// `sinkKeys` have the lower limit `sinkVisibleFrom` instead. Every row sees `gatheredKeys` as well, which lie in no range.
+/// Query row `i` of the block sees key `j` when `j` is in one of `keyRanges` (ascending, disjoint) and
+/// `i + visibleFrom ≤ j < i + visibleTo`. Callers without a lower or upper limit pass ∓2⁶⁰. Ranges that end at or before
+/// `sinkKeys` have the lower limit `sinkVisibleFrom` instead. Every row also sees `gatheredKeys`, which are in no range.
 public struct AttentionArguments {
     /// Row 0 is the first query of the block.
     public var query: RowOperand
     /// Row 0 is key 0 of the sequence.
     public var key: RowOperand
     public var value: RowOperand
-    /// First query row of the block; channels adjacent, of `outputType`.
+    /// The first query row of the block; channels are adjacent and of `outputType`.
     public var output: UnsafeMutableRawPointer
     public var outputStride: Int
     public var outputType: StorageType
     /// One natural-log LSE per query row, or nil.
     public var logSumExp: UnsafeMutablePointer<Float>?
 
-    /// Rows in this block, 1…`maximumQueryRows`.
+    /// Rows of this block, 1…`maximumQueryRows`.
     public var queryRows: Int
     public var headDim: Int
     public var valueDim: Int
@@ -61,19 +61,19 @@ public struct AttentionArguments {
     public var gatheredKeys: UnsafePointer<Int32>?
     public var gatheredKeyCount = 0
 
-    /// Multiplies the scores: softmaxScale, before soft cap, slope and bias.
+    /// Multiplies the scores, before soft cap, slope and bias.
     public var softmaxScale: Float = 1
-    /// cap·tanh(score/cap) when positive; 0 is off.
+    /// Replaces scores by cap·tanh(score/cap) when positive; 0 is off.
     public var logitsSoftCap: Float = 0
     /// Adds slope·(j − i − `aliBiOffset`) when non-zero, or −slope·|j − i − `aliBiOffset`|.
     public var aliBiSlope: Float = 0
     public var aliBiIsSymmetric = false
     public var aliBiOffset = 0
-    /// Adds bias[i][j] when present; `biasStride` floats from row to row. −∞ hides the key from the row. Not with `gatheredKeys`.
+    /// Adds bias[i][j]; rows are `biasStride` floats apart. −∞ hides the key from the row. Not with `gatheredKeys`.
     public var bias: UnsafePointer<Float>?
     public var biasStride = 0
-    /// Skips the exponentials and P·V of a panel and a key block whose scores all lie at least this far below the running maxima
-    /// of their rows; +∞ skips nothing.
+    /// Skips the exponentials and P·V of a panel and a key block whose scores are all at least this far below the running
+    /// maxima of their rows; +∞ skips nothing.
     public var pvSkipThreshold: Float = .infinity
 
     /// `AttentionScratch.byteCount` bytes, 64-byte aligned, contents undefined.
@@ -98,16 +98,16 @@ public struct AttentionArguments {
     }
 }
 
-/// How the kernel lays out its scratch, in floats. Both sides compute it from here, so that they cannot disagree.
+/// The offsets of the kernel's scratch, in floats. Operators and kernels both compute them here, so that they cannot disagree.
 public struct AttentionScratch: Sendable {
     /// Keys scored at once. 128 rows of a 24-wide panel are 12 KiB and of a 48-wide one 24 KiB, so that scores stay in the
     /// first-level cache (32 or 48 KiB) from Q·Kᵀ through the softmax to P·V.
     public static let keyBlock = 128
-    /// Most query rows of one block.
+    /// The most query rows of one block.
     public static let maximumQueryRows = 192
-    /// Largest register tile height of any instruction set: rows that a ragged tile may write past the last key or channel.
+    /// The largest register tile height of any instruction set: rows that a ragged tile may write past the last key or channel.
     public static let maximumTileRows = 8
-    /// Most lanes a row of panels can be padded by.
+    /// The largest number of lanes of a vector, to which rows of panels are padded.
     public static let maximumLanes = 16
 
     public var packedQuery: Int
@@ -132,7 +132,7 @@ public struct AttentionScratch: Sendable {
         byteCount = offset * 4
     }
 
-    /// Not a local function: one that captures a variable allocates it on the heap in debug builds, and kernels come here.
+    /// Not a local function, because in debug builds one that captures a variable allocates it on the heap.
     private static func take(_ floats: Int, _ offset: inout Int) -> Int {
         defer { offset += (floats + 15) / 16 * 16 }
         return offset

@@ -1,4 +1,4 @@
-/// What becomes of activations before they meet quantised weights.
+/// The form in which activations are multiplied with quantised weights.
 public enum ActivationCoding: UInt8, Sendable {
     /// Floating-point, divided by the smoothing factors.
     case float
@@ -9,16 +9,16 @@ public enum ActivationCoding: UInt8, Sendable {
     case fp4
 }
 
-/// Some rows of activations on their way into a quantised product: smoothed, quantised, and through the low-rank down-projection.
+/// Prepares rows of activations for a quantised product: smooths, quantises and projects them down for the low-rank branch.
 ///
-/// Either half is left out when it has nowhere to go. Groups of activations are groups of the weights. Everything written has `groups` entries per row, or `codeStride`, `valueStride` and
-/// `lowStride` elements from row to row; there is room for `tileRows − 1` more rows of `low`.
+/// Either half is skipped when its output is nil. Groups are those of the weights. Each output has `groups` entries per row, or
+/// rows that are `codeStride`, `valueStride` and `lowStride` elements apart. `low` has room for `tileRows − 1` more rows.
 public struct QuantizeArguments {
     public var x: RowOperand
     public var rows: Int
     /// Channels of x.
     public var depth: Int
-    /// Channels of the weights: `depth` with the last group filled up. Padding becomes code 0.
+    /// Channels of the weights: `depth`, with the last group filled up. Padding becomes code 0.
     public var paddedDepth: Int
     /// One divisor per channel.
     public var smooth: UnsafePointer<Float>?
@@ -31,12 +31,12 @@ public struct QuantizeArguments {
 
     public var codes: UnsafeMutablePointer<UInt8>?
     public var codeStride = 0
-    /// Smoothed activations for `.float`, instead of codes.
+    /// Smoothed activations for `.float`, in place of codes.
     public var values: UnsafeMutablePointer<Float>?
     public var valueStride = 0
-    /// What a code is worth.
+    /// The value of one step of the codes.
     public var scales: UnsafeMutablePointer<Float>
-    /// Σ scale · code of each group, or Σ values; codes have sums when weights have offsets.
+    /// Σ scale · code of each group, or Σ values. Sums of codes are written when weights have offsets.
     public var sums: UnsafeMutablePointer<Float>
     public var needsSums = false
 
@@ -47,7 +47,7 @@ public struct QuantizeArguments {
     public var lowVectors = 0
     public var low: UnsafeMutablePointer<Float>?
     public var lowStride = 0
-    /// The call has no other rows, so the projection may sum in another order than for many.
+    /// Whether the call has no other rows. The projection may then sum in another order than for many rows.
     public var isAlone = false
 
     /// `QuantizedScratch.activationByteCount` bytes, 64-byte aligned, contents undefined.
@@ -74,7 +74,7 @@ public struct QuantizeArguments {
     }
 }
 
-/// What follows the sums of a quantised product.
+/// The function that is applied to the sums of a quantised product.
 public enum OutputFunction: UInt8, Sendable {
     case none
     case gelu
@@ -83,10 +83,10 @@ public enum OutputFunction: UInt8, Sendable {
 
 /// Some rows of activations times one panel of quantised weights.
 public struct QuantizedProductArguments {
-    /// What `QuantizeArguments` wrote.
+    /// Codes that `QuantizeArguments` wrote.
     public var codes: UnsafePointer<UInt8>?
     public var codeStride = 0
-    /// What was added to the codes.
+    /// The number that was added to the codes.
     public var zeroCode: Int32
     public var values: UnsafePointer<Float>?
     public var valueStride = 0
@@ -95,16 +95,16 @@ public struct QuantizedProductArguments {
     public var rows: Int
     public var paddedDepth: Int
     public var groupSize: Int
-    /// Largest stored code of an activation, and largest magnitude of a weight's code.
+    /// The largest stored code of an activation, and the largest magnitude of a weight's code.
     public var largestCode: Int
     public var largestWeight: Int
 
     /// [paddedDepth/8][width·laneCount] words of nibbles, or [paddedDepth/4][width·laneCount] words of bytes.
     public var panel: UnsafeRawPointer
     public var isByte: Bool
-    /// Nibbles are integers, two's complement for 8 and unsigned for 0; −1: they are bytes or look-up codes.
+    /// For nibbles that are integers: 8 for two's complement, 0 for unsigned. −1 for bytes and for look-up codes.
     public var nibbleZero = -1
-    /// The signed bytes that nibbles stand for, 16 of them.
+    /// The 16 signed bytes that nibbles stand for.
     public var table: UnsafePointer<UInt8>
     /// Σ codes of each group, [groups][width·laneCount], for weights of whole bytes.
     public var codeSums: UnsafePointer<Int32>?
@@ -113,7 +113,7 @@ public struct QuantizedProductArguments {
     public var scaleType: StorageType
     /// [groups][width·laneCount], subtracted from scale · code.
     public var offsets: UnsafePointer<Float>?
-    /// [width·laneCount] each.
+    /// [width·laneCount], for both.
     public var channelScales: UnsafePointer<Float>?
     public var bias: UnsafePointer<Float>?
 
@@ -124,11 +124,11 @@ public struct QuantizedProductArguments {
     public var factorType: StorageType = .float32
     public var rank = 0
 
-    /// First row and column; columns adjacent.
+    /// The first row and column; columns are adjacent.
     public var y: UnsafeMutableRawPointer
     public var yStride: Int
     public var yType: StorageType
-    /// Columns to write: all lanes of the panel, except in the last one.
+    /// Columns to write: all lanes of the panel, except in the last panel.
     public var columns: Int
     public var function: OutputFunction
 
@@ -163,29 +163,28 @@ public struct QuantizedProductArguments {
     }
 }
 
-/// Cache blocks of the quantised product and the scratch they need.
+/// The cache blocks of the quantised product and the scratch that they need.
 public enum QuantizedScratch {
-    /// Channels of a step of the product: a panel of 32 columns expands to 16 KiB of codes, which stay in the first-level cache under all
-    /// rows.
+    /// Channels per step of the product. 32 columns of weights expand to 16 KiB of codes, which stay in the first-level cache.
     public static let codeDepth = 512
-    /// The same for weights that become floats, four bytes each.
+    /// Channels per step for weights that become floats, of four bytes each.
     public static let floatDepth = 128
-    /// Most rows of a task, a multiple of the tile's six: 132 rows of 3072 codes are 400 KiB, which stay in a second-level cache of 512 KiB
-    /// while panels pass by.
+    /// The most rows of a task, a multiple of the tile's six. 132 rows of 3072 codes are 400 KiB, which stay in a second-level
+    /// cache of 512 KiB while panels are read.
     public static let taskRows = 132
-    /// How far ahead of their use codes are asked for: 250 ns at 33 GB/s, more than memory takes to answer.
+    /// Bytes between the codes in use and those that are prefetched: 250 ns at 33 GB/s, longer than memory takes to answer.
     public static let bytesAhead = 8192
-    /// Rows of a task of the activation pass, and channels of a step: 64 · 256 floats and 256 · 48 of the down-projection are 112 KiB.
+    /// Rows per task of the activation pass, and channels per step. With 256 · 48 floats of the down-projection, 112 KiB.
     public static let activationRows = 64
     public static let activationDepth = 256
 
     /// Floats across the widest panel of weights.
     static let maximumLanes = 2 * AttentionScratch.maximumLanes
-    /// Rows that tiles at the end may write past the last.
+    /// Rows that tiles at the end may write past the last row.
     public static let spareRows = AttentionScratch.maximumTileRows
     /// Bytes of expanded codes or weights, which come first.
     public static let expandedBytes = maximumLanes * codeDepth
-    /// Floats of the scales of a step, for groups of 16; as many offsets follow, and as many starting sums.
+    /// Floats of the scales of a step, for groups of 16. As many offsets follow, and as many starting sums.
     public static let scaleFloats = maximumLanes * codeDepth / 16
     /// Floats of the sums of a task.
     public static let sumFloats = maximumLanes * (taskRows + spareRows)
@@ -194,7 +193,7 @@ public enum QuantizedScratch {
         expandedBytes + (3 * scaleFloats + sumFloats + rank * maximumLanes) * 4
     }
 
-    /// Floats of staged rows, which come first; the expanded down-projection and one row of smoothed channels follow.
+    /// Floats of staged rows, which come first. The expanded down-projection and one row of smoothed channels follow.
     public static let stagedFloats = activationRows * activationDepth
     public static let downFloats = 3 * AttentionScratch.maximumLanes * activationDepth
     public static let activationByteCount = (stagedFloats + downFloats + activationDepth) * 4

@@ -1,9 +1,9 @@
-/// How the tokens of a key/value cache are stored.
+/// The storage format of the tokens of a key/value cache.
 public enum TokenFormat: UInt8, Sendable {
     case float32
     case float16
     case bfloat16
-    /// Unsigned bytes with a scale and an offset per token; see `TokenOffset`.
+    /// Unsigned bytes with a scale and an offset per token. See `TokenOffset`.
     case int8
     /// Nibbles with a scale and an offset per token.
     case int4
@@ -11,12 +11,12 @@ public enum TokenFormat: UInt8, Sendable {
     public var isQuantized: Bool { self == .int8 || self == .int4 }
     /// The largest code.
     public var maximumCode: Int { self == .int8 ? 255 : 15 }
-    /// The code in the middle, about which products of codes are taken: what rounding does to the other factor then
-    /// meets at most half of the range of the codes, and as often with one sign as with the other.
+    /// The code in the middle, which products subtract from codes. The rounding of the other factor is then multiplied by at
+    /// most half of the range of the codes, as often with one sign as with the other.
     public var middleCode: Int { self == .int8 ? 128 : 8 }
 }
 
-/// What stands beside the scale of a quantised token, in half precision.
+/// The half-precision number that is stored beside the scale of a quantised token.
 public enum TokenOffset: UInt8, Sendable {
     /// The smallest value m, rounded down: x = s·code + m.
     case minimum
@@ -24,23 +24,23 @@ public enum TokenOffset: UInt8, Sendable {
     case zeroPoint
 }
 
-/// Where the tokens of a pool lie. Both sides of the kernel border compute it from here.
+/// The memory layout of the tokens of a pool. Operators and kernels both compute it here.
 ///
-/// A *slot* is the place of one token. Keys are rows, because a score needs one token's channels: rows of floats are padded with zeros to
-/// whole vectors, rows of codes are tight (INT4: even channels in the low nibbles). Values of quantised formats are interleaved
-/// by tokens, because an output channel sums over tokens: a 32-bit word holds one channel of four tokens (INT8) or eight (INT4),
-/// a group of eight slots is one or two rows of such words, padded with zeros to whole vectors.
+/// A *slot* holds one token. Keys are rows, because a score needs one token's channels: rows of floats are padded with zeros to
+/// whole vectors, rows of codes are not padded (INT4: even channels are in the low nibbles). Values of quantised formats are
+/// interleaved by tokens, because an output channel sums over tokens: a 32-bit word has one channel of four tokens (INT8) or
+/// eight (INT4), and a group of eight slots is one or two rows of such words, padded with zeros to whole vectors.
 public enum TokenLayout {
-    /// Slots of one group of quantised values.
+    /// Slots per group of quantised values.
     public static let group = 8
-    /// Channels of a padded row are a multiple of the widest vector.
+    /// The number of channels of which a padded row has a multiple: those of the widest vector.
     public static let channelUnit = 16
     /// Bytes that vector loads may read past the last row.
     public static let slack = 64
 
     public static func padded(_ channels: Int) -> Int { (channels + channelUnit - 1) / channelUnit * channelUnit }
 
-    /// Bytes from key row to key row.
+    /// Bytes between key rows.
     public static func keyStride(_ format: TokenFormat, channels: Int) -> Int {
         switch format {
         case .float32: 4 * padded(channels)
@@ -50,7 +50,7 @@ public enum TokenLayout {
         }
     }
 
-    /// Bytes from value row to value row, or from group to group of eight slots.
+    /// Bytes between value rows, or between groups of eight slots.
     public static func valueStride(_ format: TokenFormat, channels: Int) -> Int {
         switch format {
         case .float32, .float16, .bfloat16: keyStride(format, channels: channels)
@@ -59,21 +59,21 @@ public enum TokenLayout {
         }
     }
 
-    /// Bytes of the values of `slots` slots, a multiple of `group`.
+    /// Bytes of the values of `slots` slots, where `slots` is a multiple of `group`.
     public static func valueBytes(_ format: TokenFormat, channels: Int, slots: Int) -> Int {
         valueStride(format, channels: channels) * (format.isQuantized ? slots / group : slots)
     }
 }
 
-/// The keys, or the values, of one head of a pool. Rows of page metadata and of estimates are keys as well.
+/// The keys or the values of one head of a pool. Rows of page metadata and of estimates are keys as well.
 public struct TokenOperand {
-    /// Slot 0.
+    /// The address of slot 0.
     public var base: UnsafeMutableRawPointer
     public var format: TokenFormat
     public var channels: Int
-    /// See `TokenLayout.keyStride` and `valueStride`.
+    /// The distance between rows in bytes. See `TokenLayout.keyStride` and `valueStride`.
     public var stride: Int
-    /// Whether the stride is that of groups of eight slots: quantised values.
+    /// Whether the stride is that of groups of eight slots, as for quantised values.
     public var isGrouped: Bool
     /// Half-precision scales and offsets of quantised formats, one per slot.
     public var scales: UnsafeMutablePointer<UInt16>?
@@ -98,13 +98,13 @@ public struct TokenOperand {
     }
 }
 
-/// Linear biases of scores: slope·(j − t) with the position j of a token and t of a query row, or −slope·|j − t|.
+/// Linear biases of scores: slope·(j − t) for a token at position j and a query row at position t, or −slope·|j − t|.
 public struct TokenAliBi {
     /// One per row.
     public var slopes: UnsafePointer<Float>
     /// t, one per row.
     public var rowPositions: UnsafePointer<Int32>
-    /// j, one per slot of the list, and readable for three more.
+    /// j, one per slot of the list. Three more must be readable.
     public var positions: UnsafePointer<Int32>
     public var isSymmetric: Bool
 
@@ -118,26 +118,26 @@ public struct TokenAliBi {
     }
 }
 
-/// Attention of a few query rows over a list of slots: the unit of work of decoding.
+/// Attention of a few query rows over a list of slots, which is the unit of work of decoding.
 ///
-/// Results are partial states: per row a record of `recordStride` floats, Σ e^(s−m)·v in `padded(valueDim)` of them, then m and
-/// l = Σ e^(s−m).
+/// Results are partial states. A row's record has `recordStride` floats: Σ e^(s−m)·v in `padded(valueDim)` floats, then m and l
+/// = Σ e^(s−m).
 public struct AttendTokensArguments {
     public var key: TokenOperand
     public var value: TokenOperand
-    /// Slots to attend, in the order of their positions.
+    /// The slots to attend, in the order of their positions.
     public var slots: UnsafePointer<Int32>
     public var count: Int
-    /// Float rows, `queryStride` apart.
+    /// Rows of floats, `queryStride` apart.
     public var query: UnsafePointer<Float>
     public var queryStride: Int
     public var rows: Int
-    /// How many of the slots each row sees, from the first one on; nil when all rows see all.
+    /// The number of first slots that each row sees; nil when all rows see all slots.
     public var visible: UnsafePointer<Int32>?
     public var softmaxScale: Float
-    /// cap·tanh(score/cap) when positive.
+    /// Replaces scores by cap·tanh(score/cap) when positive.
     public var logitsSoftCap: Float
-    /// Added after the cap; nil is none.
+    /// Added after the cap; nil adds nothing.
     public var aliBi: TokenAliBi?
     public var records: UnsafeMutablePointer<Float>
     public var recordStride: Int
@@ -166,7 +166,7 @@ public struct AttendTokensArguments {
     }
 }
 
-/// Scores of a few query rows against a list of slots: `scores[row][i] = scale · q[row] · key[slots[i]]`.
+/// Scores of a few query rows for a list of slots: `scores[row][i] = scale · q[row] · key[slots[i]]`.
 ///
 /// With `isBound`, no score of quantised keys is below the exact product.
 public struct ScoreTokensArguments {
@@ -202,12 +202,12 @@ public struct ScoreTokensArguments {
     }
 }
 
-/// The scratch of `AttendTokensArguments` and `ScoreTokensArguments`, in bytes.
+/// The offsets of the scratch of `AttendTokensArguments` and `ScoreTokensArguments`, in bytes.
 public struct TokenScratch: Sendable {
-    /// Slots of a step. The keys of 128 tokens of 128 half-precision channels are 32 KiB, so that a step's keys and values stay in
-    /// the second-level cache from the first group of rows to the last.
+    /// Slots per step. The keys of 128 tokens of 128 half-precision channels are 32 KiB, so that a step's keys and values stay
+    /// in the second-level cache from the first group of rows to the last.
     public static let block = 128
-    /// Rows that share one pass: a register tile has 4 rows.
+    /// Rows that are computed in one pass, because a register tile has 4 rows.
     public static let rowTile = 4
 
     public var query: Int
@@ -224,15 +224,15 @@ public struct TokenScratch: Sendable {
         query = Self.take(paddedRows / Self.rowTile * Self.queryBytes(headDim), &offset)
         scores = Self.take(Self.block * Self.rowTile * 4, &offset)
         scales = Self.take((2 + 2 * Self.rowTile) * Self.block * 4, &offset)
-        // Weights of a group of eight slots: four pairs for four rows.
+        // Weights of a group of eight slots are four pairs for four rows.
         pairs = Self.take(Self.block * 4 * Self.rowTile * 4, &offset)
         groups = Self.take(Self.block * 4, &offset)
         state = Self.take(paddedRows * (TokenLayout.padded(valueDim) + 2) * 4, &offset)
         byteCount = offset
     }
 
-    /// Bytes of the packed queries of four rows: floats, or 16-bit codes and behind them five factors per row. Codes of INT4 keys are
-    /// read 64 at a time by the widest level.
+    /// Bytes of the packed queries of four rows: floats, or 16-bit codes followed by five factors per row. The widest level
+    /// reads codes of INT4 keys 64 at a time.
     public static func queryBytes(_ headDim: Int) -> Int { (headDim + 63) / 64 * 64 * 4 * rowTile + 5 * 4 * rowTile }
 
     private static func take(_ bytes: Int, _ offset: inout Int) -> Int {
@@ -241,16 +241,16 @@ public struct TokenScratch: Sendable {
     }
 }
 
-/// One output row from the partial states of its chunks.
+/// Merges the partial states of the chunks of one row into an output row.
 public struct MergeTokensArguments {
     /// Records as `AttendTokensArguments` writes them.
     public var records: UnsafePointer<Float>
     public var recordStride: Int
-    /// The records of the row, in the order of their keys.
+    /// The indices of the row's records, in the order of their keys.
     public var indices: UnsafePointer<Int32>
     public var count: Int
     public var valueDim: Int
-    /// The output row, of `outputType`, channels adjacent.
+    /// The output row, of `outputType`, with adjacent channels.
     public var output: UnsafeMutableRawPointer
     public var outputType: StorageType
     public var logSumExp: UnsafeMutablePointer<Float>?
@@ -274,9 +274,9 @@ public struct MergeTokensArguments {
     }
 }
 
-/// Tokens on their way into a pool, or out of it: adjacent slots.
+/// Stores rows in adjacent slots of a pool.
 public struct StoreTokensArguments {
-    /// Rows to store, from `first` on.
+    /// The rows to store, from `first` on.
     public var rows: RowOperand
     public var first: Int
     public var count: Int
@@ -299,12 +299,12 @@ public struct StoreTokensArguments {
     }
 }
 
-/// The summary of the keys of some adjacent slots: one row of page metadata.
+/// Summarises the keys of some adjacent slots in one row of page metadata.
 public struct SummarizeTokensArguments {
     public var key: TokenOperand
     public var slot: Int
     public var count: Int
-    /// Largest and smallest value of every channel, one after the other, rounded outwards; or the mean.
+    /// Whether the row is the mean. Otherwise it has all channels' largest, then smallest values, rounded outwards.
     public var isMean: Bool
     public var target: TokenOperand
     /// The row of `target`.

@@ -1,6 +1,6 @@
-/// How far single-precision attention may be from exact attention, derived from the data of a row.
+/// The possible distance of single-precision attention from exact attention, derived from the data of a row.
 ///
-/// A sum of n rounded terms is off by at most γ·Σ|terms|. The worst case, γ = n·u, does not happen on long sums; rounding errors of
+/// A sum of n rounded terms is off by at most γ·Σ|terms|. Long sums do not reach the worst case, γ = n·u; rounding errors of
 /// random sign give γ = λ·√n·u with a probability that λ sets (Higham and Mary, 2019). λ = 6 leaves less than one row in 10⁷.
 /// With u = 2⁻²⁴, d the head dimension, n the visible keys, and the sums over the probabilities of `Sensitivity`:
 ///

@@ -1,6 +1,6 @@
 internal import Foundation
 
-// Foundation's functions under names that do not hide behind overloads.
+// Foundation's functions under names without overloads.
 
 func exponential(_ x: Double) -> Double { Foundation.exp(x) }
 func logarithm(_ x: Double) -> Double { Foundation.log(x) }

@@ -1,6 +1,6 @@
 public import SparseKernels
 
-// Tensors `[heads, tokens, channels]` in the place of views: a view of a temporary crashes the compiler (Swift 6.3.1).
+// Overloads for tensors `[heads, tokens, channels]`, because a view of a temporary crashes the compiler (Swift 6.3.1).
 
 extension ReferenceAttention {
     /// One row of attention. See `row` with views.

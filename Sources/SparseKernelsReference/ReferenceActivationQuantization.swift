@@ -1,6 +1,6 @@
 public import SparseKernels
 
-/// The rule by which a quantised layer codes one token's activations, operation by operation as the official engines have it.
+/// The rule by which a quantised layer codes one token's activations, operation by operation as in the official engines.
 ///
 /// With x of element type X, and round(·) the rounding to X (none for `Float`):
 ///
@@ -14,24 +14,24 @@ public import SparseKernels
 ///         s = min(amax · (1/6), 448)                code = E2M1, nearest even, saturated, of v · (1/s); stored scale: E4M3 nearest of s
 ///         if 0 < s < 2⁻⁹, s = 2⁻⁹                   the smallest E4M3; the engine stores 0 or 2⁻⁹ there, and codes from the smaller s
 ///
-/// rne is rounding to nearest even, amax the largest |v|. Where s is 0 or subnormal, so that 1/s might overflow, scale and codes are 0. Where
-/// a value is not finite, the scale is NaN, and so is the output.
+/// rne is rounding to nearest even, and amax is the largest |v|. Where s is 0 or subnormal, so that 1/s might overflow, scale
+/// and codes are 0. Where a value is not finite, the scale is NaN, and so is the output.
 ///
 /// - Source: nunchaku, `quantize_w4a4_from_fpsum_warp` and its fp4 sibling; QServe, per-token INT8 activations.
 public struct ReferenceActivationQuantization: Sendable {
     public let format: ActivationFormat
-    /// Consecutive elements that share a scale; nil: the whole row.
+    /// Consecutive elements that share a scale; nil means the whole row.
     public let groupSize: Int?
 
-    /// The rule of a layer with weights of that format: its groups, or 128 elements where the weights have none.
+    /// The rule of a layer with weights of a format: groups of the weights, or 128 elements where the weights have none.
     public init(_ format: ActivationFormat, weight: WeightFormat) {
         self.format = format
         groupSize = format == .int8PerToken ? nil : weight.groupSize ?? 128
     }
 
-    /// One token.
+    /// The coded activations of one token.
     public struct Row: Sendable {
-        /// v of every element, what `.float` multiplies with.
+        /// v of every element, which `.float` multiplies.
         public var values: [Float]
         /// The integers; for E2M1 twice the value. Empty for `.float`.
         public var codes: [Int]
@@ -56,7 +56,7 @@ public struct ReferenceActivationQuantization: Sendable {
         return row
     }
 
-    /// What a group's codes are rounded from, and its stored scale.
+    /// The quotients from which a group's codes are rounded, and the group's stored scale.
     private func scaled<X: AttentionElement>(_ group: [Float], as type: X.Type) -> (quotients: [Float], scale: Float) {
         let zeros = [Float](repeating: 0, count: group.count)
         guard group.allSatisfy(\.isFinite) else { return (zeros, .nan) }
@@ -85,7 +85,7 @@ public struct ReferenceActivationQuantization: Sendable {
         return scale < .leastNormalMagnitude ? (zeros, 0) : (group.map { $0 * reciprocal }, stored)
     }
 
-    /// The code that a quotient rounds to.
+    /// The code to which a quotient is rounded.
     private func code(of quotient: Float) -> Int {
         func nearest(_ range: ClosedRange<Float>) -> Int {
             Int(min(max(quotient.rounded(.toNearestOrEven), range.lowerBound), range.upperBound))
@@ -99,7 +99,7 @@ public struct ReferenceActivationQuantization: Sendable {
         }
     }
 
-    /// Twice the E2M1 value nearest to x; ties go to the even code, and beyond 6 it saturates.
+    /// Twice the E2M1 value nearest to x; ties go to the even code, and values beyond 6 saturate.
     public static func doubledE2M1(_ x: Float) -> Int {
         let magnitude = Double(abs(x))
         // 0, ½, 1, 1½, 2, 3, 4, 6.

@@ -1,30 +1,30 @@
 public import SparseKernels
 
-/// XAttention's block scores as the paper has them, in `Double`, one group of queries at a time.
+/// XAttention's block scores in `Double`, as in the paper, one group of queries at a time.
 ///
-/// With S = `stride`, query groups i and key groups j of S tokens counted from token 0 (a partial last group is filled with zeros),
+/// With S = `stride`, query groups i and key groups j of S tokens counted from token 0 (the last one filled with zeros),
 ///
 ///     x_ij = softmaxScale/(S·norm) · Σ_{s<S} q[i·S + S−1−s] · k[j·S + s]
 ///     w_ij = softmax over the key groups j; causal: over j ≤ i + ⌈(keyLength − queryLength)/S⌉
 ///     G_IJ = Σ w_ij over the groups of query block I and key block J
 ///
-/// Groups that start at or beyond `scoredQueryTokens` have no weight. A stride of 1 gives the exact attention mass of every block.
+/// Groups that start at or after `scoredQueryTokens` have no weight. A stride of 1 gives exact attention masses.
 public struct ReferenceAntidiagonalScoring: Sendable {
     public let shape: AttentionShape
     public let grid: BlockGrid
     public let stride: Int
     public let softmaxScale: Double
     public let norm: Double
-    /// Real query tokens when the operands are padded with zeros at the end.
+    /// The number of real query tokens, when operands are padded with zeros at the end.
     public let scoredQueryTokens: Int
 
     /// - Parameters:
     ///   - shape: the sizes of the operands.
-    ///   - grid: uniform, with block sizes that are multiples of `stride`.
+    ///   - grid: uniform blocks, whose sizes are multiples of `stride`.
     ///   - stride: tokens of an antidiagonal.
-    ///   - norm: further divisor of the scores.
+    ///   - norm: a further divisor of the scores.
     ///   - softmaxScale: factor on q·k; nil means 1/√headDim.
-    ///   - scoredQueryTokens: query tokens when the operands are padded with zeros at the end; nil means all.
+    ///   - scoredQueryTokens: the number of real query tokens, when operands are padded with zeros at the end; nil means all.
     public init(
         _ shape: AttentionShape, grid: BlockGrid, stride: Int = 16, norm: Double = 1, softmaxScale: Double? = nil,
         scoredQueryTokens: Int? = nil
@@ -57,7 +57,7 @@ public struct ReferenceAntidiagonalScoring: Sendable {
         return sum
     }
 
-    /// `[queryHeads, blockRows, blockColumns]`, last axis fastest.
+    /// Scores all blocks: `[queryHeads, blockRows, blockColumns]`, last axis fastest.
     public func callAsFunction<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>
     ) -> [Double] {

@@ -1,6 +1,6 @@
 public import SparseKernels
 
-/// Attention as the textbook has it, in `Double`, one row at a time: no tiles, no threads, no vector code.
+/// Textbook attention in `Double`, one row at a time, without tiles, threads or vector code.
 ///
 /// For every query i of head h, over the keys j that it sees:
 ///
@@ -8,7 +8,7 @@ public import SparseKernels
 ///                                                               or    s_j − slope_h·|j − position_i| + bias_ij
 ///     m = max s_j     l = Σ e^(s_j − m)     o_i = Σ e^(s_j − m)·v_j / l     LSE_i = m + ln l
 ///
-/// Never dispatched to by the product; tests and benchmarks measure the kernels against it.
+/// The product never calls this; tests and benchmarks compare the kernels with it.
 public struct ReferenceAttention: Sendable {
     public let shape: AttentionShape
     public let mask: AttentionMask
@@ -28,29 +28,31 @@ public struct ReferenceAttention: Sendable {
         public var output: [Double]
         /// −∞ when no key is visible.
         public var logSumExp: Double
-        /// What the row's probabilities p make of rounding errors. Filled in for `AttentionErrorBound`.
+        /// The factors by which rounding errors reach the row. Filled in for `AttentionErrorBound`.
         public var sensitivity = Sensitivity()
-        /// Keys this query sees.
+        /// The number of keys that this query sees.
         public var visibleKeys: Int
     }
 
-    /// How errors of scores, probabilities and sums reach the output of a row. A_j = Σ_c |scale·q_c·k_jc| is the magnitude of the terms
-    /// of a score, which its rounding follows; D_j = max_c |v_jc − o_c| is how far a value lies from the output, because an error
-    /// δ of score j moves the output by p_j·δ·(v_j − o).
+    /// The factors by which errors of scores, probabilities and sums reach the output of a row.
+    ///
+    /// A_j = Σ_c |scale·q_c·k_jc| is the magnitude of the terms of a score, to which its rounding error is proportional.
+    /// D_j = max_c |v_jc − o_c| is a value's distance from the output, because an error δ of score j moves the output by
+    /// p_j·δ·(v_j − o).
     public struct Sensitivity: Sendable {
-        /// √(Σ p_j²·A_j²·D_j²): independent errors of scores, in the output.
+        /// √(Σ p_j²·A_j²·D_j²): the effect on the output of independent errors of scores.
         public var outputByScores = 0.0
-        /// √(Σ p_j²·A_j²): the same, in the LSE.
+        /// √(Σ p_j²·A_j²): the effect on the LSE of the same errors.
         public var logSumExpByScores = 0.0
-        /// Σ p_j·(1 + (m − s_j)/2)·D_j: errors of the exponential, which grow with its argument.
+        /// Σ p_j·(1 + (m − s_j)/2)·D_j: the effect on the output of errors of the exponential, which grow with its argument.
         public var outputByExponentials = 0.0
-        /// Σ p_j·(1 + (m − s_j)/2).
+        /// Σ p_j·(1 + (m − s_j)/2): the effect on the LSE of the same errors.
         public var logSumExpByExponentials = 0.0
-        /// max_c Σ p_j·|v_jc|: errors of the sums.
+        /// max_c Σ p_j·|v_jc|: the effect on the output of errors of the sums.
         public var outputBySums = 0.0
     }
 
-    /// Whether query `i` sees key `j` as far as positions are concerned.
+    /// Whether the positions of query `i` and key `j` let `i` see `j`.
     public func isVisible(query i: Int, key j: Int) -> Bool {
         let position = i + shape.keyLength - shape.queryLength
         if mask.isCausal && j > position { return false }
@@ -59,10 +61,9 @@ public struct ReferenceAttention: Sendable {
         return true
     }
 
-    /// One row.
+    /// Computes one row.
     ///
-    /// `bias` is added to the score of key j; −∞ hides it. `hides` names further keys that this query does not see, such as those
-    /// outside a block mask.
+    /// `bias` is added to the score of key j; −∞ hides it. `hides` names other hidden keys, such as those outside a mask.
     public func row<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
         head: Int, token: Int, query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>,
         bias: (Int) -> Double = { _ in 0 }, hides: (Int) -> Bool = { _ in false }
@@ -91,7 +92,7 @@ public struct ReferenceAttention: Sendable {
                 magnitude += abs(term)
             }
             let extra = bias(j)
-            // Hidden, whatever the key and value rows hold.
+            // Hidden, whatever the key and value rows contain.
             if extra == -.infinity { continue }
             score += extra
             if extra.isFinite { magnitude += abs(extra) }
@@ -106,14 +107,14 @@ public struct ReferenceAttention: Sendable {
 }
 
 extension ReferenceAttention.Row {
-    /// The row that given scores make of given values.
+    /// Computes the row for given scores and values.
     /// - Parameters:
-    ///   - head: kept in the row, for messages.
-    ///   - token: kept in the row, for messages.
-    ///   - valueDim: channels of a value.
-    ///   - scores: of the keys that the row sees, scaled and capped.
-    ///   - magnitudes: Σ |terms| of every score, which its rounding error follows.
-    ///   - value: channel `$1` of the value that belongs to score `$0`.
+    ///   - head: stored in the row, for messages.
+    ///   - token: stored in the row, for messages.
+    ///   - valueDim: channels per value.
+    ///   - scores: the scores of the keys that the row sees, scaled and capped.
+    ///   - magnitudes: Σ |terms| of every score, to which its rounding error is proportional.
+    ///   - value: channel `$1` of the value for score `$0`.
     public init(
         head: Int = 0, token: Int = 0, valueDim: Int, scores: [Double], magnitudes: [Double],
         value: (_ index: Int, _ channel: Int) -> Double

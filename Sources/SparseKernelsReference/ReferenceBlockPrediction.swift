@@ -1,9 +1,9 @@
 public import SparseKernels
 
-/// SpargeAttention's block prediction as the paper has it, in `Double`: algorithm 1 of arXiv 2502.18137, with the rows of the Gram matrix
-/// normalised and the crossing block left out, as in the released code.
+/// SpargeAttention's block prediction in `Double`: algorithm 1 of arXiv 2502.18137, but as in the released code the rows of the
+/// Gram matrix are normalised and the block that crosses the mass is left out.
 ///
-/// Never dispatched to by the product; tests measure `SelfSimilarity` and `SimilaritySelection` against it.
+/// The product never calls this; tests compare `SelfSimilarity` and `SimilaritySelection` with it.
 public struct ReferenceBlockPrediction: Sendable {
     public let grid: BlockGrid
     public let head: SimilaritySelection.Head
@@ -16,7 +16,7 @@ public struct ReferenceBlockPrediction: Sendable {
     /// A block of tokens.
     public struct Block: Sendable {
         public var mean: [Double]
-        /// Mean cosine of all pairs of tokens, the tokens with themselves included; NaN for no tokens.
+        /// The mean cosine of all pairs of tokens, including each token with itself; NaN without tokens.
         public var similarity: Double
 
         public init(mean: [Double], similarity: Double) {
@@ -32,7 +32,7 @@ public struct ReferenceBlockPrediction: Sendable {
         }
     }
 
-    /// The blocks of a head, less `mean`.
+    /// The blocks of a head, after `mean` is subtracted.
     public static func blocks<Element: AttentionElement>(
         _ rows: TensorView<Element>, head: Int, partition: BlockPartition, subtracting mean: [Double]? = nil
     ) -> [Block] {
@@ -57,14 +57,14 @@ public struct ReferenceBlockPrediction: Sendable {
         return blocks
     }
 
-    /// The kept columns of a row, and how much the inputs of its decisions may be off without changing it.
+    /// The kept columns of a row, and the errors of its inputs that would not change them.
     public struct Row: Sendable {
         public var columns: [Int]
-        /// Least distance of a similarity from the threshold.
+        /// The least distance of a similarity from the threshold.
         public var similarityMargin = Double.infinity
-        /// Difference of the scores of the last ranked column that is kept and the first one that is not.
+        /// The difference of the scores of the last ranked column that is kept and the first one that is not.
         public var scoreMargin = Double.infinity
-        /// Least distance of a cumulated probability from the mass of `.cdfThreshold`.
+        /// The least distance of a cumulated probability from the mass of `.cdfThreshold`.
         public var massMargin = Double.infinity
     }
 

@@ -1,12 +1,12 @@
-/// GPTQ's rounding of a weight in `Double`, one column after the other and without blocks: Frantar et al. (arXiv 2210.17323).
+/// GPTQ's rounding of a weight in `Double`, column by column and without blocks: Frantar et al. (arXiv 2210.17323).
 public enum ReferenceGPTQ {
-    /// The rounded weight.
+    /// Rounds the weight.
     ///
     /// - Parameters:
-    ///   - weight: rows of W.
-    ///   - inputs: rows of X.
-    ///   - damping: added to diag H, as a fraction of its mean.
-    ///   - round: the nearest value on the grid of a row and column.
+    ///   - weight: the rows of W.
+    ///   - inputs: the rows of X.
+    ///   - damping: the fraction of the mean of diag H that is added to diag H.
+    ///   - round: returns the nearest value on the grid of a row and column.
     public static func rounded(
         _ weight: [[Double]], inputs: [[Double]], damping: Double,
         round: (_ value: Double, _ row: Int, _ column: Int) -> Double
@@ -20,7 +20,7 @@ public enum ReferenceGPTQ {
         let mean = (0..<columns).reduce(0) { $0 + hessian[$1][$1] } / Double(columns)
         let order = (0..<columns).sorted { (hessian[$1][$1], $0) < (hessian[$0][$0], $1) }
         for k in 0..<columns { hessian[k][k] += damping * mean }
-        // Rounding column `order[i]` leaves the inverse of H over the columns after it: one step of Gaussian elimination.
+        // After column `order[i]` is rounded, one step of Gaussian elimination gives the inverse of H over later columns.
         var inverse = inverted(order.map { i in order.map { hessian[i][$0] } })
         var values = weight.map { row in order.map { isDead[$0] ? 0 : row[$0] } }
         var result = weight

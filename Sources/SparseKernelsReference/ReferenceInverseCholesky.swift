@@ -1,6 +1,6 @@
-/// The upper Cholesky factor of an inverse the way GPTQ computes it: H = L · Lᵀ, H⁻¹ column by column, H⁻¹ = Uᵀ · U.
+/// The upper Cholesky factor of an inverse, computed as in GPTQ: H = L · Lᵀ, H⁻¹ column by column, H⁻¹ = Uᵀ · U.
 public enum ReferenceInverseCholesky {
-    /// U for a symmetric positive definite `[order, order]` matrix; nil when it is not positive definite.
+    /// U for a symmetric `[order, order]` matrix; nil when it is not positive definite.
     public static func upper(_ matrix: [Double], order: Int) -> [Double]? {
         guard let factor = lower(matrix, order: order) else { return nil }
         var inverse = [Double](repeating: 0, count: order * order)
@@ -21,7 +21,7 @@ public enum ReferenceInverseCholesky {
         }
     }
 
-    /// L with L · Lᵀ = the matrix.
+    /// L with L · Lᵀ = the matrix; nil when the matrix is not positive definite.
     private static func lower(_ matrix: [Double], order: Int) -> [Double]? {
         var factor = [Double](repeating: 0, count: order * order)
         for i in 0..<order {

@@ -1,27 +1,27 @@
-/// LServe's fine-grained quantisation of one token of one head, KV4 and KV8, in `Double`: all channels share a scale and a zero
+/// LServe's fine-grained quantisation of one token of one head, KV4 and KV8, in `Double`. All channels share a scale and a zero
 /// point.
 ///
 ///     s = fp16((max − min)/(2ᵇ − 1))      z = fp16(−min·(2ᵇ − 1)/(max − min))      z: from the unrounded scale
 ///     q = clamp(rne(x/s + z), 0…2ᵇ − 1)   x′ = s·(q − z)
 ///
-/// The official INT4 store saturates to 0…255 and then keeps four bits, so that a 16, which only the rounding of s and z makes,
-/// becomes 0. Here it becomes 15. A row of equal values is 0/0 there. Here such a row, and one whose spread is too small for an
-/// fp16 scale or zero point, is stored as its largest value: codes are 0, z = ∓2ᵏ and s = fp16(|max|)·2⁻ᵏ, k ≤ 14 as large as
-/// leaves s a normal number.
+/// The official INT4 store saturates to 0…255 and then keeps four bits, so that 16, which can result only from the rounding of
+/// s and z, becomes 0. Here it becomes 15. A row of equal values is 0/0 there. Here such a row, and one whose spread is too
+/// small for an fp16 scale or zero point, is stored as its largest value: codes are 0, z = ∓2ᵏ and s = fp16(|max|)·2⁻ᵏ, where k
+/// ≤ 14 is as large as possible with s a normal number.
 ///
 /// - Source: omniserve (mit-han-lab), `kv_quant_granularity = fine_grained`; LServe, arXiv 2502.14866, section 3.
 public struct ReferenceKVQuantization: Sendable {
-    /// Before and after rounding to fp16.
+    /// The scale and the zero point, before and after rounding to fp16.
     public let scaleQuotient: Double
     public let scale: Double
     public let zeroQuotient: Double
     public let zero: Double
-    /// x/s + z, before rounding and clamping: a `Float` implementation may round differently near a half.
+    /// x/s + z, before rounding and clamping. A `Float` implementation may round differently near a half.
     public let codeQuotients: [Double]
     public let codes: [Int]
 
     /// - Parameters:
-    ///   - row: the channels of a key or value; finite, and at least one.
+    ///   - row: the channels of a key or value, finite, and at least one.
     ///   - bits: 4 or 8.
     public init(_ row: [Double], bits: Int) {
         let steps = Double(1 << bits - 1)
@@ -48,7 +48,7 @@ public struct ReferenceKVQuantization: Sendable {
     /// x′ = s·(q − z).
     public var values: [Double] { codes.map { scale * (Double($0) - zero) } }
 
-    /// x′ as LServe's INT4 kernel decodes it, one fused multiply-add of halves: fp16(q·s + fp16(−s·z)).
+    /// x′ as LServe's INT4 kernel decodes it, with one fused multiply-add of halves: fp16(q·s + fp16(−s·z)).
     public var fusedHalfValues: [Double] {
         let offset = Self.half(-scale * zero)
         return codes.map { Self.half(Double($0) * scale + offset) }
@@ -60,18 +60,18 @@ public struct ReferenceKVQuantization: Sendable {
     }
 }
 
-/// The cache's own rule for one token of one head, in `Double`: codes count steps above the smallest element.
+/// The cache's own rule for one token of one head, in `Double`. Codes count steps above the smallest element.
 ///
-///     m = min, rounded down to fp16      s = (max − m)/(2ᵇ − 1), rounded up to fp16      code = rne((x − m)/s)      x′ = s·code + m
+///     m = min, rounded down to fp16   s = (max − m)/(2ᵇ − 1), rounded up to fp16   code = rne((x − m)/s)   x′ = s·code + m
 public struct ReferenceKVMinimum: Sendable {
     public let minimum: Double
     public let scale: Double
-    /// (x − m)/s, before rounding: a `Float` implementation may round differently near a half.
+    /// (x − m)/s, before rounding. A `Float` implementation may round differently near a half.
     public let codeQuotients: [Double]
     public let codes: [Int]
 
     /// - Parameters:
-    ///   - row: the channels of a key or value; within the finite numbers of fp16, and at least one.
+    ///   - row: the channels of a key or value, finite in fp16, and at least one.
     ///   - bits: 4 or 8.
     public init(_ row: [Double], bits: Int) {
         let steps = Double(1 << bits - 1)
@@ -86,16 +86,16 @@ public struct ReferenceKVMinimum: Sendable {
     /// x′ = s·code + m.
     public var values: [Double] { codes.map { scale * Double($0) + minimum } }
 
-    /// The smallest finite fp16 value that is not below a number.
+    /// The smallest finite fp16 value that is at least `value`.
     public static func halfAbove(_ value: Double) -> Double {
         if value == 0 { return 0 }
-        // 11 bits, down to a unit of 2⁻²⁴ among subnormals.
+        // 11 bits, with a unit of at least 2⁻²⁴ for subnormals.
         let unit = Double(sign: .plus, exponent: max(value.exponent, -14) - 10, significand: 1)
         return max(-65504, min(65504, (value / unit).rounded(.up) * unit))
     }
 }
 
-/// The estimators of Twilight's released accuracy code, operation by operation in `Float` as it computes them.
+/// The estimators of Twilight's released accuracy code, operation by operation in `Float`.
 ///
 /// - Source: tsinghua-ideal/Twilight, `twilight/pyimpl/quantize.py`.
 public enum ReferenceKeyEstimate {
@@ -107,9 +107,9 @@ public enum ReferenceKeyEstimate {
         return row.map { max(0, min(steps, (($0 - low) / scale).rounded(.toNearestOrEven))) * scale + low }
     }
 
-    /// `max_per_token_quant_kv`: s = max(max |x|/(2ᵇ − 1), 10⁻⁶), x′ = rne(x/s)·s, signed; the sign alone for one bit.
+    /// `max_per_token_quant_kv`: s = max(max |x|/(2ᵇ − 1), 10⁻⁶), x′ = rne(x/s)·s, signed; only the sign for one bit.
     ///
-    /// The smoothed variant takes the smallest value of each channel, over all tokens, from x first, and does not add it again.
+    /// The smoothed variant first subtracts the smallest value of each channel, over all tokens, and does not add it again.
     public static func absMax(_ row: [Float], bits: Int, subtracting channelMinima: [Float]? = nil) -> [Float] {
         let smoothed = channelMinima.map { zip(row, $0).map { $0 - $1 } } ?? row
         if bits == 1 { return smoothed.map { $0 > 0 ? 1 : $0 < 0 ? -1 : 0 } }

@@ -1,6 +1,6 @@
-/// C = A·B in `Double`, row-major, as three loops.
+/// C = A·B in `Double`, row-major, by three loops.
 public enum ReferenceMatrixProduct {
-    /// One element, and Σ|a·b|, which the rounding of a single-precision product follows.
+    /// One element, and Σ|a·b|, to which the rounding error of a single-precision product is proportional.
     public static func element(
         row: Int, column: Int, depth: Int, a: (Int, Int) -> Float, b: (Int, Int) -> Float
     ) -> (value: Double, magnitude: Double) {
@@ -14,7 +14,7 @@ public enum ReferenceMatrixProduct {
         return (value, magnitude)
     }
 
-    /// How far a `Float` product may be off: λ·√K·u·Σ|a·b|. See `AttentionErrorBound` for λ.
+    /// The possible error of a `Float` product: λ·√K·u·Σ|a·b|. See `AttentionErrorBound` for λ.
     public static func errorBound(magnitude: Double, depth: Int) -> Double {
         AttentionErrorBound.confidence * Double(depth).squareRoot() * AttentionErrorBound.unitRoundoff * magnitude
     }

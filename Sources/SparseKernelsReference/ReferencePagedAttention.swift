@@ -1,10 +1,10 @@
 public import SparseKernels
 
-/// Attention of single queries over explicit lists of key positions, in `Double`: what a paged cache with a selection must
+/// Attention of single queries over explicit lists of key positions, in `Double`, which a paged cache with a selection must
 /// compute.
 ///
-/// Pages, page tables, formats and groups of heads are not known here. A selection of whichever method is a list of positions,
-/// and what a cache holds are the rows that it reads back:
+/// Pages, page tables, formats and groups of heads are not known here. The selection of any method is a list of positions, and
+/// the contents of a cache are the rows that it reads back:
 ///
 ///     s_j = scale·q·k_j    s_j ← cap·tanh(s_j/cap)    s_j ← s_j + slope·(j − t) or s_j − slope·|j − t|
 ///                                                     for every position j of the list, once for each time that it is in it
@@ -14,23 +14,23 @@ public struct ReferencePagedAttention: Sendable {
     public let logitsSoftCap: Float?
 
     /// - Parameters:
-    ///   - softmaxScale: nil: 1/√headDim.
-    ///   - logitsSoftCap: nil: none.
+    ///   - softmaxScale: the factor on q·k; nil means 1/√headDim.
+    ///   - logitsSoftCap: the bound of the scores; nil means none.
     public init(softmaxScale: Float? = nil, logitsSoftCap: Float? = nil) {
         self.softmaxScale = softmaxScale
         self.logitsSoftCap = logitsSoftCap
     }
 
-    /// One query of one head.
+    /// Computes the row of one query of one head.
     /// - Parameters:
-    ///   - query: a row of `headDim` channels.
-    ///   - keys: the rows of the KV head by position.
-    ///   - values: as many rows, of any one length.
+    ///   - query: `headDim` channels.
+    ///   - keys: the rows of the KV head, by position.
+    ///   - values: as many rows, all of one length.
     ///   - positions: the keys that the query sees.
-    ///   - aliBi: a slope, the position t of the query, and whether distances count on both sides.
-    ///   - head: kept in the result, for messages.
-    ///   - token: kept in the result, for messages.
-    /// - Returns: the row, with what `AttentionErrorBound` needs. Without positions its output is 0 and its LSE −∞.
+    ///   - aliBi: a slope, the position t of the query, and the form of the distance.
+    ///   - head: stored in the result, for messages.
+    ///   - token: stored in the result, for messages.
+    /// - Returns: the row, with the sensitivity for `AttentionErrorBound`. Without positions its output is 0 and its LSE −∞.
     public func row(
         query: [Double], keys: [[Double]], values: [[Double]], positions: [Int],
         aliBi: (slope: Float, position: Int, form: AliBiForm)? = nil, head: Int = 0, token: Int = 0
@@ -61,7 +61,7 @@ public struct ReferencePagedAttention: Sendable {
         }
     }
 
-    /// What a streaming head sees: the first `sink` positions, and the `window` positions that end with the query's own.
+    /// The positions that a streaming head sees: the first `sink`, and the `window` that end at the query's own.
     ///
     /// - Source: StreamingLLM (arXiv 2309.17453); LServe's decoding kernel, whose 256 local tokens include the current one.
     public static func streamingPositions(of position: Int, sink: Int, window: Int) -> [Int] {
@@ -75,8 +75,7 @@ public struct ReferencePagedAttention: Sendable {
 }
 
 extension Tensor where Element: AttentionElement {
-    /// The rows of a head of a tensor `[heads, tokens, channels]` in `Double`, which the oracles of a cache take. Rank 2 is one
-    /// head.
+    /// The rows of a head of a tensor `[heads, tokens, channels]` in `Double`, for the oracles of a cache. Rank 2 is one head.
     public func rows(ofHead head: Int = 0) -> [[Double]] {
         let (tokens, channels) = (shape[shape.count - 2], shape[shape.count - 1])
         return (head * tokens..<(head + 1) * tokens).map { row in

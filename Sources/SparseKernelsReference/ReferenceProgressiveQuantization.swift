@@ -1,18 +1,18 @@
-/// QServe's progressive quantisation of one row of a weight, in `Double`: arXiv 2405.04532, section 4.1, with the zeros and the clamp of
-/// deepcompressor's "PostScale" form.
+/// QServe's progressive quantisation of one row of a weight, in `Double`: arXiv 2405.04532, section 4.1, with the zeros and the
+/// clamp of deepcompressor's "PostScale" form.
 ///
-/// What is rounded to an integer is kept before rounding too, so that a `Float` implementation may differ where that is a tie but for
-/// its own rounding.
+/// Numbers that are rounded to integers are also stored before rounding, so that tests can allow `Float` code to differ at near
+/// ties.
 public struct ReferenceProgressiveQuantization: Sendable {
     public struct Group: Sendable {
-        /// Before and after rounding to integers (per channel: to fp16).
+        /// The scale and the zero, before and after rounding to integers (per channel: to fp16).
         public let scaleQuotient: Double
         public let scale: Double
         public let zeroQuotient: Double
         public let zero: Double
     }
 
-    /// s1; 1 per channel.
+    /// s1; it is 1 per channel.
     public let channelScale: Double
     public let groups: [Group]
     /// (w + zero) / s2, before rounding and clamping.
@@ -21,12 +21,12 @@ public struct ReferenceProgressiveQuantization: Sendable {
     /// s2 · q − zero.
     public let brackets: [Double]
 
-    /// The values that the row is kept as.
+    /// The values that the row is stored as.
     public var values: [Double] { brackets.map { $0 * channelScale } }
 
     /// - Parameters:
-    ///   - row: finite.
-    ///   - groupSize: nil: per channel, one level.
+    ///   - row: finite weights.
+    ///   - groupSize: weights per group; nil means one level, per channel.
     ///   - range: the largest magnitude after level 1.
     public init(_ row: [Float], groupSize: Int?, range: Double) {
         let weights = row.map { Double($0) }

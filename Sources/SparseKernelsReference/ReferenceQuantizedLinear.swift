@@ -2,14 +2,14 @@ public import SparseKernels
 
 /// A quantised linear layer in `Double`, one output at a time.
 ///
-/// With a, s the codes and scales of a token, w, S, O those of row n of the weight, segments g of columns that share a scale on both
-/// sides, and t = down · x of the token before shift, smoothing and rounding:
+/// Let a and s be the codes and scales of a token, and w, S and O the codes, scales and offsets of row n of the weight. Let g
+/// be the segments of columns that share a scale on both sides, and t = down · x before shift, smoothing and rounding:
 ///
 ///     p_g = Σ_{k in g} a_k·w_k          q_g = Σ_{k in g} a_k                  exact integers
 ///     z = channelScale · Σ_g s_g·(S_g·p_g − O_g·q_g) + Σ_i t_i·up_ni + bias
 ///     y = epilogue(z)
 ///
-/// With `.float` activations, v_k·(S_g·w_k − O_g) stands for the terms of a segment.
+/// With `.float` activations, v_k·(S_g·w_k − O_g) replaces the terms of a segment.
 public struct ReferenceQuantizedLinear: Sendable {
     public let weight: QuantizedWeight
     public let quantization: ReferenceActivationQuantization
@@ -40,9 +40,9 @@ public struct ReferenceQuantizedLinear: Sendable {
         rank = lowRank?.rank ?? 0
     }
 
-    /// A token's activations as the two branches see them.
+    /// A token's activations in the form that the two branches read.
     public struct Token: Sendable {
-        /// Codes and scales; replace them to judge a product by the codes that it was given.
+        /// Codes and scales. Replace them to check a product with the codes that it used.
         public var row: ReferenceActivationQuantization.Row
         /// Σ_k x_k·down_ik and Σ_k |x_k·down_ik| of every rank.
         public let projection: [(value: Double, magnitude: Double)]
@@ -62,7 +62,7 @@ public struct ReferenceQuantizedLinear: Sendable {
         return Token(row: quantization(x, smooth: smooth), projection: projection)
     }
 
-    /// One output, and how far a computation in `Float` from the same codes may be off; Docs/QuantizedLinear.md derives the bound.
+    /// One output, and the possible error of `Float` arithmetic on the same codes. Docs/QuantizedLinear.md derives the bound.
     public func output(of token: Token, column n: Int) -> (value: Double, errorBound: Double) {
         var z = bias.map { Double($0[n]) } ?? 0
         var bound = QuantizedLinearErrorBound(inFeatures: weight.inFeatures, rank: rank)
@@ -74,7 +74,7 @@ public struct ReferenceQuantizedLinear: Sendable {
         }
         let channelScale = channelScales.map { Double($0[n]) } ?? 1
         let k = weight.inFeatures
-        // Where a row has one scale, 128 columns: sums of single precision round as often.
+        // Where a row has one scale, segments have 128 columns, because single-precision sums are rounded as often.
         let segment = weight.format.groupSize ?? 128
         bound.segments = quantization.format == .float ? k : (k + segment - 1) / segment
         for start in stride(from: 0, to: k, by: segment) {
@@ -89,7 +89,8 @@ public struct ReferenceQuantizedLinear: Sendable {
         return (epilogue.reference(z), bound.afterEpilogue(epilogue, of: z))
     }
 
-    /// What a segment adds, before scale and offset of the weight: one exact integer times the token's scale, or every product by itself.
+    /// The terms of a segment, before scale and offset of the weight: one exact integer times the token's scale, or each
+    /// product.
     private func terms(
         of row: ReferenceActivationQuantization.Row, columns: Range<Int>, row n: Int
     ) -> [(product: Double, sum: Double)] {
@@ -119,16 +120,16 @@ extension Epilogue {
     }
 }
 
-/// How far single precision may be from the exact output of a quantised layer.
+/// The possible error of single precision in an output of a quantised layer.
 ///
-/// Integer sums are exact, so only what follows them rounds: per segment the products with the scales and their sum, for G segments; the two
-/// products of the low-rank branch; the bias. With λ and u of `AttentionErrorBound`:
+/// Integer sums are exact, so only the later operations round: the products with the scales and their sum over G segments, the
+/// two products of the low-rank branch, and the bias. With λ and u of `AttentionErrorBound`:
 ///
 ///     |δz| ≤ λ·u·((√G + 5)·Σ_g |terms| + (√K + √rank + 3)·Σ_i Σ_k |x_k·down_ik·up_ni| + 2·|bias|)
 ///     |δy| ≤ 1.13·|δz| + 10⁻⁶·|z|        after GELU or SiLU: their slopes are below 1.13, tanh is within 4·10⁻⁷ and eˣ within
 ///                                        2·10⁻⁷·(1 + |x|/2)
 ///
-/// A row of `.float` activations has K terms and no integer sums: G = K.
+/// A row of `.float` activations has K terms and no integer sums, so G = K.
 struct QuantizedLinearErrorBound {
     var segments = 0
     var product = 0.0
@@ -142,7 +143,7 @@ struct QuantizedLinearErrorBound {
         self.rank = rank
     }
 
-    /// |δz|.
+    /// The bound of |δz|.
     var sum: Double {
         let chain = Double(segments).squareRoot() + 5
         let branch = Double(inFeatures).squareRoot() + Double(rank).squareRoot() + 3

@@ -1,14 +1,14 @@
 internal import Foundation
 
-/// SVDQuant's quantiser in `Double`, loop by loop as arXiv 2411.05007 and deepcompressor have it: smoothing, rounding of weights and
+/// SVDQuant's quantiser in `Double`, loop by loop as in arXiv 2411.05007 and deepcompressor: smoothing, rounding of weights and
 /// activations with one scale per group, and the split into a low-rank branch and a residual.
 ///
-/// Matrices are arrays of rows. `Rounding` stands for the 16-bit type of scales and factors.
+/// Matrices are arrays of rows. `Rounding` rounds to the 16-bit type of scales and factors.
 public enum ReferenceSVDQuant {
     public typealias Matrix = [[Double]]
     public typealias Rounding = @Sendable (Double) -> Double
 
-    /// Keeps all bits.
+    /// The rounding that keeps all bits.
     public static let exact: Rounding = { $0 }
 
     /// s[k] = max |x[·, k]|^α / max |W[·, k]|^β; 0 becomes 1, and all become 1 if one is not finite.
@@ -25,7 +25,7 @@ public enum ReferenceSVDQuant {
         return factors.allSatisfy(\.isFinite) ? factors : factors.map { _ in 1 }
     }
 
-    /// Values of a row after symmetric rounding of groups: scale = max |w| / limit, rounded before it divides; 0 becomes 1.
+    /// Values of a row after symmetric rounding by groups: scale = max |w| / limit, rounded before it divides; 0 becomes 1.
     public static func roundedWeights(
         _ row: [Double], groupSize: Int, limit: Double = 7, rounding: Rounding = exact
     ) -> [Double] {
@@ -36,7 +36,7 @@ public enum ReferenceSVDQuant {
         }
     }
 
-    /// Values of a row after rounding of groups at run time: the scale that divides is not rounded, the one that multiplies is.
+    /// Values of a row after rounding by groups at run time: the scale that divides is not rounded, the one that multiplies is.
     public static func roundedActivations(
         _ row: [Double], groupSize: Int, codes: ClosedRange<Double> = -7...7, rounding: Rounding = exact
     ) -> [Double] {
@@ -50,15 +50,15 @@ public enum ReferenceSVDQuant {
         }
     }
 
-    /// What a split leaves, and how it got there.
+    /// The result of a split and its errors.
     public struct Split: Sendable {
         public var down: Matrix
         public var up: Matrix
-        /// Σ |y − y_ref|² by iteration, up to the first that is worse.
+        /// Σ |y − y_ref|² by iteration, up to the first one that is worse.
         public var errors: [Double]
     }
 
-    /// The iterative split of a smoothed weight. Rounding of weights is symmetric to ±7, that of activations is `roundActivations`.
+    /// Splits a smoothed weight iteratively. Weights are rounded symmetrically to ±7, activations by `roundActivations`.
     public static func split(
         _ weight: Matrix, inputs: Matrix, rank: Int, iterations: Int, groupSize: Int, rounding: Rounding = exact,
         roundActivations: ([Double]) -> [Double]
@@ -84,7 +84,7 @@ public enum ReferenceSVDQuant {
         return Split(down: best?.down ?? [], up: best?.up ?? [], errors: errors)
     }
 
-    /// b − W·shift + up · (down · shift), for a branch that takes x as it comes.
+    /// b − W·shift + up · (down · shift), for a branch that takes x before the shift.
     public static func correctedBias(_ bias: [Double], weight: Matrix, shift: Double, down: Matrix, up: Matrix) -> [Double] {
         let shifted = down.map { $0.reduce(0, +) * shift }
         return bias.indices.map { n in

@@ -7,15 +7,15 @@ public import SparseKernels
 ///     P[r, c] = e^(s_rc − m_r) / Σ_c e^(s_rc − m_r)     s_rc = scale·q_r·k_c
 ///     vertical[c] = Σ_r P[r, c]                         slash[t] = Σ_r P[r, position_r − t]
 ///
-/// An error δ of the scores of a row moves a probability by p_c·(δ_c − Σ p·δ). With u, λ and ε as in `AttentionErrorBound`, a row of
-/// magnitudes A, x_c = m − s_c, and the kernel's sums (at most 48 + 16 terms in `Float`, then `Double`):
+/// An error δ of the scores of a row moves a probability by p_c·(δ_c − Σ p·δ). With u, λ and ε as in `AttentionErrorBound`, a
+/// row of magnitudes A, x_c = m − s_c, and the kernel's sums (at most 48 + 16 terms in `Float`, then `Double`):
 ///
 ///     |δp_c| ≤ p_c·(σA_c + Σ p·σA + ε(1 + x_c/2) + Σ p·ε(1 + x/2) + λ·√64·u + 4u)     |δ Σ_r p| ≤ Σ_r |δp| + λ·√w·u·Σ_r p
 public struct ReferenceVerticalSlash: Sendable {
-    /// By key, and by distance.
+    /// The scores by key, and by distance.
     public var vertical: [Double]
     public var slash: [Double]
-    /// How far `Float` may be off.
+    /// The possible errors of the scores in `Float`.
     public var verticalBound: [Double]
     public var slashBound: [Double]
 

@@ -1,12 +1,12 @@
 import Foundation
 
-/// Horizontal bars in groups: how near each case comes to its roof, one bar per instruction set or thread count.
+/// Horizontal bars in groups: the fraction of the roof that each case reaches, one bar per instruction set or thread count.
 ///
-/// Horizontal, because names of cases are long and there are many of them: the picture grows downwards and stays legible.
+/// Bars are horizontal because names of cases are long and many: the picture grows downwards and stays legible.
 public struct BarChart: Sendable {
     public struct Series: Sendable {
         public var name: String
-        /// One value per category; nil where there is none, which leaves the place empty.
+        /// One value per category; nil leaves the place empty.
         public var values: [Double?]
 
         public init(_ name: String, _ values: [Double?]) {
@@ -41,7 +41,7 @@ public struct BarChart: Sendable {
         self.limit = limit
     }
 
-    /// Percent of the roof of the rows that have one, a group per case and a bar per instruction set and thread count.
+    /// Percent of the roof for the rows that have it, with a group per case and a bar per instruction set and thread count.
     public init(title: String, subtitle: String = "", rows: [BenchmarkRow]) {
         let rows = rows.filter { $0.roofFraction != nil }
         var categories: [String] = []
@@ -58,10 +58,10 @@ public struct BarChart: Sendable {
             series: names.map { name in Series(name, categories.map { values[name]?[$0] }) })
     }
 
-    /// Speed-up of quantised layers over the single-precision product: a group per shape and number of tokens, which the first three words
-    /// of a case name, and a bar per variant, which the others name.
+    /// Speed-up of quantised layers over the single-precision product. The first three words of a case name the group, which is
+    /// a shape and a number of tokens; the others name the bar, which is a variant.
     ///
-    /// Rows of one instruction set, the first, on the most threads; a variant with a low-rank branch stands for the one without.
+    /// Rows are of the first instruction set on the most threads. Variants with a low-rank branch replace those without.
     public init(title: String, subtitle: String = "", quantizedRows rows: [BenchmarkRow]) {
         let compared = rows.filter { $0.speedup != nil }
         let (isa, threads) = (compared.first?.isa ?? "", compared.map(\.threads).max() ?? 1)
@@ -134,7 +134,7 @@ public struct BarChart: Sendable {
         canvas.text(limit.name, x: x, y: top - 11, size: 11, anchor: .middle, isBold: true)
     }
 
-    /// The number stands behind the bar, on a white ground so that grid and limit do not run through it.
+    /// The number is after the bar, on a white ground so that grid and limit do not cross it.
     private func drawBar(_ value: Double, _ index: Int, on canvas: inout SVGCanvas, zero: Double, end: Double, y: Double) {
         let label = axisStyle.text(Double(Format.fixed(value, decimals: abs(value) < 0.01 ? 3 : 2)) ?? value)
         canvas.rectangle(

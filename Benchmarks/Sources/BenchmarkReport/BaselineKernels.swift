@@ -1,30 +1,30 @@
-/// Which of its kernel sets the dense baseline runs, and whether that is one to compare with.
+/// Decides which of its kernel sets the dense baseline runs, and whether a comparison with that set is fair.
 ///
-/// OpenBLAS chooses a set ("core") when the process starts, by a list of processors that it knows. One that is newer than the library gets
-/// a set of older instructions: 0.3.21 takes a fifth-generation Xeon for a Prescott. A speed-up over that says nothing, so the benchmark
-/// starts itself again with `OPENBLAS_CORETYPE` set. This type decides; it starts nothing and asks nobody.
+/// OpenBLAS chooses a set ("core") when the process starts, from a list of processors that it knows. A newer processor gets a
+/// set of older instructions: 0.3.21 takes a fifth-generation Xeon for a Prescott. A speed-up over that says nothing, so the
+/// benchmark restarts itself with `OPENBLAS_CORETYPE` set. This type only decides; it starts no process.
 public enum BaselineKernels {
-    /// Widths of vectors, in order. The names are those of `InstructionSet`.
+    /// Vector levels, in order of width. The names are those of `InstructionSet`.
     public enum Level: String, Comparable, Sendable, CaseIterable {
         case portable, avx2, avx512
 
         public static func < (a: Level, b: Level) -> Bool { allCases.firstIndex(of: a)! < allCases.firstIndex(of: b)! }
     }
 
-    /// What a processor has beyond its level, as far as a choice among sets of one level needs it.
+    /// Features of a processor beyond its level that decide among sets of one level.
     public enum Feature: String, Sendable, CaseIterable {
-        /// As in the flags of `/proc/cpuinfo`.
+        /// The name in the flags of `/proc/cpuinfo`.
         case bfloat16 = "avx512_bf16"
         case matrixTiles = "amx_tile"
     }
 
-    /// The level of a set by its name, in any case; nil for a name that is not known, which is newer than this list, or of other processors.
+    /// The level of a set by its name, in any case; nil for an unknown name, newer or of another processor family.
     public static func level(ofCore name: String) -> Level? {
         levels.first { $0.names.contains(name.lowercased()) }?.level
     }
 
-    /// The x86 names of OpenBLAS up to 0.3.30. Excavator, Steamroller, Piledriver, Bulldozer and Sandybridge are AVX without AVX2 as far as
-    /// their single-precision products go.
+    /// The x86 names of OpenBLAS up to 0.3.30. For single-precision products Excavator, Steamroller, Piledriver, Bulldozer and
+    /// Sandybridge are AVX without AVX2.
     private static let levels: [(level: Level, names: Set<String>)] = [
         (.avx512, ["skylakex", "cooperlake", "sapphirerapids"]),
         (.avx2, ["haswell", "zen"]),
@@ -38,12 +38,12 @@ public enum BaselineKernels {
         ),
     ]
 
-    /// Names to try on a machine, best first. A library has those of its time and of how it was built, so each is only a candidate.
+    /// Names to try on a machine, best first. A library may lack some, depending on its age and how it was built.
     ///
     /// - Parameters:
-    ///   - level: the best of the machine.
-    ///   - features: of the machine.
-    ///   - isAMD: whose AVX2 processors have a set of their own.
+    ///   - level: the best level of the machine.
+    ///   - features: the features of the machine.
+    ///   - isAMD: whether the vendor is AMD, whose AVX2 processors have their own set.
     public static func candidates(for level: Level, features: Set<Feature>, isAMD: Bool) -> [String] {
         switch level {
         case .portable: return []
@@ -56,10 +56,10 @@ public enum BaselineKernels {
         }
     }
 
-    /// Features and vendor in the text of `/proc/cpuinfo`.
+    /// The features and the vendor in the text of `/proc/cpuinfo`.
     public static func features(cpuinfo text: String) -> (features: Set<Feature>, isAMD: Bool) {
         func words(_ key: String) -> [Substring] {
-            // The first processor stands for all.
+            // All processors are assumed to be like the first.
             let line = text.split(separator: "\n").first { $0.prefix { $0 != ":" && $0 != "\t" && $0 != " " } == key }
             return line?.split(separator: ":", maxSplits: 1).last?.split(separator: " ") ?? []
         }
@@ -67,25 +67,25 @@ public enum BaselineKernels {
         return (Set(Feature.allCases.filter { flags.contains($0.rawValue) }), words("vendor_id").contains("AuthenticAMD"))
     }
 
-    /// What to do about the set that runs.
+    /// The decision about the set that runs.
     public enum Decision: Equatable, Sendable {
         /// Compare with it.
         case keep
-        /// Start again with the best of the candidates that the library has; `unfit` when it has none.
+        /// Restart with the best of the candidates that the library has; `unfit` when it has none.
         case restart
-        /// Leave the comparison out.
+        /// Make no comparison.
         case unfit(reason: String)
     }
 
     /// - Parameters:
     ///   - core: the set that runs, as the library names it.
     ///   - machine: the best level of the machine.
-    ///   - userChoice: what `OPENBLAS_CORETYPE` said when the user started the benchmark.
-    ///   - hasRestarted: whether this process is one that the benchmark started for the sake of the baseline. There is no third.
+    ///   - userChoice: the value of `OPENBLAS_CORETYPE` when the user started the benchmark.
+    ///   - hasRestarted: whether the benchmark restarted this process because of the baseline. It does so only once.
     public static func decide(core: String, machine: Level, userChoice: String?, hasRestarted: Bool) -> Decision {
         if let userChoice, !userChoice.isEmpty, !hasRestarted {
             if core.lowercased() == userChoice.lowercased() { return .keep }
-            // The library does not have what was asked for, and went by its own list.
+            // The library does not have the requested set, and used its own list.
             guard isBelow(core, machine) else { return .keep }
             return .unfit(
                 reason: "OPENBLAS_CORETYPE asks for \(userChoice), OpenBLAS runs \(core), which is below \(machine.rawValue)")
@@ -97,7 +97,7 @@ public enum BaselineKernels {
         return .restart
     }
 
-    /// A set of an unknown name is not held to be below anything: the names that are missing above are newer.
+    /// A set of an unknown name does not count as below any level, because names that are missing above are newer.
     private static func isBelow(_ core: String, _ machine: Level) -> Bool {
         level(ofCore: core).map { $0 < machine } ?? false
     }

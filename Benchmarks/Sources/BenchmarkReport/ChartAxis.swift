@@ -1,12 +1,12 @@
 import Foundation
 
-/// How an axis spreads its values.
+/// The spacing of the values of an axis.
 public enum AxisScale: Sendable {
     case linear
     case logarithmic
 }
 
-/// How the values of an axis are written.
+/// The format of the values of an axis.
 public enum AxisStyle: Sendable {
     case number
     /// 0.25 as 25 %.
@@ -28,7 +28,7 @@ public enum AxisStyle: Sendable {
     }
 }
 
-/// Range and ticks of an axis, chosen so that the ends are round numbers.
+/// The range and the ticks of an axis, with round numbers at the ends.
 struct ChartAxis {
     let scale: AxisScale
     let range: ClosedRange<Double>
@@ -56,7 +56,7 @@ struct ChartAxis {
         value.isFinite && (scale == .linear || value > 0)
     }
 
-    /// Where a value lies between the ends of the axis, 0 to 1.
+    /// The position of a value between the ends of the axis, 0 to 1.
     func position(_ value: Double) -> Double {
         switch scale {
         case .linear: (value - range.lowerBound) / (range.upperBound - range.lowerBound)
@@ -72,14 +72,14 @@ struct ChartAxis {
         }
     }
 
-    /// 1, 2 or 5 times a power of ten, four to eight of them in the span.
+    /// 1, 2 or 5 times a power of ten, such that there are four to eight steps in the span.
     private static func step(for span: Double) -> Double {
         let power = pow(10, (log10(span / 5)).rounded(.down))
         let part = span / 5 / power
         return power * (part <= 1.5 ? 1 : part <= 3 ? 2 : part <= 7 ? 5 : 10)
     }
 
-    /// The ticks 1, 2, 5, 10, … that enclose the values; above three decades the powers of ten alone.
+    /// The ticks 1, 2, 5, 10, … that enclose the values; for more than three decades only powers of ten.
     private static func logarithmicTicks(low: Double, high: Double) -> [Double] {
         let factors: [Double] = log10(high / low) > 3 ? [1] : [1, 2, 5]
         let exponents = Int(log10(low).rounded(.down)) - 1...Int(log10(high).rounded(.up)) + 1

@@ -1,6 +1,6 @@
 import Foundation
 
-/// Curves over a number, such as speed-up over density, beside the curve that one could hope for.
+/// Curves over a number, such as speed-up over density, beside the ideal curve.
 public struct LineChart: Sendable {
     public struct Series: Sendable {
         public var name: String
@@ -24,7 +24,7 @@ public struct LineChart: Sendable {
         }
     }
 
-    /// What would be reached if nothing but the skipped work mattered, such as 1 / density.
+    /// The values that would be reached if only the skipped work mattered, such as 1 / density.
     public struct Ideal: Sendable {
         public var name: String
         public var function: @Sendable (Double) -> Double
@@ -51,8 +51,8 @@ public struct LineChart: Sendable {
         self.ideal = ideal
     }
 
-    /// Speed-up over density of the block-sparse rows that have both, a curve per case, instruction set and thread count, beside the
-    /// line on which time is proportional to density.
+    /// Speed-up over density for the block-sparse rows that have both, with a curve per case, instruction set and thread count,
+    /// beside the line on which time is proportional to density.
     public init(title: String, subtitle: String = "", speedupRows rows: [BenchmarkRow]) {
         var series: [Series] = []
         for row in rows where row.efficiency != nil {
@@ -67,9 +67,9 @@ public struct LineChart: Sendable {
             ideal: Ideal("1 / density") { 1 / $0 })
     }
 
-    /// Time of a token over the context, a curve per way to decode.
+    /// Time of a token over the context, with a curve per way to decode.
     ///
-    /// Rows of one sequence at a time, of the first instruction set, on the most threads. A case is named by context, batch (`b1`) and
+    /// Rows are of one sequence, the first instruction set and the most threads. A case name has context, batch (`b1`) and
     /// label.
     ///
     /// - Parameter labels: the labels of the curves.
@@ -81,7 +81,7 @@ public struct LineChart: Sendable {
             let words = row.caseName.split(separator: " ", maxSplits: 2).map(String.init)
             guard words.count == 3, let context = Double(words[0]), words[1] == "b1",
                 let index = labels.firstIndex(of: words[2]),
-                // The dense row stands in several groups; the first one counts.
+                // The dense row is in several groups; the first one counts.
                 !series[index].points.contains(where: { $0.x == context })
             else { continue }
             series[index].points.append((context, row.medianSeconds! * 1e3))
@@ -129,8 +129,7 @@ public struct LineChart: Sendable {
         return canvas.document(height: frame.bottom + 60, title: title)
     }
 
-    /// The ideal counts for the height of the picture only little beyond the highest point: it often goes to infinity,
-    /// and the measured curves must not be pressed flat below it.
+    /// The ideal extends the picture only a little above the highest point: it is often infinite, and would flatten the others.
     private func idealHeights(beside curves: [[(x: Double, y: Double)]]) -> [Double] {
         guard let ideal, let highest = curves.joined().map(\.y).max() else { return [] }
         return curves.joined().map { ideal.function($0.x) }.filter { $0.isFinite }.map { min($0, 1.25 * highest) }
@@ -145,7 +144,7 @@ public struct LineChart: Sendable {
         let bottom: Double
 
         func point(_ xValue: Double, _ yValue: Double) -> (x: Double, y: Double) {
-            // Far outside the frame the clip hides it anyway, and the file stays free of absurd numbers.
+            // The clip hides points far outside the frame, and the limits keep absurd numbers out of the file.
             let height = max(-1, min(2, y.position(yValue)))
             return (left + x.position(xValue) * (right - left), bottom - height * (bottom - top))
         }

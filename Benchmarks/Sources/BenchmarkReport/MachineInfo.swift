@@ -1,15 +1,15 @@
 import Foundation
 
-/// Where numbers come from: without it they cannot be compared with others.
+/// The machine and the build of a run. Without them numbers cannot be compared with others.
 public struct Machine: Codable, Sendable, Equatable {
     public var cpu: String
     public var cores: Int
     /// The best instruction set that the kernels found.
     public var isa: String
-    /// Short hash of the sources, with `+dirty` when tracked files differ from it.
+    /// The short hash of the sources, with `+dirty` when tracked files differ from it.
     public var commit: String
     public var compiler: String
-    /// The dense baseline: version, kernels, and who chose them. nil in reports of older versions.
+    /// The dense baseline: its version, its kernels, and who chose them. Nil in reports of older versions.
     public var baseline: String?
 
     public init(
@@ -23,7 +23,7 @@ public struct Machine: Codable, Sendable, Equatable {
         self.baseline = baseline
     }
 
-    /// This machine. What cannot be found out is "unknown"; a benchmark does not fail over a label.
+    /// This machine. Unknown labels are "unknown", and a benchmark does not fail because of them.
     public static func current(isa: String) -> Machine {
         Machine(
             cpu: processorName() ?? "unknown", cores: ProcessInfo.processInfo.activeProcessorCount, isa: isa,
@@ -31,7 +31,7 @@ public struct Machine: Codable, Sendable, Equatable {
     }
 }
 
-// MARK: - Where each comes from
+// MARK: - Sources of the labels
 
 extension Machine {
     private static func processorName() -> String? {
@@ -54,7 +54,7 @@ extension Machine {
         #endif
     }
 
-    /// What a choice among the baseline's kernels needs to know of this machine, from the flags that Linux reports.
+    /// The features of this machine for the choice among the baseline's kernels, from the flags that Linux reports.
     public static func baselineFeatures() -> (features: Set<BaselineKernels.Feature>, isAMD: Bool) {
         #if os(Linux)
             let text = (try? String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8)) ?? ""
@@ -64,13 +64,13 @@ extension Machine {
         #endif
     }
 
-    /// Asked in the folder of this very file: the folder the program runs in may belong to another repository.
+    /// Runs git in the folder of this file, because the program's working folder may belong to another repository.
     private static func sourceCommit(file: String = #filePath) -> String? {
         let folder = URL(fileURLWithPath: file).deletingLastPathComponent().path
         return output(of: ["git", "-C", folder, "describe", "--always", "--dirty=+dirty", "--exclude=*"])
     }
 
-    /// The version the code was compiled with, made precise by the `swift` in the path when that is the same one.
+    /// The version with which the code was compiled, made precise by the `swift` in the path if it is the same.
     private static func compilerVersion() -> String {
         #if compiler(>=6.5)
             return output(of: ["swift", "--version"])?.firstLine ?? "Swift 6.5 or later"
@@ -88,7 +88,7 @@ extension Machine {
         #endif
     }
 
-    /// Standard output of a program in the path, nil if there is no such program or if it fails.
+    /// The standard output of a program in the path; nil if there is no such program or it fails.
     private static func output(of command: [String]) -> String? {
         let process = Process()
         process.executableURL = URL(fileURLWithPath: "/usr/bin/env")

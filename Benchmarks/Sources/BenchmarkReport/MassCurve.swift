@@ -1,6 +1,6 @@
-/// How much attention mass the best blocks of a head have together: the yardstick of every selection.
+/// The attention mass of the best blocks of a head, against which every selection is measured.
 public struct MassCurve: Sendable {
-    /// Largest first.
+    /// The masses, largest first.
     private let masses: [Double]
     private let total: Double
 
@@ -10,12 +10,12 @@ public struct MassCurve: Sendable {
         total = self.masses.reduce(0, +)
     }
 
-    /// The least fraction of the blocks that has a part `recall` of the mass: blocks taken by mass over all rows of the head, which
-    /// no selection row by row can beat.
+    /// The least fraction of the blocks that has the part `recall` of the mass. Blocks are taken by mass over all rows of the
+    /// head, so that no row-by-row selection can do better.
     public func density(reaching recall: Double) -> Double {
         var count = 0
         var sum = 0.0
-        // Rounding of the sum must not ask for blocks without mass.
+        // The tolerance keeps rounding of the sum from requiring blocks without mass.
         let target = recall * total * (1 - 1e-9)
         while count < masses.count && sum < target {
             sum += masses[count]

@@ -1,17 +1,17 @@
-/// Names as a table shows them: whole where they fit, without their middle where they do not, and no two of them alike.
+/// Names in the form that a table shows: whole if they fit, otherwise without their middle, and all different.
 ///
-/// What tells the layers of a model apart may stand anywhere in their names. So every place to cut is tried, from the middle outwards,
-/// until one leaves all names different. Reports for programs have the whole names.
+/// The difference between names of layers may be anywhere in them. So every place of the cut is tried, from the middle
+/// outwards, until all names differ. Reports for programs have the whole names.
 public struct NameColumn: Sendable {
-    /// Characters of the widest name as it is shown.
+    /// The width of the widest shown name, in characters.
     public let width: Int
     private let limit: Int
     private let shortened: [String: String]
 
     /// - Parameters:
     ///   - names: all names of the table.
-    ///   - limit: characters of a name, at most; 8 or more.
-    /// - Complexity: O(names · limit) pieces of text, where a name is too long.
+    ///   - limit: the most characters of a name; 8 or more.
+    /// - Complexity: O(names · limit) string operations, if a name is too long.
     public init(_ names: [String], limit: Int) {
         let limit = max(8, limit)
         let all = Set(names)
@@ -22,7 +22,7 @@ public struct NameColumn: Sendable {
         width = max(whole.map(\.count).max() ?? 0, long.isEmpty ? 0 : limit)
     }
 
-    /// A name as it is shown. One that was not among the names of the table is cut in its middle.
+    /// The shown form of a name. A name that is not in the table is cut in its middle.
     public func text(_ name: String) -> String {
         if let text = shortened[name] { return text }
         return name.count > limit ? Self.cut(name, head: Self.heads(limit)[0], limit: limit) : name
@@ -36,7 +36,7 @@ public struct NameColumn: Sendable {
                 return Dictionary(uniqueKeysWithValues: zip(long, texts))
             }
         }
-        // They differ in several places that no single cut leaves standing: numbers do.
+        // They differ in several places that no single cut keeps, so they are numbered.
         var taken = whole
         var result: [String: String] = [:]
         var number = 0
@@ -52,7 +52,7 @@ public struct NameColumn: Sendable {
         return result
     }
 
-    /// Characters before the cut, the best first.
+    /// The numbers of characters before the cut, the best first.
     private static func heads(_ limit: Int) -> [Int] {
         let middle = (limit - 1) / 2
         return (0..<limit).sorted { (abs($0 - middle), $0) < (abs($1 - middle), $1) }

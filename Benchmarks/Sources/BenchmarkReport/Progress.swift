@@ -1,13 +1,13 @@
 import Foundation
 
-/// How far a long run has come, on standard error: one line that is rewritten in place on a terminal, a plain line every
-/// ten seconds elsewhere (a log, a pipe). Standard output, which may be a file that somebody parses, is never touched.
+/// The progress of a long run, on standard error: one line that is rewritten in place on a terminal, and a plain line every ten
+/// seconds elsewhere (a log, a pipe). It never writes to standard output, which may be a file for a program.
 ///
-/// It has no thread and no timer, which would run beside the kernel that is being timed: it shows something when it is
-/// called, so call `tick()` between rounds. It is not thread-safe.
+/// It has no thread and no timer, which would disturb the timing of a kernel. It shows something only when it is called, so
+/// call `tick()` between rounds. It is not thread-safe.
 public final class ProgressLine {
     private let total: Int
-    /// Of all cases, in any unit that time is proportional to.
+    /// The work of all cases, in any unit that is proportional to time.
     private let work: Double
     private let isTerminal: Bool
     private let width: Int
@@ -16,20 +16,20 @@ public final class ProgressLine {
     private let start: Duration
     private var done = 0
     private var workDone = 0.0
-    /// Of cases that took no time, and say nothing about the others.
+    /// The work of cases that took no time, which says nothing about the others.
     private var workSkipped = 0.0
     private var current = ""
     private var lastShown: Duration?
     private var isVisible = false
 
-    /// A run shorter than this shows no plain line at all.
+    /// A shorter run shows no plain line.
     private static let patience = Duration.seconds(2)
     private static let plainInterval = Duration.seconds(10)
     private static let terminalInterval = Duration.milliseconds(200)
 
     /// - Parameters:
-    ///   - total: the number of cases to come.
-    ///   - work: what they are together, in the unit of `finishCase(work:)`; nil: each case is 1.
+    ///   - total: the number of cases.
+    ///   - work: the sum of their work, in the unit of `finishCase(work:)`; nil means 1 per case.
     public convenience init(total: Int, work: Double? = nil) {
         let clock = ContinuousClock()
         let origin = clock.now
@@ -39,7 +39,7 @@ public final class ProgressLine {
             now: { clock.now - origin })
     }
 
-    /// The parts that a test replaces: the kind of output, the output, the clock.
+    /// Parameters that tests replace: the kind of output, the output, and the clock.
     init(
         total: Int, work: Double? = nil, isTerminal: Bool, width: Int = 79, write: @escaping (String) -> Void,
         now: @escaping () -> Duration
@@ -53,22 +53,22 @@ public final class ProgressLine {
         start = now()
     }
 
-    /// The case with this name starts.
+    /// Call this when the case with this name starts.
     public func begin(_ caseName: String) {
         current = caseName
         show(atOnce: true)
     }
 
-    /// To be called between rounds, as often as is convenient.
+    /// Call this between rounds, as often as is convenient.
     public func tick() {
         show(atOnce: false)
     }
 
-    /// The current case is complete.
+    /// Call this when the current case is complete.
     ///
     /// - Parameters:
-    ///   - work: how much of the whole it was.
-    ///   - isSkipped: there was nothing to do, so that its time is no measure of what is left.
+    ///   - work: the part of the work that the case was.
+    ///   - isSkipped: whether there was nothing to do, so that the time does not predict the rest.
     public func finishCase(work: Double = 1, isSkipped: Bool = false) {
         done += 1
         workDone += work
@@ -76,7 +76,7 @@ public final class ProgressLine {
         show(atOnce: false)
     }
 
-    /// Makes room on the terminal, to be called before a row is printed; the next call of another method shows the line anew.
+    /// Clears the line on the terminal. Call it before printing a row; the next call of another method shows the line again.
     public func clear() {
         guard isVisible else { return }
         write("\r\u{1B}[K")
@@ -84,12 +84,12 @@ public final class ProgressLine {
         lastShown = nil
     }
 
-    // MARK: What it shows
+    // MARK: Output
 
     private func show(atOnce: Bool) {
         let time = now()
         if isTerminal {
-            // At once on a terminal, where a line can be taken back: the first call of the kernel may take a minute.
+            // On a terminal a line can be replaced, so it is shown at once: the first call of the kernel may take a minute.
             if !atOnce, let lastShown, time - lastShown < Self.terminalInterval { return }
             write("\r\u{1B}[K" + String(line(at: time).prefix(width)))
             isVisible = true
@@ -110,7 +110,7 @@ public final class ProgressLine {
         return current.isEmpty ? line : line + ": \(current)"
     }
 
-    /// Twelve cells, each in eighths.
+    /// A bar of twelve cells, each in eighths.
     private var bar: String {
         let eighths = Int(max(0, min(1, workDone / max(work, .leastNormalMagnitude))) * 96)
         let cells =

@@ -1,6 +1,6 @@
 public import Foundation
 
-/// What a run found out, complete: where it ran, how fast that machine can be, how fast the kernels were.
+/// The complete result of a run: the machine, its roofs, and the rows.
 public struct Report: Codable, Sendable, Equatable {
     public var machine: Machine
     public var roofs: Roofs
@@ -12,16 +12,16 @@ public struct Report: Codable, Sendable, Equatable {
         self.rows = rows
     }
 
-    /// Indented, with sorted keys, so that two reports can be compared with any text tool.
+    /// The report as indented JSON with sorted keys, so that any text tool can compare two reports.
     public func json() throws -> Data {
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
         return try encoder.encode(self) + Data("\n".utf8)
     }
 
-    /// A run that is interrupted leaves the previous file untouched.
+    /// Writes the report. A run that is interrupted leaves the previous file untouched.
     ///
-    /// Anything else than a plain file (a pipe, `/dev/stdout`) is written to, not replaced.
+    /// Anything other than a plain file (a pipe, `/dev/stdout`) is written to, not replaced.
     public func write(to path: String) throws {
         let manager = FileManager.default
         let type = try? manager.attributesOfItem(atPath: path)[.type] as? FileAttributeType
@@ -36,7 +36,7 @@ public struct Report: Codable, Sendable, Equatable {
 
 // MARK: - Roofs
 
-/// The name of a limit that the benchmark measures on the machine it runs on: what, unit, number of cores.
+/// The name of a limit that the benchmark measures on this machine: quantity, unit and number of cores.
 public struct Roof: RawRepresentable, Hashable, Sendable {
     public let rawValue: String
 
@@ -52,7 +52,7 @@ public struct Roof: RawRepresentable, Hashable, Sendable {
     public static let readAllCores = Roof(rawValue: "read_gbs_all")
 }
 
-/// Measured roofs by name. A roof that is not finite is left out of the JSON, like any other number.
+/// Measured roofs by name. Like any other number, a roof that is not finite is left out of the JSON.
 public struct Roofs: Codable, Sendable, Equatable, ExpressibleByDictionaryLiteral {
     private var values: [String: Double]
 

@@ -1,6 +1,6 @@
-/// The tables of a report: which operations stand in which table, and what is worth a column there.
+/// The tables of a report: the operations and the columns of each table.
 ///
-/// Dense attention that is timed beside sparse rows is named after them (`prefill.dense`), so that it stays in their table.
+/// Dense attention that is timed beside sparse rows is named like them (`prefill.dense`), so that it is in their table.
 public enum ReportSection: CaseIterable, Sendable {
     case matrixProduct, denseAttention, blockSparse, scoring, prefill, quantizedProduct, quantizationError
     case decode, decodeUpkeep, decodeQuality
@@ -44,7 +44,7 @@ public enum ReportSection: CaseIterable, Sendable {
         switch self {
         case .matrixProduct: [.median, .spread, .actual, .roof, .speedup, .error, .bound]
         case .denseAttention: [.median, .spread, .actual, .effective, .roof, .speedup, .error, .bound]
-        // No bound, here and below: it is in the JSON, and the lines would be too long for a terminal.
+        // The bound is only in the JSON, here and below, because the lines would be too long for a terminal.
         case .blockSparse: [.density, .median, .spread, .actual, .roof, .speedup, .efficiency, .share, .error]
         case .scoring: [.density, .median, .spread, .actual, .speedup, .share, .recall, .error, .bound]
         case .prefill: [.density, .oracleDensity, .median, .spread, .speedup, .share, .recall, .outputError, .error]

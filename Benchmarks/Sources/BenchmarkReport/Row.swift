@@ -1,11 +1,11 @@
-/// One measured case: a line of the table and an element of `rows` in the JSON report.
+/// One measured case, which is a line of the table and an element of `rows` in the JSON report.
 ///
-/// Every number is optional, because no row has them all: a micro-kernel has no recall, a dense product no density.
-/// A number that is absent or not finite is left out of the JSON, so that a reader never meets `null` or a made-up zero.
+/// Every number is optional, because no row has them all: a micro-kernel has no recall, a dense product no density. A number
+/// that is absent or not finite is left out of the JSON, so that readers never find `null` or a made-up zero.
 public struct BenchmarkRow: Codable, Sendable, Equatable {
     public var op: String
     public var caseName: String
-    /// Kept part of the blocks, weights or tokens, from 0 to 1.
+    /// The kept fraction of the blocks, weights or tokens, from 0 to 1.
     public var density: Double?
     public var isa: String
     public var threads: Int
@@ -20,40 +20,40 @@ public struct BenchmarkRow: Codable, Sendable, Equatable {
     public var effectiveGFLOPS: Double?
     /// Bytes of weights that a run reads, with their scales, per second, in 10⁹.
     public var weightGigabytesPerSecond: Double?
-    /// Speed as a part of the roof that bounds this case: 1 is the roof itself.
+    /// Speed as a fraction of the roof that bounds this case; 1 is the roof itself.
     public var roofFraction: Double?
 
     public var baseline: String?
     public var baselineSeconds: Double?
-    /// `baselineSeconds / medianSeconds`, or better the median of the ratios of interleaved rounds. Of `quantizationSeconds` where a row
-    /// has no other time.
+    /// `baselineSeconds / medianSeconds`, or better the median of the ratios of interleaved rounds. For a row whose only time
+    /// is `quantizationSeconds`, the ratio of those.
     public var speedup: Double?
 
     public var error: Double?
-    /// The derived tolerance that `error` must not exceed.
+    /// The derived tolerance, which `error` must not exceed.
     public var errorBound: Double?
-    /// Part of the attention mass that the selection covers, from 0 to 1.
+    /// The fraction of the attention mass that the selection covers, from 0 to 1.
     public var recall: Double?
     /// The least density at which any choice of blocks has this recall.
     public var oracleDensity: Double?
-    /// What the selection or the quantisation costs in accuracy: ‖output − exact output‖ / ‖exact output‖, where exact means the dense
+    /// The loss of accuracy by selection or quantisation: ‖output − exact output‖ / ‖exact output‖, where exact means the dense
     /// operator or the single-precision layer. `error`, in contrast, is that of the arithmetic.
     public var outputError: Double?
-    /// What making the layer took, once: search of the smoothing, factorisation and rounding.
+    /// The time of making the layer, once: search of the smoothing, factorisation and rounding.
     public var quantizationSeconds: Double?
-    /// Bytes of the KV cache that must be read for the result, in the time of the row: keys, values, scales, page metadata, estimates.
+    /// Bytes of the KV cache that must be read for the result: keys, values, scales, page metadata and estimates.
     public var bytesRead: Double?
-    /// Part of the time that goes into choosing pages and tokens.
+    /// The fraction of the time that selecting pages and tokens takes.
     public var scoringShare: Double?
-    /// As `speedup`, over the dense operator with the cache in the same format.
+    /// The `speedup` over the dense operator with the cache in the same format.
     public var sameFormatSpeedup: Double?
-    /// Memory of one token in the cache, over all KV heads of a layer, with scales, metadata and estimates.
+    /// Memory of one token in the cache over all KV heads of a layer, with scales, metadata and estimates.
     public var bytesPerToken: Double?
     /// Tokens that a query head attends to, on average.
     public var keptTokens: Double?
     /// Tokens that a fixed budget of pages needs for the same `recall`.
     public var budgetTokens: Double?
-    /// What the check before the measurement found; absent when there was none.
+    /// The result of the check before the measurement; absent when there was none.
     public var verified: Bool?
 
     public init(
@@ -100,7 +100,7 @@ public struct BenchmarkRow: Codable, Sendable, Equatable {
 // MARK: - Verdict
 
 extension BenchmarkRow {
-    /// Two thresholds: an error that comes near its bound is worth a look before it becomes a failure.
+    /// The verdict has two thresholds, because an error near its bound should be seen before it becomes a failure.
     public enum Status: String, Sendable {
         case ok
         case warn
@@ -108,11 +108,11 @@ extension BenchmarkRow {
         case unchecked = "-"
     }
 
-    /// From this part of its bound on, an error is reported as `warn`.
+    /// An error above this fraction of its bound is reported as `warn`.
     public static let warnFraction = 0.5
 
-    /// The verdict over `verified`, `error` and `errorBound` together: an error above its bound, or one that is not a
-    /// number, is a failure whatever `verified` says.
+    /// The verdict over `verified`, `error` and `errorBound`: an error above its bound, or one that is not a number, is a
+    /// failure even if `verified` is true.
     public var status: Status {
         if verified == false { return .fail }
         guard let error else { return verified == true ? .ok : .unchecked }
@@ -122,7 +122,7 @@ extension BenchmarkRow {
         return error > Self.warnFraction * errorBound ? .warn : .ok
     }
 
-    /// Half the range over the median: the ± of the table.
+    /// Half the range over the median, which the table shows after ±.
     public var relativeSpread: Double? {
         guard let medianSeconds, let minSeconds, let maxSeconds else { return nil }
         return Summary(median: medianSeconds, min: minSeconds, max: maxSeconds).relativeSpread
@@ -132,16 +132,16 @@ extension BenchmarkRow {
 // MARK: - Derived
 
 extension BenchmarkRow {
-    /// The name of the dense operator as a baseline: what sparse rows are measured against.
+    /// The name of the dense operator as the baseline of sparse rows.
     public static let denseBaseline = "dense"
 
-    /// Speed-up over dense times density: 1 when the time is proportional to what is kept.
+    /// Speed-up over dense times density; 1 when the time is proportional to the kept part.
     public var efficiency: Double? {
         guard baseline == Self.denseBaseline, let speedup, let density else { return nil }
         return speedup * density
     }
 
-    /// Time as a part of the baseline's.
+    /// Time as a fraction of the baseline's.
     public var baselineShare: Double? { speedup.map { 1 / $0 } }
 
     /// `bytesRead` over the median time, in 10⁹ per second.
@@ -184,7 +184,7 @@ extension BenchmarkRow {
         try container.encode(isa, forKey: .isa)
         try container.encode(threads, forKey: .threads)
         try container.encodeIfPresent(baseline, forKey: .baseline)
-        // An error of NaN cannot be written, so its verdict must be.
+        // NaN cannot be written to JSON, so the verdict of such an error is written instead.
         try container.encodeIfPresent(status == .fail ? false : verified, forKey: .verified)
         let numbers: [(CodingKeys, Double?)] = [
             (.density, density), (.medianSeconds, medianSeconds), (.minSeconds, minSeconds), (.maxSeconds, maxSeconds),

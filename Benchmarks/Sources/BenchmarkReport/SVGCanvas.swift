@@ -2,8 +2,8 @@ import Foundation
 
 /// The few SVG elements that a chart needs, collected in drawing order.
 ///
-/// Everything is written out: presentation attributes instead of a style sheet, a white ground instead of transparency, so
-/// that the picture looks the same in a README, on a dark page and in a slide. Equal input gives equal bytes.
+/// Everything is written out, with presentation attributes instead of a style sheet and a white ground instead of transparency,
+/// so that the picture looks the same in a README, on a dark page and in a slide. Equal input gives equal bytes.
 struct SVGCanvas {
     enum Anchor: String { case start, middle, end }
 
@@ -13,7 +13,7 @@ struct SVGCanvas {
         static let axis = "#8c959f"
         static let grid = "#e4e7eb"
         static let limit = "#24292f"
-        /// Told apart also by the colour-blind in this order; line charts add markers.
+        /// Colours that the colour-blind can distinguish in this order; line charts add markers.
         static let series = ["#2b6cb0", "#e08a1e", "#2f9e6e", "#b0487e", "#7263b8", "#6b7680"]
     }
 
@@ -64,7 +64,7 @@ struct SVGCanvas {
                 + " height=\"\(number(height))\"/></clipPath>")
     }
 
-    /// A filled sign around a point; the shape changes with the series, like the colour.
+    /// A filled marker at a point. Its shape depends on the series, like its colour.
     mutating func marker(_ series: Int, x: Double, y: Double) {
         let fill = Self.color(series)
         let outline: [(Double, Double)]
@@ -96,7 +96,7 @@ struct SVGCanvas {
 
     enum Key { case bar, marker, dashes }
 
-    /// Title, subtitle and legend from the top down, on the left; returns the height they take.
+    /// Draws title, subtitle and legend from the top down, on the left. Returns their height.
     mutating func heading(title: String, subtitle: String, keys: [(key: Key, name: String, series: Int)]) -> Double {
         let left = 20.0
         var y = 32.0
@@ -129,7 +129,7 @@ struct SVGCanvas {
 
     // MARK: Result
 
-    /// The whole file. The title is repeated in an element that readers for the blind speak.
+    /// The whole file. An element repeats the title for screen readers.
     func document(height: Double, title: String) -> String {
         let size = "\(number(width)) \(number(height))"
         return """
@@ -152,7 +152,7 @@ struct SVGCanvas {
             case ">": result += "&gt;"
             case "\"": result += "&quot;"
             case "'": result += "&#39;"
-            // XML 1.0 has no way to write the other control characters.
+            // XML 1.0 cannot represent the other control characters.
             case "\0"..<" ", "\u{FFFE}", "\u{FFFF}": result += " "
             default: result.unicodeScalars.append(scalar)
             }
@@ -160,7 +160,7 @@ struct SVGCanvas {
         return result
     }
 
-    /// A guess, for margins: there is no font to ask. Generous for Helvetica, right for the wider fonts of some viewers.
+    /// An estimate for margins, because no font is known. Generous for Helvetica, right for wider fonts.
     static func textWidth(_ text: String, size: Double) -> Double {
         Double(text.count) * size * 0.62
     }

@@ -1,15 +1,15 @@
-/// How much of the softmax mass of some queries a choice of tokens keeps.
+/// The fraction of the softmax mass of some queries that a choice of tokens keeps.
 public struct SelectionRecall: Sendable {
-    /// Mass of every token, a row per query; every row sums to 1.
+    /// The mass of every token, one row per query. Every row sums to 1.
     public let masses: [[Double]]
 
     public init(_ masses: [[Double]]) {
         self.masses = masses
     }
 
-    /// Mean over the queries of the mass of the tokens that each keeps. A token that a query does not have counts as nothing.
+    /// The mean over the queries of the mass of the tokens that each keeps. A token that a query does not have counts as 0.
     ///
-    /// - Parameter tokens: the tokens that the query of this row keeps, none of them twice.
+    /// - Parameter tokens: the tokens that the query of this row keeps, each once.
     public func recall(_ tokens: (Int) -> [Range<Int>]) -> Double {
         var kept = 0.0
         for row in masses.indices {
@@ -20,18 +20,18 @@ public struct SelectionRecall: Sendable {
         return masses.isEmpty ? 0 : kept / Double(masses.count)
     }
 
-    /// All masses, to ask how few tokens could have had some recall.
+    /// All masses, to find how few tokens could have some recall.
     public var curve: MassCurve { MassCurve(masses.lazy.joined().map { Float($0) }) }
 
-    /// Number of masses: the tokens of all queries together.
+    /// The number of masses, which is the number of tokens of all queries together.
     public var count: Int { masses.map(\.count).reduce(0, +) }
 
-    /// The least budget, a multiple of `step` up to `limit` or `limit` itself, whose recall reaches `target`; nil when none does. The
-    /// recall must not fall as the budget grows.
+    /// The least budget, a multiple of `step` up to `limit` or `limit` itself, whose recall reaches `target`; nil when none
+    /// does. The recall must not fall as the budget grows.
     public static func leastBudget(
         reaching target: Double, step: Int, limit: Int, recall: (Int) throws -> Double
     ) rethrows -> Int? {
-        // Rounding of a sum must not ask for another page.
+        // The tolerance keeps rounding of a sum from requiring another page.
         func reaches(_ budget: Int) throws -> Bool { try recall(budget) >= target * (1 - 1e-9) }
         guard try reaches(limit) else { return nil }
         var (below, above) = (0, (limit + step - 1) / step)

@@ -1,6 +1,6 @@
-/// What is kept of the repeated measurements of one thing.
+/// The statistics of repeated measurements.
 ///
-/// The median is the number to quote: one interrupt moves a mean, and a minimum tells of a machine nobody has.
+/// Quote the median: one interrupt changes a mean, and a minimum is not typical of any machine.
 public struct Summary: Sendable, Equatable {
     public var median: Double
     public var min: Double
@@ -12,7 +12,7 @@ public struct Summary: Sendable, Equatable {
         self.max = max
     }
 
-    /// Samples must not be empty.
+    /// The samples must not be empty.
     public init(_ samples: [Double]) {
         precondition(!samples.isEmpty, "a summary needs at least one sample")
         let sorted = samples.sorted()
@@ -22,7 +22,7 @@ public struct Summary: Sendable, Equatable {
         max = sorted[sorted.count - 1]
     }
 
-    /// Half the range over the median, 0 for a median of 0.
+    /// Half the range over the median; 0 for a median of 0.
     public var relativeSpread: Double {
         median == 0 ? 0 : (max - min) / 2 / median
     }
@@ -30,17 +30,17 @@ public struct Summary: Sendable, Equatable {
 
 // MARK: - Sampler
 
-/// Calls a closure again and again and notes how long each call took, in seconds.
+/// Calls a closure repeatedly and records the time of each call, in seconds.
 public struct Sampler: Sendable {
-    /// Untimed calls first: they fault pages in, wake the threads and let the clock of the core settle.
+    /// Untimed calls before the others, which fault pages in, wake the threads and let the clock of the core settle.
     public var warmUpRounds: Int
-    /// The sampling goes on until this many rounds *and* the budget are reached ...
+    /// Sampling continues until this many rounds *and* the budget are reached ...
     public var minimumRounds: Int
     public var budget: Duration
     /// ... but never beyond this many rounds.
     public var maximumRounds: Int
-    /// A call shorter than this is timed in batches that last about as long: reading the clock takes some 40 ns, which are
-    /// 0.2 % of 20 µs.
+    /// A call shorter than this is timed in batches of about this duration, because reading the clock takes about 40 ns, 0.2 %
+    /// of 20 µs.
     public var minimumSample: Duration
 
     public init(
@@ -55,15 +55,15 @@ public struct Sampler: Sendable {
         self.minimumSample = minimumSample
     }
 
-    /// Seconds per call, one sample a round. `eachRound` runs between the rounds, outside the timing, for progress.
+    /// Seconds per call, one sample per round. `eachRound` runs between the rounds, outside the timing, for progress.
     public func sample(eachRound: () -> Void = {}, _ body: () -> Void) -> [Double] {
         withoutActuallyEscaping(body) { body in
             interleave([Contender("", body)], eachRound: eachRound).samples[0]
         }
     }
 
-    /// Runs the contenders in turn, A B A B …, so that a clock that drifts or a neighbour that wakes up hits all of them:
-    /// ratios within a round are then worth more than a ratio of two medians taken minutes apart.
+    /// Runs the contenders in turn, A B A B …, so that a drifting clock or a busy neighbour affects all of them. Ratios within
+    /// a round are then more accurate than a ratio of two medians taken minutes apart.
     public func interleave(_ contenders: [Contender], eachRound: () -> Void = {}) -> InterleavedSamples {
         let calls = contenders.map { contender in
             for _ in 0..<warmUpRounds { contender.body() }
@@ -102,10 +102,10 @@ public struct Sampler: Sendable {
     }
 }
 
-/// A closure with a name, to be measured beside others. It must be fit to be called any number of times.
+/// A closure with a name, to be measured beside others. It must be possible to call it any number of times.
 public struct Contender {
     public let name: String
-    /// Whether short calls may be timed in batches; not when something has to happen before each.
+    /// Whether short calls may be timed in batches. They may not when something has to happen before each call.
     public let repeats: Bool
     public let body: () -> Void
 
@@ -127,12 +127,12 @@ public struct InterleavedSamples: Sendable {
         self.samples = samples
     }
 
-    /// nil for a name that was not measured.
+    /// The summary of a contender; nil for a name that was not measured.
     public func summary(of name: String) -> Summary? {
         names.firstIndex(of: name).map { Summary(samples[$0]) }
     }
 
-    /// How many times faster `name` is than `baseline`: the median of the ratios of the rounds.
+    /// The factor by which `name` is faster than `baseline`: the median of the ratios of the rounds.
     public func speedup(of name: String, over baseline: String) -> Double {
         let own = samples[index(of: name)]
         let other = samples[index(of: baseline)]

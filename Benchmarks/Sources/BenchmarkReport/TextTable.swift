@@ -1,10 +1,10 @@
 import Foundation
 
-/// One section of the report for people: a title, a header of two lines (name over unit), and a line for each case.
+/// One section of the report for people: a title, a header of two lines (name over unit), and a line per case.
 ///
-/// Rows arrive one by one, minutes apart, so the widths are settled beforehand, from the names that will appear and from
-/// the widest number that a column can hold. All lines of a section have the same length. A long case name is shown without
-/// its middle, so that it does not make the table wider than `lineWidth`; the JSON report has it whole.
+/// Rows arrive one by one, minutes apart, so widths are fixed in advance, from the names that will appear and the widest number
+/// of a column. All lines of a section have the same length. A long case name is shown without its middle, so that the table is
+/// not wider than `lineWidth`; the JSON report has the whole name.
 public struct TextTable: Sendable {
     public enum Column: Int, CaseIterable, Sendable {
         case name, density, oracleDensity, keptTokens, budgetTokens, isa, threads, median, spread, bytesRead, readRate
@@ -59,20 +59,20 @@ public struct TextTable: Sendable {
     private let title: String
     private let fields: [Field]
     private let gap: String
-    /// With one baseline for all rows its name stands in the header, otherwise behind each factor.
+    /// If all rows have one baseline, its name is in the header, otherwise after each factor.
     private let baselineWidth: Int
     private let names: NameColumn
 
-    /// Characters that a case name may always have.
+    /// The number of characters that a case name may always have.
     private static let nameMinimum = 32
 
     /// - Parameters:
-    ///   - caseNames: all case names of the section, which are shown so that they differ.
+    ///   - caseNames: all case names of the section, which are shown such that they differ.
     ///   - isas: all instruction sets of the section.
     ///   - baselines: all baselines of the section.
-    ///   - columns: the columns that some row of the section will use; the others are left out.
-    ///   - lineWidth: columns are two spaces apart if that fits into so many characters, otherwise one. Case names are shortened
-    ///     to as many characters as that leaves, and not below 32.
+    ///   - columns: the columns that some row of the section will use; others are left out.
+    ///   - lineWidth: the desired number of characters. Columns are two spaces apart if that fits, otherwise one. Case names
+    ///     are shortened to the remaining characters, but not below 32.
     public init(
         title: String, caseNames: [String], isas: [String] = [], baselines: [String] = [],
         columns: Set<Column> = Set(Column.allCases), lineWidth: Int = 120
@@ -85,7 +85,7 @@ public struct TextTable: Sendable {
             case .isa: field.width = max(field.width, isas.map(\.count).max() ?? 0)
             case .speedup where baselines.count == 1: field.header.1 = "× \(baselines[0])"
             case .speedup where baselines.count > 1:
-                // The unit stands above the numbers, not above the names.
+                // The unit is above the numbers, not above the names.
                 let space = String(repeating: " ", count: 1 + baselineWidth)
                 field.header = (field.header.0 + space, field.header.1 + space)
                 field.width += space.count
@@ -94,7 +94,7 @@ public struct TextTable: Sendable {
             field.width = max(field.width, field.header.0.count, field.header.1.count)
             return field
         }
-        // With single spaces between the columns, of which the name is the first.
+        // The width with single spaces between the columns, of which the name is the first.
         let others = fields.dropFirst().reduce(0) { $0 + $1.width + 1 }
         names = NameColumn(caseNames, limit: max(Self.nameMinimum, lineWidth - others))
         fields[0].width = max(fields[0].width, names.width)
@@ -105,7 +105,7 @@ public struct TextTable: Sendable {
         gap = widths + 2 * (fields.count - 1) <= lineWidth ? "  " : " "
     }
 
-    /// A table for rows that are all there already, with those of the columns that they use.
+    /// Makes a table for existing rows, with the columns that they use.
     public init(
         title: String, rows: [BenchmarkRow], columns: Set<Column> = Set(Column.allCases), lineWidth: Int = 120
     ) {
@@ -115,7 +115,7 @@ public struct TextTable: Sendable {
             columns: Column.used(by: rows).intersection(columns), lineWidth: lineWidth)
     }
 
-    /// Title, names, units and a rule.
+    /// The title, the names, the units and a rule.
     public var header: [String] {
         let names = join(fields.map { Self.pad($0.header.0, to: $0) })
         let units = join(fields.map { Self.pad($0.header.1, to: $0) })
@@ -136,7 +136,7 @@ public struct TextTable: Sendable {
         Self.printNow(line(row))
     }
 
-    /// Flushed, because a row should be seen when it is measured, also through a pipe.
+    /// Output is flushed, because a row should be visible when it is measured, even through a pipe.
     private static func printNow(_ text: String) {
         print(text)
         fflush(nil)
@@ -146,7 +146,7 @@ public struct TextTable: Sendable {
 // MARK: - Cells
 
 extension TextTable {
-    /// Widths hold the widest number that `Format` makes for sensible input: "0.00123".
+    /// Widths fit the widest number that `Format` makes for sensible input: "0.00123".
     private static func field(_ column: Column) -> Field {
         switch column {
         case .name: Field(column: column, header: ("Case", ""), width: 4, isRightAligned: false)

@@ -1,14 +1,14 @@
 public import SparseKernels
 import SparseKernelsReference
 
-/// A sample of the inputs of every linear layer, for calibration: the same tokens in all layers, drawn evenly from all that were seen.
+/// A sample of the inputs of every linear layer, for calibration. All layers have the same tokens, drawn evenly from all seen.
 ///
-/// Reservoir sampling (Vitter's algorithm R, 1985) with a seed: after any number of tokens each of them is in the sample with equal
-/// probability, and memory is that of the sample, whatever the length of the text.
+/// It is reservoir sampling (Vitter's algorithm R, 1985) with a seed. After any number of tokens each of them is in the sample
+/// with equal probability, and memory depends on the sample only, not on the length of the text.
 public struct CalibrationRecorder: Sendable {
-    /// Rows of each layer's sample, at most.
+    /// The most rows of each layer's sample.
     public let capacity: Int
-    /// Tokens that were seen.
+    /// The number of tokens seen.
     public private(set) var tokens = 0
     private var generator: SplitMix64
     private var rows: [String: Rows] = [:]
@@ -28,13 +28,13 @@ public struct CalibrationRecorder: Sendable {
     }
 
     /// Runs the model over one sequence and samples the inputs of its linear layers.
-    /// - Returns: the logits, for whoever wants to know how well the model does on this text.
-    /// - Throws: as `LlamaModel.logits`; the sample is not one of all tokens then.
+    /// - Returns: the logits, from which the model's quality on this text can be computed.
+    /// - Throws: the errors of `LlamaModel.logits`. After an error the sample is not one of all tokens.
     @discardableResult
     public mutating func record(
         _ sequence: [Int], through model: LlamaModel, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Tensor<Float> {
-        // Drawn once per sequence, so that all layers keep the same tokens.
+        // They are drawn once per sequence, so that all layers keep the same tokens.
         var kept: [Int: Int] = [:]
         for (position, index) in (tokens..<tokens + sequence.count).enumerated() {
             let slot = index < capacity ? index : Int.random(in: 0...index, using: &generator)
@@ -58,7 +58,7 @@ public struct CalibrationRecorder: Sendable {
         }
     }
 
-    /// The names of the layers that were seen, in order.
+    /// The names of the layers seen, in order.
     public var layers: [String] { rows.keys.sorted() }
 
     /// The sample of a layer, `[tokens, inFeatures]`.
@@ -72,9 +72,9 @@ public struct CalibrationRecorder: Sendable {
         return try Tensor([sample.elements.count / sample.inFeatures, sample.inFeatures], sample.elements)
     }
 
-    /// The calibration file that `sparsekernels quantize --calibration` reads: one tensor `[tokens, inFeatures]` per layer under its name.
+    /// Writes the calibration file for `sparsekernels quantize --calibration`: a tensor `[tokens, inFeatures]` per layer name.
     ///
-    /// Values are bfloat16, whose rounding is far below that of 4-bit codes.
+    /// Values are bfloat16, whose rounding error is far below that of 4-bit codes.
     /// - Throws: `.inputOutput`.
     public func write(to path: String, source: String) throws(SparseKernelsError) {
         var writer = SafetensorsWriter(metadata: [

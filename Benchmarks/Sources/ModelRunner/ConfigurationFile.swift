@@ -1,14 +1,14 @@
 public import Foundation
 public import SparseKernels
 
-/// A `config.json`: values by key, asked for one at a time, with errors of one line that name the file and the key.
+/// A `config.json`, whose values are read by key, with errors of one line that name the file and the key.
 ///
-/// A key that is absent and one that is `null` are the same, as in the program that writes these files.
+/// An absent key and one that is `null` are equal, as in the program that writes these files.
 struct ConfigurationFile {
     let path: String
     private let values: [String: Value]
 
-    /// - Throws: `.inputOutput` when the file cannot be read, `.malformedFile` when it is no JSON object.
+    /// - Throws: `.inputOutput` when the file cannot be read, `.malformedFile` when it is not a JSON object.
     init(path: String) throws(SparseKernelsError) {
         self.path = path
         let data = try contents(ofFile: path)
@@ -27,7 +27,7 @@ struct ConfigurationFile {
         self.values = values
     }
 
-    /// What a file is that is no JSON.
+    /// The kind of a file that is not JSON.
     private static func nature(of data: Data) -> String {
         if data.isEmpty { return "an empty file" }
         let start = String(decoding: data.prefix(64), as: UTF8.self).drop { $0.isWhitespace }.lowercased()
@@ -38,10 +38,10 @@ struct ConfigurationFile {
 
     // MARK: - Values
 
-    /// Whether the key is there with another value than `null`.
+    /// Whether the key exists with a value other than `null`.
     func has(_ key: String) -> Bool { values[key] != nil && values[key] != .null }
 
-    /// A whole number, also one that is written as 12.0.
+    /// A whole number, which may be written as 12.0.
     func integer(
         _ key: String, in range: ClosedRange<Int> = 1...1 << 20, default standard: Int? = nil
     ) throws(SparseKernelsError) -> Int {
@@ -53,7 +53,7 @@ struct ConfigurationFile {
         return integer
     }
 
-    /// A number above 0, or of 0 or more, that is finite as `Float`.
+    /// A number that is above 0, or at least 0, and finite as `Float`.
     func positive(
         _ key: String, orZero: Bool = false, default standard: Double? = nil
     ) throws(SparseKernelsError) -> Double {
@@ -76,7 +76,7 @@ struct ConfigurationFile {
         return text
     }
 
-    /// The object behind a key, whose own keys are named behind a dot.
+    /// The object of a key. Messages name its keys after a dot.
     func object(_ key: String) throws(SparseKernelsError) -> ConfigurationFile? {
         guard let value = try value(key) else { return nil }
         guard case .object(let values) = value else { throw failure(key, expected: "an object", actual: value.description) }
@@ -119,12 +119,12 @@ private enum Value: Decodable, Equatable {
         } else if let values = try? container.decode([String: Value].self) {
             self = .object(values)
         } else {
-            // Nothing here asks for what is in one.
+            // Elements of arrays are never needed.
             self = .array
         }
     }
 
-    /// As it is shown in a message: short, and on one line.
+    /// The form for messages: short, and on one line.
     var description: String {
         switch self {
         case .null: return "null"
@@ -142,7 +142,7 @@ private enum Value: Decodable, Equatable {
 /// The bytes of a file.
 /// - Throws: `.inputOutput` naming the file, with the system's reason.
 public func contents(ofFile path: String) throws(SparseKernelsError) -> Data {
-    // Foundation's errors say less, in more words.
+    // Foundation's errors are longer and say less.
     guard access(path, R_OK) == 0 else {
         throw SparseKernelsError(
             .inputOutput, path, expected: "a file that can be read", actual: String(cString: strerror(errno)))

@@ -1,29 +1,29 @@
 public import SparseKernels
 
-/// The sizes of a Llama model, as `config.json` of a Hugging Face checkpoint gives them.
+/// The sizes of a Llama model, from the `config.json` of a Hugging Face checkpoint.
 ///
-/// Keys that a checkpoint may leave out have the defaults of that library's Llama. Keys that ask for arithmetic which `LlamaModel` does not
-/// do are an error: its result would be that of another model.
+/// Keys that a checkpoint may leave out have the defaults of that library's Llama. Keys that request arithmetic which
+/// `LlamaModel` does not do are errors, because the result would be that of another model.
 public struct LlamaConfiguration: Hashable, Sendable {
     public let vocabularySize: Int
     public let hiddenSize: Int
     public let intermediateSize: Int
     public let layers: Int
     public let queryHeads: Int
-    /// `queryHeads` where the file does not say.
+    /// `queryHeads` unless the file says otherwise.
     public let kvHeads: Int
-    /// `hiddenSize / queryHeads` where the file does not say.
+    /// `hiddenSize / queryHeads` unless the file says otherwise.
     public let headDim: Int
-    /// 10000 where the file does not say.
+    /// 10000 unless the file says otherwise.
     public let ropeTheta: Double
-    /// 10⁻⁶ where the file does not say.
+    /// 10⁻⁶ unless the file says otherwise.
     public let rmsNormEpsilon: Float
-    /// Whether the output projection is the embedding. nil: the file does not say. The default is no, but a checkpoint without a tensor for
-    /// the projection can mean nothing but yes.
+    /// Whether the output projection is the embedding; nil if the file does not say. The default is no, but a checkpoint
+    /// without a tensor for the projection must mean yes.
     public let tiesWordEmbeddings: Bool?
 
-    /// - Throws: `.inputOutput` when the file cannot be read; `.malformedFile`, naming the key, when a size is missing, or none that a model
-    ///   can have, or the file asks for what `LlamaModel` does not do.
+    /// - Throws: `.inputOutput` when the file cannot be read; `.malformedFile`, naming the key, when a size is missing or
+    ///   impossible, or the file requests something that `LlamaModel` does not do.
     public init(path: String) throws(SparseKernelsError) {
         let file = try ConfigurationFile(path: path)
         vocabularySize = try file.integer("vocab_size")
@@ -46,7 +46,7 @@ public struct LlamaConfiguration: Hashable, Sendable {
         guard headDim.isMultiple(of: 2) else {
             throw file.failure("head_dim", expected: "even, for the rotation of pairs", actual: "\(headDim)")
         }
-        // Newer files keep what belongs to the rotation together.
+        // Newer files keep the parameters of the rotation together.
         let rotation = try file.object("rope_parameters")
         ropeTheta =
             if let rotation, rotation.has("rope_theta") { try rotation.positive("rope_theta") } else {

@@ -1,10 +1,10 @@
 import Foundation
 public import SparseKernels
 
-/// A Llama model in single precision, run plainly: `GEMM` for the linear layers, `DenseAttention` for attention.
+/// A Llama model in single precision, run directly: `GEMM` for the linear layers, `DenseAttention` for attention.
 ///
-/// It is here to show the inputs of linear layers to whoever wants them (`observe`), not to generate text: it keeps no cache of keys
-/// and values. Weights are widened to `Float` when the model is loaded.
+/// Its purpose is to show the inputs of linear layers (`observe`), not to generate text: it has no cache of keys and values.
+/// Weights are widened to `Float` when the model is loaded.
 public struct LlamaModel: Sendable {
     public let configuration: LlamaConfiguration
     private let weights: [String: Tensor<Float>]
@@ -15,7 +15,7 @@ public struct LlamaModel: Sendable {
 
     /// Loads `config.json` and `model.safetensors` of a folder.
     /// - Throws: `.inputOutput` and `.malformedFile` for files that cannot be read; `.notFound`, `.invalidElementType` and
-    ///   `.invalidShape` for a weight that is missing or not what the configuration asks for.
+    ///   `.invalidShape` for a weight that is missing or does not fit the configuration.
     public init(folder: String) throws(SparseKernelsError) {
         configuration = try LlamaConfiguration(path: folder + "/config.json")
         let file = try SafetensorsFile(path: folder + "/model.safetensors")
@@ -68,8 +68,8 @@ public struct LlamaModel: Sendable {
     /// - Parameters:
     ///   - tokens: one sequence that starts at position 0.
     ///   - pool: the threads to use.
-    ///   - observe: sees the input of each linear layer just before it runs.
-    /// - Throws: `.invalidArgument` for no tokens or one outside the vocabulary, and what `observe` throws.
+    ///   - observe: called with the input of each linear layer just before it runs.
+    /// - Throws: `.invalidArgument` for no tokens or one outside the vocabulary, and the errors of `observe`.
     /// - Complexity: memory O(tokens · intermediateSize) beside the weights.
     public func logits(
         _ tokens: [Int], on pool: WorkerPool = .shared, observe: Observer = { _, _ throws(SparseKernelsError) in }
@@ -107,7 +107,7 @@ public struct LlamaModel: Sendable {
         return try product(try normalized(hidden, by: "model.norm.weight"), weights[outputName]!, on: pool)
     }
 
-    /// The bits that the logits of a sequence need to code it: −Σ log₂ p(next token); the last row predicts nothing.
+    /// The bits that the logits of a sequence need to code it: −Σ log₂ p(next token). The last row predicts nothing.
     public static func codeLength(_ logits: Tensor<Float>, _ tokens: [Int]) -> Double {
         let (rows, vocabulary) = (logits.span, logits.shape[1])
         var bits = 0.0
@@ -179,7 +179,7 @@ public struct LlamaModel: Sendable {
     }
 }
 
-/// Rotary position embedding, half-split: channel i of the first half of a head turns with channel i of the second.
+/// Rotary position embedding, half-split: channel i of the first half of a head is rotated with channel i of the second.
 private struct RotaryEmbedding {
     let halfDim: Int
     let cosines: [Float]

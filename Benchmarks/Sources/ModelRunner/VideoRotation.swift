@@ -1,7 +1,7 @@
 import Foundation
 import SparseKernels
 
-/// RMSNorm per head and rotary embedding on interleaved pairs, whose channels are split among frame, row and column. Text does not turn.
+/// RMSNorm per head and rotary embedding on interleaved pairs, split among frame, row and column. Text is not rotated.
 struct VideoRotation {
     let textTokens: Int
     let cosines: [Float]

@@ -1,12 +1,12 @@
 import Foundation
 public import SparseKernels
 
-/// The text-conditioned video diffusion transformer of the shared data, in single precision, run plainly.
+/// The text-conditioned video diffusion transformer of the shared data, in single precision, run directly.
 ///
-/// Text tokens come first, then video tokens, frame by frame. Blocks are adaLN: y = x·(1 + scale) + shift before, x + gate·f(y) after, with
-/// rows of `e + mod` for both halves. Like `LlamaModel` it is here to show the inputs of its linear layers.
+/// Text tokens come first, then video tokens, frame by frame. Blocks are adaLN: y = x·(1 + scale) + shift before, x + gate·f(y)
+/// after, with rows of `e + mod` for both halves. Like `LlamaModel` it shows the inputs of its linear layers.
 public struct VideoTransformer: Sendable {
-    /// Video tokens: a cube of this edge of frames, rows and columns of patches.
+    /// The edge of the cube of video tokens, in frames, rows and columns of patches.
     public static let edge = 16
     private static let timeChannels = 128
     private static let ropeAxes = [16, 24, 24]
@@ -17,7 +17,7 @@ public struct VideoTransformer: Sendable {
     private let weights: [String: Tensor<Float>]
 
     /// Loads `model.safetensors` of a folder.
-    /// - Throws: `.inputOutput` and `.malformedFile` for a file that cannot be read; `.notFound` for a weight that is missing,
+    /// - Throws: `.inputOutput` and `.malformedFile` for a file that cannot be read; `.notFound` for a missing weight,
     ///   `.invalidShape` for one that does not fit the others.
     public init(folder: String) throws(SparseKernelsError) {
         let file = try SafetensorsFile(path: folder + "/model.safetensors")
@@ -75,8 +75,8 @@ public struct VideoTransformer: Sendable {
     ///   - prompt: 32 token ids below 64.
     ///   - time: 1 for noise, 0 for the video.
     ///   - pool: the threads to use.
-    ///   - observe: sees the input of each linear layer of a block, such as "blocks.0.qkv", just before it runs.
-    /// - Throws: `.invalidShape` for other patches, `.invalidArgument` for another prompt, and what `observe` throws.
+    ///   - observe: called with the input of each linear layer of a block, such as "blocks.0.qkv", just before it runs.
+    /// - Throws: `.invalidShape` for other patches, `.invalidArgument` for another prompt, and the errors of `observe`.
     public func velocity(
         of patches: Tensor<Float>, prompt: [Int], time: Double, on pool: WorkerPool = .shared,
         observe: LlamaModel.Observer = { _, _ throws(SparseKernelsError) in }

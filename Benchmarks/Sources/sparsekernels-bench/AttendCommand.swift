@@ -99,7 +99,7 @@ struct AttendCommand: ParsableCommand {
     }
 }
 
-/// One estimator on one instruction set: run, judged and timed.
+/// One estimator on one instruction set, which is run, checked and timed.
 struct Attend {
     let problem: PrefillProblem
     let method: MaskMethod
@@ -154,7 +154,7 @@ struct Attend {
         }.joined(separator: "  ")
     }
 
-    /// Estimates, attends and attends densely, in turn; at least three rounds and half a second.
+    /// Times the estimate, sparse and dense attention in turn, for at least three rounds and half a second.
     private func time(_ pool: WorkerPool) throws -> StageClock {
         let plan = try problem.densePlan(set)
         let clock = StageClock()
@@ -170,7 +170,7 @@ struct Attend {
     }
 }
 
-/// How long the stages of a computation take, round by round.
+/// The times of the stages of a computation, by round.
 final class StageClock {
     static let dense = "dense"
 
@@ -192,6 +192,6 @@ final class StageClock {
         return value
     }
 
-    /// In the order of the stages.
+    /// The medians in the order of the stages.
     var medians: [(name: String, seconds: Double)] { stages.map { ($0.name, Summary($0.seconds).median) } }
 }

@@ -6,7 +6,7 @@ import SparseKernelsReference
 struct AttentionCases {
     var instructionSets: [InstructionSet]
     var pools: [WorkerPool]
-    /// Heads of the synthetic cases; nil for as many as give every length about the same work.
+    /// Heads of the synthetic cases; nil means as many as give every length about the same work.
     var heads: Int?
 
     func section(quick: Bool) -> Section {
@@ -39,7 +39,7 @@ struct AttentionCases {
         }
     }
 
-    /// Without `heads`, as many as give every length about the same work per call at equal headDim and mask.
+    /// Without `heads`, it uses as many as give every length about the same work per call at equal headDim and mask.
     private func synthetic(_ length: Int, _ headDim: Int, _ mask: AttentionMask) -> CaseGroup {
         let heads = heads ?? max(1, 16384 / length)
         let shape = try! AttentionShape(
@@ -59,7 +59,7 @@ struct AttentionCases {
         _ operands: @escaping () throws -> (Tensor<Element>, Tensor<Element>, Tensor<Element>)
     ) -> CaseGroup {
         let perPair = 2 * Double(shape.headDim + shape.valueDim)
-        // Only the operations are counted with it. A level is named because the environment's choice may be invalid.
+        // The plan is only used to count operations. A level is given because the environment's choice may be invalid.
         let plan = try! DenseAttention(shape, mask: mask, modifiers: modifiers, instructionSet: instructionSets[0])
         return CaseGroup(
             op: "attention.dense", name: name,

@@ -14,7 +14,7 @@ final class AttentionOutput {
         _ plan: some AttentionOperator, _ query: Tensor<Element>, _ key: Tensor<Element>, _ value: Tensor<Element>,
         on pool: WorkerPool
     ) {
-        // The shapes were taken from the plan, so this cannot throw.
+        // The shapes come from the plan, so this cannot throw.
         try! plan.run(query: query, key: key, value: value, into: &tensor, on: pool)
     }
 
@@ -25,14 +25,14 @@ final class AttentionOutput {
     }
 }
 
-/// Compares sampled rows with the `Double` oracle. The oracle of one row costs keys × channels, so a few dozen rows take less time
-/// than one timed call.
+/// Compares sampled rows with the `Double` oracle. A row costs keys × channels, so a few dozen take less time than one timed
+/// call.
 final class AttentionChecker<Element: AttentionElement> {
     private let rows: [ReferenceAttention.Row]
     private let shape: AttentionShape
     private let cap: Float?
 
-    /// - Parameter hides: keys that a pattern leaves out, as (head, token, key).
+    /// - Parameter hides: whether a pattern leaves out a key, as (head, token, key).
     init(
         reference: ReferenceAttention, query: Tensor<Element>, key: Tensor<Element>, value: Tensor<Element>,
         hides: (Int, Int, Int) -> Bool = { _, _, _ in false }
@@ -55,7 +55,7 @@ final class AttentionChecker<Element: AttentionElement> {
         self.rows = rows
     }
 
-    /// With the blocks that a mask leaves out hidden.
+    /// Hides the blocks that a mask leaves out.
     convenience init(
         reference: ReferenceAttention, mask: BlockMask, query: Tensor<Element>, key: Tensor<Element>, value: Tensor<Element>
     ) {

@@ -1,11 +1,11 @@
 import BenchmarkReport
 import SparseKernels
 
-/// What a sparse pattern keeps of dense attention, head by head.
+/// The accuracy of a sparse pattern compared with dense attention, head by head.
 struct AttentionQuality {
     struct Head {
         var density: Double
-        /// Mean over the query rows of the softmax mass that is kept.
+        /// The mean over the query rows of the softmax mass that is kept.
         var recall: Double
         /// The least density at which the best blocks of the head have this recall.
         var oracleDensity: Double
@@ -14,12 +14,12 @@ struct AttentionQuality {
     }
 
     let heads: [Head]
-    /// Means over the heads, which have equally many rows and blocks; the error from the norms over all of them.
+    /// Means over the heads, which have equally many rows and blocks. The error is from the norms over all heads.
     let all: Head
 
     /// - Parameters:
-    ///   - masses: attention mass of every block, from antidiagonal scoring with a stride of 1.
-    ///   - density: kept part of the visible pairs or blocks of a head.
+    ///   - masses: the attention mass of every block, from antidiagonal scoring with a stride of 1.
+    ///   - density: the kept fraction of the visible pairs or blocks of a head.
     init(
         dense: AttentionState, sparse: AttentionState, masses: BlockScores, density: (Int) throws -> Double
     ) throws {
@@ -48,7 +48,7 @@ extension Quality {
 }
 
 extension BlockScores {
-    /// Masses of the reachable blocks of a head, sorted.
+    /// The sorted masses of the reachable blocks of a head.
     func massCurve(head: Int) -> MassCurve {
         MassCurve(
             (0..<grid.blockRows).lazy.flatMap { row in
@@ -56,7 +56,7 @@ extension BlockScores {
             })
     }
 
-    /// The part of the mass that a mask keeps, over all heads: the recall of the mask when these are the masses of a stride of 1.
+    /// The fraction of the mass that a mask keeps, over all heads. This is the mask's recall if the masses have a stride of 1.
     func keptPart(of mask: BlockMask) -> Double {
         var (kept, total) = (0.0, 0.0)
         for head in 0..<heads {

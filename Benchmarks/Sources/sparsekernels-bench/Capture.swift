@@ -1,8 +1,8 @@
 import Foundation
 import SparseKernels
 
-/// Q, K and V as a model computed them: tensors `query`, `key` and `value`, `[heads, tokens, headDim]`, with the softmax scale and the
-/// kind of attention in the metadata.
+/// Q, K and V from a model: tensors `query`, `key` and `value`, `[heads, tokens, headDim]`, and the scale and kind of attention
+/// in the metadata.
 struct Capture {
     let name: String
     let file: SafetensorsFile

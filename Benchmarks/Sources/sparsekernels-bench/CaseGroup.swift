@@ -1,17 +1,17 @@
 import BenchmarkReport
 import SparseKernels
 
-/// What a result was checked with before it was timed.
+/// The result of the check of a variant before it is timed.
 struct Verification {
-    /// Largest deviation relative to its bound, as the deviation and the bound at that element.
+    /// The largest deviation relative to its bound, as the deviation and the bound at that element.
     var error: Double
     var bound: Double
     var passed: Bool { error <= bound }
 
-    /// Nothing compared yet.
+    /// The result before anything is compared.
     static let none = Verification(error: 0, bound: 0)
 
-    /// Keeps whichever deviation is closer to its bound, or further beyond it.
+    /// Keeps the deviation that is closest to its bound, or furthest beyond it.
     mutating func add(error: Double, bound: Double) {
         let error = error.isNaN ? .infinity : error
         let isWorse = bound == 0 ? error > 0 : self.bound == 0 || error / bound > self.error / self.bound
@@ -23,85 +23,85 @@ struct Verification {
 struct Variant {
     var isa: String
     var threads: Int
-    /// What is timed; nil for a row without a time of its own.
+    /// The timed closure; nil for a row without a time of its own.
     var body: (() -> Void)?
-    /// Without `body`: the time of a round is the sum of those of other variants, by position, times their weights.
+    /// Without `body`: the variants, by position, whose weighted times add up to the time of a round.
     var mixture: [(index: Int, weight: Double)] = []
-    /// Timed for the sake of others, and no row.
+    /// Whether the variant is timed only as a part of other rows, and has no row itself.
     var isHidden = false
     /// Checks the result; nil when there is none to check.
     var verify: () throws -> Verification?
-    /// Untimed, before each call, which then is not repeated within a sample: what makes calls alike, such as emptying the caches.
+    /// An untimed closure before each call, such as emptying the caches, which makes calls alike. Calls are then not batched.
     var preparation: (() -> Void)?
-    /// Another variant of the group, by position, and what the table calls it.
+    /// The position of the baseline in the group, and its name in the table.
     var baseline: (index: Int, name: String)?
     /// The roof of this variant, measured in the same rounds, in GFLOP/s.
     var roof: (() -> Double)?
-    /// Untimed pause after each call, for libraries whose threads go on spinning for a while.
+    /// Whether to pause, untimed, after each call, for libraries whose threads continue to spin for a while.
     var restsAfterwards = false
 
-    // Where the variants of a group differ in more than how they compute. nil: as the group has it.
+    // The following differ when the variants of a group differ in more than the computation. Nil means the group's value.
 
     var op: String?
-    /// Follows the group's name.
+    /// The label after the group's name.
     var label: String?
     var operations: Operations?
     var density: Double?
-    /// What a selection of blocks or codes for weights are worth, where there are such.
+    /// The accuracy of a selection of blocks or of codes for weights, if there are any.
     var quality: Quality?
-    /// Bytes of weights and scales that a call reads.
+    /// The bytes of weights and scales that a call reads.
     var weightBytes: Int?
-    /// What making the layer took; the baseline of a row without `body` is compared by it.
+    /// The time of making the layer. A row without `body` is compared with its baseline by this time.
     var quantizationSeconds: Double?
-    /// What a step of decoding reads and keeps.
+    /// The figures of a decoding step.
     var decode: DecodeFigures?
 }
 
 /// The columns of decoding.
 struct DecodeFigures {
-    /// New tokens of a call, one per sequence: times and bytes of the row are those of one of them.
+    /// New tokens of a call, one per sequence. Times and bytes of the row are for one of them.
     var tokensPerCall = 1
-    /// Bytes of the cache that a call must read.
+    /// The bytes of the cache that a call must read.
     var bytesRead: Double?
-    /// The dense variant with the cache in the same format, by position.
+    /// The position of the dense variant with the cache in the same format.
     var sameFormat: Int?
-    /// The variant that chooses pages and tokens, by position, and the part of its time that is in this row's.
+    /// The position of the variant that selects pages and tokens, and the fraction of its time that this row's time includes.
     var scoring: (index: Int, part: Double)?
     var bytesPerToken: Double?
     var keptTokens: Double?
     var budgetTokens: Double?
 }
 
-/// Floating-point operations that are done, and that the dense operation would need; nil when a rate would say nothing.
+/// The floating-point operations that are done, and those that the dense operation would need; nil without a rate.
 struct Operations {
     var actual: Double?
     var effective: Double?
 
-    /// For work that has no floating-point operations to speak of.
+    /// For work that has almost no floating-point operations.
     static let uncounted = Operations()
 }
 
-/// How much of the exact operator an approximation keeps, on the columns of the table.
+/// The accuracy of an approximation of the exact operator, for the columns of the table.
 struct Quality {
     var recall: Double?
     var oracleDensity: Double?
     var outputError: Double?
 }
 
-/// A case and all the ways to compute it, which are timed in turn, round by round, so that ratios are taken side by side.
+/// A case and all ways to compute it, which are timed in turn, round by round, so that ratios are taken side by side.
 struct CaseGroup {
     var op: String
     var name: String
     var operations: Operations
-    /// Labels that variants will add to the name, and further operations: known before the group's turn comes.
+    /// Labels that variants will add to the name, and further operations, which must be known before the group runs.
     var labels: [String] = []
     var otherOps: [String] = []
-    /// Rounds to time, for cases of which one takes many seconds; nil: as the run has it.
+    /// The number of rounds, for cases that take many seconds; nil means that of the run.
     var rounds: Int?
-    /// Allocates operands and plans; called when the group's turn comes. The closure tells the user what takes long.
+    /// Allocates operands and plans when the group runs. The closure tells the user what takes long.
     var variants: (_ announce: (String) -> Void) throws -> [Variant]
 
-    /// The names that rows of this group will have.
+    /// The names of this group's rows.
     var rowNames: [String] { [name] + labels.map { "\(name) \($0)" } }
 
     /// Whether the group has a row for `--filter`.
@@ -114,6 +114,6 @@ struct Section {
     var kind: ReportSection
     var groups: [CaseGroup]
     var baselines: [String]
-    /// Follows the title.
+    /// Text after the title.
     var remark = ""
 }

@@ -2,32 +2,33 @@ import Foundation
 import SparseKernels
 import SparseKernelsReference
 
-/// What keys and values in codes x = c + s·(code − h), h the middle code, add to `AttentionErrorBound`. With u = 2⁻²⁴, λ = 6, and steps of
-/// 128 tokens:
+/// The addition to `AttentionErrorBound` for keys and values in codes x = c + s·(code − h), where h is the middle code. With u
+/// = 2⁻²⁴, λ = 6, and steps of 128 tokens:
 ///
-/// Scores. A query becomes codes of a step t = max |q| / min(32767, ⌊(2³¹ − 1)/(channels·largest code)⌋); each is off by up to t/2, which
-/// is a deviation of t/√12, and meets k − c. The exact sums of products are rounded to `Float`; c meets Σ q, a sum in single precision:
+/// Scores. A query becomes codes of a step t = max |q| / min(32767, ⌊(2³¹ − 1)/(channels·largest code)⌋). Each is off by up to
+/// t/2, with a standard deviation of t/√12, and is multiplied by k − c. The exact sums of products are rounded to `Float`; c is
+/// multiplied by Σ q, a sum in single precision:
 ///
 ///     τ = scale·(λ·t/√12·‖k − c‖₂ + 4u·(|Σ q·(k − m)| + h·s·|Σ q|) + λ(√channels + 2)·u·|c|·Σ |q|)
 ///     |δo| ≤ √(Σ p²τ²D²),  D = max_x |v_x − o_x|
 ///
-/// Values. A weight w = p·s becomes a multiple of max w/32767 of its step: off by half of that, or by all of w where that is less. The sum
-/// of products is exact, that of p·c is not:
+/// Values. A weight w = p·s becomes a multiple of max w/32767 of its step. It is off by half of that, or by all of w if that is
+/// less. The sum of products is exact, that of p·c is not:
 ///
 ///     |δo| ≤ max_x Σ min(max w/65534, w)·|code − h| + (λ·√32 + 4)·u·Σ (w·(code + h) + p·|c|)
 ///
-/// Scales and minima m are not read from the cache but taken from what it reads back: s·(largest code) is the range of a row, and c lies
-/// within a step of the middle of it.
+/// Scales and minima m are not read from the cache but derived from the values that it returns: s·(largest code) is the range
+/// of a row, and c is within a step of its middle.
 struct CodeErrorBound {
     let keyFormat: KVFormat
     let valueFormat: KVFormat
     let scale: Double
 
     /// - Parameters:
-    ///   - query: of one head.
-    ///   - key, value: rows of its KV head, `[1, tokens, channels]`.
-    ///   - tokens: those that the query sees.
-    ///   - row: its exact attention.
+    ///   - query: the query of one head.
+    ///   - key, value: the rows of its KV head, `[1, tokens, channels]`.
+    ///   - tokens: the tokens that the query sees.
+    ///   - row: the exact attention of the query.
     func output(
         query: [Double], key: Tensor<Float>, value: Tensor<Float>, tokens: [Int], row: ReferenceAttention.Row
     ) -> Double {
@@ -92,7 +93,7 @@ struct CodeErrorBound {
         }
         var errors = [Double](repeating: 0, count: valueDim)
         for index in tokens.indices {
-            // Work is cut elsewhere than every 128 tokens from the first one, so a step touches the next one here.
+            // Chunks need not be cut every 128 tokens from the first, so the neighbouring steps are included.
             let near = max(0, index / step - 1)...min(largest.count - 1, index / step + 1)
             let half = largest[near].max()! / 65_534
             let (p, range) = (weights[index], ranges[index])
@@ -107,7 +108,7 @@ struct CodeErrorBound {
     }
 }
 
-/// The least and the largest element of a row.
+/// The smallest and the largest element of a row.
 private struct RowRange {
     var (low, high) = (Double.infinity, -Double.infinity)
 
@@ -118,6 +119,6 @@ private struct RowRange {
 }
 
 extension KVFormat {
-    /// 1 for formats without codes.
+    /// The largest code; 1 for formats without codes.
     fileprivate var largestCode: Int { isQuantized ? 1 << bits - 1 : 1 }
 }

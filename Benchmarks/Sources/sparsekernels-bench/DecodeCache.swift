@@ -1,7 +1,7 @@
 import BenchmarkReport
 import SparseKernels
 
-/// What a cache holds, and how.
+/// The contents of a cache and their formats.
 struct CacheLayout: Hashable {
     var format = KVFormat.float16
     var pageSize = 64
@@ -9,21 +9,21 @@ struct CacheLayout: Hashable {
     var keepsEstimates = false
 
     func configuration(kvHeads: Int, headDim: Int, tokens: Int, sequences: Int) throws -> KVCacheConfiguration {
-        // One more page each: an append may begin one, and forks copy their last one.
+        // One more page each: an append may start one, and forks copy their last one.
         try KVCacheConfiguration(
             kvHeads: kvHeads, headDim: headDim, pageSize: pageSize,
             pageCapacity: sequences * ((tokens + pageSize - 1) / pageSize + 1), format: format, metadata: metadata,
             keepsKeyEstimates: keepsEstimates)
     }
 
-    /// Memory of a cache for the decoding cases, which cannot be larger than any number.
+    /// Memory of a cache for the decoding cases, whose sizes cannot overflow.
     func byteCount(context: Int, sequences: Int) -> Int {
         let configuration = try! configuration(
             kvHeads: DecodeOperands.kvHeads, headDim: DecodeOperands.headDim, tokens: context, sequences: sequences)
         return configuration.bytesPerPage * configuration.pageCapacity
     }
 
-    /// What a step reads, by the layouts in Docs/Layouts.md; a test of every row compares it with what the cache says.
+    /// The bytes that a step reads, by the layouts in Docs/Layouts.md. Every row's test compares them with the cache's.
     func traffic(headDim: Int) -> KVTraffic {
         let row = KVTraffic.rowBytes(channels: headDim, bits: format.bits)
         var traffic = KVTraffic(keyRow: row, valueRow: row)
@@ -38,7 +38,7 @@ struct CacheLayout: Hashable {
 }
 
 extension KVFormat {
-    /// Of one element.
+    /// Bits per element.
     var bits: Int {
         switch self {
         case .float32: 32
@@ -48,7 +48,7 @@ extension KVFormat {
         }
     }
 
-    /// As tables have it.
+    /// The label in tables.
     var label: String {
         switch self {
         case .float32: "f32"
@@ -66,7 +66,7 @@ final class DecodeCache {
     let cache: PagedKVCache
     private(set) var sequences: [PagedKVCache.SequenceID]
 
-    /// Sequences of the same tokens, each in memory of its own.
+    /// Makes sequences of the same tokens, each in its own memory.
     init(_ layout: CacheLayout, _ operands: DecodeOperands, sequences count: Int, _ set: InstructionSet, on pool: WorkerPool)
         throws
     {
@@ -83,7 +83,7 @@ final class DecodeCache {
         }
     }
 
-    /// Forks that share all but their last token.
+    /// Makes forks that share all tokens except their last.
     init(_ layout: CacheLayout, _ operands: DecodeOperands, forks count: Int, _ set: InstructionSet, on pool: WorkerPool) throws
     {
         self.layout = layout
@@ -99,8 +99,8 @@ final class DecodeCache {
         }
     }
 
-    /// A sequence for each of the last `steps` tokens that ends with it, as decoding left the cache at that step: each is a fork of the
-    /// one before it with one token appended.
+    /// Makes a sequence for each of the last `steps` tokens, which ends with it, like the cache after that step of decoding.
+    /// Each is a fork of the one before with one token appended.
     init(
         _ layout: CacheLayout, key: Tensor<Float>, value: Tensor<Float>, steps: Int, _ set: InstructionSet, on pool: WorkerPool
     ) throws {
@@ -120,7 +120,7 @@ final class DecodeCache {
 
     var traffic: KVTraffic { layout.traffic(headDim: cache.configuration.headDim) }
 
-    /// Appends some tokens of `[kvHeads, tokens, headDim]`.
+    /// Appends some tokens of tensors `[kvHeads, tokens, headDim]`.
     func append(
         tokens: Range<Int>, of key: Tensor<Float>, _ value: Tensor<Float>, to sequence: PagedKVCache.SequenceID,
         on pool: WorkerPool
@@ -133,7 +133,7 @@ final class DecodeCache {
 }
 
 extension Tensor<Float> {
-    /// Where some tokens of `[heads, tokens, channels]` begin, and their geometry from there.
+    /// The position of some tokens of a tensor `[heads, tokens, channels]`, and their geometry.
     fileprivate func part(_ tokens: Range<Int>) throws -> (first: Int, geometry: TensorGeometry) {
         let geometry = try TensorGeometry(
             heads: shape[0], tokens: tokens.count, channels: shape[2], headStride: shape[1] * shape[2],

@@ -1,25 +1,25 @@
 import BenchmarkReport
 import SparseKernels
 
-/// Attention of one new token per sequence over a paged cache: dense in every format, over selected pages, over selected tokens.
-/// 32 query heads, 8 KV heads, 128 channels, one layer.
+/// Attention of one new token per sequence over a paged cache: dense in every format, over selected pages, and over selected
+/// tokens. 32 query heads, 8 KV heads, 128 channels, one layer.
 ///
-/// Every call starts with empty caches, as the layer of a model does. The roof is the memory bandwidth, measured on the same threads
+/// Every call starts with empty caches, like a layer of a model. The roof is the memory bandwidth, measured on the same threads
 /// right before each call: bytes that must be read ÷ bandwidth.
 ///
-/// The time of scoring depends on the metadata, the time of attention on the budget, so metadata other than the default have rows at one
-/// budget. With a selection that serves n steps, a step takes the time of attending and 1/n of that of choosing, both measured on their
-/// own and added round by round.
+/// The time of scoring depends on the metadata, and the time of attention on the budget, so other metadata than the default
+/// have rows at one budget only. When a selection is used for n steps, a step takes the time of attending and 1/n of that of
+/// selecting. Both are measured separately and added round by round.
 struct DecodeCases {
     var instructionSets: [InstructionSet]
-    /// Decoding waits for memory, so there are no rows for fewer threads.
+    /// Decoding is bound by memory, so there are no rows for fewer threads.
     var pool: WorkerPool
-    /// nil for the usual ones.
+    /// The contexts; nil means the usual ones.
     var contexts: [Int]?
     var operands = DecodeOperands.Cache()
 
     static let metadata = PageMetadata(.minMax, logicalPageSize: 16, format: .float16)
-    /// The dense row that all others are compared with.
+    /// The dense row with which all others are compared.
     static let baselineName = "f16"
     private static let forks = 8
 
@@ -61,7 +61,7 @@ struct DecodeCases {
         }
     }
 
-    /// Sequences that share all but their last page, attended to one by one and together.
+    /// Sequences that share all pages except the last, attended to one by one and together.
     private func forked(_ context: Int, _ set: InstructionSet) -> CaseGroup {
         let labels = ["f16 forks one by one", "f16 forks together"]
         return CaseGroup(
@@ -86,24 +86,24 @@ struct DecodeCases {
     }
 }
 
-/// A cache, and what is measured on it.
+/// A cache and the measurements on it.
 struct DecodePlan {
     var layout: CacheLayout
     var methods: [DecodeMethod]
-    /// Follows the label, for metadata that are not the usual ones.
+    /// Text after the label, for unusual metadata.
     var remark = ""
-    /// After how many steps pages are chosen anew.
+    /// The numbers of steps after which pages are selected again.
     static let intervals = [1, 4]
 
     private static let budgets = [1024, 2048, 4096, 8192]
-    /// Tokens of the pages that Twilight looks into: the default of the official configuration.
+    /// Tokens of the pages that Twilight prunes, as in the official configuration.
     private static let candidates = 8192
 
     private static func layout(_ format: KVFormat = .float16) -> CacheLayout {
         CacheLayout(format: format, metadata: DecodeCases.metadata)
     }
 
-    /// Pages as Quest and Twilight have them.
+    /// The pages of Quest and Twilight.
     private static let quest = CacheLayout(pageSize: 16, metadata: DecodeCases.metadata, keepsEstimates: true)
     private static let baseline = DecodePlan(layout: CacheLayout(), methods: [.dense])
 
@@ -115,8 +115,8 @@ struct DecodePlan {
         DecodePlan(layout: CacheLayout(format: .int4), methods: [.dense]),
     ]
 
-    /// Groups of plans that are timed side by side. Each begins with the dense row that all others are compared with, and ends with what
-    /// can best be done without.
+    /// Groups of plans that are timed side by side. Each starts with the dense row with which all others are compared, and ends
+    /// with the least important plans.
     static func all(batch: Int) -> [[DecodePlan]] {
         let lServe = budgets.map { DecodeMethod.pages(.lServe, budget: $0) }
         var groups = [
@@ -147,7 +147,7 @@ struct DecodePlan {
         return groups
     }
 
-    /// As many of the first plans as fit in the memory that is free, with some to spare.
+    /// The first plans that fit in the free memory, with a reserve.
     static func fitting(_ plans: [DecodePlan], context: Int, sequences: Int) -> [DecodePlan] {
         var left = FreeMemory.byteCount * 3 / 4
         return Array(
@@ -157,7 +157,7 @@ struct DecodePlan {
             })
     }
 
-    /// Without budgets that take in every page.
+    /// The plan without budgets that cover every page.
     func below(context: Int) -> DecodePlan {
         var plan = self
         plan.methods.removeAll { method in
@@ -166,7 +166,7 @@ struct DecodePlan {
         return plan
     }
 
-    /// The labels of its rows.
+    /// The labels of the plan's rows.
     var labels: [String] {
         methods.flatMap { method in
             switch method {

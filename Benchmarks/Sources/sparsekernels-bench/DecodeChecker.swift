@@ -1,7 +1,7 @@
 import SparseKernels
 import SparseKernelsReference
 
-/// Compares the attention of sampled heads with the `Double` oracle over what the cache holds, that is, over dequantised keys and values.
+/// Compares the attention of sampled heads with the `Double` oracle for the contents of the cache: dequantised keys and values.
 final class DecodeChecker {
     /// One query head of one sequence: operands of one head for the oracle.
     private struct Sample {
@@ -12,7 +12,7 @@ final class DecodeChecker {
         var value: Tensor<Float>
     }
 
-    /// What its attention must be, and how near.
+    /// The exact attention of a sample and its tolerance.
     private struct Expectation {
         var output: [Double]
         var bound: Double
@@ -22,10 +22,10 @@ final class DecodeChecker {
     private let queryHeads: Int
     private let samples: [Sample]
     private let codes: CodeErrorBound
-    /// Of the operator without a selection, which several variants share.
+    /// The expectations of the operator without a selection, which several variants share.
     private var dense: [Expectation]?
 
-    /// The first and the last head of the last sequence.
+    /// Samples the first and the last head of the last sequence.
     init(_ cache: DecodeCache, query: Tensor<Float>, softmaxScale: Float? = nil) throws {
         scale = softmaxScale
         queryHeads = query.shape[0]
@@ -95,7 +95,7 @@ extension DecodeCache {
         let length = try cache.length(of: sequence)
         var key = try Tensor<Float>(zeros: [1, length, configuration.headDim])
         var value = try Tensor<Float>(zeros: [1, length, configuration.valueDim])
-        // Parts, because the cache hands out all heads at once.
+        // Tokens are read in parts, because the cache returns all heads at once.
         for first in stride(from: 0, to: length, by: 8192) {
             let tokens = first..<min(length, first + 8192)
             key.copyRows(of: try cache.keys(of: sequence, tokens: tokens), head: head, to: first)

@@ -2,10 +2,10 @@ import Foundation
 import SparseKernels
 import SparseKernelsReference
 
-/// Keys, values and the queries of new tokens, with the structure that a selection needs to find something. Speed does not depend on it:
-/// every page has the same size, and how many are read is a matter of the budget. How many tokens Twilight keeps does.
+/// Keys, values and the queries of new tokens, with the structure that selections need. Speed does not depend on it, because
+/// every page has the same size and the budget decides how many are read. But the number of tokens that Twilight keeps does.
 ///
-/// Each KV head is a `StructuredInput` of its own; its query heads ask what the last token asks, each with noise of its own.
+/// Each KV head is a `StructuredInput` of its own. Its query heads have the query of the last token, each with its own noise.
 final class DecodeOperands {
     static let (queryHeads, kvHeads, headDim) = (32, 8, 128)
 
@@ -13,7 +13,7 @@ final class DecodeOperands {
     /// `[kvHeads, context, headDim]`.
     let key: Tensor<Float>
     let value: Tensor<Float>
-    /// What the query heads of a KV head have in common, `[kvHeads][headDim]`.
+    /// The common part of the query heads of a KV head, `[kvHeads][headDim]`.
     private let asked: [[Float]]
 
     init(context: Int) throws {
@@ -48,7 +48,7 @@ final class DecodeOperands {
         }
     }
 
-    /// The operands of the context that was asked for last: groups of one context follow each other.
+    /// Keeps the operands of the last context, because groups of one context follow each other.
     final class Cache {
         private var last: DecodeOperands?
 
@@ -62,7 +62,7 @@ final class DecodeOperands {
         }
     }
 
-    /// Results of concurrent calls, each in a place of its own.
+    /// Results of concurrent calls, each in its own slot.
     private final class Slots: @unchecked Sendable {
         private let places: UnsafeMutableBufferPointer<Result<StructuredInput, any Error>?>
 
@@ -86,7 +86,7 @@ final class DecodeOperands {
 }
 
 extension Tensor<Float> {
-    /// Copies the only head of `other` over one of this tensor.
+    /// Copies the only head of `other` to one of this tensor.
     fileprivate mutating func replace(head: Int, with other: Tensor<Float>) {
         let count = shape[1] * shape[2]
         var target = mutableSpan

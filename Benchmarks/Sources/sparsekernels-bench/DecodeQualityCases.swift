@@ -1,11 +1,11 @@
 import BenchmarkReport
 import SparseKernels
 
-/// What page and token selection keep of dense attention on captured operands: the last 32 tokens of each capture are steps of decoding.
+/// The accuracy of page and token selection on captured operands, with the last 32 tokens as steps of decoding.
 ///
-/// Recall is the softmax mass of the tokens that are attended to, from the captured keys in double precision; the output error is against
-/// dense attention of the captured keys and values, so that it has what the format costs in it. Twilight's rows also tell how many tokens a
-/// fixed budget of the same pages needs for the same recall.
+/// Recall is the softmax mass of the attended tokens, from the captured keys in double precision. The output error is relative
+/// to dense attention of the captured keys and values, so it includes the error of the format. Twilight's rows also show how
+/// many tokens a fixed budget of the same pages needs for the same recall.
 struct DecodeQualityCases {
     var instructionSet: InstructionSet
     var pool: WorkerPool
@@ -55,8 +55,8 @@ struct DecodeQualityCases {
         }
     }
 
-    /// Rules and budgets with the usual metadata and one list per KV head; then the same with a list per query head, with means, and with
-    /// keys and values in codes.
+    /// Rules and budgets with the usual metadata and one list per KV head; then the same with a list per query head, with
+    /// means, and with keys and values in codes.
     private static func trials(context: Int) -> [Trial] {
         let budgets = budgets.filter { $0 < context }
         let quest = CacheLayout(pageSize: 16, metadata: DecodeCases.metadata, keepsEstimates: true)
@@ -77,7 +77,7 @@ struct DecodeQualityCases {
             trials.append(Trial(layout: coded, method: .dense))
             trials += budgets.map { Trial(layout: coded, method: .pages(.lServe, budget: $0)) }
         }
-        // The default of the official configuration, and what the paper suggests.
+        // The default of the official configuration, and the suggestion of the paper.
         for candidates in Set([min(candidates, context), context / 4]).sorted(by: >) {
             trials += [0.8, 0.85, 0.9, 0.95].map {
                 Trial(layout: quest, method: .twilight(topP: $0, candidates: candidates), remark: " of \(candidates)")
@@ -115,7 +115,7 @@ struct DecodeQualityCases {
                 return problem.recall(of: fixed.selection)
             }
             figures.budgetTokens = try least.map { budget in
-                // Not the budget itself: some pages are kept in any case.
+                // This is not the budget itself, because some pages are always kept.
                 let fixed = try step(.pages(.quest, budget: budget))
                 fixed.choose()
                 return fixed.keptTokens

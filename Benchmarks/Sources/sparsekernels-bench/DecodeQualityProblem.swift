@@ -2,17 +2,17 @@ import BenchmarkReport
 import Foundation
 import SparseKernels
 
-/// The last tokens of a capture as steps of decoding: the exact attention of each, and the mass of every key before it.
+/// The last tokens of a capture as steps of decoding, with the exact attention of each and the mass of every key before it.
 final class DecodeQualityProblem {
     let capture: Capture
     let key: Tensor<Float>
     let value: Tensor<Float>
     /// `[queryHeads, steps, headDim]`.
     let query: Tensor<Float>
-    /// A row per query head and step, head by head.
+    /// The masses, one row per query head and step, head by head.
     let masses: SelectionRecall
     let curve: MassCurve
-    /// `[queryHeads, steps, valueDim]`, from keys and values as they were captured.
+    /// `[queryHeads, steps, valueDim]`, from the captured keys and values.
     private let exact: [Double]
 
     let steps: Int
@@ -70,7 +70,7 @@ final class DecodeQualityProblem {
         return (weights, output)
     }
 
-    /// A cache with a sequence for every step.
+    /// Makes a cache with a sequence for every step.
     func cache(_ layout: CacheLayout, _ set: InstructionSet, on pool: WorkerPool) throws -> DecodeCache {
         try DecodeCache(layout, key: key, value: value, steps: steps, set, on: pool)
     }

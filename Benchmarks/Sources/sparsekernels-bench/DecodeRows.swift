@@ -5,7 +5,7 @@ import SparseKernels
 struct DecodeRows {
     let set: InstructionSet
     let pool: WorkerPool
-    /// The position of the dense row that all others are compared with.
+    /// The position of the dense row with which all others are compared.
     private let baseline = 0
     private let caches: ColdCaches
 
@@ -14,7 +14,7 @@ struct DecodeRows {
         caches = ColdCaches(set, pool)
     }
 
-    /// The rows of a plan. Its dense one comes first, if it has one.
+    /// Adds the rows of a plan. Its dense row comes first, if it has one.
     func add(
         _ plan: DecodePlan, _ cache: DecodeCache, _ checker: DecodeChecker, _ query: Tensor<Float>,
         to variants: inout [Variant]
@@ -51,7 +51,7 @@ struct DecodeRows {
         }
     }
 
-    /// One row. Without `body` its time has to follow from others.
+    /// Adds one row. Without `body` its time must follow from other rows.
     func add(
         _ step: DecodeStep, _ checker: DecodeChecker, op: String, label: String, bytes: Double, body: (() -> Void)?,
         to variants: inout [Variant]
@@ -76,7 +76,7 @@ struct DecodeRows {
         variants.append(variant)
     }
 
-    /// A part of a step, which is timed for the rows that are made up of it.
+    /// A part of a step, which is timed for the rows that include it.
     private func part(_ body: @escaping () -> Void) -> Variant {
         Variant(
             isa: set.name, threads: pool.threads, body: body, isHidden: true, verify: { nil }, preparation: caches.empty)

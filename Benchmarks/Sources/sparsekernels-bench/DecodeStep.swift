@@ -1,12 +1,12 @@
 import BenchmarkReport
 import SparseKernels
 
-/// What is attended to.
+/// The tokens that are attended to.
 enum DecodeMethod: Hashable {
     case dense
-    /// The pages of the highest scores, by the rule of a paper.
+    /// The pages with the highest scores, by the rule of a paper.
     case pages(PageRule, budget: Int)
-    /// The tokens of the highest estimated weights whose sum reaches `topP`, among those of the best pages.
+    /// The tokens with the highest estimated weights whose sum reaches `topP`, among those of the best pages.
     case twilight(topP: Double, candidates: Int)
 
     /// "LServe 4096".
@@ -19,29 +19,29 @@ enum DecodeMethod: Hashable {
     }
 }
 
-/// Whose choice of pages.
+/// The paper whose rule selects pages.
 enum PageRule: String {
-    /// Pages of 16 tokens, each with bounds of its own.
+    /// Pages of 16 tokens, each with its own bounds.
     case quest = "Quest"
     /// Pages of 64 tokens, scored by the best of their logical pages.
     case lServe = "LServe"
 }
 
-/// One way to compute the attention of a new token in each sequence: choose, then attend.
+/// One way to compute the attention of a new token in each sequence: select, then attend.
 final class DecodeStep {
     let cache: DecodeCache
     let method: DecodeMethod
     let query: Tensor<Float>
     private(set) var output: Tensor<Float>
-    /// What `choose` chose.
+    /// The result of `choose`.
     private(set) var selection: KVSelection?
-    /// Tokens that compete for a place: those of the pages that a pruner looks into.
+    /// The tokens among which a pruner selects.
     private var candidates: KVSelection?
     private let attention: PagedAttention
     private let selector: PageSelector?
     private let pruner: TokenPruner?
     private let pool: WorkerPool
-    /// Of the sequences.
+    /// The lengths of the sequences.
     private let lengths: [Int]
 
     init(
@@ -70,10 +70,10 @@ final class DecodeStep {
         }
     }
 
-    /// Tokens of the longest sequence.
+    /// The length of the longest sequence.
     var context: Int { lengths.max()! }
 
-    // Shapes agree by construction, so neither can throw.
+    // Shapes agree by construction, so neither method can throw.
 
     func choose() {
         guard let selector else { return }
@@ -104,9 +104,9 @@ final class DecodeStep {
             output: output.mutableView(named: "output"), on: pool)
     }
 
-    // MARK: What it reads, once it has run
+    // MARK: Bytes and operations, valid after it has run
 
-    /// Bytes that choosing must read.
+    /// The bytes that selecting must read.
     var choiceBytes: Double {
         guard selector != nil else { return 0 }
         let summaries = lengths.reduce(0) { $0 + cache.traffic.summaries(tokens: $1) }
@@ -114,15 +114,15 @@ final class DecodeStep {
         return Double(kvHeads * summaries + estimates)
     }
 
-    /// Bytes of keys and values that attending must read.
+    /// The bytes of keys and values that attending must read.
     var attentionBytes: Double { Double(cache.traffic.attention(rows: rows(of: selection))) }
 
-    /// Tokens that a head attends to, on average.
+    /// The number of tokens that a head attends to, on average.
     var keptTokens: Double {
         Double(rows(of: selection)) / Double((selection?.heads ?? kvHeads) * lengths.count)
     }
 
-    /// Multiply-adds of attention, two operations each.
+    /// The operations of attention, two per multiply-add.
     var attentionOperations: Double {
         let configuration = cache.cache.configuration
         let perToken = Double(2 * (configuration.headDim + configuration.valueDim))
@@ -131,7 +131,7 @@ final class DecodeStep {
 
     private var kvHeads: Int { cache.cache.configuration.kvHeads }
 
-    /// Tokens that are read, over heads and sequences; all of them without a selection.
+    /// The number of tokens read, over heads and sequences; all of them without a selection.
     private func rows(of selection: KVSelection?) -> Int {
         guard let selection else { return kvHeads * lengths.reduce(0, +) }
         var rows = 0

@@ -1,8 +1,8 @@
 import BenchmarkReport
 import SparseKernels
 
-/// What keeping a paged cache takes: memory of a token, the append of one token with its metadata, forks, and the first append to a
-/// fork, which copies the last page. Times are compared with a dense step over the same cache.
+/// The costs of keeping a paged cache: memory of a token, the append of one token with its metadata, forks, and the first
+/// append to a fork, which copies the last page. Times are compared with a dense step over the same cache.
 struct DecodeUpkeepCases {
     var instructionSet: InstructionSet
     var pool: WorkerPool
@@ -51,7 +51,7 @@ struct DecodeUpkeepCases {
         }
     }
 
-    /// Rows without a time: what a token takes, as the cache says, checked by counting.
+    /// Rows without a time: the memory of a token according to the cache, checked by counting.
     private var memory: CaseGroup {
         var layouts = [KVFormat.float32, .float16, .int8, .int4].map { CacheLayout(format: $0) }
         for format in [KVFormat.float16, .int8] {
@@ -89,7 +89,7 @@ extension CacheLayout {
     }
 }
 
-/// A sequence of a cache that loses and gets back its last token, and a fork of it.
+/// A sequence of a cache whose last token is removed and appended again, and a fork of it.
 private final class UpkeepProblem {
     let cache: DecodeCache
     let step: DecodeStep
@@ -103,7 +103,7 @@ private final class UpkeepProblem {
         step = try DecodeStep(.dense, cache, query: try operands.queries(sequences: 1), set, on: pool)
     }
 
-    // The sequence exists and the pool has room, so nothing here can throw.
+    // The sequence exists and the pool has free pages, so nothing here can throw.
 
     func dropFork() {
         if let forked { try! cache.cache.free(forked) }
@@ -122,13 +122,13 @@ private final class UpkeepProblem {
         forked = try! cache.cache.fork(cache.sequences[0], at: operands.context - 1)
     }
 
-    /// To the fork where there is one.
+    /// Appends the last token, to the fork if there is one.
     func appendLastToken() {
         try! cache.append(
             tokens: operands.context - 1..<operands.context, of: operands.key, operands.value,
             to: forked ?? cache.sequences[0], on: pool)
     }
 
-    /// The length of the sequence that was touched last.
+    /// The length of the sequence that was changed last.
     func lengthOfLast() throws -> Int { try cache.cache.length(of: forked ?? cache.sequences[0]) }
 }

@@ -1,8 +1,8 @@
 import Foundation
 
-/// Memory that can be had without swapping.
+/// The memory that is available without swapping.
 enum FreeMemory {
-    /// What the Linux kernel estimates; elsewhere half of what the machine has.
+    /// The estimate of the Linux kernel; elsewhere half of the machine's memory.
     static let byteCount: Int = {
         let meminfo = (try? String(contentsOfFile: "/proc/meminfo", encoding: .utf8)) ?? ""
         for line in meminfo.split(separator: "\n") where line.hasPrefix("MemAvailable:") {

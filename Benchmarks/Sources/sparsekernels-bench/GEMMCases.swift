@@ -2,7 +2,7 @@ import BenchmarkReport
 import SparseKernels
 import SparseKernelsReference
 
-/// The matrix product: the register tile alone and whole products, ours against OpenBLAS.
+/// The matrix product: the register tile alone and whole products, compared with OpenBLAS.
 struct GEMMCases {
     var instructionSets: [InstructionSet]
     var pools: [WorkerPool]
@@ -28,8 +28,8 @@ struct GEMMCases {
             remark: openBLAS.titleRemark)
     }
 
-    /// A packed tile, 256 deep, on one thread. OpenBLAS does not offer its micro-kernel, so the rate that it reaches over a whole
-    /// product of 1024³, where packing is amortised, stands for it.
+    /// A packed tile, 256 deep, on one thread. OpenBLAS has no interface for its micro-kernel, so it is represented by the rate
+    /// of a whole product of 1024³, where packing is amortised.
     private func tile(_ set: InstructionSet) -> CaseGroup {
         let size = 1024
         let flop = 2 * Double(size * size * size)
@@ -39,7 +39,7 @@ struct GEMMCases {
                 Variant(
                     isa: set.name, threads: 1,
                     body: { MachineRoofs.multiplyTile(instructionSet: set, depth: 256, flop: flop) },
-                    // The same tile over and over has no result of its own; the products below check it.
+                    // Repeating one tile has no result to check; the products below check it.
                     verify: { nil }, roof: { MachineRoofs.multiplyAdd(instructionSet: set, on: .serial, duration: .zero) })
             ]
             if openBLAS.isAvailable {
@@ -50,7 +50,8 @@ struct GEMMCases {
         }
     }
 
-    /// One row meets memory and not arithmetic: its rate of weights stands beside `gemv` of OpenBLAS, and no roof of multiply-adds.
+    /// One row is bound by memory and not by arithmetic: its rate of weights is compared with OpenBLAS's `gemv`, without a
+    /// roof.
     private func product(m: Int, n: Int, k: Int, transposesB: Bool) -> CaseGroup {
         let flop = 2 * Double(m * n * k)
         let shape = m == n && n == k ? "\(m)³" : "\(m)×\(n)×\(k)"
@@ -130,7 +131,7 @@ final class GEMMOperands {
         _ a: Tensor<Float>, _ b: Tensor<Float>, _ c: inout Tensor<Float>, transposesB: Bool, threads: Int
     ) {
         if a.shape[0] == 1 && transposesB {
-            // One row: its product of a matrix and a vector, which reads B once.
+            // For one row OpenBLAS's product of a matrix and a vector, which reads B once.
             var y = c.mutableSpan
             return try! OpenBLAS.multiplyVector(a: b.matrixView(), x: a.span, y: &y, threads: threads)
         }

@@ -67,7 +67,7 @@ struct GroupRunner {
         }
     }
 
-    /// The samples together with those of variants that are sums of others, round by round.
+    /// Adds the samples of variants that are sums of others, round by round.
     private func mixed(_ samples: InterleavedSamples, _ variants: [Variant]) -> InterleavedSamples {
         var (names, all) = (samples.names, samples.samples)
         for (index, variant) in variants.enumerated() where !variant.mixture.isEmpty {
@@ -80,7 +80,7 @@ struct GroupRunner {
         return InterleavedSamples(names: names, samples: all)
     }
 
-    /// A row beside its baseline: by the times of the rounds, or by what making the layers took where a row has no other time.
+    /// A comparison of a row with its baseline: by the times of the rounds, or of making the layers if a row has no other.
     private struct Comparison {
         var seconds: Double?
         var speedup: Double?

@@ -2,7 +2,7 @@ import BenchmarkReport
 import SparseKernels
 import SparseKernelsReference
 
-/// A linear layer in single precision, and activations to choose its smoothing by.
+/// A linear layer in single precision, with activations for choosing its smoothing.
 struct LinearLayer {
     let name: String
     /// `[outFeatures, inFeatures]`.
@@ -16,17 +16,17 @@ struct LinearLayer {
     var outFeatures: Int { weight.shape[0] }
     var inFeatures: Int { weight.shape[1] }
 
-    /// Normal weights behind `input`, with a bias.
+    /// A layer with normal weights and a bias for inputs of `input`.
     static func gaussian(outFeatures: Int, input: OutlierInput, calibrationTokens: Int) throws -> LinearLayer {
         LinearLayer(
             name: "Gaussian \(outFeatures)×\(input.channels)",
-            // So that outputs are about as large as the inputs of the next layer would be.
+            // This makes outputs about as large as the inputs of the next layer.
             weight: try .normal(
                 [outFeatures, input.channels], seed: 1, scale: 1 / Float(input.channels).squareRoot()),
             bias: try .normal([outFeatures], seed: 2), calibration: try input.tokens(calibrationTokens, seed: 3))
     }
 
-    /// y = x·Wᵀ + bias in single precision: what quantised layers are compared with.
+    /// y = x·Wᵀ + bias in single precision, with which quantised layers are compared.
     func output(of x: Tensor<Float>, on pool: WorkerPool) throws -> Tensor<Float> {
         var y = try Tensor<Float>(zeros: [x.shape[0], outFeatures])
         try GEMM(m: x.shape[0], n: outFeatures, k: inFeatures, transposesB: true).run(a: x, b: weight, into: &y, on: pool)

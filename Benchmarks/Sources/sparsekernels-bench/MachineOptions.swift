@@ -2,7 +2,7 @@ import ArgumentParser
 import Foundation
 import SparseKernels
 
-/// Which instruction set and how many threads: the same flags on every subcommand.
+/// The instruction set and the number of threads: the same flags on every subcommand.
 struct MachineOptions: ParsableArguments {
     @Option(
         help:

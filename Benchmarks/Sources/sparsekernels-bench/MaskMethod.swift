@@ -63,15 +63,15 @@ struct MaskOptions: ParsableArguments {
     }
 }
 
-/// What an estimator decided.
+/// The result of an estimator.
 struct Estimate {
-    /// One for all heads, per KV head or per query head.
+    /// One pattern for all heads, per KV head or per query head.
     var patterns: [HeadPattern]
     var plan: BlockSparseAttention
 
     func pattern(ofHead head: Int) -> HeadPattern { patterns[head * patterns.count / plan.shape.queryHeads] }
 
-    /// Kept part of a head: of the reachable blocks where the pattern is a mask, of the visible pairs otherwise.
+    /// The kept fraction of a head: of the reachable blocks if the pattern is a mask, of the visible pairs otherwise.
     func density(ofHead head: Int, _ problem: PrefillProblem) throws -> Double {
         let pattern = pattern(ofHead: head)
         if case .blockSparse(let mask, let maskHead) = pattern { return mask.density(head: maskHead) }
@@ -87,7 +87,7 @@ struct Estimate {
 }
 
 extension MaskMethod {
-    /// Estimates and plans, timing the stages.
+    /// Estimates and plans, and times the stages.
     func estimate(
         _ problem: PrefillProblem, _ options: MaskOptions, _ set: InstructionSet, _ pool: WorkerPool, _ clock: StageClock
     ) throws -> Estimate {
@@ -145,7 +145,7 @@ extension MaskMethod {
 }
 
 extension HeadPattern {
-    /// Whether a query sees a key, as far as the pattern is concerned; the causal limit comes on top.
+    /// Whether the pattern lets a query see a key, apart from the causal limit.
     func keeps(query: Int, position: Int, key: Int) -> Bool {
         switch self {
         case .dense:
@@ -160,7 +160,7 @@ extension HeadPattern {
         }
     }
 
-    /// The pattern as a head of a mask, for pictures: its own, or the blocks of `grid` of which it keeps a pair.
+    /// The pattern as a head of a mask, for pictures: its own mask, or the blocks of `grid` with a pair that it keeps.
     func mask(over grid: BlockGrid) throws -> (mask: BlockMask, head: Int) {
         switch self {
         case .blockSparse(let mask, let head):

@@ -3,30 +3,30 @@ import BenchmarkReport
 import Foundation
 import SparseKernels
 
-/// OpenBLAS as the baseline of this run: which kernels it has, and whether rows are compared with it.
+/// OpenBLAS as the baseline of this run: its kernels, and whether rows are compared with it.
 struct OpenBLASBaseline {
-    /// Whether it is built in, and has rows of its own.
+    /// Whether it is built in, and has its own rows.
     var isAvailable: Bool
-    /// Whether speed-ups over it mean something. Without, the column stays empty.
+    /// Whether speed-ups over it are meaningful. If not, the column stays empty.
     var isFit: Bool
-    /// For the head of the tables and the report.
+    /// The description for the head of the tables and the report.
     var description: String
-    /// Why it is not fit.
+    /// The reason why it is not fit.
     var remark: String?
 
-    /// The name that the column has, where there is one.
+    /// The name of the column, if there is one.
     var name: String? { isFit ? "OpenBLAS" : nil }
 
-    /// What the reports say after a title.
+    /// The text after titles in reports.
     var titleRemark: String { isAvailable ? (isFit ? "" : " (no fit OpenBLAS kernels)") : " (built without OpenBLAS)" }
 
     static let variable = "OPENBLAS_CORETYPE"
-    /// Set in a process that the benchmark started in its own place. Such a process starts no other.
+    /// Set in a process that the benchmark started to replace itself. Such a process starts no other.
     private static let restartVariable = "SPARSEKERNELS_BENCH_BASELINE"
-    /// For tests by hand: names that OpenBLAS is taken to report, before and after the restart, with a comma between them.
+    /// For manual tests: names that OpenBLAS pretends to report before and after the restart, separated by a comma.
     private static let pretenceVariable = "SPARSEKERNELS_BENCH_PRETEND_CORE"
 
-    /// Looks at the kernels that OpenBLAS chose, and starts the benchmark again, once, when they are below the machine's level and the
+    /// Checks the kernels that OpenBLAS chose, and restarts the benchmark once if they are below the machine's level and the
     /// library has others. Call it before anything is measured.
     static func prepare() -> OpenBLASBaseline {
         guard let reported = OpenBLAS.coreName else {
@@ -48,7 +48,7 @@ struct OpenBLASBaseline {
                 )
                 restart(core: best)
             }
-            // Only a failure comes back.
+            // The call returns only on failure.
             decision = .unfit(
                 reason: "OpenBLAS runs \(core), which is below \(machine.rawValue), and has none of "
                     + candidates.joined(separator: ", "))
@@ -61,13 +61,13 @@ struct OpenBLASBaseline {
         if case .unfit(let reason) = decision {
             (baseline.isFit, baseline.remark) = (false, "No speed-ups over OpenBLAS: \(reason).")
         } else if let level = BaselineKernels.level(ofCore: core), level < machine {
-            // The user's choice: it is measured, and nobody shall take it for what OpenBLAS can do here.
+            // It is the user's choice, so it is measured, with a remark that OpenBLAS could be faster here.
             baseline.remark = "Speed-ups are over \(core) kernels, which are below \(machine.rawValue)."
         }
         return baseline
     }
 
-    /// Whether OpenBLAS takes a name: another process is told to, and asked what it has.
+    /// Whether OpenBLAS accepts a name. Another process is started with the name and reports its kernels.
     private static func hasCore(_ name: String) -> Bool {
         let process = Process()
         process.executableURL = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
@@ -83,10 +83,10 @@ struct OpenBLASBaseline {
         return process.terminationStatus == 0 && answer.lowercased() == name.lowercased()
     }
 
-    /// Replaces this process by one with the same arguments. Returns when that fails.
+    /// Replaces this process by one with the same arguments. Returns only on failure.
     private static func restart(core: String) {
         #if os(Linux)
-            fflush(nil)  // What was printed would be lost with this process.
+            fflush(nil)  // Buffered output would be lost with this process.
             setenv(variable, core, 1)
             setenv(restartVariable, core, 1)
             let arguments = CommandLine.arguments.map { strdup($0) } + [nil]
@@ -103,7 +103,7 @@ struct OpenBLASBaseline {
     }
 }
 
-/// Prints the kernels that OpenBLAS chose, for the process that wants to know.
+/// Prints the kernels that OpenBLAS chose, for the process that tests a name.
 struct CoreCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "openblas-core", abstract: "Prints the kernel set that OpenBLAS chose for this processor.",

@@ -1,13 +1,13 @@
 import SparseKernels
 import SparseKernelsReference
 
-/// Normal activations with a few channels that are much larger than the others, as those of trained transformers have.
+/// Normal activations with a few channels that are much larger than the others, as in trained transformers.
 struct OutlierInput {
     let channels: Int
     private let factors: [Float]
 
     /// - Parameters:
-    ///   - outliers: channels, drawn at random, that are `factor` times as large.
+    ///   - outliers: the number of channels, drawn at random, that are `factor` times as large.
     init(channels: Int, outliers: Int = 12, factor: Float = 30, seed: UInt64) {
         self.channels = channels
         var generator = SplitMix64(seed: seed)

@@ -2,7 +2,7 @@ import BenchmarkReport
 import SparseKernels
 import XAttention
 
-/// XAttention from operands to output, every stage timed, beside dense causal attention of the same operands on the same threads.
+/// XAttention from operands to output with every stage timed, beside dense causal attention of the same operands.
 struct PrefillCases {
     var instructionSets: [InstructionSet]
     /// One dense call may take half a minute, so there are no rows for fewer threads.

@@ -3,7 +3,7 @@ import SparseKernels
 import SparseKernelsReference
 import XAttention
 
-/// Attention of given operands, with what is computed once to check and to judge everything that estimates it.
+/// Attention of given operands, with data that are computed once to check and judge all estimators.
 final class PrefillProblem {
     let name: String
     let shape: AttentionShape
@@ -12,15 +12,15 @@ final class PrefillProblem {
     let query: Tensor<Float>
     let key: Tensor<Float>
     let value: Tensor<Float>
-    /// Shared by all variants, which run one after the other.
+    /// The output that all variants share, which run one after the other.
     let output: AttentionOutput
-    /// Attention mass of every block: antidiagonal scoring with a stride of 1.
+    /// The attention mass of every block, from antidiagonal scoring with a stride of 1.
     let masses: BlockScores
     private var scoreCheckers: [Int: ScoreChecker] = [:]
     private var floatMasks: [Configuration: BlockMask] = [:]
     private lazy var denseChecker = AttentionChecker(reference: reference, query: query, key: key, value: value)
 
-    /// What XAttention is told.
+    /// The parameters of XAttention.
     struct Configuration: Hashable {
         var stride = 16
         var precision = ScoringPrecision.int6
@@ -34,7 +34,7 @@ final class PrefillProblem {
     }
 
     /// - Parameters:
-    ///   - set: computes the exact masses.
+    ///   - set: the level that computes the exact masses.
     ///   - announce: tells the user what takes long.
     init(
         name: String, shape: AttentionShape, modifiers: ScoreModifiers, query: Tensor<Float>, key: Tensor<Float>,
@@ -52,7 +52,7 @@ final class PrefillProblem {
                 query: query, key: key, on: pool)
     }
 
-    /// - Parameter isCausal: nil for what the capture says.
+    /// - Parameter isCausal: nil means the capture's own value.
     convenience init(
         _ capture: Capture, isCausal: Bool? = nil, set: InstructionSet, pool: WorkerPool, announce: (String) -> Void
     ) throws {
@@ -96,12 +96,12 @@ final class PrefillProblem {
             operations: Operations(actual: flopPerPair * Double(plan.visiblePairs), effective: effectiveFLOP))
     }
 
-    /// For attention of a mask: the oracle hides the same blocks.
+    /// A checker for attention of a mask, whose oracle hides the same blocks.
     func checker(of mask: BlockMask) -> AttentionChecker<Float> {
         AttentionChecker(reference: reference, mask: mask, query: query, key: key, value: value)
     }
 
-    /// Attention of a mask whose plan exists.
+    /// A variant for attention of a mask whose plan exists.
     func sparse(
         _ plan: BlockSparseAttention, checker: AttentionChecker<Float>, _ set: InstructionSet, _ pool: WorkerPool, op: String
     ) -> Variant {
@@ -125,8 +125,8 @@ final class PrefillProblem {
             }, op: op, operations: operations)
     }
 
-    /// Block scores. In single precision they are compared with the oracle. 6-bit codes are judged by what they are for: at the
-    /// configuration's threshold their mask must have the recall of the single-precision one, to `recallTolerance`.
+    /// A variant for block scores. Single-precision scores are compared with the oracle. 6-bit codes are judged by their
+    /// purpose: at the configuration's threshold their mask must have the other's recall, within `recallTolerance`.
     func scores(_ configuration: Configuration, _ set: InstructionSet, _ pool: WorkerPool, op: String) throws -> Variant {
         let estimate = try AntidiagonalScoring(
             shape, grid: grid, stride: configuration.stride, softmaxScale: modifiers.softmaxScale,
@@ -148,8 +148,7 @@ final class PrefillProblem {
             }, op: op, operations: Operations(actual: 2 * pairs * Double(shape.headDim)))
     }
 
-    /// Not derived but demanded: at thresholds of 0.9 and more, two thousandths of the mass are about what a change of the threshold by
-    /// 0.002 makes.
+    /// A requirement, not a derived bound: at thresholds of 0.9 and more, changing it by 0.002 changes about 0.002 of the mass.
     private static let recallTolerance = 0.002
 
     private func scoreChecker(stride: Int) throws -> ScoreChecker {
@@ -169,7 +168,7 @@ final class PrefillProblem {
         return mask
     }
 
-    /// The choice of blocks from scores.
+    /// A variant for the selection of blocks from scores.
     func selection(
         _ configuration: Configuration, _ scores: BlockScores, _ set: InstructionSet, _ pool: WorkerPool, op: String
     ) throws -> Variant {
@@ -181,7 +180,7 @@ final class PrefillProblem {
             density: mask.density, quality: Quality(recall: masses.keptPart(of: mask)))
     }
 
-    /// Score, select, plan and attend in one call. `plan` is what it will make; only operations are counted with it.
+    /// A variant that scores, selects, plans and attends in one call. `plan` equals its plan and is used to count operations.
     func endToEnd(
         _ configuration: Configuration, _ plan: BlockSparseAttention, checker: AttentionChecker<Float>, _ set: InstructionSet,
         _ pool: WorkerPool, op: String
@@ -198,7 +197,7 @@ final class PrefillProblem {
 }
 
 extension BlockGrid {
-    /// Pairs that the causal limit leaves, if there is one.
+    /// The pairs that the causal limit leaves, if there is one.
     fileprivate var visiblePairs: Int {
         isCausal ? query.length * queryOffset + query.length * (query.length + 1) / 2 : query.length * key.length
     }

@@ -1,27 +1,28 @@
 import BenchmarkReport
 import SparseKernels
 
-/// What quantising a layer costs: the relative error of its output on tokens that the quantiser has not seen, and the seconds it took.
+/// The costs of quantising a layer: the relative error of its output on tokens unseen by the quantiser, and the seconds taken.
 ///
-/// Layers are Gaussian with outlier channels, and those of trained models with the activations that the models gave them.
+/// Layers are Gaussian with outlier channels, or come from trained models with recorded activations.
 struct QuantizationErrorCases {
     var instructionSet: InstructionSet
     var pool: WorkerPool
     var openBLAS: OpenBLASBaseline
 
-    /// Candidates of the official smoothing search, which makes a full decomposition for each.
+    /// The number of candidates of the official smoothing search, which computes a full decomposition for each.
     private static let officialDecompositions = 39
     private static let decompositionLabel = "\(officialDecompositions) SVDs"
 
     func section(quick: Bool) -> Section {
         let size = quick ? 512 : 3072
-        // Without LAPACK a full decomposition of the large layer takes an hour; on kernels below the machine's level it flatters.
+        // Without LAPACK a full decomposition of the large layer takes an hour, and kernels below the machine's level would
+        // flatter us.
         let comparesDecomposition = !quick && openBLAS.isFit
         var groups = [
             group("Gaussian \(size)×\(size)", comparesDecomposition: comparesDecomposition) { announce in
                 announce("making the weights")
                 let input = OutlierInput(channels: size, seed: 5)
-                // More tokens than channels, which GPTQ needs.
+                // GPTQ needs more tokens than channels.
                 let layer = try LinearLayer.gaussian(outFeatures: size, input: input, calibrationTokens: 2 * size)
                 return (layer, try input.tokens(256, seed: 6))
             }
@@ -33,7 +34,7 @@ struct QuantizationErrorCases {
             kind: .quantizationError, groups: groups, baselines: comparesDecomposition ? [Self.decompositionLabel] : [])
     }
 
-    /// - Parameter load: the layer, and activations to judge it by.
+    /// - Parameter load: loads the layer, and activations to judge it by.
     private func group(
         _ name: String, comparesDecomposition: Bool = false,
         load: @escaping (_ announce: (String) -> Void) throws -> (LinearLayer, Tensor<Float>)
@@ -77,7 +78,7 @@ struct QuantizationErrorCases {
         return variant
     }
 
-    /// What the official search spends on decompositions alone: one is timed, the others cost the same.
+    /// The time that the official search spends on decompositions only. One is timed, and the others cost the same.
     private func decompositions(of weight: Tensor<Float>) throws -> Variant {
         let factorization = try LowRankFactorization(rank: 32, method: .full)
         let clock = ContinuousClock()

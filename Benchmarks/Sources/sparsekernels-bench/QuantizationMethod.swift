@@ -1,10 +1,10 @@
 import SparseKernels
 
-/// A way to quantise a layer: what SVDQuant does, and what is left of it when parts are taken away.
+/// A way to quantise a layer: SVDQuant, and SVDQuant without some of its parts.
 struct QuantizationMethod {
     var label: String
     var configuration: LowRankQuantizer.Configuration
-    /// Activations to run the same weights behind; the first are those that the smoothing was chosen for.
+    /// The activation formats with which the weights run. The first one is that for which the smoothing was chosen.
     var activations: [ActivationFormat]
 
     private init(
@@ -31,7 +31,7 @@ struct QuantizationMethod {
     static let svdQuant = QuantizationMethod(
         "smooth r32", smooths: true, rank: 32, activations: [.int4, .int8PerToken, .float])
 
-    /// The same for a layer that follows a GELU: 4-bit activations are shifted and unsigned.
+    /// The same for a layer after a GELU: 4-bit activations are shifted and unsigned.
     var afterGELU: QuantizationMethod {
         var method = self
         method.activations = activations.map { $0 == .int4 ? .uint4(shift: ActivationFormat.geluShift) : $0 }

@@ -1,9 +1,9 @@
 import BenchmarkReport
 import SparseKernels
 
-/// Linear layers with quantised weights against the single-precision product, ours and that of OpenBLAS, on the same threads in the same
-/// rounds. A call takes activations as they come and leaves outputs as the next layer takes them: smoothing, coding, low-rank branch and
-/// bias are in its time.
+/// Linear layers with quantised weights, compared with our single-precision product and that of OpenBLAS, on the same threads
+/// in the same rounds. A call takes floating-point activations and returns floating-point outputs: its time includes smoothing,
+/// coding, low-rank branch and bias.
 struct QuantizedGEMMCases {
     var instructionSets: [InstructionSet]
     var pools: [WorkerPool]
@@ -26,7 +26,7 @@ struct QuantizedGEMMCases {
             remark: openBLAS.isFit ? "" : openBLAS.titleRemark)
     }
 
-    /// OpenBLAS, or our own product where it is not built in; nil where its kernels are not fit to be compared with.
+    /// OpenBLAS, or our own product if it is not built in; nil if its kernels are not fit for a comparison.
     private var baselineName: String? { openBLAS.isAvailable ? openBLAS.name : "f32" }
 
     private func group(_ n: Int, _ k: Int, tokens: Int, pools: [WorkerPool], _ cache: GaussianLayers.Cache) -> CaseGroup {
@@ -52,7 +52,7 @@ struct QuantizedGEMMCases {
         return group
     }
 
-    /// The rows of one pool; its baseline comes first, at position `first` of the group.
+    /// Adds the rows of one pool. Its baseline comes first, at position `first` of the group.
     private func rows(
         _ problem: QuantizedProblem, _ operations: Double, _ pool: WorkerPool, from first: Int
     ) throws -> [Variant] {

@@ -2,16 +2,16 @@ import BenchmarkReport
 import SparseKernels
 import SparseKernelsReference
 
-/// A layer once it is quantised, with what it takes to run and to check it.
+/// A quantised layer, with the data to run and check it.
 struct QuantizedLayer {
     let weight: QuantizedWeight
     let activation: ActivationFormat
     let smooth: Tensor<Float>?
     let lowRank: LowRankBranch?
-    /// As the activations need it: a shift is undone in it.
+    /// The bias for these activations, which undoes a shift.
     let bias: Tensor<Float>?
     private let originalBias: Tensor<Float>?
-    /// What quantising took.
+    /// The time of quantising.
     let seconds: Double
 
     init(_ layer: LinearLayer, _ configuration: LowRankQuantizer.Configuration, on pool: WorkerPool) throws {
@@ -32,7 +32,7 @@ struct QuantizedLayer {
         seconds = other.seconds
     }
 
-    /// The same weights behind other activations; ones that are not shifted, unless they are the layer's own.
+    /// The same weights with other activations, which must not be shifted unless they are the layer's own.
     func with(_ activation: ActivationFormat) -> QuantizedLayer { QuantizedLayer(self, activation: activation) }
 
     func packed(for set: InstructionSet) throws -> QuantizedLinear {

@@ -2,7 +2,7 @@ import BenchmarkReport
 import SparseKernels
 import SparseKernelsReference
 
-/// A layer of Gaussian weights, quantised in every way that the tables have rows for, and shared by all numbers of tokens.
+/// A layer of Gaussian weights, quantised for all rows of the tables, and shared by all numbers of tokens.
 final class GaussianLayers {
     let layer: LinearLayer
     let input: OutlierInput
@@ -13,8 +13,8 @@ final class GaussianLayers {
         layer = try LinearLayer.gaussian(outFeatures: outFeatures, input: input, calibrationTokens: 128)
     }
 
-    /// The smoothing is the same in all rows, so that a branch is all that tells two rows apart, and it is given: speed does not depend on
-    /// it, and a search over the largest layer would take minutes.
+    /// The smoothing is the same in all rows, so that only the branch differs between two rows. It is given, because speed does
+    /// not depend on it and a search over the largest layer would take minutes.
     func quantized(_ variant: QuantizedVariant, on pool: WorkerPool) throws -> QuantizedLayer {
         if let known = quantized[variant] { return known }
         var configuration = LowRankQuantizer.Configuration()
@@ -28,7 +28,7 @@ final class GaussianLayers {
         return layer
     }
 
-    /// Keeps the layers of one shape, those that were asked for last: the largest ones take half a gigabyte.
+    /// Keeps only the layers of the last shape, because the largest ones take half a gigabyte.
     final class Cache {
         private var last: (shape: [Int], layers: GaussianLayers)?
 
@@ -42,7 +42,7 @@ final class GaussianLayers {
     }
 }
 
-/// The layers of one shape on a number of tokens: operands, outputs, and what outputs are compared with.
+/// The layers of one shape with a number of tokens: operands, outputs, and the exact outputs for comparison.
 final class QuantizedProblem {
     let layers: GaussianLayers
     let x: Tensor<Float>
@@ -50,7 +50,7 @@ final class QuantizedProblem {
     /// Outputs of the single-precision layer for the first tokens.
     private let exact: Tensor<Float>
 
-    /// Tokens whose outputs the relative error is taken over.
+    /// The number of tokens over whose outputs the relative error is taken.
     private static let comparedTokens = 64
 
     init(_ layers: GaussianLayers, tokens: Int, on pool: WorkerPool) throws {
@@ -102,6 +102,6 @@ final class QuantizedProblem {
         return verification
     }
 
-    /// ‖y − y of the single-precision layer‖ / ‖y of the single-precision layer‖ of what was computed last.
+    /// ‖y − y of the single-precision layer‖ / ‖y of the single-precision layer‖ for the last computed y.
     var outputError: Double { y.relativeDistance(to: exact) }
 }

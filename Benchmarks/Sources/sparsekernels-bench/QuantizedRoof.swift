@@ -1,11 +1,11 @@
 import SparseKernels
 
-/// What bounds a quantised product on the threads of a pool, measured between its rounds.
+/// The roof of a quantised product on the threads of a pool, measured between its rounds.
 ///
-/// A run of few tokens waits for its weights: it is called with empty caches, as in a model that is larger than they are, and its roof is
-/// the least of the bandwidth and of the multiply-adds. A run of many tokens has the multiply-adds as its roof.
+/// A run of few tokens waits for its weights: it is called with empty caches, as in a model that is larger than the caches, and
+/// its roof is the minimum of those of the bandwidth and of the multiply-adds. For many tokens it is that of the multiply-adds.
 final class QuantizedRoof {
-    /// Up to this many tokens the weights are read from memory faster than they are used.
+    /// Up to this many tokens a product waits for its weights from memory.
     static let fewTokens = 8
 
     private let set: InstructionSet
@@ -20,7 +20,7 @@ final class QuantizedRoof {
 
     func emptyCaches() { caches.empty() }
 
-    /// The highest rate that `operations` can have, in 10⁹ per second. With `weightBytes`, all weights are read once after the caches were
+    /// The highest rate of `operations`, in 10⁹ per second. With `weightBytes`, all weights are read once after the caches were
     /// emptied.
     func rate(operations: Double, weightBytes: Int?, isInteger: Bool) -> Double {
         let arithmetic =

@@ -1,10 +1,10 @@
 import SparseKernels
 
-/// How a linear layer is quantised, as rows of the tables name it.
+/// The quantisation of a linear layer, as rows of the tables name it.
 struct QuantizedVariant: Hashable {
     var weightFormat: WeightFormat
     var activation: ActivationFormat
-    /// 0: no low-rank branch.
+    /// The rank of the low-rank branch; 0 means that there is none.
     var rank = 0
 
     /// "W4A8 r32".
@@ -26,7 +26,7 @@ struct QuantizedVariant: Hashable {
     static let w4a4 = QuantizedVariant(weightFormat: .svdQuantInt4, activation: .int4)
     static let w8a8 = QuantizedVariant(weightFormat: .int8PerChannel, activation: .int8PerToken)
 
-    /// The three ways to run 4-bit weights, without and with SVDQuant's branch, and the 8-bit layer that they compete with.
+    /// The three ways to run 4-bit weights, without and with SVDQuant's branch, and the 8-bit layer for comparison.
     static let all = [w4a16, w4a8, w4a4].flatMap { [$0, $0.withBranch] } + [w8a8]
 
     var withBranch: QuantizedVariant {

@@ -2,14 +2,14 @@ import Foundation
 import ModelRunner
 import SparseKernels
 
-/// A linear layer of a trained model with inputs that were recorded while the model ran.
+/// A linear layer of a trained model with recorded inputs.
 struct RecordedLayer {
     let name: String
     var followsGELU = false
-    /// Weight, bias and input; the closure tells the user what takes long.
+    /// Reads weight, bias and input; the closure tells the user what takes long.
     let read: (_ announce: (String) -> Void) throws -> (weight: Tensor<Float>, bias: Tensor<Float>?, input: Tensor<Float>)
 
-    /// The layer with the first three quarters of the tokens to calibrate it by, and the others to judge it by.
+    /// Loads the layer, with the first three quarters of the tokens to calibrate it and the others to judge it.
     func load(_ announce: (String) -> Void) throws -> (LinearLayer, Tensor<Float>) {
         let (weight, bias, input) = try read(announce)
         let (tokens, columns) = (input.shape[0], input.shape[1])
@@ -22,9 +22,9 @@ struct RecordedLayer {
 }
 
 extension RecordedLayer {
-    /// The layers of the file that comes with the benchmarks; none where the file is not beside the program.
+    /// The layers of the file that is shipped with the benchmarks; none if the file is not beside the program.
     ///
-    /// Such a file, which `record` writes, has for each layer the input `[tokens, inFeatures]` under the layer's name, and
+    /// `record` writes such a file. For each layer it has the input `[tokens, inFeatures]` under the layer's name, and
     /// `[outFeatures, inFeatures]` under the name with ".weight".
     static var shipped: [RecordedLayer] {
         guard let path = DataFiles.capture("code-lm-layers"), let file = try? SafetensorsFile(path: path) else { return [] }
@@ -35,7 +35,8 @@ extension RecordedLayer {
         }
     }
 
-    /// Every linear layer of two blocks of code-lm and of video-dit, where `SPARSEKERNELS_DATA` has them: inputs are recorded on the spot.
+    /// Every linear layer of two blocks of code-lm and of video-dit, if `SPARSEKERNELS_DATA` has them. Inputs are recorded on
+    /// demand.
     static var models: [RecordedLayer] { codeLayers + videoLayers }
 
     private static var codeLayers: [RecordedLayer] {
@@ -51,7 +52,7 @@ extension RecordedLayer {
         }
     }
 
-    /// Inputs of the denoising step that is recorded among the golden cases, every other token.
+    /// Inputs of every other token of the denoising step that is among the golden cases.
     private static var videoLayers: [RecordedLayer] {
         guard let folder = DataFiles.external("models/video-dit"),
             let step = DataFiles.external("goldens/models/video_dit_step.safetensors"),
@@ -87,13 +88,13 @@ extension RecordedLayer {
         }.map { String($0.dropLast(".weight".count)) }.sorted()
     }
 
-    /// "model.layers.3.mlp.down_proj" as "code-lm 3 down_proj".
+    /// Shortens "model.layers.3.mlp.down_proj" to "code-lm 3 down_proj".
     private static func shortened(_ name: String) -> String {
         let parts = name.split(separator: ".")
         return "code-lm " + parts.drop { $0 != "layers" }.dropFirst().prefix(1).joined() + " " + (parts.last ?? "")
     }
 
-    /// What one run of a model recorded: made when the first layer asks for it.
+    /// The recorded result of one run of a model, made when the first layer needs it.
     private final class Recording<Result> {
         private let make: () throws -> Result
         private var result: Result?

@@ -103,7 +103,7 @@ struct RunCommand: ParsableCommand {
         }
     }
 
-    /// The contexts of the decoding cases; nil for the usual ones.
+    /// The contexts of the decoding cases; nil means the usual ones.
     private func decodeContexts() throws -> [Int]? {
         try decodeContext?.split(separator: ",").map { text in
             guard let tokens = Int(text), (1024...1 << 24).contains(tokens) else {
@@ -113,7 +113,7 @@ struct RunCommand: ParsableCommand {
         }
     }
 
-    /// The roofs for the record, on one thread and on all. Rows are divided by roofs of their own, taken in the same rounds.
+    /// Measures the roofs for the report, on one thread and on all. Rows have their own roofs, from the same rounds.
     private func measureRoofs(_ set: InstructionSet) -> Roofs {
         let all = WorkerPool(threads: ProcessInfo.processInfo.activeProcessorCount)
         var roofs: Roofs = [:]
@@ -123,7 +123,7 @@ struct RunCommand: ParsableCommand {
         (roofs[.fmaOneCore], roofs[.fmaAllCores]) = (fma[0], fma[1])
         (roofs[.readOneCore], roofs[.readAllCores]) = (read[0], read[1])
         let codes = [WorkerPool.serial, all].map { MachineRoofs.integerMultiplyAdd(instructionSet: set, on: $0) }
-        // Two operations each, as everywhere in these tables.
+        // A multiply-add is two operations, as everywhere in these tables.
         (roofs[.int8DotOneCore], roofs[.int8DotAllCores]) = (2 * codes[0], 2 * codes[1])
         print(String(format: "multiply-add, GFLOP/s   %10.1f %11.1f", fma[0], fma[1]))
         print(String(format: "of codes, GOP/s         %10.1f %11.1f", 2 * codes[0], 2 * codes[1]))

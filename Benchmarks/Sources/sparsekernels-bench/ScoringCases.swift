@@ -2,7 +2,7 @@ import BenchmarkReport
 import SparseKernels
 import XAttention
 
-/// What it costs to estimate the attention mass of every block, and to choose blocks, beside dense attention of the same capture.
+/// The cost of estimating every block's attention mass and of selecting blocks, beside dense attention of the same capture.
 struct ScoringCases {
     var instructionSets: [InstructionSet]
     var pools: [WorkerPool]
@@ -66,6 +66,6 @@ extension Variant {
 }
 
 extension ScoringPrecision {
-    /// In names of cases, like the element types there.
+    /// The label in names of cases, like the element types there.
     var label: String { self == .float32 ? "f32" : rawValue }
 }

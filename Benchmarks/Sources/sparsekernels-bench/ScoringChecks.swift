@@ -3,13 +3,13 @@ import SparseKernelsReference
 
 /// Compares sampled rows of block scores with the `Double` oracle, for sequences of as many queries as keys.
 ///
-/// A block row is a problem of its own: the block's queries and the keys up to its end, aligned there. So the oracle is asked for three
-/// rows of the first and the last head, and not for all.
+/// A block row is a separate problem with the block's queries and the keys up to its end, aligned there. So the oracle computes
+/// three rows of the first and the last head, and not all.
 ///
-/// The bound: a score x of n = stride · headDim products is off by at most σ·A, with σ = λ·(√n + 2)·u as in `AttentionErrorBound` and
-/// A ≤ softmaxScale · max‖q‖ · max‖k‖ (Cauchy–Schwarz). A probability moves by the factor e^(δx) of its own score and of the sum it is
-/// divided by, so by 2σA; its exponential by 2e-7·(1 + |x − m|/2) ≤ 2e-7·(1 + A), twice; the sums over groups by λ·√groups·u. All of
-/// them are relative, so they hold for the sum of a block.
+/// The bound: a score x of n = stride · headDim products is off by at most σ·A, with σ = λ·(√n + 2)·u as in
+/// `AttentionErrorBound` and A ≤ softmaxScale · max‖q‖ · max‖k‖ (Cauchy–Schwarz). A probability changes by the factor e^(δx) of
+/// its own score and of the sum that divides it, so by 2σA; its exponential by 2e-7·(1 + |x − m|/2) ≤ 2e-7·(1 + A), twice; the
+/// sums over groups by λ·√groups·u. All of these are relative, so they hold for the sum of a block.
 struct ScoreChecker {
     private var rows: [(head: Int, row: Int, scores: [Double])] = []
     private let bound: Double
@@ -56,13 +56,13 @@ struct ScoreChecker {
 }
 
 extension Tensor<Float> {
-    /// Rows of one head of a tensor `[heads, tokens, channels]`, copied.
+    /// A copy of rows of one head of a tensor `[heads, tokens, channels]`.
     fileprivate func rows(_ head: Int, _ tokens: Range<Int>) throws -> Tensor<Float> {
         let first = (head * shape[1] + tokens.lowerBound) * shape[2]
         return try Tensor([1, tokens.count, shape[2]]) { self[flat: first + $0] }
     }
 
-    /// Length of the longest row.
+    /// The Euclidean norm of the longest row.
     fileprivate var longestRow: Double {
         let channels = shape[shape.count - 1]
         let values = span
@@ -76,10 +76,10 @@ extension Tensor<Float> {
     }
 }
 
-/// Top-p selection row by row as one would write it down: sort, then take until the mass is reached.
+/// Top-p selection row by row in its simplest form: sort, then take until the mass is reached.
 enum SelectionCheck {
-    /// The number of rows in which a mask differs from that, which must be none: scores are `Float`, sums of them `Double`, so near-ties
-    /// do not happen by rounding. In causal grids sink column and diagonal block are kept in any case and count.
+    /// The number of rows in which a mask differs from that, which must be none: scores are `Float` and their sums `Double`, so
+    /// rounding causes no near-ties. In causal grids the sink column and the diagonal block are always kept and count.
     static func topP(_ mask: BlockMask, _ scores: BlockScores, mass: Double) -> Verification {
         let grid = scores.grid
         var wrong = 0

@@ -46,7 +46,7 @@ struct ShowCommand: ParsableCommand {
     }
 }
 
-/// Whether a case or row passes `--filter`: its operation or name contains the text, or there is none.
+/// Whether a case or row passes `--filter`: there is no filter, or its operation or name contains the text.
 func matches(_ filter: String?, op: String, name: String) -> Bool {
     filter.map { "\(op) \(name)".localizedCaseInsensitiveContains($0) } ?? true
 }

@@ -2,12 +2,12 @@ import BenchmarkReport
 import SparseKernels
 import SparseKernelsReference
 
-/// Block-sparse attention on random masks of given densities, beside dense attention of the same operands: what a mask is worth
-/// before anything has to be estimated.
+/// Block-sparse attention on random masks of given densities, beside dense attention of the same operands: the gain of a mask
+/// without the cost of estimating it.
 struct SparseAttentionCases {
     var instructionSets: [InstructionSet]
     var pools: [WorkerPool]
-    /// Heads; nil for as many as give every length about the same work.
+    /// Heads; nil means as many as give every length about the same work.
     var heads: Int?
 
     func section(quick: Bool) -> Section {
@@ -24,7 +24,7 @@ struct SparseAttentionCases {
                 }
             }
             for headDim in [64, 128] {
-                // One dense call takes seconds here, so on all threads only.
+                // One dense call takes seconds here, so it runs on all threads only.
                 var long = group(
                     32768, headDim: headDim, blockSize: 128, densities: [0.02, 0.05, 0.1, 0.2], pools: [pools.last!])
                 long.rounds = 5
@@ -92,7 +92,7 @@ struct SparseAttentionCases {
                                 density: mask.density))
                     }
                 }
-                // Planning uses one thread; it is measured against the run that it delays the most, the one on all threads.
+                // Planning uses one thread; it is compared with the run that it delays most, the one on all threads.
                 let runs = variants.count - masks.count
                 for (index, (mask, _)) in masks.enumerated() {
                     variants.append(
@@ -106,7 +106,7 @@ struct SparseAttentionCases {
 }
 
 extension Variant {
-    /// The row of making a plan from a mask. Checked by its number of score entries.
+    /// The row of making a plan from a mask, which is checked by its number of score entries.
     static func planning(
         _ shape: AttentionShape, _ mask: BlockMask, modifiers: ScoreModifiers, _ set: InstructionSet
     ) -> Variant {
@@ -122,7 +122,7 @@ extension Variant {
 }
 
 extension BlockMask {
-    /// Blocks drawn at random, round(density · columns) of them in every row but at least one, so that all rows cost the same.
+    /// A mask of random blocks, round(density · columns) in every row but at least one, so that all rows cost the same.
     static func random(_ grid: BlockGrid, heads: Int, density: Double, seed: UInt64) throws -> BlockMask {
         var generator = SplitMix64(seed: seed)
         let count = max(1, Int((density * Double(grid.blockColumns)).rounded()))

@@ -1,23 +1,24 @@
 import SparseKernels
 import SparseKernelsReference
 
-/// Queries, keys and values of one head whose attention has the structure of a trained model's on a long text: a sink, a local band,
-/// slashes, verticals that hold for some passages, and a diffuse background. Random but for the seed.
+/// Queries, keys and values of one head whose attention has the structure of a trained model's on a long text: a sink, a local
+/// band, slashes, verticals that hold for some passages, and a diffuse background. A seed makes it reproducible.
 ///
-/// Scores are sums of three parts, each in channels of its own:
+/// Scores are sums of three parts, each in its own channels:
 ///
-/// * **Verticals** (8 channels, one per topic). Every 768 tokens on average there is a *landmark* of 16…96 tokens, whose keys point along
-///   the channel of its topic, some more and some less. The text is cut into *passages* of 200…3000 tokens; the queries of a passage ask
-///   for up to four of the seven topics, and all ask for topic 0, which is that of the first 24 tokens: the sink.
-/// * **Local band and slashes** (the other channels). The key of token t carries the code p(t), a unit vector that turns smoothly from
-///   one random direction to the next, every 48 tokens; so p(s)·p(t) is near 1 for neighbours and small otherwise. The query of t carries
-///   p(t), and the queries of half of the passages also p(t − Δ) with a distance Δ of the passage, up to 3/4 of what lies before it.
-///   The small products of codes of far tokens make a background in lumps.
-/// * **Noise** in all channels, which moves every score by about 1.
+/// * **Verticals** (8 channels, one per topic). Every 768 tokens on average there is a *landmark* of 16…96 tokens, whose keys
+///   point more or less along the channel of its topic. The text is cut into *passages* of 200…3000 tokens. The queries of a
+///   passage ask for up to four of the seven topics, and all ask for topic 0, that of the first 24 tokens, which are the sink.
+/// * **Local band and slashes** (the other channels). The key of token t has the code p(t), a unit vector that turns smoothly
+///   from one random direction to the next, every 48 tokens; so p(s)·p(t) is near 1 for neighbours and small otherwise. The
+///   query of t has p(t), and the queries of half of the passages also p(t − Δ) with a distance Δ of the passage, up to 3/4 of
+///   the tokens before it. The small products of codes of far tokens make an uneven background.
+/// * **Noise** in all channels, which changes every score by about 1.
 ///
-/// Values are a vector that all tokens share plus normal deviations of the same size, because those of trained models have a large mean.
+/// Values are a vector that all tokens share plus normal deviations of the same size, because trained models' values have a
+/// large mean.
 ///
-/// Landmarks, passages, distances and the phase of the code are drawn per token: nothing is aligned with blocks or strides.
+/// Landmarks, passages, distances and the phase of the code are drawn per token, so nothing is aligned with blocks or strides.
 struct StructuredInput {
     let shape: AttentionShape
     let query: Tensor<Float>
@@ -26,12 +27,12 @@ struct StructuredInput {
 
     private static let topics = 8
     private static let sinkTokens = 24
-    /// Standard deviation per channel; with the amplitudes of the structure it makes deviations of about 1 in a score.
+    /// The standard deviation per channel. With the amplitudes of the structure it makes deviations of about 1 in a score.
     private static let noise: Float = 0.5
     /// Scores above the background, in natural-log units.
     private static let (sinkScore, verticalScore, localScore, slashScore): (Float, Float, Float, Float) = (12, 11.5, 12, 11)
 
-    /// - Throws: `.invalidShape` for sizes that attention does not have, `.invalidArgument` for too few channels.
+    /// - Throws: `.invalidShape` for sizes that attention does not support, `.invalidArgument` for too few channels.
     init(tokens: Int, headDim: Int, seed: UInt64) throws {
         guard headDim > Self.topics else {
             throw SparseKernelsError(
@@ -40,7 +41,7 @@ struct StructuredInput {
         shape = try AttentionShape(queryLength: tokens, keyLength: tokens, queryHeads: 1, kvHeads: 1, headDim: headDim)
         var generator = SplitMix64(seed: seed)
         let code = SmoothCode(tokens: tokens, channels: headDim - Self.topics, turn: 48, using: &generator)
-        // A score is q·k/√headDim, so query and key both carry the root of √headDim · score.
+        // A score is q·k/√headDim, so query and key both have the root of √headDim · score.
         let unit = Float(headDim).squareRoot().squareRoot()
         let (topicAmplitude, codeAmplitude) = (Self.verticalScore.squareRoot() * unit, Self.localScore.squareRoot() * unit)
         var query = try Tensor<Float>([1, tokens, headDim]) { _ in generator.normal() * Self.noise }
@@ -53,7 +54,7 @@ struct StructuredInput {
                 key[flat: token * headDim + Self.topics + channel] += codeAmplitude * code[token, channel]
             }
         }
-        // Landmarks do not overlap: two of a topic would add up to one that hides all others.
+        // Landmarks do not overlap, because two of a topic would add up to one that hides all others.
         var isMarked = [Bool](repeating: false, count: tokens)
         for token in 0..<min(Self.sinkTokens, tokens) {
             key[flat: token * headDim] += topicAmplitude * Self.sinkScore / Self.verticalScore
@@ -96,8 +97,8 @@ struct StructuredInput {
     }
 }
 
-/// A unit vector per token that turns smoothly: at the knots, `turn` tokens apart, it is a random direction, between them it goes
-/// from one to the other.
+/// A unit vector per token that turns smoothly: at the knots, which are `turn` tokens apart, it is a random direction, and
+/// between them it moves from one to the other.
 private struct SmoothCode {
     let channels: Int
     private let turn: Int
@@ -120,7 +121,7 @@ private struct SmoothCode {
         let (knot, step) = position.quotientAndRemainder(dividingBy: turn)
         let part = Float(step) / Float(turn)
         let sum = (1 - part) * knots[knot * channels + channel] + part * knots[(knot + 1) * channels + channel]
-        // Random directions are nearly at right angles, so this makes the length 1.
+        // Random directions are nearly orthogonal, so this makes the length 1.
         return sum / ((1 - part) * (1 - part) + part * part).squareRoot()
     }
 }

@@ -1,7 +1,7 @@
 import BenchmarkReport
 import Testing
 
-/// A baseline that does not know the processor is noticed, and never flattered by.
+/// A baseline that does not know the processor is detected, and speed-ups over it are not reported.
 @Suite("Baseline kernels")
 struct BaselineKernelsTests {
     typealias Level = BaselineKernels.Level

@@ -15,7 +15,7 @@ import Testing
         series: [.init("a & b", [(1, 0.95), (0.5, 1.8), (0.05, 14), (0, 20), (.nan, 1)]), .init("b", [])],
         ideal: .init("1 / density") { 1 / $0 })
 
-    /// What a parser finds in the text of a chart; nil if it is not well-formed.
+    /// The contents that a parser finds in the text of a chart; nil if it is not well-formed.
     private func parse(_ svg: String) -> Contents? {
         let contents = Contents()
         let parser = XMLParser(data: Data(svg.utf8))

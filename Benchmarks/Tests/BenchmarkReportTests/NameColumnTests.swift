@@ -28,7 +28,7 @@ struct NameColumnTests {
     @Test("names that differ in many places, or look like a shortened one, stay different")
     func hardCases() {
         let long = String(repeating: "x", count: 30)
-        // A digit at every place in turn: no cut keeps them all.
+        // A digit at every place in turn, so that no cut keeps them all.
         let scattered = (0..<30).map { long.prefix($0) + "7" + long.dropFirst($0 + 1) }.map(String.init)
         let column = NameColumn(scattered + [long], limit: 12)
         let texts = (scattered + [long]).map(column.text)
@@ -36,7 +36,7 @@ struct NameColumnTests {
         let twin = NameColumn([long], limit: 12).text(long)
         let pair = NameColumn([long, twin], limit: 12)
         #expect(pair.text(twin) == twin && pair.text(long) != twin && pair.text(long).count <= 12)
-        // A name of which nothing was known.
+        // A name that was not among those of the table.
         #expect(column.text(String(repeating: "y", count: 50)).count == 12)
     }
 

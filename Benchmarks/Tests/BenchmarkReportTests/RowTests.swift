@@ -86,7 +86,7 @@ import Testing
         other.machine.baseline = "OpenBLAS 0.3.21 (SkylakeX kernels, OPENBLAS_CORETYPE=SkylakeX set by the benchmark)"
         let copy = try JSONDecoder().decode(Report.self, from: other.json())
         #expect(copy.machine == other.machine)
-        // Reports of older versions have none.
+        // Reports of older versions have no baseline.
         #expect(try JSONDecoder().decode(Report.self, from: report.json()).machine.baseline == nil)
     }
 

@@ -1,6 +1,6 @@
 import BenchmarkReport
 
-/// Made-up rows as they come from a real run: long and short names, several baselines, small and large numbers.
+/// Made-up rows like those of a real run: long and short names, several baselines, small and large numbers.
 enum Samples {
     static let complete = BenchmarkRow(
         op: "attention.block", caseName: "n4096 h8 d64", density: 0.125, isa: "avx512", threads: 2,

@@ -1,6 +1,6 @@
 internal import KernelInterface
 
-/// The operands of one `run`, checked against a shape: what every attention operator hands to its tasks.
+/// The operands of one `run`, checked against a shape, from which the tasks of every attention operator take their addresses.
 struct AttentionBuffers {
     let query: AttentionOperand
     let key: AttentionOperand
@@ -23,7 +23,7 @@ struct AttentionBuffers {
         self.logSumExp = logSumExp?.withUnsafeMutableBufferPointer { $0.baseAddress }
     }
 
-    /// A task's addresses: `rows` queries of a head against the keys from `firstKey` on. The caller sets ranges, limits and scoring.
+    /// The addresses of one task: `rows` queries of a head and the keys from `firstKey` on. The caller sets the rest.
     func arguments(
         _ shape: AttentionShape, head: Int, firstQuery: Int, rows: Int, firstKey: Int = 0, scratch: UnsafeMutableRawPointer
     ) -> AttentionArguments {

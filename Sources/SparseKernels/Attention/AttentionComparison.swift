@@ -1,6 +1,6 @@
 internal import Foundation
 
-/// What a sparse result keeps of the dense one, head by head.
+/// A comparison of a sparse result with the dense one: the attention mass that is kept and the error, head by head.
 ///
 /// ```swift
 /// let comparison = try AttentionComparison(sparse, with: dense)
@@ -8,7 +8,7 @@ internal import Foundation
 /// ```
 public struct AttentionComparison: Sendable, Equatable {
     public struct Head: Sendable, Equatable {
-        /// Attention mass that is kept, from 0 to 1: the mean over the rows of Σ p_j over the kept keys, where p are the dense
+        /// The attention mass that is kept, 0…1: the mean over rows of Σ p_j over kept keys, where p are the dense
         /// probabilities.
         public let recall: Double
         /// ‖output − dense output‖ / ‖dense output‖ over the rows of the head, in the Euclidean norm.
@@ -16,16 +16,16 @@ public struct AttentionComparison: Sendable, Equatable {
     }
 
     public let heads: [Head]
-    /// Mean of the heads.
+    /// The mean of `recall` over the heads.
     public let recall: Double
     /// The relative error over all heads together.
     public let error: Double
 
     /// Compares two results of the same operands and softmax.
     ///
-    /// The recall needs no scores: with LSE the log of the sum of exponentials over the keys that a row attends to, e^(LSE − LSE_dense)
-    /// is the part of the dense sum that the kept keys have, whatever the pattern. Where there are no rows nothing is lost: recall 1, error
-    /// 0.
+    /// The recall needs no scores. The LSE is the log of the sum of exponentials over the keys that a row attends to, so
+    /// e^(LSE − LSE_dense) is the fraction of the dense sum that the kept keys contribute, whatever the pattern. Without rows
+    /// the recall is 1 and the error 0.
     ///
     /// - Throws: `.invalidShape` when the shapes differ.
     public init(_ state: AttentionState, with dense: AttentionState) throws(SparseKernelsError) {
@@ -62,7 +62,7 @@ public struct AttentionComparison: Sendable, Equatable {
         error = Self.relative(total.difference, total.norm)
     }
 
-    /// √(difference / norm); equal results have no error, also when they are zero.
+    /// √(difference / norm). Equal results have error 0, even when both are zero.
     private static func relative(_ difference: Double, _ norm: Double) -> Double {
         difference == 0 ? 0 : (difference / norm).squareRoot()
     }

@@ -1,17 +1,17 @@
-/// How many keys a query sees on either side of its own position, which it always may see.
+/// How many keys a query sees on either side of its own position. It always sees the key at that position.
 ///
-/// Query *i* stands at key position *i* + `keyLength` − `queryLength` and sees the keys from `left` before that position to `right`
-/// after it, both included: `window_size` of FlashAttention. A causal limit applies on top and makes `right` 0.
+/// Query *i* has key position *i* + `keyLength` − `queryLength` and sees the keys from `left` before that position to `right`
+/// after it, both included, as with `window_size` of FlashAttention. A causal limit applies on top and makes `right` 0.
 public struct AttentionWindow: Hashable, Sendable {
-    /// Keys before the query's own position that it sees; nil is all of them.
+    /// Keys before the query's own position that it sees; nil means all of them.
     public let left: Int?
-    /// Keys after the query's own position that it sees; nil is all of them.
+    /// Keys after the query's own position that it sees; nil means all of them.
     public let right: Int?
 
-    /// Every key.
+    /// No limit on either side: every key is seen.
     public static let unlimited = AttentionWindow(left: nil, right: nil)
 
-    /// A window of `left` + 1 + `right` keys. nil and −1, as FlashAttention writes it, are no limit; operators refuse other negative
+    /// A window of `left` + 1 + `right` keys. Both nil and FlashAttention's −1 mean no limit; operators refuse other negative
     /// numbers.
     public init(left: Int?, right: Int?) {
         self.left = left == -1 ? nil : left
@@ -28,11 +28,10 @@ public struct AttentionWindow: Hashable, Sendable {
         }
     }
 
-    /// Limits for query 0: query i sees keys j with i + from ≤ j < i + to. Unlimited sides are ∓2⁶⁰, far beyond any sequence and far
-    /// from overflow.
+    /// Limits for query 0: query i sees keys j with i + from ≤ j < i + to. Unlimited sides are ∓2⁶⁰, which cannot overflow.
     package func limits(queryLength: Int, keyLength: Int, isCausal: Bool) -> (from: Int, to: Int) {
         let position = keyLength - queryLength
-        // A side longer than the sequences hides nothing; clamped, it stays far from overflow.
+        // A side longer than the sequences hides nothing; clamping it avoids overflow.
         let reach = queryLength + keyLength
         let from = left.map { position - min($0, reach) } ?? -(1 << 60)
         let to = isCausal ? position + 1 : right.map { position + min($0, reach) + 1 } ?? 1 << 60
@@ -40,23 +39,24 @@ public struct AttentionWindow: Hashable, Sendable {
     }
 }
 
-/// Which keys a query may see, by position. Query *i* stands at key position *i* + `keyLength` − `queryLength`: the two
-/// sequences are aligned at their ends, as when new tokens are appended to a cache.
+/// The keys that a query may see, by position.
+///
+/// Query *i* has key position *i* + `keyLength` − `queryLength`: the two sequences are aligned at their ends, as when new
+/// tokens are appended to a cache.
 public struct AttentionMask: Sendable {
     /// Keys after the query's position are hidden.
     public let isCausal: Bool
-    /// The argument of `causal(window:)` and `full(window:)`: keys at this distance or more from the query's position are hidden. nil
-    /// for other masks.
+    /// The argument of `causal(window:)` and `full(window:)`: keys at this distance or more are hidden. Nil for other masks.
     public let window: Int?
-    /// What is seen on either side, apart from the causal limit.
+    /// The window on either side, before the causal limit is applied.
     let sides: AttentionWindow
 
-    /// Keys before the query's own position that it sees; nil is all of them.
+    /// Keys before the query's own position that it sees; nil means all of them.
     public var left: Int? { sides.left }
-    /// Keys after the query's own position that it sees; nil is all of them. A causal mask has 0.
+    /// Keys after the query's own position that it sees; nil means all of them. A causal mask has 0.
     public var right: Int? { isCausal ? 0 : sides.right }
 
-    /// Keys of a window, up to the query's own position if causal.
+    /// A mask that shows the keys of a window; if causal, none after the query's own position.
     public init(isCausal: Bool = false, window: AttentionWindow) {
         self.isCausal = isCausal
         self.window = nil
@@ -66,7 +66,7 @@ public struct AttentionMask: Sendable {
     private init(isCausal: Bool, distanceBelow window: Int) {
         self.isCausal = isCausal
         self.window = window
-        // Plans refuse what is below 1.
+        // `validate` refuses windows below 1.
         let side = max(0, window &- 1)
         sides = AttentionWindow(left: side, right: isCausal ? nil : side)
     }
@@ -79,15 +79,15 @@ public struct AttentionMask: Sendable {
     public static func causal(window: Int) -> AttentionMask { AttentionMask(isCausal: true, distanceBelow: window) }
     /// Keys at a distance below `window` on either side of the query's position.
     public static func full(window: Int) -> AttentionMask { AttentionMask(isCausal: false, distanceBelow: window) }
-    /// The query's own position, `left` keys before it and `right` keys after it; nil and −1 are no limit. With `isCausal` no key
-    /// after it.
+    /// The query's own position, `left` keys before it and `right` keys after it; nil and −1 mean no limit. With `isCausal` no
+    /// key after the query's position is seen.
     ///
-    /// That is FlashAttention's `window_size=(left, right)`: `.causal(window: w)` is `.window(left: w - 1, right: 0)`.
+    /// This is FlashAttention's `window_size=(left, right)`: `.causal(window: w)` is `.window(left: w - 1, right: 0)`.
     public static func window(left: Int?, right: Int?, isCausal: Bool = false) -> AttentionMask {
         AttentionMask(isCausal: isCausal, window: AttentionWindow(left: left, right: right))
     }
 
-    /// Throws `.invalidArgument` naming what is out of its domain.
+    /// Throws `.invalidArgument` naming the property that is out of range.
     func validate() throws(SparseKernelsError) {
         if let window {
             try require(window >= 1, .invalidArgument, "mask.window", expected: "at least 1", actual: "\(window)")

@@ -1,10 +1,10 @@
 internal import KernelInterface
 
-// The border between views and raw pointers. Pointers taken here are used only until the `run` call that took them returns,
-// which borrows or owns the views all the while; geometry was checked against the memory when the views were made.
+// The border between views and raw pointers. Pointers taken here are used only until the `run` call that took them returns.
+// That call borrows or owns the views all the while, and geometry was checked against the memory when the views were made.
 
 extension AttentionElement {
-    /// The kernels' name of the element type.
+    /// The element type as kernels name it.
     static var storageType: StorageType {
         switch elementType {
         case .float32: .float32
@@ -20,7 +20,7 @@ extension StorageType {
     var byteCount: Int { self == .float32 ? 4 : 2 }
 }
 
-/// What stands for the address of an empty operand, which nobody reads or writes: an empty span may have none.
+/// An address for empty operands, whose spans may have none. Nobody reads or writes it.
 private func addressOfNothing() -> UnsafeMutableRawPointer { UnsafeMutableRawPointer(bitPattern: 64)! }
 
 /// A read-only operand as kernels address it.
@@ -35,7 +35,7 @@ struct AttentionOperand {
         geometry = view.geometry
     }
 
-    /// The rows of one head, from a token on.
+    /// The rows of one head from `token` on.
     func rows(head: Int, from token: Int = 0) -> RowOperand {
         let bytes = geometry.offset(head: head, token: token) * type.byteCount
         return RowOperand(base: base + bytes, stride: geometry.tokenStride, type: type)

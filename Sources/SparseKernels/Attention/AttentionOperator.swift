@@ -1,4 +1,4 @@
-/// A plan that computes attention of one shape: dense, block-sparse, or what a library adds.
+/// A plan that computes attention of one shape, such as ``DenseAttention`` and ``BlockSparseAttention``.
 public protocol AttentionOperator: Sendable {
     /// The sizes that operands of `run` must have.
     var shape: AttentionShape { get }
@@ -6,7 +6,7 @@ public protocol AttentionOperator: Sendable {
     /// Computes attention into the caller's memory.
     ///
     /// - Parameters:
-    ///   - query: `queryHeads` × `queryLength` × `headDim`. Any strides that keep channels adjacent, here and below.
+    ///   - query: `queryHeads` × `queryLength` × `headDim`. All operands may have any strides with adjacent channels.
     ///   - key: `kvHeads` × `keyLength` × `headDim`.
     ///   - value: `kvHeads` × `keyLength` × `valueDim`.
     ///   - output: `queryHeads` × `queryLength` × `valueDim`.
@@ -21,7 +21,7 @@ public protocol AttentionOperator: Sendable {
 
 extension AttentionOperator {
     /// Computes attention of tensors `[heads, tokens, channels]` into new memory.
-    /// - Throws: as `run`.
+    /// - Throws: the errors of `run` with views.
     public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> AttentionState {
@@ -33,7 +33,7 @@ extension AttentionOperator {
     }
 
     /// Computes attention of tensors `[heads, tokens, channels]` into a tensor that is reused from call to call.
-    /// - Throws: as `run`.
+    /// - Throws: the errors of `run` with views.
     public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, into output: inout Tensor<O>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {

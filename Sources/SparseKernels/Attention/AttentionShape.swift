@@ -5,7 +5,7 @@
 public struct AttentionShape: Hashable, Sendable {
     /// Tokens on the query side; 0 makes an empty output.
     public let queryLength: Int
-    /// Tokens on the key/value side; with 0 every query gives output 0 and LSE −∞.
+    /// Tokens on the key/value side; with 0, every query gets output 0 and LSE −∞.
     public let keyLength: Int
     public let queryHeads: Int
     public let kvHeads: Int
@@ -17,12 +17,12 @@ public struct AttentionShape: Hashable, Sendable {
     /// Query heads that share one key/value head.
     public var queryHeadsPerKVHead: Int { queryHeads / kvHeads }
 
-    /// The most channels a head may have: kernel scratch is sized for it.
+    /// The largest number of channels per head, for which kernel scratch is sized.
     public static let maximumHeadDim = 256
 
     /// Checks the sizes. `queryHeads` is a multiple of `kvHeads`; `valueDim` is `headDim` unless given.
-    /// - Throws: `.invalidShape` when a length is negative, another extent below 1, a head wider than `maximumHeadDim`, the heads do not
-    ///   divide, or the work of full attention is 2⁶⁰ multiply-adds or more.
+    /// - Throws: `.invalidShape` when a length is negative, another extent is below 1, a head is wider than `maximumHeadDim`,
+    ///   `queryHeads` is not a multiple of `kvHeads`, or full attention takes 2⁶⁰ multiply-adds or more.
     public init(
         queryLength: Int, keyLength: Int, queryHeads: Int, kvHeads: Int, headDim: Int, valueDim: Int? = nil
     ) throws(SparseKernelsError) {
@@ -42,8 +42,8 @@ public struct AttentionShape: Hashable, Sendable {
         try require(
             queryHeads % kvHeads == 0, .invalidShape, "queryHeads", expected: "a multiple of kvHeads (\(kvHeads))",
             actual: "\(queryHeads)")
-        // Below this, no position, limit or amount of work that is computed from the extents overflows. An empty side counts as one
-        // token, because the other one alone has positions too.
+        // Below this, no position, limit or amount of work computed from the extents overflows. An empty side counts as one
+        // token, because the positions of the other side must not overflow either.
         let work = [queryHeads, max(1, queryLength), max(1, keyLength)].reduce(
             (partialValue: headDim + valueDim, overflow: false)
         ) {
@@ -62,7 +62,7 @@ public struct AttentionShape: Hashable, Sendable {
         self.valueDim = valueDim
     }
 
-    /// The shape that the operands have.
+    /// The shape of the operands.
     /// - Throws: `.invalidShape` when they disagree with each other.
     public init<Q, K, V>(
         query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>
@@ -74,24 +74,24 @@ public struct AttentionShape: Hashable, Sendable {
         try check("value", value.geometry, heads: kvHeads, tokens: keyLength, channels: valueDim)
     }
 
-    /// Throws unless an operand has the extents the plan was made for.
+    /// Throws unless an operand has the extents that the plan was made for.
     func check(
         _ name: String, _ geometry: TensorGeometry, heads: Int, tokens: Int, channels: Int
     ) throws(SparseKernelsError) {
         try geometry.requireExtents(name, heads: heads, tokens: tokens, channels: channels)
     }
 
-    /// Throws unless queries have the extents the plan was made for.
+    /// Throws unless queries have the extents that the plan was made for.
     package func check(query: TensorGeometry) throws(SparseKernelsError) {
         try check("query", query, heads: queryHeads, tokens: queryLength, channels: headDim)
     }
 
-    /// Throws unless keys have the extents the plan was made for.
+    /// Throws unless keys have the extents that the plan was made for.
     package func check(key: TensorGeometry) throws(SparseKernelsError) {
         try check("key", key, heads: kvHeads, tokens: keyLength, channels: headDim)
     }
 
-    /// Throws unless all operands of a `run` have the extents the plan was made for.
+    /// Throws unless all operands of a `run` have the extents that the plan was made for.
     package func check(
         query: TensorGeometry, key: TensorGeometry, value: TensorGeometry, output: TensorGeometry, logSumExpCount: Int?
     ) throws(SparseKernelsError) {

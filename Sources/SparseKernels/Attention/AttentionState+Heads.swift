@@ -1,11 +1,10 @@
 extension AttentionState {
-    /// The state of all heads from states of some of them, which were computed apart.
+    /// Joins states of some heads each, which were computed separately, into the state of all heads.
     ///
     /// - Parameters:
-    ///   - heads: of the result.
-    ///   - parts: each with the heads that its rows are for, in their order. Every head is in one part.
-    /// - Throws: `.invalidShape` for parts of different extents, and unless the parts have the heads that they are said to
-    ///   have.
+    ///   - heads: the number of heads of the result.
+    ///   - parts: states, each with the heads of its rows in order. Every head is in exactly one part.
+    /// - Throws: `.invalidShape` when the extents of the parts differ, or a state has another number of heads than its list.
     package init(
         heads: Int, joining parts: [(heads: [Int], state: AttentionState)]
     ) throws(SparseKernelsError) {

@@ -1,9 +1,9 @@
 internal import Foundation
 
-/// Attention over a set of keys: the output and the log-sum-exp of the scores, row by row.
+/// The result of attention over a set of keys: the output and the log-sum-exp (LSE) of the scores of each row.
 ///
-/// States over disjoint sets of keys merge into the state over their union, exactly up to rounding and in any order, which is
-/// how a long sequence is attended in parts and how a shared prefix is attended once.
+/// States over disjoint sets of keys merge into the state over their union, exactly up to rounding and in any order. A long
+/// sequence can thus be attended in parts, and a shared prefix once.
 public struct AttentionState: Sendable, Equatable {
     /// `[heads, tokens, valueDim]`. Zero in rows without a visible key.
     public private(set) var output: Tensor<Float>
@@ -17,7 +17,7 @@ public struct AttentionState: Sendable, Equatable {
         logSumExp = try Tensor([heads, tokens]) { _ in -.infinity }
     }
 
-    /// The state that `compute` writes into new memory, and what else it gives.
+    /// Allocates a state, lets `compute` write it, and returns it with the result of `compute`.
     package static func computing<Other>(
         _ shape: AttentionShape,
         _ compute: (
@@ -44,9 +44,8 @@ public struct AttentionState: Sendable, Equatable {
 
     /// Adds the keys of `other`, which must be disjoint from the keys of this state.
     ///
-    /// With m = max(a, b) of the two LSE values: w = e^(a−m), w' = e^(b−m), output ← (w·o + w'·o') / (w + w') and
-    /// LSE ← m + ln(w + w'). Weights are computed in `Double`; a side without keys contributes nothing, also when the other has
-    /// none either.
+    /// With m = max(a, b) of the two LSE values: w = e^(a−m), w' = e^(b−m), output ← (w·o + w'·o') / (w + w') and LSE ← m +
+    /// ln(w + w'). Weights are computed in `Double`. A side without keys contributes nothing.
     ///
     /// - Throws: `.invalidShape` when the shapes differ; the state is unchanged then.
     /// - Source: Ye et al., "Recursive attention" (FlashInfer), which keeps base-2 LSE; ours is natural.
@@ -82,7 +81,7 @@ public struct AttentionState: Sendable, Equatable {
         }
     }
 
-    /// This state with the keys of `other` added. See `merge`.
+    /// This state with the keys of `other` added. See ``merge(_:)``.
     public func merging(_ other: AttentionState) throws(SparseKernelsError) -> AttentionState {
         var state = self
         try state.merge(other)

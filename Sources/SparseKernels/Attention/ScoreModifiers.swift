@@ -1,6 +1,6 @@
-/// What an ALiBi slope multiplies, with j the key and t the position of the query on the key axis.
+/// The distance that an ALiBi slope multiplies, where j is the key and t the position of the query on the key axis.
 public enum AliBiForm: String, Hashable, Sendable, CaseIterable {
-    /// j − t: keys before the query lose slope·distance, keys after it gain as much. The form of causal attention.
+    /// j − t: keys before the query lose slope·distance, keys after it gain as much. This is the form of causal attention.
     case signed
     /// −|j − t|: keys on both sides lose slope·distance, as in FlashAttention and in bidirectional encoders.
     case symmetric
@@ -8,8 +8,8 @@ public enum AliBiForm: String, Hashable, Sendable, CaseIterable {
 
 /// How scores become probabilities, beyond the softmax itself. The defaults are plain attention.
 ///
-/// A score is `softmaxScale`·q·k; then `logitsSoftCap`·tanh(score/`logitsSoftCap`); then the ALiBi term, slope·(j − position of the
-/// query) or −slope·|j − position|; then the bias given to `run`.
+/// A score is `softmaxScale`·q·k; then `logitsSoftCap`·tanh(score/`logitsSoftCap`); then the ALiBi term, slope·(j − position of
+/// the query) or −slope·|j − position|; then the bias given to `run`.
 public struct ScoreModifiers: Hashable, Sendable {
     /// Factor on q·k; nil means 1/√headDim.
     public var softmaxScale: Float?
@@ -17,7 +17,7 @@ public struct ScoreModifiers: Hashable, Sendable {
     public var logitsSoftCap: Float?
     /// One ALiBi slope per query head; nil is off.
     public var aliBiSlopes: [Float]?
-    /// What the slopes multiply. Under a causal limit both forms are the same.
+    /// The distance that the slopes multiply. Under a causal limit both forms are the same.
     public var aliBiForm: AliBiForm
 
     public init(

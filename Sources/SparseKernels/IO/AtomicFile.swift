@@ -6,30 +6,30 @@
     import Darwin
 #endif
 
-/// `write`, or what a test puts in its place.
+/// The type of `write`, which tests replace.
 typealias WriteCall = (_ descriptor: Int32, _ bytes: UnsafeRawPointer, _ count: Int) -> Int
 
-/// A new file that takes the place of an old one in a single step, once it is complete and on the disk.
+/// A new file that replaces an old one in a single step, once it is complete and on the disk.
 ///
-/// Until then it has a name of its own in the same directory: a rename is atomic only inside one file system. Whoever opens
-/// the destination sees the old contents or the new ones, also after a crash.
+/// Until then it has its own name in the same directory, because a rename is atomic only inside one file system. Readers of the
+/// destination see the old contents or the new ones, even after a crash.
 struct AtomicFile {
     private let path: String
     private let temporaryPath: String
     private let descriptor: Int32
     private let writeCall: WriteCall
 
-    /// Runs `produce` on a new file and puts the result at `path`.
+    /// Runs `produce` on a new file and moves the result to `path`.
     ///
-    /// On any failure the temporary file is removed and `path` is what it was, with one exception: when only the last step
-    /// fails, which makes the rename itself durable, the new contents are in place already.
-    /// - Throws: `.inputOutput`, or what `produce` throws.
+    /// On any failure the temporary file is removed and `path` does not change, with one exception: the last step makes the
+    /// rename itself durable, and when it fails the new contents are already in place.
+    /// - Throws: `.inputOutput`, and the errors of `produce`.
     static func replace(
         _ path: String, writeCall: @escaping WriteCall = { write($0, $1, $2) },
         produce: (AtomicFile) throws(SparseKernelsError) -> Void
     ) throws(SparseKernelsError) {
         try requirePath(path)
-        // Opened first, so that whatever is wrong with the directory shows before anything is written.
+        // The directory is opened first, so that its errors are found before anything is written.
         let directory = directoryPath(of: path)
         let directoryDescriptor = openRetrying(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
         if directoryDescriptor < 0 { throw systemError(directory, expected: "a directory to write into") }
@@ -43,15 +43,15 @@ struct AtomicFile {
             unlink(file.temporaryPath)
             throw error
         }
-        // Some file systems cannot synchronise a directory and say so; they have nothing left to do.
+        // Some file systems report that they cannot synchronise a directory. They have nothing left to do.
         if synchronise(directoryDescriptor) != 0 && errno != EINVAL && errno != ENOTSUP {
             throw systemError(directory, expected: "a directory that can be synchronised; \(path) is written")
         }
     }
 
-    /// Writes all bytes, however many calls that takes.
+    /// Writes all bytes, with as many calls as that takes.
     func append(_ bytes: RawSpan) throws(SparseKernelsError) {
-        // Darwin refuses calls of 2 GiB or more, and Linux cuts them short.
+        // Darwin refuses calls of 2 GiB or more, and Linux shortens them.
         let callLimit = 1 << 30
         var failure: Int32? = nil
         bytes.withUnsafeBytes { buffer in
@@ -63,7 +63,7 @@ struct AtomicFile {
                 } else if written < 0 && errno == EINTR {
                     continue
                 } else {
-                    // A call that writes nothing and reports no error would repeat for ever.
+                    // Repeating a call that writes nothing and reports no error would never end.
                     failure = written < 0 ? errno : EIO
                     return
                 }
@@ -89,7 +89,7 @@ struct AtomicFile {
         throw systemError(directory, expected: "a directory to write into")
     }
 
-    /// Writes, synchronises and closes. The descriptor is closed in any case.
+    /// Writes, synchronises and closes. The descriptor is closed even on errors.
     private func fill(with produce: (AtomicFile) throws(SparseKernelsError) -> Void) throws(SparseKernelsError) {
         do throws(SparseKernelsError) {
             try produce(self)
@@ -98,12 +98,12 @@ struct AtomicFile {
             close(descriptor)
             throw error
         }
-        // Network file systems report a full disk as late as here. After EINTR the descriptor is closed all the same.
+        // Network file systems may report a full disk only here. After EINTR the descriptor is closed too.
         if close(descriptor) != 0 && errno != EINTR { throw systemError(path, expected: "writable") }
     }
 }
 
-/// `fsync` that starts again when a signal interrupts it.
+/// Calls `fsync`, and again when a signal interrupts it.
 private func synchronise(_ descriptor: Int32) -> Int32 {
     while true {
         if fsync(descriptor) == 0 { return 0 }

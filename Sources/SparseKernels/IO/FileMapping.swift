@@ -6,17 +6,17 @@
     import Darwin
 #endif
 
-/// Read-only bytes with an owner: a whole file mapped into memory, or an aligned copy of bytes that were in memory already.
+/// Read-only bytes with an owner: a whole file mapped into memory, or an aligned copy of bytes.
 ///
-/// Pages of a mapped file are loaded when they are first read. The mapping is private, but the file must not be truncated
-/// while it is open: the operating system would answer a read past the new end with a signal.
+/// Pages of a mapped file are loaded when they are first read. The mapping is private, but the file must not be truncated while
+/// it is open: the operating system would raise a signal for a read past the new end.
 final class FileMapping: @unchecked Sendable {
     private enum Owner {
         case operatingSystem
         case heap
     }
 
-    /// All bytes. They are valid as long as the mapping lives, and no longer.
+    /// All bytes. They are valid only as long as the mapping exists.
     let buffer: UnsafeRawBufferPointer
     private let owner: Owner
 
@@ -24,7 +24,7 @@ final class FileMapping: @unchecked Sendable {
     /// - Throws: `.inputOutput` when the file cannot be opened or mapped, or is a directory, a pipe or a device.
     init(path: String) throws(SparseKernelsError) {
         try requirePath(path)
-        // Opening a pipe that nobody writes to would wait for ever without O_NONBLOCK; it changes nothing for files.
+        // Without O_NONBLOCK, opening a pipe without a writer would wait for ever. It changes nothing for files.
         let descriptor = openRetrying(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC)
         if descriptor < 0 { throw systemError(path, expected: "a readable file") }
         defer { close(descriptor) }
@@ -48,7 +48,7 @@ final class FileMapping: @unchecked Sendable {
         owner = .operatingSystem
     }
 
-    /// Copies bytes to memory that is as aligned as a mapped file needs to be.
+    /// Copies bytes to memory with the alignment of a mapped file.
     init(copying bytes: [UInt8]) {
         let copy = UnsafeMutableRawBufferPointer.allocate(byteCount: bytes.count, alignment: 64)
         copy.copyBytes(from: bytes)
@@ -66,14 +66,14 @@ final class FileMapping: @unchecked Sendable {
 
 // MARK: - System calls
 
-/// Throws for a path that the C functions would read as another one: they stop at the first zero byte.
+/// Throws for paths that C functions would misread, because they stop at the first zero byte.
 func requirePath(_ path: String) throws(SparseKernelsError) {
     try require(
         !path.isEmpty && !path.utf8.contains(0), .inputOutput, "path", expected: "a path without zero bytes",
         actual: path.isEmpty ? "an empty string" : quoted(path))
 }
 
-/// `open` that starts again when a signal interrupts it. Files it creates get mode 0644, less the process's umask.
+/// Calls `open`, and again when a signal interrupts it. Files that it creates get mode 0644, minus the process's umask.
 func openRetrying(_ path: String, _ flags: Int32) -> Int32 {
     while true {
         let descriptor = open(path, flags, 0o644)
@@ -81,7 +81,7 @@ func openRetrying(_ path: String, _ flags: Int32) -> Int32 {
     }
 }
 
-/// The failure that `errno` names.
+/// The error for `errno`, or for another number.
 func systemError(_ path: String, expected: String, number: Int32 = errno) -> SparseKernelsError {
     let reason = strerror(number).map { String(cString: $0) } ?? "unknown error"
     return SparseKernelsError(.inputOutput, path, expected: expected, actual: "\(reason) (errno \(number))")
@@ -89,14 +89,14 @@ func systemError(_ path: String, expected: String, number: Int32 = errno) -> Spa
 
 // MARK: - Text in messages
 
-/// Text from a file as it is shown in a message: in quotation marks, printable, and short whatever the file holds.
+/// Text from a file in the form for messages: in quotation marks, printable, and short.
 package func quoted(_ text: String, limit: Int = 80) -> String {
     var result = "\""
     for scalar in text.unicodeScalars.prefix(limit) { result += scalar.escaped(asASCII: false) }
     return result + (text.unicodeScalars.dropFirst(limit).isEmpty ? "\"" : "\"…")
 }
 
-/// A list of numbers as it is shown in a message, short whatever its length.
+/// A list of numbers in the form for messages, which is short.
 package func abbreviated(_ numbers: [Int], limit: Int = 8) -> String {
     if numbers.count <= limit { return "\(numbers)" }
     return "[" + numbers.prefix(limit).map(String.init).joined(separator: ", ") + ", … \(numbers.count) in all]"

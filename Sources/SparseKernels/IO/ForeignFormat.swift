@@ -1,10 +1,10 @@
-// People rename files, download pages in place of files, and pass the file beside the one they mean. Such a file is no damaged
-// safetensors file, and what it is says more than which of its bytes is wrong.
+// People rename files, download pages instead of files, and pass the wrong one of two files. Such a file is not a damaged
+// safetensors file, and its kind is a better message than the number of a wrong byte.
 
-/// What a file is that is not safetensors, to stand behind "got"; nil when nothing here recognises it.
+/// The kind of a file that is not safetensors, as text for after "got"; nil when it is not recognised.
 ///
-/// It looks at the start of the file and at no more bytes than a header line or two, whatever the size of the file. Meant for files whose
-/// first bytes cannot be a safetensors header: it does not ask.
+/// It reads the start of the file and at most a header line or two, whatever the size of the file. Call it only for files whose
+/// first bytes cannot be a safetensors header, because it does not check that.
 func foreignFormat(of file: Span<UInt8>) -> String? {
     if file.isEmpty { return "an empty file" }
     let start = FileStart(file)
@@ -12,7 +12,7 @@ func foreignFormat(of file: Span<UInt8>) -> String? {
     return start.archive ?? start.pickle ?? start.protobuf ?? start.text ?? start.zeros
 }
 
-/// Formats that a fixed sequence of bytes at the start tells apart, with what the reader of the message may want to know.
+/// Formats that a fixed sequence of bytes at the start identifies, with hints for the reader of the message.
 private let signatures: [(bytes: [UInt8], name: String)] = [
     (
         Array("version https://git-lfs".utf8),
@@ -36,7 +36,7 @@ private let signatures: [(bytes: [UInt8], name: String)] = [
     ([0x7f] + Array("ELF".utf8), "an ELF program or library"),
 ]
 
-/// The start of a file, and questions about it.
+/// The start of a file, with tests for its format.
 private struct FileStart: ~Escapable {
     private let file: Span<UInt8>
 
@@ -53,7 +53,7 @@ private struct FileStart: ~Escapable {
 
     // MARK: - Archives and objects
 
-    /// ZIP by what its first member is called, and tar.
+    /// ZIP archives, by the name of their first member, and tar archives.
     var archive: String? {
         if begins(with: Array("PK".utf8)) && [[3, 4], [5, 6], [7, 8]].contains([byte(2), byte(3)]) {
             let length = Int(byte(26)) | Int(byte(27)) << 8
@@ -64,12 +64,12 @@ private struct FileStart: ~Escapable {
             }
             return "a ZIP archive, such as a PyTorch checkpoint"
         }
-        // A member's header has its magic behind the name and the numbers.
+        // The header of a tar member has its magic after the name and the numbers.
         return begins(with: Array("ustar".utf8), at: 257) ? "a tar archive" : nil
     }
 
-    /// A pickle of protocol 2 or later: its version, and an opcode that such a file starts with. A safetensors file of 640 bytes of header
-    /// has the same two first bytes, and a zero behind them.
+    /// A pickle of protocol 2 or later, by its version and an opcode that such a file starts with. A safetensors file with a
+    /// header of 640 bytes has the same first two bytes, but then a zero.
     var pickle: String? {
         guard byte(0) == 0x80, (2...5).contains(byte(1)) else { return nil }
         let isFramed = byte(1) >= 4 && byte(2) == 0x95
@@ -77,7 +77,7 @@ private struct FileStart: ~Escapable {
         return "a Python pickle, such as an old PyTorch checkpoint (.bin, .pt, .ckpt), which has to be converted"
     }
 
-    /// ONNX begins with a version and the name of the program that wrote it; TensorFlow Lite has its name behind an offset.
+    /// ONNX starts with a version and the name of the program that wrote it. TensorFlow Lite has its name after an offset.
     var protobuf: String? {
         if begins(with: Array("TFL3".utf8), at: 4) { return "a TensorFlow Lite model" }
         let isONNX = byte(0) == 0x08 && byte(2) == 0x12 && byte(3) > 0 && (0x20..<0x7f).contains(byte(4))
@@ -91,7 +91,7 @@ private struct FileStart: ~Escapable {
 
     // MARK: - Text
 
-    /// Text of some kind. A header's length has zeros in its upper bytes, so no safetensors file starts like that.
+    /// Text of some kind. No safetensors file starts like text, because the upper bytes of its header length are zeros.
     var text: String? {
         let isMarked = begins(with: [0xef, 0xbb, 0xbf])
         var start = isMarked ? 3 : 0
@@ -117,13 +117,13 @@ private struct FileStart: ~Escapable {
             if scalar == "\n" || scalar == "\r" { break }
             line.unicodeScalars.append(scalar)
         }
-        // The last character of a long line may have been cut.
+        // The last character of a long line may be cut.
         let isCut = line.unicodeScalars.count > 1
         return line.isEmpty || line.unicodeScalars.dropLast(isCut ? 1 : 0).contains("\u{fffd}")
             ? nil : "text that begins with \(quoted(line, limit: 40))"
     }
 
-    /// Bytes of the file as text, as far as there are any.
+    /// Bytes of the file as text. The range may leave the file.
     private func lossyText(_ range: Range<Int>) -> String {
         var bytes: [UInt8] = []
         for i in range.clamped(to: 0..<file.count) { bytes.append(file[i]) }

@@ -1,14 +1,13 @@
-/// Reads the tokens of a JSON text in order, and takes nothing that the JSON standard forbids. Also used by façades, for files beside
-/// safetensors.
+/// Reads the tokens of a JSON text in order, and accepts nothing that the JSON standard forbids. Façades use it too.
 ///
-/// It builds no tree. The caller asks for the token that its format has next, so nesting costs no recursion and any other
-/// token is an error at its place. Foundation's parser would not do here: it keeps one of two equal keys without a word.
-/// Every method is linear in the bytes it passes, and none passes a byte twice.
+/// It builds no tree. The caller asks for the next token of its format, so nesting needs no recursion, and any other token is
+/// an error at its position. Foundation's parser is unsuitable, because it silently keeps one of two equal keys. Every method
+/// is linear in the bytes that it passes, and no byte is passed twice.
 package struct JSONScanner: ~Escapable {
     private let text: Span<UInt8>
     private(set) var position: Int
     private let source: String
-    /// What the tokens belong to, for messages.
+    /// The tensor and the field of the tokens, for messages.
     var tensor: String?
     var field: String?
 
@@ -22,14 +21,14 @@ package struct JSONScanner: ~Escapable {
 
     // MARK: - Structure
 
-    /// `{`, or another byte that must come next.
+    /// Passes `{`, or another byte that must come next.
     package mutating func expect(_ byte: UInt8, _ expected: String) throws(SparseKernelsError) {
         skipWhitespace()
         if position == text.count || text[position] != byte { throw failure(expected) }
         position += 1
     }
 
-    /// The next key of the object that was opened, with its colon; nil when the object ends.
+    /// Passes the next key of the open object, with its colon; returns nil when the object ends.
     package mutating func nextKey(isFirst: Bool) throws(SparseKernelsError) -> String? {
         guard try nextItem(isFirst: isFirst, closing: UInt8(ascii: "}"), "`}`") else { return nil }
         let key = try string("a key in quotation marks")
@@ -38,12 +37,12 @@ package struct JSONScanner: ~Escapable {
         return key
     }
 
-    /// Whether the array that was opened has another element.
+    /// Whether the open array has another element.
     package mutating func nextElement(isFirst: Bool) throws(SparseKernelsError) -> Bool {
         try nextItem(isFirst: isFirst, closing: UInt8(ascii: "]"), "`]`")
     }
 
-    /// Nothing but white space may follow, which pads the header.
+    /// Throws unless only white space follows, which pads the header.
     package mutating func expectEnd() throws(SparseKernelsError) {
         skipWhitespace()
         if position < text.count { throw failure("nothing but white space after the header's object") }
@@ -72,15 +71,15 @@ package struct JSONScanner: ~Escapable {
 
     // MARK: - Values that are not kept
 
-    /// Passes `null`, or nothing when another value follows.
+    /// Passes `null`. Returns false and passes nothing when another value follows.
     mutating func skipNull() -> Bool {
         skipWhitespace()
         return skipWord("null")
     }
 
-    /// Passes a value of any kind, which has to be JSON all the same.
+    /// Passes a value of any kind, which must be valid JSON too.
     mutating func skipValue() throws(SparseKernelsError) {
-        // The closing bytes of the arrays and objects that are open: no recursion, whatever the nesting.
+        // The closing bytes of the open arrays and objects. This list replaces recursion.
         var open: [UInt8] = []
         while true {
             skipWhitespace()
@@ -88,7 +87,7 @@ package struct JSONScanner: ~Escapable {
             let byte = position < text.count ? text[position] : 0
             switch byte {
             case UInt8(ascii: "{"), UInt8(ascii: "["):
-                // As in the reference implementation: 127 with the header and the entry.
+                // The limit of the reference implementation, which is 127 with the header and the entry.
                 if open.count == Self.depthLimit {
                     throw failure("values nested at most \(Self.depthLimit) deep", actual: "more")
                 }
@@ -101,7 +100,7 @@ package struct JSONScanner: ~Escapable {
             default:
                 if !skipWord("true") && !skipWord("false") && !skipWord("null") { try skipNumber() }
             }
-            // The value is complete, and with it every array and object that ends behind it.
+            // The value is complete, and so is every array and object that ends here.
             while !isInside, let closing = open.last {
                 isInside = try nextItemOrKey(isFirst: false, closing: closing)
                 if !isInside { open.removeLast() }
@@ -116,13 +115,13 @@ package struct JSONScanner: ~Escapable {
         closing == UInt8(ascii: "}") ? try nextKey(isFirst: isFirst) != nil : try nextElement(isFirst: isFirst)
     }
 
-    /// The next byte behind white space, which stays the next one; nil at the end.
+    /// The next byte after white space, without passing it; nil at the end.
     package mutating func peek() -> UInt8? {
         skipWhitespace()
         return position < text.count ? text[position] : nil
     }
 
-    /// Passes a word, or nothing when something else follows.
+    /// Passes a word. Returns false and passes nothing when something else follows.
     package mutating func skipWord(_ word: StaticString) -> Bool {
         let count = word.utf8CodeUnitCount
         guard text.count - position >= count else { return false }
@@ -131,7 +130,7 @@ package struct JSONScanner: ~Escapable {
         return true
     }
 
-    /// A number as JSON writes it: no leading zeros, digits on both sides of the point, of any size.
+    /// Passes a number in JSON's form: no leading zeros, digits on both sides of the point, of any size.
     private mutating func skipNumber() throws(SparseKernelsError) {
         let start = position
         if next(is: "-") { position += 1 }
@@ -160,7 +159,7 @@ package struct JSONScanner: ~Escapable {
 
     // MARK: - Numbers
 
-    /// A number of any form that JSON has, rounded to `Double`.
+    /// Reads a number of any form of JSON, rounded to `Double`.
     package mutating func number() throws(SparseKernelsError) -> Double {
         skipWhitespace()
         let start = position
@@ -171,7 +170,7 @@ package struct JSONScanner: ~Escapable {
         return number
     }
 
-    /// A count or an offset: digits only, no leading zero, at most `Int.max`.
+    /// Reads a count or an offset: digits only, no leading zero, at most `Int.max`.
     mutating func count() throws(SparseKernelsError) -> Int {
         skipWhitespace()
         let start = position
@@ -184,7 +183,7 @@ package struct JSONScanner: ~Escapable {
             value = sum
             position += 1
         }
-        // A fraction, an exponent or letters right after the digits belong to the token.
+        // A fraction, an exponent or letters directly after the digits belong to the token.
         if position == start || (position < text.count && isNumberByte(text[position])) { throw numberFailure(at: start) }
         return value
     }
@@ -211,7 +210,7 @@ package struct JSONScanner: ~Escapable {
 
     // MARK: - Strings
 
-    /// A string with its escapes resolved.
+    /// Reads a string and resolves its escapes.
     package mutating func string(_ expected: String) throws(SparseKernelsError) -> String {
         try expect(UInt8(ascii: "\""), expected)
         let start = position
@@ -224,7 +223,7 @@ package struct JSONScanner: ~Escapable {
         }
     }
 
-    /// The rest of a string whose first escape begins before `position`. Kept apart because few strings have one.
+    /// Reads the rest of a string whose first escape starts before `position`. Separate because few strings have escapes.
     private mutating func escapedString(from start: Int) throws(SparseKernelsError) -> String {
         var bytes: [UInt8] = []
         for i in start..<position - 1 { bytes.append(text[i]) }
@@ -239,7 +238,7 @@ package struct JSONScanner: ~Escapable {
         }
     }
 
-    /// The next byte inside a string.
+    /// Reads the next byte of a string.
     private mutating func stringByte() throws(SparseKernelsError) -> UInt8 {
         if position == text.count { throw failure("`\"` at the end of a string") }
         let byte = text[position]
@@ -248,7 +247,7 @@ package struct JSONScanner: ~Escapable {
         return byte
     }
 
-    /// What follows a backslash.
+    /// Reads the characters after a backslash.
     private mutating func escape() throws(SparseKernelsError) -> Unicode.UTF8.EncodedScalar {
         let start = position - 1
         let byte = try stringByte()
@@ -266,7 +265,7 @@ package struct JSONScanner: ~Escapable {
         return UTF8.encode(scalar)!
     }
 
-    /// The scalar of `\uXXXX`, or of two of them that make a surrogate pair.
+    /// Reads the scalar of `\uXXXX`, or of two such escapes that make a surrogate pair.
     private mutating func unicodeEscape(at start: Int) throws(SparseKernelsError) -> Unicode.Scalar {
         let first = try fourHexDigits()
         if let scalar = Unicode.Scalar(first) { return scalar }
@@ -322,15 +321,15 @@ package struct JSONScanner: ~Escapable {
     }
 }
 
-/// How many combining marks may follow each other in a key: as many as in Unicode's stream-safe format. No language needs them.
+/// The most combining marks in a row in a key, which is the limit of Unicode's stream-safe format. No language needs more.
 let markLimit = 30
 
-/// Whether a key is safe to hash and compare. Swift sorts the marks on a character for that, in time quadratic in their number:
-/// a key of a megabyte of them would take minutes.
+/// Whether a key is safe to hash and compare. For these Swift sorts the marks of a character in quadratic time: a key with a
+/// megabyte of marks would take minutes.
 func hasBoundedMarks(_ key: String) -> Bool {
     var marks = 0
     for scalar in key.unicodeScalars {
-        // There are no marks below U+0300, which spares most keys the look-up.
+        // There are no marks below U+0300, so that most keys need no look-up.
         if scalar.value < 0x300 {
             marks = 0
             continue

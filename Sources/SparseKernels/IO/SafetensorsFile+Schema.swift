@@ -1,7 +1,7 @@
-// What file formats over safetensors share: text and numbers of the metadata, and errors that name the file.
+// Shared by file formats that use safetensors: text and numbers in the metadata, and errors that name the file.
 
 extension SafetensorsFile {
-    /// An entry of the metadata.
+    /// The text of an entry of the metadata.
     /// - Throws: `.notFound`.
     package func text(_ key: String) throws(SparseKernelsError) -> String {
         if let text = metadata[key] { return text }
@@ -9,7 +9,7 @@ extension SafetensorsFile {
             .notFound, "\(name), metadata \(quoted(key))", expected: "in the file", actual: "no such entry")
     }
 
-    /// A plain decimal number, as `String` writes it.
+    /// A plain decimal number in the metadata, in the form that `String` writes.
     /// - Throws: `.notFound`, `.malformedFile`.
     package func integer(_ key: String) throws(SparseKernelsError) -> Int {
         let text = try text(key)
@@ -44,7 +44,7 @@ extension SafetensorsFile {
             condition, .malformedFile, "\(name), tensor \(quoted(tensorName))", expected: expected(), actual: actual())
     }
 
-    /// What `make` gives; its error becomes one of the file.
+    /// Returns the result of `make`, and turns its error into one of the file.
     package func validated<Value>(_ make: () throws(SparseKernelsError) -> Value) throws(SparseKernelsError) -> Value {
         do throws(SparseKernelsError) {
             return try make()

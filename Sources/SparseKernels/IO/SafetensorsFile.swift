@@ -1,16 +1,16 @@
-/// A safetensors file, open for reading: names, element types, shapes, and the elements where they lie.
+/// A safetensors file that is open for reading: names, element types, shapes, and the elements in place.
 ///
-/// Opening reads the header only. `span`, `bytes` and `tensorView` hand out the file's own memory, which the operating system
-/// loads as it is touched; `tensor` and `floatTensor` copy.
+/// Opening reads the header only. `span`, `bytes` and `tensorView` return the file's own memory, which the operating system
+/// loads when it is read; `tensor` and `floatTensor` copy.
 ///
 ///     let file = try SafetensorsFile(path: "capture.safetensors")
 ///     let keys = try file.tensorView("key", as: Float16.self, layout: .hnd)
 ///     let scale = file.metadata["softmaxScale"]
 ///
-/// The header is checked completely when the file is opened, so that a damaged or hostile file is an error there and not a
-/// surprise later. The file must not be truncated while it is open. Safe to read from many threads.
+/// The header is checked completely when the file is opened, so that a damaged or hostile file is an error there and not later.
+/// The file must not be truncated while it is open. Many threads may read it.
 public final class SafetensorsFile: Sendable {
-    /// The path that was opened, or the name that the bytes were given.
+    /// The path that was opened, or the name that was given with the bytes.
     public let name: String
     /// The free-form text entries of the header.
     public let metadata: [String: String]
@@ -23,18 +23,17 @@ public final class SafetensorsFile: Sendable {
 
     /// Maps a file into memory and checks its header.
     ///
-    /// The whole format is enforced: ranges that fit type and shape and cover the data exactly once, no repeated keys. Names that Swift
-    /// regards as equal, such as two ways to write “é”, count as repeated. A tensor of a type that is not known here costs nothing
-    /// but itself: `bytes` reads it, its type has its name (`ElementType.other`), and the others are as readable as ever.
-    /// - Throws: `.inputOutput` when the file cannot be read, `.malformedFile` when it breaks the format or is of another one; the error
-    ///   says of which, where that can be seen: a Git LFS pointer, a PyTorch checkpoint, GGUF, the index of a model in parts, HTML…
+    /// The whole format is enforced: ranges fit type and shape and cover the data exactly once, and no key is repeated. Names
+    /// that Swift regards as equal, such as two ways to write “é”, count as repeated. A file may have tensors of unknown types:
+    /// `bytes` reads them, `ElementType.other` has the name of the type, and other tensors are not affected.
+    /// - Throws: `.inputOutput` when the file cannot be read, `.malformedFile` when it breaks the format or has another one. If
+    ///   possible the error names that format: a Git LFS pointer, PyTorch, GGUF, the index of a model in parts, HTML…
     /// - Complexity: O(n log n) in the number of tensors, and linear in the bytes of the header.
     public convenience init(path: String) throws(SparseKernelsError) {
         try self.init(FileMapping(path: path), named: path)
     }
 
-    /// Checks a file that is in memory already. The bytes are copied, so that they are aligned. The name stands for the path in
-    /// messages.
+    /// Checks a file in memory. The bytes are copied, so that they are aligned. Messages show the name instead of a path.
     /// - Throws: `.malformedFile` when the bytes break the format.
     public convenience init(bytes: [UInt8], named name: String = "bytes") throws(SparseKernelsError) {
         try self.init(FileMapping(copying: bytes), named: name)
@@ -55,11 +54,11 @@ public final class SafetensorsFile: Sendable {
 
     // MARK: - Looking up
 
-    /// The tensor of that name, or nil.
+    /// The tensor with that name, or nil.
     public subscript(name: String) -> SafetensorsEntry? { positions[name].map { tensors[$0] } }
 
-    /// The tensor of that name.
-    /// - Throws: `.notFound`, with the most similar names that the file has.
+    /// The tensor with that name.
+    /// - Throws: `.notFound`, with the most similar names in the file.
     public func entry(named tensorName: String) throws(SparseKernelsError) -> SafetensorsEntry {
         if let entry = self[tensorName] { return entry }
         let similar = mostSimilarNames(to: tensorName, limit: 4)
@@ -71,8 +70,7 @@ public final class SafetensorsFile: Sendable {
             actual: "no tensor of that name")
     }
 
-    /// Similar means: many bytes in common at both ends. That finds the other layer, the missing suffix and the typing error,
-    /// in one pass over the names.
+    /// Names are similar that share many bytes at both ends. One pass finds another layer, a missing suffix or a typing error.
     private func mostSimilarNames(to wanted: String, limit: Int) -> [String] {
         func common(_ name: String) -> Int {
             let prefix = zip(name.utf8, wanted.utf8).prefix { $0 == $1 }.count
@@ -93,16 +91,16 @@ public final class SafetensorsFile: Sendable {
 
     // MARK: - In place
 
-    /// The bytes of a tensor of any type, known here or not, in place.
+    /// The bytes of a tensor of any type, even an unknown one, in place.
     /// - Throws: `.notFound`.
     @_lifetime(borrow self)
     public func bytes(_ tensorName: String) throws(SparseKernelsError) -> RawSpan {
         _overrideLifetime(bytes(of: try entry(named: tensorName)), borrowing: self)
     }
 
-    /// The elements of a tensor, in place, last axis fastest. `BOOL` is read as `UInt8`, whatever the bytes are.
-    /// - Throws: `.notFound`; `.invalidElementType` when the file holds another type; `.misalignedData` when the elements lie
-    ///   at odd addresses, which the format permits: `tensor` reads such a file.
+    /// The elements of a tensor, in place, last axis fastest. `BOOL` is read as `UInt8`, with any bytes.
+    /// - Throws: `.notFound`; `.invalidElementType` when the file has another type; `.misalignedData` when the elements are not
+    ///   aligned, which the format permits (`tensor` reads such a file).
     @_lifetime(borrow self)
     public func span<Element: TensorElement>(
         _ tensorName: String, as type: Element.Type = Element.self
@@ -121,8 +119,8 @@ public final class SafetensorsFile: Sendable {
         return _overrideLifetime(Span<Element>(_bytes: bytes), borrowing: self)
     }
 
-    /// A tensor as an attention operand, in place. Rank 3, axes in the order that `layout` names; rank 2 is one head.
-    /// - Throws: what `span` throws, and `.invalidShape` for another rank or a zero extent.
+    /// A tensor as an attention operand, in place. Rank 3, with the axes in the order of `layout`; rank 2 is one head.
+    /// - Throws: the errors of `span`, and `.invalidShape` for another rank or a zero extent.
     @_lifetime(borrow self)
     public func tensorView<Element: TensorElement>(
         _ tensorName: String, as type: Element.Type = Element.self, layout: TensorLayout = .hnd
@@ -134,8 +132,8 @@ public final class SafetensorsFile: Sendable {
 
     // MARK: - Copies
 
-    /// A copy of a tensor, wherever its bytes lie. `BOOL` is read as `UInt8`, whatever the bytes are.
-    /// - Throws: `.notFound`; `.invalidElementType` when the file holds another type.
+    /// A copy of a tensor, with any alignment. `BOOL` is read as `UInt8`, with any bytes.
+    /// - Throws: `.notFound`; `.invalidElementType` when the file has another type.
     public func tensor<Element: TensorElement>(
         _ tensorName: String, as type: Element.Type = Element.self
     ) throws(SparseKernelsError) -> Tensor<Element> {
@@ -148,8 +146,8 @@ public final class SafetensorsFile: Sendable {
         return tensor
     }
 
-    /// A copy of a tensor of `F32`, `F16` or `BF16` as `Float`, exactly.
-    /// - Throws: `.notFound`; `.invalidElementType` when the file holds another type.
+    /// A copy of a tensor of `F32`, `F16` or `BF16`, exactly converted to `Float`.
+    /// - Throws: `.notFound`; `.invalidElementType` when the file has another type.
     public func floatTensor(_ tensorName: String) throws(SparseKernelsError) -> Tensor<Float> {
         let entry = try entry(named: tensorName)
         let source = bytes(of: entry)
@@ -200,12 +198,12 @@ public final class SafetensorsFile: Sendable {
     }
 }
 
-/// The value of a 16-bit IEEE float, exactly. On bits, because not every platform's compiler has `Float16`.
+/// The exact value of a 16-bit IEEE float. It is computed from bits, because not every platform's compiler has `Float16`.
 func floatValue(ofHalf bits: UInt16) -> Float {
     let sign = UInt32(bits & 0x8000) << 16
     let magnitude = UInt32(bits & 0x7fff) << 13
-    // Infinity and NaN keep their mantissa under an exponent of ones. For the rest, shifting leaves the exponent 112 too small,
-    // which a multiplication by a power of two corrects exactly, subnormal numbers included.
+    // Infinity and NaN keep their mantissa under an exponent of ones. For other numbers shifting leaves the exponent 112 too
+    // small, which a multiplication by a power of two corrects exactly, also for subnormal numbers.
     if magnitude >= 0x7c00 << 13 { return Float(bitPattern: sign | 0x7f80_0000 | magnitude) }
     return Float(bitPattern: sign | (Float(bitPattern: magnitude) * 0x1p112).bitPattern)
 }

@@ -1,14 +1,14 @@
-/// A tensor in a safetensors file: what it is called, what it holds and where.
+/// The entry of a tensor in a safetensors file: its name, type, shape and position.
 public struct SafetensorsEntry: Hashable, Sendable {
     public let name: String
-    /// Its raw value is the name that the file gives, whether the type is known here or not.
+    /// The type. Its raw value is the name in the file, for known and unknown types.
     public let elementType: ElementType
     /// Extents, outermost first; empty for a scalar.
     public let shape: [Int]
-    /// Where the elements lie, counted from the start of the file's data section.
+    /// The bytes of the elements, counted from the start of the file's data section.
     public let byteRange: Range<Int>
 
-    /// Number of elements. They fill `byteRange`, but for a type of unknown size (`ElementType.other`) nothing says how.
+    /// The number of elements. They fill `byteRange`; how is not known for a type of unknown size (`ElementType.other`).
     public var count: Int { shape.reduce(1, *) }
 }
 
@@ -18,20 +18,20 @@ public struct SafetensorsEntry: Hashable, Sendable {
 ///
 ///     {"__metadata__": {"key": "text"}, "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
 ///
-/// Whatever the checks let through can be read without further ones: every range lies inside the data section, has the size
-/// that type and shape ask for (where the type is known), and the ranges together cover the section exactly once. A file is written by somebody else, so
-/// the work and the memory are proportional to its real size, never to a number in it.
+/// After these checks everything can be read without further ones: every range is inside the data section and has the size of
+/// its type and shape (if the type is known), and the ranges together cover the section exactly once. Files are not trusted, so
+/// the work and the memory are proportional to the file's real size, never to a number in it.
 struct SafetensorsHeader {
-    /// The reference implementation's limit.
+    /// The limit of the reference implementation.
     static let byteLimit = 100_000_000
     /// Bytes of the length before the object.
     static let prefixBytes = 8
     static let metadataKey = "__metadata__"
 
     private(set) var metadata: [String: String] = [:]
-    /// In the order of their data.
+    /// The entries in the order of their data.
     private(set) var entries: [SafetensorsEntry] = []
-    /// Where the data section starts in the file.
+    /// The offset of the data section in the file.
     let dataOffset: Int
 
     private let source: String
@@ -49,7 +49,7 @@ struct SafetensorsHeader {
         dataByteCount = file.count - dataOffset
 
         var scanner = JSONScanner(file.extracting(Self.prefixBytes..<dataOffset), source: source)
-        // White space around the object is padding: the reference implementation takes it on both sides.
+        // White space around the object is padding, which the reference implementation accepts on both sides.
         do throws(SparseKernelsError) { try scanner.expect(UInt8(ascii: "{"), "`{` at its start") } catch {
             throw Self.foreignFile(file, source: source) ?? error
         }
@@ -58,7 +58,7 @@ struct SafetensorsHeader {
         try checkCover()
     }
 
-    /// The error for a file of another kind that is recognised; nil for a damaged one. Only what cannot be a header is looked at.
+    /// The error for a recognised file of another kind; nil for a damaged one. Only for files without a legal start.
     private static func foreignFile(_ file: Span<UInt8>, source: String) -> SparseKernelsError? {
         foreignFormat(of: file).map {
             SparseKernelsError(.malformedFile, source, expected: "a safetensors file", actual: $0)
@@ -81,7 +81,7 @@ struct SafetensorsHeader {
 
     // MARK: - Parsing
 
-    /// The object whose `{` was passed.
+    /// Parses the object after its `{`.
     private mutating func parseObject(_ scanner: inout JSONScanner) throws(SparseKernelsError) {
         var names: Set<String> = []
         var hasMetadata = false
@@ -128,7 +128,7 @@ struct SafetensorsHeader {
             case "shape": isRepeated = shape != nil
             case "data_offsets": isRepeated = offsets != nil
             default:
-                // Of a later version of the format, or somebody's own.
+                // A field of a later version of the format, or of another program.
                 try scanner.skipValue()
                 continue
             }
@@ -171,7 +171,7 @@ struct SafetensorsHeader {
 
     // MARK: - Ranges
 
-    /// The entry, when its range lies in the data section and has the size that its type and shape ask for.
+    /// The entry, if its range is inside the data section and has the size of its type and shape.
     private func entry(
         name: String, elementType: ElementType, shape: [Int], offsets: [Int]
     ) throws(SparseKernelsError) -> SafetensorsEntry {
@@ -191,9 +191,9 @@ struct SafetensorsHeader {
         return SafetensorsEntry(name: name, elementType: elementType, shape: shape, byteRange: begin..<end)
     }
 
-    /// Puts the entries in the order of their data and checks that they cover the section without overlaps and holes.
+    /// Sorts the entries in the order of their data and checks that they cover the section without overlaps and holes.
     private mutating func checkCover() throws(SparseKernelsError) {
-        // Tensors without data share an offset with the next one and come before it; names break the ties that remain.
+        // Tensors without data share an offset with the next one and come before it. Names break the remaining ties.
         entries.sort { a, b in
             let (x, y) = (a.byteRange, b.byteRange)
             return (x.lowerBound, x.upperBound) == (y.lowerBound, y.upperBound)

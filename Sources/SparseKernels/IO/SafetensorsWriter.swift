@@ -4,20 +4,20 @@
 ///     try writer.add("key", keys)
 ///     try writer.write(to: "capture.safetensors")
 ///
-/// The same names, tensors and metadata give the same bytes, in whatever order they were added. Tensors are shared, not
-/// copied, until they are written.
+/// The same names, tensors and metadata give the same bytes, whatever the order in which they were added. Tensors are shared,
+/// not copied, until they are written.
 public struct SafetensorsWriter: Sendable {
     /// Free-form text entries of the header.
     public var metadata: [String: String]
     private var parts: [String: Part] = [:]
 
-    /// A file without tensors, which is a legal file.
+    /// Makes a file without tensors, which is a legal file.
     public init(metadata: [String: String] = [:]) { self.metadata = metadata }
 
     // MARK: - Adding
 
     /// Adds a tensor.
-    /// - Throws: `.invalidArgument` for a name that is taken, or is the one that the format reserves for the metadata.
+    /// - Throws: `.invalidArgument` for a name that is used already, or that the format reserves for the metadata.
     public mutating func add<Element: TensorElement>(
         _ name: String, _ tensor: Tensor<Element>
     ) throws(SparseKernelsError) {
@@ -28,8 +28,8 @@ public struct SafetensorsWriter: Sendable {
     }
 
     /// Adds a tensor of any type as little-endian bytes, last axis fastest. The bytes are copied.
-    /// - Throws: `.invalidArgument` for a name that is taken or reserved, `.invalidShape` when the number of bytes is not what
-    ///   type and shape ask for (a type of unknown size asks for nothing), `.invalidElementType` for a type whose name is not 1 to 64
+    /// - Throws: `.invalidArgument` for a name that is used or reserved, `.invalidShape` when the number of bytes does not fit
+    ///   type and shape (any number fits a type of unknown size), `.invalidElementType` for a type whose name is not 1 to 64
     ///   printable ASCII characters.
     public mutating func add(
         _ name: String, elementType: ElementType, shape: [Int], bytes: RawSpan
@@ -38,8 +38,8 @@ public struct SafetensorsWriter: Sendable {
     }
 
     /// Adds a tensor of any type as little-endian bytes, last axis fastest.
-    /// - Throws: `.invalidArgument` for a name that is taken or reserved, `.invalidShape` when the number of bytes is not what
-    ///   type and shape ask for (a type of unknown size asks for nothing), `.invalidElementType` for a type whose name is not 1 to 64
+    /// - Throws: `.invalidArgument` for a name that is used or reserved, `.invalidShape` when the number of bytes does not fit
+    ///   type and shape (any number fits a type of unknown size), `.invalidElementType` for a type whose name is not 1 to 64
     ///   printable ASCII characters.
     public mutating func add(
         _ name: String, elementType: ElementType, shape: [Int], bytes: [UInt8]
@@ -47,7 +47,7 @@ public struct SafetensorsWriter: Sendable {
         try require(
             elementType.hasLegalName, .invalidElementType, "elementType of tensor \(quoted(name))",
             expected: "named by 1 to 64 printable ASCII characters", actual: quoted(elementType.rawValue))
-        // A case `other` that somebody made of a known name is the known type.
+        // A case `other` with the name of a known type becomes that type.
         let elementType = ElementType(rawValue: elementType.rawValue)
         let byteCount = try elementType.checkedByteCount(shape) ?? bytes.count
         try require(
@@ -59,14 +59,14 @@ public struct SafetensorsWriter: Sendable {
             })
     }
 
-    /// Adds a tensor of another file as it is, bit for bit, of any type, known here or not. Its bytes are read from that file when this one is written, so that a file
-    /// larger than the memory can be put together.
+    /// Adds a tensor of another file, bit for bit, of any type. Its bytes are read when this file is written, which may be
+    /// larger than memory.
     ///
     /// - Parameters:
-    ///   - name: its name in the new file.
-    ///   - file: the file that has it; the writer keeps it open.
-    ///   - sourceName: its name there; nil: the same.
-    /// - Throws: `.notFound`; `.invalidArgument` for a name that is taken or reserved.
+    ///   - name: the name in the new file.
+    ///   - file: the file with the tensor, which the writer keeps open.
+    ///   - sourceName: the name in that file; nil means the same.
+    /// - Throws: `.notFound`; `.invalidArgument` for a name that is used or reserved.
     public mutating func add(
         _ name: String, from file: SafetensorsFile, named sourceName: String? = nil
     ) throws(SparseKernelsError) {
@@ -77,12 +77,12 @@ public struct SafetensorsWriter: Sendable {
             })
     }
 
-    /// Takes bytes of a tensor, one piece after the other.
+    /// A closure that takes the bytes of a tensor, one piece after the other.
     package typealias ByteSink = (RawSpan) throws(SparseKernelsError) -> Void
 
-    /// Adds a tensor whose bytes do not lie together. `pieces` hands them out in order when the file is written, which may happen more
-    /// than once; together they must be as many as type and shape ask for.
-    /// - Throws: `.invalidArgument` for a name that is taken or reserved, `.invalidShape` for a size that overflows,
+    /// Adds a tensor whose bytes are not adjacent. `pieces` returns them in order when the file is written, which may happen
+    /// more than once. Their number must fit type and shape.
+    /// - Throws: `.invalidArgument` for a name that is used or reserved, `.invalidShape` for a size that overflows,
     ///   `.invalidElementType` for a type of unknown size.
     package mutating func add(
         _ name: String, elementType: ElementType, shape: [Int],
@@ -108,11 +108,11 @@ public struct SafetensorsWriter: Sendable {
 
     // MARK: - Writing
 
-    /// Puts the file at `path`, in one step: an existing file is either replaced by the complete new one or left as it is.
+    /// Writes the file to `path` in one step: an existing file is either replaced by the complete new one or left as it is.
     ///
     /// The file is written under another name in the same directory, synchronised with the disk and renamed. It gets mode 0644,
-    /// less the process's umask; a symbolic link is replaced, not followed.
-    /// - Throws: `.inputOutput`, or what `encoded` throws.
+    /// minus the process's umask. A symbolic link is replaced, not followed.
+    /// - Throws: `.inputOutput`, and the errors of ``encoded()``.
     public func write(to path: String) throws(SparseKernelsError) {
         let (parts, header) = try layout()
         try AtomicFile.replace(path) { file throws(SparseKernelsError) in
@@ -137,7 +137,7 @@ public struct SafetensorsWriter: Sendable {
         return result
     }
 
-    /// What the reader refuses must not be written.
+    /// Throws for a key that the reader refuses.
     private func requireSafeKey(_ key: String, _ argument: String) throws(SparseKernelsError) {
         try require(
             hasBoundedMarks(key), .invalidArgument, argument, expected: "at most \(markLimit) combining marks in a row",
@@ -146,8 +146,8 @@ public struct SafetensorsWriter: Sendable {
 
     /// The tensors in the order of the file, and the header with its length.
     private func layout() throws(SparseKernelsError) -> ([Part], [UInt8]) {
-        // The format allows no gaps between tensors. Wide elements first keeps every tensor aligned without any, when the data
-        // section starts aligned; names make the order independent of the history.
+        // The format allows no gaps between tensors. If the data section is aligned and wide elements come first, every tensor
+        // is aligned without gaps. Names make the order independent of the order of adding.
         let sorted = parts.values.sorted { a, b in
             let (x, y) = (a.width, b.width)
             return x == y ? a.name < b.name : x > y
@@ -180,22 +180,21 @@ public struct SafetensorsWriter: Sendable {
     }
 }
 
-/// A tensor of any type. The closure keeps the owner of the bytes and hands them out without a copy, in one piece or several.
+/// A tensor of any type. The closure keeps the owner of the bytes and passes them on without a copy, in one piece or several.
 private struct Part: Sendable {
     let name: String
     let elementType: ElementType
     let shape: [Int]
-    /// Checked when the part was added, or when its tensor was made.
+    /// The size, which was checked when the part was added or its tensor was made.
     let byteCount: Int
     let withBytes: @Sendable (SafetensorsWriter.ByteSink) throws(SparseKernelsError) -> Void
 
-    /// What the tensor is sorted by: a power of two up to 8 that divides its size, so that tensors of this width and less may follow.
-    ///
-    /// It is that of an element where there is one. Where nothing is known of the elements, the widest is the safest for them.
+    /// The width by which tensors are sorted: a power of two up to 8 that divides the tensor's size, so that tensors of this
+    /// width or less may follow. It is an element's width if that is known, and otherwise the largest.
     var width: Int { elementType.byteCount ?? (elementType.bitCount == nil ? 1 << min(3, byteCount.trailingZeroBitCount) : 1) }
 }
 
-/// A JSON string with quotation marks. Only what must be escaped is; everything else is UTF-8.
+/// A JSON string with quotation marks. Only characters that need it are escaped; all others are UTF-8.
 private func jsonString(_ text: String) -> String {
     var result = "\""
     for scalar in text.unicodeScalars {

@@ -2,9 +2,9 @@ internal import KernelInterface
 
 /// C = A·B or A·Bᵀ in single precision, row-major.
 ///
-/// The register tile that every kernel of this package stands on, with cache blocks of its own.
+/// Every kernel of this package uses its register tile; the cache blocks are its own.
 ///
-/// - Non-finite input propagates as IEEE arithmetic has it. Results are bitwise the same for every number of threads.
+/// - Non-finite input propagates as in IEEE arithmetic. Results are bitwise equal for every number of threads.
 /// - Complexity: M·N·K multiply-adds.
 /// - Scratch: `scratchByteCount` per thread, kept by the pool.
 /// - Source: Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008).
@@ -13,16 +13,16 @@ public struct GEMM: Sendable {
     public let m: Int
     /// Columns of C.
     public let n: Int
-    /// Columns of A: the reduction.
+    /// Columns of A, which are the reduction.
     public let k: Int
-    /// B is given as `[n, k]`, as the weights of a linear layer are.
+    /// Whether B is given as `[n, k]`, like the weights of a linear layer.
     public let transposesB: Bool
     /// The instruction set that `run` executes.
     public let instructionSet: InstructionSet
 
     private let kernels: any KernelTable.Type
 
-    /// A product of these extents. Without rows or columns there is nothing to write, and without depth the result is zeros.
+    /// Makes the plan. Without rows or columns nothing is written, and without depth the result is zeros.
     ///
     /// - Throws: `.invalidShape` for a negative extent or 2⁶² multiply-adds or more, `.unsupportedInstructionSet`.
     public init(
@@ -67,10 +67,10 @@ public struct GEMM: Sendable {
             for row in 0..<m { for column in 0..<n { c.span[row * cStride + column] = 0 } }
             return
         }
-        // Few rows meet memory and not arithmetic: their work is counted by the bytes of B.
+        // With few rows the product is bound by memory, so the work is counted by the bytes of B.
         let work = hasFewRows ? max(m, 4) * n * k : m * n * k
         let threads = work < WorkerPool.workCutoff ? 1 : pool.threads
-        // Pointers are used only until this call returns; the views are borrowed or owned all the while.
+        // Pointers are used only until this call returns, which borrows or owns the views.
         let call = Call(
             plan: self, a: a.span.withUnsafeBufferPointer { $0.baseAddress! }, aStride: a.rowStride,
             b: b.span.withUnsafeBufferPointer { $0.baseAddress! }, bStride: b.rowStride,
@@ -81,11 +81,11 @@ public struct GEMM: Sendable {
         pool.run(call, tasks: call.blocks.count, work: work, scratchByteCount: scratchByteCount)
     }
 
-    /// Whether B is read in place, without packing it.
+    /// Whether B is read in place, without packing.
     private var hasFewRows: Bool { m <= GEMMScratch.fewRows }
 
     /// Computes the product of rank-2 tensors into a tensor that is reused from call to call.
-    /// - Throws: as `run` with views.
+    /// - Throws: the errors of `run` with views.
     public func run(
         a: Tensor<Float>, b: Tensor<Float>, into c: inout Tensor<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
@@ -100,7 +100,7 @@ public struct GEMM: Sendable {
             expected: "\(expectedRows) × \(expectedColumns)", actual: "\(rows) × \(columns)")
     }
 
-    /// One `run`: blocks of C, computed independently of each other.
+    /// One `run`. Its tasks are blocks of C, which are independent.
     private struct Call: PoolCall {
         let plan: GEMM
         let a: UnsafePointer<Float>

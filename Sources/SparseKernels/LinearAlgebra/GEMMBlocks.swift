@@ -1,8 +1,8 @@
 internal import KernelInterface
 
-/// How a product is cut into tasks: blocks of C of equal size.
+/// The cut of a product into tasks: blocks of C of equal size.
 ///
-/// The sum of an element does not depend on the block that it is in, so blocks may follow the number of threads.
+/// The sum of an element does not depend on its block, so blocks may depend on the number of threads.
 struct GEMMBlocks {
     let rows: Int
     let columns: Int
@@ -11,9 +11,9 @@ struct GEMMBlocks {
 
     var count: Int { rowBlocks * columnBlocks }
 
-    /// Blocks of few rows, all in each, of columns in whole lines and groups of rows of B: one per thread, or two where they read more than
-    /// 4 MiB each. Not transposed, rows of B are read in stretches as wide as a block, which memory delivers the faster the longer
-    /// they are.
+    /// Cuts a product of few rows into blocks of columns, each with all rows and whole lines and groups of rows of B. There is
+    /// one block per thread, or two where they read more than 4 MiB each. If B is not transposed, its rows are read in
+    /// stretches as wide as a block, and memory delivers longer stretches faster.
     init(rows: Int, columns: Int, depth: Int, transposesB: Bool, threads: Int) {
         let unit = 48
         let parts = threads == 1 ? 1 : columns * depth / threads > 1 << 20 ? 2 * threads : threads
@@ -31,9 +31,9 @@ struct GEMMBlocks {
         columnBlocks = (n + columns - 1) / columns
     }
 
-    /// The blocks of which `threads` threads are done first, by an estimate in cycles per step of the depth: a block multiplies
-    /// rows · columns, and packs rows + columns elements at about a cycle each. When the last task ends the other threads have
-    /// waited half a task on average, or for the rest of a round in which there are fewer tasks than threads.
+    /// Chooses the blocks that `threads` threads finish first, by an estimate in cycles per step of the depth. A block
+    /// multiplies rows · columns elements, and packs rows + columns elements at about a cycle each. At the end the other
+    /// threads wait for half a task on average, or for the rest of a round with fewer tasks than threads.
     ///
     /// - Complexity: tasks · log(tasks) for up to four tasks per thread, a few microseconds for 16 threads.
     init(m: Int, n: Int, threads: Int, kernels: any KernelTable.Type) {

@@ -1,23 +1,22 @@
 /// The upper Cholesky factor of the inverse of a symmetric positive definite matrix: U with H⁻¹ = Uᵀ · U.
 ///
-/// What GPTQ propagates errors with. GPTQ factors H, inverts it and factors the inverse. Here H = R · Rᵀ is factored with an upper
-/// triangular R, from the last column to the first, and U = R⁻¹: the same matrix for half the work, and without forming H⁻¹.
+/// GPTQ propagates errors with it: it factors H, inverts it and factors the inverse. Here H = R · Rᵀ is factored with an upper
+/// triangular R, from the last column to the first, and U = R⁻¹. This gives the same matrix for half the work.
 ///
 /// - Complexity: K³/6 multiply-adds for R and K³/3 for its inverse, nearly all of them in `GEMM`.
-/// - Memory: the result and K · 192 floats. Results are bitwise the same for every number of threads.
+/// - Memory: the result and K · 192 floats. Results are bitwise equal for every number of threads.
 /// - Source: Frantar et al., "GPTQ" (arXiv 2210.17323), section 3.3, step 3.
 public struct InverseCholesky: Sendable {
-    /// `[K, K]`: U, zeros below the diagonal.
+    /// U, `[K, K]`, with zeros below the diagonal.
     public let upper: Tensor<Float>
 
-    /// Factors H + damping · 1, or gives nil when that is not positive definite to the precision of `Float`: raise the damping then.
+    /// Factors H + damping · 1. The result is nil if that is not positive definite in `Float`; then raise the damping.
     ///
     /// - Parameters:
     ///   - matrix: H, `[K, K]`, symmetric. Only the upper triangle is read.
-    ///   - damping: added to every diagonal element. GPTQ adds a hundredth of the mean of the diagonal.
+    ///   - damping: the number that is added to every diagonal element. GPTQ adds a hundredth of the mean of the diagonal.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidShape` unless the matrix is square; `.invalidArgument` for elements that are not finite or reach 2¹⁰⁰, or such a
-    ///   damping.
+    /// - Throws: `.invalidShape` unless the matrix is square; `.invalidArgument` for elements or a damping not below 2¹⁰⁰.
     public init?(of matrix: Tensor<Float>, damping: Float = 0, on pool: WorkerPool = .shared) throws(SparseKernelsError) {
         let view = try matrix.matrixView(named: "matrix")
         try view.requireElements(named: "matrix")
@@ -33,11 +32,11 @@ public struct InverseCholesky: Sendable {
     }
 }
 
-/// Blocks of `InverseCholesky`. In place: R, then U, overwrite the upper triangle of a copy of H.
+/// The blocked algorithm of `InverseCholesky`. R, then U, overwrite the upper triangle of a copy of H.
 private struct BlockedInverse {
     let order: Int
-    /// Rows and columns of a block: whole panels of every level (24 and 48 columns). Diagonal blocks are factored by one thread in `Double`:
-    /// order · 192² / 6 multiply-adds in all, a thousandth of the rest at an order of 4096.
+    /// Rows and columns per block, which are whole panels of every level (24 and 48 columns). One thread factors the diagonal
+    /// blocks in `Double`: order · 192² / 6 multiply-adds in all, a thousandth of the rest at an order of 4096.
     private static let block = 192
 
     private var blocks: Int { (order + Self.block - 1) / Self.block }
@@ -46,7 +45,7 @@ private struct BlockedInverse {
 
     func factor(_ matrix: Tensor<Float>, damping: Float, on pool: WorkerPool) throws(SparseKernelsError) -> Tensor<Float>? {
         var result = matrix
-        // One block column of H less the products with later columns; then one block row of U.
+        // One block column of H minus the products with later columns; then one block row of U.
         var strip = try Tensor<Float>(zeros: [Self.block * order])
         var inverses: [Tensor<Float>] = []
         for block in (0..<blocks).reversed() {
@@ -63,7 +62,7 @@ private struct BlockedInverse {
         return result
     }
 
-    /// R in the columns of a block, rows up to it: R_i = (H_i − Σ_{j > block} R_ij · R_jᵀ) · R_blockᵀ⁻¹. Returns R_block⁻¹.
+    /// Computes R in a block's columns, rows up to it: R_i = (H_i − Σ_{j > block} R_ij · R_jᵀ) · R_blockᵀ⁻¹. Returns R_block⁻¹.
     private func factorColumn(
         _ columns: Range<Int>, of result: inout Tensor<Float>, strip: inout Tensor<Float>, damping: Double,
         on pool: WorkerPool
@@ -102,7 +101,7 @@ private struct BlockedInverse {
         return inverse
     }
 
-    /// R_block and its inverse, from the rows of the block in the strip. nil when the block is not positive definite.
+    /// R_block and its inverse, from the rows of the block in the strip; nil when the block is not positive definite.
     private func diagonalBlock(
         _ rows: Range<Int>, in strip: Tensor<Float>, damping: Double
     ) throws(SparseKernelsError) -> (factor: Tensor<Float>, inverse: Tensor<Float>)? {
@@ -127,7 +126,7 @@ private struct BlockedInverse {
         )
     }
 
-    /// U in the rows of a block: U_j = −R_block⁻¹ · Σ_{i > block} R_i · U_ij, beside R_block⁻¹; zeros before it.
+    /// Computes U in the rows of a block: U_j = −R_block⁻¹ · Σ_{i > block} R_i · U_ij, beside R_block⁻¹, with zeros before it.
     private func invertRow(
         _ rows: Range<Int>, of result: inout Tensor<Float>, inverse: Tensor<Float>, strip: inout Tensor<Float>,
         on pool: WorkerPool
@@ -179,7 +178,7 @@ private struct BlockedInverse {
         let part = span.withUnsafeMutableBufferPointer {
             UnsafeMutableBufferPointer(rebasing: $0[(rows.lowerBound * order + column)...])
         }
-        // The part is memory of `matrix`, which the view borrows for as long as it lives.
+        // The part is memory of `matrix`, which the view borrows as long as it exists.
         return try MutableMatrixView(
             _overrideLifetime(part.mutableSpan, mutating: &matrix), rows: rows.count, columns: columns, rowStride: order)
     }

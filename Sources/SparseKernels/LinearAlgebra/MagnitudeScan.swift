@@ -1,8 +1,8 @@
-/// What factorisations take: products of such elements with vectors of any length that fits memory stay inside `Float`, their
-/// squares inside `Double`.
+/// The limit of elements that factorisations accept. Products of such elements with vectors of any length that fits in memory
+/// stay in the range of `Float`, and their squares in that of `Double`.
 let magnitudeLimit: Float = 0x1p100
 
-/// Throws `.invalidArgument` for a matrix with an element that is not finite or that reaches the limit; else gives the largest magnitude.
+/// Returns the largest magnitude. Throws `.invalidArgument` when an element is not finite or reaches the limit.
 @discardableResult
 func requireMagnitudes(
     of matrix: MatrixView<Float>, named name: String, on pool: WorkerPool
@@ -16,7 +16,7 @@ func requireMagnitudes(
 }
 
 extension MatrixView<Float> {
-    /// The largest magnitude of every row, ∞ for rows with one that is not below `limit`; NaN is below nothing.
+    /// The largest magnitude of every row, or ∞ for rows with an element that is NaN or not below `limit`.
     fileprivate func rowMagnitudes(below limit: Float, on pool: WorkerPool) -> [Float] {
         var magnitudes = [Float](repeating: 0, count: rows)
         magnitudes.withUnsafeMutableBufferPointer { magnitudes in
@@ -32,7 +32,7 @@ extension MatrixView<Float> {
     }
 }
 
-/// Finds the largest magnitude of every row. Tasks write those of their own rows.
+/// Finds the largest magnitude of every row. A task writes those of its own rows.
 private struct MagnitudeScan: PoolCall {
     let elements: UnsafePointer<Float>
     let rows: Int
@@ -41,7 +41,7 @@ private struct MagnitudeScan: PoolCall {
     let limit: Float
     let magnitudes: UnsafeMutablePointer<Float>
 
-    /// A row alone is a microsecond of work.
+    /// A single row is only about a microsecond of work.
     private static let rowsPerTask = 32
 
     func run(on pool: WorkerPool) {

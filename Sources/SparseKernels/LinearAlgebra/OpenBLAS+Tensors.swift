@@ -1,6 +1,6 @@
 extension OpenBLAS {
-    /// C = A·B or A·Bᵀ of rank-2 tensors through `cblas_sgemm`. See `multiply` with views.
-    /// - Throws: as `multiply` with views, and `.invalidShape` for another rank.
+    /// C = A·B or A·Bᵀ of tensors of rank 2 by `cblas_sgemm`. See `multiply` with views.
+    /// - Throws: the errors of `multiply` with views, and `.invalidShape` for another rank.
     public static func multiply(
         a: Tensor<Float>, b: Tensor<Float>, into c: inout Tensor<Float>, transposesB: Bool = false, threads: Int = 1
     ) throws(SparseKernelsError) {
@@ -9,8 +9,8 @@ extension OpenBLAS {
             transposesB: transposesB, threads: threads)
     }
 
-    /// y = A·x of tensors through `cblas_sgemv`: `a` is of rank 2, the elements of `x` and `y` count in memory order.
-    /// - Throws: as `multiplyVector` with views, and `.invalidShape` for another rank of `a`.
+    /// y = A·x of tensors by `cblas_sgemv`. `a` has rank 2, and the elements of `x` and `y` count in memory order.
+    /// - Throws: the errors of `multiplyVector` with views, and `.invalidShape` for another rank of `a`.
     public static func multiplyVector(
         a: Tensor<Float>, x: Tensor<Float>, into y: inout Tensor<Float>, threads: Int = 1
     ) throws(SparseKernelsError) {

@@ -2,29 +2,29 @@
     internal import COpenBLAS
 #endif
 
-/// Dense algebra through the system's OpenBLAS, when the package was built with the trait `OpenBLAS`.
+/// Dense algebra of the system's OpenBLAS, when the package was built with the trait `OpenBLAS`.
 ///
-/// Benchmarks measure the kernels against it. Nothing in the package needs it: without the trait `isAvailable` is false.
+/// Benchmarks compare the kernels with it. Nothing in the package needs it. Without the trait `isAvailable` is false.
 public enum OpenBLAS {
     #if OpenBLAS && os(Linux)
         public static let isAvailable = true
 
-        /// Version, build options and the kernel set it chose for this processor.
+        /// The version, the build options and the kernel set that OpenBLAS chose for this processor.
         public static var configuration: String {
             "\(String(cString: openblas_get_config())), core \(coreName ?? "")"
         }
 
-        /// The kernel set that OpenBLAS chose for this processor when the process started: "Haswell", "Zen", "SkylakeX", "Prescott" …;
-        /// nil when it is not built in.
+        /// The kernel set that OpenBLAS chose for this processor when the process started, such as "Haswell", "Zen", "SkylakeX"
+        /// or "Prescott"; nil when OpenBLAS is not built in.
         ///
-        /// A processor that is newer than the library may get one that is years older: OpenBLAS 0.3.21 takes a fifth-generation Xeon for a
-        /// Prescott and a Zen 5 for a Haswell, and is slower by up to a factor of six. The environment variable `OPENBLAS_CORETYPE`,
-        /// set before the process starts, names another (see `Docs/GEMM.md`).
+        /// A processor that is newer than the library may get a kernel set that is years older: OpenBLAS 0.3.21 takes a
+        /// fifth-generation Xeon for a Prescott and a Zen 5 for a Haswell, and is slower by up to a factor of six. Set the
+        /// environment variable `OPENBLAS_CORETYPE` before the process starts to choose another one (see `Docs/GEMM.md`).
         public static var coreName: String? { String(cString: openblas_get_corename()) }
 
-        /// C = A·B or A·Bᵀ through `cblas_sgemm`.
+        /// C = A·B or A·Bᵀ by `cblas_sgemm`.
         ///
-        /// - Parameters: as `GEMM.run`; `threads` is set for the whole process, as OpenBLAS has it.
+        /// - Parameters: those of `GEMM.run`. `threads` is set for the whole process, because OpenBLAS has only one setting.
         /// - Throws: `.invalidShape` naming the operand that disagrees or has no elements.
         public static func multiply(
             a: MatrixView<Float>, b: MatrixView<Float>, c: consuming MutableMatrixView<Float>, transposesB: Bool = false,
@@ -53,13 +53,13 @@ public enum OpenBLAS {
             }
         }
 
-        /// y = A·x through `cblas_sgemv`: a layer without bias on one row.
+        /// y = A·x by `cblas_sgemv`, which is a layer without bias for one row.
         ///
         /// - Parameters:
         ///   - a: the matrix.
         ///   - x: as many elements as `a` has columns.
         ///   - y: as many elements as `a` has rows, overwritten.
-        ///   - threads: set for the whole process, as OpenBLAS has it.
+        ///   - threads: the number of threads, set for the whole process.
         /// - Throws: `.invalidShape` naming the operand that disagrees or has no elements; nothing is written then.
         public static func multiplyVector(
             a: MatrixView<Float>, x: Span<Float>, y: inout MutableSpan<Float>, threads: Int = 1

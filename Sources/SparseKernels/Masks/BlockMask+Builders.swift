@@ -1,5 +1,5 @@
-// Masks of whole blocks: from booleans, full, streaming, dilated. Patterns that are counted in tokens are in
-// BlockMask+TokenPatterns.swift. All list reachable blocks only.
+// Masks of whole blocks: from booleans, full, streaming, dilated. BlockMask+TokenPatterns.swift has patterns that are defined
+// by tokens. All of them list reachable blocks only.
 
 extension BlockMask {
     /// Keeps the blocks whose entry is not 0: `[heads, blockRows, blockColumns]`, or `[blockRows, blockColumns]` for one head.
@@ -34,23 +34,23 @@ extension BlockMask {
         return booleans
     }
 
-    /// Every reachable block, which is dense attention. For a causal grid these are the blocks up to the diagonal.
+    /// Keeps every reachable block, which is dense attention. In a causal grid these are the blocks up to the diagonal.
     /// - Complexity: O(blocks).
     public static func full(_ grid: BlockGrid) -> BlockMask {
         building(grid) { row, builder in builder.keep(grid.reachableColumns(ofRow: row)) }
     }
 
-    /// The first `sinkBlocks` key blocks, and the last `localBlocks` up to the row's own: block streaming as in
+    /// Keeps the first `sinkBlocks` key blocks and the last `localBlocks` up to the row's own: block streaming as in
     /// Block-Sparse-Attention (mit-han-lab, `flash_blockmask.h`, `fwdStreaming`).
     ///
-    /// Causal: for row i, D = keyLength − queryLength and blocks of B tokens, the window is the `localBlocks` blocks that end with
-    /// block ⌈D/B⌉ + i. That is where the diagonal ends in a *full* row of blocks. In a ragged last row the diagonal may end a block
-    /// earlier; the window then holds a block less, as in the official code. Query blocks of another size than key blocks end
-    /// with block ⌈(D + (i + 1)·queryBlockSize) / keyBlockSize⌉ − 1, which the official backward pass uses. Blocks of variable
-    /// sizes have no such nominal end: there the window ends with the block of the row's last query.
+    /// Causal: for row i, D = keyLength − queryLength and blocks of B tokens, the window is the `localBlocks` blocks that end
+    /// with block ⌈D/B⌉ + i, where the diagonal ends in a *full* row of blocks. In a ragged last row the diagonal may end a
+    /// block earlier; the window then has a block less, as in the official code. If query and key blocks differ in size, the
+    /// window ends with block ⌈(D + (i + 1)·queryBlockSize) / keyBlockSize⌉ − 1, as in the official backward pass. With blocks
+    /// of variable sizes, which have no such nominal end, it ends with the block of the row's last query.
     ///
-    /// Not causal: the window is the last `localBlocks` key blocks of the *sequence*, the same for all rows. The official code
-    /// does this; a window around each row is `slidingWindow` or `dilated`.
+    /// Not causal: the window is the last `localBlocks` key blocks of the *sequence*, the same for all rows, as in the official
+    /// code. For a window around each row use `slidingWindow` or `dilated`.
     ///
     /// Streaming counted in tokens is `HeadPattern.streaming`, or `aShape` as a mask.
     /// - Throws: `.invalidArgument` for a negative count.
@@ -72,11 +72,11 @@ extension BlockMask {
         }
     }
 
-    /// The diagonal blocks of every row, and every `dilation`-th block from there, `localBlocks` in all: backwards in causal
-    /// grids, to both sides otherwise.
+    /// Keeps the diagonal blocks of every row and every `dilation`-th block from there, `localBlocks` in all: backwards in
+    /// causal grids, to both sides otherwise.
     ///
-    /// The dilated sliding window of Longformer (arXiv 2004.05150, section 3.1), in blocks. A `dilation` of 1 is a window without
-    /// gaps. A row whose queries lie in several key blocks keeps them all, and counts from the outer ones.
+    /// This is the dilated sliding window of Longformer (arXiv 2004.05150, section 3.1), in blocks. A `dilation` of 1 is a
+    /// window without gaps. A row whose queries span several key blocks keeps them all, and counts from the outer ones.
     /// - Throws: `.invalidArgument` for a number below 1.
     /// - Complexity: O(rows + kept blocks).
     public static func dilated(
@@ -97,7 +97,7 @@ extension BlockMask {
         }
     }
 
-    /// A mask of one head, written row by row: `write` keeps columns in ascending order.
+    /// A mask of one head, written row by row. `write` keeps columns in ascending order.
     static func building(_ grid: BlockGrid, _ write: (_ row: Int, _ builder: inout BlockMaskBuilder) -> Void) -> BlockMask {
         var builder = BlockMaskBuilder(grid: grid, heads: 1)
         for row in 0..<grid.blockRows {
@@ -109,7 +109,7 @@ extension BlockMask {
 }
 
 extension BlockGrid {
-    /// The key block in which the diagonal leaves the row, were the row full; may lie after the last block.
+    /// The key block in which the diagonal would leave the row, if the row were full. May be after the last block.
     fileprivate func nominalEnd(ofRow row: Int) -> Int {
         let end = query.blockSize.map { (row + 1) * $0 } ?? query[row].upperBound
         let position = queryOffset + end - 1

@@ -1,5 +1,5 @@
-// JSON and other coders. Decoding goes through the throwing initialisers, so that what was decoded is as valid as what was made;
-// the work is proportional to the elements that the document really has.
+// JSON and other coders. Decoding uses the throwing initialisers, so that decoded values are as valid as others. The work is
+// proportional to the elements that the document really has.
 //
 //     BlockPartition  {"length": 1100, "blockSize": 128}, or {"sizes": [40, 0, 24]}
 //     BlockGrid       {"query": partition, "key": partition, "isCausal": true}
@@ -85,7 +85,7 @@ extension BlockMask: Codable {
 }
 
 extension Decoder {
-    /// What `make` gives, its error as the one that decoding reports.
+    /// Returns the result of `make`, and reports its error as a decoding error.
     fileprivate func validated<Value>(_ make: () throws(SparseKernelsError) -> Value) throws -> Value {
         do {
             return try make()

@@ -1,4 +1,4 @@
-// The mask in a terminal, and in one line.
+// Pictures of the mask as text.
 
 extension BlockMask: CustomStringConvertible {
     /// A line of numbers and the picture of head 0.
@@ -12,13 +12,13 @@ extension BlockMask: CustomStringConvertible {
     ///     ██████
     ///     ██··████
     ///
-    /// `█` is a kept block, `·` a dropped one, and nothing stands where the diagonal leaves no pair. A grid of more blocks than
-    /// fit is reduced: a character then stands for a rectangle of blocks, and `░`, `▒` and `▓` for up to a third, up to two thirds
-    /// and more of its reachable blocks. Blocks of variable sizes are drawn equal; `svg` has their true sizes.
+    /// `█` is a kept block and `·` a dropped one; blocks without a visible pair are blank. A grid with too many blocks is
+    /// reduced: a character then stands for a rectangle of blocks, and `░`, `▒` and `▓` for up to a third, up to two thirds and
+    /// more of its reachable blocks. Blocks of variable sizes are drawn equal; ``svg(head:)`` has their true sizes.
     ///
     /// - Parameters:
-    ///   - maximumWidth: characters per line, at least 1; also the most lines of the picture.
-    ///   - head: of a mask of several heads. A head that the mask does not have is a programming error and traps.
+    ///   - maximumWidth: the most characters per line, at least 1, and also the most lines of the picture.
+    ///   - head: the head to draw. A head that the mask does not have is a programming error and traps.
     /// - Complexity: O(rows + kept blocks of the head + characters).
     public func description(maximumWidth: Int = 64, head: Int = 0) -> String {
         let width = max(1, maximumWidth)
@@ -62,5 +62,5 @@ extension BlockMask: CustomStringConvertible {
     }
 }
 
-/// A density as it is shown to people: three decimals.
+/// A density as it is shown to people, with three decimals.
 func rounded(_ density: Double) -> Double { (density * 1000).rounded() / 1000 }

@@ -1,11 +1,11 @@
 extension BlockMask {
     /// A picture of one head as an SVG document: kept blocks blue, dropped ones pale, the area without a visible pair grey.
     ///
-    /// A block is one unit of the view box. Along each axis tokens have their true proportions, so that a ragged last block is
+    /// A block is one unit of the view box. Along each axis tokens have their true proportions: a ragged last block is
     /// narrower, and blocks of variable sizes (whose mean is the unit) show their sizes. Adjacent blocks of a row are one
     /// rectangle. Rectangles of kept blocks are in the group `kept`, those of unreachable ones in the group `unreachable`.
     ///
-    /// - Parameter head: of a mask of several heads. A head that the mask does not have is a programming error and traps.
+    /// - Parameter head: the head to draw. A head that the mask does not have is a programming error and traps.
     /// - Complexity: O(rows + kept blocks of the head); about 50 bytes per run of kept blocks.
     public func svg(head: Int = 0) -> String {
         let (x, y) = (Axis(grid.key), Axis(grid.query))
@@ -23,7 +23,7 @@ extension BlockMask {
             }
         }
         let (width, height) = (decimal(x.length), decimal(y.length))
-        // The longer side has 512 pixels, and the shorter one enough to be seen.
+        // The longer side has 512 pixels, and the shorter side at least 16, so that it can be seen.
         let pixelsPerUnit = 512 / Double(max(1, x.length, y.length))
         let pixels = [x, y].map { max(16, Int((Double($0.length) * pixelsPerUnit).rounded())) }
         let name = heads == 1 ? "" : ", head \(head) of \(heads)"
@@ -40,12 +40,12 @@ extension BlockMask {
             let path = (vertical + horizontal).joined()
             if !path.isEmpty { lines.append("<path d=\"\(path)\" stroke=\"#fff\" stroke-width=\"0.04\"/>") }
         }
-        // Over the lines, so that it reads as one area.
+        // Drawn over the lines, so that it looks like one area.
         lines += ["<g class=\"unreachable\" fill=\"#c3c7cd\">"] + unreachable + ["</g>"]
         return (lines + ["</svg>", ""]).joined(separator: "\n")
     }
 
-    /// Adjacent columns of a row, merged.
+    /// Merges adjacent columns of a row.
     private func runs(of columns: ArraySlice<Int32>) -> [Range<Int>] {
         var runs: [Range<Int>] = []
         for column in columns.lazy.map({ Int($0) }) {
@@ -59,7 +59,7 @@ extension BlockMask {
     }
 }
 
-/// Where blocks begin along an axis of the picture, in thousandths of a block. Whole numbers, so that rectangles meet exactly.
+/// The starts of blocks along an axis of the picture, in thousandths of a block. Whole numbers make rectangles meet exactly.
 private struct Axis {
     private let partition: BlockPartition
     private let tokensPerUnit: Double

@@ -9,7 +9,7 @@ extension BlockMask {
         static let causal = "causal"
         static let rowOffsets = "rowOffsets"
         static let columnIndices = "columnIndices"
-        // Of one axis, after `query` or `key`.
+        // The names of one axis, which follow `query` or `key`.
         static let length = "Length"
         static let blockSize = "BlockSize"
         static let sizes = "Sizes"
@@ -17,12 +17,12 @@ extension BlockMask {
 
     // MARK: - Writing
 
-    /// Puts the mask at `path`, in one step: an existing file is either replaced by the complete new one or left as it is.
+    /// Writes the mask to `path` in one step: an existing file is either replaced by the complete new one or left as it is.
     /// - Throws: `.inputOutput`.
     public func write(to path: String) throws(SparseKernelsError) { try safetensors().write(to: path) }
 
     /// The mask as the contents of a safetensors file, to which other tensors and metadata may be added.
-    /// - Throws: nothing in practice; the errors are those of the writer.
+    /// - Throws: the errors of the writer, none of which occur in practice.
     public func safetensors() throws(SparseKernelsError) -> SafetensorsWriter {
         var writer = SafetensorsWriter(metadata: [
             Name.format: Name.formatValue, Name.version: Name.versionValue, Name.heads: "\(heads)",
@@ -43,14 +43,14 @@ extension BlockMask {
 
     // MARK: - Reading
 
-    /// Reads a mask that `write` has put at `path`.
-    /// - Throws: `.inputOutput` when the file cannot be read, otherwise as `init(_:)`.
+    /// Reads a mask that ``write(to:)`` has written to `path`.
+    /// - Throws: `.inputOutput` when the file cannot be read, and the errors of `init(_:)`.
     public init(path: String) throws(SparseKernelsError) { try self.init(SafetensorsFile(path: path)) }
 
-    /// Reads the mask of a file that may hold other tensors as well.
-    /// - Throws: `.malformedFile` when the file is of another format or version, or its contents are not a mask; `.notFound` for
-    ///   a tensor or a metadata entry that is missing; `.invalidElementType` for a tensor of another type.
-    /// - Complexity: O(rows + kept blocks): proportional to the tensors, whatever the metadata say.
+    /// Reads the mask of a file, which may have other tensors as well.
+    /// - Throws: `.malformedFile` when the file has another format or version, or its contents are not a mask; `.notFound` for
+    ///   a missing tensor or metadata entry; `.invalidElementType` for a tensor of another type.
+    /// - Complexity: O(rows + kept blocks), which is proportional to the tensors, whatever the metadata say.
     public init(_ file: SafetensorsFile) throws(SparseKernelsError) {
         for (key, value) in [(Name.format, Name.formatValue), (Name.version, Name.versionValue)] {
             let text = try file.text(key)

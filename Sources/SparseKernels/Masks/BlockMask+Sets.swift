@@ -1,7 +1,7 @@
-// Masks from masks: heads, union and intersection, permutation.
+// Masks made from masks: heads, union and intersection, permutation.
 
 extension BlockMask {
-    /// One head as a mask of its own.
+    /// One head as a mask of one head.
     /// - Throws: `.invalidArgument` for a head that the mask does not have.
     /// - Complexity: O(rows + kept blocks of the head).
     public func head(_ index: Int) throws(SparseKernelsError) -> BlockMask {
@@ -15,7 +15,7 @@ extension BlockMask {
             columnIndices: Array(columnIndices[start..<rows.last!]))
     }
 
-    /// The heads of several masks over one grid, in order.
+    /// Stacks the heads of several masks over one grid, in order.
     /// - Throws: `.invalidShape` for no mask, grids that differ, or too many heads.
     /// - Complexity: O(rows + kept blocks) of the result.
     public init(stacking masks: [BlockMask]) throws(SparseKernelsError) {
@@ -34,27 +34,27 @@ extension BlockMask {
         self.init(unchecked: first.grid, heads: heads, rowOffsets: rowOffsets, columnIndices: columnIndices)
     }
 
-    /// Blocks that either mask keeps. A mask of one head is applied to all heads of the other.
+    /// The blocks that either mask keeps. A mask of one head is applied to all heads of the other.
     /// - Throws: `.invalidShape` when grids or heads differ.
     /// - Complexity: O(rows + kept blocks of both).
     public func union(_ other: BlockMask) throws(SparseKernelsError) -> BlockMask {
         try merged(with: other) { _, _ in true }
     }
 
-    /// Blocks that both masks keep. A mask of one head is applied to all heads of the other.
+    /// The blocks that both masks keep. A mask of one head is applied to all heads of the other.
     /// - Throws: `.invalidShape` when grids or heads differ.
     /// - Complexity: O(rows + kept blocks of both).
     public func intersection(_ other: BlockMask) throws(SparseKernelsError) -> BlockMask {
         try merged(with: other) { $0 && $1 }
     }
 
-    /// The mask after the blocks of queries and keys have changed places: row r of the result is row `rows[r]` of this mask, and
-    /// column c is column `columns[c]`; nil leaves them in place.
+    /// The mask for a new order of the blocks: row r of the result is row `rows[r]` of this mask, and column c `columns[c]`;
+    /// nil keeps the order.
     ///
-    /// Block sizes move along: a ragged last block that moves makes the partition one of variable sizes. Sequences that are permuted
-    /// token by token, into clusters say, do not keep their blocks; their masks are made over a `BlockPartition(sizes:)` of the
-    /// clusters instead.
-    /// - Throws: `.invalidArgument` for a causal grid, whose diagonal a permutation would not respect, or for an index out of
+    /// Block sizes move with the blocks: a ragged last block that moves makes the partition one of variable sizes. Sequences
+    /// that are permuted token by token, for example into clusters, do not keep their blocks. Make their masks over a
+    /// `BlockPartition(sizes:)` of the clusters.
+    /// - Throws: `.invalidArgument` for a causal grid, whose diagonal a permutation would not respect, and for an index out of
     ///   range or listed twice; `.invalidShape` for a wrong number of indices.
     /// - Complexity: O(rows + columns + kept blocks · log of the kept blocks of a row).
     public func permuted(rows: [Int]? = nil, columns: [Int]? = nil) throws(SparseKernelsError) -> BlockMask {
@@ -83,7 +83,7 @@ extension BlockMask {
             grid == expected, .invalidShape, name(), expected: "over the same grid: \(expected.summary)", actual: grid.summary)
     }
 
-    /// Walks through both masks, row by row, and keeps a block when `isKept(in this one, in the other)`; asked where one keeps it.
+    /// Walks through both masks by rows and calls `isKept(in this one, in the other)` for each block that either keeps.
     private func merged(
         with other: BlockMask, _ isKept: (Bool, Bool) -> Bool
     ) throws(SparseKernelsError) -> BlockMask {
@@ -96,7 +96,7 @@ extension BlockMask {
             for row in 0..<grid.blockRows {
                 var mine = columns(head: heads == 1 ? 0 : head, row: row)
                 var others = other.columns(head: other.heads == 1 ? 0 : head, row: row)
-                // A grid has fewer columns than Int32.max, so that the end of a row is behind all of them.
+                // A grid has fewer columns than Int32.max, so `.max` compares as after all of them at the end of a row.
                 while !mine.isEmpty || !others.isEmpty {
                     let column = min(mine.first ?? .max, others.first ?? .max)
                     let (inMine, inOthers) = (mine.first == column, others.first == column)
@@ -111,7 +111,7 @@ extension BlockMask {
     }
 }
 
-/// Where each of 0..<count stands in `permutation`.
+/// The position of each of 0..<count in `permutation`.
 private func inversePermutation(
     _ permutation: [Int], count: Int, named name: String
 ) throws(SparseKernelsError) -> [Int] {
@@ -129,7 +129,7 @@ private func inversePermutation(
 }
 
 extension BlockPartition {
-    /// The blocks in another order; still uniform when the ragged block, if any, stays the last one.
+    /// The blocks in another order. They stay uniform when the ragged block, if any, stays last.
     fileprivate func permuted(_ order: [Int]) throws(SparseKernelsError) -> BlockPartition {
         if let blockSize, length % blockSize == 0 || order.last == count - 1 { return self }
         return try BlockPartition(sizes: order.map { self[$0].count })

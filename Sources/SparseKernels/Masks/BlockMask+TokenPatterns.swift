@@ -1,34 +1,34 @@
-// Block covers of patterns that are defined on tokens. Each keeps exactly the blocks that hold a pair (query, key) of the pattern,
-// so attention under the mask sees the pattern and the rest of those blocks. Query i stands at key position
-// i + keyLength − queryLength. Empty blocks of variable partitions hold no pair and are not listed.
+// Block covers of patterns that are defined by tokens. Each keeps exactly the blocks with a (query, key) pair of the pattern,
+// so attention under the mask sees the pattern and the rest of those blocks. Query i has key position i + keyLength −
+// queryLength. Empty blocks of variable partitions have no pair and are not listed.
 
 extension BlockMask {
-    /// Blocks that hold a key at or before the position of one of their queries.
+    /// Keeps the blocks with a key at or before the position of one of their queries.
     ///
-    /// Of a causal grid these are all blocks with a visible pair. A grid that is not causal gives *block-causal* attention:
+    /// In a causal grid these are all blocks with a visible pair. A grid that is not causal gives *block-causal* attention:
     /// blocks on the diagonal are seen whole.
     /// - Complexity: O(kept blocks).
     public static func causal(_ grid: BlockGrid) -> BlockMask {
         covering(grid) { positions, ranges in ranges.append(0..<max(0, positions.upperBound)) }
     }
 
-    /// Blocks that hold a pair closer than `tokens`: |position − key| < `tokens`, of which a causal grid sees the keys up to
-    /// the position. That is `AttentionMask.causal(window:)` or `.full(window:)`, in blocks.
+    /// Keeps the blocks with a pair |position − key| < `tokens`: the cover of `AttentionMask.causal(window:)` or
+    /// `.full(window:)`. Of these pairs a causal grid sees the keys up to the position.
     /// - Throws: `.invalidArgument` for a window below 1.
     /// - Complexity: O(rows + kept blocks).
     public static func slidingWindow(_ grid: BlockGrid, tokens: Int) throws(SparseKernelsError) -> BlockMask {
         try require(tokens >= 1, .invalidArgument, "tokens", expected: "at least 1", actual: "\(tokens)")
-        // A wider window hides nothing more, and this one is far from overflow.
+        // A wider window hides nothing more; clamping it avoids overflow.
         let reach = min(tokens, grid.query.length + grid.key.length) - 1
         return covering(grid) { positions, ranges in
             ranges.append(positions.lowerBound - reach..<positions.upperBound + reach)
         }
     }
 
-    /// Blocks that hold a key below `sinkTokens`, or one of the `localTokens` keys that end at the query's own position.
+    /// Keeps the blocks with a key below `sinkTokens`, or one of the `localTokens` keys that end at the query's own position.
     ///
-    /// The A-shape of MInference (arXiv 2407.02490, section 3.2; `streaming_forward`, with its defaults of 128 and 3968). The
-    /// official kernel hides the other tokens of the blocks; for that use `HeadPattern.streaming(sink:local:)`.
+    /// This is the A-shape of MInference (arXiv 2407.02490, section 3.2; `streaming_forward`, with its defaults of 128 and
+    /// 3968). The official kernel hides the other tokens of the blocks; for that use `HeadPattern.streaming(sink:local:)`.
     /// - Throws: `.invalidArgument` for a grid that is not causal, a negative sink or a window below 1.
     /// - Complexity: O(rows + kept blocks).
     public static func aShape(
@@ -45,17 +45,17 @@ extension BlockMask {
         }
     }
 
-    /// Blocks that hold a listed key (a vertical) or a listed distance from query to key (a slash), in blocks of the grid.
+    /// Keeps the blocks with a listed key (a vertical) or a listed distance from query to key (a slash).
     ///
-    /// The vertical-slash pattern of MInference (arXiv 2407.02490, section 3.2). The official index rounds diagonals to runs of 64
-    /// keys that start anywhere and keeps single keys between them: `VerticalSlashIndex`, whose `blockCover` may hold more blocks.
-    /// This is the cover of the lines themselves.
+    /// This is the vertical-slash pattern of MInference (arXiv 2407.02490, section 3.2), as the cover of the lines themselves.
+    /// The official index rounds diagonals to runs of 64 keys that start anywhere and keeps single keys between them: see
+    /// ``VerticalSlashIndex``, whose `blockCover` may have more blocks.
     ///
     /// - Parameters:
     ///   - columns: keys, in 0..<keyLength, in any order.
-    ///   - distances: position − key, in any order: 0 is the diagonal, larger ones lie further back. Negative ones lie after the
-    ///     diagonal and are for grids that are not causal.
-    ///   - grid: blocks over the tokens.
+    ///   - distances: position − key, in any order. 0 is the diagonal, and larger distances are further back. Negative
+    ///     distances are after the diagonal and need a grid that is not causal.
+    ///   - grid: the blocks over the tokens.
     /// - Throws: `.invalidArgument` for a column or a distance that no pair of the grid has.
     /// - Complexity: O(rows · (columns + distances) + kept blocks).
     public static func verticalSlash(
@@ -78,7 +78,7 @@ extension BlockMask {
         let columns = columns.sorted()
         let distances = distances.sorted(by: >)
         return covering(grid) { positions, ranges in
-            // Merges two lists that ascend: columns, and diagonals from the furthest.
+            // Merges two ascending lists: columns, and diagonals from the furthest one on.
             var next = columns.startIndex
             for distance in distances {
                 let keys = positions.lowerBound - distance..<positions.upperBound - distance
@@ -92,8 +92,8 @@ extension BlockMask {
         }
     }
 
-    /// The blocks with a visible pair of a row's queries and the keys that `keys` lists for their positions: ranges that ascend by
-    /// their lower bounds, may overlap and may leave the sequence.
+    /// The mask of the blocks with a visible pair of a row's queries and the keys that `keys` lists for their positions. The
+    /// listed ranges ascend by their lower bounds, may overlap and may leave the sequence.
     private static func covering(
         _ grid: BlockGrid, _ keys: (_ positions: Range<Int>, _ ranges: inout [Range<Int>]) -> Void
     ) -> BlockMask {
@@ -101,7 +101,7 @@ extension BlockMask {
         return building(grid) { row, builder in
             let positions = grid.positions(ofRow: row)
             if positions.isEmpty { return }
-            // A causal row's last query sees the most; a listed key up to its position has a query of the row that sees it.
+            // A causal row's last query sees the most. A listed key up to its position is seen by some query of the row.
             let visible = 0..<(grid.isCausal ? max(0, positions.upperBound) : grid.key.length)
             ranges.removeAll(keepingCapacity: true)
             keys(positions, &ranges)

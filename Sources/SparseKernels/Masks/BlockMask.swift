@@ -1,22 +1,21 @@
-/// Which blocks of the attention matrix are kept, for one or several heads: block compressed sparse rows (BSR).
+/// The blocks of the attention matrix that are kept, for one or several heads, as block compressed sparse rows (BSR).
 ///
-/// Row r of head h keeps the columns `columnIndices[rowOffsets[h·blockRows + r] ..< rowOffsets[h·blockRows + r + 1]]`, ascending.
-/// Blocks beyond the causal diagonal may be listed; attention ignores them and `density` does not count them. Builders do not
-/// list them.
+/// Row r of head h keeps the columns `columnIndices[rowOffsets[h·blockRows + r] ..< rowOffsets[h·blockRows + r + 1]]`,
+/// ascending. Blocks after the causal diagonal may be listed; attention and `density` ignore them, and builders omit them.
 ///
 /// Memory: 8 bytes per block row and 4 per kept block. Values are immutable and share storage when copied.
 public struct BlockMask: Hashable, Sendable {
     public let grid: BlockGrid
-    /// Masks in this value: 1, the KV heads or the query heads of a call.
+    /// The number of masks in this value: 1, or the KV heads or query heads of a call.
     public let heads: Int
     /// `heads · blockRows + 1` ascending positions in `columnIndices`.
     public let rowOffsets: [Int]
-    /// Kept columns of every row, ascending within a row.
+    /// The kept columns of every row, ascending within a row.
     public let columnIndices: [Int32]
 
-    /// A mask from its parts.
-    /// - Throws: `.invalidShape` for wrong counts or too many heads, `.invalidArgument` for offsets that do not ascend from 0 to the number of
-    ///   columns, or for columns out of range or out of order.
+    /// Makes a mask from its parts.
+    /// - Throws: `.invalidShape` for wrong counts or too many heads, `.invalidArgument` for offsets that do not ascend from 0
+    ///   to the number of columns, or for columns out of range or out of order.
     /// - Complexity: O(rows + kept blocks).
     public init(grid: BlockGrid, heads: Int, rowOffsets: [Int], columnIndices: [Int32]) throws(SparseKernelsError) {
         try Self.checkHeads(heads, of: grid)
@@ -47,7 +46,7 @@ public struct BlockMask: Hashable, Sendable {
         self.init(unchecked: grid, heads: heads, rowOffsets: rowOffsets, columnIndices: columnIndices)
     }
 
-    /// Throws unless sums over the blocks and pairs of all heads fit.
+    /// Throws unless sums over the blocks and pairs of all heads fit in an `Int`.
     static func checkHeads(_ heads: Int, of grid: BlockGrid) throws(SparseKernelsError) {
         let (extent, overflow) = heads.multipliedReportingOverflow(by: grid.extent)
         try require(
@@ -55,7 +54,7 @@ public struct BlockMask: Hashable, Sendable {
             expected: "at least 1, with heads · queryLength · keyLength below 2⁶⁰", actual: "\(heads)")
     }
 
-    /// For parts that are right by construction.
+    /// Makes a mask from parts that are valid by construction.
     init(unchecked grid: BlockGrid, heads: Int, rowOffsets: [Int], columnIndices: [Int32]) {
         self.grid = grid
         self.heads = heads
@@ -63,7 +62,7 @@ public struct BlockMask: Hashable, Sendable {
         self.columnIndices = columnIndices
     }
 
-    /// Keeps the blocks for which `isKept(head, row, column)`; asked for reachable blocks only.
+    /// Keeps the blocks for which `isKept(head, row, column)` is true. It is called for reachable blocks only.
     /// - Throws: `.invalidShape` for no heads or too many.
     public init(grid: BlockGrid, heads: Int = 1, where isKept: (Int, Int, Int) -> Bool) throws(SparseKernelsError) {
         try Self.checkHeads(heads, of: grid)
@@ -77,7 +76,7 @@ public struct BlockMask: Hashable, Sendable {
         self = builder.mask
     }
 
-    /// Kept columns of a row.
+    /// The kept columns of a row.
     public func columns(head: Int, row: Int) -> ArraySlice<Int32> {
         precondition(
             head >= 0 && head < heads && row >= 0 && row < grid.blockRows,
@@ -86,7 +85,7 @@ public struct BlockMask: Hashable, Sendable {
         return columnIndices[rowOffsets[index]..<rowOffsets[index + 1]]
     }
 
-    /// Kept columns of a row that attention computes. Columns ascend, so unreachable ones are at the end.
+    /// The kept columns of a row that attention computes. Columns ascend, so unreachable ones are at the end.
     func reachableColumns(head: Int, row: Int) -> ArraySlice<Int32> {
         let columns = columns(head: head, row: row)
         let reachable = grid.reachableColumns(ofRow: row).upperBound
@@ -106,7 +105,7 @@ public struct BlockMask: Hashable, Sendable {
         return low < columns.endIndex && columns[low] == column
     }
 
-    /// Kept blocks that attention would compute, over all heads or of one.
+    /// The number of kept blocks that attention computes, over all heads or in one.
     public func nonzeroBlocks(head: Int? = nil) -> Int {
         var count = 0
         for head in head.map({ $0..<$0 + 1 }) ?? 0..<heads {
@@ -115,14 +114,14 @@ public struct BlockMask: Hashable, Sendable {
         return count
     }
 
-    /// Kept fraction of the reachable blocks (of the causal area when the grid is causal), over all heads. 1 when no block is
-    /// reachable: nothing is left out.
+    /// The kept fraction of the reachable blocks (in a causal grid those up to the diagonal), over all heads. 1 when no block
+    /// is reachable, because nothing is left out.
     public var density: Double { fraction(nonzeroBlocks(), of: heads * grid.reachableBlocks) }
 
-    /// Kept fraction of one head's reachable blocks.
+    /// The kept fraction of one head's reachable blocks.
     public func density(head: Int) -> Double { fraction(nonzeroBlocks(head: head), of: grid.reachableBlocks) }
 
-    /// Score entries that attention computes, over all heads.
+    /// The number of score entries that attention computes, over all heads.
     public var visiblePairs: Int {
         var pairs = 0
         for head in 0..<heads {
@@ -137,10 +136,10 @@ public struct BlockMask: Hashable, Sendable {
     public var byteCount: Int { rowOffsets.count * MemoryLayout<Int>.stride + columnIndices.count * 4 }
 }
 
-/// What is kept of a total; all of it when there is nothing to keep.
+/// The kept fraction of a total; 1 when the total is 0.
 package func fraction(_ kept: Int, of total: Int) -> Double { total == 0 ? 1 : Double(kept) / Double(total) }
 
-/// Writes masks row by row: `keep` in ascending order, then `endRow`, for every row of every head.
+/// Writes a mask row by row: call `keep` in ascending order, then `endRow`, for every row of every head.
 struct BlockMaskBuilder {
     let grid: BlockGrid
     let heads: Int

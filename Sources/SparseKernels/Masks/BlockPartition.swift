@@ -1,21 +1,20 @@
 /// A sequence cut into consecutive blocks: equal ones with a shorter last one, or blocks of any sizes.
 ///
-/// Uniform partitions are what block-sparse masks of estimators use; partitions of any sizes are what clustered (permuted)
-/// sequences use, where a block is a cluster. Empty blocks are allowed in the latter. A sequence without tokens has no blocks, or empty
-/// ones.
+/// Block-sparse masks of estimators use uniform partitions. Clustered (permuted) sequences use partitions of any sizes, where a
+/// block is a cluster; these may have empty blocks. A sequence without tokens has no blocks, or empty ones.
 ///
-/// Partitions are equal when their blocks are, however they were described.
+/// Partitions are equal when their blocks are equal, however they were described.
 public struct BlockPartition: Sendable {
     /// Tokens of the sequence.
     public let length: Int
-    /// Tokens of every block but the last; nil when sizes vary.
+    /// Tokens of every block except the last; nil when sizes vary.
     public let blockSize: Int?
     /// Number of blocks.
     public let count: Int
-    /// First token of every block and, last, `length`; empty for uniform partitions.
+    /// The first token of every block, then `length`. Empty for uniform partitions.
     private let edges: [Int]
 
-    /// Below this, no position that is computed from lengths and block sizes overflows.
+    /// Below this, no position computed from lengths and block sizes overflows.
     static let limit = 1 << 60
 
     /// Blocks of `blockSize` tokens; the last one may be shorter.
@@ -58,11 +57,11 @@ public struct BlockPartition: Sendable {
         return index * blockSize..<min(length, (index + 1) * blockSize)
     }
 
-    /// The block that holds `token`; tokens outside the sequence give the first or the last block. 0 where there are no blocks.
+    /// The block with `token`. Tokens outside the sequence give the first or the last block; without blocks the result is 0.
     public func block(of token: Int) -> Int {
         let token = max(0, min(length - 1, token))
         if let blockSize { return token / blockSize }
-        // The last edge at or below the token, among those of blocks that are not empty.
+        // Finds the last edge at or before the token, which belongs to a block that is not empty.
         var (low, high) = (0, count)
         while high - low > 1 {
             let middle = (low + high) / 2

@@ -1,8 +1,8 @@
-/// Keys kept for each block of queries, down to single tokens: runs of adjacent keys anywhere, and single keys.
+/// The keys that each block of queries keeps: runs of adjacent keys, which may start anywhere, and single keys.
 ///
-/// This is what vertical-slash patterns are made of: diagonal bands are runs that start at any token, and verticals are single keys.
-/// Both follow the causal limit of the call token by token. Single keys cost a copy of their rows per block of queries, which pays
-/// where they stand alone; adjacent keys belong in a run.
+/// Vertical-slash patterns have this form: diagonal bands are runs that start at any token, and verticals are single keys. Both
+/// obey the causal limit of the call token by token. A single key costs a copy of its rows per block of queries, which is worth
+/// it only where it stands alone; adjacent keys should form a run.
 public struct KeyRuns: Hashable, Sendable {
     /// The blocks of queries.
     public let query: BlockPartition
@@ -10,12 +10,12 @@ public struct KeyRuns: Hashable, Sendable {
     /// Block b has the runs `runs[runOffsets[b]..<runOffsets[b + 1]]`, ascending and disjoint.
     public let runOffsets: [Int]
     public let runs: [Range<Int>]
-    /// Block b has the single keys `keys[keyOffsets[b]..<keyOffsets[b + 1]]`, ascending, none inside a run of the block.
+    /// Block b has the single keys `keys[keyOffsets[b]..<keyOffsets[b + 1]]`, ascending and outside the runs of the block.
     public let keyOffsets: [Int]
     public let keys: [Int32]
 
-    /// - Throws: `.invalidShape` for wrong counts or a negative number of keys, `.invalidArgument` for offsets or keys out of order or out of range, empty or
-    ///   overlapping runs, and single keys inside a run.
+    /// - Throws: `.invalidShape` for wrong counts or a negative number of keys, `.invalidArgument` for offsets or keys out of
+    ///   order or out of range, empty or overlapping runs, and single keys inside a run.
     public init(
         query: BlockPartition, keyLength: Int, runOffsets: [Int], runs: [Range<Int>], keyOffsets: [Int], keys: [Int32]
     ) throws(SparseKernelsError) {

@@ -1,17 +1,16 @@
-/// The lines of a vertical-slash head turned into what each block of queries reads: runs of keys where diagonals pass, and the single
-/// keys between them.
+/// The keys that each block of queries reads in a vertical-slash head: runs where diagonals pass, and single keys between.
 ///
-/// A block of `blockSize` queries that ends before position e meets the diagonal of distance t in the keys of a square; the run
-/// [e − t − `blockSize`, e − t), held at or after key 0, covers its part. Runs that touch grow together in whole blocks, so that a run may
-/// reach up to `blockSize` keys further than its diagonals. Kept keys in no run are read singly.
+/// A block of `blockSize` queries that ends before position e meets the diagonal of distance t in a square of pairs. The run
+/// [e − t − `blockSize`, e − t), moved to start at or after key 0, covers its keys. Runs that touch are merged in whole blocks,
+/// so a run may extend up to `blockSize` keys further than its diagonals. Kept keys outside of runs are single keys.
 ///
-/// The starts of runs are arbitrary, not multiples of `blockSize`; the last one may reach beyond the diagonal and beyond the last
-/// key. `keyRuns` clips it, and attention applies the causal limit token by token.
+/// The starts of runs are arbitrary, not multiples of `blockSize`. The last run may extend beyond the diagonal and beyond the
+/// last key; `keyRuns` clips it, and attention applies the causal limit token by token.
 ///
-/// With more queries than keys, blocks whose queries all stand before key 0 read nothing.
+/// With more queries than keys, blocks whose queries are all before key 0 read nothing.
 ///
 /// - Source: `convert_vertical_slash_indexes_kernel` (microsoft/MInference, csrc/vertical_slash_index.cu), for lengths that may
-///   differ: query 0 stands at position `keyLength` − `queryLength`.
+///   differ: query 0 has position `keyLength` − `queryLength`.
 /// - Complexity: O(query blocks · lines).
 public struct VerticalSlashIndex: Hashable, Sendable {
     /// The blocks of queries.
@@ -21,7 +20,8 @@ public struct VerticalSlashIndex: Hashable, Sendable {
     /// Single keys of query block b: `columns[columnOffsets[b]..<columnOffsets[b + 1]]`, ascending.
     public let columnOffsets: [Int]
     public let columns: [Int32]
-    /// First keys of the blocks of `blockSize` keys of query block b: `blockStarts[blockOffsets[b]..<blockOffsets[b + 1]]`, ascending.
+    /// First keys of the key blocks of query block b: `blockStarts[blockOffsets[b]..<blockOffsets[b + 1]]`, ascending. Each
+    /// key block has `blockSize` keys.
     public let blockOffsets: [Int]
     public let blockStarts: [Int32]
 
@@ -31,14 +31,15 @@ public struct VerticalSlashIndex: Hashable, Sendable {
     /// - Parameters:
     ///   - lines: keys below `keyLength`, and distances below `keyLength`, 0 among them unless there are no keys.
     ///   - queryLength: tokens of the query side.
-    ///   - blockSize: queries and keys of a block.
+    ///   - blockSize: queries per query block, and keys per key block.
     ///   - keyLength: tokens of the key side.
-    /// - Throws: `.invalidShape` for negative lengths, a block size below 1, or 2³⁰ keys; `.invalidArgument` for lines out of range or without distance 0: the queries' own keys must be in a run.
+    /// - Throws: `.invalidShape` for negative lengths, a block size below 1, or 2³⁰ keys; `.invalidArgument` for lines out of
+    ///   range, or without distance 0, because the queries' own keys must be in a run.
     public init(
         _ lines: VerticalSlashLines, queryLength: Int, keyLength: Int, blockSize: Int = releasedBlockSize
     ) throws(SparseKernelsError) {
         query = try BlockPartition(length: queryLength, blockSize: blockSize)
-        // Runs end up to two blocks after the last key, in 32 bits.
+        // Runs end at most two blocks after the last key, and must fit in 32 bits.
         try require(
             keyLength >= 0 && keyLength < 1 << 30, .invalidShape, "keyLength", expected: "at least 0 and below 2³⁰",
             actual: "\(keyLength)")
@@ -73,7 +74,7 @@ public struct VerticalSlashIndex: Hashable, Sendable {
     /// First keys of the key blocks of a block of queries.
     public func blockStarts(block: Int) -> ArraySlice<Int32> { blockStarts[blockOffsets[block]..<blockOffsets[block + 1]] }
 
-    /// The runs of a block of queries, clipped to the keys, those that touch as one.
+    /// The runs of a block of queries, clipped to the keys. Runs that touch are merged.
     private func runs(block: Int) -> [Range<Int>] {
         var runs: [Range<Int>] = []
         for start in blockStarts(block: block) where start < keyLength {
@@ -87,7 +88,7 @@ public struct VerticalSlashIndex: Hashable, Sendable {
         return runs
     }
 
-    /// The same keys as attention takes them.
+    /// The same keys in the form that attention reads.
     public var keyRuns: KeyRuns {
         var runs: [Range<Int>] = []
         var offsets = [0]
@@ -95,12 +96,12 @@ public struct VerticalSlashIndex: Hashable, Sendable {
             runs += self.runs(block: block)
             offsets.append(runs.count)
         }
-        // Runs ascend without touching and columns lie between them by construction.
+        // By construction runs ascend without touching, and columns are between them.
         return try! KeyRuns(
             query: query, keyLength: keyLength, runOffsets: offsets, runs: runs, keyOffsets: columnOffsets, keys: columns)
     }
 
-    /// Every block of a grid that holds a kept key of its row's queries: the pattern at block granularity.
+    /// The pattern in blocks: every block of a grid with a kept key of its row's queries.
     ///
     /// - Parameter grid: a causal grid over the same tokens, with blocks of any size.
     /// - Throws: `.invalidShape` for a grid over other lengths, `.invalidArgument` for one that is not causal.
@@ -132,7 +133,7 @@ public struct VerticalSlashIndex: Hashable, Sendable {
     }
 }
 
-/// Merges the lines of one block of queries after the other, as the official kernel does in one thread per block.
+/// Merges the lines of one block of queries after the other, as the official kernel does with one thread per block.
 private struct VerticalSlashBuilder {
     let lines: VerticalSlashLines
     let blockSize: Int
@@ -140,7 +141,7 @@ private struct VerticalSlashBuilder {
     var columns: [Int32] = []
     var blockOffsets = [0]
     var blockStarts: [Int32] = []
-    /// Distances below the end of the block: those that meet one of its queries or lie before key 0 for all but the first ones.
+    /// The number of distances below the end of the block, whose diagonals reach key 0 or later inside the full block.
     private var reaching = 0
 
     init(lines: VerticalSlashLines, blockSize: Int) {
@@ -148,16 +149,16 @@ private struct VerticalSlashBuilder {
         self.blockSize = blockSize
     }
 
-    /// - Parameter end: one past the position of the block's last query, were the block full. Ends ascend from call to call.
+    /// - Parameter end: one past the position of the last query of the full block. Ends ascend from call to call.
     mutating func append(end: Int) {
         while reaching < lines.distances.count && Int(lines.distances[reaching]) < end { reaching += 1 }
         defer {
             columnOffsets.append(columns.count)
             blockOffsets.append(blockStarts.count)
         }
-        // Every query of the block stands before the first key.
+        // Every query of the block is before the first key.
         if reaching == 0 { return }
-        // From the largest distance down, the ends of the squares' keys ascend. Distance 0 reaches as soon as one does.
+        // From the largest distance down, the ends of the squares' keys ascend. If any distance is reached, distance 0 is.
         var distance = reaching - 1
         var range = run(end, distance)
         var vertical = 0

@@ -2,11 +2,11 @@
     internal import CIntrinsics
 #endif
 
-/// What the processor and the operating system offer, read once.
+/// The features that the processor and the operating system offer, read once.
 enum CPUFeatures {
-    /// AVX2, FMA and F16C, with the 256-bit registers saved by the operating system.
+    /// Whether there are AVX2, FMA and F16C, and the operating system saves the 256-bit registers.
     static let hasAVX2 = detect().avx2
-    /// AVX-512 F, CD, BW, DQ, VL and VNNI, with the 512-bit registers saved by the operating system.
+    /// Whether there are AVX-512 F, CD, BW, DQ, VL and VNNI, and the operating system saves the 512-bit registers.
     static let hasAVX512 = detect().avx512
 
     private static func detect() -> (avx2: Bool, avx512: Bool) {

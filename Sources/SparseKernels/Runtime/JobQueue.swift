@@ -8,14 +8,14 @@ internal import Synchronization
     internal import Darwin
 #endif
 
-/// What the workers of a pool share: the calls in progress, and scratch and call records kept for reuse.
+/// The state that the workers of a pool share: the calls in progress, and scratch and call records for reuse.
 ///
-/// One mutex guards everything but the task counter of a job, which threads draw from without it, and the count of open places,
-/// which waiting workers watch without it. Steady-state calls allocate
-/// nothing: records and scratch come from free lists whose arrays were given their capacity up front.
+/// One mutex guards everything except the task counter of a job, from which threads draw without it, and the count of open
+/// places, which waiting workers watch without it. Steady-state calls allocate nothing: records and scratch come from free
+/// lists whose arrays have their capacity from the start.
 final class JobQueue: @unchecked Sendable {
-    // @unchecked: all stored variables are read and written with `mutex` held; `mutex` and the conditions are constant, and
-    // `openPlaces` is atomic.
+    // @unchecked is correct because all stored variables are read and written with `mutex` held; `mutex` and the conditions are
+    // constant, and `openPlaces` is atomic.
 
     private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
     private let workAvailable = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
@@ -23,7 +23,7 @@ final class JobQueue: @unchecked Sendable {
     private var openJobs: [Job] = []
     private var idleJobs: [Job] = []
     private var idleScratch: [Scratch] = []
-    /// Places left in all open calls, readable without the mutex: what a waiting worker watches.
+    /// The number of places left in all open calls. Waiting workers read it without the mutex.
     private let openPlaces = Atomic<Int>(0)
     private var isStopping = false
     private var handles: [pthread_t] = []
@@ -59,15 +59,15 @@ final class JobQueue: @unchecked Sendable {
 
     // MARK: - Calls
 
-    /// One call of an operator: what to do, and how far it has come.
+    /// One call of an operator and its progress.
     private final class Job {
         var call: any PoolCall.Type = NoCall.self
         var address = UnsafeRawPointer(bitPattern: 1)!
         var taskCount = 0
         var scratchByteCount = 0
-        /// Workers that may still join.
+        /// The number of workers that may still join.
         var openPlaces = 0
-        /// Threads inside `work(on:)`, the caller's not counted.
+        /// The number of workers that draw tasks, without the caller's thread.
         var helpers = 0
         let nextTask = Atomic<Int>(0)
     }
@@ -104,7 +104,7 @@ final class JobQueue: @unchecked Sendable {
             openJobs.remove(at: index)
             openPlaces.subtract(job.openPlaces, ordering: .relaxed)
         }
-        // The memory that helpers wrote becomes visible here: they take the mutex after their last task.
+        // Here the memory that helpers wrote becomes visible, because they take the mutex after their last task.
         while job.helpers > 0 { pthread_cond_wait(jobFinished, mutex) }
         idleScratch.append(scratch)
         idleJobs.append(job)
@@ -137,7 +137,7 @@ final class JobQueue: @unchecked Sendable {
                 #endif
                 return nil
             }, queue.toOpaque())
-        // Without the thread the pool still works, on fewer threads: tasks are drawn, not dealt.
+        // Without the thread the pool still works with fewer threads, because tasks are drawn, not assigned.
         if status != 0 { return queue.release() }
         #if canImport(Darwin)
             if let handle { handles.append(handle) }
@@ -146,7 +146,7 @@ final class JobQueue: @unchecked Sendable {
         #endif
     }
 
-    /// The life of a worker: join any call that has places left, help until its tasks are gone, sleep.
+    /// Runs a worker: it joins any call that has places left, helps until its tasks are gone, and sleeps.
     private func serve() {
         pthread_mutex_lock(mutex)
         var hasWorked = false
@@ -180,8 +180,8 @@ final class JobQueue: @unchecked Sendable {
         pthread_mutex_unlock(mutex)
     }
 
-    /// Watches for a call for 100 µs without sleeping. Waking a sleeping thread takes 5–50 µs on a quiet machine and milliseconds on a
-    /// virtual one whose idle processors have been handed to other guests.
+    /// Watches for a call for 100 µs without sleeping. Waking a sleeping thread takes 5–50 µs on a quiet machine, and
+    /// milliseconds on a virtual one whose idle processors were given to other guests.
     private func waitBriefly() {
         let clock = ContinuousClock()
         let start = clock.now
@@ -190,7 +190,7 @@ final class JobQueue: @unchecked Sendable {
         } while start.duration(to: clock.now) < .microseconds(100)
     }
 
-    /// Position of the oldest open call that matches. Not `firstIndex`, which allocates in debug builds, where it is not
+    /// The position of the oldest open call that matches. `firstIndex` would allocate in debug builds, where it is not
     /// specialised.
     private func indexOfOpenJob(where matches: (Job) -> Bool) -> Int? {
         for index in 0..<openJobs.count where matches(openJobs[index]) { return index }
@@ -204,7 +204,7 @@ final class JobQueue: @unchecked Sendable {
         var pointer: UnsafeMutableRawPointer
         var byteCount: Int
 
-        /// Contents are lost: scratch starts undefined.
+        /// Loses the contents, which are undefined at the start of a task anyway.
         mutating func grow(to needed: Int) {
             if needed <= byteCount { return }
             pointer.deallocate()
@@ -213,7 +213,7 @@ final class JobQueue: @unchecked Sendable {
         }
     }
 
-    /// Lends memory to a caller, from the same store.
+    /// Lends scratch to a caller.
     func withScratch<Result>(byteCount: Int, _ body: (UnsafeMutableRawPointer) -> Result) -> Result {
         pthread_mutex_lock(mutex)
         var scratch = takeScratch(byteCount)
@@ -226,7 +226,7 @@ final class JobQueue: @unchecked Sendable {
         return result
     }
 
-    /// The smallest kept piece that is large enough, else the largest one, which then grows. Call with the mutex held.
+    /// Takes the smallest kept piece that is large enough, or the largest one, which then grows. Call it with the mutex held.
     private func takeScratch(_ needed: Int) -> Scratch {
         var best: Int?
         for index in idleScratch.indices {

@@ -1,9 +1,9 @@
 internal import KernelInterface
 
-/// What this machine can do at best, measured: the denominators of every "percent of roof".
+/// The best rates of this machine, measured. They are the denominators of every "percent of roof".
 public enum MachineRoofs {
-    /// Single-precision multiply-adds out of registers, in GFLOP/s (two per multiply-add), with every thread of the pool busy.
-    /// Measures for `duration` and takes the best.
+    /// Measures single-precision multiply-adds on registers, in GFLOP/s (two per multiply-add), with every thread of the pool
+    /// busy. Returns the best rate within `duration`.
     public static func multiplyAdd(
         instructionSet: InstructionSet, on pool: WorkerPool, duration: Duration = .milliseconds(200)
     ) -> Double {
@@ -16,8 +16,8 @@ public enum MachineRoofs {
         }
     }
 
-    /// Multiply-adds of 8-bit codes out of registers, in 10⁹ per second, with every thread of the pool busy: what quantised products would
-    /// reach if nothing else had to be done. Measures for `duration` and takes the best.
+    /// Measures multiply-adds of 8-bit codes on registers, in 10⁹ per second, with every thread of the pool busy. Quantised
+    /// products would reach this rate if nothing else had to be done. Returns the best rate within `duration`.
     public static func integerMultiplyAdd(
         instructionSet: InstructionSet, on pool: WorkerPool, duration: Duration = .milliseconds(200)
     ) -> Double {
@@ -30,8 +30,8 @@ public enum MachineRoofs {
         }
     }
 
-    /// Memory read in order, in GB/s (10⁹ bytes), with every thread of the pool reading its own part.
-    /// `bytesPerThread` is 256 MiB by default, far beyond any cache; choose less to measure a cache.
+    /// Measures reading memory in order, in GB/s (10⁹ bytes), with every thread of the pool reading its own part.
+    /// `bytesPerThread` is 256 MiB by default, far more than any cache; choose less to measure a cache.
     public static func read(
         instructionSet: InstructionSet, on pool: WorkerPool, bytesPerThread: Int = 256 << 20,
         duration: Duration = .milliseconds(200)
@@ -43,13 +43,13 @@ public enum MachineRoofs {
         }
     }
 
-    /// Runs the register tile of the matrix product on the calling thread until `flop` operations are done: one packed tile of the
-    /// given depth over and over, with its loads and stores and without packing.
+    /// Runs the register tile of the matrix product on the calling thread for `flop` operations. It repeats one packed tile of
+    /// the given depth, with loads and stores but without packing.
     public static func multiplyTile(instructionSet: InstructionSet, depth: Int, flop: Double) {
         let kernels = instructionSet.kernels
         let (rows, columns) = (kernels.sizes.tileRows, kernels.sizes.panelWidth)
         let count = rows * depth + columns * depth + rows * columns
-        // The panel comes first: its rows are then aligned to whole vectors.
+        // The panel comes first, so that its rows are aligned to whole vectors.
         let panel = UnsafeMutableRawPointer.allocate(byteCount: count * 4, alignment: 64)
             .bindMemory(to: Float.self, capacity: count)
         panel.initialize(repeating: 0.001, count: count)
@@ -73,7 +73,7 @@ public enum MachineRoofs {
         }
     }
 
-    /// The highest rate, in 10⁹ per second, of repeated calls to `work`, which returns how much it did.
+    /// The highest rate, in 10⁹ per second, of repeated calls to `work`, which returns the amount of its work.
     private static func best(over duration: Duration, _ work: () -> Double) -> Double {
         let clock = ContinuousClock()
         let start = clock.now

@@ -1,7 +1,7 @@
-/// What went wrong with an argument, a file or the environment: which one, what was expected, and what came.
+/// The failure of an argument, a file or the environment: which one, what was expected, and what was found.
 ///
-/// Everything a user, a file or a configuration can get wrong is reported this way, before anything is written. Misuse that
-/// can only be a programming error traps instead.
+/// Everything that a user, a file or a configuration can get wrong is reported this way, before anything is written. Misuse
+/// that can only be a programming error traps instead.
 public struct SparseKernelsError: Error, Hashable, Sendable {
     /// The kind of failure. More kinds may be added, so a `switch` needs a default.
     public struct Code: Hashable, Sendable, CustomStringConvertible {
@@ -13,7 +13,7 @@ public struct SparseKernelsError: Error, Hashable, Sendable {
         public static let invalidShape = Code("invalid shape")
         /// Strides overlap rows, leave the memory or are not supported by the kernel.
         public static let invalidStride = Code("invalid stride")
-        /// A scalar option is outside its domain.
+        /// A scalar option is out of range.
         public static let invalidArgument = Code("invalid argument")
         /// The element type is not the one asked for, or no kernel takes it.
         public static let invalidElementType = Code("invalid element type")
@@ -21,24 +21,24 @@ public struct SparseKernelsError: Error, Hashable, Sendable {
         public static let unsupportedInstructionSet = Code("unsupported instruction set")
         /// A file's contents break its format.
         public static let malformedFile = Code("malformed file")
-        /// Elements in a file lie at addresses that their type cannot be read from; a copy can.
+        /// Elements in a file are at addresses from which their type cannot be read in place. A copy can be made.
         public static let misalignedData = Code("misaligned data")
-        /// A name is not in the file.
+        /// A name is not in a file, or tokens were discarded from a cache.
         public static let notFound = Code("not found")
-        /// A pool of fixed size has too few pages left.
+        /// A pool of fixed size has too few pages left, or the system refused the address space of a pool.
         public static let capacityExceeded = Code("capacity exceeded")
-        /// A sequence of a cache was freed, or never made.
+        /// A sequence of a cache was freed, or never existed.
         public static let unknownSequence = Code("unknown sequence")
         /// The operating system refused an operation on a file.
         public static let inputOutput = Code("input/output failure")
     }
 
     public let code: Code
-    /// The argument, file or variable at fault.
+    /// The argument, file or variable that is wrong.
     public let argument: String
-    /// The rule it broke, with the numbers of the rule.
+    /// The rule that it broke, with the numbers of the rule.
     public let expected: String
-    /// What came instead.
+    /// The value that was found instead.
     public let actual: String
 
     public init(_ code: Code, _ argument: String, expected: String, actual: String) {

@@ -1,5 +1,4 @@
-/// A small random generator with the same bits on every platform, so that a sketch, a rotation or a failing case can be named by
-/// its seed.
+/// A small random generator with the same bits on every platform, so that a seed identifies a rotation or a failing case.
 ///
 /// - Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (2014).
 public struct SplitMix64: RandomNumberGenerator, Sendable {
@@ -15,11 +14,11 @@ public struct SplitMix64: RandomNumberGenerator, Sendable {
         return z ^ (z >> 31)
     }
 
-    /// Uniform in [0, 1), with the 24 bits that a `Float` holds.
+    /// A uniform number in [0, 1), with the 24 bits that a `Float` holds.
     public mutating func uniform() -> Float { Float(next() >> 40) * 0x1p-24 }
 
-    /// Approximately normal with mean 0 and variance 1: the sum of twelve uniforms less 6 (Irwin–Hall), which needs no library
-    /// function whose last bit could differ between platforms.
+    /// An approximately normal number with mean 0 and variance 1: the sum of twelve uniforms minus 6 (Irwin–Hall). It needs no
+    /// library function whose last bit could differ between platforms.
     public mutating func normal() -> Float {
         var sum: Float = -6
         for _ in 0..<12 { sum += uniform() }

@@ -1,7 +1,7 @@
-/// An estimate of every block's importance: what scoring operators make and selection turns into a `BlockMask`.
+/// An estimate of every block's importance, which scoring operators make and selection turns into a `BlockMask`.
 ///
-/// Larger is more important. Estimators that normalise give masses, which add up to the same total along every row of equal blocks;
-/// top-p selection needs that, top-k does not. Values of unreachable blocks are 0.
+/// Larger is more important. Estimators that normalise give masses, which add up to the same total along every row of equal
+/// blocks. Top-p selection needs that, top-k does not. Values of unreachable blocks are 0.
 public struct BlockScores: Sendable, Equatable {
     public let grid: BlockGrid
     /// `[heads, blockRows, blockColumns]`.
@@ -19,7 +19,7 @@ public struct BlockScores: Sendable, Equatable {
         self.values = values
     }
 
-    /// Zeros.
+    /// Scores that are all 0.
     /// - Throws: `.invalidShape` for no heads or a size that overflows.
     init(grid: BlockGrid, heads: Int) throws(SparseKernelsError) {
         try self.init(grid: grid, values: Tensor(zeros: [heads, grid.blockRows, grid.blockColumns]))

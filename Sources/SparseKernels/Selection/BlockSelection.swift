@@ -1,7 +1,7 @@
-/// From scores to a mask: which blocks of every row are kept.
+/// Selects the blocks that each row of a mask keeps from their scores.
 ///
-/// In every block row the sink and recent blocks come first. Then a rule takes blocks by score, larger first and equal ones by
-/// lower column, until it has enough. Forced blocks count: towards the mass of `.topP`, the number of `.topK`, and `minimumBlocks`.
+/// Every block row first keeps its sink and recent blocks. Then a rule keeps blocks by score, larger first and equal ones by
+/// lower column, until it has enough. Forced blocks count towards the mass, the number, and `minimumBlocks`.
 ///
 /// ```swift
 /// let selection = try BlockSelection(.topP(0.9), sinkBlocks: 1, recentBlocks: 1)
@@ -9,19 +9,19 @@
 /// let pruned = try BlockSelection(.topP(0.95))(scores, within: otherMask)
 /// ```
 ///
-/// Blocks that the causal limit leaves without a pair, and empty blocks of variable partitions, are no candidates: they are never
-/// kept and their scores are not looked at. With `within:` only the blocks of that mask are candidates, forced ones included, and
-/// the mass of `.topP` is a fraction of *their* mass, so that any selector's mask can be pruned.
+/// Unreachable blocks, and empty blocks of variable partitions, are not candidates: they are never kept and their scores are
+/// not read. With `within:` only the blocks of that mask are candidates, forced ones included, and the mass of `.topP` is a
+/// fraction of *their* mass, so that the mask of any selector can be pruned.
 ///
-/// - A row with a NaN among its candidates keeps all of them, and so does a row of infinite mass under `.topP`: attention then
-///   shows what the operands hold, instead of an arbitrary choice hiding it.
-/// - Results are the same for every number of threads.
-/// - Complexity: O(blocks + kept · log blockColumns) per head; no row is sorted.
-/// - Scratch: 8 bytes per block column for each thread, kept by the pool; a bit per block of the grid while the call runs.
+/// - A row with a NaN among its candidates keeps all of them, and so does a row of infinite mass under `.topP`. Attention then
+///   shows the non-finite values, which an arbitrary choice could hide.
+/// - Results are equal for every number of threads.
+/// - Complexity: O(blocks + kept · log blockColumns) per head, because rows are not sorted.
+/// - Scratch: 8 bytes per block column for each thread, kept by the pool, and one bit per block of the grid during the call.
 public struct BlockSelection: Sendable {
-    /// How many blocks of a row are enough.
+    /// The condition under which the blocks of a row are enough.
     public enum Rule: Hashable, Sendable {
-        /// The smallest set of blocks whose scores add up to this fraction (0…1) of the row; see `TopP.select`. Scores must not be
+        /// The smallest set of blocks whose scores add up to this fraction (0…1) of the row. See ``TopP``. Scores must not be
         /// negative. Blocks of score 0 are not kept for their mass.
         case topP(Double)
         /// This many blocks, forced ones included.
@@ -32,15 +32,15 @@ public struct BlockSelection: Sendable {
 
     /// One rule for all heads, or one per head.
     public let rules: [Rule]
-    /// Blocks that every row keeps at least, if it has as many candidates; also those of score 0.
+    /// The number of blocks that every row keeps at least, if it has as many candidates. They may have score 0.
     public let minimumBlocks: Int
-    /// Columns at the start that every row keeps.
+    /// The number of first columns that every row keeps.
     public let sinkBlocks: Int
-    /// 0: none. Otherwise every row keeps its diagonal blocks (`BlockGrid.diagonalColumns`) and `recentBlocks` − 1 blocks before them,
-    /// in grids that are not causal too.
+    /// The number of recent blocks. 0 keeps none. Otherwise every row keeps its diagonal blocks (`BlockGrid.diagonalColumns`)
+    /// and `recentBlocks` − 1 blocks before them, also in grids that are not causal.
     public let recentBlocks: Int
 
-    /// One rule for all heads.
+    /// Makes a selection with one rule for all heads.
     /// - Throws: `.invalidArgument` for a mass outside 0…1, a threshold that is NaN, or a negative count.
     public init(
         _ rule: Rule, minimumBlocks: Int = 1, sinkBlocks: Int = 0, recentBlocks: Int = 0
@@ -49,8 +49,8 @@ public struct BlockSelection: Sendable {
         try self.init(checked: [rule], minimumBlocks: minimumBlocks, sinkBlocks: sinkBlocks, recentBlocks: recentBlocks)
     }
 
-    /// One rule per head of the scores.
-    /// - Throws: as above, naming `rules[index]`; `.invalidShape` for no rules.
+    /// Makes a selection with one rule per head of the scores.
+    /// - Throws: the errors of the other initialiser, naming `rules[index]`; `.invalidShape` for no rules.
     public init(
         perHead rules: [Rule], minimumBlocks: Int = 1, sinkBlocks: Int = 0, recentBlocks: Int = 0
     ) throws(SparseKernelsError) {
@@ -73,15 +73,15 @@ public struct BlockSelection: Sendable {
         self.recentBlocks = recentBlocks
     }
 
-    /// Selects.
+    /// Selects the blocks to keep.
     ///
     /// - Parameters:
-    ///   - scores: larger is more important.
-    ///   - candidates: restricts the choice to the blocks of this mask; one head for all, or one per head of the scores.
+    ///   - scores: the scores of the blocks; larger is more important.
+    ///   - candidates: a mask that restricts the choice to its blocks, with one head or as many as the scores.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Returns: a mask over the grid and with the heads of the scores.
-    /// - Throws: `.invalidShape` for rules or candidates that do not fit the scores, `.invalidArgument` naming the first candidate
-    ///   whose score is negative under `.topP`.
+    /// - Returns: a mask over the grid of the scores, with as many heads.
+    /// - Throws: `.invalidShape` for rules or candidates that do not fit the scores, `.invalidArgument` naming the first
+    ///   candidate whose score is negative under `.topP`.
     public func callAsFunction(
         _ scores: BlockScores, within candidates: BlockMask? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockMask {
@@ -102,7 +102,7 @@ public struct BlockSelection: Sendable {
             return try BlockMask(grid: grid, heads: scores.heads) { _, _, _ in false }
         }
         var bits = BlockBits(grid: grid, heads: scores.heads)
-        // The first negative score of every row, or −1.
+        // The first column with a negative score of every row, or −1.
         var negative = [Int32](repeating: -1, count: scores.heads * grid.blockRows)
         bits.words.withUnsafeMutableBufferPointer { words in
             negative.withUnsafeMutableBufferPointer { negative in

@@ -1,4 +1,4 @@
-/// One call of `BlockSelection`: rows are selected independently of each other, a few per task.
+/// One call of `BlockSelection`. Rows are selected independently of each other, a few per task.
 struct BlockSelectionCall: PoolCall {
     let selection: BlockSelection
     let grid: BlockGrid
@@ -14,7 +14,7 @@ struct BlockSelectionCall: PoolCall {
 
     func run(on pool: WorkerPool) {
         let chunks = (grid.blockRows + Self.rowsPerTask - 1) / Self.rowsPerTask
-        // About eight operations per block: reading, and moving it into the heap.
+        // Reading a block and moving it into the heap take about eight operations.
         pool.run(
             self, tasks: heads * chunks, work: 8 * heads * grid.blockRows * grid.blockColumns,
             scratchByteCount: grid.blockColumns * MemoryLayout<UInt64>.stride)
@@ -22,7 +22,7 @@ struct BlockSelectionCall: PoolCall {
 
     func perform(task: Int, scratch: UnsafeMutableRawPointer) {
         let heap = scratch.bindMemory(to: UInt64.self, capacity: grid.blockColumns)
-        // Backwards through the rows: under a causal limit later rows have more candidates.
+        // The last rows go first, because under a causal limit they have more candidates.
         let end = grid.blockRows - task / heads * Self.rowsPerTask
         for row in max(0, end - Self.rowsPerTask)..<end { select(head: task % heads, row: row, heap: heap) }
     }
@@ -56,7 +56,7 @@ struct BlockSelectionCall: PoolCall {
     }
 }
 
-/// A mask whose rows are written in any order, by several threads: one bit per block, a row being whole words.
+/// A mask whose rows several threads write in any order. It has one bit per block, and a row is whole words.
 struct BlockBits {
     let grid: BlockGrid
     let heads: Int

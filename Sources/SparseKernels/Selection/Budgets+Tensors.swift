@@ -1,46 +1,46 @@
-// Lists of weights and scores as arrays and as tensors, whose elements count in memory order.
+// Overloads for weights and scores in arrays and tensors. Elements of tensors count in memory order.
 
 extension TopK {
-    /// As `select` of a span.
-    /// - Throws: as `select` of a span.
+    /// The indices of the `count` largest scores of an array. See `select(scores:count:)` for spans.
+    /// - Throws: the errors of the call with a span.
     public static func select(scores: [Float], count: Int) throws(SparseKernelsError) -> [Int] {
         try select(scores: scores.span, count: count)
     }
 
-    /// As `select` of a span. Indices are flat positions in the tensor.
-    /// - Throws: as `select` of a span.
+    /// The flat positions of the `count` largest scores of a tensor. See `select(scores:count:)` for spans.
+    /// - Throws: the errors of the call with a span.
     public static func select(scores: Tensor<Float>, count: Int) throws(SparseKernelsError) -> [Int] {
         try select(scores: scores.span, count: count)
     }
 }
 
 extension TopP {
-    /// As `select` of a span.
-    /// - Throws: as `select` of a span.
+    /// The smallest set of an array's weights that reaches the mass. See `select(weights:mass:minimumCount:forced:)` for spans.
+    /// - Throws: the errors of the call with a span.
     public static func select(
         weights: [Float], mass: Double, minimumCount: Int = 0, forced: [Int] = []
     ) throws(SparseKernelsError) -> [Int] {
         try select(weights: weights.span, mass: mass, minimumCount: minimumCount, forced: forced)
     }
 
-    /// As `select` of a span. Indices are flat positions in the tensor.
-    /// - Throws: as `select` of a span.
+    /// The smallest set that reaches the mass, as flat positions. See `select(weights:mass:minimumCount:forced:)` for spans.
+    /// - Throws: the errors of the call with a span.
     public static func select(
         weights: Tensor<Float>, mass: Double, minimumCount: Int = 0, forced: [Int] = []
     ) throws(SparseKernelsError) -> [Int] {
         try select(weights: weights.span, mass: mass, minimumCount: minimumCount, forced: forced)
     }
 
-    /// As `bisection` of a span.
-    /// - Throws: as `bisection` of a span.
+    /// Bisects the weights of an array. See `bisection(weights:mass:upperBound:epsilon:)` for spans.
+    /// - Throws: the errors of the call with a span.
     public static func bisection(
         weights: [Float], mass: Double, upperBound: BisectionUpperBound = .firstWeight, epsilon: Float = 1e-5
     ) throws(SparseKernelsError) -> Bisection {
         try bisection(weights: weights.span, mass: mass, upperBound: upperBound, epsilon: epsilon)
     }
 
-    /// As `bisection` of a span.
-    /// - Throws: as `bisection` of a span.
+    /// Bisects the weights of a tensor. See `bisection(weights:mass:upperBound:epsilon:)` for spans.
+    /// - Throws: the errors of the call with a span.
     public static func bisection(
         weights: Tensor<Float>, mass: Double, upperBound: BisectionUpperBound = .firstWeight, epsilon: Float = 1e-5
     ) throws(SparseKernelsError) -> Bisection {

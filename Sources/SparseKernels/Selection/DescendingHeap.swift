@@ -1,16 +1,16 @@
-/// Numbers in descending order, equal ones by lower index, without sorting those that nobody asks for.
+/// A heap of numbers in descending order, equal ones by lower index. Only the numbers that are taken out are sorted.
 ///
-/// Value and index are one 64-bit integer whose order is that order. The memory is the caller's.
+/// Value and index form one 64-bit integer that has this order. The caller owns the memory.
 ///
 /// - Complexity: O(n) for `heapify`, O(log n) for `removeFirst`.
 struct DescendingHeap {
     private let keys: UnsafeMutablePointer<UInt64>
     private(set) var count = 0
 
-    /// - Parameter memory: room for as many elements as will be appended.
+    /// - Parameter memory: memory for as many elements as will be appended.
     init(_ memory: UnsafeMutablePointer<UInt64>) { keys = memory }
 
-    /// Adds an element; the order holds after `heapify`. The value must not be NaN, the index must be below 2³².
+    /// Adds an element. The heap is ordered after `heapify`. The value must not be NaN, and the index must be below 2³².
     mutating func append(_ value: Float, index: Int) {
         // The sum turns −0 into +0, so that the two are equal. Bit patterns of negative numbers ascend with the magnitude.
         let bits = (value + 0).bitPattern
@@ -23,21 +23,20 @@ struct DescendingHeap {
         for parent in stride(from: count / 2 - 1, through: 0, by: -1) { siftDown(parent) }
     }
 
-    /// The largest element, which the heap must have.
+    /// The largest element. The heap must not be empty.
     var first: (value: Float, index: Int) {
         let ordered = UInt32(truncatingIfNeeded: keys[0] >> 32)
         let bits = ordered >> 31 == 1 ? ordered & ~(1 << 31) : ~ordered
         return (Float(bitPattern: bits), Int(~UInt32(truncatingIfNeeded: keys[0])))
     }
 
-    /// Takes out the largest element.
+    /// Removes the largest element.
     mutating func removeFirst() {
         count -= 1
         keys[0] = keys[count]
         siftDown(0)
     }
 
-    /// Forgets all elements.
     mutating func removeAll() { count = 0 }
 
     private func siftDown(_ start: Int) {

@@ -1,33 +1,33 @@
-/// The selection of one row: candidates and forced elements go in, then a rule keeps the best of them.
+/// The selection of one row: after candidates and forced elements are added, a rule keeps the best of them.
 ///
-/// What is kept is marked in a row of bits that the caller cleared. Both memories are the caller's.
+/// Kept elements are marked in a row of bits that the caller cleared. The caller owns the memory of the bits and of the heap.
 struct RowSelection {
     private let kept: UnsafeMutablePointer<UInt64>
     private var heap: DescendingHeap
     private(set) var keptCount = 0
-    /// Sum of the candidates, in the order they were added, and of those kept so far, in the order they were kept.
+    /// The sum of the candidates in order of adding; `keptMass` sums the kept ones in order of keeping.
     private(set) var total = 0.0
     private var keptMass = 0.0
     private(set) var hasNaN = false
 
     /// - Parameters:
-    ///   - kept: a bit per index, all 0.
-    ///   - heap: room for as many elements as will be added.
+    ///   - kept: one bit per index, all 0.
+    ///   - heap: memory for as many elements as will be added.
     init(kept: UnsafeMutablePointer<UInt64>, heap: UnsafeMutablePointer<UInt64>) {
         self.kept = kept
         self.heap = DescendingHeap(heap)
     }
 
-    /// Adds a candidate; a forced one is kept at once, and its mass counts.
+    /// Adds a candidate. A forced one is kept at once, and its mass counts.
     mutating func add(_ value: Float, index: Int, isForced: Bool) {
         hasNaN = hasNaN || value.isNaN
         total += Double(value)
         if isForced { keep(value, index) } else { heap.append(value, index: index) }
     }
 
-    /// Keeps what the rule wants, and at least `minimumCount` candidates if there are as many.
+    /// Keeps the elements that the rule selects, and at least `minimumCount` candidates if there are as many.
     ///
-    /// A row that no rule can order, because it holds a NaN or its mass is infinite, keeps every candidate.
+    /// A row that has a NaN, or infinite mass under `.topP`, keeps every candidate, because no rule can order it.
     mutating func select(_ rule: BlockSelection.Rule, minimumCount: Int) {
         var keepsAll = hasNaN
         if case .topP = rule { keepsAll = keepsAll || !total.isFinite }

@@ -1,9 +1,9 @@
-/// Scores as integers with the same order, so that maxima and ranks are exact whatever the scores are.
+/// Scores as integers with the same order, so that maxima and ranks are exact for all scores.
 ///
-/// −∞ < … < −x < 0 < x < … < ∞ < NaN. The two zeros are equal, and so are all NaN. NaN comes first in a ranking: what holds a
-/// NaN is kept, and attention then shows it, instead of a score that quietly lost it.
+/// −∞ < … < −x < 0 < x < … < ∞ < NaN. The two zeros are equal, and so are all NaN. NaN comes first in a ranking: elements with
+/// a NaN are kept, so that attention shows it.
 enum ScoreOrder {
-    /// The key of a score. Only −∞ has `lowest`.
+    /// The key of a score. Only −∞ has the key `lowest`.
     @inline(__always)
     static func key(_ score: Float) -> Int32 {
         // The sum turns −0 into +0. Bit patterns of negative numbers ascend with the magnitude.
@@ -12,10 +12,10 @@ enum ScoreOrder {
         return score == score ? ordered : .max
     }
 
-    /// Keys of scores that follow each other.
+    /// The keys of eight adjacent scores.
     typealias Keys = SIMD8<Int32>
 
-    /// `key` of eight scores.
+    /// The keys of eight adjacent scores. See `key`.
     @inline(__always)
     static func keys(_ scores: UnsafePointer<Float>) -> Keys {
         let scores = UnsafeRawPointer(scores).loadUnaligned(as: SIMD8<Float>.self)
@@ -24,12 +24,12 @@ enum ScoreOrder {
         return ordered.replacing(with: .max, where: scores .!= scores)
     }
 
-    /// The score of a key; the canonical quiet NaN for all NaN.
+    /// The score of a key. All NaN give the canonical quiet NaN.
     @inline(__always)
     static func score(_ key: Int32) -> Float {
         key == .max ? .nan : Float(bitPattern: UInt32(bitPattern: key ^ ((key >> 31) & .max)))
     }
 
-    /// The key of −∞, below which there is none.
+    /// The key of −∞, which is the lowest key.
     static let lowest = key(-.infinity)
 }

@@ -1,19 +1,19 @@
-/// Budgets by number: the k largest of a list of scores, without sorting them.
+/// Budgets by number: selects the k largest of a list of scores without sorting them.
 ///
-/// The one place where the package ranks pages. Two or three counting passes over order-preserving integers find the k-th
-/// largest score, and one pass in index order takes what lies above it, so that the result is ascending and equal scores are
-/// taken by lower index.
+/// All page rankings of the package use this. Two or three counting passes over order-preserving integers find the k-th largest
+/// score. One pass in index order takes the scores above it: the result ascends, and of equal scores the lower indices are
+/// taken.
 public enum TopK {
-    /// Indices of the `count` largest scores, ascending; equal scores by lower index. All indices when there are no more than
+    /// The indices of the `count` largest scores, ascending; equal scores by lower index. All if there are no more than
     /// `count`.
     ///
-    /// −0 equals 0. NaN ranks above everything, ∞ included, and NaN are equal among themselves.
+    /// −0 equals 0. NaN ranks above everything, including ∞, and all NaN are equal.
     ///
     /// - Parameters:
     ///   - scores: any numbers.
     ///   - count: at least 0.
     /// - Throws: `.invalidArgument` for a negative count, `.invalidShape` for 2³¹ scores or more.
-    /// - Complexity: O(n), whatever the scores are: at most six passes.
+    /// - Complexity: O(n), at most six passes for any scores.
     /// - Scratch: 8 bytes per score and 8 KiB.
     public static func select(scores: Span<Float>, count: Int) throws(SparseKernelsError) -> [Int] {
         try require(count >= 0, .invalidArgument, "count", expected: "at least 0", actual: "\(count)")
@@ -33,12 +33,12 @@ public enum TopK {
         return result
     }
 
-    /// What is kept: keys above `key`, and of those equal to it the first `ties`.
+    /// The condition to be kept: keys above `key`, and the first `ties` keys equal to it.
     struct Threshold {
         let key: Int32
         let ties: Int
 
-        /// Whether an element is kept. Elements are asked for in index order, with a copy of `ties` that counts down.
+        /// Whether an element is kept. Call it in index order, with a copy of `ties` that it counts down.
         @inline(__always)
         func takes(_ other: Int32, _ ties: inout Int) -> Bool {
             if other < key { return false }
@@ -48,20 +48,20 @@ public enum TopK {
         }
     }
 
-    /// Bits of a digit. 2048 counters are 8 KiB, which leave room for the keys in the first-level cache.
+    /// Bits per digit. 2048 counters are 8 KiB, which leaves room for the keys in the first-level cache.
     private static let digitBits = 11
 
-    /// Bytes of scratch for `threshold`: the counters and room for every key.
+    /// Bytes of scratch for `threshold`: the counters and a copy of every key.
     static func scratchByteCount(_ count: Int) -> Int { (1 << digitBits + count) * MemoryLayout<Int32>.stride }
 
-    /// The k-th largest of some keys of `ScoreOrder`.
+    /// Finds the k-th largest of some keys of `ScoreOrder`.
     ///
-    /// Keys are counted by their distance from the smallest in as many steps as there are counters. The counter that holds the
-    /// k-th largest is cut again, at most twice more, until a step is one key. Distances and not leading bits, because
-    /// scores of one head often have the same exponent.
+    /// Keys are counted by their distance from the smallest one, with one counter per step of distances. The step with the k-th
+    /// largest key is cut again, at most twice more, until a step is one key. Leading bits would do worse than distances,
+    /// because scores of one head often have the same exponent.
     ///
     /// - Parameters:
-    ///   - keys: `count` of them.
+    ///   - keys: `count` keys.
     ///   - kept: k, 1…`count`.
     ///   - scratch: `scratchByteCount(count)` bytes.
     static func threshold(
@@ -87,7 +87,7 @@ public enum TopK {
             }
             low = low &+ Int32(truncatingIfNeeded: digit &<< Int(shift))
             if shift == 0 { return Threshold(key: low, ties: wanted) }
-            // In place after the first cut: what is written never overtakes what is read.
+            // After the first cut this works in place: the written elements never overtake the read ones.
             let width = (UInt32(1) &<< shift) &- 1
             var found = 0
             for index in 0..<restCount {

@@ -1,19 +1,19 @@
-/// Budgets by mass: keep the smallest set of elements whose weights add up to a fraction p of the total.
+/// Budgets by mass: selects the smallest set of elements whose weights add up to a fraction p of the total.
 ///
-/// The one place where the package decides how much attention mass is enough. `BlockSelection` applies it to every row of block
-/// scores; estimators that work on pages or tokens call it on their own weights. As a second step it prunes any other selector:
-/// give it the weights of what that selector kept (Twilight's "select, then prune").
+/// All decisions of the package about how much attention mass is enough use this. `BlockSelection` applies it to every row of
+/// block scores; estimators of pages or tokens call it on their own weights. It can also prune the result of another selector,
+/// from the weights that that selector kept (Twilight's "select, then prune").
 ///
-/// - Source: Twilight (Lin et al., NeurIPS 2025, arXiv 2502.02770), which makes top-p a step of its own after any selector;
+/// - Source: Twilight (Lin et al., NeurIPS 2025, arXiv 2502.02770), which makes top-p a separate step after any selector;
 ///   XAttention (arXiv 2503.16428), Algorithm 1, `find_blocks`.
 public enum TopP {
-    /// The smallest set that reaches the mass, ascending.
+    /// The indices of the smallest set that reaches the mass, ascending.
     ///
-    /// Elements are taken by weight, larger first and equal ones by lower index, until the running sum is at least `mass` times the
-    /// total; the element that crosses is included. Sums are in `Double`: the total in index order, the running sum in the order of
-    /// taking, forced elements first. Elements of weight 0 are never taken for their mass, so `mass` 1 keeps exactly those that are
-    /// not 0 (but for weights below 2⁻⁵³ of the total, which no `Double` sum sees), and `mass` 0 only what is forced or asked
-    /// for by `minimumCount`.
+    /// Elements are taken by weight, larger first and equal ones by lower index, until the running sum is at least `mass` times
+    /// the total; the element that crosses this limit is included. Sums are in `Double`: the total in index order, the running
+    /// sum in the order of taking, forced elements first. Elements of weight 0 are never taken for their mass. So `mass` 1
+    /// keeps all weights that are not 0 (except those below 2⁻⁵³ of the total, which a `Double` sum does not see), and `mass` 0
+    /// keeps only forced elements and those that `minimumCount` requires.
     ///
     /// ```swift
     /// let kept = try TopP.select(weights: weights, mass: 0.9)
@@ -22,12 +22,12 @@ public enum TopP {
     /// - Parameters:
     ///   - weights: finite and not negative; they need not add up to 1.
     ///   - mass: the fraction p of the total, 0…1.
-    ///   - minimumCount: elements kept at least, forced ones included, also when their weight is 0.
-    ///   - forced: indices kept in any case; duplicates count once. Their mass counts first.
+    ///   - minimumCount: the number of elements to keep at least, forced ones included. They may have weight 0.
+    ///   - forced: indices to keep in any case; duplicates count once. Their mass counts first.
     /// - Throws: `.invalidArgument` for a mass outside 0…1, a negative count, a forced index out of range, and weights that are
     ///   negative, infinite or NaN; `.invalidShape` for 2³² weights or more.
-    /// - Complexity: O(n + k log n) for k kept of n; nothing is sorted that is not kept.
-    /// - Scratch: 8 bytes and a bit per weight.
+    /// - Complexity: O(n + k log n) for k kept of n, because only kept elements are sorted.
+    /// - Scratch: 8 bytes and two bits per weight.
     public static func select(
         weights: Span<Float>, mass: Double, minimumCount: Int = 0, forced: [Int] = []
     ) throws(SparseKernelsError) -> [Int] {
@@ -43,7 +43,7 @@ public enum TopP {
                 actual: "\(index)")
         }
         let words = (weights.count + 63) / 64
-        // The heap's words come first, then the bits of kept and of forced elements.
+        // The words of the heap come first, then the bits of kept and of forced elements.
         let scratch = UnsafeMutablePointer<UInt64>.allocate(capacity: weights.count + 2 * words)
         defer { scratch.deallocate() }
         let (kept, forcedBits) = (scratch + weights.count, scratch + weights.count + words)
@@ -60,7 +60,7 @@ public enum TopP {
         return result
     }
 
-    /// Throws unless a fraction of mass is one.
+    /// Throws unless `mass` is a fraction.
     static func checkMass(_ mass: Double, named name: @autoclosure () -> String) throws(SparseKernelsError) {
         try require(mass >= 0 && mass <= 1, .invalidArgument, name(), expected: "within 0...1", actual: "\(mass)")
     }
@@ -78,7 +78,7 @@ public enum TopP {
     }
 }
 
-/// Calls `body` with the positions of the bits that are set, ascending.
+/// Calls `body` with the positions of the set bits, ascending.
 @inline(__always)
 func forEachBit(of word: UInt64, _ body: (Int) -> Void) {
     var rest = word

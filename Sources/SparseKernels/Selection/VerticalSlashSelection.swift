@@ -5,7 +5,7 @@ public struct VerticalSlashLines: Hashable, Sendable {
     /// Kept distances t = position of the query − key, ascending.
     public let distances: [Int32]
 
-    /// Lines in any order; duplicates count once.
+    /// Takes lines in any order; duplicates count once.
     public init(keys: [Int32], distances: [Int32]) {
         func isAscending(_ values: [Int32]) -> Bool { zip(values, values.dropFirst()).allSatisfy { $0 < $1 } }
         self.keys = isAscending(keys) ? keys : Set(keys).sorted()
@@ -13,30 +13,31 @@ public struct VerticalSlashLines: Hashable, Sendable {
     }
 }
 
-/// Chooses the lines of vertical-slash heads: the heaviest keys and distances, some of them in any case.
+/// Chooses the lines of vertical-slash heads: the keys and distances with the largest scores, and some forced ones.
 ///
-/// The first `forcedKeys` keys and the `forcedDistances` smallest distances count as heavier than all others. Of equal scores the
-/// lower key and the smaller distance win. A head with a NaN among its scores keeps every line: attention then shows what the operands
-/// hold, instead of an arbitrary choice hiding it.
+/// The first `forcedKeys` keys and the `forcedDistances` smallest distances are chosen before all others. Of equal scores the
+/// lower key and the smaller distance are chosen. A head with a NaN among its scores keeps every line. Attention then shows the
+/// NaN, which an arbitrary choice could hide.
 ///
-/// - Source: MInference; `vertical_and_slash_kernel` of microsoft/MInference, whose `topk` leaves ties open.
-/// - Complexity: O(`keyLength`) per head: the threshold is found digit by digit, nothing is sorted.
+/// - Source: MInference; `vertical_and_slash_kernel` of microsoft/MInference, whose `topk` does not define the order of ties.
+/// - Complexity: O(`keyLength`) per head: the threshold is found digit by digit, without sorting.
 public struct VerticalSlashSelection: Hashable, Sendable {
-    /// Keys and distances to keep, clamped to `keyLength`.
+    /// The number of keys, and of distances, to keep, clamped to `keyLength`.
     public let vertical: Int
     public let slash: Int
     public let forcedKeys: Int
     public let forcedDistances: Int
 
-    /// The released minima: fewer lines are raised to these.
+    /// The released minima, to which smaller numbers of lines are raised.
     public static let minimumVertical = 30
     public static let minimumSlash = 50
 
     /// - Parameters:
-    ///   - vertical: keys to keep, the forced ones included; below `minimumVertical` it is raised to that.
-    ///   - slash: distances to keep, the forced ones included; below `minimumSlash` it is raised to that.
-    ///   - forcedKeys: 30 as released.
-    ///   - forcedDistances: 100 as released in prefill, 30 in the pattern search. At least 1: a query always sees itself.
+    ///   - vertical: the number of keys to keep, forced ones included; raised to `minimumVertical` if below.
+    ///   - slash: the number of distances to keep, forced ones included; raised to `minimumSlash` if below.
+    ///   - forcedKeys: the number of first keys to keep; 30 in the released code.
+    ///   - forcedDistances: the number of smallest distances to keep; in the released code 100 in prefill and 30 in the pattern
+    ///     search. At least 1, because a query always sees itself.
     /// - Throws: `.invalidArgument` for negative counts or no forced distance.
     public init(
         vertical: Int, slash: Int, forcedKeys: Int = 30, forcedDistances: Int = 100
@@ -61,8 +62,7 @@ public struct VerticalSlashSelection: Hashable, Sendable {
             distances: Self.largest(slash, of: scores.slash, row: head, forced: forcedDistances))
     }
 
-    /// Indices of the `count` largest values of a row, ascending; the first `forced` come before all others. All indices when a value
-    /// is NaN.
+    /// The indices of a row's `count` largest values, ascending; the first `forced` precede all others. All if a value is NaN.
     static func largest(_ count: Int, of values: Tensor<Float>, row: Int, forced: Int) -> [Int32] {
         let length = values.shape[1]
         let count = min(count, length)
@@ -92,13 +92,13 @@ public struct VerticalSlashSelection: Hashable, Sendable {
         return indices
     }
 
-    /// An unsigned number that orders as the value does, both zeros alike.
+    /// An unsigned number with the order of the value; both zeros are equal.
     private static func rank(_ value: Float) -> UInt32 {
         let bits = (value + 0).bitPattern
         return bits >> 31 == 0 ? bits | 1 << 31 : ~bits
     }
 
-    /// The `count`-th largest rank, and how many of that rank are among the `count` largest. Radix selection, a byte at a time.
+    /// Radix-selects by bytes the `count`-th largest rank, and counts its elements among the `count` largest ones.
     private static func threshold(of ranks: [UInt32], count: Int) -> (rank: UInt32, equals: Int) {
         var (prefix, mask) = (UInt32(0), UInt32(0))
         var remaining = count

@@ -1,6 +1,6 @@
 /// A 16-bit float with the exponent range of `Float` and 8 bits of precision: the upper half of a `Float`.
 ///
-/// A storage type. Arithmetic happens in `Float`.
+/// This is a storage type. Arithmetic is in `Float`.
 public struct BFloat16: Hashable, Sendable, BitwiseCopyable {
     public var bitPattern: UInt16
 
@@ -18,7 +18,7 @@ public struct BFloat16: Hashable, Sendable, BitwiseCopyable {
 
     public static var zero: BFloat16 { BFloat16(bitPattern: 0) }
 
-    /// The value, exactly.
+    /// The exact value.
     public var floatValue: Float { Float(bitPattern: UInt32(bitPattern) << 16) }
 }
 

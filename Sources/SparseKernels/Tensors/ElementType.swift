@@ -1,7 +1,7 @@
-/// How an element is stored. Raw values are the names that safetensors files use.
+/// The storage type of an element. Raw values are the names in safetensors files.
 ///
-/// Files name types that came after this library, so that any name is one: `init(rawValue:)` gives the case of that name where there is
-/// one, and `.other` elsewhere. Two types of equal names are equal.
+/// Files may name types that are newer than this library. Any name is therefore valid: `init(rawValue:)` gives the case of that
+/// name if there is one, and `.other` otherwise. Two types are equal if their names are.
 public enum ElementType: RawRepresentable, Hashable, Sendable {
     case float64
     case float32
@@ -15,11 +15,11 @@ public enum ElementType: RawRepresentable, Hashable, Sendable {
     case float8E5M2FNUZ
     /// Powers of two, the scales of the OCP microscaling formats.
     case float8E8M0
-    /// Six bits: four elements in three bytes.
+    /// Six bits; four elements in three bytes.
     case float6E2M3
-    /// Six bits: four elements in three bytes.
+    /// Six bits; four elements in three bytes.
     case float6E3M2
-    /// E2M1, two elements in a byte.
+    /// E2M1; two elements in a byte.
     case float4
     /// Two `float32`, real part first.
     case complex64
@@ -32,12 +32,12 @@ public enum ElementType: RawRepresentable, Hashable, Sendable {
     case uint16
     case uint8
     case bool
-    /// A type of which nothing but the name is known here. `init(rawValue:)` makes it.
+    /// A type of which only the name is known. `init(rawValue:)` makes it.
     case other(String)
 
-    /// The case of that name, or `.other`.
+    /// The case with that name, or `.other`.
     public init(rawValue: String) {
-        // The names stand in `rawValue` alone. There are few of them, and strings this short are compared at once.
+        // Only `rawValue` lists the names. There are few of them, and strings this short are compared quickly.
         self = Self.allCases.first { $0.rawValue == rawValue } ?? .other(rawValue)
     }
 
@@ -69,8 +69,7 @@ public enum ElementType: RawRepresentable, Hashable, Sendable {
         }
     }
 
-    /// Bits of one element; nil when they are not known. Elements of less than a byte lie side by side, and a tensor of them ends with a
-    /// whole byte.
+    /// Bits of one element; nil when they are not known. Elements smaller than a byte are packed to whole bytes.
     public var bitCount: Int? {
         switch self {
         case .float64, .complex64, .int64, .uint64: 64
@@ -83,7 +82,7 @@ public enum ElementType: RawRepresentable, Hashable, Sendable {
         }
     }
 
-    /// Bytes of one element; nil when they are not known, or are no whole number.
+    /// Bytes of one element; nil when they are not known or not a whole number.
     public var byteCount: Int? { bitCount.flatMap { $0 % 8 == 0 ? $0 / 8 : nil } }
 
     public static func == (a: Self, b: Self) -> Bool { a.rawValue == b.rawValue }
@@ -92,7 +91,7 @@ public enum ElementType: RawRepresentable, Hashable, Sendable {
 }
 
 extension ElementType: CaseIterable {
-    /// The types that have a case of their own.
+    /// The types with a case of their own.
     public static let allCases: [ElementType] = [
         .float64, .float32, .float16, .bfloat16, .float8E4M3, .float8E5M2, .float8E4M3FNUZ, .float8E5M2FNUZ, .float8E8M0,
         .float6E2M3, .float6E3M2, .float4, .complex64, .int64, .int32, .int16, .int8, .uint64, .uint32, .uint16, .uint8, .bool,
@@ -100,7 +99,7 @@ extension ElementType: CaseIterable {
 }
 
 extension ElementType {
-    /// Whether a Swift type holds such elements (`TensorElement`). The bytes of the others are all there is.
+    /// Whether a Swift type can hold such elements (`TensorElement`). Others can only be read as bytes.
     var hasSwiftType: Bool {
         switch self {
         case .float8E5M2, .float8E4M3FNUZ, .float8E5M2FNUZ, .float8E8M0, .float6E2M3, .float6E3M2, .float4, .complex64, .other:
@@ -109,15 +108,15 @@ extension ElementType {
         }
     }
 
-    /// Whether the name is one that a file may give: 1 to 64 printable ASCII characters, so that messages can show it.
+    /// Whether a file may use the name: 1 to 64 printable ASCII characters, so that messages can show it.
     var hasLegalName: Bool {
         let name = rawValue.utf8
         return (1...64).contains(name.count) && name.allSatisfy { $0 >= 0x20 && $0 < 0x7f }
     }
 
-    /// The bytes of a tensor, checked; nil for a type of unknown size, whose shape must fit 63 bits all the same.
+    /// The checked number of bytes of a tensor; nil for a type of unknown size, whose shape must fit 63 bits too.
     ///
-    /// - Throws: `.invalidShape` for a size that overflows, and for elements of less than a byte that end inside one.
+    /// - Throws: `.invalidShape` for a size that overflows, and for elements smaller than a byte that end inside one.
     func checkedByteCount(_ shape: [Int]) throws(SparseKernelsError) -> Int? {
         let count = try checkedElementCount(shape, elementBytes: byteCount ?? 1)
         guard let bitCount else { return nil }
@@ -134,10 +133,10 @@ extension ElementType {
 
 /// A Swift type that tensors can hold.
 ///
-/// Every bit pattern of the type is a valid value, so that file contents can be viewed in place. That excludes `Bool`: a
-/// `BOOL` tensor is read as `UInt8`.
+/// Every bit pattern of the type is a valid value, so that files can be viewed in place. That excludes `Bool`: `BOOL` is read
+/// as `UInt8`.
 public protocol TensorElement: BitwiseCopyable, Sendable {
-    /// How the type is stored in files.
+    /// The storage type in files.
     static var elementType: ElementType { get }
     /// The additive identity, which fills new tensors.
     static var zero: Self { get }
@@ -157,7 +156,7 @@ extension UInt8: TensorElement { public static var elementType: ElementType { .u
 
 /// A real element type that attention reads and writes: `Float`, `Float16` or `BFloat16`.
 public protocol AttentionElement: TensorElement {
-    /// To nearest, ties to even.
+    /// The nearest value, ties to even.
     init(_ value: Float)
     /// The exact value.
     var floatValue: Float { get }

@@ -1,13 +1,12 @@
-/// A read-only view of a row-major matrix in the caller's memory. The columns of a row are adjacent. A matrix may have no rows or no
-/// columns.
+/// A read-only view of a row-major matrix in the caller's memory, with adjacent columns. It may have no rows or columns.
 public struct MatrixView<Element: TensorElement>: ~Escapable {
     public let rows: Int
     public let columns: Int
-    /// Elements from one row to the next.
+    /// The distance between rows, in elements.
     public let rowStride: Int
     let span: Span<Element>
 
-    /// A view of rows that lie `rowStride` elements apart: `columns` unless given.
+    /// Makes a view of rows that are `rowStride` elements apart, or `columns` unless given.
     /// - Throws: `.invalidShape` for a negative extent or too little memory, `.invalidStride` for rows that overlap.
     @_lifetime(copy span)
     public init(
@@ -29,16 +28,15 @@ public struct MatrixView<Element: TensorElement>: ~Escapable {
     }
 }
 
-/// A writable view of a row-major matrix in the caller's memory. The columns of a row are adjacent. A matrix may have no rows or no
-/// columns.
+/// A writable view of a row-major matrix in the caller's memory, with adjacent columns. It may have no rows or columns.
 public struct MutableMatrixView<Element: TensorElement>: ~Copyable, ~Escapable {
     public let rows: Int
     public let columns: Int
-    /// Elements from one row to the next.
+    /// The distance between rows, in elements.
     public let rowStride: Int
     var span: MutableSpan<Element>
 
-    /// A view of rows that lie `rowStride` elements apart: `columns` unless given.
+    /// Makes a view of rows that are `rowStride` elements apart, or `columns` unless given.
     /// - Throws: `.invalidShape` for a negative extent or too little memory, `.invalidStride` for rows that overlap.
     @_lifetime(copy span)
     public init(
@@ -64,7 +62,7 @@ extension MatrixView {
 }
 
 extension Tensor {
-    /// The tensor as a matrix; rank 2.
+    /// A tensor of rank 2 as a matrix.
     /// - Throws: `.invalidShape` for another rank.
     @_lifetime(borrow self)
     public func matrixView(named name: String = "matrix") throws(SparseKernelsError) -> MatrixView<Element> {
@@ -72,7 +70,7 @@ extension Tensor {
         return try MatrixView(span, rows: shape[0], columns: shape[1], named: name)
     }
 
-    /// The tensor as a matrix to write; rank 2.
+    /// A tensor of rank 2 as a matrix to write.
     /// - Throws: `.invalidShape` for another rank.
     @_lifetime(&self)
     public mutating func mutableMatrixView(named name: String = "matrix") throws(SparseKernelsError)

@@ -1,6 +1,6 @@
 internal import KernelInterface
 
-// Rounding to 16-bit types while values stay in `Float`: for arithmetic that has to land where code of 16-bit tensors lands.
+// Rounding to 16-bit types while values stay in `Float`, so that results match those of code with 16-bit tensors.
 
 extension StorageType {
     /// The value of this type nearest to `value`, ties to even.
@@ -15,8 +15,8 @@ extension StorageType {
 
 /// The half-precision value nearest to `value`, ties to even; overflow becomes infinity and NaN stays NaN.
 ///
-/// Without `Float16`, which Intel Macs lack: normal results lose 13 bits of the significand, and adding 1/2 makes the FPU round
-/// subnormal ones to multiples of 2⁻²⁴.
+/// It does not use `Float16`, which Intel Macs lack. Normal results lose 13 bits of the significand; adding 1/2 makes the FPU
+/// round subnormal ones to multiples of 2⁻²⁴.
 package func roundedToHalf(_ value: Float) -> Float {
     let magnitude = abs(value)
     if !(magnitude < 65520) { return value.isNaN ? value : Float(signOf: value, magnitudeOf: .infinity) }

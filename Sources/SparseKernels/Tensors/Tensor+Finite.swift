@@ -1,5 +1,5 @@
 extension Tensor<Float> {
-    /// Throws `.invalidArgument` with the first element that is not finite.
+    /// Throws `.invalidArgument` naming the first element that is not finite.
     func requireFinite(named name: String) throws(SparseKernelsError) {
         let elements = span
         for index in 0..<elements.count where !elements[index].isFinite {

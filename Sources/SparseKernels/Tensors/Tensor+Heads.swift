@@ -1,7 +1,7 @@
 extension Tensor {
     /// A copy of some heads and tokens of an operand, `[heads, tokens, channels]`, in the order of `heads`.
     ///
-    /// Heads and tokens must lie in the view.
+    /// Heads and tokens must be in the view.
     /// - Throws: `.invalidShape` for a size that overflows.
     package init(_ view: TensorView<Element>, heads: [Int], tokens: Range<Int>) throws(SparseKernelsError) {
         precondition(tokens.lowerBound >= 0 && tokens.upperBound <= view.tokens, "tokens \(tokens) outside \(view.tokens)")

@@ -1,10 +1,10 @@
 internal import KernelInterface
 
 extension Tensor where Element == Float {
-    /// Calls `body` with every row of a matrix, which it may change, and returns its results in the order of the rows.
+    /// Calls `body` with every row of a matrix, which it may change, and returns the results in the order of the rows.
     ///
     /// A task is one row, so results do not depend on the number of threads.
-    /// - Parameter work: multiply-adds, or bytes moved, per element.
+    /// - Parameter work: the number of multiply-adds, or of bytes moved, per element.
     @discardableResult
     mutating func updateRows<Result: Sendable>(
         work: Int = 4, on pool: WorkerPool,
@@ -17,7 +17,7 @@ extension Tensor where Element == Float {
         return pool.map(rows, work: rows * columns * work) { body($0, base + $0 * columns) }
     }
 
-    /// This and another matrix of as many rows, side by side.
+    /// This matrix with the columns of another one, which has as many rows, appended.
     func appendingColumns(of other: Tensor<Float>, on pool: WorkerPool) throws(SparseKernelsError) -> Tensor<Float> {
         let (left, columns, added) = (self, shape[1], other.shape[1])
         var result = try Tensor(zeros: [shape[0], columns + added])
@@ -30,14 +30,14 @@ extension Tensor where Element == Float {
         return result
     }
 
-    /// Columns multiplied by `factors`.
+    /// A copy with the columns multiplied by `factors`.
     func multiplyingColumns(by factors: Tensor<Float>, on pool: WorkerPool) -> Tensor<Float> {
         updatedRows(on: pool) { row, columns in
             factors.span.withUnsafeBufferPointer { s in for k in 0..<columns { row[k] *= s[k] } }
         }
     }
 
-    /// Columns divided by `divisors`, in `Double`.
+    /// A copy with the columns divided by `divisors`, in `Double`.
     func dividingColumns(by divisors: Tensor<Float>, on pool: WorkerPool) -> Tensor<Float> {
         updatedRows(on: pool) { row, columns in
             divisors.span.withUnsafeBufferPointer { s in
@@ -46,7 +46,7 @@ extension Tensor where Element == Float {
         }
     }
 
-    /// A copy whose rows `body` has changed.
+    /// A copy with the rows that `body` changes.
     func updatedRows(
         on pool: WorkerPool, _ body: @Sendable (_ row: UnsafeMutablePointer<Float>, _ columns: Int) -> Void
     ) -> Tensor<Float> {
@@ -58,7 +58,7 @@ extension Tensor where Element == Float {
 }
 
 extension Tensor where Element == Float {
-    /// Columns as rows.
+    /// The transposed matrix.
     func transposed(on pool: WorkerPool) throws(SparseKernelsError) -> Tensor<Float> {
         let (source, rows, columns) = (self, shape[0], shape[1])
         var result = try Tensor(zeros: [columns, rows])
@@ -70,7 +70,7 @@ extension Tensor where Element == Float {
         return result
     }
 
-    /// Every element rounded to a type.
+    /// A copy with every element rounded to a type.
     func rounded(to storage: StorageType, on pool: WorkerPool) -> Tensor<Float> {
         if storage == .float32 { return self }
         return updatedRows(on: pool) { row, columns in for k in 0..<columns { row[k] = storage.rounded(row[k]) } }

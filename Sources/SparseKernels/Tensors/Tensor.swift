@@ -1,6 +1,6 @@
-/// An owned, 64-byte aligned tensor with value semantics: adjacent elements, last axis fastest.
+/// An owned, 64-byte aligned tensor with value semantics, whose elements are adjacent, last axis fastest.
 ///
-/// A convenience. Operators work on views, which a tensor hands out without copying; any other memory does as well.
+/// It is a convenience. Operators use views, which a tensor returns without copying, and which any other memory can have too.
 public struct Tensor<Element: TensorElement>: Sendable {
     /// Extents, outermost first.
     public let shape: [Int]
@@ -60,7 +60,7 @@ public struct Tensor<Element: TensorElement>: Sendable {
         }
     }
 
-    /// The elements as an array, in memory order.
+    /// A copy of the elements as an array, in memory order.
     public var elements: [Element] {
         let base = storage.pointer.assumingMemoryBound(to: Element.self)
         return Array(UnsafeBufferPointer(start: base, count: count))
@@ -85,7 +85,7 @@ public struct Tensor<Element: TensorElement>: Sendable {
 }
 
 extension Tensor {
-    /// The tensor as an attention operand. Rank 3, axes in the order that `layout` names; rank 2 is one head.
+    /// The tensor as an attention operand. Rank 3, with the axes in the order of `layout`; rank 2 is one head.
     /// - Throws: `.invalidShape` for another rank or no heads.
     @_lifetime(borrow self)
     public func view(layout: TensorLayout = .hnd, named name: String = "tensor") throws(SparseKernelsError)
@@ -94,7 +94,7 @@ extension Tensor {
         try TensorView(span, geometry: TensorGeometry(shape: shape, layout: layout, named: name), named: name)
     }
 
-    /// The tensor as an attention operand to write. Rank 3, axes in the order that `layout` names; rank 2 is one head.
+    /// The tensor as an attention operand to write. Rank 3, with the axes in the order of `layout`; rank 2 is one head.
     /// - Throws: `.invalidShape` for another rank or no heads.
     @_lifetime(&self)
     public mutating func mutableView(layout: TensorLayout = .hnd, named name: String = "tensor")
@@ -106,7 +106,7 @@ extension Tensor {
 }
 
 extension Tensor {
-    /// A copy of an operand, `[heads, paddedTokens, channels]`: tokens of zeros follow its own.
+    /// A copy of an operand, `[heads, paddedTokens, channels]`, in which tokens of zeros follow its own.
     /// - Throws: `.invalidShape` for a size that overflows.
     package init(zeroPadding view: TensorView<Element>, toTokens paddedTokens: Int) throws(SparseKernelsError) {
         precondition(paddedTokens >= view.tokens, "\(view.tokens) tokens do not fit in \(paddedTokens)")
@@ -130,14 +130,14 @@ extension Tensor: Equatable where Element: Equatable {
 }
 
 extension Tensor where Element: AttentionElement {
-    /// The same values in another element type, to nearest even.
+    /// The same values in another element type, rounded to nearest even.
     public func converted<Other: AttentionElement>(to type: Other.Type = Other.self) -> Tensor<Other> {
         // The shape was checked when `self` was made, and memory for it exists, so its size cannot overflow.
         try! Tensor<Other>(shape) { Other(self[flat: $0].floatValue) }
     }
 }
 
-/// Aligned bytes with an owner. Immutable while shared; `Tensor` writes only after checking that it is the only owner.
+/// Aligned bytes with an owner. They are immutable while shared; `Tensor` writes only after checking that it is the only owner.
 final class TensorStorage: @unchecked Sendable {
     let pointer: UnsafeMutableRawPointer
     let byteCount: Int
@@ -155,7 +155,7 @@ final class TensorStorage: @unchecked Sendable {
     deinit { pointer.deallocate() }
 }
 
-/// The product of the extents, when it and its size in bytes fit an `Int`.
+/// The product of the extents. Throws when the product or its size in bytes does not fit an `Int`.
 func checkedElementCount(_ shape: [Int], elementBytes: Int) throws(SparseKernelsError) -> Int {
     var count = 1
     for extent in shape {

@@ -1,14 +1,14 @@
-/// The order of the two outer axes of an attention operand in memory; the channels of a token are always adjacent.
+/// The order of the two outer axes of an attention operand in memory. The channels of a token are always adjacent.
 public enum TensorLayout: String, Sendable, CaseIterable {
-    /// `[heads, tokens, headDim]`: the tokens of a head lie together.
+    /// `[heads, tokens, headDim]`: the tokens of a head are adjacent.
     case hnd
-    /// `[tokens, heads, headDim]`: the heads of a token lie together.
+    /// `[tokens, heads, headDim]`: the heads of a token are adjacent.
     case nhd
 }
 
-/// The geometry of a view: extents of the axes (head, token, channel) and the steps of the first two, in elements.
+/// The geometry of a view: the extents of its axes (head, token, channel) and the strides of the first two, in elements.
 ///
-/// A view may have no tokens or no channels, as the operand of an empty sequence has; it then needs no memory.
+/// A view may have no tokens or no channels, like the operand of an empty sequence. It then needs no memory.
 public struct TensorGeometry: Hashable, Sendable {
     public let heads: Int
     public let tokens: Int
@@ -16,7 +16,7 @@ public struct TensorGeometry: Hashable, Sendable {
     public let headStride: Int
     public let tokenStride: Int
 
-    /// - Throws: `.invalidShape` for no heads, a negative extent or a size that overflows, `.invalidStride` for rows that overlap.
+    /// - Throws: `.invalidShape` for no heads, a negative extent or a size that overflows, `.invalidStride` for overlapping rows.
     public init(
         heads: Int, tokens: Int, channels: Int, headStride: Int, tokenStride: Int, named name: String = "tensor"
     ) throws(SparseKernelsError) {
@@ -24,7 +24,7 @@ public struct TensorGeometry: Hashable, Sendable {
             try require(
                 extent >= least, .invalidShape, "\(name).\(axis)", expected: "at least \(least)", actual: "\(extent)")
         }
-        // An axis of extent 1 is never stepped along, so its stride is free; so are both of a view without elements.
+        // The stride of an axis of extent 1 is never used, so it is free. So are both strides of a view without elements.
         let isEmpty = tokens == 0 || channels == 0
         for (axis, extent, stride) in [("tokenStride", tokens, tokenStride), ("headStride", heads, headStride)] {
             try require(
@@ -41,7 +41,7 @@ public struct TensorGeometry: Hashable, Sendable {
             actual: "[\(heads), \(tokens), \(channels)] with strides \(headStride), \(tokenStride)")
     }
 
-    /// Adjacent rows in the given order.
+    /// The geometry of adjacent rows in the given order.
     public init(
         heads: Int, tokens: Int, channels: Int, layout: TensorLayout, named name: String = "tensor"
     ) throws(SparseKernelsError) {
@@ -60,7 +60,7 @@ public struct TensorGeometry: Hashable, Sendable {
         }
     }
 
-    /// Adjacent rows of a tensor. Rank 3, axes in the order that `layout` names; rank 2 is one head.
+    /// The geometry of a tensor with adjacent rows. Rank 3, with the axes in the order of `layout`; rank 2 is one head.
     init(shape: [Int], layout: TensorLayout, named name: String) throws(SparseKernelsError) {
         try require(
             shape.count == 2 || shape.count == 3, .invalidShape, name,
@@ -84,7 +84,7 @@ public struct TensorGeometry: Hashable, Sendable {
             actual: "\(self.heads) × \(self.tokens) × \(self.channels)")
     }
 
-    /// Elements from the first to the last one, both included; nil when that overflows.
+    /// The number of elements from the first to the last one, both included; nil when that overflows.
     var elementSpan: Int? {
         if tokens == 0 || channels == 0 { return 0 }
         var span = channels
@@ -98,7 +98,7 @@ public struct TensorGeometry: Hashable, Sendable {
         return span
     }
 
-    /// Whether two different (head, token) pairs could share an element: writing through such a view would race.
+    /// Whether two different (head, token) pairs could share an element, so that writing through the view would race.
     var overlaps: Bool {
         if heads == 1 || tokens <= 1 || channels == 0 { return false }
         let (inner, innerCount, outer) =
@@ -106,15 +106,14 @@ public struct TensorGeometry: Hashable, Sendable {
         return outer < (innerCount - 1) * inner + channels
     }
 
-    /// Offset of a row's first channel.
+    /// The offset of a row's first channel.
     @inlinable
     public func offset(head: Int, token: Int) -> Int { head * headStride + token * tokenStride }
 }
 
-/// A read-only view of an attention operand in the caller's memory: axes (head, token, channel).
+/// A read-only view of an attention operand in the caller's memory, with the axes (head, token, channel).
 ///
-/// Nothing is copied. The view cannot outlive the memory it was made from, and every element it names lies inside that memory:
-/// the initialisers check it once.
+/// Nothing is copied. The view cannot outlive its memory, and the initialisers check that every element is inside that memory.
 public struct TensorView<Element: TensorElement>: ~Escapable {
     public let geometry: TensorGeometry
     let span: Span<Element>
@@ -132,7 +131,7 @@ public struct TensorView<Element: TensorElement>: ~Escapable {
         self.span = span
     }
 
-    /// Adjacent rows in the given order.
+    /// Makes a view of adjacent rows in the given order.
     @_lifetime(copy span)
     public init(
         _ span: Span<Element>, heads: Int, tokens: Int, channels: Int, layout: TensorLayout = .hnd,
@@ -155,7 +154,7 @@ public struct TensorView<Element: TensorElement>: ~Escapable {
     }
 }
 
-/// A writable view of an attention operand in the caller's memory: axes (head, token, channel).
+/// A writable view of an attention operand in the caller's memory, with the axes (head, token, channel).
 public struct MutableTensorView<Element: TensorElement>: ~Copyable, ~Escapable {
     public let geometry: TensorGeometry
     var span: MutableSpan<Element>
@@ -179,7 +178,7 @@ public struct MutableTensorView<Element: TensorElement>: ~Copyable, ~Escapable {
         self.span = span
     }
 
-    /// Adjacent rows in the given order.
+    /// Makes a view of adjacent rows in the given order.
     @_lifetime(copy span)
     public init(
         _ span: consuming MutableSpan<Element>, heads: Int, tokens: Int, channels: Int, layout: TensorLayout = .hnd,

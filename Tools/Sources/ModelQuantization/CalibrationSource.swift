@@ -1,14 +1,14 @@
 public import SparseKernels
 internal import SparseKernelsReference
 
-/// Where the inputs of the layers come from, on which smoothing factors are chosen and errors are measured.
+/// The source of the inputs of the layers, on which smoothing factors are chosen and errors are measured.
 public enum CalibrationSource: Sendable {
-    /// A file with a tensor `[tokens, inFeatures]` of floating point for each layer, under the layer's name.
+    /// A file with a floating-point tensor `[tokens, inFeatures]` for each layer, under the layer's name.
     case file(SafetensorsFile)
-    /// Independent normal values: no outlier channels and nothing of the model. For trying things out.
+    /// Independent normal values, without outlier channels or other properties of the model, for trying things out.
     case gaussian(tokens: Int, seed: UInt64 = 0)
 
-    /// A sentence for tables and metadata.
+    /// A description for tables and metadata.
     public var summary: String {
         switch self {
         case .file(let file): file.metadata["source"] ?? "recorded activations"
@@ -17,8 +17,8 @@ public enum CalibrationSource: Sendable {
         }
     }
 
-    /// Refuses a source that lacks something, before hours have gone into other layers.
-    /// - Throws: `.notFound`, `.invalidShape` or `.invalidElementType` naming the layer's tensor, `.invalidArgument` for no tokens.
+    /// Checks that the source is complete, before other layers take hours.
+    /// - Throws: `.notFound`, `.invalidShape` or `.invalidElementType` naming the tensor, `.invalidArgument` for no tokens.
     func check(_ layers: [ModelPlan.Layer]) throws(SparseKernelsError) {
         switch self {
         case .gaussian(let tokens, _):

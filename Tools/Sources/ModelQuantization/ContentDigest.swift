@@ -1,9 +1,9 @@
 internal import SparseKernels
 
-/// A 64-bit number of some contents, which tells whether a layer that was finished earlier is still the layer that is asked for.
+/// A 64-bit digest, which tells whether the input of a finished layer is unchanged.
 ///
-/// It guards against mistakes, not against forgery. Every step is a bijection of the state, so contents that differ in one word always
-/// differ in their digest.
+/// It protects against mistakes, not against forgery. Every step is a bijection of the state, so contents that differ in one
+/// word always have different digests.
 struct ContentDigest {
     private var state: UInt64 = 0
 
@@ -24,14 +24,14 @@ struct ContentDigest {
         add(bytes.span.bytes)
     }
 
-    /// Adds type, shape and bytes of a tensor of a file.
+    /// Adds the type, the shape and the bytes of a tensor of a file.
     mutating func add(_ name: String, of file: SafetensorsFile) throws(SparseKernelsError) {
         let entry = try file.entry(named: name)
         add("\(entry.elementType.rawValue) \(entry.shape)")
         add(try file.bytes(name))
     }
 
-    /// Sixteen hexadecimal digits.
+    /// The digest as sixteen hexadecimal digits.
     var text: String {
         let digits = String(state, radix: 16)
         return String(repeating: "0", count: 16 - digits.count) + digits

@@ -1,26 +1,26 @@
 internal import SVDQuant
 internal import SparseKernels
 
-/// Quantises one layer and measures what the low-rank branch and smoothing buy.
+/// Quantises one layer and measures the gains of the low-rank branch and of smoothing.
 struct LayerQuantizer {
     private let options: QuantizationOptions
 
-    /// - Throws: `.invalidArgument` for options that no layer can be quantised with.
+    /// - Throws: `.invalidArgument` for options with which no layer can be quantised.
     init(options: QuantizationOptions) throws(SparseKernelsError) {
         self.options = options
         _ = try LowRankQuantizer(configuration(activation: .int4))
     }
 
-    /// The layer as a file of its own, and its row of the table.
+    /// Quantises a layer. Returns its file and its row of the table.
     ///
     /// - Parameters:
-    ///   - name: what the names of the tensors begin with.
+    ///   - name: the prefix of the names of the tensors.
     ///   - weight: `[outFeatures, inFeatures]`.
     ///   - bias: `[outFeatures]`.
-    ///   - calibration: `[tokens, inFeatures]`; every fourth of four or more only measures the errors.
+    ///   - calibration: `[tokens, inFeatures]`. Of four or more tokens, every fourth one only measures the errors.
     ///   - pool: the threads to use.
-    ///   - tick: called now and then.
-    /// - Throws: what `LowRankQuantizer` throws, for elements that are not finite above all.
+    ///   - tick: called from time to time.
+    /// - Throws: the errors of `LowRankQuantizer`, mainly for elements that are not finite.
     func callAsFunction(
         _ name: String, weight: Tensor<Float>, bias: Tensor<Float>?, calibration: Tensor<Float>, on pool: WorkerPool,
         tick: () -> Void
@@ -59,7 +59,7 @@ struct LayerQuantizer {
         return (writer, report)
     }
 
-    /// Every fourth token is kept back to measure errors on: GPTQ fits a weight to the tokens it sees, more so when they are few.
+    /// Reserves every fourth token to measure errors, because GPTQ fits a weight to its tokens, particularly to few.
     private static func split(
         _ calibration: Tensor<Float>
     ) throws(SparseKernelsError) -> (fitting: Tensor<Float>, heldOut: Tensor<Float>) {
@@ -113,7 +113,7 @@ struct LayerQuantizer {
     }
 }
 
-/// What a layer computes in floating point for its calibration tokens: what quantised layers are compared with.
+/// The floating-point results of a layer for its calibration tokens, with which quantised layers are compared.
 private struct ExactLayer {
     let input: Tensor<Float>
     /// x·Wᵀ, without the bias.
@@ -132,7 +132,7 @@ private struct ExactLayer {
         self.output = output
     }
 
-    /// ‖ŷ − y‖ / ‖x·Wᵀ‖, Frobenius. Where x·Wᵀ is 0: 0 if that is what comes, and 1 if not.
+    /// ‖ŷ − y‖ / ‖x·Wᵀ‖ (Frobenius). If x·Wᵀ is 0: 0 if the result is 0 too, and 1 if not.
     func error(of layer: SVDQuantLinear, on pool: WorkerPool) throws(SparseKernelsError) -> Double {
         let quantized = try layer(input, on: pool)
         let (actual, expected, features) = (quantized.span, output.span, output.shape[1])

@@ -1,33 +1,33 @@
 internal import Foundation
 public import SparseKernels
 
-/// What became of one layer: a row of the table.
+/// The result of one layer, which is a row of the table.
 public struct LayerReport: Codable, Hashable, Sendable {
     public var layer: String
     public var outFeatures: Int
     public var inFeatures: Int
-    /// Rank of the low-rank branch; 0: none.
+    /// The rank of the low-rank branch; 0 means that there is none.
     public var rank: Int
     public var activation: String
-    /// Bytes of all tensors of the layer but the bias, per element of the weight.
+    /// Bytes of all tensors of the layer except the bias, per element of the weight.
     public var bytesPerWeight: Double
-    /// Exponents of the smoothing factors, |x|^α / |w|^β; nil: no smoothing.
+    /// The exponents of the smoothing factors, |x|^α / |w|^β; nil means no smoothing.
     public var alpha: Double?
     public var beta: Double?
-    /// Calibration tokens that the errors below were measured on. The layer was not fitted to them, unless there were fewer than four.
+    /// The number of calibration tokens for the errors. The layer was not fitted to them if there were four or more.
     public var tokens: Int
-    /// ‖ŷ − y‖ / ‖y‖ (Frobenius) over these tokens, quantised activations included, of a layer whose weight was only rounded…
+    /// ‖ŷ − y‖ / ‖y‖ (Frobenius) over these tokens, with quantised activations, of a layer whose weight was only rounded…
     public var roundedError: Double
     /// …rounded after smoothing with the same factors; nil without smoothing…
     public var smoothedError: Double?
     /// …and as it was written.
     public var outputError: Double
-    /// What quantising took, on the machine and in the run that did it.
+    /// The time of quantising, on the machine and in the run that did it.
     public var seconds: Double
 
-    /// An output error from which on a layer is of no use: half of the output is something else.
+    /// The output error above which a layer is useless, because half of its output is wrong.
     public static let errorLimit = 0.5
-    /// Whether the error is above the limit, or no number.
+    /// Whether the error is above the limit, or not a number.
     public var isUseless: Bool { !(outputError <= Self.errorLimit) }
 }
 
@@ -47,7 +47,7 @@ public struct QuantizationReport: Codable, Hashable, Sendable {
         self.layers = layers
     }
 
-    /// Writes JSON, in one step.
+    /// Writes JSON in one step.
     /// - Throws: `.inputOutput`.
     public func write(to path: String) throws(SparseKernelsError) {
         let encoder = JSONEncoder.reports
@@ -59,7 +59,7 @@ public struct QuantizationReport: Codable, Hashable, Sendable {
     }
 }
 
-// JSON has no infinity and no NaN, and an error may be either. A layer with such an error is still a row of the table.
+// JSON has no infinity and no NaN, but an error may be either. A layer with such an error is still a row of the table.
 extension JSONEncoder {
     static var reports: JSONEncoder {
         let encoder = JSONEncoder()

@@ -1,16 +1,16 @@
 internal import Foundation
 public import SparseKernels
 
-/// Which tensors of a model are quantised.
+/// The choice of the tensors of a model that are quantised.
 public struct LayerSelection: Sendable {
     /// Patterns of layer names as in a shell, where `*` also matches dots. A layer has to match one of them…
     public var include: [String]
     /// …and none of these.
     public var exclude: [String]
-    /// Layers with fewer input or output features stay as they are.
+    /// Layers with fewer input or output features are not quantised.
     public var minimumFeatures: Int
 
-    /// Embeddings are looked up and not multiplied; norms are vectors; the output projection decides on close calls.
+    /// Embeddings are looked up and not multiplied, norms are vectors, and the output projection decides close calls.
     public static let defaultExclusions = ["*embed*", "*norm*", "*lm_head*"]
 
     public init(include: [String] = ["*"], exclude: [String] = Self.defaultExclusions, minimumFeatures: Int = 64) {
@@ -19,7 +19,7 @@ public struct LayerSelection: Sendable {
         self.minimumFeatures = minimumFeatures
     }
 
-    /// Why a tensor is not quantised; nil: it is.
+    /// The reason why a tensor is not quantised; nil if it is.
     func reasonToCopy(_ entry: SafetensorsEntry, rank: Int) -> String? {
         guard let layer = Self.layerName(ofWeight: entry.name) else { return "its name does not end in .weight" }
         if entry.shape.count != 2 { return "rank \(entry.shape.count), and the weight of a linear layer has 2" }
@@ -44,7 +44,7 @@ public struct LayerSelection: Sendable {
     private static func matches(_ name: String, _ pattern: String) -> Bool { fnmatch(pattern, name, 0) == 0 }
 }
 
-/// What becomes of the tensors of a model.
+/// The plan for the tensors of a model.
 public struct ModelPlan: Sendable {
     public struct Layer: Hashable, Sendable {
         /// The name of the weight without ".weight".
@@ -56,17 +56,17 @@ public struct ModelPlan: Sendable {
 
         public var weightName: String { name + ".weight" }
         public var biasName: String? { hasBias ? name + ".bias" : nil }
-        /// Multiply-adds per token, by which the progress line estimates the time.
+        /// Multiply-adds per token, from which the progress line estimates the time.
         public var size: Int { outFeatures * inFeatures }
     }
 
-    /// In natural order of their names: layers.2 before layers.10.
+    /// The layers in natural order of their names: layers.2 before layers.10.
     public let layers: [Layer]
-    /// Tensors that go to the output as they are, with the reason.
+    /// The tensors that are copied to the output, with the reasons.
     public let copied: [(entry: SafetensorsEntry, reason: String)]
 
-    /// A plan for a file in which nothing is selected has no layers, and says why of each tensor.
-    /// - Throws: `.invalidShape` and `.invalidElementType` for a bias that is not one of its layer.
+    /// Makes a plan. If nothing is selected, it has no layers and a reason for each tensor.
+    /// - Throws: `.invalidShape` and `.invalidElementType` for a bias that does not fit its layer.
     public init(_ file: SafetensorsFile, selection: LayerSelection, rank: Int) throws(SparseKernelsError) {
         var layers: [Layer] = []
         var copied: [(entry: SafetensorsEntry, reason: String)] = []
@@ -102,7 +102,7 @@ public struct ModelPlan: Sendable {
 }
 
 extension ModelPlan {
-    /// What would be done: a line per layer, a line per tensor that is copied with its reason, and the totals.
+    /// A description of the plan: a line per layer, a line with the reason per copied tensor, and the totals.
     public var lines: [String] {
         let copies = copied.sorted { isBefore($0.entry.name, $1.entry.name) }
         let bytes = copies.reduce(0) { $0 + $1.entry.byteRange.count }
@@ -128,7 +128,7 @@ extension ModelPlan {
 
     // MARK: - The output
 
-    /// The tensors that a quantised layer puts into the output.
+    /// The names of a quantised layer's tensors in the output.
     private func tensors(of layer: Layer, _ options: QuantizationOptions) -> [String] {
         var parts = ["codes", "scales"]
         if options.smoothing != .none { parts.append("smooth") }
@@ -137,7 +137,7 @@ extension ModelPlan {
         return parts.map { "\(layer.name).\($0)" }
     }
 
-    /// Throws when a quantised layer will have a tensor of the name of one that is copied.
+    /// Checks that no tensor of a quantised layer has the name of a copied one.
     /// - Throws: `.invalidArgument` naming the model's tensor.
     func checkNames(in file: SafetensorsFile, _ options: QuantizationOptions) throws(SparseKernelsError) {
         let copied = Set(copied.map(\.entry.name))
@@ -153,7 +153,7 @@ extension ModelPlan {
         }
     }
 
-    /// What the first layers take up when they are finished, about: codes of 4 bits, scales, factors and bias of 16.
+    /// The approximate size of the first finished layers: codes of 4 bits; scales, factors and bias of 16.
     func bytes(ofLayers count: Int, _ options: QuantizationOptions) -> Int {
         layers.prefix(count).reduce(0) { sum, layer in
             let (n, k) = (layer.outFeatures, layer.inFeatures)

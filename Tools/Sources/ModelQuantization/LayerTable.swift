@@ -1,18 +1,18 @@
 internal import BenchmarkReport
 internal import Foundation
 
-/// The table for people: a line per layer, whose widths are settled by the names that will appear. Long names are shown without their
-/// middle; the report for programs has them whole.
+/// The table for people: a line per layer, with widths that depend on the names that will appear. Long names are shown without
+/// their middle; the report for programs has the whole names.
 public struct LayerTable: Sendable {
     private let names: NameColumn
     private var nameWidth: Int { max(5, names.width) }
 
-    /// Names of so many characters make a line of 120.
+    /// The most characters of a name, which makes a line of 120.
     private static let nameLimit = 34
 
     public init(layers: [ModelPlan.Layer]) { names = NameColumn(layers.map { printable($0.name) }, limit: Self.nameLimit) }
 
-    /// A layer's name as the table shows it.
+    /// The shown form of a layer's name.
     public func name(_ layer: String) -> String { names.text(printable(layer)) }
 
     private static let columns: [(name: String, unit: String, width: Int)] = [
@@ -20,13 +20,13 @@ public struct LayerTable: Sendable {
         ("RTN", "error %", 7), ("Smooth", "error %", 7), ("SVDQuant", "error %", 8), ("Time", "s", 6),
     ]
 
-    /// Names, units and a rule.
+    /// The names, the units and a rule.
     public var header: [String] {
         let names = line("Layer", Self.columns.map(\.name))
         return [names, line("", Self.columns.map(\.unit)), String(repeating: "─", count: names.count)]
     }
 
-    /// A line; the time of a layer that was taken over from an earlier run is in parentheses.
+    /// The line of a layer. If the layer is from an earlier run, its time is in parentheses.
     public func line(_ report: LayerReport, isReused: Bool) -> String {
         let seconds = String(format: "%.1f", report.seconds)
         return line(
@@ -39,7 +39,7 @@ public struct LayerTable: Sendable {
             ])
     }
 
-    /// The averages of the errors, each layer counting the same.
+    /// The averages of the errors, in which every layer counts the same.
     public func summary(_ reports: [LayerReport]) -> String {
         func mean(_ values: [Double]) -> Double? { values.isEmpty ? nil : values.reduce(0, +) / Double(values.count) }
         let weights = reports.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
@@ -54,7 +54,7 @@ public struct LayerTable: Sendable {
             ])
     }
 
-    /// A line about the layers whose output has little to do with the exact one; nil: there are none.
+    /// A line about the layers whose output is mostly wrong; nil if there are none.
     public func warning(_ reports: [LayerReport]) -> String? {
         let useless = reports.filter(\.isUseless)
         if useless.isEmpty { return nil }

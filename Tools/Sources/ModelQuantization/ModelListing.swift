@@ -3,21 +3,21 @@ internal import Foundation
 internal import SVDQuant
 public import SparseKernels
 
-/// What a safetensors file holds, for people: a line per tensor, and one per layer where layers are in SVDQuant form.
+/// The contents of a safetensors file for people: a line per tensor, and one per layer in SVDQuant form.
 ///
-/// It reads names, shapes and metadata, and no tensor, so it takes no time for files of any size.
+/// It reads names, shapes and metadata, but no tensor, so it is fast for files of any size.
 public struct ModelListing: Sendable {
     private let file: SafetensorsFile
     private let showsMetadata: Bool
     private let nameLimit: Int
 
-    /// Characters of a name or a shape in a table; longer ones are shown without their middle.
+    /// The most characters of a name or a shape in a table. Longer ones are shown without their middle.
     private static let cellLimit = 64
 
     /// - Parameters:
-    ///   - file: the file, open.
-    ///   - showsMetadata: also its metadata.
-    ///   - showsFullNames: names of any length, however wide that makes the tables.
+    ///   - file: the open file.
+    ///   - showsMetadata: whether to list the metadata too.
+    ///   - showsFullNames: whether to show names in full, however wide the tables become.
     public init(_ file: SafetensorsFile, showsMetadata: Bool = false, showsFullNames: Bool = false) {
         self.file = file
         self.showsMetadata = showsMetadata
@@ -68,12 +68,12 @@ public struct ModelListing: Sendable {
         ]
     }
 
-    /// Columns as wide as their widest cell, under an empty line and a header; nothing without rows.
+    /// A table with columns as wide as their widest cell, after an empty line and a header. Nothing if there are no rows.
     private func table(_ header: [String], _ rows: [[String]]) -> [String] {
         if rows.isEmpty { return [] }
         let names = NameColumn(rows.map { $0[0] }, limit: nameLimit)
         let rows = rows.map { row in
-            // The other cells come from the file as well, and none of them is that long in an honest one.
+            // The other cells come from the file too. None is that long in a regular file.
             [names.text(row[0])] + row.dropFirst().map { NameColumn([$0], limit: Self.cellLimit).text($0) }
         }
         let widths = header.indices.map { column in ([header] + rows).map { $0[column].count }.max()! }
@@ -85,18 +85,18 @@ public struct ModelListing: Sendable {
     }
 }
 
-/// The order of names as people read them: layers.2 before layers.10.
+/// The order of names for people: layers.2 before layers.10.
 func isBefore(_ a: String, _ b: String) -> Bool { a.compare(b, options: .numeric) == .orderedAscending }
 
 /// "1 layer", "2 layers".
 func counted(_ count: Int, _ noun: String) -> String { "\(count) \(noun)\(count == 1 ? "" : "s")" }
 
-/// A shape as it is shown, short whatever its rank.
+/// The shown form of a shape, which is short for any rank.
 func shapeText(_ shape: [Int]) -> String {
     shape.count <= 8 ? "\(shape)" : "[\(shape.prefix(8).map(String.init).joined(separator: ", ")), … \(shape.count) in all]"
 }
 
-/// Text from a file as it may be shown on a terminal: without control characters.
+/// Text from a file without control characters, for a terminal.
 func printable(_ text: String) -> String {
     var result = ""
     for scalar in text.unicodeScalars {

@@ -1,20 +1,20 @@
 internal import Foundation
 public import SparseKernels
 
-/// Turns the linear layers of a model file into SVDQuant form, one after the other, and copies the other tensors.
+/// Converts the linear layers of a model file to SVDQuant form, one after the other, and copies the other tensors.
 ///
-/// Each finished layer is a file of its own in OUTPUT.partial, written in one step. A run that was stopped, in whatever way, goes on with
-/// the layers that are missing; a layer is done again when its weight, its calibration tokens or the options have changed. The output
-/// appears in one step when all layers are there.
+/// Each finished layer is a file of its own in OUTPUT.partial, written in one step. A run that was stopped in any way continues
+/// with the missing layers. A layer is quantised again when its weight, its calibration tokens or the options have changed. The
+/// output appears in one step when all layers are finished.
 public struct ModelQuantizer {
-    /// How far the run is. A `Progress` that throws stops it.
+    /// The progress of the run. A `Progress` that throws stops it.
     public enum Event {
         case began(ModelPlan.Layer)
         case finished(LayerReport, isReused: Bool)
     }
     public typealias Progress = (Event) throws(SparseKernelsError) -> Void
 
-    /// What stands in the metadata behind a layer's name and a dot: the relative error of its output.
+    /// The suffix after a layer's name and a dot of the metadata entry for the relative error of its output.
     static let outputErrorKey = "outputError"
 
     public let model: SafetensorsFile
@@ -27,15 +27,16 @@ public struct ModelQuantizer {
     /// Checks everything that can be checked without computing.
     ///
     /// - Parameters:
-    ///   - model: the model, open.
-    ///   - selection: which layers are quantised.
-    ///   - options: how.
+    ///   - model: the open model.
+    ///   - selection: the choice of the layers that are quantised.
+    ///   - options: the options of quantisation.
     ///   - calibration: the inputs of the layers.
-    ///   - output: the file to make.
-    ///   - replacesOutput: whether an output that exists may be replaced.
-    /// - Throws: `.notFound` for a model without a layer to quantise, and a calibration that lacks one; `.invalidShape`,
-    ///   `.invalidElementType`, `.invalidArgument` for the model, the calibration or the options, and for names that would collide in the
-    ///   output; `.inputOutput` for an output that exists, is a file that is read, or is in no folder that can be written to.
+    ///   - output: the path of the file to make.
+    ///   - replacesOutput: whether an existing output may be replaced.
+    /// - Throws: `.notFound` for a model without a layer to quantise, and for a calibration without one of the layers;
+    ///   `.invalidShape`, `.invalidElementType`, `.invalidArgument` for the model, the calibration or the options, and for
+    ///   names that would collide in the output; `.inputOutput` for an output that exists, is an input too, or is in a
+    ///   read-only folder.
     public init(
         model: SafetensorsFile, selection: LayerSelection = LayerSelection(),
         options: QuantizationOptions = QuantizationOptions(),
@@ -61,7 +62,7 @@ public struct ModelQuantizer {
         try OutputFile.check(output, others: others, replaces: replacesOutput)
     }
 
-    /// Refuses to begin what the disk has no room for. Layers that are finished are there already.
+    /// Throws when the disk has too little room. Finished layers are on it already.
     private func checkRoom(_ count: Int, isComplete: Bool) throws(SparseKernelsError) {
         let layers = plan.bytes(ofLayers: count, options)
         let copies = plan.copied.reduce(0) { $0 + $1.entry.byteRange.count }
@@ -73,13 +74,13 @@ public struct ModelQuantizer {
     /// Quantises layers and writes the output.
     ///
     /// - Parameters:
-    ///   - limit: only so many layers, from the first on, and no output file: to see whether the options are right. A complete run takes
-    ///     them over.
+    ///   - limit: the number of layers to quantise, from the first on, without an output file, to test the options. A complete
+    ///     run reuses them.
     ///   - pool: the threads to use.
-    ///   - progress: told of each layer.
-    ///   - tick: called now and then while a layer is worked on.
+    ///   - progress: called for each layer.
+    ///   - tick: called from time to time while a layer is quantised.
     /// - Returns: a report per layer, in the order of `plan.layers`.
-    /// - Throws: what the layer's quantiser throws, naming the layer; `.inputOutput`; what `progress` throws. Finished layers are kept.
+    /// - Throws: the quantiser's errors, naming the layer; `.inputOutput`; the errors of `progress`. Finished layers stay.
     @discardableResult
     public func run(
         limit: Int? = nil, on pool: WorkerPool = .shared, progress: Progress = { _ throws(SparseKernelsError) in },
@@ -107,7 +108,7 @@ public struct ModelQuantizer {
             try progress(.finished(report, isReused: isReused))
         }
         if limit == nil {
-            // Hours later there may be one.
+            // After hours another file may be there.
             try checkOutput()
             try directory.publish(try assembled(files, reports))
         }
@@ -120,7 +121,7 @@ public struct ModelQuantizer {
         }
     }
 
-    /// Of everything that decides about a layer's file. Its first word is the version of what the tool does with it.
+    /// The digest of everything on which a layer's file depends. It starts with the version of the tool's procedure.
     private func digest(of layer: ModelPlan.Layer) throws(SparseKernelsError) -> String {
         var digest = ContentDigest()
         digest.add("1 \(layer.name) \(options)")
@@ -150,7 +151,7 @@ public struct ModelQuantizer {
         }
     }
 
-    /// The output: the tensors of all layers, the others of the model, and how it came about.
+    /// The output: the tensors of all layers, the other tensors of the model, and the history.
     private func assembled(_ files: [SafetensorsFile], _ reports: [LayerReport]) throws(SparseKernelsError) -> SafetensorsWriter
     {
         var writer = SafetensorsWriter(metadata: model.metadata)
@@ -163,7 +164,7 @@ public struct ModelQuantizer {
         writer.metadata[WorkDirectory.reportKey] = nil
         writer.metadata["sparsekernels.tool.options"] = "\(options)"
         writer.metadata["sparsekernels.tool.calibration"] = calibration.summary
-        // Without what differs from run to run: the same input gives the same bytes.
+        // Values that differ from run to run are left out, so that the same input gives the same bytes.
         for report in reports { writer.metadata["\(report.layer).\(Self.outputErrorKey)"] = "\(report.outputError)" }
         return writer
     }

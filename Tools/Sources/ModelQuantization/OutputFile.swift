@@ -1,14 +1,14 @@
 internal import Foundation
 public import SparseKernels
 
-/// What has to be right about a file that is to be made, before hours go into what it will hold.
+/// Checks of a file that will be made, before its contents take hours.
 public enum OutputFile {
-    /// Throws unless a file can be put at a path without harm to another one.
+    /// Throws unless a file can be written to a path without damage to another one.
     ///
     /// - Parameters:
-    ///   - path: the file to make. Its folder has to be there.
-    ///   - others: files that are read or made beside it, and what they are, such as "the model".
-    ///   - replaces: whether a file that is there may be replaced.
+    ///   - path: the file to make. Its folder must exist.
+    ///   - others: the files that are read or made too, with descriptions such as "the model".
+    ///   - replaces: whether an existing file may be replaced.
     /// - Throws: `.inputOutput` naming the path.
     public static func check(
         _ path: String, others: [(path: String, role: String)] = [], replaces: Bool
@@ -42,7 +42,7 @@ public enum OutputFile {
     /// The folder that a file is in or will be.
     static func folder(of path: String) -> String { URL(fileURLWithPath: path).deletingLastPathComponent().path }
 
-    /// Whether two paths lead to one file, through links as well: also to one that is not there yet.
+    /// Whether two paths lead to one file, also through links, and also to one that does not exist yet.
     private static func isSame(_ a: String, _ b: String) -> Bool {
         func leadToOne(_ a: String, _ b: String) -> Bool {
             var (first, second) = (stat(), stat())
@@ -55,12 +55,12 @@ public enum OutputFile {
 
     // MARK: - Room
 
-    /// Throws when a folder's file system is known to have less than so many bytes.
+    /// Throws when a folder's file system is known to have fewer free bytes than needed.
     ///
     /// - Parameters:
-    ///   - bytes: what will be written, at least.
+    ///   - bytes: the least number of bytes that will be written.
     ///   - path: the folder.
-    ///   - free: bytes that are free there; nil: as the system says, if it does.
+    ///   - free: the free bytes; nil means those that the system reports, if it does.
     static func checkRoom(for bytes: Int, in path: String, free: Int? = nil) throws(SparseKernelsError) {
         let attributes = try? FileManager.default.attributesOfFileSystem(forPath: path)
         guard let free = free ?? (attributes?[.systemFreeSize] as? NSNumber)?.intValue, free < bytes else { return }

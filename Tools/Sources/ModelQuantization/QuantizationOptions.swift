@@ -1,8 +1,8 @@
 internal import SparseKernels
 
-/// What decides about the bytes of a quantised layer, given its weight and calibration tokens.
+/// The options that determine the bytes of a quantised layer, given its weight and calibration tokens.
 public struct QuantizationOptions: Codable, Hashable, Sendable {
-    /// How the residual is rounded.
+    /// The rounding of the residual.
     public enum Method: String, Codable, Sendable, CaseIterable { case rtn, gptq }
 
     public enum Smoothing: Codable, Hashable, Sendable {
@@ -21,14 +21,14 @@ public struct QuantizationOptions: Codable, Hashable, Sendable {
 
     public enum Activation: String, Codable, Sendable, CaseIterable {
         case int4, int8
-        /// Unsigned codes of shifted activations where the calibration tokens allow them (behind a GELU), int4 elsewhere.
+        /// Unsigned codes of shifted activations where the calibration tokens allow them (after a GELU), int4 elsewhere.
         case uint4Shift = "uint4-shift"
     }
 
     public var rank = 32
     public var method = Method.rtn
     public var smoothing = Smoothing.search
-    /// Rounds of the iterative split; more than one stop early when the error no longer falls.
+    /// Iterations of the split. More than one stop early when the error no longer falls.
     public var iterations = LowRankQuantizer.Configuration().iterations
     public var scaleType = ScaleType.f16
     public var activation = Activation.int4
@@ -37,7 +37,7 @@ public struct QuantizationOptions: Codable, Hashable, Sendable {
 }
 
 extension QuantizationOptions: CustomStringConvertible {
-    /// "rank 32, rtn, smoothing search, 4 iterations, f16 scales, int4 activations": every option, so also what digests are made of.
+    /// All options in the form "rank 32, rtn, smoothing search, 4 iterations, f16 scales, int4 activations". It is in digests.
     public var description: String {
         let smoothing =
             switch smoothing {

@@ -1,9 +1,9 @@
 internal import Foundation
 internal import SparseKernels
 
-/// The directory beside an output file in which finished layers wait for the others, so that a run that was stopped can go on.
+/// The directory beside an output file for finished layers, so that a run that was stopped can continue.
 ///
-/// It is on the file system of the output, so the last step is a rename. One process at a time may use it.
+/// It is on the file system of the output, so that the last step is a rename. Only one process at a time may use it.
 struct WorkDirectory: ~Copyable {
     let path: String
     private let output: String
@@ -16,14 +16,14 @@ struct WorkDirectory: ~Copyable {
 
     static func path(for output: String) -> String { output + ".partial" }
 
-    /// Throws unless the directory can be made, or is there and can be written to; changes nothing.
+    /// Throws unless the directory can be made, or exists and can be written to. Changes nothing.
     /// - Throws: `.inputOutput`.
     static func check(for output: String) throws(SparseKernelsError) {
         let path = path(for: output)
         if FileManager.default.fileExists(atPath: path) { try OutputFile.checkFolder(path) }
     }
 
-    /// Bytes of the layers that are finished already.
+    /// The bytes of the finished layers.
     static func bytes(for output: String) -> Int {
         let path = path(for: output)
         let names = (try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []
@@ -33,8 +33,8 @@ struct WorkDirectory: ~Copyable {
         }
     }
 
-    /// Makes the directory or enters the one that is there, and removes what a killed process was writing.
-    /// - Throws: `.inputOutput` when it cannot be made or written to, or another process is in it.
+    /// Makes or enters the directory, and removes incomplete files of a killed process.
+    /// - Throws: `.inputOutput` when it cannot be made or written to, or another process uses it.
     init(for output: String) throws(SparseKernelsError) {
         let path = Self.path(for: output)
         if mkdir(path, 0o755) != 0 && errno != EEXIST { throw systemError(path, expected: "a directory that can be made") }
@@ -54,33 +54,33 @@ struct WorkDirectory: ~Copyable {
 
     deinit { close(lock) }
 
-    /// Layer names may hold any characters and be longer than file names, so files are named by digest.
+    /// Files are named by digest, because layer names may have any characters and be longer than file names.
     private func file(of layer: String) -> String {
         var digest = ContentDigest()
         digest.add(layer)
         return "\(path)/\(digest.text)\(Self.layerSuffix)"
     }
 
-    /// The file of a layer that was finished with the same input and options; nil when there is none, or it is not whole.
+    /// The file of a layer that was finished with the same input and options; nil when there is none or it is incomplete.
     func finishedLayer(_ layer: String, digest: String) -> SafetensorsFile? {
         guard let file = try? SafetensorsFile(path: file(of: layer)) else { return nil }
         return file.metadata[Self.digestKey] == digest ? file : nil
     }
 
-    /// Puts a finished layer there, in one step.
+    /// Stores a finished layer in one step.
     func keep(_ layer: String, _ contents: SafetensorsWriter) throws(SparseKernelsError) -> SafetensorsFile {
         try contents.write(to: file(of: layer))
         return try SafetensorsFile(path: file(of: layer))
     }
 
-    /// Writes the output file, in one step, and removes the directory.
+    /// Writes the output file in one step, and removes the directory.
     ///
-    /// The file is written in the directory first, so that whatever stops the process leaves nothing beside the output.
+    /// The file is written in the directory first, so that a process that is stopped leaves nothing beside the output.
     consuming func publish(_ contents: SafetensorsWriter) throws(SparseKernelsError) {
         let complete = "\(path)/complete.safetensors"
         try contents.write(to: complete)
         if rename(complete, output) != 0 { throw systemError(output, expected: "a file that can be replaced") }
-        // The rename has to be on the disk before the layers are not.
+        // The rename must be on the disk before the layers are removed.
         let parent = open(URL(fileURLWithPath: output).deletingLastPathComponent().path, O_RDONLY | O_CLOEXEC)
         if parent >= 0 {
             fsync(parent)
@@ -90,7 +90,7 @@ struct WorkDirectory: ~Copyable {
     }
 }
 
-/// The failure that `errno` names.
+/// The error for `errno`.
 func systemError(_ path: String, expected: String) -> SparseKernelsError {
     let number = errno
     let reason = number == EWOULDBLOCK ? "in use by another process" : String(cString: strerror(number))

@@ -2,21 +2,22 @@ import BenchmarkReport
 import Dispatch
 import Foundation
 
-/// Prints a line at once, also through a pipe.
+/// Prints a line at once, even through a pipe.
 func printNow(_ text: String) {
     print(text)
     fflush(nil)
 }
 
-/// Prints a line on standard error, whether or not standard output goes elsewhere.
+/// Prints a line on standard error, wherever standard output goes.
 func printError(_ text: String) { FileHandle.standardError.write(Data("\(text)\n".utf8)) }
 
-/// The progress line of a run, where there is a terminal to show it on; elsewhere the rows on standard output are enough.
+/// The progress line of a run on a terminal; nil elsewhere, where the rows on standard output are enough.
 func terminalProgress(total: Int, work: Double) -> ProgressLine? {
     isatty(FileHandle.standardError.fileDescriptor) == 1 ? ProgressLine(total: total, work: work) : nil
 }
 
-/// Ends the process at once when it is interrupted, with a word on what remains. Every file is written in one step, so any moment will do.
+/// Ends the process when it is interrupted, with a message on what remains. Files are written in one step, so any moment is
+/// safe.
 struct InterruptMessage {
     private let sources: [any DispatchSourceSignal]
 

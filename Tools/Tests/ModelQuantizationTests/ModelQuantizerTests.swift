@@ -25,7 +25,7 @@ struct ModelQuantizerTests {
         #expect(output["blocks.2.up.weight"] == nil && output.metadata["origin"] == "test")
         #expect(output.metadata["sparsekernels.tool.calibration"]?.contains("Gaussian") == true)
 
-        // The errors of the table are those of the layers in the file, on the tokens that were kept back.
+        // The errors of the table are those of the layers in the file, on the reserved tokens.
         let x = try Tensor<Float>.normal([24, 72], seed: 0)
         let layer = try SVDQuantLinear(file: output, prefix: "blocks.2.up")
         let (weight, bias) = (try model.floatTensor("blocks.2.up.weight"), try model.floatTensor("blocks.2.up.bias"))
@@ -60,7 +60,7 @@ struct ModelQuantizerTests {
             }
         }
         #expect(halted.bytes(halted.output) == nil)
-        // What a killed process was writing.
+        // An incomplete file of a killed process.
         try Data([1, 2, 3]).write(to: URL(fileURLWithPath: "\(halted.partial)/.sparsekernels-1.tmp"))
         var second = Log()
         try halted.quantizer().run { event throws(SparseKernelsError) in second.note(event) }
@@ -138,7 +138,7 @@ struct ModelQuantizerTests {
         for (report, other) in zip(plain, try reports({ $0.rank = 16 }, calibration: tokens)) {
             #expect(other.rank == 16 && other.outputError < report.outputError && other.bytesPerWeight > report.bytesPerWeight)
         }
-        // Gaussian values are not what a shift of 0.17 makes positive.
+        // A shift of 0.17 does not make Gaussian values positive.
         #expect(try reports({ $0.activation = .uint4Shift }, calibration: tokens).allSatisfy { $0.activation == "int4" })
     }
 
@@ -169,7 +169,7 @@ struct ModelQuantizerTests {
         var writer = SafetensorsWriter()
         for (layer, width) in [("blocks.1.qkv", 72), ("blocks.2.up", 72), ("blocks.10.down", 67)] {
             let normal = try Tensor<Float>.normal([64, width], seed: 9)
-            // Like what a GELU gives: positive, or a little below 0.
+            // Values like those after a GELU: positive, or a little below 0.
             let values = layer == "blocks.1.qkv" ? normal : try Tensor(normal.shape) { max(normal[flat: $0], -0.17) }
             try writer.add(layer, values)
         }

@@ -36,10 +36,10 @@ struct RefusalTests {
                 output: "\(workshop.path)/missing/out.safetensors")
         }
         let beside = try workshop.quantizer()
-        // Root may write anywhere, so a file in the place of the directory stands for one that cannot be written to.
+        // Root may write anywhere, so a file in place of the directory represents one that cannot be written to.
         try Data().write(to: URL(fileURLWithPath: workshop.partial))
         try expect(.inputOutput, "out.safetensors.partial") { _ = try workshop.quantizer() }
-        // What comes later is refused as well.
+        // Later calls are refused too.
         try expect(.inputOutput, "out.safetensors.partial") { try beside.run() }
         try FileManager.default.removeItem(atPath: workshop.partial)
         try FileManager.default.createDirectory(atPath: workshop.output, withIntermediateDirectories: false)
@@ -93,7 +93,7 @@ struct RefusalTests {
         try writer.write(to: workshop.model)
         try expect(.invalidArgument, "model.safetensors, tensor \"a.\(part)\"") { _ = try workshop.quantizer() }
         #expect(workshop.contents == ["model.safetensors"])
-        // A layer without that tensor has no use for its name.
+        // A layer without that tensor does not use its name.
         var options = Workshop.options
         (options.rank, options.smoothing) = (0, .none)
         if !["codes", "scales"].contains(part) {
@@ -108,7 +108,7 @@ struct RefusalTests {
         try OutputFile.checkRoom(for: 1000, in: workshop.path, free: 1000)
         try expect(.inputOutput, workshop.path) { try OutputFile.checkRoom(for: 1001, in: workshop.path, free: 1000) }
         try expect(.inputOutput, workshop.path) { try OutputFile.checkRoom(for: .max, in: workshop.path) }
-        // A layer is not estimated at more than it takes up.
+        // The estimate of a layer is not above its size.
         let quantizer = try workshop.quantizer()
         let estimate = quantizer.plan.bytes(ofLayers: 3, Workshop.options)
         try quantizer.run(limit: 3)

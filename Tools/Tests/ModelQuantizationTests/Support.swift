@@ -18,7 +18,7 @@ final class Workshop {
 
     deinit { try? FileManager.default.removeItem(atPath: path) }
 
-    /// Three layers of awkward sizes, an embedding, a norm, a small layer and integers.
+    /// Writes three layers of awkward sizes, an embedding, a norm, a small layer and integers.
     func writeModel(seed: UInt64 = 1, changing weight: ((inout Tensor<Float>) -> Void)? = nil) throws {
         var writer = SafetensorsWriter(metadata: ["format": "pt", "origin": "test"])
         try writer.add("embed_tokens.weight", Tensor<Float>.normal([100, 72], seed: seed))
@@ -54,7 +54,7 @@ final class Workshop {
     func bytes(_ file: String) -> Data? { FileManager.default.contents(atPath: file) }
 }
 
-/// What a run told of its layers.
+/// The events of a run.
 struct Log {
     var finished: [String] = []
     var reused: [String] = []

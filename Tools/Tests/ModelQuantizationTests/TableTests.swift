@@ -92,7 +92,7 @@ struct TableTests {
             line.hasPrefix("2 of 4 layers ended with an error above 50 % of their output")
                 && line.contains("a (71.2 %), b (nan %)"))
         #expect(!line.contains("\n"))
-        // An error that is no number is still a row of the file.
+        // An error that is not a number is still a row of the file.
         let read = try JSONDecoder.reports.decode([LayerReport].self, from: JSONEncoder.reports.encode(reports))
         #expect(read[3].outputError.isNaN && read[1] == reports[1])
     }

@@ -116,7 +116,7 @@ struct ConfigurationTests {
             try tiny.write(configuration: text)
             return try LlamaModel(folder: tiny.folder).logits([1, 2, 3]).elements
         }
-        // Tensors are drawn by the order of their names, of which lm_head.weight is the first.
+        // Tensors are drawn in the order of their names, of which lm_head.weight is the first.
         let own = try logits(ties: nil, projection: true)
         #expect(try logits(ties: false, projection: true) == own)
         #expect(try logits(ties: true, projection: true) != own)

@@ -36,7 +36,7 @@ final class TinyLlama {
 
     deinit { try? FileManager.default.removeItem(atPath: folder) }
 
-    /// Puts another text in the place of `config.json`.
+    /// Replaces the text of `config.json`.
     func write(configuration: String) throws {
         try Data(configuration.utf8).write(to: URL(fileURLWithPath: folder + "/config.json"))
     }
@@ -81,7 +81,7 @@ struct LlamaModelTests {
         try expect(.notFound, "model.layers.1.mlp.up_proj.weight") { _ = try LlamaModel(folder: lacking.folder) }
     }
 
-    /// The same in NumPy, in 64-bit floats with the textbook's loops, gives 197.822 bits for this text.
+    /// The same model in NumPy, in 64-bit floats with textbook loops, gives 197.822 bits for this text.
     @Test(
         "the trained model codes a text in as many bits as another implementation says",
         .enabled(if: ProcessInfo.processInfo.environment["SPARSEKERNELS_DATA"] != nil))
@@ -106,7 +106,7 @@ struct LlamaModelTests {
             """
         let tokens = text.utf8.map(Int.init)
         let bits = LlamaModel.codeLength(try model.logits(tokens), tokens)
-        // Rounding in single precision moves each of 250 log-probabilities by some 10⁻⁵.
+        // Rounding in single precision changes each of 250 log-probabilities by about 10⁻⁵.
         #expect(abs(bits - 197.822) < 0.01, "\(bits)")
     }
 }
@@ -140,7 +140,7 @@ struct CalibrationRecorderTests {
             #expect(try rows(again, layer) == sampled)
             positions.append(sampled.map { everything.firstIndex(of: $0) })
         }
-        // Layer 0's q_proj sees the embedding alone, so equal tokens have equal rows; behind attention rows differ.
+        // Layer 0's q_proj reads only the embedding, so equal tokens have equal rows; after attention rows differ.
         #expect(!positions[1].contains(nil) && Set(positions[1]).count == 8)
         let tokens = sequences.flatMap { $0 }
         for (first, last) in zip(positions[0], positions[1]) {

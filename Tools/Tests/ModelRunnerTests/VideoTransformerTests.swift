@@ -3,7 +3,7 @@ import ModelRunner
 import SparseKernels
 import Testing
 
-/// Where the model and its recorded step are; nil without the external data.
+/// The folder of the model and its recorded step; nil without the external data.
 private let data: String? = {
     guard let folder = ProcessInfo.processInfo.environment["SPARSEKERNELS_DATA"],
         FileManager.default.fileExists(atPath: folder + "/models/video-dit/model.safetensors")
@@ -23,7 +23,7 @@ struct VideoTransformerTests {
         let expected = try golden.floatTensor("out.velocity").elements
         let distance = zip(velocity.elements, expected).reduce(0.0) { $0 + pow(Double($1.0) - Double($1.1), 2) }
         let norm = expected.reduce(0.0) { $0 + pow(Double($1), 2) }
-        // The tolerance that the case gives.
+        // The tolerance of the case.
         #expect((distance / norm).squareRoot() <= 2e-3)
         #expect(seen.count == 4 * model.layers && seen["blocks.3.down"] == [4128, 1536])
     }

@@ -1,7 +1,8 @@
 internal import KernelInterface
 
-/// The tasks of a sparse plan: which rows of which head attend to which keys. All patterns, block sizes and packed sequences come
-/// down to this list, which `run` works off without looking at masks again.
+/// The tasks of a sparse plan: which rows of which head attend to which keys.
+///
+/// All patterns, block sizes and packed sequences become this list, so `run` doesn't look at masks again.
 struct AttentionSchedule: Sendable {
     /// One call of the kernel.
     struct Task: Sendable {
@@ -9,7 +10,7 @@ struct AttentionSchedule: Sendable {
         /// Rows of the query operand.
         var firstQuery: Int
         var rows: Int
-        /// Where the sequence's key 0 lies in the key operand; ranges and limits count from there.
+        /// The index of the sequence's key 0 in the key operand; ranges and limits count from there.
         var firstKey: Int
         /// Key position of the task's first row.
         var position: Int
@@ -29,10 +30,10 @@ struct AttentionSchedule: Sendable {
     private(set) var ranges: [KeyRange] = []
     private(set) var gatheredKeys: [Int32] = []
     private(set) var visiblePairs = 0
-    /// Rows of the largest task, which scratch is sized for.
+    /// Rows of the largest task, for which scratch is sized.
     private(set) var maximumRows = 1
 
-    /// Where a sequence lies in the operands.
+    /// The position of a sequence in the operands.
     struct Sequence {
         var queries: Range<Int>
         var keys: Range<Int>
@@ -53,7 +54,7 @@ struct AttentionSchedule: Sendable {
                 - pairsBelowDiagonal(rows: rows, columns: columns, offset: limits.from)
         }
 
-        /// Keys that every query of a block may see, and keys that some query of it may see.
+        /// Keys that every query of a block may see.
         func keysSeenByAll(_ block: Range<Int>) -> Range<Int> {
             let first = max(0, block.upperBound - 1 + limits.from)
             return first..<max(first, min(keys.count, block.lowerBound + limits.to))
@@ -65,7 +66,7 @@ struct AttentionSchedule: Sendable {
         }
     }
 
-    /// Rows per task: at most what scratch holds, and whole panels except at the end of the block.
+    /// The number of rows per task: at most what scratch holds, and a multiple of the panel width except at the end of a block.
     struct TaskRows {
         var limit = AttentionScratch.maximumQueryRows
         var panelWidth: Int
@@ -82,7 +83,7 @@ struct AttentionSchedule: Sendable {
         }
     }
 
-    /// Adds the tasks of the heads of one sequence that share a pattern; the list of keys is kept once for all of them.
+    /// Adds the tasks of adjacent heads of one sequence that share a pattern. They share one list of keys.
     mutating func append(
         _ pattern: HeadPattern, heads: Range<Int>, sequence: Sequence, denseRows: TaskRows, blockRows: TaskRows
     ) {
@@ -108,7 +109,7 @@ struct AttentionSchedule: Sendable {
                 block: 0..<sequence.queries.count, rows: denseRows)
         case .streaming(let sink, let local):
             let sink = min(sink, sequence.keys.count)
-            // More local keys than there are hide nothing; clamped, they stay far from overflow.
+            // A larger number of local keys hides nothing either; clamping it avoids overflow.
             let local = min(local, sequence.keys.count)
             append(
                 [KeyRange(begin: 0, end: sink), KeyRange(begin: sink, end: sequence.keys.count)], head: head,
@@ -144,7 +145,8 @@ struct AttentionSchedule: Sendable {
         let (rangeStart, keyStart) = (ranges.count, gatheredKeys.count)
         let reachable = sequence.keysSeenByAny(block)
         for range in keyRanges {
-            // Ranges in which no query of the block sees a key go. Others keep their ends, so that a limit changes no step before it.
+            // Ranges that no query of the block sees are dropped. The others keep their ends, so that a limit changes no step
+            // before it.
             if range.begin < range.end && range.begin < reachable.upperBound && range.end > reachable.lowerBound {
                 ranges.append(range)
             }
@@ -158,7 +160,7 @@ struct AttentionSchedule: Sendable {
                 head: head, firstQuery: sequence.queries.lowerBound + queries.lowerBound, rows: queries.count,
                 firstKey: sequence.keys.lowerBound, position: position, ranges: listed, gathered: gathered)
             let (from, to) = (queries.lowerBound + sequence.limits.from, queries.lowerBound + sequence.limits.to)
-            // Far limits stay what they are, so that they cannot move into reach.
+            // Unlimited sides stay at ∓2⁶⁰, because moving them could bring them within reach.
             task.visibleTo = min(to, Self.unlimited.to)
             task.sinkVisibleFrom = max(from, Self.unlimited.from)
             task.visibleFrom = max(task.sinkVisibleFrom, local.map { position - $0 + 1 } ?? Self.unlimited.from)
@@ -175,10 +177,12 @@ struct AttentionSchedule: Sendable {
         }
     }
 
-    /// Orders the tasks for the pool, heaviest first: classes of equal powers of two, so that inside a class neighbours stay
-    /// neighbours and find their keys in the cache, and backwards through the queries, where causal tasks are heavier.
+    /// Orders the tasks for the pool, heaviest first, by classes of equal powers of two.
+    ///
+    /// Inside a class neighbours stay adjacent, so that they find their keys in the cache, and the order runs backwards through
+    /// the queries, because later causal tasks are heavier.
     mutating func order() {
-        // Counting sort by the class, which costs less than the kernel's work on a single row.
+        // A counting sort by class costs less than the kernel's work on a single row.
         var counts = [Int](repeating: 0, count: 65)
         for task in tasks { counts[task.weightClass + 1] += 1 }
         for index in 1...64 { counts[index] += counts[index - 1] }
@@ -192,21 +196,21 @@ struct AttentionSchedule: Sendable {
 }
 
 extension AttentionSchedule.Task {
-    /// Position of the highest bit of the work: 0…63.
+    /// Position of the highest bit of the work, 0…63.
     fileprivate var weightClass: Int { 63 - max(1, visiblePairs).leadingZeroBitCount }
 }
 
-/// Pairs (i, j) with i < `rows`, j < `columns` and j < i + `offset`: none, then one more key per row, then all.
+/// Pairs (i, j) with i < `rows`, j < `columns` and j < i + `offset`.
 func pairsBelowDiagonal(rows: Int, columns: Int, offset: Int) -> Int {
     if rows == 0 || offset + rows - 1 <= 0 { return 0 }
-    // Rows from `full` on see every column; rows from `first` on see one more each.
+    // Rows from `first` to `full` see one key more each; rows from `full` on see every column.
     let full = min(rows, max(0, columns - offset))
     let first = min(full, max(0, 1 - offset))
     return (first + offset + full - 1 + offset) * (full - first) / 2 + (rows - full) * columns
 }
 
 extension BlockMask {
-    /// The kept keys of a row as ranges: adjacent blocks merged, unreachable ones left out.
+    /// The kept keys of a row as ranges. Adjacent blocks are merged and unreachable ones left out.
     func keyRanges(head: Int, row: Int, into ranges: inout [KeyRange]) {
         ranges.removeAll(keepingCapacity: true)
         for column in reachableColumns(head: head, row: row) {
@@ -222,10 +226,10 @@ extension BlockMask {
 }
 
 extension KeyRuns {
-    /// The block's runs as ranges, with its single keys outside `gathered` put between them in order, and the other single keys.
+    /// Turns a block's runs and its single keys outside `gathered` into ordered ranges, and returns its other single keys.
     ///
-    /// Kernels show gathered keys to every query of a task. Under a causal limit or a window that holds for the keys that every query of
-    /// the block may see; others become ranges of one key, which follow the limits. They lie near the diagonals and are few.
+    /// Kernels show gathered keys to every query of a task. Under a causal limit or a window that is right only for keys that
+    /// every query of the block may see. The others become ranges of one key, which obey the limits; they are few.
     func keyRanges(block: Int, gathering gathered: Range<Int>, into ranges: inout [KeyRange]) -> ArraySlice<Int32> {
         ranges.removeAll(keepingCapacity: true)
         let keys = keys(block: block)

@@ -1,9 +1,9 @@
 internal import KernelInterface
 
-/// Exact attention over the keys that a pattern keeps: per head dense, streaming, block-sparse or runs of keys.
+/// Exact attention over the keys that a pattern keeps. Each head is dense, streaming, block-sparse or has runs of keys.
 ///
-/// The plan turns patterns into a list of tasks once; `run` costs what the kept keys cost. Make it per mask and run it as often as
-/// the mask holds; it is immutable and may be used from several threads.
+/// The plan turns patterns into a list of tasks once, and `run` costs only what the kept keys cost. Make one plan per mask and
+/// run it as often as the mask is valid. A plan is immutable and may be used from several threads.
 ///
 /// ```swift
 /// let grid = try BlockGrid(shape, blockSize: 128, isCausal: true)
@@ -12,23 +12,24 @@ internal import KernelInterface
 /// ```
 ///
 /// - A query that sees no key gives output 0 and LSE −∞.
-/// - Non-finite input propagates as IEEE arithmetic has it into the rows that see it, and into no other row. With a
-///   `pvSkipThreshold` values of skipped keys are not looked at.
-/// - Results are bitwise the same for every number of threads.
+/// - Non-finite input propagates, as in IEEE arithmetic, into the rows that see it and into no other row. With a
+///   `pvSkipThreshold` the values of skipped keys are not read.
+/// - Results are bitwise equal for every number of threads.
 /// - Source: block-sparse and streaming heads as in Block-Sparse-Attention (mit-han-lab), aligned at the end.
 /// - Complexity: planning O(kept blocks); running `visiblePairs · (headDim + valueDim)` multiply-adds.
-/// - Scratch: `scratchByteCount` per thread, kept by the pool; nothing is allocated per call once the pool has it.
+/// - Scratch: `scratchByteCount` per thread, kept by the pool; later calls allocate nothing.
 public struct BlockSparseAttention: AttentionOperator {
     public let shape: AttentionShape
-    /// Keys that any pattern may show a query, on either side of its position.
+    /// The window around a query's position outside of which no pattern shows a key.
     public let window: AttentionWindow
     public let modifiers: ScoreModifiers
-    /// Steps of up to 128 keys whose scores all lie this far or more below the running maxima of a panel of queries are left out,
-    /// in natural-log units; nil leaves out none.
+    /// The distance below the running maxima, in natural-log units, at which keys are left out; nil leaves out none.
     ///
-    /// A row then misses at most a part n·e^(−threshold) of its probability mass, with n the keys left out.
+    /// A step of up to 128 keys is left out when all its scores are this far or more below the running maxima of a query panel.
+    ///
+    /// A row then misses at most n·e^(−threshold) of its probability mass, where n is the number of keys left out.
     public let pvSkipThreshold: Float?
-    /// One such threshold per query head, in place of `pvSkipThreshold`; see `skippingPV(below:)`.
+    /// One threshold per query head, in place of `pvSkipThreshold`. See ``skippingPV(below:)``.
     public private(set) var pvSkipThresholds: [Float]?
     /// The instruction set that `run` executes.
     public let instructionSet: InstructionSet
@@ -40,7 +41,7 @@ public struct BlockSparseAttention: AttentionOperator {
     let schedule: AttentionSchedule
     private let reachablePairs: Int
 
-    /// One sequence of a packed batch: where it lies in the operands and what its heads attend to.
+    /// One sequence of a packed batch: its position in the operands and the patterns of its heads.
     public struct PackedSequence: Sendable {
         public var queries: Range<Int>
         public var keys: Range<Int>
@@ -57,14 +58,14 @@ public struct BlockSparseAttention: AttentionOperator {
     /// A plan from a mask of 1, `kvHeads` or `queryHeads` heads.
     ///
     /// - Parameters:
-    ///   - mask: over the shape's tokens. Whether attention is causal is the mask's own property.
-    ///   - window: hides keys further from a query's position, also in kept blocks. Blocks out of its reach cost nothing.
-    ///   - pvSkipThreshold: above 0; see the property.
-    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    ///   - mask: a mask over the shape's tokens. It also says whether attention is causal.
+    ///   - window: hides keys further from a query's position, even in kept blocks. Blocks outside of it cost nothing.
+    ///   - pvSkipThreshold: above 0. See `pvSkipThreshold`.
+    ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
     ///   - modifiers: how scores become probabilities.
-    ///   - shape: sizes of the operands.
-    /// - Throws: `.invalidShape` when mask and shape disagree, `.invalidArgument` for a threshold that is not finite and positive,
-    ///   otherwise as `DenseAttention`.
+    ///   - shape: the sizes of the operands.
+    /// - Throws: `.invalidShape` when mask and shape disagree, `.invalidArgument` for a threshold that is not finite and
+    ///   positive, and the errors of ``DenseAttention``.
     public init(
         _ shape: AttentionShape, mask: BlockMask, window: AttentionWindow = .unlimited,
         modifiers: ScoreModifiers = ScoreModifiers(),
@@ -78,13 +79,13 @@ public struct BlockSparseAttention: AttentionOperator {
     /// A plan from one pattern for all heads, per KV head, or per query head.
     ///
     /// - Parameter isCausal: hides keys after the query's own position, which is aligned at the end of the keys.
-    /// - Parameter window: hides keys further from that position, of every pattern, sinks and single keys included.
-    /// - Parameter heads: the patterns.
-    /// - Parameter instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    /// - Parameter window: hides keys further from that position in every pattern, sinks and single keys included.
+    /// - Parameter heads: 1, `kvHeads` or `queryHeads` patterns.
+    /// - Parameter instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
     /// - Parameter pvSkipThreshold: in natural-log units, above 0; nil skips nothing.
     /// - Parameter modifiers: how scores become probabilities.
-    /// - Parameter shape: sizes of the operands.
-    /// - Throws: `.invalidShape` or `.invalidArgument` naming the pattern that does not fit, otherwise as `DenseAttention`.
+    /// - Parameter shape: the sizes of the operands.
+    /// - Throws: `.invalidShape` or `.invalidArgument` naming the wrong pattern, and the errors of ``DenseAttention``.
     public init(
         _ shape: AttentionShape, heads: [HeadPattern], isCausal: Bool, window: AttentionWindow = .unlimited,
         modifiers: ScoreModifiers = ScoreModifiers(),
@@ -100,15 +101,15 @@ public struct BlockSparseAttention: AttentionOperator {
     /// A plan for a batch of sequences of different lengths, packed one after the other in the operands.
     ///
     /// - Parameters:
-    ///   - shape: `queryLength` and `keyLength` are those of the packed operands.
-    ///   - sequences: their queries follow each other and cover all of `queryLength`; keys may lie anywhere, also shared. A sequence may
-    ///     have no queries, which writes nothing, or no keys, which gives its queries 0 and −∞.
-    ///   - isCausal: per sequence, aligned at its own end.
-    ///   - window: per sequence, around positions that are aligned so.
-    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    ///   - shape: the sizes of the packed operands.
+    ///   - sequences: their queries follow each other and cover all of `queryLength`. Their keys may be anywhere, and may be
+    ///     shared. A sequence without queries writes nothing; without keys its queries get output 0 and LSE −∞.
+    ///   - isCausal: hides keys after the query's own position. Each sequence is aligned at its own end.
+    ///   - window: applies to each sequence, around the positions that this alignment gives.
+    ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
     ///   - pvSkipThreshold: in natural-log units, above 0; nil skips nothing.
     ///   - modifiers: how scores become probabilities.
-    /// - Throws: as above; `.invalidShape` for ranges that leave the operands or leave gaps between queries.
+    /// - Throws: the errors of the other initialisers; `.invalidShape` for ranges outside the operands or gaps between queries.
     public init(
         _ shape: AttentionShape, sequences: [PackedSequence], isCausal: Bool, window: AttentionWindow = .unlimited,
         modifiers: ScoreModifiers = ScoreModifiers(), pvSkipThreshold: Float? = nil, instructionSet: InstructionSet? = nil
@@ -140,7 +141,7 @@ public struct BlockSparseAttention: AttentionOperator {
             let placement = AttentionSchedule.Sequence(
                 queries: sequence.queries, keys: sequence.keys, isCausal: isCausal, window: window)
             reachablePairs += shape.queryHeads * placement.reachablePairs
-            // One pattern for all heads, one per KV head, or one per query head: each serves as many adjacent query heads.
+            // A pattern serves all query heads, those of one KV head, or one: always adjacent ones.
             let headsPerPattern = shape.queryHeads / sequence.heads.count
             for (slot, pattern) in sequence.heads.enumerated() {
                 schedule.append(
@@ -183,8 +184,8 @@ public struct BlockSparseAttention: AttentionOperator {
         }
     }
 
-    /// This plan with one `pvSkipThreshold` per query head, as tuning finds them. +∞ skips nothing.
-    /// - Throws: `.invalidShape` unless there is one per query head, `.invalidArgument` for NaN and values that are not positive.
+    /// This plan with one `pvSkipThreshold` per query head, as a tuner finds them. +∞ skips nothing.
+    /// - Throws: `.invalidShape` unless there is one per query head, `.invalidArgument` for values that are not positive.
     public func skippingPV(below thresholds: [Float]) throws(SparseKernelsError) -> BlockSparseAttention {
         try require(
             thresholds.count == shape.queryHeads, .invalidShape, "pvSkipThresholds",
@@ -201,10 +202,10 @@ public struct BlockSparseAttention: AttentionOperator {
     /// Score entries that the patterns, the causal limit and the window leave, over all query heads.
     public var visiblePairs: Int { schedule.visiblePairs }
 
-    /// `visiblePairs` as a fraction of what the causal limit and the window alone leave; 1 when they leave nothing.
+    /// `visiblePairs` as a fraction of what the causal limit and the window alone leave; 1 when these leave nothing.
     public var density: Double { fraction(visiblePairs, of: reachablePairs) }
 
-    /// Computes attention into the caller's memory. See `AttentionOperator.run`.
+    /// Computes attention into the caller's memory. See ``AttentionOperator/run(query:key:value:output:logSumExp:on:)``.
     public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, output: consuming MutableTensorView<O>,
         logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
@@ -225,7 +226,7 @@ public struct BlockSparseAttention: AttentionOperator {
         }
     }
 
-    /// One `run`: what its tasks share.
+    /// The data that the tasks of one `run` share.
     private struct Call: PoolCall {
         let plan: BlockSparseAttention
         let buffers: AttentionBuffers

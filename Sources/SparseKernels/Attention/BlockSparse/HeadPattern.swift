@@ -1,12 +1,12 @@
-/// What one query head attends to.
+/// The keys that one query head attends to.
 public enum HeadPattern: Hashable, Sendable {
     /// Every key that the causal limit leaves.
     case dense
-    /// The first `sink` keys and the `local` keys that end at the query's own position, counted in tokens; causal.
+    /// The first `sink` keys and the `local` keys that end at the query's own position, in tokens. Needs causal attention.
     ///
-    /// Block-granular streaming is `.blockSparse(.streaming(…))`.
+    /// Streaming by whole blocks is `.blockSparse(.streaming(…))`.
     case streaming(sink: Int, local: Int)
-    /// The blocks kept by one head of a mask, and inside them what the causal limit leaves.
+    /// The blocks that one head of a mask keeps, except what the causal limit hides in them.
     case blockSparse(BlockMask, head: Int)
     /// Runs and single keys per block of queries.
     case runs(KeyRuns)

@@ -1,13 +1,15 @@
 extension BlockSparseAttention.PackedSequence {
-    /// Sequences from cumulative lengths (`cu_seqlens`): sequence b has the queries `queryOffsets[b]..<queryOffsets[b + 1]` and the keys
-    /// `keyOffsets[b]..<keyOffsets[b + 1]`. Offsets that repeat make empty sequences.
+    /// Makes sequences from cumulative lengths (`cu_seqlens`).
     ///
-    /// - Parameter heads: the patterns of every sequence, or one list for all. Masks are made for one length, so lists with masks differ
-    ///   from sequence to sequence.
-    /// - Parameter keyOffsets: first key of every sequence and, last, the end.
-    /// - Parameter queryOffsets: first query of every sequence and, last, the end.
-    /// - Throws: `.invalidShape` unless both have the same two or more offsets and `heads` one list or one per sequence;
-    ///   `.invalidArgument` naming the first offset that descends.
+    /// Sequence b has the queries `queryOffsets[b]..<queryOffsets[b + 1]` and the keys `keyOffsets[b]..<keyOffsets[b + 1]`.
+    /// Offsets that repeat make empty sequences.
+    ///
+    /// - Parameter heads: the patterns of every sequence, or one list for all. A mask is made for one length, so sequences of
+    ///   different lengths need lists of their own.
+    /// - Parameter keyOffsets: the first key of every sequence, then the end.
+    /// - Parameter queryOffsets: the first query of every sequence, then the end.
+    /// - Throws: `.invalidShape` unless both lists have the same number of offsets, two or more, and `heads` has one list or
+    ///   one per sequence; `.invalidArgument` naming the first offset that descends.
     public static func sequences(
         queryOffsets: [Int], keyOffsets: [Int], heads: [[HeadPattern]]
     ) throws(SparseKernelsError) -> [BlockSparseAttention.PackedSequence] {

@@ -1,8 +1,8 @@
 extension DenseAttention {
     /// Computes attention of tensors `[heads, tokens, channels]` with a bias into new memory.
     ///
-    /// - Parameters: as `run`; `bias` is `[1 or queryHeads, queryLength, keyLength]`.
-    /// - Throws: as `run`.
+    /// - Parameters: those of `run` with views; `bias` is `[1 or queryHeads, queryLength, keyLength]`.
+    /// - Throws: the errors of `run` with views.
     public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, bias: Tensor<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> AttentionState {
@@ -15,8 +15,8 @@ extension DenseAttention {
 
     /// Computes attention of tensors `[heads, tokens, channels]` with a bias into a tensor that is reused from call to call.
     ///
-    /// - Parameters: as `run`; `bias` is `[1 or queryHeads, queryLength, keyLength]`.
-    /// - Throws: as `run`.
+    /// - Parameters: those of `run` with views; `bias` is `[1 or queryHeads, queryLength, keyLength]`.
+    /// - Throws: the errors of `run` with views.
     public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, bias: Tensor<Float>, into output: inout Tensor<O>,
         on pool: WorkerPool = .shared

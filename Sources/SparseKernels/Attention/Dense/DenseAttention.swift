@@ -2,7 +2,7 @@ internal import KernelInterface
 
 /// Exact attention over all keys that the mask allows: softmax(scale·Q·Kᵀ)·V, tiled, without an N×N matrix.
 ///
-/// Make the plan once per shape and run it as often as needed; it is immutable and may be used from several threads.
+/// Make one plan per shape and run it as often as needed. A plan is immutable and may be used from several threads.
 ///
 /// ```swift
 /// let shape = try AttentionShape(queryLength: 4096, keyLength: 4096, queryHeads: 8, kvHeads: 2, headDim: 64)
@@ -10,12 +10,12 @@ internal import KernelInterface
 /// let state = try attention(query: q, key: k, value: v)   // state.output, state.logSumExp
 /// ```
 ///
-/// - Non-finite input propagates as IEEE arithmetic has it into the rows that see it, and into no other row.
+/// - Non-finite input propagates, as in IEEE arithmetic, into the rows that see it and into no other row.
 /// - A query that sees no key gives output 0 and LSE −∞.
-/// - Results are bitwise the same for every number of threads.
+/// - Results are bitwise equal for every number of threads.
 /// - Source: online softmax as in FlashAttention-2 (Dao, 2023, algorithm 1), with queries along the vector lanes.
 /// - Complexity: `queryHeads · visible pairs · (headDim + valueDim)` multiply-adds.
-/// - Scratch: `scratchByteCount` per thread, kept by the pool; nothing is allocated per call once the pool has it.
+/// - Scratch: `scratchByteCount` per thread, kept by the pool; later calls allocate nothing.
 public struct DenseAttention: AttentionOperator {
     public let shape: AttentionShape
     public let mask: AttentionMask
@@ -29,9 +29,9 @@ public struct DenseAttention: AttentionOperator {
     let queryBlock: Int
     let limits: (from: Int, to: Int)
 
-    /// Makes the plan. The instruction set is the best of this machine, or what `SPARSEKERNELS_ISA` says, unless given.
-    /// - Throws: `.invalidArgument` for a scale, cap or slope that is not finite, a window below 1 or a side of one below 0,
-    ///   `.invalidShape` for a wrong number of slopes, `.unsupportedInstructionSet`.
+    /// Makes the plan. A nil instruction set means what `SPARSEKERNELS_ISA` names, or the best of this machine.
+    /// - Throws: `.invalidArgument` for a scale, cap or slope that is not finite, and for a window below 1 or with a side below
+    ///   0; `.invalidShape` for a wrong number of slopes; `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, mask: AttentionMask = .full, modifiers: ScoreModifiers = ScoreModifiers(),
         instructionSet: InstructionSet? = nil
@@ -48,11 +48,11 @@ public struct DenseAttention: AttentionOperator {
         limits = mask.limits(shape)
     }
 
-    /// Query rows of a task: whole panels, as many as leave enough tasks to keep 16 threads busy to the end.
+    /// Query rows of a task: a multiple of the panel width, chosen to leave enough tasks to keep 16 threads busy to the end.
     ///
-    /// Keys and values are read from the caches once per block of queries. 192 rows make that, and the conversion of 16-bit keys and
-    /// values, disappear beside the products; 96 rows cost about 1%. Packed queries and accumulators of 192 rows are 192 KiB at
-    /// 128 channels, which leaves room for a key block in a 512 KiB second-level cache. The choice
+    /// Keys and values are read from the caches once per block of queries. With 192 rows these reads, and the conversion of
+    /// 16-bit keys and values, cost next to nothing beside the products; 96 rows cost about 1%. Packed queries and accumulators
+    /// of 192 rows take 192 KiB at 128 channels, which leaves room for a key block in a 512 KiB second-level cache. The choice
     /// depends on shape and level only, never on the threads.
     static func queryBlock(_ shape: AttentionShape, _ kernels: any KernelTable.Type) -> Int {
         func blocks(_ rows: Int) -> Int { shape.queryHeads * ((shape.queryLength + rows - 1) / rows) }
@@ -82,12 +82,12 @@ public struct DenseAttention: AttentionOperator {
     /// Computes attention into the caller's memory.
     ///
     /// - Parameters:
-    ///   - query: `queryHeads` × `queryLength` × `headDim`. Any strides that keep channels adjacent, here and below.
-    ///   - key: `kvHeads` × `keyLength` × `headDim`. `Float` rows that are adjacent are read in place; others are copied block by
-    ///     block into scratch.
+    ///   - query: `queryHeads` × `queryLength` × `headDim`. All operands may have any strides with adjacent channels.
+    ///   - key: `kvHeads` × `keyLength` × `headDim`. `Float` rows that are adjacent are read in place; others are copied by
+    ///     blocks into scratch.
     ///   - value: `kvHeads` × `keyLength` × `valueDim`.
-    ///   - bias: added to the scores: 1 or `queryHeads` heads × `queryLength` × `keyLength`. −∞ hides a key, whatever its key and
-    ///     value rows hold.
+    ///   - bias: 1 or `queryHeads` heads × `queryLength` × `keyLength`, added to the scores. −∞ hides a key, whatever its rows
+    ///     contain.
     ///   - output: `queryHeads` × `queryLength` × `valueDim`.
     ///   - logSumExp: natural log of the sum of exponentials of each row, `[queryHeads, queryLength]`.
     ///   - pool: the threads to use. The call blocks until they are done.
@@ -106,7 +106,7 @@ public struct DenseAttention: AttentionOperator {
         DenseAttentionCall(plan: self, buffers: buffers, bias: AttentionOperand(bias)).run(on: pool)
     }
 
-    /// Computes attention without a bias. See `run(query:key:value:bias:output:logSumExp:on:)`.
+    /// Computes attention without a bias. See ``run(query:key:value:bias:output:logSumExp:on:)``.
     public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, output: consuming MutableTensorView<O>,
         logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared

@@ -1,9 +1,9 @@
 internal import KernelInterface
 
-/// One `run` of a dense plan: cuts the queries into blocks, hands them to the pool, and addresses the kernel's arguments.
+/// One `run` of a dense plan: cuts the queries into blocks and makes the kernel's arguments for each.
 ///
-/// Tasks go head by head, so that the heads of a group find their keys and values in the cache, and backwards through the
-/// queries of a head: under a causal mask later blocks see more keys, and the light ones are left to fill the end.
+/// Tasks go head by head, so that the heads of a group find their keys and values in the cache. They go backwards through the
+/// queries of a head: under a causal mask later blocks see more keys, and the light blocks even out the end.
 struct DenseAttentionCall: PoolCall {
     let plan: DenseAttention
     let buffers: AttentionBuffers

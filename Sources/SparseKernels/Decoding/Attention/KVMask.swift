@@ -1,15 +1,16 @@
-/// Which tokens of its sequence a query attends, by position.
+/// The tokens of its sequence that a query attends, by position.
 ///
-/// Query i of n stands at position `length` − n + i. With more queries than tokens the first ones stand before the sequence, and see what a
-/// mask shows of it from there.
+/// Query i of n has position `length` − n + i. With more queries than tokens the first queries have negative positions, and see
+/// the tokens that a mask shows from there.
 public enum KVMask: Hashable, Sendable {
-    /// All up to its own.
+    /// All tokens up to the query's own.
     case causal
-    /// All tokens of the sequence, also those after it: queries that were appended together see each other.
+    /// All tokens of the sequence, also those after the query: queries that were appended together see each other.
     case full
-    /// From `left` tokens before its own to `right` after it, both included: `window_size` of FlashAttention. nil and −1 are no limit.
+    /// From `left` tokens before the query's own to `right` after it, both included, as with `window_size` of FlashAttention.
+    /// nil and −1 mean no limit.
     case window(left: Int?, right: Int?)
-    /// The first `sink` tokens, and the `window` tokens that end at its own: StreamingLLM, DuoAttention's and LServe's streaming heads.
+    /// The first `sink` tokens and the `window` tokens that end at the query's own: StreamingLLM, DuoAttention, LServe.
     case streaming(sink: Int, window: Int)
 
     func validate() throws(SparseKernelsError) {
@@ -22,8 +23,8 @@ public enum KVMask: Hashable, Sendable {
         }
     }
 
-    /// Tokens after its own that a query attends, if those before it are all attended: queries of a sequence then share a list, of which each
-    /// sees a part from the front. nil when they do not.
+    /// The number of tokens after its own that a query attends, if it attends all tokens before; otherwise nil. Where it
+    /// exists, the queries of a sequence share one list, and each sees a part from its front.
     var reach: Int? {
         switch self {
         case .causal: 0
@@ -37,14 +38,13 @@ public enum KVMask: Hashable, Sendable {
         }
     }
 
-    /// The tokens that the query at `position` attends of a sequence of `length`: two ranges, ascending and disjoint, either of which may be
-    /// empty.
+    /// The tokens that the query at `position` attends in a sequence of `length` tokens: two ascending, disjoint ranges.
     func tokens(of position: Int, length: Int) -> (sink: Range<Int>, window: Range<Int>) {
         switch self {
         case .causal: return (0..<0, 0..<max(0, position + 1))
         case .full: return (0..<0, 0..<length)
         case .window(let left, let right):
-            // Query 0 of as many as stand from this position on.
+            // The limits of query 0, if the queries started at this position.
             let limits = AttentionWindow(left: left, right: right).limits(
                 queryLength: length - position, keyLength: length, isCausal: false)
             let first = max(0, limits.from)

@@ -2,9 +2,9 @@ internal import KernelInterface
 
 /// Attention of new queries over the tokens of a paged cache: decoding, and prefill in chunks.
 ///
-/// Append the keys and values of a step first, then attend: the queries of a sequence are its last tokens. The query heads that share a
-/// key/value head pass over its tokens together, so that keys and values are read once per step. Sequences that began as forks of
-/// one another share pages, and the pages that they share are read once for all of them.
+/// Append the keys and values of a step first, then attend: the queries of a sequence are its last tokens. The query heads that
+/// share a key/value head are attended together, so that keys and values are read once per step. Sequences that were forked
+/// from each other share pages, which are read once for all of them.
 ///
 /// ```swift
 /// let attention = try PagedAttention(queryHeads: 32, configuration: cache.configuration)
@@ -12,18 +12,17 @@ internal import KernelInterface
 /// let state = try attention(query: q, cache: cache, sequences: [sequence])   // state.output, state.logSumExp
 /// ```
 ///
-/// - Keys are cut into chunks of 1024 tokens that are attended on their own and merged by their log-sum-exp, in the order of the keys.
-///   Results are bitwise the same for every number of threads, whether or not prefixes are shared, and whatever else is in the
-///   batch.
-/// - Float formats are widened in the register. Quantised keys and values enter products as integers: queries and weights are rounded to
-///   16 bits, sums are exact.
-/// - A query that attends no token gives output 0 and LSE −∞. Keys and values that are not finite reach the queries that see them and no
-///   other: the others keep their bits.
-/// - Source: FlashDecoding (Dao et al., 2023) for the split along keys, Hydragen (Juravsky et al., 2024) and FlashInfer's cascade for
-///   shared prefixes.
-/// - Complexity: reads `bytesPerToken` of every attended token once per call and shared prefix.
-/// - Scratch: per thread a few KiB per query row of a task; per call headDim·4 bytes per query row, and (valueDim + 16)·4 bytes,
-///   valueDim rounded up to 16, per query row and chunk.
+/// - Keys are cut into chunks of 1024 tokens, which are attended separately and merged by their log-sum-exp in the order of the
+///   keys. Results are bitwise equal for every number of threads, with and without shared prefixes, and in every batch.
+/// - Float formats are widened in registers. Quantised keys and values are multiplied as integers: queries and weights are
+///   rounded to 16 bits, and sums are exact.
+/// - A query that attends no token gives output 0 and LSE −∞. Keys and values that are not finite affect only the queries that
+///   see them; the bits of other results do not change.
+/// - Source: FlashDecoding (Dao et al., 2023) for the split along keys, Hydragen (Juravsky et al., 2024) and FlashInfer's
+///   cascade for shared prefixes.
+/// - Complexity: reads `bytesPerToken` of every attended token once per call, of a shared prefix once for all sequences.
+/// - Scratch: per thread a few KiB per query row of a task. Per call headDim·4 bytes per query row, and (valueDim + 16)·4
+///   bytes, valueDim rounded up to 16, per query row and chunk.
 public struct PagedAttention: Sendable {
     public let queryHeads: Int
     public let configuration: KVCacheConfiguration
@@ -34,10 +33,10 @@ public struct PagedAttention: Sendable {
     public let logitsSoftCap: Float?
     /// One ALiBi slope per query head; nil is off.
     public let aliBiSlopes: [Float]?
-    /// What the slopes multiply.
+    /// The distance that the slopes multiply.
     public let aliBiForm: AliBiForm
-    /// Whether pages that several sequences share are attended for all of them at once: whole chunks of 1024 tokens, under the causal
-    /// mask and without a selection.
+    /// Whether pages that several sequences share are attended for all of them at once. That is done in whole chunks of 1024
+    /// tokens, under the causal mask and without a selection.
     public let sharesPrefixes: Bool
     /// The instruction set that `run` executes.
     public let instructionSet: InstructionSet
@@ -50,17 +49,17 @@ public struct PagedAttention: Sendable {
     ///
     /// - Parameters:
     ///   - queryHeads: a multiple of the cache's `kvHeads`.
-    ///   - configuration: that of the caches.
-    ///   - mask: which tokens a query attends.
+    ///   - configuration: the configuration of the caches.
+    ///   - mask: the tokens that a query attends.
     ///   - softmaxScale: factor on q·k; 1/√headDim unless given.
-    ///   - logitsSoftCap: cap·tanh(score/cap), as in Gemma; nil is off.
-    ///   - aliBiSlopes: one per query head: slope·(j − t) is added to the score of the token at j for the query at t, after the cap; nil
-    ///     is off.
+    ///   - logitsSoftCap: the cap in cap·tanh(score/cap), as in Gemma; nil is off.
+    ///   - aliBiSlopes: one slope per query head. After the cap, slope·(j − t) is added to the score of token j for query t;
+    ///     nil is off.
     ///   - aliBiForm: `.symmetric` adds −slope·|j − t|, which differs for masks that show tokens after a query.
     ///   - sharesPrefixes: whether pages that several sequences of a call share are read once for all of them.
-    ///   - instructionSet: the best of this machine, or what `SPARSEKERNELS_ISA` says, unless given.
-    /// - Throws: `.invalidShape` for heads that do not divide and for slopes that are not one per query head, `.invalidArgument` for a
-    ///   scale, cap, slope or mask out of its domain, `.unsupportedInstructionSet`.
+    ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
+    /// - Throws: `.invalidShape` when `queryHeads` is not a multiple of `kvHeads` or slopes are not one per query head,
+    ///   `.invalidArgument` for a scale, cap, slope or mask out of range, `.unsupportedInstructionSet`.
     public init(
         queryHeads: Int, configuration: KVCacheConfiguration, mask: KVMask = .causal, softmaxScale: Float? = nil,
         logitsSoftCap: Float? = nil, aliBiSlopes: [Float]? = nil, aliBiForm: AliBiForm = .signed, sharesPrefixes: Bool = true,
@@ -88,19 +87,20 @@ public struct PagedAttention: Sendable {
     /// Attends into the caller's memory.
     ///
     /// - Parameters:
-    ///   - query: `queryHeads` × Σ `queryLengths` × `headDim`, the sequences one after the other.
-    ///   - cache: has the keys and values of all queries already.
-    ///   - sequences: whose queries these are.
-    ///   - queryLengths: queries of each sequence, 0 or more; 1 each unless given. Query i of n stands at position length − n + i. Sequences
-    ///     may be empty, and may have fewer tokens than queries: under a causal mask those in front see nothing.
-    ///   - layer: of the cache.
-    ///   - selection: the tokens to attend, of those that the mask shows, which is `.causal` or `.full`; all unless given.
+    ///   - query: `queryHeads` × Σ `queryLengths` × `headDim`, one sequence after the other.
+    ///   - cache: the cache, which already has the keys and values of all queries.
+    ///   - sequences: the sequences of the queries.
+    ///   - queryLengths: queries of each sequence, 0 or more; 1 each unless given. Query i of n has position length − n + i.
+    ///     Sequences may be empty or have fewer tokens than queries; queries before token 0 then see nothing if causal.
+    ///   - layer: the layer of the cache.
+    ///   - selection: the tokens to attend, among those that the mask shows; all unless given. Needs the mask `.causal` or
+    ///     `.full`.
     ///   - output: `queryHeads` × Σ `queryLengths` × `valueDim`.
     ///   - logSumExp: natural log of the sum of exponentials of each row, `[queryHeads, Σ queryLengths]`.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` for operands, query lengths, a selection or a cache that do not fit each other,
-    ///   `.unknownSequence`, `.invalidArgument` for a layer or a selection's index that does not exist and for a selection with another
-    ///   mask, and `.notFound` for tokens that were discarded. Nothing is written then.
+    ///   `.unknownSequence`, `.invalidArgument` for a layer or an index of the selection that does not exist and for a
+    ///   selection with another mask, `.notFound` for tokens that were discarded. On errors nothing is written.
     public func run<Q: AttentionElement, O: AttentionElement>(
         query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], queryLengths: [Int]? = nil,
         layer: Int = 0, selection: KVSelection? = nil, output: consuming MutableTensorView<O>,
@@ -125,7 +125,7 @@ public struct PagedAttention: Sendable {
         withExtendedLifetime(cache) {}
     }
 
-    /// Throws unless queries have the operator's heads and channels. First of all, because everything else is sized by them.
+    /// Throws unless queries have the operator's heads and channels. This is checked first, because other sizes depend on them.
     private func check(_ query: TensorGeometry) throws(SparseKernelsError) {
         try require(
             query.heads == queryHeads && query.channels == configuration.headDim, .invalidShape, "query",
@@ -133,7 +133,7 @@ public struct PagedAttention: Sendable {
             actual: "\(query.heads) of \(query.channels)")
     }
 
-    /// Attends into new memory. See `run`.
+    /// Attends into new memory. See ``run(query:cache:sequences:queryLengths:layer:selection:output:logSumExp:on:)``.
     public func callAsFunction<Q: AttentionElement>(
         query: Tensor<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], queryLengths: [Int]? = nil,
         layer: Int = 0, selection: KVSelection? = nil, on pool: WorkerPool = .shared

@@ -1,6 +1,6 @@
 internal import KernelInterface
 
-/// One `run` of paged attention: stages the queries, attends the chunks of every group, merges the partial results row by row.
+/// One `run` of paged attention: stages the queries, attends the chunks of every group and merges the partial results.
 struct PagedAttentionCall {
     let plan: PagedAttention
     let batch: PagedBatch
@@ -10,14 +10,14 @@ struct PagedAttentionCall {
     let output: MutableAttentionOperand
     let logSumExp: UnsafeMutablePointer<Float>?
 
-    /// Where the memory of a call lies, in bytes.
+    /// The byte offset of the records in the memory of a call, and its size in bytes.
     private struct Layout {
         let records: Int
         let byteCount: Int
         let recordStride: Int
     }
 
-    /// What tasks read.
+    /// The data that attending tasks read.
     private struct Step: PoolCall {
         let call: UnsafePointer<PagedAttentionCall>
         let tasks: UnsafePointer<(group: Int32, chunk: Int32)>
@@ -31,7 +31,7 @@ struct PagedAttentionCall {
         }
     }
 
-    /// Rows of a merging task.
+    /// Rows per merging task.
     private static let mergedRows = 16
 
     func run(on pool: WorkerPool) {
@@ -73,7 +73,7 @@ struct PagedAttentionCall {
             records: records, byteCount: records + batch.recordCount * recordStride * 4, recordStride: recordStride)
     }
 
-    /// Every chunk of every group, those of a group one after the other.
+    /// Every chunk of every group; chunks of a group are adjacent.
     private var chunkTasks: [(group: Int32, chunk: Int32)] {
         var tasks: [(group: Int32, chunk: Int32)] = []
         for (index, group) in batch.groups.enumerated() {
@@ -84,7 +84,7 @@ struct PagedAttentionCall {
         return tasks
     }
 
-    /// Queries as floats, in the order of the rows.
+    /// Converts queries to floats, in the order of the rows.
     private func stageQueries(into target: UnsafeMutablePointer<Float>) {
         let channels = plan.configuration.headDim
         var row = target
@@ -111,7 +111,7 @@ struct PagedAttentionCall {
             scratchByteCount: scratch.byteCount)
     }
 
-    /// Where the parts of a task's scratch begin, in bytes.
+    /// The byte offsets of the parts of a task's scratch.
     private struct TaskScratch {
         let slots = 0
         let visible: Int
@@ -155,7 +155,7 @@ struct PagedAttentionCall {
                 counts[row - group.rows.lowerBound] = Int32(truncatingIfNeeded: count)
                 most = max(most, count)
             }
-            // What no row sees is not read: half of a prompt's own tokens.
+            // Tokens that no row sees are not read: half of a prompt's own tokens.
             entries = most
             visible = counts
         }
@@ -176,7 +176,7 @@ struct PagedAttentionCall {
         plan.kernels.attendTokens(&arguments)
     }
 
-    /// Positions of the entries of a list and of the rows that attend it, and the slopes of their heads.
+    /// Writes the positions of the entries of a list and of the rows that attend it, and the slopes of the rows' heads.
     private func linearBiases(
         _ slopes: [Float], _ group: PagedBatch.Group, entries: Range<Int>, _ source: TokenList.Source,
         scratch: UnsafeMutableRawPointer, _ layout: TaskScratch
@@ -197,7 +197,7 @@ struct PagedAttentionCall {
 
     // MARK: - Rows
 
-    /// What merging tasks read.
+    /// The data that merging tasks read.
     private struct Merge: PoolCall {
         let call: UnsafePointer<PagedAttentionCall>
         let records: UnsafePointer<Float>
@@ -239,7 +239,7 @@ struct PagedAttentionCall {
         }
     }
 
-    /// The records of a row in a group, in the order of the chunks. Group −1 has none.
+    /// Lists the records of a row in a group, in the order of the chunks. Group −1 has none.
     private func addRecords(of index: Int32, row: Int, to indices: UnsafeMutablePointer<Int32>) -> Int {
         if index < 0 { return 0 }
         let group = batch.groups[Int(index)]

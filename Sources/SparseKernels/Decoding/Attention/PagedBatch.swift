@@ -1,43 +1,43 @@
-/// What one call of paged attention attends: query rows in groups that share a list of tokens.
+/// The work of one call of paged attention: query rows in groups that share a list of tokens.
 ///
-/// The rows of a key/value head are numbered sequence by sequence; inside a sequence query by query and then by query head, or head by
-/// head when every query head has a list of its own. Rows that share a list are adjacent, and so are those that share a prefix.
+/// The rows of a key/value head are numbered sequence by sequence. Inside a sequence they go query by query and then by query
+/// head, or head by head when every query head has its own list. Rows that share a list or a prefix are adjacent.
 struct PagedBatch {
-    /// Tokens of a chunk: 512 KiB of half-precision keys and values of 128 channels, so that starting a task and merging its 2 KiB of
-    /// partial results disappear, and 32 tasks for a budget of 4096 tokens over 8 heads, enough for 16 threads.
+    /// Tokens per chunk. They are 512 KiB of half-precision keys and values of 128 channels, beside which starting a task and
+    /// merging 2 KiB cost nothing. A budget of 4096 tokens over 8 heads still gives 32 tasks, enough for 16 threads.
     static let chunk = 1024
-    /// Most rows of a group: bounds the scratch of a task. More rows reread keys from the second-level cache or beyond.
+    /// The most rows of a group, which bounds the scratch of a task. More rows reread keys from the second-level cache.
     static let maximumRows = 64
 
     struct Sequence {
-        /// Its place in the call.
+        /// The index of the sequence in the call.
         let index: Int
-        /// Its first query in the call's operands.
+        /// The index of its first query in the call's operands.
         let firstQuery: Int
         /// May be 0.
         let queries: Int
-        /// Tokens in the cache, its queries' included. May be fewer than queries, or 0.
+        /// Tokens in the cache, including those of the queries. May be fewer than the queries, or 0.
         let length: Int
-        /// Where its page table begins.
+        /// The index of its page table in `tables`.
         let table: Int
-        /// Its first row within a key/value head.
+        /// The index of its first row within a key/value head.
         var firstRow = 0
-        /// Tokens in front that its group of sequences attends together.
+        /// The number of its first tokens that are attended together with other sequences.
         var sharedLength = 0
 
-        /// Where a query stands; below 0 with more queries than tokens.
+        /// The position of a query, which is below 0 when there are more queries than tokens before it.
         func position(ofQuery query: Int) -> Int { length - queries + query }
     }
 
-    /// Rows that attend one list.
+    /// Rows that attend the same list.
     struct Group {
         let kvHead: Int
-        /// Within the key/value head.
+        /// The rows within the key/value head.
         let rows: Range<Int>
         let list: TokenList
-        /// Rows see tokens up to this many after their own, and so different parts of the list; nil when all rows see all of it.
+        /// Rows see up to this many tokens after their own, so different parts of the list; nil when all rows see all.
         let reach: Int?
-        /// Its first partial result: chunk c of row r is record `firstRecord + c·rows.count + r`.
+        /// Its first partial result: the result for chunk c and row r of the group is record `firstRecord + c·rows.count + r`.
         let firstRecord: Int
 
         var chunks: Int { (list.count + PagedBatch.chunk - 1) / PagedBatch.chunk }
@@ -45,7 +45,7 @@ struct PagedBatch {
 
     let pageSize: Int
     let queryCount: Int
-    /// In the order of their rows.
+    /// Sequences in the order of their rows.
     private(set) var sequences: [Sequence] = []
     private(set) var tables: [Int32] = []
     let selection: KVSelection?
@@ -145,7 +145,7 @@ struct PagedBatch {
 
     private func checkPages(_ mask: KVMask) throws(SparseKernelsError) {
         for sequence in sequences where sequence.queries > 0 {
-            // The first query sees the earliest window, the last one the latest; what lies between is seen by some query.
+            // The first query sees the earliest window and the last one the latest. Some query sees each token between.
             let first = mask.tokens(of: sequence.position(ofQuery: 0), length: sequence.length)
             let last = mask.tokens(of: sequence.position(ofQuery: sequence.queries - 1), length: sequence.length)
             let begin = first.window.lowerBound
@@ -165,7 +165,7 @@ struct PagedBatch {
 
     // MARK: - Groups
 
-    /// Puts sequences with a common prefix side by side and numbers the rows. Returns the prefixes that are attended once.
+    /// Makes sequences with a common prefix adjacent and numbers the rows. Returns the prefixes that are attended once.
     private mutating func shareAndOrder(_ plan: PagedAttention) -> [SharedPrefix] {
         var prefixes: [SharedPrefix] = []
         if plan.sharesPrefixes && plan.mask == .causal && selection == nil && sequences.count > 1 {
@@ -185,7 +185,7 @@ struct PagedBatch {
         let (group, queries) = (plan.group, sequence.queries)
         let all = sequence.firstRow..<sequence.firstRow + queries * group
         if queries == 0 { return }
-        // The last query stands at the end, so one that reaches over all of the others sees what it does.
+        // The last query is at the end of the sequence. With a reach over all others each query sees the same.
         let reach = plan.mask.reach.flatMap { $0 < queries - 1 ? $0 : nil }
         if let selection {
             for head in 0..<(isHeadMajor ? group : 1) {
@@ -203,7 +203,7 @@ struct PagedBatch {
             addGroups(kvHead: kvHead, rows: all, list: list, reach: reach, isPrefix: false)
             return
         }
-        // Every query has a window of its own.
+        // Every query has its own window.
         for query in 0..<queries {
             let tokens = plan.mask.tokens(of: sequence.position(ofQuery: query), length: sequence.length)
             let list = TokenList(
@@ -243,7 +243,7 @@ struct PagedBatch {
         }
     }
 
-    /// The sequence, query and query head of the group that a row of a key/value head stands for.
+    /// The sequence, the query and the query head in its group of a row of a key/value head.
     func place(ofRow row: Int, group: Int, from start: inout Int) -> (sequence: Sequence, query: Int, head: Int) {
         while row >= sequences[start].firstRow + sequences[start].queries * group { start += 1 }
         let sequence = sequences[start]

@@ -1,14 +1,14 @@
-/// Sequences whose page tables begin with the same pages, and the tokens at the front that are attended for all of them at once.
+/// Sequences whose page tables begin with the same pages, whose tokens are attended for all of them at once.
 struct SharedPrefix {
-    /// Places of the sequences in the new order.
+    /// The indices of the sequences in the new order.
     let members: Range<Int>
-    /// A multiple of the chunk, so that chunks, and with them the bits of the results, are those of a sequence on its own.
+    /// A multiple of the chunk length, so that the chunks, and hence the bits of the results, are those of a single sequence.
     let length: Int
 
     /// Finds groups of sequences with common pages. Returns the order in which groups are adjacent.
     ///
-    /// One level: each sequence is in one group at most. The first sequence that has no group yet takes those with it that save the
-    /// most reading, (members − 1)·length; trees of prefixes are cut at that level.
+    /// Each sequence is in one group at most; trees of prefixes are cut at one level. The first sequence without a group is
+    /// joined by those with which it saves the most reading, (members − 1)·length.
     static func find(
         among sequences: [PagedBatch.Sequence], tables: [Int32], pageSize: Int, _ prefixes: inout [SharedPrefix]
     ) -> [Int] {
@@ -16,7 +16,7 @@ struct SharedPrefix {
         var rest = Array(sequences.indices)
         while let leader = rest.first {
             let lengths = rest.map { commonLength(sequences[leader], sequences[$0], tables, pageSize) }
-            // Candidates by length, the longest first; equal ones in the order of the call.
+            // Candidates by length, longest first; equal ones in the order of the call.
             let candidates = lengths.indices.dropFirst().sorted { (lengths[$0], $1) > (lengths[$1], $0) }
             var (best, size) = (0, 0)
             for (count, candidate) in candidates.enumerated() where (count + 1) * lengths[candidate] > best {
@@ -33,7 +33,7 @@ struct SharedPrefix {
         return order
     }
 
-    /// Tokens at the front that two sequences have in common and all of their queries see, in whole chunks.
+    /// The number of first tokens that two sequences share and that all of their queries see, in whole chunks.
     private static func commonLength(
         _ a: PagedBatch.Sequence, _ b: PagedBatch.Sequence, _ tables: [Int32], _ pageSize: Int
     ) -> Int {

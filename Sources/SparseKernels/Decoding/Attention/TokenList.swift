@@ -1,6 +1,6 @@
-/// The tokens that some query rows attend, ascending by position, and where they lie in the pool.
+/// The tokens that some query rows attend, ascending by position, and their slots in the pool.
 struct TokenList {
-    /// What the list is made of.
+    /// The form of a list.
     enum Kind {
         /// Two ranges of positions, ascending and disjoint.
         case ranges(Range<Int>, Range<Int>)
@@ -18,7 +18,7 @@ struct TokenList {
     }
 
     let kind: Kind
-    /// Where the page table of the sequence begins.
+    /// The index of the sequence's page table in `tables`.
     let table: Int
     /// Tokens of the list.
     let count: Int
@@ -40,7 +40,7 @@ struct TokenList {
         }
     }
 
-    /// Calls `body` for entries that follow each other in a page: their positions, and the place of the first among `entries`.
+    /// Calls `body` for runs of entries that are adjacent in a page, with their positions and the first's index in `entries`.
     @inline(__always)
     private func forEachRun(of entries: Range<Int>, from source: Source, _ body: (Range<Int>, Int) -> Void) {
         let size = source.pageSize
@@ -66,7 +66,7 @@ struct TokenList {
         }
     }
 
-    /// How many tokens of the list stand in front of a position.
+    /// The number of tokens of the list before a position.
     func count(before position: Int, from source: Source) -> Int {
         switch kind {
         case .ranges(let first, let second):
@@ -82,7 +82,7 @@ struct TokenList {
         }
     }
 
-    /// How many indices, from the first on, satisfy a condition that no later one satisfies.
+    /// The number of leading indices that satisfy a condition. No later index may satisfy it.
     private func prefix(of list: Range<Int>, _ source: Source, while holds: (Int32) -> Bool) -> Int {
         var (low, high) = (0, list.count)
         while low < high {

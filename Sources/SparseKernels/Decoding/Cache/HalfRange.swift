@@ -1,17 +1,17 @@
 internal import KernelInterface
 internal import Synchronization
 
-// Which elements a cache takes, when it keeps something about them in half precision.
+// Checks of elements for caches that store something about them in half precision.
 
 extension KVCacheConfiguration {
-    /// Whether keys must fit half precision: their scales, bounds or estimates do.
+    /// Whether keys must fit half precision, because their scales, bounds or estimates are stored in it.
     var boundsKeys: Bool { keyFormat.isQuantized || metadata != nil || keepsKeyEstimates }
-    /// Whether values must fit half precision: their scales do.
+    /// Whether values must fit half precision, because their scales are stored in it.
     var boundsValues: Bool { valueFormat.isQuantized }
 }
 
 extension TensorView where Element: AttentionElement {
-    /// Throws `.invalidArgument` with the first element that is not finite or of magnitude above 65504.
+    /// Throws `.invalidArgument` naming the first element that is not finite or has a magnitude above 65504.
     func requireHalfRange(named name: String, on pool: WorkerPool) throws(SparseKernelsError) {
         if !HalfRangeScan.findsAny(in: AttentionOperand(self), on: pool) { return }
         for head in 0..<heads {
@@ -58,8 +58,8 @@ private struct HalfRangeScan: PoolCall {
         }
     }
 
-    /// On magnitudes as integers, which have the order of the numbers, with infinities and NaN above all. No early exit, so that the
-    /// loops become vectors.
+    /// Compares magnitudes as integers, which have the order of the numbers, with infinities and NaN above all. There is no
+    /// early exit, so that the compiler can vectorise the loops.
     private func exceeds(_ row: UnsafeRawPointer, _ count: Int) -> Bool {
         switch operand.type {
         case .float32:

@@ -8,20 +8,20 @@ public struct KVCacheConfiguration: Hashable, Sendable {
     public let headDim: Int
     /// Channels of values.
     public let valueDim: Int
-    /// Tokens of a page.
+    /// Tokens per page.
     public let pageSize: Int
-    /// Pages of the pool. A page holds its tokens for every layer and head.
+    /// Pages in the pool. A page holds its tokens for every layer and head.
     public let pageCapacity: Int
     public let keyFormat: KVFormat
     public let valueFormat: KVFormat
-    /// What the codes of quantised keys, values and estimates stand for.
+    /// The numbers that the codes of quantised keys, values and estimates stand for.
     public let quantization: KVQuantization
-    /// What is kept per logical page to rank pages by; nil keeps nothing.
+    /// The metadata stored per logical page to rank pages by; nil stores none.
     public let metadata: PageMetadata?
-    /// Whether an INT4 copy of the keys is kept, from which scores can be estimated (Twilight).
+    /// Whether the cache also stores an INT4 copy of the keys, from which scores can be estimated (Twilight).
     public let keepsKeyEstimates: Bool
 
-    /// Page sizes that a cache can have: whole groups of quantised values, whole logical pages of the papers.
+    /// The page sizes that a cache can have: whole groups of quantised values and whole logical pages of the papers.
     public static let pageSizes = [16, 32, 64, 128]
 
     /// - Parameters:
@@ -31,13 +31,13 @@ public struct KVCacheConfiguration: Hashable, Sendable {
     ///   - valueDim: channels of a value, 1…256; `headDim` unless given.
     ///   - pageSize: 16, 32, 64 or 128 tokens.
     ///   - pageCapacity: pages of the pool. Memory is reserved at once; the system provides it when a page is first written.
-    ///   - format: of keys, and of values unless `valueFormat` is given.
-    ///   - valueFormat: of values.
-    ///   - quantization: what the codes of quantised formats stand for; `.zeroPoint` is the published rule of QServe and LServe.
-    ///   - metadata: kept per logical page.
-    ///   - keepsKeyEstimates: whether an INT4 copy of the keys is kept. INT4 keys are their own estimates and need none.
-    /// - Throws: `.invalidShape` for extents out of range or a pool that does not fit the address space, `.invalidArgument` for a
-    ///   page size or logical page size that is not supported, `.invalidElementType` for a metadata format that is not.
+    ///   - format: the format of keys, and of values unless `valueFormat` is given.
+    ///   - valueFormat: the format of values.
+    ///   - quantization: the meaning of quantised codes; `.zeroPoint` is the published rule of QServe and LServe.
+    ///   - metadata: the metadata to store per logical page.
+    ///   - keepsKeyEstimates: whether an INT4 copy of the keys is stored. INT4 keys are their own estimates.
+    /// - Throws: `.invalidShape` for extents out of range or a pool that does not fit the address space, `.invalidArgument` for
+    ///   a page size or logical page size that is not supported, `.invalidElementType` for a metadata format that is not.
     public init(
         layers: Int = 1, kvHeads: Int, headDim: Int, valueDim: Int? = nil, pageSize: Int = 64, pageCapacity: Int,
         format: KVFormat = .float16, valueFormat: KVFormat? = nil, quantization: KVQuantization = .minimum,
@@ -84,18 +84,17 @@ public struct KVCacheConfiguration: Hashable, Sendable {
             actual: "\(pageCapacity) pages of \(bytesPerPage) bytes")
     }
 
-    /// Tokens that the pool can hold.
     public var tokenCapacity: Int { pageCapacity * pageSize }
 
     /// Bytes of a page over all layers and heads: keys, values, scales, metadata and estimates.
     public var bytesPerPage: Int { layers * kvHeads * KVSection.all(self).reduce(0) { $0 + $1.bytesPerPage } }
 
-    /// Bytes of one token, over all layers and heads.
+    /// Bytes per token, over all layers and heads.
     public var bytesPerToken: Double { Double(bytesPerPage) / Double(pageSize) }
 
-    /// Logical pages of a page.
+    /// Logical pages per page.
     package var logicalPages: Int { metadata.map { pageSize / $0.logicalPageSize } ?? 0 }
 
-    /// Channels of a row of metadata: largest values, then smallest ones; or means.
+    /// Channels of a row of metadata: the largest values, then the smallest ones; or the means.
     package var metadataChannels: Int { metadata?.kind == .mean ? headDim : 2 * headDim }
 }

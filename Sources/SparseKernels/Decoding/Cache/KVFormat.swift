@@ -2,15 +2,15 @@ internal import KernelInterface
 
 /// How a cache stores keys or values.
 ///
-/// The quantised formats keep unsigned codes with a half-precision scale and offset per token and head, which `KVQuantization` defines: the
-/// channels of a head are one group. Ranges are those of each token, so nothing has to be calibrated.
+/// The quantised formats store unsigned codes with a half-precision scale and offset per token and head, as ``KVQuantization``
+/// defines: the channels of a head are one group. The range is that of each token, so no calibration is needed.
 public enum KVFormat: String, Sendable, CaseIterable {
     case float32
     case float16
     case bfloat16
-    /// 8 bits a value, and 4 bytes a token and head.
+    /// 8 bits per value, and 4 bytes per token and head.
     case int8
-    /// 4 bits a value, and 4 bytes a token and head.
+    /// 4 bits per value, and 4 bytes per token and head.
     case int4
 
     /// Whether values are codes with scales.
@@ -27,24 +27,25 @@ public enum KVFormat: String, Sendable, CaseIterable {
     }
 }
 
-/// What the codes of a quantised token stand for.
+/// The numbers that the codes of a quantised token stand for.
 public enum KVQuantization: String, Sendable, CaseIterable {
     /// The smallest element and steps above it:
     ///
     ///     m = min, rounded down to half precision      s = (max − m)/(2ᵇ − 1), rounded up
     ///     code = nearest((x − m)/s)                    x′ = s·code + m
     ///
-    /// No element is off by more than half a step of the row's range, widened by the rounding of m, wherever the range lies: a row of
-    /// 300…301 is stored as exactly as one of 0…1 where 300 is a half. The default.
+    /// The default. No element is off by more than half a step of the row's range, widened by the rounding of m. That holds
+    /// wherever the range is: a row of 300…301 is stored as exactly as one of 0…1, because 300 is a half-precision number.
     case minimum
-    /// A code that stands for 0, as KV4 and KV8 of QServe (Lin et al., 2024) and LServe publish it:
+    /// A zero point is the code that stands for 0, as KV4 and KV8 of QServe (Lin et al., 2024) and LServe publish it:
     ///
     ///     s = half((max − min)/(2ᵇ − 1))    z = half(−(2ᵇ − 1)·min/(max − min))    code = clamp(nearest(x/s + z), 0, 2ᵇ − 1)
     ///     x′ = s·(code − z)
     ///
-    /// The zero point counts codes in half precision, which has 11 bits: rows whose distance from 0 is more than about eight times their range
-    /// (8 bits) lose precision, as far as all of it: a row of 300…301 is stored as one value. The official kernel masks codes
-    /// to their bits where this clamps, which differs where rounding of s and z pushes a value beyond the last code.
+    /// The zero point is stored in half precision, which has 11 bits. With 8-bit codes, rows whose distance from 0 is more than
+    /// about eight times their range thus lose precision, at worst all of it: a row of 300…301 is stored as one value. The
+    /// official kernel masks codes to their bits where this clamps, which differs where rounding of s and z pushes a value
+    /// beyond the last code.
     case zeroPoint
 
     var offsetKind: TokenOffset {
@@ -55,14 +56,14 @@ public enum KVQuantization: String, Sendable, CaseIterable {
     }
 }
 
-/// What a cache keeps about each logical page, so that pages can be ranked without reading their keys.
+/// The metadata that a cache stores about each logical page, so that pages can be ranked without reading their keys.
 ///
-/// Metadata describes the keys as they are stored, after quantisation: bounds hold for what attention reads. It is rounded outwards, so
-/// that it stays a bound in every format, for keys within the range of half precision. Scores of 8-bit metadata are rounded upwards as well, so
-/// that no product of the query with a key of the page exceeds the page's score; those of float formats are sums in single
-/// precision, as exact as any.
+/// Metadata describe the keys as they are stored, after quantisation, so bounds hold for the keys that attention reads. They
+/// are rounded outwards and stay bounds in every format, for keys within the range of half precision. Scores of 8-bit metadata
+/// are rounded upwards too, so no product of the query with a key of the page exceeds the page's score. Scores of float formats
+/// are sums in single precision, with its usual rounding.
 public struct PageMetadata: Hashable, Sendable {
-    /// What is kept per channel.
+    /// The statistic that is stored per channel.
     public enum Kind: String, Sendable, CaseIterable {
         /// The largest and the smallest value: Σ max(q·max, q·min) bounds every score of the page (Quest, LServe).
         case minMax
@@ -71,7 +72,7 @@ public struct PageMetadata: Hashable, Sendable {
     }
 
     public let kind: Kind
-    /// Tokens of a logical page; divides the page size of the cache.
+    /// Tokens per logical page; divides the page size of the cache.
     public let logicalPageSize: Int
     /// `.float32`, `.float16` or `.int8`, which has a scale and an offset per logical page.
     public let format: KVFormat

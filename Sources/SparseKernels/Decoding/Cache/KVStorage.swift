@@ -1,6 +1,6 @@
 package import KernelInterface
 
-/// One kind of data that a cache keeps per page, layer and head. See Docs/Layouts/KVPages.md.
+/// One kind of data that a cache stores per page, layer and head. See Docs/Layouts/KVPages.md.
 package struct KVSection: Hashable, Sendable {
     package enum Kind: String, Sendable, CaseIterable {
         case keys, keyScales, keyOffsets, values, valueScales, valueOffsets, metadata, metadataScales, metadataOffsets
@@ -43,10 +43,9 @@ package struct KVSection: Hashable, Sendable {
     }
 }
 
-/// The memory of a cache: for every section, layer and head one array over the slots of the pool, so that the pages of a head
-/// that follow each other in the pool follow each other in memory.
+/// The memory of a cache: one array over the slots of the pool for every section, layer and head.
 ///
-/// Knows slots and pages, but not who owns them.
+/// Pages of a head that are adjacent in the pool are adjacent in memory. This type knows slots and pages, but not their owners.
 package final class KVStorage {
     package let configuration: KVCacheConfiguration
     package let kernels: any KernelTable.Type
@@ -63,7 +62,7 @@ package final class KVStorage {
         var memory: [KVSection.Kind: UnsafeMutableRawPointer] = [:]
         var headStride: [KVSection.Kind: Int] = [:]
         for section in sections {
-            // Whole cache lines, and what vector loads may read past the end.
+            // Whole cache lines, and the bytes that vector loads may read past the end.
             let bytes = (section.bytesPerPage * configuration.pageCapacity + TokenLayout.slack + 63) / 64 * 64
             headStride[section.kind] = bytes
             memory[section.kind] = LazyMemory.allocate(byteCount: bytes * configuration.layers * configuration.kvHeads)
@@ -113,7 +112,7 @@ package final class KVStorage {
             offsetKind: configuration.quantization.offsetKind)
     }
 
-    /// A row per logical page; row of page p and part i is p · logicalPages + i. Nil without metadata.
+    /// One row per logical page: row p · logicalPages + i is part i of page p. Nil without metadata.
     package func metadataOperand(layer: Int, head: Int) -> TokenOperand? {
         guard let metadata = configuration.metadata else { return nil }
         return rowOperand(
@@ -121,7 +120,7 @@ package final class KVStorage {
             head: head, quantization: .minimum)
     }
 
-    /// The INT4 keys from which scores are estimated: a copy, or the keys themselves. Nil when there are none.
+    /// The INT4 keys from which scores are estimated: a copy, or the keys themselves. Nil when there are neither.
     package func estimateOperand(layer: Int, head: Int) -> TokenOperand? {
         if configuration.keyFormat == .int4 { return keyOperand(layer: layer, head: head) }
         return rowOperand(
@@ -147,7 +146,7 @@ package final class KVStorage {
         4 * 4 * TokenLayout.padded(max(configuration.headDim, configuration.valueDim))
     }
 
-    /// Stores keys and values, and estimates if the cache keeps them, in adjacent slots of one page.
+    /// Stores keys, values and the estimates, if the cache has them, in adjacent slots of one page.
     package func write(
         layer: Int, head: Int, slot: Int, count: Int, key: RowOperand, firstKey: Int, value: RowOperand, firstValue: Int,
         scratch: UnsafeMutableRawPointer
@@ -167,8 +166,8 @@ package final class KVStorage {
         kernels.storeTokens(&values)
     }
 
-    /// Recomputes the metadata of the logical pages that `tokens` (offsets inside the page) touch, over the first `filled` tokens
-    /// of the page. Does nothing without metadata.
+    /// Recomputes the metadata of the logical pages that `tokens` (offsets inside the page) touch, from the first `filled`
+    /// tokens of the page. Does nothing without metadata.
     package func summarise(
         layer: Int, head: Int, page: Int, tokens: Range<Int>, filled: Int, scratch: UnsafeMutableRawPointer
     ) {
@@ -185,7 +184,7 @@ package final class KVStorage {
         }
     }
 
-    /// Copies a page: every section, layer and head.
+    /// Copies a page in every section, layer and head.
     package func copyPage(from source: Int, to target: Int) {
         for section in sections {
             for layer in 0..<configuration.layers {
@@ -197,7 +196,7 @@ package final class KVStorage {
         }
     }
 
-    /// Tokens of adjacent slots as adjacent rows of floats; nil skips a part.
+    /// Reads tokens of adjacent slots as adjacent rows of floats; nil skips keys or values.
     package func read(
         layer: Int, head: Int, slot: Int, count: Int, keys: UnsafeMutablePointer<Float>?, values: UnsafeMutablePointer<Float>?
     ) {

@@ -6,9 +6,10 @@
     internal import Darwin
 #endif
 
-/// Zeroed memory that the system provides when it is first touched: a pool may be larger than what is ever used of it.
+/// Zeroed memory that the system provides when it is first touched, so that a pool may be larger than the part that is used.
 enum LazyMemory {
-    /// Nil when the system refuses so much address space. Pages of 2 MiB, where the system has them: a decoding step reads more memory than the translation buffers cover with 4 KiB.
+    /// Allocates pages of 2 MiB where the system has them, because a decoding step reads more memory than the translation
+    /// buffers cover with 4 KiB. Returns nil when the system refuses the address space.
     static func allocate(byteCount: Int) -> UnsafeMutableRawPointer? {
         #if canImport(Darwin)
             let flags = MAP_PRIVATE | MAP_ANON

@@ -1,18 +1,18 @@
-/// Which pages of a cache are in use, and by how many page tables.
+/// Counts how many page tables use each page of a cache.
 ///
-/// Pages that were never handed out are not listed, so this costs memory for the most pages that were ever in use at the same
-/// time and not for the capacity.
+/// Pages that were never handed out are not listed. Memory is therefore proportional to the largest number of pages that were
+/// ever in use at the same time, not to the capacity.
 struct PagePool {
     let capacity: Int
-    /// How many page tables hold a page, for pages that were ever handed out; 0: it was given back.
+    /// The number of page tables that hold each page that was ever handed out; 0 means that it was returned.
     private(set) var referenceCounts: [Int32] = []
-    /// Pages that were given back. The last one goes out first, because its memory is the most likely to be in a cache.
+    /// Pages that were returned. The last one is handed out first, because its memory is the most likely to be in a cache.
     private var returned: [Int32] = []
 
     init(capacity: Int) { self.capacity = capacity }
 
-    /// Pages 0..<referenceCounts.count in use, the rest free.
-    /// - Parameter referenceCounts: at least 1 each, at most `capacity` of them.
+    /// A pool with the pages 0..<referenceCounts.count in use and the rest free.
+    /// - Parameter referenceCounts: at most `capacity` numbers, each at least 1.
     init(capacity: Int, referenceCounts: [Int32]) {
         self.capacity = capacity
         self.referenceCounts = referenceCounts
@@ -23,7 +23,7 @@ struct PagePool {
 
     func isShared(_ page: Int32) -> Bool { referenceCounts[Int(page)] > 1 }
 
-    /// A page that no table holds, which is then held once. There must be a free one.
+    /// Returns a free page and counts one table for it. There must be a free page.
     mutating func take() -> Int32 {
         precondition(freeCount > 0, "no page is free")
         if let page = returned.popLast() {
@@ -34,10 +34,10 @@ struct PagePool {
         return Int32(referenceCounts.count - 1)
     }
 
-    /// Another table holds the page.
+    /// Counts one more table that holds the page.
     mutating func retain(_ page: Int32) { referenceCounts[Int(page)] += 1 }
 
-    /// A table no longer holds the page.
+    /// Counts one table less, and returns the page when it was the last.
     mutating func release(_ page: Int32) {
         referenceCounts[Int(page)] -= 1
         if referenceCounts[Int(page)] == 0 { returned.append(page) }

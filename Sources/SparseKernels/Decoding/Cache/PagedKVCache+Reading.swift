@@ -1,13 +1,13 @@
 extension PagedKVCache {
-    /// A copy of keys as attention reads them: dequantised, in the order of the tokens.
+    /// A copy of the keys as attention reads them: dequantised, in the order of the tokens.
     ///
     /// - Parameters:
-    ///   - sequence: whose keys.
-    ///   - layer: in which layer.
-    ///   - tokens: which ones; nil: all of the layer.
+    ///   - sequence: the sequence to read.
+    ///   - layer: the layer to read.
+    ///   - tokens: the tokens to read; nil means all of the layer.
     /// - Returns: `[kvHeads, tokens, headDim]`.
-    /// - Throws: `.unknownSequence`; `.invalidArgument` for a layer that the cache does not have, and for tokens that are not
-    ///   there or were discarded.
+    /// - Throws: `.unknownSequence`; `.invalidArgument` for a layer that the cache does not have, and for missing or discarded
+    ///   tokens.
     public func keys(
         of sequence: SequenceID, layer: Int = 0, tokens: Range<Int>? = nil
     ) throws(SparseKernelsError) -> Tensor<Float> {
@@ -16,14 +16,14 @@ extension PagedKVCache {
         }
     }
 
-    /// A copy of values as attention reads them: dequantised, in the order of the tokens.
+    /// A copy of the values as attention reads them: dequantised, in the order of the tokens.
     ///
     /// - Parameters:
-    ///   - sequence: whose values.
-    ///   - layer: in which layer.
-    ///   - tokens: which ones; nil: all of the layer.
+    ///   - sequence: the sequence to read.
+    ///   - layer: the layer to read.
+    ///   - tokens: the tokens to read; nil means all of the layer.
     /// - Returns: `[kvHeads, tokens, valueDim]`.
-    /// - Throws: as `keys(of:layer:tokens:)`.
+    /// - Throws: the errors of ``keys(of:layer:tokens:)``.
     public func values(
         of sequence: SequenceID, layer: Int = 0, tokens: Range<Int>? = nil
     ) throws(SparseKernelsError) -> Tensor<Float> {

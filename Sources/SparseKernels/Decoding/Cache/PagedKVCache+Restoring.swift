@@ -1,30 +1,30 @@
 extension PagedKVCache {
-    /// Reads a cache that `save` has put at `path`.
+    /// Reads a cache that ``save(to:)`` has written to `path`.
     ///
     /// - Parameters:
-    ///   - path: of the file.
-    ///   - pageCapacity: pages of the new cache, at least as many as the file has; nil: as many as the saved cache had. The memory
-    ///     follows from this number and not from the size of the file.
-    ///   - instructionSet: as for a new cache. It need not be the one that the cache was saved with.
-    /// - Throws: `.inputOutput` when the file cannot be read, otherwise as `init(_:pageCapacity:instructionSet:)`.
+    ///   - path: the path of the file.
+    ///   - pageCapacity: pages of the new cache, at least as many as the file has; nil means as many as the saved cache had.
+    ///     Memory is reserved for this number, not for the size of the file.
+    ///   - instructionSet: the level of the kernels, as for a new cache. The cache may have been saved with another one.
+    /// - Throws: `.inputOutput` when the file cannot be read, and the errors of `init(_:pageCapacity:instructionSet:)`.
     public convenience init(
         contentsOf path: String, pageCapacity: Int? = nil, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         try self.init(SafetensorsFile(path: path), pageCapacity: pageCapacity, instructionSet: instructionSet)
     }
 
-    /// Reads a saved cache from a file that is open.
+    /// Reads a saved cache from an open file.
     ///
-    /// All numbers are checked: lengths, tables, and which pages are shared. What stands in the pages is taken as it is, so a damaged
-    /// file can give wrong keys and values, but no crash.
+    /// All numbers are checked: lengths, tables, and which pages are shared. The contents of pages are not, so a damaged file
+    /// can give wrong keys and values, but no crash.
     ///
     /// - Parameters:
-    ///   - file: the saved cache. It may hold other tensors as well.
-    ///   - pageCapacity: as for `init(contentsOf:pageCapacity:instructionSet:)`.
-    ///   - instructionSet: as for a new cache.
-    /// - Throws: `.malformedFile` when the file is of another format or version, or its contents are not a cache; `.notFound` for a
-    ///   tensor or a metadata entry that is missing; `.invalidElementType` for a tensor of another type; `.capacityExceeded` when
-    ///   `pageCapacity` is smaller than the pages of the file, and when the system refuses the address space of the pool;
+    ///   - file: the file with the saved cache. It may have other tensors as well.
+    ///   - pageCapacity: pages of the new cache. See `init(contentsOf:pageCapacity:instructionSet:)`.
+    ///   - instructionSet: the level of the kernels, as for a new cache.
+    /// - Throws: `.malformedFile` when the file has another format or version, or its contents are not a cache; `.notFound` for
+    ///   a missing tensor or metadata entry; `.invalidElementType` for a tensor of another type; `.capacityExceeded` when
+    ///   `pageCapacity` is smaller than the pages of the file, or the system refuses the address space;
     ///   `.unsupportedInstructionSet`.
     public convenience init(
         _ file: SafetensorsFile, pageCapacity: Int? = nil, instructionSet: InstructionSet? = nil
@@ -57,7 +57,7 @@ extension PagedKVCache {
         try file.requireTensor(
             entry.elementType == .uint8 && entry.shape == shape, name, expected: "U8 \(shape)",
             actual: "\(entry.elementType.rawValue) \(abbreviated(entry.shape))")
-        // Heads without a page cost nothing, however many the file claims.
+        // Without pages, a large number of heads that the file claims costs nothing.
         if pages == 0 { return }
         let byteCount = pages * section.bytesPerPage
         try file.bytes(name).withUnsafeBytes { source in
@@ -71,19 +71,19 @@ extension PagedKVCache {
     }
 }
 
-/// The sequences of a file, checked.
+/// The sequences of a file, checked for consistency.
 ///
-/// What makes tables consistent: every page from 0 up is in one of them, at the same position in each that has it, and therefore at
-/// most once in each; a table is as long as its longest layer needs; only pages that are full in every layer were discarded; and
-/// entries without a sequence are empty.
+/// Every page from 0 up is in a table, at the same position in each table that has it, and therefore at most once in each. A
+/// table is as long as its longest layer needs. Only pages that are full in every layer were discarded. Entries without a
+/// sequence are empty.
 private struct SavedSequences {
     var entries: [CachedSequence] = []
     let generations: [UInt32]
     private(set) var referenceCounts: [Int32] = []
-    /// Where a page stands in the tables that have it; −1: in none so far.
+    /// The position of each page in the tables that have it; −1 while it is in none.
     private var positions: [Int] = []
 
-    /// - Complexity: O(elements of the tensors), whatever the numbers in them say.
+    /// - Complexity: O(elements of the tensors), whatever their values.
     init(_ file: SafetensorsFile, layers: Int, pageSize: Int) throws(SparseKernelsError) {
         typealias Name = PagedKVCache.FileName
         generations = try file.vector(Name.generations, as: UInt32.self)
@@ -103,7 +103,7 @@ private struct SavedSequences {
 
         let used = (tables.max().map { Int($0) } ?? -1) + 1
         let listed = tables.reduce(0) { $0 + ($1 == CachedSequence.hole ? 0 : 1) }
-        // Otherwise a page is in no table, or a number is negative.
+        // Otherwise a page is in no table, or a page number is below −1.
         try file.requireTensor(
             used <= listed && tables.allSatisfy { $0 >= CachedSequence.hole }, Name.tables,
             expected: "page numbers from 0 up without gaps, or −1", actual: "others")
@@ -124,7 +124,7 @@ private struct SavedSequences {
             lost == nil, Name.tables, expected: "every page in a table", actual: "page \(lost ?? 0) in none")
     }
 
-    /// Checks a sequence, and counts its pages.
+    /// Checks a sequence and counts its pages.
     private mutating func check(
         _ sequence: CachedSequence, at index: Int, pageSize: Int, in file: SafetensorsFile
     ) throws(SparseKernelsError) {

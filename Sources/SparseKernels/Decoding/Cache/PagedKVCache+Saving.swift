@@ -1,7 +1,7 @@
-// A cache as a safetensors file. Docs/PagedKVCache.md has the schema.
+// Saves a cache as a safetensors file. Docs/PagedKVCache.md describes the schema.
 
 extension PagedKVCache {
-    /// Names of tensors and metadata in a file. Pages have the names of `KVSection.Kind`.
+    /// Names of tensors and metadata in a file. Tensors of pages have the names of `KVSection.Kind`.
     enum FileName {
         static let format = "format"
         static let formatValue = "sparsekernels.pagedKVCache"
@@ -13,12 +13,11 @@ extension PagedKVCache {
         static let tables = "tables"
     }
 
-    /// Puts the cache at `path`, in one step: an existing file is either replaced by the complete new one or left as it is.
+    /// Writes the cache to `path` in one step: an existing file is either replaced by the complete new one or left as it is.
     ///
-    /// Used pages are written, each once; sequences that share pages share them after `init(contentsOf:)` too, and have the same
-    /// names. Pages are written whole, as they lie in memory: behind the last token of a sequence there may be what an earlier
-    /// sequence left.
-    /// - Parameter path: of the file.
+    /// Each used page is written once. Sequences still share pages after `init(contentsOf:)`, and keep their names. Pages are
+    /// written whole, as they are in memory: after the last token of a sequence there may be data of an earlier one.
+    /// - Parameter path: the path of the file.
     /// - Throws: `.inputOutput`.
     /// - Complexity: O(used pages); nothing of their size is copied in memory.
     public func save(to path: String) throws(SparseKernelsError) { try safetensors().write(to: path) }
@@ -54,7 +53,7 @@ extension PagedKVCache {
     private func add(
         _ section: KVSection, of used: [Int], to writer: inout SafetensorsWriter
     ) throws(SparseKernelsError) {
-        // Written while the caller is in `save`, which reads the cache as any reader does. The closure keeps the memory alive.
+        // The closure runs while the caller is in `save`, which reads the cache like other readers, and keeps the memory alive.
         nonisolated(unsafe) let storage = storage
         let (layers, heads) = (configuration.layers, configuration.kvHeads)
         let runs = adjacentRuns(used)
@@ -74,7 +73,7 @@ extension PagedKVCache {
     }
 }
 
-/// Ascending numbers as ranges.
+/// Joins ascending numbers into ranges.
 private func adjacentRuns(_ numbers: [Int]) -> [Range<Int>] {
     var runs: [Range<Int>] = []
     for number in numbers {
@@ -99,13 +98,12 @@ extension KVCacheConfiguration {
         static let valueFormat = "valueFormat"
         static let quantization = "quantization"
         static let keyEstimates = "keyEstimates"
-        // Absent without page metadata.
+        // These are absent without page metadata.
         static let metadataKind = "metadataKind"
         static let metadataFormat = "metadataFormat"
         static let logicalPageSize = "logicalPageSize"
     }
 
-    /// The configuration as text entries of a file.
     fileprivate var fileMetadata: [String: String] {
         var entries = [
             Name.layers: "\(layers)", Name.kvHeads: "\(kvHeads)", Name.headDim: "\(headDim)", Name.valueDim: "\(valueDim)",
@@ -121,9 +119,9 @@ extension KVCacheConfiguration {
         return entries
     }
 
-    /// Reads what `fileMetadata` has written.
-    /// - Parameter pageCapacity: in place of that of the file.
-    /// - Throws: `.notFound`, `.malformedFile`; what the plain initialiser throws for `pageCapacity`.
+    /// Reads the entries that `fileMetadata` has written.
+    /// - Parameter pageCapacity: replaces the capacity in the file.
+    /// - Throws: `.notFound`, `.malformedFile`, and the errors of the other initialiser for `pageCapacity`.
     init(_ file: SafetensorsFile, pageCapacity: Int?) throws(SparseKernelsError) {
         func choice<Value: RawRepresentable<String> & CaseIterable>(
             _ key: String, _ type: Value.Type

@@ -1,16 +1,16 @@
-// How sequences come, go and change without new tokens.
+// Sequences: making, freeing, forking and shortening them.
 
 extension PagedKVCache {
-    /// A new sequence without tokens. It takes no page until something is appended.
+    /// Makes a sequence without tokens. It takes no page until tokens are appended.
     public func makeSequence() -> SequenceID {
         let empty = CachedSequence(pages: [], lengths: Array(repeating: 0, count: configuration.layers))
         let index = table.insert(empty)
         return table.name(at: index)
     }
 
-    /// Gives back what a sequence has. Pages that others share stay with them.
+    /// Frees a sequence. Pages that other sequences share stay with them.
     ///
-    /// - Parameter sequence: not known to the cache afterwards.
+    /// - Parameter sequence: the sequence, which the cache does not know afterwards.
     /// - Throws: `.unknownSequence`.
     /// - Complexity: O(pages of the sequence).
     public func free(_ sequence: SequenceID) throws(SparseKernelsError) {
@@ -19,18 +19,18 @@ extension PagedKVCache {
         table.remove(at: index)
     }
 
-    /// A new sequence that begins with the tokens of another one, and shares their pages until one of the two writes to them.
+    /// Makes a sequence that begins with the tokens of another one and shares their pages until one of the two writes to them.
     ///
-    /// No token is copied, with one exception. When the cut runs through a logical page, the metadata of that page differ on both
-    /// sides, so the child gets a copy of the physical page at once.
+    /// No token is copied, with one exception: when the cut runs through a logical page, its metadata differ on the two sides,
+    /// so the child gets a copy of the physical page at once.
     ///
     /// - Parameters:
     ///   - sequence: the parent, which does not change.
-    ///   - length: tokens that the child starts with: 0 up to the longest layer, in layers that have as many; nil: all.
+    ///   - length: tokens of the child, from 0 to the length of the longest layer; nil means all. Shorter layers keep theirs.
     /// - Returns: the child. Pages that the parent has discarded are missing there as well.
-    /// - Throws: `.unknownSequence`; `.invalidArgument` for another length, and one that ends inside a discarded page;
-    ///   `.capacityExceeded` when a page must be copied and none is free. Nothing has changed then.
-    /// - Complexity: O(pages), and one page copied at most.
+    /// - Throws: `.unknownSequence`; `.invalidArgument` for another length, or one that ends inside a discarded page;
+    ///   `.capacityExceeded` when a page must be copied and none is free. On errors nothing changes.
+    /// - Complexity: O(pages), and at most one copied page.
     public func fork(_ sequence: SequenceID, at length: Int? = nil) throws(SparseKernelsError) -> SequenceID {
         let parent = table.entries[try table.index(of: sequence)]
         let length = length ?? parent.longest
@@ -48,17 +48,17 @@ extension PagedKVCache {
         return table.name(at: child)
     }
 
-    /// Takes tokens from the end of a sequence, in all layers. Whole pages are given back; the page that the cut runs through stays.
+    /// Removes tokens from the end of a sequence in all layers. Whole pages are returned; a page that the cut divides stays.
     ///
-    /// Other sequences that share pages keep every token. When the cut runs through a logical page, its metadata are computed
-    /// again, on a copy when the page is shared.
+    /// Other sequences that share pages keep every token. When the cut runs through a logical page, its metadata are
+    /// recomputed, on a copy if the page is shared.
     ///
     /// - Parameters:
-    ///   - sequence: whose tokens.
-    ///   - length: tokens that are left, 0 up to the longest layer. Layers with fewer tokens keep theirs.
-    /// - Throws: `.unknownSequence`; `.invalidArgument` for another length, and one that ends inside a discarded page;
-    ///   `.capacityExceeded` when a page must be copied, none is free and none becomes free. Nothing has changed then.
-    /// - Complexity: O(pages), and one page copied at most.
+    ///   - sequence: the sequence to shorten.
+    ///   - length: tokens that remain, from 0 to the length of the longest layer. Layers with fewer tokens keep theirs.
+    /// - Throws: `.unknownSequence`; `.invalidArgument` for another length, or one that ends inside a discarded page;
+    ///   `.capacityExceeded` when a page must be copied, none is free and none becomes free. On errors nothing changes.
+    /// - Complexity: O(pages), and at most one copied page.
     public func truncate(_ sequence: SequenceID, to length: Int) throws(SparseKernelsError) {
         let index = try table.index(of: sequence)
         let old = table.entries[index]
@@ -77,14 +77,14 @@ extension PagedKVCache {
         if cuts { summariseEnd(of: index, at: length) }
     }
 
-    /// Gives back the pages that lie inside a range of tokens, for heads that see the first and the last tokens only.
+    /// Returns the pages inside a range of tokens to the pool, for heads that see the first and the last tokens only.
     ///
-    /// Lengths and positions do not change. The tokens of these pages are gone: their entries of the page table become −1, attention
-    /// does not see them, and they can be neither read nor overwritten. Tokens of pages that the range covers in part stay.
+    /// Lengths and positions do not change. The entries of these pages in the page table become −1; attention does not see
+    /// their tokens, and they can be neither read nor overwritten. Pages that the range covers only in part stay.
     ///
     /// - Parameters:
-    ///   - sequence: whose tokens. Sequences that share the pages keep them.
-    ///   - tokens: inside what every layer has.
+    ///   - sequence: the sequence. Other sequences that share the pages keep them.
+    ///   - tokens: a range within the tokens of every layer.
     /// - Throws: `.unknownSequence`; `.invalidArgument` for a range that leaves the shortest layer.
     /// - Complexity: O(pages of the range).
     public func discard(_ sequence: SequenceID, tokens: Range<Int>) throws(SparseKernelsError) {
@@ -113,7 +113,7 @@ extension PagedKVCache {
             expected: "from 0 to the \(longest) tokens that there are",
             actual: "\(length)")
         let pageSize = configuration.pageSize
-        // Appending would have to fill a page whose first tokens are missing.
+        // Otherwise appending would have to fill a page whose first tokens are missing.
         try require(
             length % pageSize == 0 || sequence.pages[length / pageSize] != CachedSequence.hole, .invalidArgument, "length",
             expected: "a multiple of \(pageSize) where pages were discarded", actual: "\(length)")
@@ -125,7 +125,7 @@ extension PagedKVCache {
         return length % metadata.logicalPageSize != 0 && sequence.longest > length
     }
 
-    /// Computes the metadata of the logical page that the last of `length` tokens is in, in all layers that have it.
+    /// Recomputes the metadata of the logical page of the last of `length` tokens, in all layers that end there.
     private func summariseEnd(of index: Int, at length: Int) {
         let position = (length - 1) / configuration.pageSize
         let sequence = table.entries[index]

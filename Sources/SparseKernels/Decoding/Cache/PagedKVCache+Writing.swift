@@ -4,17 +4,16 @@ extension PagedKVCache {
     /// Appends tokens to one layer of a sequence.
     ///
     /// - Parameters:
-    ///   - key: `[kvHeads, tokens, headDim]`, of any attention element type and strides. With rotary
-    ///     embeddings: rotated, as attention reads them.
+    ///   - key: `[kvHeads, tokens, headDim]`, of any attention element type and strides. Rotary embeddings are applied already.
     ///   - value: `[kvHeads, tokens, valueDim]`.
-    ///   - sequence: gets new pages where its table has none, and copies of shared pages that it writes to.
-    ///   - layer: whose keys and values.
-    ///   - pool: heads and pages are written in parallel.
-    /// - Throws: `.unknownSequence`; `.invalidShape` for other extents; `.invalidArgument` for a layer that the cache does not have,
-    ///   and for elements that the format cannot take (see `PagedKVCache`); `.capacityExceeded` when fewer pages are free than
-    ///   the call needs, copies included. Nothing has changed then.
-    /// - Complexity: O(tokens), one token: O(1) and no allocation but for the growth of the table. Scratch of
-    ///   `KVStorage.scratchByteCount` per thread, from the pool.
+    ///   - sequence: the sequence. It gets new pages where it needs them, and copies of shared pages that it writes to.
+    ///   - layer: the layer of the keys and values.
+    ///   - pool: the threads that write heads and pages in parallel.
+    /// - Throws: `.unknownSequence`; `.invalidShape` for other extents; `.invalidArgument` for a layer that the cache does not
+    ///   have, and for elements that the format cannot represent (see ``PagedKVCache``); `.capacityExceeded` when the call
+    ///   needs more pages than are free, copies included. On errors nothing changes.
+    /// - Complexity: O(tokens). One token is O(1), with no allocation except when the table grows.
+    /// - Scratch: `KVStorage.scratchByteCount` per thread, from the pool.
     public func append<Key: AttentionElement, Value: AttentionElement>(
         key: TensorView<Key>, value: TensorView<Value>, to sequence: SequenceID, layer: Int = 0,
         on pool: WorkerPool = .shared
@@ -26,17 +25,17 @@ extension PagedKVCache {
         try write(key: key, value: value, tokens: position..<position + key.tokens, of: index, layer: layer, on: pool)
     }
 
-    /// Replaces tokens that one layer of a sequence has already.
+    /// Replaces existing tokens of one layer of a sequence.
     ///
     /// - Parameters:
     ///   - key: `[kvHeads, tokens, headDim]`.
     ///   - value: `[kvHeads, tokens, valueDim]`.
-    ///   - sequence: gets copies of shared pages that it writes to.
+    ///   - sequence: the sequence. It gets copies of shared pages that it writes to.
     ///   - position: the first of the replaced tokens. All of them must be below the length of the layer, and none discarded.
-    ///   - layer: whose keys and values.
-    ///   - pool: heads and pages are written in parallel.
-    /// - Throws: as `append`; `.invalidArgument` for a position with which tokens are not there. Nothing has changed then.
-    /// - Complexity: as `append`.
+    ///   - layer: the layer of the keys and values.
+    ///   - pool: the threads that write heads and pages in parallel.
+    /// - Throws: the errors of `append(key:value:to:layer:on:)`; `.invalidArgument` for positions without a token.
+    /// - Complexity: O(tokens). One token is O(1).
     public func overwrite<Key: AttentionElement, Value: AttentionElement>(
         key: TensorView<Key>, value: TensorView<Value>, in sequence: SequenceID, from position: Int, layer: Int = 0,
         on pool: WorkerPool = .shared
@@ -87,8 +86,8 @@ extension PagedKVCache {
         }
     }
 
-    /// Gives a sequence pages of its own at some positions of its table: new ones, and copies of shared ones. When there are too
-    /// few, nothing changes.
+    /// Gives a sequence pages of its own at some positions of its table: new ones, and copies of shared ones. When too few are
+    /// free, it throws and nothing changes.
     private func claimPages(at positions: Range<Int>, of index: Int) throws(SparseKernelsError) {
         let existing = positions.lowerBound..<min(positions.upperBound, table.entries[index].pages.count)
         var needed = positions.count - existing.count
@@ -124,17 +123,17 @@ extension PagedKVCache {
     }
 }
 
-/// Tokens on their way into the pages of one layer. A task is one head of one page; no two touch the same memory.
+/// A write of tokens into the pages of one layer. A task is one head of one page; no two tasks touch the same memory.
 private struct PageWrite: PoolCall {
     let storage: KVStorage
     let layer: Int
     let key: AttentionOperand
     let value: AttentionOperand
-    /// Positions in the sequence of the rows of the operands.
+    /// The tokens of the sequence that the rows of the operands become.
     let tokens: Range<Int>
-    /// Tokens of the layer after the write.
+    /// The length of the layer after the write.
     let length: Int
-    /// Positions in the page table that `tokens` touch.
+    /// The positions of `tokens` in the page table.
     let positions: Range<Int>
     /// The whole page table.
     let pages: UnsafePointer<Int32>

@@ -1,21 +1,21 @@
 extension PagedKVCache {
     /// The name of a sequence in one cache.
     ///
-    /// A name is never used twice: after `free` the cache no longer knows it, also when a new sequence has taken its place. Names
-    /// survive saving, so a program may store them beside the file. A name of another cache is not recognised as such.
+    /// A name is never used twice: after `free` the cache does not know it, even when a new sequence uses the same index. Names
+    /// survive saving, so a program may store them beside the file. A cache cannot tell a name of another cache from its own.
     public struct SequenceID: Hashable, Sendable, Codable {
         let index: Int32
-        /// Odd; it differs from that of every sequence that was at this index before.
+        /// An odd number that differs from those of all earlier sequences at this index.
         let generation: UInt32
     }
 }
 
 /// The pages and lengths of one sequence.
 struct CachedSequence {
-    /// What stands in a page table where a page was discarded.
+    /// The entry of a page table whose page was discarded.
     static let hole: Int32 = -1
 
-    /// The page of token i is `pages[i / pageSize]`, in every layer. As many as the longest layer needs.
+    /// The page of token i is `pages[i / pageSize]`, in every layer. There are as many as the longest layer needs.
     var pages: [Int32]
     /// Tokens in each layer.
     var lengths: [Int]
@@ -26,15 +26,15 @@ struct CachedSequence {
 
 /// The sequences of a cache by their names.
 struct SequenceTable {
-    /// One per index that was ever used; those without a sequence are empty.
+    /// One entry per index that was ever used; those without a sequence are empty.
     var entries: [CachedSequence] = []
-    /// One per entry: odd with a sequence, even without. A sequence that comes or goes adds one.
+    /// One number per entry: odd with a sequence, even without. It grows by one when a sequence comes or goes.
     private(set) var generations: [UInt32] = []
     private var freeIndices: [Int] = []
 
     init() {}
 
-    /// - Parameter entries: one per generation; empty where the generation is even.
+    /// - Parameter entries: one per generation, empty where the generation is even.
     init(entries: [CachedSequence], generations: [UInt32]) {
         self.entries = entries
         self.generations = generations

@@ -1,12 +1,12 @@
-/// Hadamard matrices of the orders 4·m, m odd and at most 43: entries ±1, H · Hᵀ = order · 1.
+/// Hadamard matrices of the orders 4·m, with m odd and at most 43: entries ±1, H · Hᵀ = order · 1.
 ///
-/// Each is constructed, not stored; together with Sylvester's doubling and Kronecker products they give every order that
+/// They are constructed, not stored. With Sylvester's doubling and Kronecker products they give every order that
 /// `HadamardRotation` offers.
 package enum HadamardMatrix {
-    /// Odd m such that an order of 4·m is known here: all up to 43, from which order 4·47 = 188 would need tables.
+    /// The largest odd m of the orders 4·m. All odd m up to it are available; the order 4·47 = 188 would need tables.
     package static let largestOddFactor = 43
 
-    /// The matrix of order 4·`odd`, row-major. 3 ≤ `odd` ≤ `largestOddFactor`.
+    /// The matrix of order `order` = 4·m, row-major, with m odd and 3 ≤ m ≤ `largestOddFactor`.
     package static func entries(order: Int) -> [Int8] {
         if isPrime(order - 1) { return paley1(prime: order - 1) }
         if isPrime(order / 2 - 1) && (order / 2 - 1) % 4 == 1 { return paley2(prime: order / 2 - 1) }
@@ -18,7 +18,7 @@ package enum HadamardMatrix {
 
     // MARK: - Paley
 
-    /// H = 1 + S with S = [0, 1ᵀ; −1, Q], Q_ij = χ(i − j), for a prime q ≡ 3 (mod 4); order q + 1.
+    /// H = 1 + S with S = [0, 1ᵀ; −1, Q], Q_ij = χ(i − j), for a prime q ≡ 3 (mod 4). The order is q + 1.
     private static func paley1(prime q: Int) -> [Int8] {
         let character = quadraticCharacter(q)
         return square(q + 1) { row, column in
@@ -29,8 +29,8 @@ package enum HadamardMatrix {
         }
     }
 
-    /// Every entry of the symmetric S = [0, 1ᵀ; 1, Q] becomes a block: 0 → [1, −1; −1, −1], ±1 → ±[1, 1; 1, −1]. For a prime q ≡ 1 (mod 4);
-    /// order 2·(q + 1).
+    /// Replaces every entry of the symmetric S = [0, 1ᵀ; 1, Q] by a block: 0 → [1, −1; −1, −1], ±1 → ±[1, 1; 1, −1]. For a
+    /// prime q ≡ 1 (mod 4). The order is 2·(q + 1).
     private static func paley2(prime q: Int) -> [Int8] {
         let character = quadraticCharacter(q)
         return square(2 * (q + 1)) { row, column in
@@ -60,7 +60,7 @@ package enum HadamardMatrix {
         ]
         return square(4 * n) { row, column in
             let (i, j) = (row / n, column / n)
-            // The first row of the circulant at column − row, folded to 0…(n − 1) / 2.
+            // The position in the first row of the circulant is column − row, folded to 0…(n − 1) / 2.
             let distance = (column - row + 4 * n) % n
             let position = min(distance, n - distance)
             let minus = position > 0 && sequences[blocks[i][j]] >> (position - 1) & 1 == 1
@@ -68,11 +68,11 @@ package enum HadamardMatrix {
         }
     }
 
-    /// First rows a₀ = 1, a₁ … a_{(n−1)/2} of the four circulants: bit i − 1 is set where aᵢ = −1. These are the orders without a prime for
-    /// Paley's constructions.
+    /// The first rows a₀ = 1, a₁ … a_{(n−1)/2} of the four circulants: bit i − 1 is set where aᵢ = −1. These are the orders
+    /// without a prime for Paley's constructions.
     ///
-    /// Found by exhausting small sets: for 39, three sequences that multiplication of the indices by 16 permutes; for the others but 43, all.
-    /// That of 43 is the one published by Williamson (1944), which the handbooks and SageMath list.
+    /// They were found by exhausting small sets: for 39, three sequences that multiplication of the indices by 16 permutes; for
+    /// the others except 43, all sequences. Those of 43 are Williamson's (1944), as in handbooks and SageMath.
     private static let williamsonSequences: [Int: [UInt32]] = [
         13: [0x3e, 0x32, 0x25, 0x16],
         23: [0x753, 0x60d, 0x531, 0x390],

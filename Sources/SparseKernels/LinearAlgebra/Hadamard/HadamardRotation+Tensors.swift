@@ -1,9 +1,9 @@
 extension HadamardRotation {
-    /// Rotates the rows of a tensor `[rows, count]` in place: x ← x · Q, or x ← x · Qᵀ, which undoes it.
+    /// Rotates the rows of a tensor `[rows, count]` in place: x ← x · Q, or its inverse x ← x · Qᵀ.
     ///
     /// - Parameters:
     ///   - rows: any number of rows of `count` channels.
-    ///   - inverse: multiply by Qᵀ.
+    ///   - inverse: whether to multiply by Qᵀ.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` for another rank or number of channels; nothing is written then.
     public func run(

@@ -2,31 +2,31 @@ internal import KernelInterface
 
 /// An orthogonal rotation of rows, x ← x · Q with Q = diag(signs) · H / √n, that spreads outliers over all channels.
 ///
-/// Since Q · Qᵀ = 1, a linear layer keeps its result when activations and weights are both rotated: (x · Q) · (W · Q)ᵀ = x · Wᵀ.
+/// Since Q · Qᵀ = 1, a linear layer keeps its result when both factors are rotated: (x · Q) · (W · Q)ᵀ = x · Wᵀ.
 /// After the rotation, the values of a group are of similar size and quantise better.
 ///
-/// H is a Hadamard matrix, entries ±1. Sizes: n = 2^p · m, where m is a product of odd numbers up to 43 and each of them has a factor 4
-/// of 2^p to itself. That covers every power of two and, for instance, 3072 = 256 · 12, 11008 = 64 · 172, 14336 = 512 · 28 and
-/// 29568 = 2 · 12 · 28 · 44. For other n give a `blockSize`: H is then block-diagonal.
+/// H is a Hadamard matrix, with entries ±1. Sizes are n = 2^p · m, where m is a product of odd numbers up to 43, each of which
+/// needs a factor 4 of 2^p of its own. That covers every power of two and, for instance, 3072 = 256 · 12, 11008 = 64 · 172,
+/// 14336 = 512 · 28 and 29568 = 2 · 12 · 28 · 44. For other n give a `blockSize`: H is then block-diagonal.
 ///
-/// - Non-finite input spoils its own row only, or its own block of it.
-/// - Results are bitwise the same for every number of threads.
+/// - Non-finite input affects only its own row, or its own block of the row.
+/// - Results are bitwise equal for every number of threads.
 /// - Complexity: n · (p' + Σ orders) additions per row, for the orders 4·mᵢ and the rest 2^p'.
 /// - Scratch: `scratchByteCount` per thread, kept by the pool.
 /// - Source: Ashkboos et al., "QuaRot" (arXiv 2404.00456), section 3; matrices after Sylvester, Paley and Williamson.
 public struct HadamardRotation: Sendable {
-    /// n, channels of a row.
+    /// The number of channels of a row, n.
     public let count: Int
-    /// Channels that are rotated among each other: n, unless given.
+    /// The number of channels that are rotated together: n, unless given.
     public let blockSize: Int
-    /// Of the random signs; nil: none.
+    /// The seed of the random signs; nil means no signs.
     public let seed: UInt64?
     /// The instruction set that `run` executes.
     public let instructionSet: InstructionSet
 
-    /// Orders 12, 20 … 172 of the factors that are no powers of two, outermost first.
+    /// The orders 12, 20 … 172 of the factors that are not powers of two, outermost first.
     let orders: [Int]
-    /// The power of two that remains: the innermost factor.
+    /// The remaining power of two, which is the innermost factor.
     let powerOfTwo: Int
     private let kernels: any KernelTable.Type
     /// For every order H, then Hᵀ, one after the other.
@@ -35,10 +35,10 @@ public struct HadamardRotation: Sendable {
     private let multipliers: Tensor<Float>
 
     /// - Parameters:
-    ///   - count: channels of a row.
-    ///   - blockSize: a divisor of `count` with a known Hadamard matrix; nil: `count` itself.
-    ///   - seed: of random signs, one per channel, which make different layers independent. nil: no signs.
-    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    ///   - count: the number of channels of a row.
+    ///   - blockSize: a divisor of `count` with a known Hadamard matrix; nil means `count` itself.
+    ///   - seed: the seed of random signs, one per channel, which make different layers independent; nil means no signs.
+    ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
     /// - Throws: `.invalidArgument` for a size without a known matrix or a block that does not divide the count,
     ///   `.unsupportedInstructionSet`.
     public init(
@@ -73,17 +73,17 @@ public struct HadamardRotation: Sendable {
         multipliers = try Tensor([count]) { _ in seed == nil || generator.next() >> 63 == 0 ? scale : -scale }
     }
 
-    /// The largest power of two that divides a count: a block size that always works.
+    /// The largest power of two that divides a count, which is a block size that always works.
     public static func largestPowerOfTwo(dividing count: Int) -> Int { count & -count }
 
     /// Bytes of scratch that each thread of the pool needs.
     public var scratchByteCount: Int { orders.isEmpty ? 0 : GEMMScratch.byteCount + count * 4 }
 
-    /// Rotates rows in the caller's memory: x ← x · Q, or x ← x · Qᵀ, which undoes it.
+    /// Rotates rows in the caller's memory: x ← x · Q, or its inverse x ← x · Qᵀ.
     ///
     /// - Parameters:
     ///   - rows: any number of rows of `count` channels.
-    ///   - inverse: multiply by Qᵀ.
+    ///   - inverse: whether to multiply by Qᵀ.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` for another number of channels; nothing is written then.
     public func run(
@@ -108,13 +108,13 @@ public struct HadamardRotation: Sendable {
         }
     }
 
-    /// x · Q for the rows of x, in a new tensor: activations as they come, or a weight `[outFeatures, inFeatures]` ahead of time.
+    /// Computes x · Q in a new tensor: for activations, or once for a weight `[outFeatures, inFeatures]`.
     ///
     /// - Parameters:
     ///   - rows: `[rows, count]`.
-    ///   - inverse: multiply by Qᵀ.
+    ///   - inverse: whether to multiply by Qᵀ.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: as `run`, and `.invalidShape` for another rank.
+    /// - Throws: the errors of `run` with views, and `.invalidShape` for another rank.
     public func callAsFunction(
         _ rows: Tensor<Float>, inverse: Bool = false, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Tensor<Float> {
@@ -125,8 +125,8 @@ public struct HadamardRotation: Sendable {
 
     // MARK: - Sizes
 
-    /// Orders 4·mᵢ whose product divides the size and leaves a power of two; nil when there are none. Of several, those with the smallest
-    /// sum, which is what they cost.
+    /// The orders 4·mᵢ whose product divides the size and leaves a power of two; nil when there are none. Of several solutions
+    /// it takes the one with the smallest sum, which determines the cost.
     package static func orders(of size: Int) -> [Int]? {
         let powerOfTwo = largestPowerOfTwo(dividing: size)
         return oddFactors(of: size / powerOfTwo, atLeast: 3, limit: powerOfTwo.trailingZeroBitCount / 2)?.map { 4 * $0 }

@@ -1,8 +1,8 @@
 internal import KernelInterface
 
-/// One `HadamardRotation.run`: rows, rotated independently of each other.
+/// One `HadamardRotation.run`. Rows are rotated independently of each other.
 ///
-/// A row is read as [blocks, order₁, order₂ …, 2^p]. The factors of H act on one axis each, so they may come in any order.
+/// A row is read as [blocks, order₁, order₂ …, 2^p]. Each factor of H acts on one axis, so they may be applied in any order.
 struct RotationCall: PoolCall {
     let rows: UnsafeMutablePointer<Float>
     let rowStride: Int
@@ -35,7 +35,7 @@ struct RotationCall: PoolCall {
                     var arguments = GEMMArguments(
                         a: operand, aStride: order, b: source + start, bStride: inner, bIsTransposed: false,
                         c: target + start, cStride: inner, rows: order, columns: inner, depth: order, scratch: packing)
-                    // Wide blocks go in pieces that the packed operand has room for.
+                    // Wide blocks are multiplied in pieces that fit the packed operand.
                     for column in stride(from: 0, to: inner, by: Self.columnBlock) {
                         arguments.b = UnsafePointer(source + start + column)
                         arguments.c = target + start + column
@@ -51,7 +51,7 @@ struct RotationCall: PoolCall {
         if isInverse { multiply(row) }
     }
 
-    /// Whole panels of every level.
+    /// A multiple of the panel width on every level.
     private static let columnBlock = GEMMScratch.columnBlock
 
     private func multiply(_ row: UnsafeMutablePointer<Float>) {
@@ -61,7 +61,7 @@ struct RotationCall: PoolCall {
 
 /// x ← x · S for Sylvester's matrix S of a power of two: for h = 1, 2, 4 …, (a, b) ← (a + b, a − b) at distance h.
 ///
-/// Two distances per pass, so that memory is read half as often.
+/// Each pass computes two distances, so that memory is read half as often.
 private func walshHadamard(_ x: UnsafeMutablePointer<Float>, count: Int) {
     var distance = 1
     if count.trailingZeroBitCount % 2 == 1 {

@@ -1,4 +1,4 @@
-/// All singular vectors of a matrix in `Double`, of which the leading ones are kept.
+/// Decomposes a matrix completely in `Double` and returns the leading singular vectors.
 package enum FullDecomposition {
     static func factors(
         of matrix: MatrixView<Float>, rank: Int, on pool: WorkerPool
@@ -8,22 +8,22 @@ package enum FullDecomposition {
         return try OpenBLAS.factors(of: matrix, rank: rank, threads: threads)
     }
 
-    /// N · K · min(N, K) from which LAPACK gets more threads than one: that of 512 × 512.
+    /// The N · K · min(N, K) of 512 × 512, from which on LAPACK gets more than one thread.
     ///
-    /// Below, threads of OpenBLAS cost more than they give, and their waiting by spinning costs a lot where cores are shared. Measured with
-    /// 0.3.21 on Zen 3, one thread against two: 64 × 512 takes 1.5 ms against 2.5 ms, 128 × 128 2.6 against 8.0, 256 × 256 27 against 41,
-    /// 512 × 512 the same. The Jacobi rotations take 8.8, 18 and 167 ms of the first three. With two threads on busy cores, and the
-    /// Prescott kernels, LAPACK took 30 ms for the first: more than without OpenBLAS.
+    /// Below it, threads of OpenBLAS cost more than they gain, and their spinning costs a lot where cores are shared. Measured
+    /// with 0.3.21 on Zen 3, one thread against two: 64 × 512 takes 1.5 ms against 2.5 ms, 128 × 128 2.6 against 8.0, 256 × 256
+    /// 27 against 41, 512 × 512 the same. The Jacobi rotations take 8.8, 18 and 167 ms for the first three. With two threads on
+    /// busy cores, and the Prescott kernels, LAPACK took 30 ms for the first, which is more than without OpenBLAS.
     private static let threadedWork = 1 << 27
 
-    /// Threads that LAPACK is given of those that the caller has.
+    /// The number of threads that LAPACK may use of those that the caller has.
     package static func lapackThreads(rows: Int, columns: Int, of threads: Int) -> Int {
         let (area, overflow) = rows.multipliedReportingOverflow(by: columns)
         let (work, overflowed) = area.multipliedReportingOverflow(by: min(rows, columns))
         return overflow || overflowed || work >= threadedWork ? threads : 1
     }
 
-    /// The factors through one-sided Jacobi rotations of the rows of A, or of Aᵀ when it has fewer.
+    /// Computes the factors by one-sided Jacobi rotations of the rows of A, or of those of Aᵀ if there are fewer.
     ///
     /// - Complexity: about 50 · N · K · min(N, K) multiply-adds, memory-bound: seconds for 512 × 512, hours for 4096 × 4096.
     package static func jacobiFactors(

@@ -1,28 +1,28 @@
-/// How a truncated singular value decomposition is computed.
+/// The method of a truncated singular value decomposition.
 public enum SVDMethod: Hashable, Sendable {
     /// Randomised subspace iteration: `2 · powerIterations + 2` products of the matrix with `rank + oversampling` vectors.
     ///
-    /// The defaults are those of deepcompressor's pull request 111, which puts it in the place of a full decomposition.
+    /// The defaults are those of deepcompressor's pull request 111, which replaces a full decomposition by it.
     case randomized(oversampling: Int = 10, powerIterations: Int = 4)
-    /// All singular vectors in `Double`: LAPACK's divide and conquer (`dgesdd`) when the package was built with the trait `OpenBLAS`,
-    /// else one-sided Jacobi rotations, which cost up to some fifty times as much. LAPACK is the faster of the two at every size, also with
-    /// kernels that OpenBLAS chose badly.
+    /// All singular vectors in `Double`: LAPACK's divide and conquer (`dgesdd`) when the package was built with the trait
+    /// `OpenBLAS`, else one-sided Jacobi rotations, which take up to about fifty times as long. LAPACK is faster at every size,
+    /// even with kernels that OpenBLAS chose badly.
     case full
 }
 
 /// The best approximation of an N × K matrix by a product of rank r: matrix ≈ up · down.
 public struct LowRankFactors: Sendable {
-    /// `[rank, K]`: V_rᵀ, orthonormal rows. Where nothing determines a row, because the matrix has a lower rank, the randomised method
-    /// gives any direction that is orthogonal to the others; the full one may give zeros.
+    /// `[rank, K]`: V_rᵀ, with orthonormal rows. If the matrix has a lower rank, some rows are not determined. For these the
+    /// randomised method gives any direction that is orthogonal to the others; the full one may give zeros.
     public let down: Tensor<Float>
-    /// `[N, rank]`: U_r · diag(σ), as in SVDQuant: the singular values belong to this factor.
+    /// `[N, rank]`: U_r · diag(σ), with the singular values in this factor as in SVDQuant.
     public let up: Tensor<Float>
     /// σ, descending.
     public let singularValues: [Float]
 
     public var rank: Int { singularValues.count }
 
-    /// The factors of a multiple of the matrix, by a power of two.
+    /// The factors of the matrix times `scale`, a power of two.
     fileprivate func multiplied(by scale: Double) throws(SparseKernelsError) -> LowRankFactors {
         let elements = up.elements
         return LowRankFactors(
@@ -31,23 +31,23 @@ public struct LowRankFactors: Sendable {
     }
 }
 
-/// Truncated singular value decomposition: the factors of the low-rank branch that SVDQuant keeps beside a quantised weight.
+/// Truncated singular value decomposition, which gives the factors of SVDQuant's low-rank branch.
 ///
 ///     W ≈ up · down,   down = V_rᵀ,   up = U_r · diag(σ₁ … σ_r)
 ///
-/// The randomised method gives the same bits for a seed on any number of threads. It finds the leading subspace of a spectrum that
-/// decays; when the spectrum is flat, the factors found are as good as the best to a few per cent of what rank r can explain, which
-/// is little then (see `Docs/LowRank.md`).
+/// The randomised method gives the same bits for a seed on any number of threads. It finds the leading subspace of a spectrum
+/// that decays. When the spectrum is flat, the factors are as good as the best ones up to a few per cent of what rank r can
+/// explain, which is little then (see `Docs/LowRank.md`).
 ///
 /// - Complexity: randomised: 2 · (powerIterations + 1) · N · K · (rank + oversampling) multiply-adds. Full: about
 ///   20 · N · K · min(N, K) in `Double` through LAPACK.
-/// - Memory: randomised: three matrices of (rank + oversampling) · max(N, K) floats. Full: some 4 · N · K doubles.
+/// - Memory: randomised: three matrices of (rank + oversampling) · max(N, K) floats. Full: about 4 · N · K doubles.
 /// - Source: Halko, Martinsson and Tropp, "Finding structure with randomness" (2011), algorithms 4.4 and 5.1; Li et al.,
 ///   "SVDQuant" (arXiv 2411.05007), section 4.2.
 public struct LowRankFactorization: Sendable {
     public let rank: Int
     public let method: SVDMethod
-    /// Of the random sketch.
+    /// The seed of the random sketch.
     public let seed: UInt64
 
     /// - Throws: `.invalidArgument` for a rank below 1 or negative method options.
@@ -63,18 +63,18 @@ public struct LowRankFactorization: Sendable {
         self.seed = seed
     }
 
-    /// Elements of magnitude 2⁻⁴⁰ to 2⁴¹ are taken as they are.
+    /// Matrices whose largest element has a magnitude of 2⁻⁴⁰ to 2⁴¹ are factored without scaling.
     private static let largestExponent = 40
 
     /// The factors of an N × K matrix.
     ///
     /// - Parameters:
     ///   - matrix: N × K, N and K at least `rank`.
-    ///   - start: factors of a similar N × K matrix of any rank. The randomised method starts from their `up` in the place of random
-    ///     vectors, so that one power iteration does what takes several from nothing. The full method has no use for it.
-    ///   - pool: the threads to use. The call blocks until they are done. LAPACK is told to use as many, below 512 × 512 one.
-    /// - Throws: `.invalidArgument` for a rank above min(N, K), or elements that are not finite or reach 2¹⁰⁰; `.invalidShape` for
-    ///   `start` of another shape.
+    ///   - start: factors of a similar N × K matrix, of any rank. The randomised method starts from their `up` instead of
+    ///     random vectors, so that one power iteration is as good as several from random vectors. The full method ignores them.
+    ///   - pool: the threads to use. The call blocks until they are done. LAPACK uses as many threads, or one below 512 × 512.
+    /// - Throws: `.invalidArgument` for a rank above min(N, K), or elements that are not finite or reach 2¹⁰⁰; `.invalidShape`
+    ///   for `start` of another shape.
     public func callAsFunction(
         _ matrix: MatrixView<Float>, startingFrom start: LowRankFactors? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> LowRankFactors {
@@ -92,8 +92,8 @@ public struct LowRankFactorization: Sendable {
         let largest = try requireMagnitudes(of: matrix, named: "matrix", on: pool)
         switch method {
         case .randomized(let oversampling, let powerIterations):
-            // Squares and reciprocals of lengths must stay inside `Float`, so matrices far from 1 are factored as multiples of a power
-            // of two. Scaling by one is exact.
+            // Squares and reciprocals of lengths must stay in the range of `Float`, so matrices far from 1 are scaled by a
+            // power of two, exactly.
             if largest > 0 && abs(largest.exponent) > Self.largestExponent {
                 let scale = Double(sign: .plus, exponent: -Int(largest.exponent), significand: 1)
                 let scaled = try Tensor<Float>([matrix.rows, matrix.columns]) {
@@ -111,8 +111,8 @@ public struct LowRankFactorization: Sendable {
         }
     }
 
-    /// As above, of a rank-2 tensor.
-    /// - Throws: as above, and `.invalidShape` for another rank of the tensor.
+    /// Decomposes a tensor of rank 2. See `callAsFunction(_:startingFrom:on:)` for views.
+    /// - Throws: the errors of the call with a view, and `.invalidShape` for a tensor of another rank.
     public func callAsFunction(
         _ matrix: Tensor<Float>, startingFrom start: LowRankFactors? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> LowRankFactors {

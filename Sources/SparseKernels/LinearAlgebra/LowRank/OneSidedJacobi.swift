@@ -1,17 +1,17 @@
 /// Singular value decomposition by one-sided Jacobi rotations, in `Double`.
 ///
-/// Rotates pairs of rows of M until all are orthogonal: rotation · M = diag(values) · Vᵀ, so that M = rotationᵀ · diag(values) · Vᵀ.
-/// Small singular values come out as exactly, relative to themselves, as large ones.
+/// It rotates pairs of rows of M until all are orthogonal: rotation · M = diag(values) · Vᵀ, so that M = rotationᵀ ·
+/// diag(values) · Vᵀ. Small singular values have the same relative accuracy as large ones.
 ///
 /// The pairs of a round have no row in common, so a round runs in parallel and every pool gives the same bits.
 ///
 /// - Complexity: about 6 · m² · (n + m) multiply-adds per sweep for m rows of n; 5 to 10 sweeps.
 /// - Memory: m · (n + m) doubles.
-/// - Source: Hestenes (1958); the order of Brent and Luk (1985); the test for orthogonality of Demmel and Veselić (1992).
+/// - Source: Hestenes (1958); the order of Brent and Luk (1985); the orthogonality test of Demmel and Veselić (1992).
 struct OneSidedJacobi {
-    /// `[m, m]`, orthogonal.
+    /// `[m, m]`, an orthogonal matrix.
     private(set) var rotation: [Double]
-    /// `[m, n]`: orthogonal rows, of the lengths `values`.
+    /// `[m, n]`: orthogonal rows of the lengths `values`.
     private(set) var rows: [Double]
     /// Singular values, descending.
     let values: [Double]
@@ -19,11 +19,11 @@ struct OneSidedJacobi {
     /// - Parameters:
     ///   - rows: M, `[count, length]`, finite.
     init(rows matrix: [Double], count: Int, length: Int, on pool: WorkerPool) {
-        // Multiples of a power of two with a largest element near 1, so that squares of what rounding leaves of dependent rows do not
-        // underflow.
+        // Rows are scaled by a power of two, so that the largest element is near 1 and squares of the rounding errors that
+        // remain of dependent rows do not underflow.
         let largest = matrix.reduce(0) { max($0, abs($1)) }
         let unit = largest > 0 ? Double(sign: .plus, exponent: largest.exponent, significand: 1) : 1
-        // A line holds a row of M and the same row of the rotation, each padded to whole vectors.
+        // A line has a row of M and the same row of the rotation, each padded to whole vectors.
         let (padded, paddedCount) = ((length + 3) / 4 * 4, (count + 3) / 4 * 4)
         let stride = padded + paddedCount
         var lines = [Double](repeating: 0, count: count * stride)
@@ -47,11 +47,11 @@ struct OneSidedJacobi {
         }
     }
 
-    /// Rows below this, of a matrix with a largest element near 1, are 0: the elements of a matrix of `Float` span 2²⁷⁷, so that
-    /// what is smaller is made of rounding errors alone. Its square is far from underflow.
+    /// Rows shorter than this, in a matrix with a largest element near 1, are 0. The elements of a matrix of `Float` span a
+    /// range of 2²⁷⁷, so that shorter rows are only rounding errors. The square of this number is far from underflow.
     fileprivate static let negligible = 0x1p-300
 
-    /// Convergence is quadratic once rows are nearly orthogonal; 30 sweeps are three times what any matrix has been seen to need.
+    /// Convergence is quadratic once rows are nearly orthogonal. 30 sweeps are three times the most needed so far.
     private static let sweepLimit = 30
 }
 
@@ -59,12 +59,12 @@ struct OneSidedJacobi {
 private struct Sweep {
     let lines: UnsafeMutablePointer<Double>
     let count: Int
-    /// Doubles of a line; the first `length` are M's.
+    /// Doubles per line. The first `length` are those of M.
     let stride: Int
     let length: Int
     var number = 0
 
-    /// Rows whose cosine is below this are orthogonal: the rounding of a dot product, chains of n / 8 sums.
+    /// The cosine below which rows are orthogonal: the rounding of a dot product, which is chains of n / 8 sums.
     private var tolerance: Double { Double(length / 8 + 8) * 0x1p-53 }
 
     init(lines: UnsafeMutablePointer<Double>, count: Int, stride: Int, length: Int) {
@@ -76,7 +76,7 @@ private struct Sweep {
 
     /// Returns whether any pair was rotated.
     func run(on pool: WorkerPool) -> Bool {
-        // A tournament: everybody but the first moves on by one place per round. With an odd count one row pauses.
+        // A tournament: all rows except the first move by one seat per round. With an odd count one row pauses.
         let players = count + count % 2
         var rotated = [Bool](repeating: false, count: players / 2)
         var result = false
@@ -105,7 +105,7 @@ private struct Sweep {
         }
     }
 
-    /// Makes two rows orthogonal; returns whether they were not.
+    /// Makes two rows orthogonal. Returns whether they were not.
     private func rotate(_ i: Int, _ j: Int) -> Bool {
         let (a, b) = (lines + i * stride, lines + j * stride)
         let alpha = TriangularFactor.dot(a, a, length)

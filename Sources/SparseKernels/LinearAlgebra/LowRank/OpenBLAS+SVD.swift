@@ -3,9 +3,9 @@
 #endif
 
 extension OpenBLAS {
-    /// The leading singular vectors through LAPACK's `dgesdd` on the matrix in `Double`, as deepcompressor has it.
+    /// The leading singular vectors by LAPACK's `dgesdd` on the matrix in `Double`, as in deepcompressor.
     ///
-    /// Memory: 2 · (N · K + (N + K) · min(N, K)) doubles, about. OpenBLAS may give other last bits for another number of threads.
+    /// Memory: about 2 · (N · K + (N + K) · min(N, K)) doubles. The last bits may depend on OpenBLAS's number of threads.
     static func factors(
         of matrix: MatrixView<Float>, rank: Int, threads: Int
     ) throws(SparseKernelsError) -> LowRankFactors {
@@ -13,8 +13,8 @@ extension OpenBLAS {
             openblas_set_num_threads(Int32(threads))
             let (n, k) = (matrix.rows, matrix.columns)
             let least = min(n, k)
-            // LAPACK is column-major: what it reads as K × N is Aᵀ = V · Σ · Uᵀ. Its left vectors are the rows of Vᵀ, one after the
-            // other, and its right factor is U, row by row.
+            // LAPACK is column-major and reads the matrix as Aᵀ = V · Σ · Uᵀ, which is K × N. Its left vectors are the rows of
+            // Vᵀ, one after the other, and its right factor is U, row by row.
             var a = [Double](unsafeUninitializedCapacity: n * k) { buffer, count in
                 for row in 0..<n {
                     for column in 0..<k { buffer[row * k + column] = Double(matrix[row, column]) }

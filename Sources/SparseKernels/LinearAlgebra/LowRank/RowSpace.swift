@@ -1,18 +1,18 @@
-/// What subspace iteration does with few long vectors: the rows of an [l, n] matrix, l ≪ n.
+/// The operations of subspace iteration on a few long vectors, which are the rows of an [l, n] matrix with l ≪ n.
 ///
 /// Gram matrices are summed in `Double`, where a product of two floats is exact.
 enum RowSpace {
-    /// Replaces the rows by an orthonormal basis of a space that holds theirs; where they span less, random directions complete it.
+    /// Replaces the rows by an orthonormal basis of a space that contains theirs, completed by random directions if needed.
     ///
-    /// Passes of shifted Cholesky QR until one starts from rows that are nearly orthonormal already and so ends with rows that are
-    /// orthonormal to the last digit. A fixed number of passes does not do: of rows that span less than their number, as the products of a
-    /// sketch with a matrix of low rank do, the first pass makes rows out of rounding errors, of any condition.
+    /// It runs passes of shifted Cholesky QR until a pass starts from nearly orthonormal rows, and so ends with rows that are
+    /// orthonormal to the last digit. A fixed number of passes is not enough. When rows span less than their number, like the
+    /// products of a sketch with a matrix of low rank, the first pass makes rows from rounding errors.
     ///
     /// - Parameters:
-    ///   - rows: no more than their length.
-    ///   - seed: of the random directions.
+    ///   - rows: the rows; no more than their length.
+    ///   - seed: the seed of the random directions.
     ///   - pool: the threads to use.
-    /// - Complexity: two passes in general, three or four for rows that span less.
+    /// - Complexity: two passes in general, three or four when the rows span less.
     static func orthonormalizeFully(
         _ rows: inout Tensor<Float>, seed: UInt64, on pool: WorkerPool
     ) throws(SparseKernelsError) {
@@ -20,8 +20,9 @@ enum RowSpace {
         var random = SplitMix64(seed: seed)
         for number in 0..<passLimit {
             let pass = try orthonormalize(&rows, on: pool)
-            // The square of what is left of a dependent row is the shift, times one and the squares of its coefficients. Rounding errors
-            // can also be alike pass after pass, as those of multiples of one row are; what is then left of a row is not looked at.
+            // The squared remainder of a dependent row is the shift times one plus the squares of its coefficients. Rounding
+            // errors can also be alike in every pass, for example those of multiples of one row, so later a larger remainder
+            // counts as dependent.
             let negligible = number < Self.patience ? 16 * shift(count: count, length: length) : 0x1p-10
             var isComplete = true
             for row in 0..<count where pass.remainders[row] <= negligible {
@@ -32,17 +33,18 @@ enum RowSpace {
         }
     }
 
-    /// Three passes suffice for what was seen, four where random directions come in; the limit keeps a call finite.
+    /// All known cases need three passes, or four with random directions. The limit keeps a call finite.
     private static let passLimit = 12
     private static let patience = 3
 
-    /// Replaces the rows by a basis of the space they span, orthonormal if they are not far from it.
+    /// Replaces the rows by a basis of their space, which is orthonormal if the rows are not far from it.
     ///
-    /// One pass of shifted Cholesky QR: Y ← R⁻¹ · Y with R · Rᵀ = Y · Yᵀ, rows scaled to unit length first. After one pass the condition is
-    /// small but the rows need not be orthogonal to the last digit; further passes make them so.
+    /// This is one pass of shifted Cholesky QR: Y ← R⁻¹ · Y with R · Rᵀ = Y · Yᵀ, after rows are scaled to unit length. After
+    /// it the condition number is small, but rows need not be orthogonal to the last digit; further passes make them so.
     ///
-    /// - Returns: how far the rows of unit length were from orthogonal, the Frobenius norm of their Gram matrix less the identity; and
-    ///   what is left of every row of unit length beside those after it, squared, and the shift; 0 for a row of zeros.
+    /// - Returns: the departure of the rows of unit length from orthogonality, which is the Frobenius norm of their Gram matrix
+    ///   minus the identity; and for every row the squared length that remains after the later rows are projected out, plus the
+    ///   shift, or 0 for a row of zeros.
     /// - Complexity: l² · n / 2 multiply-adds in `Double` and l² · n in `Float`.
     /// - Source: Fukaya, Kannan, Nakatsukasa, Yamamoto and Yanagisawa, "Shifted Cholesky QR" (2020).
     @discardableResult
@@ -52,7 +54,7 @@ enum RowSpace {
         let (count, length) = (rows.shape[0], rows.shape[1])
         var gram = gramMatrix(of: rows, on: pool)
         let scales = (0..<count).map { row in
-            // Shorter rows count as zero: 1 / length must stay inside `Float`.
+            // Shorter rows count as zero, because 1 / length must stay in the range of `Float`.
             gram[row * count + row] > 0x1p-200 ? 1 / gram[row * count + row].squareRoot() : 0
         }
         let shift = shift(count: count, length: length)
@@ -84,10 +86,10 @@ enum RowSpace {
         return (square.squareRoot(), remainders)
     }
 
-    /// X and σ of Y = X · Σ · Uᵀ for the rows of Y: `directions` are the rows of Xᵀ, σ descending.
+    /// X and σ of Y = X · Σ · Uᵀ for the rows of Y: `directions` are the rows of Xᵀ, with σ descending.
     ///
-    /// From the eigenvectors of Y · Yᵀ, through its Cholesky factor. Values below 10⁻⁷ of the first are blurred, as those of `Float` products
-    /// are anyway.
+    /// They come from the eigenvectors of Y · Yᵀ, by its Cholesky factor. Values below 10⁻⁷ of the first are inaccurate, as in
+    /// `Float` products.
     static func principalDirections(of rows: Tensor<Float>, on pool: WorkerPool) -> (directions: [Double], values: [Float]) {
         let (count, length) = (rows.shape[0], rows.shape[1])
         var gram = gramMatrix(of: rows, on: pool)
@@ -108,11 +110,11 @@ enum RowSpace {
         return (jacobi.rotation, jacobi.values.map { Float(max(0, $0 * $0 - shift).squareRoot()) })
     }
 
-    /// More than the rounding of a Gram matrix of unit rows and of its factorisation, so that the shifted matrix is positive definite:
-    /// chains of n / 8 sums give an element, l the factor, and the norm is at most l times an element.
+    /// A shift larger than the rounding of a Gram matrix of unit rows and of its factorisation, so that the shifted matrix is
+    /// positive definite: chains of n / 8 sums give an element, l the factor, and the norm is at most l times an element.
     private static func shift(count: Int, length: Int) -> Double { Double(count * (length / 8 + count + 8)) * 0x1p-53 }
 
-    /// Y · Yᵀ, the upper triangle.
+    /// Y · Yᵀ, of which only the upper triangle is valid.
     private static func gramMatrix(of rows: Tensor<Float>, on pool: WorkerPool) -> [Double] {
         let (count, length) = (rows.shape[0], rows.shape[1])
         var gram = [Double](repeating: 0, count: count * count)
@@ -126,7 +128,7 @@ enum RowSpace {
     }
 }
 
-/// Pairs of rows of a Gram matrix. Task 0 has the longest two.
+/// Computes pairs of rows of a Gram matrix. Task 0 has the two longest.
 private struct GramCall: PoolCall {
     let rows: UnsafePointer<Float>
     let count: Int
@@ -156,7 +158,7 @@ private struct GramCall: PoolCall {
                 sums = (sums.0 + x * z, sums.1 + x * w, sums.2 + y * z, sums.3 + y * w)
                 k += 1
             }
-            // Where the last row is its own partner, equal sums are stored twice; below the diagonal nothing is read.
+            // When the last row is its own partner, equal sums are stored twice. Nothing below the diagonal is read.
             gram[i * count + j] = sums.0
             gram[i * count + other] = sums.1
             gram[next * count + j] = sums.2

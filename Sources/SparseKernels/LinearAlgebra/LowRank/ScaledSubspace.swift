@@ -1,38 +1,38 @@
-/// The leading singular subspace of W · diag(s), followed while s changes: few passes over W where a factorisation from scratch takes
-/// many, and W · diag(s) is never stored.
+/// The leading singular subspace of W · diag(s), updated as s changes. That needs few passes over W, where a new factorisation
+/// needs many, and W · diag(s) is never stored.
 ///
 /// One sweep of subspace iteration, from r orthonormal rows Uᵀ that span most of the left subspace:
 ///
 ///     V ← rows of Uᵀ · W · diag(s), orthonormal        Yᵀ ← V · diag(s) · Wᵀ        Uᵀ ← rows of Yᵀ, orthonormal
 ///
-/// Y · V is the projection of W · diag(s) onto the rows of V, the best approximation with that row space. Neither is rotated to singular
-/// vectors, which the product does not need.
+/// Y · V is the projection of W · diag(s) onto the rows of V, which is the best approximation with that row space. Neither is
+/// rotated to singular vectors, because the product does not need it.
 ///
-/// - Source: Halko, Martinsson and Tropp, "Finding structure with randomness" (2011), algorithm 4.4, without oversampling and with a
-///   start that is better than random.
+/// - Source: Halko, Martinsson and Tropp, "Finding structure with randomness" (2011), algorithm 4.4, without oversampling and
+///   with a start that is better than random.
 struct ScaledSubspace: Sendable {
     /// Uᵀ, `[rank, rows]`.
     private var left: Tensor<Float>
     private(set) var sweeps = 0
 
-    /// Most sweeps of one approximation: what a start from random rows takes.
+    /// The most sweeps of one approximation, which a start from random rows needs.
     static let maximumSweeps = 4
-    /// A sweep that lowers the squared distance to the matrix by less than this fraction is the last one. 1% of a square is 0.5% of the
-    /// distance, a tenth of what choosing between neighbouring candidates turns on.
+    /// A sweep that lowers the squared distance to the matrix by less than this fraction is the last one. 1% of a square is
+    /// 0.5% of the distance, a tenth of the difference between neighbouring candidates.
     static let improvement = 0.01
 
-    /// Begins with random rows.
+    /// Starts with random rows.
     init(rank: Int, rows: Int, seed: UInt64, on pool: WorkerPool) throws(SparseKernelsError) {
         var generator = SplitMix64(seed: seed)
         left = try Tensor([rank, rows]) { _ in generator.uniform() - 0.5 }
         try Self.orthonormalize(&left, on: pool)
     }
 
-    /// W · diag(s) ≈ Y · V.
+    /// Approximates W · diag(s) by Y · V.
     ///
     /// - Parameters:
     ///   - weight: W, `[rows, columns]`.
-    ///   - scales: s.
+    ///   - scales: the vector s.
     ///   - pool: the threads to use.
     /// - Returns: V as `down`, `[rank, columns]`, with orthonormal rows; Y as `up`, `[rows, rank]`.
     /// - Complexity: 2 · rank · rows · columns multiply-adds per sweep.

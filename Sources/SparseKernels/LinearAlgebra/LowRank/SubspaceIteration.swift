@@ -1,13 +1,14 @@
 /// Randomised subspace iteration on an N × K matrix A (Halko, Martinsson and Tropp 2011, algorithm 4.4 on Aᵀ).
 ///
-///     Ω  [l, N]  random, or an earlier U_rᵀ filled up
+///     Ω  [l, N]  random, or an earlier U_rᵀ completed
 ///     W  ← orth(Ω · A)                                   [l, K]
 ///     repeat:   Q ← orth(W · Aᵀ)   [l, N],    W ← orth(Q · A)
 ///     Y  ← W · Aᵀ                                        [l, N]
 ///     Y  = X · Σ · Uᵀ       down = X_rᵀ · W,   up = (X_rᵀ · Y)ᵀ = A · downᵀ
 ///
-/// Vectors are rows throughout. Both products then read A as it lies in memory, as `B` or `Bᵀ` of `GEMM`, with the few vectors as
-/// the packed strips; nothing is transposed. Finishing on the side of K makes `up` the least-squares factor of `down`, exactly.
+/// Vectors are rows throughout. Both products then read A as it is stored, as `B` or `Bᵀ` of `GEMM`, with the few vectors in
+/// the packed strips, and nothing is transposed. As the last step is on the side of K, `up` is the exact least-squares factor
+/// of `down`.
 struct SubspaceIteration {
     private let rows: Int
     private let columns: Int
@@ -40,7 +41,7 @@ struct SubspaceIteration {
             try timesMatrix.run(a: left.matrixView(), b: matrix, c: right.mutableMatrixView(), on: pool)
             try RowSpace.orthonormalize(&right, on: pool)
         }
-        // To the last digits, which the first pass leaves. `up · down` is A · WᵀW, so what W lacks the product lacks.
+        // The first pass is not exact to the last digits. `up · down` is A · WᵀW, so errors of W are errors of the product.
         try RowSpace.orthonormalizeFully(&right, seed: seed, on: pool)
         try timesTranspose.run(a: right.matrixView(), b: matrix, c: left.mutableMatrixView(), on: pool)
 
@@ -52,13 +53,13 @@ struct SubspaceIteration {
             down: down, up: try Self.transposed(upTransposed), singularValues: Array(principal.values.prefix(rank)))
     }
 
-    /// The vectors that the iteration starts from, `[l, N]`.
+    /// The vectors with which the iteration starts, `[l, N]`.
     private func sketch(seed: UInt64, start: LowRankFactors?, on pool: WorkerPool) throws(SparseKernelsError) -> Tensor<Float> {
         var seeds = SplitMix64(seed: seed)
         let rowSeeds = (0..<vectors).map { _ in seeds.next() }
         let up = start?.up.elements ?? []
         let lines = pool.map(vectors, work: vectors * rows * 12) { vector in
-            // A direction of the earlier matrix, of unit length; where that had none, random like the rest.
+            // A direction of the earlier matrix, of unit length. Where it had none, the direction is random like the rest.
             if let start, vector < start.rank, start.singularValues[vector] > 0 {
                 let length = start.singularValues[vector]
                 return (0..<rows).map { up[$0 * start.rank + vector] / length }

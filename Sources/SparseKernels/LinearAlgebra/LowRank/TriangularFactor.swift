@@ -1,7 +1,7 @@
-/// Small dense factors in `Double`: the core of Cholesky QR, and the diagonal blocks of `InverseCholesky`.
+/// Small dense factors in `Double`, for Cholesky QR and for the diagonal blocks of `InverseCholesky`.
 ///
-/// Upper triangular R with R · Rᵀ = A, computed from the last row to the first. Row-major; only the upper triangles are read and
-/// written.
+/// The factor is an upper triangular R with R · Rᵀ = A, computed from the last row to the first. Matrices are row-major, and
+/// only upper triangles are read and written.
 enum TriangularFactor {
     /// Replaces A by R.
     ///
@@ -22,7 +22,7 @@ enum TriangularFactor {
         return nil
     }
 
-    /// Writes R⁻¹, upper triangular with zeros below.
+    /// Writes R⁻¹, which is upper triangular with zeros below.
     /// - Complexity: n³ / 6 multiply-adds.
     static func invert(
         _ r: UnsafePointer<Double>, count: Int, stride: Int, into inverse: UnsafeMutablePointer<Double>

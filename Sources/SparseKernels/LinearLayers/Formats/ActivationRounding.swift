@@ -1,14 +1,14 @@
 internal import KernelInterface
 
-/// Quantises activations and multiplies them out again: what the integer product of a layer sees of x.
+/// Quantises and dequantises activations, which gives the values that the integer product of a layer uses for x.
 struct ActivationRounding: Sendable {
     let format: ActivationFormat
-    /// Channels that share a scale, where the format has groups: those of the weights; nil: weights of whole rows, where it is 128.
+    /// Channels that share a scale, which are the groups of the weights; nil means weights of whole rows, where it is 128.
     let groupSize: Int?
     /// The type of x in the running layer. Smoothed values and scales are rounded to it.
     let storage: StorageType
 
-    /// Replaces smoothed and shifted values, by the rules of the kernel, operation by operation.
+    /// Rounds smoothed and shifted values in place by the rules of the kernel, operation by operation.
     func round(_ values: UnsafeMutablePointer<Float>, _ count: Int) {
         if storage != .float32 {
             for i in 0..<count { values[i] = storage.rounded(values[i]) }
@@ -36,7 +36,7 @@ struct ActivationRounding: Sendable {
         }
     }
 
-    /// Codes come from the scale before it is rounded, and are multiplied by the rounded one, as on the GPU.
+    /// Codes are computed with the scale before it is rounded, and multiplied by the rounded one, as on the GPU.
     private func perGroup(
         _ values: UnsafeMutablePointer<Float>, _ count: Int, _ step: Float, _ low: Float, _ high: Float
     ) {
@@ -59,7 +59,7 @@ struct ActivationRounding: Sendable {
 }
 
 extension StorageType {
-    /// The type that scales, factors and smoothing are rounded to.
+    /// The type to which scales, factors and smoothing are rounded.
     init(scaleType: ElementType) throws(SparseKernelsError) {
         switch scaleType {
         case .float32: self = .float32

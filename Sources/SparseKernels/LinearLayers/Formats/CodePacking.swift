@@ -1,10 +1,10 @@
 extension WeightFormat {
-    /// Bytes of a stored row.
+    /// Bytes per stored row.
     public func bytesPerRow(inFeatures: Int) -> Int { paddedInFeatures(inFeatures) * code.bits / 8 }
 }
 
 extension WeightFormat.Code {
-    /// The integers that codes stand for; E2M1 has not all of them.
+    /// The range of the integers that codes stand for. E2M1 does not have all of them.
     public var integers: ClosedRange<Int> {
         switch self {
         case .int4: -8...7
@@ -19,7 +19,7 @@ extension WeightFormat.Code {
         self == .fp4 ? E2M1.code(ofDoubledValue: integer) != nil : integers.contains(integer)
     }
 
-    /// Stores a row of integers. An odd row leaves the last nibble 0.
+    /// Stores a row of integers. In a row of odd length the last nibble is 0.
     func pack(_ integers: UnsafePointer<Int8>, _ count: Int, into bytes: UnsafeMutablePointer<UInt8>) {
         switch self {
         case .int8:
@@ -46,7 +46,7 @@ extension WeightFormat.Code {
             unpackPairs(bytes, count, into: integers) { Int8(bitPattern: $0) }
         case .fp4:
             unpackPairs(bytes, count, into: integers) { nibble in
-                // 0…4 are themselves; 5, 6 and 7 are 6, 8 and 12.
+                // 0…4 stay the same; 5, 6 and 7 become 6, 8 and 12.
                 let index = nibble & 7
                 let doubled = Int8(bitPattern: index <= 4 ? index : index == 7 ? 12 : 2 &* index &- 4)
                 return nibble & 8 == 0 ? doubled : 0 &- doubled
@@ -77,17 +77,17 @@ extension WeightFormat.Code {
 }
 
 extension QuantizedWeight {
-    /// A weight of given codes.
+    /// Makes a weight from given codes.
     ///
     /// - Parameters:
     ///   - format: the kind of code and the group size.
-    ///   - integers: `[outFeatures, inFeatures]`, what codes stand for: −8…7, 0…15, −128…127, or twice the value for E2M1.
+    ///   - integers: `[outFeatures, inFeatures]`, the codes' integers: −8…7, 0…15, −128…127, or twice the value for E2M1.
     ///   - scales: `[outFeatures, groups]`.
-    ///   - offsets: `[outFeatures, groups]`, subtracted from scale · code; nil: none.
-    ///   - channelScales: `[outFeatures]`; nil: 1.
+    ///   - offsets: `[outFeatures, groups]`, subtracted from scale · code; nil means none.
+    ///   - channelScales: `[outFeatures]`; nil means 1.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidShape` for tensors that disagree, `.invalidArgument` "integers" for an integer without a code, naming its row and
-    ///   column, or for a scale or offset that is not finite.
+    /// - Throws: `.invalidShape` for tensors that disagree; `.invalidArgument` for an integer without a code, naming its row
+    ///   and column, and for a scale or offset that is not finite.
     /// - Complexity: O(outFeatures · inFeatures).
     public init(
         format: WeightFormat, integers: Tensor<Int8>, scales: Tensor<Float>, offsets: Tensor<Float>? = nil,
@@ -124,15 +124,15 @@ extension QuantizedWeight {
             format: format, inFeatures: columns, codes: codes, scales: scales, offsets: offsets, channelScales: channelScales)
     }
 
-    /// A weight of codes chosen against a grid.
-    /// - Throws: as above.
+    /// Makes a weight from codes on a grid.
+    /// - Throws: the errors of `init(format:integers:scales:offsets:channelScales:on:)`.
     public init(grid: WeightGrid, integers: Tensor<Int8>, on pool: WorkerPool = .shared) throws(SparseKernelsError) {
         try self.init(
             format: grid.format, integers: integers, scales: grid.scales, offsets: grid.offsets,
             channelScales: grid.channelScales, on: pool)
     }
 
-    /// The codes as the integers that they stand for, `[outFeatures, inFeatures]`; for E2M1 twice the value.
+    /// The integers that the codes stand for, `[outFeatures, inFeatures]`; for E2M1 twice the value.
     /// - Throws: `.invalidShape` for a size that overflows.
     /// - Complexity: O(outFeatures · inFeatures).
     public func integers(on pool: WorkerPool = .shared) throws(SparseKernelsError) -> Tensor<Int8> {
@@ -147,7 +147,7 @@ extension QuantizedWeight {
 
     /// The weight as floating-point values, `[outFeatures, inFeatures]`: `value(row:column:)` of every element, bit for bit.
     /// - Throws: `.invalidShape` for a size that overflows.
-    /// - Complexity: O(outFeatures · inFeatures). Scratch per thread: a byte per column.
+    /// - Complexity: O(outFeatures · inFeatures). Scratch: one byte per column for each thread.
     public func dequantized(on pool: WorkerPool = .shared) throws(SparseKernelsError) -> Tensor<Float> {
         let (code, columns, bytesPerRow) = (format.code, inFeatures, codes.shape[1])
         let groupSize = format.groupSize ?? columns

@@ -2,7 +2,7 @@ internal import KernelInterface
 
 /// Numbers in the narrowest type that holds each of them exactly: half precision, else bfloat16, else single precision.
 ///
-/// Scales and factors that were rounded to 16 bits when a layer was quantised take two bytes again when it is loaded.
+/// Scales and factors that were rounded to 16 bits when a layer was quantised again take two bytes when it is loaded.
 struct CompactFloats: Sendable {
     let type: StorageType
     private let storage: TensorStorage
@@ -10,7 +10,7 @@ struct CompactFloats: Sendable {
     var pointer: UnsafeRawPointer { UnsafeRawPointer(storage.pointer) }
     var byteCount: Int { storage.byteCount }
 
-    /// Makes `count` numbers, a multiple of the level's `laneCount`, with `fill`.
+    /// Stores `count` numbers that `fill` writes. `count` must be a multiple of the level's `laneCount`.
     init(count: Int, kernels: any KernelTable.Type, fill: (UnsafeMutablePointer<Float>) -> Void) {
         let wide = TensorStorage(byteCount: count * 4)
         let floats = wide.pointer.assumingMemoryBound(to: Float.self)

@@ -1,19 +1,19 @@
 /// The 4-bit float of NVFP4 and MXFP4: sign, two exponent bits, one mantissa bit; ±{0, ½, 1, 1½, 2, 3, 4, 6}.
 ///
-/// Codes are 0…15, the sign in bit 3.
+/// Codes are 0…15, with the sign in bit 3.
 public enum E2M1 {
-    /// Which of two equally near values a midpoint becomes.
+    /// The rule by which a midpoint between two values is rounded.
     public enum Ties: Hashable, Sendable, CaseIterable {
-        /// The one with an even mantissa bit: 0, 1, 2 or 4. What the GPU does to activations.
+        /// To the value with an even mantissa bit: 0, 1, 2 or 4. The GPU rounds activations so.
         case toEven
-        /// The smaller magnitude. What the converter of SVDQuant checkpoints does to weights.
+        /// To the smaller magnitude. The converter of SVDQuant checkpoints rounds weights so.
         case towardZero
     }
 
     /// The largest magnitude.
     public static let greatestFiniteMagnitude: Float = 6
 
-    /// Twice the magnitudes of codes 0…7: small integers, so that products are exact.
+    /// Twice the magnitudes of codes 0…7, which are small integers, so that products are exact.
     static let doubledMagnitudes = [0, 1, 2, 3, 4, 6, 8, 12]
 
     /// Twice the value of a code 0…15.
@@ -22,15 +22,15 @@ public enum E2M1 {
         return code & 8 == 0 ? magnitude : -magnitude
     }
 
-    /// The value of a code 0…15; that of 8 is −0.
+    /// The value of a code 0…15. Code 8 is −0.
     public static func value(ofCode code: Int) -> Float {
         Float(signOf: code & 8 == 0 ? 1 : -1, magnitudeOf: Float(doubledMagnitudes[code & 7]) / 2)
     }
 
-    /// The code 0…15 of the value nearest to `value`. What is beyond ±6 becomes ±6.
+    /// The code 0…15 of the value nearest to `value`. Values beyond ±6 become ±6.
     ///
-    /// Ties toward zero never give the code 8 of −0: small negative values become +0, as in the converter, which takes the first
-    /// nearest entry of {0, ½, … 6, −0, −½, … −6}. Ties to even keep the sign, and NaN becomes 6, as in the GPU's conversion.
+    /// Ties toward zero never give code 8, which is −0: small negative values become +0, as in the converter, which takes the
+    /// first nearest of {0, ½, … 6, −0, −½, … −6}. Ties to even keep the sign, and NaN becomes 6, as on the GPU.
     ///
     /// - Source: `deepcompressor/backend/nunchaku` (converter); `cvt.rn.satfinite.e2m1x2.f32` of PTX (GPU).
     public static func code(for value: Float, ties: Ties) -> Int {
@@ -38,7 +38,7 @@ public enum E2M1 {
         var index = 0
         for boundary in 0..<7 {
             let midpoint = Float(doubledMagnitudes[boundary] + doubledMagnitudes[boundary + 1]) / 4
-            // From an odd code the tie goes up to the even one.
+            // A tie above an odd code is rounded up to the even one.
             let goesUp = ties == .toEven && boundary % 2 == 1
             if magnitude > midpoint || (goesUp && magnitude == midpoint) { index = boundary + 1 }
         }
@@ -48,7 +48,7 @@ public enum E2M1 {
         }
     }
 
-    /// Twice the nearest value, ties toward zero: `doubledValue(ofCode: code(for: value, ties: .towardZero))` without branches. NaN gives 0.
+    /// Twice the nearest value: `doubledValue(ofCode: code(for: value, ties: .towardZero))` without branches. NaN gives 0.
     @inline(__always)
     static func doubledValue(nearest value: Float) -> Int32 {
         let magnitude = value.magnitude

@@ -1,6 +1,6 @@
 /// An 8-bit float of sign, four exponent bits with bias 7 and three mantissa bits, without infinities: the scales of NVFP4.
 ///
-/// The largest magnitude is 448, the smallest 2⁻⁹; codes 0x7f and 0xff are NaN. A storage type: arithmetic happens in `Float`.
+/// The largest magnitude is 448, the smallest 2⁻⁹; codes 0x7f and 0xff are NaN. Arithmetic is in `Float`.
 public struct E4M3: Hashable, Sendable, BitwiseCopyable {
     public var bitPattern: UInt8
 
@@ -8,12 +8,12 @@ public struct E4M3: Hashable, Sendable, BitwiseCopyable {
 
     /// The largest value, 448.
     public static let greatestFiniteMagnitude: Float = 448
-    /// The smallest value above 0, 2⁻⁹. Scales of `ActivationFormat.fp4` go no lower.
+    /// The smallest value above 0, 2⁻⁹, which is also the smallest scale of `ActivationFormat.fp4`.
     public static let leastNonzeroMagnitude: Float = 0x1p-9
 
-    /// The nearest value, ties to the even mantissa. What is beyond ±448 becomes ±448, infinities too; NaN stays NaN.
+    /// The nearest value, ties to the even mantissa. Values beyond ±448, including infinities, become ±448; NaN stays NaN.
     ///
-    /// - Source: `cvt.rn.satfinite.e4m3x2.f32` of PTX, but for the sign of NaN, which stays.
+    /// - Source: `cvt.rn.satfinite.e4m3x2.f32` of PTX, except that NaN keeps its sign.
     public init(_ value: Float) {
         let sign = UInt8(truncatingIfNeeded: value.bitPattern >> 24) & 0x80
         let magnitude = value.magnitude
@@ -22,10 +22,10 @@ public struct E4M3: Hashable, Sendable, BitwiseCopyable {
         } else if magnitude >= Self.greatestFiniteMagnitude {
             bitPattern = sign | 0x7e
         } else if magnitude < 0x1p-6 {
-            // Subnormal values are multiples of 2⁻⁹, and a sum of eight of them is the first normal one.
+            // Subnormal values are multiples of 2⁻⁹. Eight of these units make the first normal value.
             bitPattern = sign | UInt8(truncatingIfNeeded: roundedToInteger(magnitude * 512))
         } else {
-            // Twenty bits of the mantissa go; a carry moves on into the exponent, as it should.
+            // Twenty bits of the mantissa are dropped. A carry correctly goes into the exponent.
             let bits = magnitude.bitPattern
             let rounded = (bits + 0x7ffff + ((bits >> 20) & 1)) >> 20
             bitPattern = sign | UInt8(truncatingIfNeeded: rounded - (127 - 7) << 3)

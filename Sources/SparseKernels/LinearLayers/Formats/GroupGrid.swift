@@ -1,19 +1,19 @@
-/// The values that the weights of one group can take: what is left to choose is an integer per weight.
+/// The values that the weights of one group can take. Only an integer per weight remains to be chosen.
 ///
-/// A code here is the integer that `QuantizedWeight.code(row:column:)` gives: −8…7, 0…15, −128…127, or twice the value for E2M1.
+/// Codes are those of `QuantizedWeight.code(row:column:)`: −8…7, 0…15, −128…127, or twice the value for E2M1.
 public struct GroupGrid: Hashable, Sendable {
     /// The kind of code.
     public let kind: WeightFormat.Code
-    /// What a code of 1 is worth before the channel scale; for E2M1 the value 1, whose code is 2.
+    /// The value of code 1 before the channel scale. For E2M1 it is the factor of the value 1, whose code is 2.
     public let scale: Float
-    /// Subtracted from scale · code.
+    /// The offset that is subtracted from scale · code.
     public let offset: Float
-    /// Multiplies the row.
+    /// The factor of the row.
     public let channelScale: Float
 
-    /// What a weight is divided by.
+    /// The number by which weights are divided.
     let divisor: Float
-    /// The integer that stands for 0: offset / scale of unsigned codes.
+    /// The integer that stands for 0: offset / scale for unsigned codes.
     let zeroPoint: Float
 
     @inline(__always)
@@ -26,8 +26,9 @@ public struct GroupGrid: Hashable, Sendable {
         zeroPoint = offset == 0 ? 0 : Float(roundedToInteger(clamped(offset / scale, 0, 15)))
     }
 
-    /// The code of the value nearest to `value`, by the rounding of round-to-nearest quantisers: the quotient to nearest even within the
-    /// symmetric range, E2M1 to nearest with ties toward zero. NaN gives the lowest code.
+    /// The code of the value nearest to `value`, as round-to-nearest quantisers choose it: the quotient rounded to nearest even
+    /// within the symmetric range, or for E2M1 to nearest with ties toward zero. NaN gives the lowest code, but for E2M1 code
+    /// 0.
     @inline(__always)
     public func code(_ value: Float) -> Int { Int(nearestCode(value)) }
 
@@ -37,7 +38,7 @@ public struct GroupGrid: Hashable, Sendable {
         (step * Float(code) - offset) * channelScale
     }
 
-    /// What a code is multiplied with.
+    /// The factor of a code.
     @inline(__always)
     var step: Float { kind == .fp4 ? scale / 2 : scale }
 
@@ -51,10 +52,10 @@ public struct GroupGrid: Hashable, Sendable {
         }
     }
 
-    /// The codes of `count` weights.
+    /// Writes the codes of `count` weights.
     @inline(__always)
     func quantize(_ values: UnsafePointer<Float>, _ count: Int, into codes: UnsafeMutablePointer<Int8>) {
-        // One loop for each kind, so that no iteration has a branch.
+        // One loop per kind, so that no iteration has a branch.
         switch kind {
         case .int4:
             for index in 0..<count {
@@ -76,7 +77,7 @@ public struct GroupGrid: Hashable, Sendable {
         }
     }
 
-    /// The values of `count` codes.
+    /// Writes the values of `count` codes.
     @inline(__always)
     func dequantize(_ codes: UnsafePointer<Int8>, _ count: Int, into values: UnsafeMutablePointer<Float>) {
         let step = step

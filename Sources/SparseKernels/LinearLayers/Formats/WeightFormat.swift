@@ -1,9 +1,9 @@
-/// How the weights of a linear layer are coded: the kind of code and how many of them share a scale.
+/// The coding of the weights of a linear layer: the kind of code, and how many codes share a scale.
 ///
-/// The value of element k of row n is `channelScale[n] · (scale[n, k / groupSize] · code − offset[n, k / groupSize])`; channel scales
-/// are 1 and offsets 0 where a weight has none. Docs/Layouts describes the bytes.
+/// The value of element k of row n is `channelScale[n] · (scale[n, k / groupSize] · code − offset[n, k / groupSize])`. A weight
+/// without channel scales or offsets has 1 and 0 there. Docs/Layouts describes the bytes.
 public struct WeightFormat: Hashable, Sendable {
-    /// One code.
+    /// The kind of one code.
     public enum Code: String, Hashable, Sendable, CaseIterable {
         /// −8…7, a two's-complement nibble. Symmetric quantisers use −7…7.
         case int4
@@ -14,7 +14,7 @@ public struct WeightFormat: Hashable, Sendable {
         /// −128…127, a byte. Symmetric quantisers use −127…127.
         case int8
 
-        /// Bits of one code.
+        /// Bits per code.
         public var bits: Int { self == .int8 ? 8 : 4 }
 
         /// The integer that a nibble stands for; for E2M1 twice its value.
@@ -28,7 +28,7 @@ public struct WeightFormat: Hashable, Sendable {
     }
 
     public let code: Code
-    /// Consecutive input features that share a scale; nil: the whole row, "per channel".
+    /// Consecutive input features that share a scale; nil means the whole row, which is called "per channel".
     public let groupSize: Int?
 
     /// - Throws: `.invalidArgument` for a group size that is not 16, 32, 64 or 128.
@@ -44,20 +44,21 @@ public struct WeightFormat: Hashable, Sendable {
         self.groupSize = groupSize
     }
 
-    /// What kernels are built for: multiples of the 16 channels of the smallest, up to the 128 that 16-bit sums can hold.
+    /// The group sizes that kernels support: multiples of the smallest, 16 channels, up to 128, the most that 16-bit sums
+    /// allow.
     public static let groupSizes = [16, 32, 64, 128]
 
-    /// INT4, symmetric, 64 to a group: SVDQuant's residual.
+    /// INT4, symmetric, groups of 64, as SVDQuant's residual.
     public static let svdQuantInt4 = WeightFormat(known: .int4, groupSize: 64)
-    /// NVFP4: E2M1 codes, 16 to a group, E4M3 scales.
+    /// NVFP4: E2M1 codes, groups of 16, E4M3 scales.
     public static let nvfp4 = WeightFormat(known: .fp4, groupSize: 16)
     /// INT8, symmetric, one scale per output channel.
     public static let int8PerChannel = WeightFormat(known: .int8, groupSize: nil)
 
-    /// Groups in a row of `inFeatures`; the last one may be short.
+    /// Groups per row of `inFeatures`; the last one may be short.
     public func groups(inFeatures: Int) -> Int { groupSize.map { (inFeatures + $0 - 1) / $0 } ?? 1 }
 
-    /// Input features with the last group filled up: what a stored row spans. Rows without groups are filled to an even count.
+    /// Columns of a stored row: input features with the last group filled up, or without groups an even number.
     public func paddedInFeatures(_ inFeatures: Int) -> Int {
         let unit = groupSize ?? 2
         return (inFeatures + unit - 1) / unit * unit

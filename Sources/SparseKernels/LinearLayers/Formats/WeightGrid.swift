@@ -1,18 +1,18 @@
-/// Scales, offsets and channel scales of a whole weight, chosen before any code is: the static grid that quantisers round to.
+/// The static grid to which quantisers round: scales, offsets and channel scales of a whole weight, chosen before the codes.
 ///
-/// A round-to-nearest quantiser codes the weight against it in one pass; GPTQ codes one column after the other, moving the error on.
+/// A round-to-nearest quantiser codes the weight on it in one pass; GPTQ codes column by column and moves the error on.
 public struct WeightGrid: Sendable {
     public let format: WeightFormat
     public let inFeatures: Int
     /// `[outFeatures, groups]`.
     public let scales: Tensor<Float>
-    /// `[outFeatures, groups]`; nil: symmetric.
+    /// `[outFeatures, groups]`; nil for symmetric codes.
     public let offsets: Tensor<Float>?
-    /// `[outFeatures]`; nil: 1.
+    /// `[outFeatures]`; nil means 1.
     public let channelScales: Tensor<Float>?
 
     public var outFeatures: Int { scales.shape[0] }
-    /// Groups of a row.
+    /// Groups per row.
     public var groups: Int { scales.shape[1] }
 
     /// The grid of one group.
@@ -23,7 +23,7 @@ public struct WeightGrid: Sendable {
         return rows.group(group, row: row)
     }
 
-    /// The code of the grid's value nearest to `value`: as `GroupGrid.code(_:)`, which is faster for many values of one group.
+    /// The code of the grid's value nearest to `value`. `GroupGrid.code(_:)` is faster for many values of one group.
     public func code(_ value: Float, row: Int, group: Int) -> Int { self[row, group].code(value) }
 
     /// The value of a code.
@@ -35,7 +35,7 @@ public struct WeightGrid: Sendable {
     ///   - weight: `[outFeatures, inFeatures]`, finite. Values beyond the grid become its ends.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` "weight" for another shape than the grid's.
-    /// - Complexity: O(outFeatures · inFeatures). Scratch per thread: a byte per column.
+    /// - Complexity: O(outFeatures · inFeatures). Scratch: one byte per column for each thread.
     public func quantize(
         _ weight: MatrixView<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> QuantizedWeight {
@@ -46,7 +46,7 @@ public struct WeightGrid: Sendable {
         let bytesPerRow = format.bytesPerRow(inFeatures: columns)
         let groupSize = format.groupSize ?? columns
         var codes = try Tensor<UInt8>(zeros: [outFeatures, bytesPerRow])
-        // Pointers are used only until this call returns; the view is borrowed and the tensors are owned all the while.
+        // Pointers are used only until this call returns, which borrows the view and owns the tensors.
         nonisolated(unsafe) let bytes = codes.mutableAddress()
         pool.forEachRowRange(outFeatures, workPerRow: 2 * columns, scratchByteCount: columns) { range, scratch in
             let integers = scratch.bindMemory(to: Int8.self, capacity: columns)
@@ -63,7 +63,7 @@ public struct WeightGrid: Sendable {
     }
 
     /// Rounds every weight of a tensor, `[outFeatures, inFeatures]`, to its group's nearest value.
-    /// - Throws: as above, and `.invalidShape` for another rank.
+    /// - Throws: the errors of the call with a view, and `.invalidShape` for another rank.
     public func quantize(
         _ weight: Tensor<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> QuantizedWeight {

@@ -3,19 +3,19 @@ extension GGMLBlocks {
     ///
     /// | Kind | d, before it is rounded to F16 | Code |
     /// |---|---|---|
-    /// | `Q4_0` | v / −8, v the element of largest magnitude, the first of equals | min(15, trunc(x / d + 8.5)) |
+    /// | `Q4_0` | v / −8, where v is the first of the elements of largest magnitude | min(15, trunc(x / d + 8.5)) |
     /// | `Q4_1` | (max − min) / 15, and m = min | min(15, trunc((x − m) / d + 0.5)) |
     /// | `Q8_0` | max \|x\| / 127 | x / d to nearest, halves away from zero |
     ///
-    /// Codes come from the d that is not yet rounded, by multiplication with 1 / d in single precision; the product of `Q4_0` is exact, as
-    /// in the `gguf` package (compilers round ggml's C code there as they like). A block with d = 0 has 1 / d = 0.
+    /// Codes are computed with the d that is not yet rounded, by multiplication with 1 / d in single precision. The product of
+    /// `Q4_0` is exact, as in the `gguf` package (for ggml's C code this depends on the compiler). If d = 0, 1 / d is 0.
     ///
     /// - Parameters:
     ///   - weight: `[outFeatures, inFeatures]`.
     ///   - kind: the kind of blocks.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidShape` "weight.columns" unless it is a multiple of 32, `.invalidArgument` "weight" for an element that is not
-    ///   finite or a block whose d or m is beyond F16.
+    /// - Throws: `.invalidShape` unless the columns are a multiple of 32, `.invalidArgument` for an element that is not finite
+    ///   or a block whose d or m is beyond F16.
     /// - Complexity: O(outFeatures · inFeatures).
     public init(
         quantizing weight: MatrixView<Float>, as kind: Kind, on pool: WorkerPool = .shared
@@ -37,20 +37,20 @@ extension GGMLBlocks {
     }
 
     /// Quantises a tensor, `[outFeatures, inFeatures]`, by ggml's own rules.
-    /// - Throws: as above, and `.invalidShape` for another rank.
+    /// - Throws: the errors of the call with a view, and `.invalidShape` for another rank.
     public init(
         quantizing weight: Tensor<Float>, as kind: Kind, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
         try self.init(quantizing: weight.matrixView(named: "weight"), as: kind, on: pool)
     }
 
-    /// Writes a block; false when F16 does not hold its scale.
+    /// Writes a block. Returns false when F16 cannot represent its scale.
     private static func quantize(_ x: UnsafePointer<Float>, _ kind: Kind, into bytes: UnsafeMutablePointer<UInt8>) -> Bool {
         switch kind {
         case .q4_0:
             var extreme = x[0]
             for index in 1..<blockSize where x[index].magnitude > extreme.magnitude { extreme = x[index] }
-            // The comparison passes over NaN.
+            // The comparison above ignores NaN.
             guard largestMagnitude(x, blockSize).isFinite else { return false }
             let d = extreme / -8
             let inverse = Double(d == 0 ? 0 : 1 / d)
@@ -84,7 +84,7 @@ extension GGMLBlocks {
         }
     }
 
-    /// The integer part within a range; what is not a number, the product of 0 and an infinite 1 / d, is its lower end.
+    /// The integer part within a range. NaN, which is the product of 0 and an infinite 1 / d, gives the lower end.
     private static func truncated(_ value: Double, _ range: ClosedRange<Int>) -> Int {
         value > Double(range.lowerBound) ? Int(min(value, Double(range.upperBound))) : range.lowerBound
     }

@@ -1,10 +1,10 @@
-/// A weight in blocks of 32 as ggml and GGUF files hold it, `Q4_0`, `Q4_1` or `Q8_0`, byte for byte.
+/// A weight in blocks of 32 as in ggml and GGUF files, `Q4_0`, `Q4_1` or `Q8_0`, byte for byte.
 ///
-/// Docs/Layouts/GGML.md has the bytes. Every block stands alone, so a row is its blocks one after the other.
+/// Docs/Layouts/GGML.md describes the bytes. Blocks are independent, and a row is its blocks one after the other.
 ///
-/// - Source: ggml, `ggml-common.h` (blocks) and `ggml-quants.c` (rules); the `gguf` Python package, whose bytes the recorded cases have.
+/// - Source: ggml, `ggml-common.h` (blocks) and `ggml-quants.c` (rules); the `gguf` Python package, for the recorded cases.
 public struct GGMLBlocks: Sendable {
-    /// What a block holds.
+    /// The contents of a block.
     public enum Kind: String, Hashable, Sendable, CaseIterable {
         // The names are ggml's.
         // swift-format-ignore: AlwaysUseLowerCamelCase
@@ -17,7 +17,7 @@ public struct GGMLBlocks: Sendable {
         /// Scale d in F16, then 32 signed bytes: value d · code.
         case q8_0 = "Q8_0"
 
-        /// Bytes of a block.
+        /// Bytes per block.
         public var byteCount: Int {
             switch self {
             case .q4_0: 18
@@ -37,7 +37,7 @@ public struct GGMLBlocks: Sendable {
         var headerByteCount: Int { self == .q4_1 ? 4 : 2 }
     }
 
-    /// Weights of a block.
+    /// Weights per block.
     public static let blockSize = 32
 
     public let kind: Kind
@@ -46,11 +46,11 @@ public struct GGMLBlocks: Sendable {
     public let bytes: Tensor<UInt8>
 
     public var outFeatures: Int { bytes.shape[0] }
-    /// Blocks of a row.
+    /// Blocks per row.
     public var blocks: Int { inFeatures / Self.blockSize }
 
-    /// Bytes as they come from a file.
-    /// - Throws: `.invalidShape` "inFeatures" unless it is a multiple of 32, `.invalidShape` "bytes" for another number of them.
+    /// Makes blocks from the bytes of a file.
+    /// - Throws: `.invalidShape` unless `inFeatures` is a multiple of 32 and there are as many bytes as it needs.
     public init(_ kind: Kind, inFeatures: Int, bytes: Tensor<UInt8>) throws(SparseKernelsError) {
         try Self.checkColumns("inFeatures", inFeatures)
         try require(
@@ -64,13 +64,13 @@ public struct GGMLBlocks: Sendable {
         self.bytes = bytes
     }
 
-    /// A weight of the kind's format in blocks.
+    /// Converts a weight of the kind's format to blocks.
     ///
     /// - Parameters:
     ///   - weight: `int4`, `uint4` or `int8` in groups of 32, for `Q4_0`, `Q4_1` or `Q8_0`.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidArgument` "weight" for another format, for channel scales, or for a scale or offset that is not exact in F16;
-    ///   `.invalidShape` "weight.inFeatures" unless it is a multiple of 32.
+    /// - Throws: `.invalidArgument` for another format, for channel scales, or for a scale or offset that is not exact in F16;
+    ///   `.invalidShape` unless `inFeatures` is a multiple of 32.
     public init(_ weight: QuantizedWeight, on pool: WorkerPool = .shared) throws(SparseKernelsError) {
         var kind: Kind?
         for candidate in Kind.allCases where try candidate.format == weight.format { kind = candidate }
@@ -93,7 +93,7 @@ public struct GGMLBlocks: Sendable {
         inFeatures = weight.inFeatures
         bytes = try Self.filled(kind, rows: weight.outFeatures, blocks: blocks, on: pool) { row, block, bytes in
             let index = row * blocks + block
-            // The difference, not the negative, so that no offset is the minimum +0.
+            // Subtraction, unlike negation, gives the minimum +0 where there is no offset.
             Self.write(half: scales[index], to: bytes)
             if kind == .q4_1 { Self.write(half: 0 - (offsets?[index] ?? 0), to: bytes + 2) }
             integers.span.withUnsafeBufferPointer { integers in
@@ -103,9 +103,9 @@ public struct GGMLBlocks: Sendable {
         }
     }
 
-    /// The weight in the kind's format, its values exactly those of ggml.
-    /// - Throws: `.invalidArgument` "scales" or "offsets" for one that is not finite.
-    /// - Complexity: O(outFeatures · inFeatures), and a byte per element for the while.
+    /// Converts to a weight in the kind's format, whose values are exactly those of ggml.
+    /// - Throws: `.invalidArgument` for a scale or offset that is not finite.
+    /// - Complexity: O(outFeatures · inFeatures), with one byte per element of temporary memory.
     public func quantizedWeight(on pool: WorkerPool = .shared) throws(SparseKernelsError) -> QuantizedWeight {
         let (kind, blocks) = (kind, blocks)
         var integers = try Tensor<Int8>(zeros: [outFeatures, inFeatures])
@@ -134,7 +134,7 @@ extension GGMLBlocks {
             expected: "a multiple of 32, ggml's blocks", actual: "\(columns)")
     }
 
-    /// Bytes of a weight whose blocks `write` fills, rows in parallel.
+    /// Makes the bytes of a weight whose blocks `write` fills, with rows in parallel.
     static func filled(
         _ kind: Kind, rows: Int, blocks: Int, on pool: WorkerPool,
         _ write: @Sendable (_ row: Int, _ block: Int, UnsafeMutablePointer<UInt8>) -> Void
@@ -159,7 +159,7 @@ extension GGMLBlocks {
         floatValue(ofHalf: UInt16(bytes[0]) | UInt16(bytes[1]) << 8)
     }
 
-    /// The codes of a block after its header: nibbles j and j + 16 share byte j.
+    /// Writes the codes of a block after its header. Nibbles j and j + 16 share byte j.
     @inline(__always)
     static func write(codes: (Int) -> Int, _ kind: Kind, to block: UnsafeMutablePointer<UInt8>) {
         let bytes = block + kind.headerByteCount

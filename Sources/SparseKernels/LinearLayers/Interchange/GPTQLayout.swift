@@ -1,21 +1,21 @@
-/// The tensors of a linear layer in a GPTQ checkpoint with 4 bits: codes 0…15 with zero points, eight input channels to a word.
+/// The tensors of a linear layer in a GPTQ checkpoint with 4 bits: codes 0…15 with zero points, eight input channels per word.
 ///
 /// Element (k, n) is nibble k mod 8 of `qweight[k / 8, n]`. Zero points are packed along the output channels, nibble n mod 8 of
-/// `qzeros[g, n / 8]`. The value is scales[g, n] · (code − zero point), g the group of k.
+/// `qzeros[g, n / 8]`. The value is scales[g, n] · (code − zero point), where g is the group of k.
 ///
-/// - Source: AutoGPTQ and GPTQModel, `qlinear`; which `Version` a file has stands in its `quantize_config.json` as `checkpoint_format`.
+/// - Source: AutoGPTQ and GPTQModel, `qlinear`. A file names its `Version` in `quantize_config.json` as `checkpoint_format`.
 public struct GPTQLayout: Sendable {
-    /// What `qzeros` holds. The tensors alone do not tell.
+    /// The contents of `qzeros`, which the tensors alone do not show.
     public enum Version: Hashable, Sendable, CaseIterable {
-        /// The zero point less 1, modulo 16 (`gptq`). 15 is read as the zero point 0, which it was written for; readers without the modulus
-        /// take it as 16. Symmetric weights have 7.
+        /// The zero point minus 1, modulo 16 (`gptq`). 15 is read as the zero point 0, for which it was written; readers
+        /// without the modulus take it as 16. Symmetric weights have 7.
         case v1
         /// The zero point (`gptq_v2`). Symmetric weights have 8.
         case v2
     }
 
     public let version: Version
-    /// Input features that share a scale, 16, 32, 64 or a multiple of 128; nil: all of them (`group_size` −1).
+    /// Input features that share a scale, 16, 32, 64 or a multiple of 128; nil means all of them (`group_size` −1).
     public let groupSize: Int?
     /// `[inFeatures / 8, outFeatures]`.
     public let qweight: Tensor<Int32>
@@ -23,15 +23,15 @@ public struct GPTQLayout: Sendable {
     public let qzeros: Tensor<Int32>
     /// `[groups, outFeatures]`; F16 in files.
     public let scales: Tensor<Float>
-    /// `[inFeatures]`, the group of each input feature (`g_idx`); nil: k / groupSize.
+    /// `[inFeatures]`, the group of each input feature (`g_idx`); nil means k / groupSize.
     public let groupIndices: Tensor<Int32>?
 
     public var inFeatures: Int { 8 * qweight.shape[0] }
     public var outFeatures: Int { qweight.shape[1] }
 
-    /// Tensors as they come from a file.
-    /// - Throws: `.invalidShape` naming the tensor that disagrees with `qweight` and the group size, `.invalidArgument` "groupSize" for one
-    ///   that is not 16, 32, 64 or a multiple of 128, `.invalidArgument` "groupIndices" for a group that does not exist.
+    /// Makes the layout from the tensors of a file.
+    /// - Throws: `.invalidShape` naming the tensor that disagrees with `qweight` and the group size, `.invalidArgument` for a
+    ///   group size that is not 16, 32, 64 or a multiple of 128 and for an index of a group that does not exist.
     public init(
         version: Version, qweight: Tensor<Int32>, qzeros: Tensor<Int32>, scales: Tensor<Float>,
         groupIndices: Tensor<Int32>? = nil, groupSize: Int?
@@ -58,16 +58,16 @@ public struct GPTQLayout: Sendable {
         self.groupIndices = groupIndices
     }
 
-    /// A weight in this layout, groups in order.
+    /// Converts a weight to this layout, with groups in order.
     ///
-    /// Scales stay as they are; they are exact in F16 where the weight was quantised so.
-    /// A weight that came from wider groups than 128 has groups of 128, and is written with those.
+    /// Scales do not change; they are exact in F16 if the weight was quantised with such scales. A weight whose groups were
+    /// wider than 128 in a file is written with groups of 128.
     /// - Parameters:
-    ///   - weight: codes of `uint4` whose offsets are multiples 0…15 of the scale, or of `int4` without offsets, which get the zero point 8.
-    ///   - version: which zero points to write. v2 is the one that all readers understand alike where a zero point is 0.
+    ///   - weight: `uint4` codes with offsets of 0…15 times the scale, or `int4` codes without offsets, with the zero point 8.
+    ///   - version: the form of the zero points to write. All readers agree on v2, also where a zero point is 0.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidArgument` "weight" for another weight, `.invalidShape` "weight.outFeatures" or "weight.inFeatures" unless they are
-    ///   multiples of 8.
+    /// - Throws: `.invalidArgument` for another weight, `.invalidShape` unless `outFeatures` and `inFeatures` are multiples of
+    ///   8.
     public init(_ weight: QuantizedWeight, version: Version, on pool: WorkerPool = .shared) throws(SparseKernelsError) {
         try requireMultipleOf8("weight.outFeatures", weight.outFeatures)
         try requireMultipleOf8("weight.inFeatures", weight.inFeatures)
@@ -80,14 +80,14 @@ public struct GPTQLayout: Sendable {
         groupIndices = nil
     }
 
-    /// Whether groups are other than runs of adjacent input features: a checkpoint quantised in activation order (`desc_act`).
+    /// Whether groups are not runs of adjacent input features, as in a checkpoint quantised in activation order (`desc_act`).
     public var isActivationOrdered: Bool { firstUnordered != nil }
 
-    /// The weight, `int4` where every zero point is 8 and `uint4` otherwise. Groups above 128 become groups of 128 with the same scale,
-    /// which changes no value.
-    /// - Throws: `.invalidArgument` "groupIndices" for a checkpoint in activation order, whose groups a `QuantizedWeight` cannot say:
-    ///   `dequantized` reads it. `.invalidArgument` "scales" for a scale that is not finite.
-    /// - Complexity: O(outFeatures · inFeatures), and a byte per element for the while.
+    /// Converts to a weight: `int4` if every zero point is 8, `uint4` otherwise. Groups above 128 become groups of 128 with the
+    /// same scale, which changes no value.
+    /// - Throws: `.invalidArgument` for a checkpoint in activation order, whose groups a `QuantizedWeight` cannot represent
+    ///   (use `dequantized`), and for a scale that is not finite.
+    /// - Complexity: O(outFeatures · inFeatures), with one byte per element of temporary memory.
     public func quantizedWeight(on pool: WorkerPool = .shared) throws(SparseKernelsError) -> QuantizedWeight {
         let unordered = firstUnordered
         try require(
@@ -97,8 +97,8 @@ public struct GPTQLayout: Sendable {
         return try codes(on: pool).quantizedWeight(on: pool)
     }
 
-    /// The weight as floating-point values, `[outFeatures, inFeatures]`, whatever the order of its groups.
-    /// - Throws: `.invalidArgument` "scales" for a scale that is not finite.
+    /// Converts to floating-point values, `[outFeatures, inFeatures]`, for groups in any order.
+    /// - Throws: `.invalidArgument` for a scale that is not finite.
     public func dequantized(on pool: WorkerPool = .shared) throws(SparseKernelsError) -> Tensor<Float> {
         guard isActivationOrdered, let groupIndices else { return try quantizedWeight(on: pool).dequantized(on: pool) }
         let (codes, columns) = (try codes(on: pool), inFeatures)

@@ -1,7 +1,7 @@
-// What the interchange layouts ask of tensors.
+// Checks of tensors for the interchange layouts.
 
 func requireMatrix(_ name: String, _ shape: [Int], _ expected: String) throws(SparseKernelsError) {
-    // The bound keeps every product of extents that follows below 2⁶³.
+    // The bound keeps every later product of extents below 2⁶³.
     try require(
         shape.count == 2 && shape.allSatisfy { $0 >= 1 && $0 < 1 << 28 }, .invalidShape, name, expected: expected,
         actual: "\(shape)")

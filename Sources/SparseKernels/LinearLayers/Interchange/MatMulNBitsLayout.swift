@@ -1,10 +1,10 @@
-/// The tensors of ONNX Runtime's `MatMulNBits` with 4 bits: blocks of codes 0…15 in rows, the low nibble being the smaller k.
+/// The tensors of ONNX Runtime's `MatMulNBits` with 4 bits: blocks of codes 0…15 in rows, with the smaller k in the low nibble.
 ///
-/// The value is scale · (code − zero point), the zero point being 8 where there are none.
+/// The value is scale · (code − zero point), with zero point 8 where none are stored.
 ///
 /// - Source: ONNX Runtime, contrib operator `com.microsoft.MatMulNBits` (`bits` 4).
 public struct MatMulNBitsLayout: Sendable {
-    /// K: columns before padding.
+    /// K, the columns before padding.
     public let inFeatures: Int
     /// Columns that share a scale: 16, 32, 64 or a multiple of 128. The last block of a row may be filled up.
     public let blockSize: Int
@@ -12,14 +12,14 @@ public struct MatMulNBitsLayout: Sendable {
     public let b: Tensor<UInt8>
     /// `[outFeatures, blocks]`.
     public let scales: Tensor<Float>
-    /// `[outFeatures, ⌈blocks / 2⌉]`, the even block in the low nibble; nil: 8.
+    /// `[outFeatures, ⌈blocks / 2⌉]`, with the even block in the low nibble; nil means 8.
     public let zeroPoints: Tensor<UInt8>?
 
     public var outFeatures: Int { b.shape[0] }
 
-    /// Tensors as they come from a file. Scales and zero points may also be flat, as some exporters write them.
-    /// - Throws: `.invalidShape` naming the tensor that disagrees, `.invalidArgument` "groupSize" for a block size
-    ///   that is not 16, 32, 64 or a multiple of 128.
+    /// Makes the layout from the tensors of a file. Scales and zero points may also be flat, as some exporters write them.
+    /// - Throws: `.invalidShape` naming the tensor that disagrees, `.invalidArgument` for a block size that is not 16, 32, 64
+    ///   or a multiple of 128.
     public init(
         inFeatures: Int, blockSize: Int, b: Tensor<UInt8>, scales: Tensor<Float>, zeroPoints: Tensor<UInt8>? = nil
     ) throws(SparseKernelsError) {
@@ -40,13 +40,12 @@ public struct MatMulNBitsLayout: Sendable {
         }
     }
 
-    /// A weight in this layout.
+    /// Converts a weight to this layout. A weight whose groups were wider than 128 in a file is written with groups of 128.
     ///
-    /// A weight that came from wider groups than 128 has groups of 128, and is written with those.
     /// - Parameters:
-    ///   - weight: codes of `uint4` whose offsets are multiples 0…15 of the scale, or of `int4` without offsets, which need no zero points.
+    ///   - weight: `uint4` codes with offsets of 0…15 times the scale, or `int4` codes without offsets, without zero points.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidArgument` "weight" for another weight, or one without groups.
+    /// - Throws: `.invalidArgument` for another weight, or one without groups.
     public init(_ weight: QuantizedWeight, on pool: WorkerPool = .shared) throws(SparseKernelsError) {
         guard let size = weight.format.groupSize else {
             throw SparseKernelsError(
@@ -72,10 +71,10 @@ public struct MatMulNBitsLayout: Sendable {
         }
     }
 
-    /// The weight, `int4` where every zero point is 8 and `uint4` otherwise. Blocks above 128 become groups of 128 with the same scale,
-    /// which changes no value.
-    /// - Throws: `.invalidArgument` "scales" for a scale that is not finite.
-    /// - Complexity: O(outFeatures · inFeatures), and a byte per element for the while.
+    /// Converts to a weight: `int4` if every zero point is 8, `uint4` otherwise. Blocks above 128 become groups of 128 with the
+    /// same scale, which changes no value.
+    /// - Throws: `.invalidArgument` for a scale that is not finite.
+    /// - Complexity: O(outFeatures · inFeatures), with one byte per element of temporary memory.
     public func quantizedWeight(on pool: WorkerPool = .shared) throws(SparseKernelsError) -> QuantizedWeight {
         let (rows, columns, rowBytes) = (outFeatures, inFeatures, b.shape[1] * b.shape[2])
         var codes = try Tensor<Int8>(zeros: [rows, columns])

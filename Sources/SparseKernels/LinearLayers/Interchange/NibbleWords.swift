@@ -1,20 +1,20 @@
-// Matrices of nibbles in 32-bit words, as AWQ and GPTQ files hold them: transposed, K down the rows, and eight nibbles to a word, nibble i
-// in bits 4i…4i + 3.
+// Matrices of nibbles in 32-bit words, as in AWQ and GPTQ files: transposed, with K down the rows, and eight nibbles per word,
+// nibble i in bits 4i…4i + 3.
 
-/// Which of eight neighbours a nibble of a word is.
+/// The order of eight neighbours in the nibbles of a word.
 enum NibbleOrder {
     case sequential
     /// The order in which AWQ's GPU kernel converts pairs to half precision.
     case awq
 
-    /// Element of the eight that nibble i is.
+    /// The element in each of the nibbles 0…7.
     var elements: (Int, Int, Int, Int, Int, Int, Int, Int) {
         self == .awq ? (0, 2, 4, 6, 1, 3, 5, 7) : (0, 1, 2, 3, 4, 5, 6, 7)
     }
 }
 
 extension Tensor<Int32> {
-    /// Words `[depth, columns / 8]` whose nibbles are neighbouring columns, as integers 0…15 `[columns, depth]`.
+    /// Unpacks words `[depth, columns / 8]` whose nibbles are neighbouring columns to integers 0…15 `[columns, depth]`.
     func transposedColumnNibbles(_ order: NibbleOrder, on pool: WorkerPool) throws(SparseKernelsError) -> Tensor<Int8> {
         let (depth, words) = (shape[0], shape[1])
         var integers = try Tensor<Int8>(zeros: [8 * words, depth])
@@ -28,7 +28,7 @@ extension Tensor<Int32> {
         return integers
     }
 
-    /// Words `[depth / 8, columns]` whose nibbles are neighbours down the column, as integers 0…15 `[columns, depth]`.
+    /// Unpacks words `[depth / 8, columns]` whose nibbles are neighbours down the column to integers 0…15 `[columns, depth]`.
     func transposedRowNibbles(on pool: WorkerPool) throws(SparseKernelsError) -> Tensor<Int8> {
         let (words, columns) = (shape[0], shape[1])
         var integers = try Tensor<Int8>(zeros: [columns, 8 * words])
@@ -44,7 +44,7 @@ extension Tensor<Int32> {
 }
 
 extension Tensor<Int8> {
-    /// The inverse of `transposedColumnNibbles`: integers `[columns, depth]` as words `[depth, columns / 8]`.
+    /// Packs integers `[columns, depth]` to words `[depth, columns / 8]`: the inverse of `transposedColumnNibbles`.
     func columnNibbles(_ order: NibbleOrder, on pool: WorkerPool) throws(SparseKernelsError) -> Tensor<Int32> {
         let (words, depth) = (shape[0] / 8, shape[1])
         var result = try Tensor<Int32>(zeros: [depth, words])
@@ -59,7 +59,7 @@ extension Tensor<Int8> {
         return result
     }
 
-    /// The inverse of `transposedRowNibbles`: integers `[columns, depth]` as words `[depth / 8, columns]`.
+    /// Packs integers `[columns, depth]` to words `[depth / 8, columns]`: the inverse of `transposedRowNibbles`.
     func rowNibbles(on pool: WorkerPool) throws(SparseKernelsError) -> Tensor<Int32> {
         let (columns, words) = (shape[0], shape[1] / 8)
         var result = try Tensor<Int32>(zeros: [words, columns])

@@ -1,12 +1,12 @@
-/// Groups of input features as checkpoints have them: 16, 32, 64, a multiple of 128, or whole rows.
+/// Groups of input features as in checkpoints: 16, 32, 64, a multiple of 128, or whole rows.
 ///
-/// Kernels are built for groups of up to 128. A wider group becomes groups of 128 that repeat its scale and zero point, which is the same
-/// weight exactly.
+/// Kernels support groups of up to 128. A wider group becomes groups of 128 that repeat its scale and zero point, exactly the
+/// same weight.
 struct StoredGroups: Hashable, Sendable {
-    /// nil: the whole row.
+    /// The group size; nil means the whole row.
     let size: Int?
 
-    /// - Throws: `.invalidArgument` "groupSize" for a size that is neither a kernel's nor a multiple of the largest of them.
+    /// - Throws: `.invalidArgument` for a size that is neither a kernel's nor a multiple of the kernels' largest.
     init(_ size: Int?) throws(SparseKernelsError) {
         try require(
             size.map { WeightFormat.groupSizes.contains($0) || ($0 > 0 && $0 < 1 << 31 && $0 % Self.widest == 0) } ?? true,
@@ -17,13 +17,13 @@ struct StoredGroups: Hashable, Sendable {
 
     private static let widest = 128
 
-    /// Groups of a row in the file; the last one may be short.
+    /// Groups per row in the file; the last one may be short.
     func count(inFeatures: Int) -> Int { size.map { (inFeatures + $0 - 1) / $0 } ?? 1 }
 
     /// The group size of a weight that kernels read.
     var kernelSize: Int? { size.map { min($0, Self.widest) } }
 
-    /// Numbers of groups `[outFeatures, groups]` as those of the kernels' groups.
+    /// Repeats numbers of groups `[outFeatures, groups]` for the groups of the kernels.
     func expanded<Element>(
         _ numbers: Tensor<Element>, inFeatures: Int
     ) throws(SparseKernelsError) -> Tensor<Element> {

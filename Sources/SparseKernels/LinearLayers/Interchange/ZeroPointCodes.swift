@@ -1,7 +1,7 @@
-/// Codes 0…15 with a zero point and a scale per group, row by row: what AWQ, GPTQ and ONNX Runtime store, each in an order of its own.
+/// Codes 0…15 with a zero point and a scale per group, row by row. AWQ, GPTQ and ONNX Runtime order them differently.
 ///
-/// The value is scale · (code − zero point). Weights whose zero points are all 8 are `int4` codes without offsets in a `QuantizedWeight`,
-/// others `uint4` with offset = scale · zero point.
+/// The value is scale · (code − zero point). Weights whose zero points are all 8 are `int4` codes without offsets in a
+/// `QuantizedWeight`, others `uint4` with offset = scale · zero point.
 struct ZeroPointCodes {
     let groupSize: Int?
     /// `[outFeatures, inFeatures]`, 0…15.
@@ -21,8 +21,8 @@ struct ZeroPointCodes {
         self.scales = scales
     }
 
-    /// - Throws: `.invalidArgument` "weight" for what these formats cannot hold: other codes, channel scales, offsets that are not a multiple
-    ///   0…15 of the scale.
+    /// - Throws: `.invalidArgument` for weights that these formats cannot represent: other codes, channel scales, or offsets
+    ///   that are not 0…15 times the scale.
     init(_ weight: QuantizedWeight, on pool: WorkerPool) throws(SparseKernelsError) {
         let isSigned = weight.format.code == .int4
         try require(
@@ -51,7 +51,7 @@ struct ZeroPointCodes {
         codes = integers
     }
 
-    /// The weight, wide groups as several of 128 with the same scale.
+    /// Converts to a weight, with wide groups as several groups of 128 that repeat their scale.
     /// - Throws: `.invalidArgument` for a scale that is not finite or a group size that no checkpoint has.
     func quantizedWeight(on pool: WorkerPool) throws(SparseKernelsError) -> QuantizedWeight {
         let (stored, columns) = (try StoredGroups(groupSize), codes.shape[1])

@@ -1,4 +1,4 @@
-/// What becomes of a linear layer's output after bias and low-rank branch.
+/// The function that is applied to a linear layer's output after bias and low-rank branch.
 public enum Epilogue: Hashable, Sendable {
     case none
     /// GELU by its tanh approximation: ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))).

@@ -1,6 +1,6 @@
 /// The part of a linear layer that stays in higher precision: y += (x · downᵀ) · upᵀ.
 ///
-/// It takes the activations as they come, before smoothing.
+/// It takes the activations before smoothing.
 public struct LowRankBranch: Sendable {
     /// `[rank, inFeatures]`.
     public let down: Tensor<Float>
@@ -9,12 +9,11 @@ public struct LowRankBranch: Sendable {
 
     public var rank: Int { down.shape[0] }
 
-    /// The largest rank: what a layer with several adapters adds up to. Kernels need 1 MiB of scratch per thread there,
-    /// and 32 KiB per row of a block.
+    /// The largest rank, for layers with several adapters. Kernels then need 1 MiB of scratch per thread, and 32 KiB per row.
     public static let maximumRank = 8192
 
-    /// - Throws: `.invalidShape` unless the factors have rank 2 and agree, with a rank of 1 to `maximumRank`; `.invalidArgument` for an
-    ///   element that is not finite.
+    /// - Throws: `.invalidShape` unless the factors are matrices that agree, with a rank of 1 to `maximumRank`;
+    ///   `.invalidArgument` for an element that is not finite.
     public init(down: Tensor<Float>, up: Tensor<Float>) throws(SparseKernelsError) {
         try require(
             down.shape.count == 2 && (1...Self.maximumRank).contains(down.shape[0]) && down.shape[1] >= 1, .invalidShape,

@@ -1,13 +1,13 @@
 internal import KernelInterface
 
-/// The factors of a low-rank branch in the order of the kernels, in 16 bits where that is exact.
+/// The factors of a low-rank branch in the order that the kernels read, in 16 bits where that is exact.
 struct PackedLowRank: Sendable {
     let rank: Int
-    /// Registers across the rank.
+    /// Registers that the rank fills.
     let vectors: Int
     /// Panels [inFeatures][lanes].
     let down: CompactFloats
-    /// Panels [rank][lanes], as the weight is cut.
+    /// Panels [rank][lanes], cut like the weight.
     let up: CompactFloats
 
     var byteCount: Int { down.byteCount + up.byteCount }

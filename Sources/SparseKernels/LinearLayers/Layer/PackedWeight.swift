@@ -2,33 +2,33 @@ internal import KernelInterface
 
 /// The quantised weight of a linear layer in the order in which the kernels of one instruction set read it.
 ///
-/// Made from a `QuantizedWeight` when a layer is loaded, shared by the layers that run it, never written to disk. It holds codes, scales and
-/// offsets, and no copy of the weight in floating point. Docs/Layouts shows the order.
+/// It is made from a `QuantizedWeight` when a layer is loaded, may be shared by several layers, and is never written to disk.
+/// It has codes, scales and offsets, but no copy of the weight in floating point. Docs/Layouts shows the order.
 public struct PackedWeight: Sendable {
     public let format: WeightFormat
     public let outFeatures: Int
     public let inFeatures: Int
-    /// The instruction set whose kernels read it.
+    /// The instruction set whose kernels read this weight.
     public let instructionSet: InstructionSet
 
     let kernels: any KernelTable.Type
     let layout: PackedLayout
-    /// Largest magnitude of a code.
+    /// The largest magnitude of a code.
     let largestCode: Int
-    /// The signed bytes that nibbles stand for; whole bytes need none.
+    /// The signed bytes that nibbles stand for. Whole bytes do not use it.
     let table: TensorStorage
     let codes: TensorStorage
     let scales: CompactFloats
     let offsets: TensorStorage?
     let channelScales: TensorStorage?
-    /// Σ codes of each group for whole bytes; of nibbles it is taken when they are unpacked.
+    /// Σ codes of each group for whole bytes. Sums of nibbles are taken when they are unpacked.
     let codeSums: TensorStorage?
 
     /// Packs a weight.
     ///
     /// - Parameters:
-    ///   - weight: the logical form, which is not kept.
-    ///   - instructionSet: the level whose kernels will read it; nil: as `InstructionSet.selected()`.
+    ///   - weight: the weight in logical form, which is not stored.
+    ///   - instructionSet: the level whose kernels will read it; nil means `InstructionSet.selected()`.
     ///   - pool: the threads that pack.
     /// - Throws: `.unsupportedInstructionSet`.
     public init(
@@ -47,7 +47,7 @@ public struct PackedWeight: Sendable {
         largestCode = weight.format.code == .int8 ? 128 : values.reduce(0) { max($0, abs($1)) }
         codes = TensorStorage(byteCount: layout.codeByteCount)
         PackCall(weight: weight, layout: layout, codes: codes.pointer).run(on: pool)
-        // Twice the value of an E2M1 code is an integer; its scale makes up for it.
+        // The code of an E2M1 number is twice its value, so its scale is halved.
         let step: Float = weight.format.code == .fp4 ? 0.5 : 1
         scales = CompactFloats(count: layout.lanes * layout.groups, kernels: kernels) { target in
             layout.scatter(weight.scales, times: step, groups: weight.groups, into: target)
@@ -62,21 +62,21 @@ public struct PackedWeight: Sendable {
         codeSums = weight.format.code == .int8 ? layout.sums(of: codes) : nil
     }
 
-    /// Bytes held: codes, scales and offsets, with rows and columns filled up to whole registers and groups.
+    /// Bytes of codes, scales and offsets, with rows and columns filled up to whole registers and groups.
     public var byteCount: Int {
         codes.byteCount + scales.byteCount + (offsets?.byteCount ?? 0) + (channelScales?.byteCount ?? 0)
             + (codeSums?.byteCount ?? 0)
     }
 }
 
-/// Where everything stands in a packed weight: panels of up to two registers of output features, each with all its input features, groups
+/// The positions in a packed weight: panels of up to two registers of output features, each with all its input features, groups
 /// or ranks.
 struct PackedLayout: Sendable {
     let outFeatures: Int
     let inFeatures: Int
     let laneCount: Int
     let panelWidth: Int
-    /// Rows without groups are cut into groups of 128 with one and the same scale.
+    /// The group size. Rows without groups are cut into groups of 128 that repeat one scale.
     let groupSize: Int
     let groups: Int
     let bits: Int
@@ -99,10 +99,10 @@ struct PackedLayout: Sendable {
     var panels: Int { (outFeatures + panelWidth - 1) / panelWidth }
     var codeByteCount: Int { lanes * paddedInFeatures * bits / 8 }
 
-    /// Lanes of a panel: all registers but in the last one.
+    /// Lanes of a panel: all of them, except in the last panel.
     func lanes(ofPanel panel: Int) -> Int { min(panelWidth, lanes - panel * panelWidth) }
 
-    /// One number per output feature, zeros behind.
+    /// Stores one number per output feature, followed by zeros.
     func padded(_ values: Tensor<Float>) -> TensorStorage {
         let storage = TensorStorage(byteCount: lanes * 4)
         let target = storage.pointer.assumingMemoryBound(to: Float.self)
@@ -110,7 +110,7 @@ struct PackedLayout: Sendable {
         return storage
     }
 
-    /// Numbers `[outFeatures, groups]` to panels [groups][lanes]; a row with a single number repeats it.
+    /// Reorders numbers `[outFeatures, groups]` to panels [groups][lanes]. A row with a single number repeats it.
     func scatter(_ values: Tensor<Float>, times factor: Float, groups given: Int, into target: UnsafeMutablePointer<Float>) {
         values.span.withUnsafeBufferPointer { source in
             for panel in 0..<panels {
@@ -129,7 +129,7 @@ struct PackedLayout: Sendable {
 }
 
 extension PackedLayout {
-    /// Σ codes of each group of packed bytes, in panels [groups][lanes].
+    /// Computes Σ codes of each group of packed bytes, in panels [groups][lanes].
     fileprivate func sums(of codes: TensorStorage) -> TensorStorage {
         let storage = TensorStorage(byteCount: lanes * groups * 4)
         let target = storage.pointer.assumingMemoryBound(to: Int32.self)
@@ -150,7 +150,7 @@ extension PackedLayout {
     }
 }
 
-/// Codes into panels, a panel per task.
+/// Packs codes into panels. A task is one panel.
 private struct PackCall: PoolCall {
     let weight: QuantizedWeight
     let layout: PackedLayout
@@ -179,13 +179,13 @@ private struct PackCall: PoolCall {
         }
     }
 
-    /// Four bytes of a row in the order of the kernels. Nibbles: codes k…k+3 in the low halves, k+4…k+7 in the high ones.
+    /// Reorders four bytes of a row for the kernels. Nibbles: codes k…k+3 in the low halves, k+4…k+7 in the high ones.
     private func packed(_ bytes: UInt32) -> UInt32 {
         if weight.format.code == .int8 { return bytes }
         return Self.spread(bytes & 0xffff) | Self.spread(bytes >> 16) << 4
     }
 
-    /// Four nibbles to the low halves of four bytes.
+    /// Spreads four nibbles to the low halves of four bytes.
     private static func spread(_ nibbles: UInt32) -> UInt32 {
         let pairs = (nibbles | nibbles << 8) & 0x00ff_00ff
         return (pairs | pairs << 4) & 0x0f0f_0f0f

@@ -8,21 +8,21 @@ internal import KernelInterface
 /// let y = try layer(x)
 /// ```
 ///
-/// Quantising x, the low-rank branch, bias and epilogue are part of one call: x is read once and y written once.
+/// One call quantises x and computes the low-rank branch, bias and epilogue. It reads x once and writes y once.
 ///
-/// - Exactness: products of codes are summed in integers within a group of the weights, groups in `Float`. Codes and scales are those of
-///   the papers' own kernels; see `ActivationFormat`. Results are bitwise the same for every number of threads, and a row's do not
-///   depend on the other rows; only a row alone sums its floats in another order.
-/// - Non-finite input leaves the other rows alone; its own become NaN, or with `.float` what IEEE arithmetic makes of them.
+/// - Exactness: products of codes are summed in integers within a group of the weights, and groups in `Float`. Codes and scales
+///   are those of the papers' own kernels; see ``ActivationFormat``. Results are bitwise equal for every number of threads. The
+///   result of a row does not depend on the other rows, except that a call with a single row sums its floats in another order.
+/// - Non-finite input affects only its own row, which becomes NaN, or with `.float` the result of IEEE arithmetic.
 /// - Complexity: M·N·K multiply-adds of codes, or of floats for `.float`, and M·(N + K)·rank of floats.
 /// - Scratch: `workspaceByteCount` once and `scratchByteCount` per thread, kept by the pool.
 /// - Source: SVDQuant (arXiv 2411.05007), nunchaku's `quantize_w4a4_act_fuse_lora` and `gemm_w4a4`.
 public struct QuantizedLinear: Sendable {
     public let weight: PackedWeight
     public let activation: ActivationFormat
-    /// `[inFeatures]`, what x is divided by; nil: nothing.
+    /// `[inFeatures]`, the divisors of x; nil means none.
     public let smooth: Tensor<Float>?
-    /// Rank of the low-rank branch; 0: none.
+    /// The rank of the low-rank branch; 0 means that there is none.
     public let rank: Int
     public let epilogue: Epilogue
 
@@ -31,13 +31,13 @@ public struct QuantizedLinear: Sendable {
 
     /// - Parameters:
     ///   - weight: the packed weight, which other layers may share.
-    ///   - activation: how x meets the weight.
+    ///   - activation: the form in which x is multiplied with the weight.
     ///   - smooth: `[inFeatures]`, positive divisors of x.
     ///   - lowRank: the branch in higher precision; it takes x before smoothing.
     ///   - bias: `[outFeatures]`.
-    ///   - epilogue: what is done last.
-    /// - Throws: `.invalidShape` for a tensor that disagrees with the weight; `.invalidArgument` for factors that are not positive and
-    ///   finite, a bias or shift that is not finite, or a negative shift.
+    ///   - epilogue: the function that is applied last.
+    /// - Throws: `.invalidShape` for a tensor that disagrees with the weight; `.invalidArgument` for smoothing factors that are
+    ///   not positive and finite, a bias or shift that is not finite, or a negative shift.
     public init(
         _ weight: PackedWeight, activation: ActivationFormat, smooth: Tensor<Float>? = nil, lowRank: LowRankBranch? = nil,
         bias: Tensor<Float>? = nil, epilogue: Epilogue = .none
@@ -80,7 +80,7 @@ public struct QuantizedLinear: Sendable {
     public var outFeatures: Int { weight.outFeatures }
     public var inFeatures: Int { weight.inFeatures }
 
-    /// Bytes held: the packed weight, the factors of the low-rank branch, smoothing factors and bias.
+    /// Bytes of the packed weight, the factors of the low-rank branch, smoothing factors and bias.
     public var byteCount: Int {
         weight.byteCount + (lowRank?.byteCount ?? 0) + (smooth?.count ?? 0) * 4 + (bias?.byteCount ?? 0)
     }
@@ -90,11 +90,11 @@ public struct QuantizedLinear: Sendable {
         max(QuantizedScratch.activationByteCount, QuantizedScratch.productByteCount(rank: rank))
     }
 
-    /// Bytes that the threads share: the quantised activations of up to 1024 rows.
+    /// Bytes that the threads share, for the quantised activations of up to 1024 rows.
     public func workspaceByteCount(tokens: Int) -> Int { ActivationBlock(self, rows: min(tokens, Self.blockRows)).byteCount }
 
-    /// Rows whose activations exist at one time: enough that the tasks of 16 threads come out even for 512 output features, few enough that
-    /// 4096 channels stay in the last-level cache.
+    /// Rows whose activations exist at one time: enough that the tasks of 16 threads come out even for 512 output features, and
+    /// few enough that 4096 channels stay in the last-level cache.
     static let blockRows = 1024
 
     /// Computes y for the rows of x.
@@ -113,7 +113,7 @@ public struct QuantizedLinear: Sendable {
             actual: "\(y.rows) × \(y.columns)")
         if x.rows == 0 { return }
         let yStride = y.rowStride
-        // Pointers are used only until this call returns; the views are borrowed or owned all the while.
+        // Pointers are used only until this call returns, which borrows or owns the views.
         let call = QuantizedLinearCall(
             layer: self, x: rows(of: x), y: y.span.withUnsafeMutableBufferPointer { UnsafeMutableRawPointer($0.baseAddress!) },
             yStride: yStride, yType: Y.storageType)
@@ -123,18 +123,18 @@ public struct QuantizedLinear: Sendable {
     /// Computes y for the rows of x into a tensor that is reused from call to call.
     ///
     /// - Parameters:
-    ///   - x: `[tokens, inFeatures]`; no tokens is no work.
+    ///   - x: `[tokens, inFeatures]`; may have no tokens.
     ///   - y: `[tokens, outFeatures]`, overwritten.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: as `run` with views.
+    /// - Throws: the errors of `run` with views.
     public func run<X: AttentionElement, Y: AttentionElement>(
         _ x: Tensor<X>, into y: inout Tensor<Y>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
         try run(x: x.matrixView(named: "x"), y: y.mutableMatrixView(named: "y"), on: pool)
     }
 
-    /// y for the rows of x, `[tokens, outFeatures]`, in a new tensor. `[0, inFeatures]` gives `[0, outFeatures]`.
-    /// - Throws: as `run`.
+    /// Computes y for the rows of x, `[tokens, outFeatures]`, in a new tensor. `[0, inFeatures]` gives `[0, outFeatures]`.
+    /// - Throws: the errors of `run` with views.
     public func callAsFunction<X: AttentionElement>(
         _ x: Tensor<X>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Tensor<Float> {
@@ -145,7 +145,7 @@ public struct QuantizedLinear: Sendable {
     }
 
     /// The codes and scales that the rows of x have in the product.
-    /// - Throws: `.invalidShape` for a width that is not the layer's, `.invalidArgument` for a layer whose activations stay floating-point.
+    /// - Throws: `.invalidShape` for another width than the layer's, `.invalidArgument` for floating-point activations.
     public func quantized<X: AttentionElement>(
         _ x: MatrixView<X>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> QuantizedActivations {

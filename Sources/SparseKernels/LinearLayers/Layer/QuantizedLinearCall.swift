@@ -1,9 +1,8 @@
 internal import KernelInterface
 
-/// One `run` of a quantised layer, block of rows by block of rows: all its activations are quantised, then multiplied with every panel of
-/// the weight.
+/// One `run` of a quantised layer. For each block of rows it first quantises all activations, then multiplies by all panels.
 ///
-/// Tasks of the product go row block by row block, so that a thread finds its activations in the second-level cache while panels pass.
+/// Tasks of the product go row block by row block, so that a thread finds its activations in the second-level cache.
 struct QuantizedLinearCall {
     let layer: QuantizedLinear
     let x: RowOperand
@@ -12,7 +11,7 @@ struct QuantizedLinearCall {
     let yType: StorageType
 
     func run(rows: Int, on pool: WorkerPool) {
-        // Equal blocks: a last one of a single row would be summed in another order.
+        // Blocks have equal sizes, because a last block of a single row would be summed in another order.
         let block = ActivationBlock(layer, rows: GEMMScratch.block(rows, limit: QuantizedLinear.blockRows, unit: 1))
         pool.withWorkspace(byteCount: block.byteCount) { workspace in
             var first = 0
@@ -27,8 +26,9 @@ struct QuantizedLinearCall {
 
     // MARK: - Activations
 
-    /// Many rows: both halves of a step of channels while it is in the cache. Few rows: the halves are tasks of their own, because one of
-    /// them may take as long as the product of one thread. Results do not depend on how rows are dealt.
+    /// Quantises activations and projects them down. With many rows, a task does both for a step of channels while it is in the
+    /// cache. With few rows, each is a task of its own, because one of them may take as long as the product of one thread.
+    /// Results do not depend on this.
     func quantize(
         from first: Int, rows: Int, _ block: ActivationBlock, _ workspace: UnsafeMutableRawPointer, on pool: WorkerPool
     ) {
@@ -55,17 +55,17 @@ struct QuantizedLinearCall {
             work: rows * layer.inFeatures * layer.outFeatures, scratchByteCount: layer.scratchByteCount)
     }
 
-    /// Either half of a block of rows.
+    /// The quantisation or the product of a block of rows.
     private struct Phase: PoolCall {
         let call: QuantizedLinearCall
         let block: ActivationBlock
         let workspace: UnsafeMutableRawPointer
-        /// First row of the block, its rows, and those of a task.
+        /// The first row of the block, its number of rows, and the rows per task.
         let first: Int
         let rows: Int
         let taskRows: Int
-        /// Tasks that quantise, none in the half that multiplies; and rows of the tasks after them, which project down, 0 where the
-        /// former do both.
+        /// The number of tasks that quantise (0 in the half that multiplies), and the rows of each later task that projects down (0 if
+        /// the former do both).
         var codeTasks = 0
         var lowRows = 0
 
@@ -161,7 +161,7 @@ struct QuantizedLinearCall {
     }
 }
 
-/// Where the activations of a block of rows stand in the workspace.
+/// The offsets of the activations of a block of rows in the workspace.
 struct ActivationBlock {
     let rows: Int
     let codeStride: Int
@@ -174,7 +174,7 @@ struct ActivationBlock {
         let layout = layer.weight.layout
         let kernels = layer.weight.kernels
         self.rows = rows
-        // A cache line more than the row: depths are often multiples of 4096, and rows a page apart would share few sets of a cache.
+        // A cache line more than the row: depths are often multiples of 4096, and rows a page apart share few cache sets.
         codeStride = (layout.paddedInFeatures + 63) / 64 * 64 + 64
         valueStride = codeStride
         lowStride = (layer.lowRank?.vectors ?? 0) * kernels.sizes.laneCount
@@ -226,7 +226,7 @@ extension ActivationFormat {
         }
     }
 
-    /// Largest magnitude of a code, before anything is added to make it unsigned.
+    /// The largest magnitude of a code, before codes are made unsigned.
     var largestCode: Int {
         switch self {
         case .float, .int8PerToken, .int8PerGroup: 127
@@ -236,14 +236,14 @@ extension ActivationFormat {
         }
     }
 
-    /// What is added to activations; 0 for formats that have no shift.
+    /// The number that is added to activations; 0 for formats without a shift.
     package var shift: Float {
         if case .uint4(let shift) = self { shift } else { 0 }
     }
 }
 
 extension QuantizedLinear {
-    /// What is added to codes of activations, so that they have no sign.
+    /// The number that is added to codes of activations to make them unsigned.
     var zeroCode: Int32 {
         if case .uint4 = activation { return 0 }
         return weight.format.code == .int8 ? weight.kernels.sizes.byteZero : Int32(activation.largestCode) + 1

@@ -1,24 +1,25 @@
-/// The quantised weight of a linear layer, `[outFeatures, inFeatures]`, in logical form: row-major and independent of the instruction set.
+/// The quantised weight of a linear layer, `[outFeatures, inFeatures]`, in a row-major form for all instruction sets.
 ///
-/// What is kept, exchanged and written to disk. Kernels read a `PackedWeight` that is made from it.
+/// This form is stored, exchanged and written to disk. Kernels read a ``PackedWeight`` that is made from it.
 public struct QuantizedWeight: Sendable {
     public let format: WeightFormat
-    /// Rows: N of the product.
+    /// Rows, N of the product.
     public let outFeatures: Int
-    /// Columns before padding: K of the product.
+    /// Columns before padding, K of the product.
     public let inFeatures: Int
-    /// `[outFeatures, paddedInFeatures · bits / 8]`: bytes, or pairs of nibbles with the even column in the low one. Padding is 0.
+    /// `[outFeatures, paddedInFeatures · bits / 8]`: bytes, or pairs of nibbles with the even column in the low one. Padding is
+    /// 0.
     public let codes: Tensor<UInt8>
-    /// `[outFeatures, groups]`: what the value 1 of a code is worth, before the channel scale. For E2M1 this is the E4M3 number, as in
-    /// `QuantizedActivations`; `code(row:column:)` is twice the value there.
+    /// `[outFeatures, groups]`: the value of the number 1 in codes, before the channel scale. For E2M1 this is the E4M3 number,
+    /// as in ``QuantizedActivations``, and `code(row:column:)` is twice the value.
     public let scales: Tensor<Float>
-    /// `[outFeatures, groups]`, subtracted from scale · code. nil: none.
+    /// `[outFeatures, groups]`, subtracted from scale · code; nil means none.
     public let offsets: Tensor<Float>?
-    /// `[outFeatures]`, multiplies the row. nil: 1.
+    /// `[outFeatures]`, the factors of the rows; nil means 1.
     public let channelScales: Tensor<Float>?
 
-    /// - Throws: `.invalidShape` for tensors that disagree with each other or with the format, `.invalidArgument` for a scale or offset
-    ///   that is not finite.
+    /// - Throws: `.invalidShape` for tensors that disagree with each other or with the format, `.invalidArgument` for a scale
+    ///   or offset that is not finite.
     public init(
         format: WeightFormat, inFeatures: Int, codes: Tensor<UInt8>, scales: Tensor<Float>, offsets: Tensor<Float>? = nil,
         channelScales: Tensor<Float>? = nil
@@ -48,12 +49,12 @@ public struct QuantizedWeight: Sendable {
         self.channelScales = channelScales
     }
 
-    /// Columns of a stored row.
+    /// Columns per stored row.
     public var paddedInFeatures: Int { format.paddedInFeatures(inFeatures) }
-    /// Groups of a row.
+    /// Groups per row.
     public var groups: Int { scales.shape[1] }
 
-    /// The code of an element as the integer it stands for; for E2M1 twice its value, −12…12.
+    /// The integer that the code of an element stands for; for E2M1 twice its value, −12…12.
     public func code(row: Int, column: Int) -> Int {
         precondition(
             row >= 0 && row < outFeatures && column >= 0 && column < paddedInFeatures,

@@ -1,19 +1,19 @@
 internal import KernelInterface
 
-/// Calibration tokens and what the exact layer makes of them: what quantised layers are compared with.
+/// Calibration tokens and the outputs of the exact layer, with which quantised layers are compared.
 ///
-/// A quantised layer of rank r is evaluated as one product in single precision, x̂ and its low-rank activations side by side against
-/// the residual and the up factor side by side:
+/// A quantised layer of rank r is evaluated as one product in single precision. x̂ and its low-rank activations are side by
+/// side in one factor, the residual and the up factor in the other:
 ///
 ///     y = [ Q(x̂) − shift / s | x · downᵀ ] · [ R | up ]ᵀ         tokens × (K + r) times (K + r) × outFeatures
 ///
-/// for x̂ = (x + shift) / s. What is subtracted stands for the layer's bias, which undoes the shift with R as it is quantised.
+/// for x̂ = (x + shift) / s. The subtracted shift / s represents the layer's bias, which undoes the shift with the quantised R.
 ///
-/// No integer kernel runs: codes times scales have the values that it multiplies, and its sums are exact where these round.
+/// No integer kernel runs. Codes times scales are the values that it multiplies; its sums are exact where these are rounded.
 struct CalibrationSample: Sendable {
-    /// `[tokens, inFeatures]`, as they come: neither shifted nor smoothed.
+    /// `[tokens, inFeatures]`, neither shifted nor smoothed.
     let inputs: Tensor<Float>
-    /// What is added to them before they are smoothed and quantised.
+    /// The number that is added to them before they are smoothed and quantised.
     let shift: Float
     /// `[tokens, outFeatures]`: inputs · Wᵀ.
     let outputs: Tensor<Float>
@@ -42,7 +42,7 @@ struct CalibrationSample: Sendable {
             actual: "a sum of squares of \(energy)")
     }
 
-    /// At most `limit` rows of `inputs`, evenly spread.
+    /// At most `limit` rows of `inputs`, evenly spaced.
     static func tokens(
         of inputs: Tensor<Float>, limit: Int, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Tensor<Float> {
@@ -59,9 +59,9 @@ struct CalibrationSample: Sendable {
         return sample
     }
 
-    /// `[tokens, inFeatures + rank]`: the quantised x̂ less shift / s, and beside it x · downᵀ.
+    /// `[tokens, inFeatures + rank]`: the quantised x̂ minus shift / s, and beside it x · downᵀ.
     ///
-    /// - Parameter down: `[rank, inFeatures]`, for the inputs as they are, before shift and smoothing.
+    /// - Parameter down: `[rank, inFeatures]`, for the inputs before shift and smoothing.
     func activations(
         smooth: Tensor<Float>?, down: Tensor<Float>?, rounding: ActivationRounding, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Tensor<Float> {
@@ -110,7 +110,7 @@ struct CalibrationSample: Sendable {
     }
 }
 
-/// Σ value², in `Double`: the squares of eight values are added lane by lane.
+/// Σ value², in `Double`. The squares of eight values are added lane by lane.
 @inline(__always)
 func sumOfSquares(_ count: Int, _ value: (Int) -> Float) -> Double {
     var lanes = SIMD8<Double>.zero

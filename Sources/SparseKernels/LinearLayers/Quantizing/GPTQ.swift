@@ -1,34 +1,34 @@
-/// Rounds a weight column by column and lets the columns that follow take up the error: GPTQ, for the residual of a low-rank branch.
+/// GPTQ: rounds a weight by columns and lets later columns compensate errors. It suits the residual of a low-rank branch.
 ///
 /// With H = 2/tokens · X̂ᵀX̂ + damping and the upper Cholesky factor U of H⁻¹, for columns k in descending order of diag H:
 ///
 ///     e = (w_k − Q(w_k)) / U_kk          w_j ← w_j − e · U_kj  for all later j
 ///
-/// Groups are static: scales are those of round-to-nearest on the weight as it came, and a column keeps the group of its place in the
-/// weight whatever the order. So the result has the form of any other quantised weight. A column that no token excites is set to 0.
+/// Groups are static: scales are those of the original weight, and a column keeps the group of its place in the weight,
+/// whatever the order. So the result has the form of any other quantised weight. A column with zero inputs becomes 0.
 ///
-/// Columns go in blocks; inside a block errors are carried on row by row, and to the columns after it as one product.
+/// Columns are processed in blocks. Inside a block errors are carried row by row, and to later columns as one product.
 ///
-/// - Results are bitwise the same for every number of threads.
+/// - Results are bitwise equal for every number of threads.
 /// - Complexity: tokens · inFeatures² + inFeatures³ / 3 + outFeatures · inFeatures² / 2 multiply-adds.
 /// - Memory: two matrices of inFeatures² floats, three of outFeatures · inFeatures.
-/// - Source: Frantar et al., "GPTQ" (arXiv 2210.17323); deepcompressor, `quantizer/kernel/gptq.py`, whose defaults these are.
+/// - Source: Frantar et al., "GPTQ" (arXiv 2210.17323); deepcompressor, `quantizer/kernel/gptq.py`, which has these defaults.
 public struct GPTQ: Sendable {
     /// The grid's format and scale type.
     public let quantizer: WeightQuantizer
-    /// What is added to the diagonal of H, as a fraction of its mean.
+    /// The fraction of the mean of diag H that is added to the diagonal of H.
     public let damping: Double
-    /// How often the inversion is tried, each time with a tenth of the first damping more.
+    /// The number of attempts at the inversion. Each adds a tenth of the first damping.
     public let attempts: Int
-    /// Columns whose errors are carried to the rest at once.
+    /// The number of columns whose errors are carried to the rest at once.
     public let blockSize: Int
 
     /// - Parameters:
-    ///   - quantizer: what chooses the scales.
+    ///   - quantizer: the quantiser that chooses the scales.
     ///   - damping: above 0.
     ///   - attempts: at least 1.
     ///   - blockSize: at least 1.
-    /// - Throws: `.invalidArgument` for a value outside its domain.
+    /// - Throws: `.invalidArgument` for a value out of range.
     public init(
         _ quantizer: WeightQuantizer, damping: Double = 0.01, attempts: Int = 250, blockSize: Int = 128
     ) throws(SparseKernelsError) {
@@ -45,12 +45,12 @@ public struct GPTQ: Sendable {
     ///
     /// - Parameters:
     ///   - weight: `[outFeatures, inFeatures]`.
-    ///   - calibration: `[tokens, inFeatures]`: what the weight is multiplied with, so smoothed if the layer does that. Not shifted where
-    ///     the bias undoes the shift with the weight as it is quantised, as `LowRankQuantizer.correctedBias(_:residual:smooth:shift:on:)`
-    ///     does.
+    ///   - calibration: `[tokens, inFeatures]`, the inputs that the weight is multiplied with, smoothed if the layer smooths.
+    ///     They are not shifted if the bias undoes the shift with the quantised weight, as in
+    ///     ``LowRankQuantizer/correctedBias(_:residual:smooth:shift:on:)``.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite, for
-    ///   tokens whose H is not finite, or when H cannot be inverted.
+    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite,
+    ///   for tokens whose H is not finite, or when H cannot be inverted.
     public func callAsFunction(
         _ weight: Tensor<Float>, calibration: Tensor<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> QuantizedWeight {
@@ -64,7 +64,7 @@ public struct GPTQ: Sendable {
             actual: "\(diagonal.max() ?? 0)")
         let isDead = diagonal.map { $0 == 0 }
         for k in 0..<columns where isDead[k] { diagonal[k] = 1 }
-        // Ties in the order of the weight, so that the order is one.
+        // Ties go in the order of the weight, so that the order is unique.
         let order = (0..<columns).sorted { (diagonal[$1], $0) < (diagonal[$0], $1) }
         hessian = try Self.reordered(hessian, by: order, diagonal: diagonal, on: pool)
         let factor = try inverseFactor(
@@ -101,7 +101,7 @@ public struct GPTQ: Sendable {
 }
 
 extension GPTQ {
-    /// U of the damped H, with more damping at every attempt.
+    /// U of the damped H. Every attempt damps more.
     private func inverseFactor(
         of hessian: Tensor<Float>, meanDiagonal: Double, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Tensor<Float> {

@@ -1,7 +1,7 @@
-/// The rounding loop of GPTQ over all rows of a weight whose columns are in the order in which they are rounded.
+/// The rounding loop of GPTQ over all rows of a weight. Columns are in the order in which they are rounded.
 struct GPTQRows {
     let grid: WeightGrid
-    /// The place in the weight of each column.
+    /// The index in the weight of each column.
     let order: [Int]
     /// U, upper triangular, `[inFeatures, inFeatures]`, of the columns in `order`.
     let factor: Tensor<Float>
@@ -27,7 +27,7 @@ struct GPTQRows {
         return try QuantizedWeight(grid: grid, integers: codes, on: pool)
     }
 
-    /// Rounds the columns of a block, row by row. Their values make room for their errors.
+    /// Rounds the columns of a block, row by row, and replaces their values by their errors.
     private func round(
         _ block: Range<Int>, of values: inout Tensor<Float>, into codes: inout Tensor<Int8>, on pool: WorkerPool
     ) {
@@ -52,7 +52,7 @@ struct GPTQRows {
         }
     }
 
-    /// Takes the errors of a block off all columns after it.
+    /// Subtracts the effect of a block's errors from all columns after it.
     private func carry(_ block: Range<Int>, through values: inout Tensor<Float>, on pool: WorkerPool) throws(SparseKernelsError)
     {
         let (rows, columns) = (values.shape[0], values.shape[1])

@@ -1,21 +1,21 @@
 // The bias of a layer whose activations are shifted before they are quantised.
 
 extension LowRankQuantizer {
-    /// The bias of a layer that runs: b − Q(R) · (shift / smooth), in `Double`; nil without bias and shift.
+    /// The bias of the running layer: b − Q(R) · (shift / smooth), in `Double`; nil without bias and shift.
     ///
-    /// The residual sees (x + shift) / smooth and the branch sees x, so that exactly this is too much. It has the residual as it is
-    /// quantised: then a constant costs no accuracy, whatever rounding did to the weight.
+    /// The residual is multiplied with (x + shift) / smooth and the branch with x, so this term is the exact excess. It uses
+    /// the quantised residual, so that a constant costs no accuracy, however the weight was rounded.
     ///
-    /// - Parameters:
+    ///   - bias: `[outFeatures]`; nil means 0.
     ///   - bias: `[outFeatures]`; nil: 0.
     ///   - residual: the weight that the shifted activations are multiplied with.
-    ///   - smooth: `[inFeatures]`, what they are divided by; nil: nothing.
-    ///   - shift: what is added to every activation; a negative one takes back what another call has undone.
+    ///   - smooth: `[inFeatures]`, the divisors of the activations; nil means none.
+    ///   - shift: the number that is added to every activation. A negative one reverts another call.
     ///   - pool: the threads to use.
-    /// - Throws: `.invalidShape` for tensors that disagree; `.invalidArgument` for a shift that is not finite, or factors that are not
-    ///   positive and finite.
-    /// - Complexity: O(outFeatures · inFeatures), and as many floats for the while.
-    /// - Source: SVDQuant (arXiv 2411.05007), section 4.3: what a shift adds is a constant, which the bias takes away.
+    /// - Throws: `.invalidShape` for tensors that disagree; `.invalidArgument` for a shift that is not finite, or factors that
+    ///   are not positive and finite.
+    /// - Complexity: O(outFeatures · inFeatures), with as many floats of temporary memory.
+    /// - Source: SVDQuant (arXiv 2411.05007), section 4.3: a shift adds a constant, which the bias subtracts.
     public static func correctedBias(
         _ bias: Tensor<Float>?, residual: QuantizedWeight, smooth: Tensor<Float>? = nil, shift: Float,
         on pool: WorkerPool = .shared
@@ -44,14 +44,14 @@ extension LowRankQuantizer {
 
     /// The bias that the official code stores: b − W·shift + up · (down · shift), in `Double`; nil without bias and shift.
     ///
-    /// It undoes the shift exactly where the residual W − up · down is not rounded. A layer that runs has a rounded one; for that one
-    /// take `correctedBias(_:residual:smooth:shift:on:)`, as this quantiser does.
+    /// It undoes the shift exactly where the residual W − up · down is not rounded. A running layer has a rounded residual and
+    /// needs ``correctedBias(_:residual:smooth:shift:on:)``, which this quantiser uses.
     ///
     /// - Parameters:
-    ///   - bias: `[outFeatures]`; nil: 0.
+    ///   - bias: `[outFeatures]`; nil means 0.
     ///   - weight: `[outFeatures, inFeatures]`, before smoothing.
-    ///   - shift: what is added to every activation.
-    ///   - lowRank: the branch of the running layer, which takes x as it comes.
+    ///   - shift: the number that is added to every activation.
+    ///   - lowRank: the branch of the running layer, which takes x before the shift.
     ///   - pool: the threads to use.
     /// - Throws: `.invalidShape` for tensors that disagree.
     /// - Source: deepcompressor, `ShiftedLinear` (the first term) and the converter to nunchaku (the second).

@@ -1,17 +1,18 @@
 internal import KernelInterface
 
-/// Quantises one linear layer as SVDQuant does: smoothing, a low-rank branch that takes what quantises badly, and a 4-bit residual.
+/// Quantises one linear layer as SVDQuant does: smoothing, a low-rank branch for the badly quantised part, and a 4-bit
+/// residual.
 ///
 ///     x̂ = (x + shift) / s      Ŵ = W · diag(s) ≈ up · down + R      y = Q(x̂) · Q(R)ᵀ + (x · down'ᵀ) · upᵀ + b'
 ///
-/// with down' = down / s, so that the branch takes x as it comes, and b' = b − Q(R) · (shift / s), which undoes the shift where it was added:
-/// in what the quantised residual sees, and with the residual as it is quantised.
+/// where down' = down / s, so that the branch takes x before smoothing, and b' = b − Q(R) · (shift / s). This bias undoes the
+/// shift where it was added, in the input of the quantised residual.
 ///
-/// - Results are bitwise the same for a seed, for every number of threads.
-/// - Complexity: the search of `SmoothingSearch`, the split of `LowRankSplit`, and `GPTQ` if asked for.
-/// - Source: SVDQuant (arXiv 2411.05007); deepcompressor, whose order of operations this is.
+/// - Results are bitwise equal for the same seed and every number of threads.
+/// - Complexity: the search of `SmoothingSearch`, the split of `LowRankSplit`, and `GPTQ` if chosen.
+/// - Source: SVDQuant (arXiv 2411.05007); the order of operations is that of deepcompressor.
 public struct LowRankQuantizer: Sendable {
-    /// Whether and how activations are smoothed.
+    /// The choice of the smoothing of activations.
     public enum Smoothing: Hashable, Sendable {
         /// s = 1.
         case none
@@ -20,52 +21,52 @@ public struct LowRankQuantizer: Sendable {
         case search(grids: Int = 20, family: SmoothingFamily = .activationsThenBalanced)
     }
 
-    /// How the residual is rounded.
+    /// The rounding of the residual.
     public enum ResidualRounding: Hashable, Sendable, CaseIterable {
         case roundToNearest
         case gptq
     }
 
     public struct Configuration: Hashable, Sendable {
-        /// Of the low-rank branch; 0: none.
+        /// The rank of the low-rank branch; 0 means that there is none.
         public var rank = 32
         public var weightFormat = WeightFormat.svdQuantInt4
         public var activation = ActivationFormat.int4
         public var smoothing = Smoothing.search()
-        /// Most iterations of the split, which stops at the first that is worse. The official configuration has 100. The second one gains most:
-        /// 12% of the squared error of recorded layers, the fourth 1%.
+        /// The most iterations of the split, which stops at the first one that is worse. The official configuration has 100. On
+        /// recorded layers the second iteration gains most, 12% of the squared error, and the fourth 1%.
         public var iterations = 4
         public var svd = SVDMethod.randomized()
         public var residual = ResidualRounding.roundToNearest
-        /// What factors, smoothing and scales are rounded to: F16, BF16 or F32.
+        /// The type to which factors, smoothing and scales are rounded: F16, BF16 or F32.
         public var scaleType = ElementType.float16
-        /// Rounds Ŵ, up · down and R to `scaleType`, as the official code does, whose tensors have this type.
+        /// Whether Ŵ, up · down and R are rounded to `scaleType`, as in the official code, whose tensors have this type.
         public var matchesOfficialRounding = false
-        /// Most calibration tokens for choosing among candidates and iterations, evenly spread. All of them give the ranges, GPTQ's H and
-        /// the final error.
+        /// The most calibration tokens, evenly spaced, for choosing among candidates and iterations. Ranges, GPTQ and final
+        /// error use all.
         public var sampleTokens = 256
-        /// Of random subspaces.
+        /// The seed of random subspaces.
         public var seed: UInt64 = 0
 
         public init() {}
     }
 
     public struct Result: Sendable {
-        /// Of the residual.
+        /// The quantised residual.
         public let weight: QuantizedWeight
-        /// Takes x as it comes: `down` is divided by `smooth`.
+        /// The branch, which takes x before smoothing: `down` is divided by `smooth`.
         public let lowRank: LowRankBranch?
-        /// `[inFeatures]`; nil: nothing to divide by.
+        /// `[inFeatures]`, the divisors of x; nil means none.
         public let smooth: Tensor<Float>?
-        /// `[outFeatures]`, with the shift of the activations undone; nil when there is neither.
+        /// `[outFeatures]`, which also undoes the shift of the activations; nil without bias and shift.
         public let bias: Tensor<Float>?
-        /// What `smooth` was made of; nil without smoothing.
+        /// The candidate of `smooth`; nil without smoothing.
         public let candidate: SmoothingCandidate?
-        /// √(Σ |y − y_ref|² / Σ |y_ref|²) over all calibration tokens, for the layer as it runs on `Float` activations: codes of the
-        /// activations, quantised residual, rounded factors, and the bias that undoes the shift. y_ref = x · Wᵀ; a bias that was given
-        /// adds the same to both and is left out of both.
+        /// √(Σ |y − y_ref|² / Σ |y_ref|²) over all calibration tokens, for the layer as it runs on `Float` activations: codes
+        /// of the activations, quantised residual, rounded factors, and the bias that undoes the shift. y_ref = x · Wᵀ. A given
+        /// bias adds the same to both and is left out.
         public let outputError: Double
-        /// Of the search; empty without one.
+        /// The trials of the search; empty without one.
         public let trials: [SmoothingSearch.Trial]
         /// Σ |y − y_ref|² over the sample by iteration of the split; empty without a branch.
         public let splitErrors: [Double]
@@ -73,7 +74,7 @@ public struct LowRankQuantizer: Sendable {
 
     public let configuration: Configuration
 
-    /// - Throws: `.invalidArgument` for a value outside its domain, `.invalidElementType` for a scale type that is not F16, BF16 or F32.
+    /// - Throws: `.invalidArgument` for a value out of range, `.invalidElementType` for a scale type other than F16, BF16, F32.
     public init(_ configuration: Configuration = .init()) throws(SparseKernelsError) {
         self.configuration = configuration
         _ = try search(configuration.candidates())
@@ -86,13 +87,13 @@ public struct LowRankQuantizer: Sendable {
     /// Quantises a layer.
     ///
     /// - Parameters:
-    ///   - weight: `[outFeatures, inFeatures]`. Layers that share input and branch, such as q, k and v, come stacked.
-    ///   - bias: `[outFeatures]`; nil: none.
-    ///   - calibration: `[tokens, inFeatures]`: what the layer gets to see.
+    ///   - weight: `[outFeatures, inFeatures]`. Layers that share input and branch, such as q, k and v, are stacked.
+    ///   - bias: `[outFeatures]`; nil means none.
+    ///   - calibration: `[tokens, inFeatures]`, inputs of the layer.
     ///   - pool: the threads to use. The call blocks until they are done.
     ///   - progress: called after each candidate of the search, on the calling thread.
-    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite, a rank
-    ///   above an extent of the weight, or a residual that no scale can hold.
+    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite,
+    ///   a rank above an extent of the weight, or a residual that no scale can represent.
     public func callAsFunction(
         weight: Tensor<Float>, bias: Tensor<Float>? = nil, calibration: Tensor<Float>, on pool: WorkerPool = .shared,
         progress: ((SmoothingSearch.Trial) -> Void)? = nil
@@ -139,7 +140,7 @@ public struct LowRankQuantizer: Sendable {
 }
 
 extension LowRankQuantizer.Configuration {
-    /// What a search tries, or the one candidate that is given.
+    /// The candidates of a search, or the one given candidate.
     func candidates() throws(SparseKernelsError) -> [SmoothingCandidate] {
         switch smoothing {
         case .none: [.identity]
@@ -167,7 +168,7 @@ extension LowRankQuantizer {
         }
     }
 
-    /// The factors, without those that are all 1, and what they came from.
+    /// The factors, or nil if all are 1, with their candidate and the trials.
     private func smoothing(
         _ weight: Tensor<Float>, _ calibration: Tensor<Float>, _ ranges: SmoothingRanges, on pool: WorkerPool,
         progress: ((SmoothingSearch.Trial) -> Void)?
@@ -188,8 +189,8 @@ extension LowRankQuantizer {
         return (smooth.elements.allSatisfy { $0 == 1 } ? nil : smooth, candidate, trials)
     }
 
-    /// GPTQ fits the residual to x / s, not to what is quantised: the bias takes the shift away again with the residual as quantised,
-    /// so that what rounding changes meets the activations without it.
+    /// GPTQ fits the residual to x / s, without the shift. The bias subtracts the shift with the quantised residual, so that
+    /// rounding errors of the residual are multiplied only with x / s.
     private func quantize(
         _ residual: Tensor<Float>, calibration: Tensor<Float>, smooth: Tensor<Float>?, on pool: WorkerPool
     ) throws(SparseKernelsError) -> QuantizedWeight {
@@ -202,7 +203,7 @@ extension LowRankQuantizer {
         }
     }
 
-    /// Relative error of the finished layer over all tokens, some at a time.
+    /// The relative error of the finished layer over all tokens, in parts.
     private func outputError(
         of quantized: QuantizedWeight, _ branch: LowRankBranch?, _ smooth: Tensor<Float>?, weight: Tensor<Float>,
         calibration: Tensor<Float>, on pool: WorkerPool

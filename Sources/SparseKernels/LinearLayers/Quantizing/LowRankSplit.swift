@@ -5,22 +5,20 @@ internal import KernelInterface
 ///     q ← 0                              or Q(W) when `compensates`
 ///     repeat:  up · down ← SVD_r(W − q)       q ← Q(W − up · down)       keep the factors with the smallest output error
 ///
-/// Iteration 1 is the decomposition of W. Later ones fit the branch to what quantisation lost, and stop at the first that is worse.
-/// Q rounds to nearest, whatever rounds R in the end.
+/// Iteration 1 is the decomposition of W. Later ones fit the branch to the loss of quantisation, and stop at the first that is
+/// worse. Q rounds to nearest, whatever rounds R in the end. Weight and calibration are those of the smoothed layer.
 ///
-/// Works on what smoothing leaves: weight and calibration are those of the smoothed layer.
-///
-/// - Results are bitwise the same for every number of threads.
+/// - Results are bitwise equal for every number of threads.
 /// - Complexity: per iteration one decomposition and (tokens + rank) · outFeatures · inFeatures multiply-adds.
-/// - Source: SVDQuant (arXiv 2411.05007), section 4.2; deepcompressor, `calib/lowrank.py`. LoRC and LQER split off the error instead,
-///   which is `compensates` with one iteration.
+/// - Source: SVDQuant (arXiv 2411.05007), section 4.2; deepcompressor, `calib/lowrank.py`. LoRC and LQER instead decompose the
+///   error, as `compensates` does with one iteration.
 public struct LowRankSplit: Sendable {
     public struct Result: Sendable {
         /// `[rank, inFeatures]`, rounded to `scaleType`.
         public let down: Tensor<Float>
         /// `[outFeatures, rank]`, rounded to `scaleType`.
         public let up: Tensor<Float>
-        /// `[outFeatures, inFeatures]`: what is to be quantised.
+        /// `[outFeatures, inFeatures]`, the part that is to be quantised.
         public let residual: Tensor<Float>
         /// σ of the kept factors before rounding, descending.
         public let singularValues: [Float]
@@ -32,18 +30,18 @@ public struct LowRankSplit: Sendable {
 
     public let rank: Int
     public let iterations: Int
-    /// Stops at the first iteration that is worse than the best.
+    /// Whether to stop at the first iteration that is worse than the best.
     public let stopsEarly: Bool
-    /// Starts from the error of plain quantisation.
+    /// Whether to start from the error of plain quantisation.
     public let compensates: Bool
     public let method: SVDMethod
     public let weightFormat: WeightFormat
     public let activation: ActivationFormat
-    /// What factors and scales are rounded to.
+    /// The type to which factors and scales are rounded.
     public let scaleType: ElementType
-    /// Rounds up · down and the residual to `scaleType`, as the official code does, whose tensors have this type.
+    /// Whether up · down and the residual are rounded to `scaleType`, as in the official code, whose tensors have this type.
     public let matchesOfficialRounding: Bool
-    /// Of the randomised decomposition.
+    /// The seed of the randomised decomposition.
     public let seed: UInt64
 
     /// - Throws: `.invalidArgument` for a rank outside 1…1024, fewer than 1 iteration or invalid options of `method`;
@@ -72,12 +70,12 @@ public struct LowRankSplit: Sendable {
     /// Splits a weight.
     ///
     /// - Parameters:
-    ///   - weight: `[outFeatures, inFeatures]`, smoothed. Layers that share a branch come stacked.
-    ///   - calibration: `[tokens, inFeatures]`, smoothed and shifted: what is quantised when the layer runs. The errors are then those of a
-    ///     layer of shifted inputs; `LowRankQuantizer` judges by the layer whose bias undoes the shift.
+    ///   - weight: `[outFeatures, inFeatures]`, smoothed. Layers that share a branch are stacked.
+    ///   - calibration: `[tokens, inFeatures]`, smoothed and shifted, as it is quantised when the layer runs. The errors are
+    ///     then those of a layer of shifted inputs; ``LowRankQuantizer`` compares by the layer whose bias undoes the shift.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite, a rank
-    ///   above an extent of the weight, or a residual that no scale can hold.
+    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite,
+    ///   a rank above an extent of the weight, or a residual that no scale can represent.
     public func callAsFunction(
         _ weight: Tensor<Float>, calibration: Tensor<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Result {
@@ -85,7 +83,7 @@ public struct LowRankSplit: Sendable {
         return try split(weight, sample: CalibrationSample(inputs: calibration, weight: weight, on: pool), on: pool)
     }
 
-    /// - Parameter smooth: what the columns of `weight` have been multiplied by, when the sample is of the layer before smoothing.
+    /// - Parameter smooth: the factors of the columns of `weight`, when the sample is of the layer before smoothing.
     func split(
         _ weight: Tensor<Float>, sample: CalibrationSample, smooth: Tensor<Float>? = nil, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Result {
@@ -138,7 +136,7 @@ public struct LowRankSplit: Sendable {
             singularValues: best.factors.singularValues, errors: errors, keptIteration: best.iteration)
     }
 
-    /// W − up · down, with the official rounding when the split has it.
+    /// W − up · down, with the official rounding if the split uses it.
     ///
     /// - Parameters:
     ///   - weight: `[outFeatures, inFeatures]`.
@@ -174,7 +172,7 @@ public struct LowRankSplit: Sendable {
         return residual
     }
 
-    /// After the first iteration the last factors are close to the next, and one power iteration does what several did.
+    /// After the first iteration the last factors are close to the next ones, so that one power iteration is enough.
     private func method(at iteration: Int) -> SVDMethod {
         guard iteration > 0, case .randomized(let oversampling, let powerIterations) = method else { return method }
         return .randomized(oversampling: oversampling, powerIterations: min(powerIterations, 1))

@@ -1,10 +1,10 @@
-// Memory by address, for bodies that run on a pool. The operators that use it keep views and tensors alive until the pool is done.
+// Addresses of memory, for bodies that run on a pool. Operators keep views and tensors alive until the pool is done.
 
 extension Tensor {
-    /// The first of a non-empty tensor's elements. Valid while the tensor is.
+    /// The address of the first element of a non-empty tensor. Valid while the tensor is alive.
     var address: UnsafePointer<Element> { span.withUnsafeBufferPointer { $0.baseAddress! } }
 
-    /// The same for writing. Valid until the tensor is copied.
+    /// The address for writing. Valid until the tensor is copied.
     mutating func mutableAddress() -> UnsafeMutablePointer<Element> {
         var span = mutableSpan
         return span.withUnsafeMutableBufferPointer { $0.baseAddress! }
@@ -12,7 +12,7 @@ extension Tensor {
 }
 
 extension MatrixView<Float> {
-    /// Why a row of weights has no scale: an element that is not finite, or else magnitudes beyond `limit`.
+    /// The reason why a row of weights has no scale: an element that is not finite, or else magnitudes beyond `limit`.
     func unquantizable(row: Int, limit: String) -> SparseKernelsError {
         for column in 0..<columns where !self[row, column].isFinite {
             return SparseKernelsError(
@@ -23,7 +23,7 @@ extension MatrixView<Float> {
     }
 }
 
-/// Rows of a view, for bodies that run on a pool. Valid while the view is.
+/// Addresses of the rows of a view, for bodies that run on a pool. Valid while the view is.
 struct MatrixRows: @unchecked Sendable {
     let base: UnsafePointer<Float>
     let rows: Int
@@ -41,7 +41,7 @@ struct MatrixRows: @unchecked Sendable {
     subscript(row: Int) -> UnsafePointer<Float> { base + row * stride }
 }
 
-/// Scales of all groups by address, for loops over rows. Valid while the tensors are.
+/// Addresses of the scales of all groups, for loops over rows. Valid while the tensors are.
 struct GridRows: @unchecked Sendable {
     private let kind: WeightFormat.Code
     private let groups: Int

@@ -8,7 +8,7 @@ public struct SmoothingCandidate: Hashable, Sendable {
         self.beta = beta
     }
 
-    /// Leaves x and W as they are.
+    /// The candidate that changes neither x nor W.
     public static let identity = SmoothingCandidate(alpha: 0, beta: 0)
 
     func check() throws(SparseKernelsError) {
@@ -22,14 +22,14 @@ extension SmoothingCandidate: CustomStringConvertible {
     public var description: String { "α \(alpha), β \(beta)" }
 }
 
-/// Which candidates a search tries. With `grids` = n, i and j run over 1…n − 1; identity always comes first.
+/// The candidates that a search tries. With `grids` = n, i and j are in 1…n − 1; identity always comes first.
 ///
-/// The order matters: of candidates with equal errors, the last one wins.
+/// The order matters: of candidates with equal errors, the last one is chosen.
 /// - Source: deepcompressor, `SmoothCalibConfig.get_alpha_beta_pairs`, for a positive alpha.
 public enum SmoothingFamily: Hashable, Sendable, CaseIterable {
     /// (i/n, 1 − i/n): n candidates. Official `beta: -1`.
     case balanced
-    /// (i/n, 0), then (i/n, 1 − i/n): 2n − 1 candidates, 39 for n = 20. Official `beta: -2`, what SVDQuant ships.
+    /// (i/n, 0), then (i/n, 1 − i/n): 2n − 1 candidates, 39 for n = 20. Official `beta: -2`, which SVDQuant uses.
     case activationsThenBalanced
     /// (i/n, 0), then (i/n, j/n): n² − n + 1 candidates, 381 for n = 20. Official `beta: -3`.
     case full

@@ -1,10 +1,10 @@
 internal import Foundation
 internal import KernelInterface
 
-/// The largest magnitude of every input feature, in the calibration tokens and in the weights: what smoothing factors are made of.
+/// The largest magnitude of every input feature in calibration tokens and weights, from which smoothing factors are made.
 ///
-/// Smoothing divides x by s and multiplies the columns of W by it. The product stays what it was, and outliers of x move into W, where
-/// the low-rank branch takes them.
+/// Smoothing divides x by s and multiplies the columns of W by it. The product does not change, and outliers of x move into W,
+/// where the low-rank branch represents them.
 ///
 /// - Source: SmoothQuant (arXiv 2211.10438), section 4; deepcompressor, `get_smooth_scale`.
 public struct SmoothingRanges: Sendable {
@@ -16,12 +16,12 @@ public struct SmoothingRanges: Sendable {
     public var inFeatures: Int { activations.count }
 
     /// - Parameters:
-    ///   - calibration: `[tokens, inFeatures]`, what the layer gets to see.
-    ///   - weights: `[outFeatures, inFeatures]` each: all layers that are fed by this input, such as q, k and v.
-    ///   - shift: what the layer adds to x before it divides; see `ActivationFormat.uint4(shift:)`.
+    ///   - calibration: `[tokens, inFeatures]`, inputs of the layer.
+    ///   - weights: `[outFeatures, inFeatures]` each: all layers with this input, such as q, k and v.
+    ///   - shift: the number that the layer adds to x before it divides. See ``ActivationFormat/uint4(shift:)``.
     ///   - pool: the threads to use.
-    /// - Throws: `.invalidShape` for tensors that disagree or have no elements, `.invalidArgument` for an element that is not finite or
-    ///   a weight of 2¹⁰⁰ or more.
+    /// - Throws: `.invalidShape` for tensors that disagree or have no elements, `.invalidArgument` for an element that is not
+    ///   finite or a weight of 2¹⁰⁰ or more.
     /// - Complexity: O(elements).
     public init(
         calibration: Tensor<Float>, weights: [Tensor<Float>], shift: Float = 0, on pool: WorkerPool = .shared
@@ -48,9 +48,9 @@ public struct SmoothingRanges: Sendable {
 
     /// s for a candidate: every factor positive, finite and rounded to `scaleType`.
     ///
-    /// A factor of 0 becomes 1. If one is infinite or NaN, as a weight column of zeros makes it with a positive β, all become 1. Both
-    /// rules hold after rounding too. A factor that takes a weight to 2¹⁰⁰ counts as infinite.
-    /// - Throws: `.invalidArgument` for an exponent outside 0…1, `.invalidElementType` for a type that is not a 16-bit float or `Float`.
+    /// A factor of 0 becomes 1. If one is infinite or NaN, for example because of a weight column of zeros and a positive β,
+    /// all become 1. Both rules are applied after rounding too. A factor that makes a weight 2¹⁰⁰ or more counts as infinite.
+    /// - Throws: `.invalidArgument` for an exponent outside 0…1, `.invalidElementType` for a type other than F16, BF16, F32.
     public func factors(
         _ candidate: SmoothingCandidate, scaleType: ElementType = .float16
     ) throws(SparseKernelsError) -> Tensor<Float> {
@@ -68,7 +68,7 @@ public struct SmoothingRanges: Sendable {
         return try Tensor([inFeatures], factors)
     }
 
-    /// max |row[k] + shift| over rows, by bits: as integers, magnitudes order as the numbers do, and NaN comes above infinity.
+    /// max |row[k] + shift| over rows. The bits are compared as integers, in the same order, with NaN above infinity.
     private static func columnMaxima(
         of matrix: Tensor<Float>, named name: String, plus shift: Float, on pool: WorkerPool
     ) throws(SparseKernelsError) -> [Float] {

@@ -1,23 +1,23 @@
 internal import KernelInterface
 
-/// Chooses smoothing factors by what they do to a layer's output.
+/// Chooses smoothing factors by their effect on a layer's output.
 ///
-/// Every candidate is tried on a sample of the calibration tokens: smooth, split off a branch of rank r, round the residual to nearest,
-/// quantise the activations, and compare the outputs. The candidate with the smallest Σ |y − y_ref|² wins; of equal ones the last.
+/// Every candidate is tried on a sample of the calibration tokens: smooth, split off a branch of rank r, round the residual to
+/// nearest, quantise the activations, and compare the outputs. The smallest Σ |y − y_ref|² is chosen; of equals the last.
 ///
-/// The official search takes a full decomposition in `Double` per candidate. This one follows the leading subspace from candidate to
-/// candidate and stops each approximation where another sweep would gain less than 1% (`ScaledSubspace`); it evaluates the layer as one
-/// product in single precision. A candidate whose residual no scale can hold does not win.
+/// The official search computes a full decomposition in `Double` per candidate. This one follows the leading subspace from
+/// candidate to candidate and stops each approximation when another sweep would gain less than 1% (`ScaledSubspace`). It
+/// evaluates the layer as one product in single precision. A candidate whose residual no scale can represent is not chosen.
 ///
-/// - Results are bitwise the same for every number of threads.
+/// - Results are bitwise equal for every number of threads.
 /// - Complexity: per candidate about (tokens + 5 · rank) · outFeatures · inFeatures multiply-adds.
 /// - Memory: outFeatures · (inFeatures + rank) floats per weight.
-/// - Source: SVDQuant (arXiv 2411.05007); deepcompressor, `calib/smooth.py`, granularity Layer, objective OutputsError, degree 2.
+/// - Source: SVDQuant (arXiv 2411.05007); deepcompressor, `calib/smooth.py` (Layer, OutputsError, degree 2).
 public struct SmoothingSearch: Sendable {
-    /// A candidate and how far it puts the outputs from what they should be.
+    /// A candidate and its error.
     public struct Trial: Hashable, Sendable {
         public let candidate: SmoothingCandidate
-        /// √(Σ |y − y_ref|² / Σ |y_ref|²) over the sample; infinite for a candidate that no scale can hold.
+        /// √(Σ |y − y_ref|² / Σ |y_ref|²) over the sample; infinite for a candidate that no scale can represent.
         public let error: Double
     }
 
@@ -25,20 +25,20 @@ public struct SmoothingSearch: Sendable {
         public let candidate: SmoothingCandidate
         /// `[inFeatures]`, the candidate's factors.
         public let smooth: Tensor<Float>
-        /// All of them, in the order in which they were tried.
+        /// The trials of all candidates, in order.
         public let trials: [Trial]
     }
 
     public let candidates: [SmoothingCandidate]
-    /// Of the low-rank branch of each weight; 0: none.
+    /// The rank of the low-rank branch of each weight; 0 means that there is none.
     public let rank: Int
     public let weightFormat: WeightFormat
     public let activation: ActivationFormat
-    /// What factors and scales are rounded to.
+    /// The type to which factors and scales are rounded.
     public let scaleType: ElementType
-    /// Most calibration tokens that a candidate is tried on, evenly spread over what is given.
+    /// The most calibration tokens on which a candidate is tried, evenly spaced.
     public let sampleTokens: Int
-    /// Of the first random subspace.
+    /// The seed of the first random subspace.
     public let seed: UInt64
 
     /// - Throws: `.invalidArgument` for no candidates, exponents outside 0…1, a rank outside 0…1024 or fewer than 1 token;
@@ -64,13 +64,13 @@ public struct SmoothingSearch: Sendable {
     /// Tries all candidates.
     ///
     /// - Parameters:
-    ///   - weights: `[outFeatures, inFeatures]` each: the layers that are fed by this input and share its factors. Layers that share a
-    ///     branch as well, as q, k and v do in SVDQuant, come stacked as one weight. The errors of all are added.
+    ///   - weights: `[outFeatures, inFeatures]` each: the layers that have this input and share its factors. Layers that also
+    ///     share a branch, as q, k and v do in SVDQuant, are stacked as one weight. The errors of all weights are added.
     ///   - calibration: `[tokens, inFeatures]`.
     ///   - pool: the threads to use. The call blocks until they are done.
     ///   - progress: called after each trial, on the calling thread.
-    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite, a rank
-    ///   above an extent of a weight, or when no candidate's residual fits the scales.
+    /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite,
+    ///   a rank above an extent of a weight, or when no candidate's residual fits the scales.
     public func callAsFunction(
         weights: [Tensor<Float>], calibration: Tensor<Float>, on pool: WorkerPool = .shared,
         progress: ((Trial) -> Void)? = nil
@@ -141,7 +141,7 @@ extension SmoothingSearch {
     }
 }
 
-/// √(error / energy); 0 when both are.
+/// √(error / energy); 0 when both are 0.
 func relativeError(_ error: Double, of energy: Double) -> Double {
     error == 0 ? 0 : (error / energy).squareRoot()
 }

@@ -1,5 +1,5 @@
-/// A layer's weight as candidates of smoothing leave it: what is left of W · diag(s) after the low-rank branch, rounded, and the up
-/// factor beside it. Working memory that is used again from candidate to candidate.
+/// The operand of a trial of smoothing: the rounded residual of W · diag(s) after the low-rank branch, with the up factor
+/// beside it. Its memory is reused from candidate to candidate.
 struct TrialWeight: Sendable {
     private let weight: Tensor<Float>
     private let quantizer: WeightQuantizer
@@ -8,7 +8,7 @@ struct TrialWeight: Sendable {
     /// `[outFeatures, inFeatures + rank]`.
     private(set) var operand: Tensor<Float>
 
-    /// - Parameter rank: at most the smaller extent of `weight`; 0: no branch.
+    /// - Parameter rank: at most the smaller extent of `weight`; 0 means no branch.
     init(
         weight: Tensor<Float>, rank: Int, quantizer: WeightQuantizer, seed: UInt64, on pool: WorkerPool
     ) throws(SparseKernelsError) {
@@ -23,7 +23,7 @@ struct TrialWeight: Sendable {
 
     /// Fills `operand` for a candidate.
     /// - Returns: the down factor, for activations before smoothing; nil when the rank is 0.
-    /// - Throws: what the quantiser throws, for a residual that its scales cannot hold.
+    /// - Throws: the errors of the quantiser, for a residual that its scales cannot represent.
     mutating func apply(smooth: Tensor<Float>, on pool: WorkerPool) throws(SparseKernelsError) -> Tensor<Float>? {
         let factors = try subspace?.approximate(weight, scaledBy: smooth, on: pool)
         try operand.assignResidual(of: weight, scaledBy: smooth, less: factors, on: pool)
@@ -57,7 +57,7 @@ extension Tensor where Element == Float {
         }
     }
 
-    /// Replaces the first `columns` of every row by the nearest values that the quantiser can give them.
+    /// Replaces the first `columns` elements of every row by the quantiser's nearest values.
     mutating func roundWeights(_ quantizer: WeightQuantizer, columns: Int, on pool: WorkerPool) throws(SparseKernelsError) {
         let (rows, stride) = (shape[0], shape[1])
         let grid = try quantizer.grid(

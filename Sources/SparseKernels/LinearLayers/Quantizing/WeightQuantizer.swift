@@ -1,4 +1,4 @@
-/// Rounds the weights of a linear layer to nearest, with scales that span the range of each group.
+/// Rounds the weights of a linear layer to nearest, with scales that cover the range of each group.
 ///
 /// | Codes | Scale | Code |
 /// |---|---|---|
@@ -6,24 +6,24 @@
 /// | `uint4` | (max − min) / 15 over the group and 0, rounded to `scaleType` | w / scale to nearest even, plus the zero point, within 0…15 |
 /// | `fp4` | max \|w\| / 6 / t to E4M3, t = max \|W\| / 6 / 448 of the whole weight rounded to `scaleType` | w / (scale · t) to nearest E2M1, ties toward zero |
 ///
-/// The zero point of `uint4` is −min / scale to nearest even, 0…15, and offset = scale · zero point, which is exact for scales of 16 bits.
-/// This is the rule of GPTQ, whose range includes 0, so that no zero point is out of range; AWQ's leaves 0 out, and a group of one sign
-/// far from 0 is then clipped.
+/// The zero point of `uint4` is −min / scale to nearest even, 0…15, and offset = scale · zero point, which is exact for scales
+/// of 16 bits. This is GPTQ's rule, whose range includes 0, so that no zero point is out of range. AWQ's range need not include
+/// 0, and a group of one sign far from 0 is then clipped.
 ///
-/// A scale that rounds to 0, that of a group of zeros for one, becomes 1: its codes are 0. The last group of a row may be short. Codes are
-/// computed with the rounded scale, so a weight that is quantised again has the same codes.
+/// A scale that rounds to 0, for example that of a group of zeros, becomes 1, and its codes are 0. The last group of a row may
+/// be short. Codes are computed with the rounded scale, so a weight that is quantised again has the same codes.
 ///
-/// - Results are bitwise the same for every number of threads.
-/// - Source: SVDQuant, `deepcompressor/quantizer/impl` (symmetric and E2M1); GPTQ, `quant.py`, `Quantizer.find_params` (asymmetric).
+/// - Results are bitwise equal for every number of threads.
+/// - Source: SVDQuant, `deepcompressor/quantizer/impl` (symmetric, E2M1); GPTQ, `quant.py`, `find_params` (asymmetric).
 public struct WeightQuantizer: Sendable {
     public let format: WeightFormat
-    /// What scales are rounded to before codes are computed.
+    /// The type to which scales are rounded before codes are computed.
     public let scaleType: ElementType
 
     /// - Parameters:
     ///   - format: the kind of code and the group size.
-    ///   - scaleType: `.float16`, `.bfloat16` or `.float32`. The group scales of `fp4` are E4M3 whatever it is; the scale of the whole weight
-    ///     stays `.float32` where it is below the normal range of the type.
+    ///   - scaleType: `.float16`, `.bfloat16` or `.float32`. The group scales of `fp4` are always E4M3; the scale of the whole
+    ///     weight stays `.float32` where it is below the normal range of the type.
     /// - Throws: `.invalidElementType` for another scale type.
     public init(_ format: WeightFormat, scaleType: ElementType = .float16) throws(SparseKernelsError) {
         try require(
@@ -38,9 +38,9 @@ public struct WeightQuantizer: Sendable {
     /// - Parameters:
     ///   - weight: `[outFeatures, inFeatures]`.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidArgument` "weight" for an element that is not finite, naming its row and column, or for a group whose scale is
-    ///   beyond `scaleType`.
-    /// - Complexity: O(outFeatures · inFeatures). Scratch per thread: a byte per column.
+    /// - Throws: `.invalidArgument` "weight" for an element that is not finite, naming its row and column, or for a group whose
+    ///   scale is beyond `scaleType`.
+    /// - Complexity: O(outFeatures · inFeatures). Scratch: one byte per column for each thread.
     public func callAsFunction(
         _ weight: MatrixView<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> QuantizedWeight {
@@ -48,19 +48,19 @@ public struct WeightQuantizer: Sendable {
     }
 
     /// Quantises a weight, `[outFeatures, inFeatures]`.
-    /// - Throws: as above, and `.invalidShape` for another rank.
+    /// - Throws: the errors of the call with a view, and `.invalidShape` for another rank.
     public func callAsFunction(
         _ weight: Tensor<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> QuantizedWeight {
         try self(weight.matrixView(named: "weight"), on: pool)
     }
 
-    /// The scales and offsets alone.
+    /// Computes only the scales and offsets.
     ///
     /// - Parameters:
     ///   - weight: `[outFeatures, inFeatures]`.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: as for the weight.
+    /// - Throws: the errors of quantising the weight.
     /// - Complexity: O(outFeatures · inFeatures).
     public func grid(
         for weight: MatrixView<Float>, on pool: WorkerPool = .shared
@@ -71,7 +71,7 @@ public struct WeightQuantizer: Sendable {
         var scales = try Tensor<Float>(zeros: [source.rows, groups])
         var offsets = format.code == .uint4 ? try Tensor<Float>(zeros: [source.rows, groups]) : nil
         var maxima = try Tensor<Float>(zeros: [source.rows])
-        // Pointers are used only until this call returns; the view is borrowed and the tensors are owned all the while.
+        // Pointers are used only until this call returns, which borrows the view and owns the tensors.
         nonisolated(unsafe) let scaleRows = scales.mutableAddress()
         nonisolated(unsafe) let maximumRows = maxima.mutableAddress()
         nonisolated(unsafe) let offsetRows = offsets?.mutableAddress()
@@ -79,7 +79,7 @@ public struct WeightQuantizer: Sendable {
             for row in range {
                 quantizer.measure(
                     source[row], columns, scales: scaleRows + row * groups, offsets: offsetRows.map { $0 + row * groups })
-                // The largest of them, or one that is not finite.
+                // The largest scale, or one that is not finite.
                 maximumRows[row] = largestMagnitude(scaleRows + row * groups, groups)
             }
         }
@@ -99,8 +99,8 @@ public struct WeightQuantizer: Sendable {
             format: format, inFeatures: columns, scales: scales, offsets: offsets, channelScales: channelScales)
     }
 
-    /// The scales and offsets of a tensor, `[outFeatures, inFeatures]`, alone.
-    /// - Throws: as above, and `.invalidShape` for another rank.
+    /// Computes only the scales and offsets of a tensor, `[outFeatures, inFeatures]`.
+    /// - Throws: the errors of the call with a view, and `.invalidShape` for another rank.
     public func grid(
         for weight: Tensor<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> WeightGrid {
@@ -109,7 +109,7 @@ public struct WeightQuantizer: Sendable {
 }
 
 extension WeightQuantizer {
-    /// The integer that the largest magnitude, or the whole range, is given: for E2M1 the value.
+    /// The integer to which the largest magnitude, or the whole range, is scaled; for E2M1 the value.
     private var levels: Float {
         switch format.code {
         case .int4: 7
@@ -119,7 +119,7 @@ extension WeightQuantizer {
         }
     }
 
-    /// Scales and offsets of the groups of a row; for E2M1 scales before anything is rounded.
+    /// Computes scales and offsets of the groups of a row; for E2M1 scales before any rounding.
     private func measure(
         _ values: UnsafePointer<Float>, _ count: Int, scales: UnsafeMutablePointer<Float>, offsets: UnsafeMutablePointer<Float>?
     ) {
@@ -160,7 +160,7 @@ extension WeightQuantizer {
     }
 
     private func check(_ weight: MatrixView<Float>, largestScales: Tensor<Float>) throws(SparseKernelsError) {
-        // In E2M1 weights it is the scale of the whole that must fit, and a value is at most twice as far as the largest weight.
+        // In E2M1 weights the scale of the whole weight must fit. A value is at most twice as large as the largest weight.
         let isTensorScale = format.code == .fp4
         for row in 0..<weight.rows {
             let largest = largestScales[flat: row]

@@ -1,6 +1,6 @@
 extension AntidiagonalScoring {
-    /// Scores tensors `[heads, tokens, headDim]`: `callAsFunction` under the name of the call with views.
-    /// - Throws: as `run` with views.
+    /// Scores tensors `[heads, tokens, headDim]`, like `callAsFunction`, under the name of the call with views.
+    /// - Throws: the errors of `run` with views.
     public func run<Q: AttentionElement, K: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockScores {

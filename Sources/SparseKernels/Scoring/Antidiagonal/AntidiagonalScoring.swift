@@ -1,12 +1,12 @@
 internal import KernelInterface
 
-/// Arithmetic of a scoring operator.
+/// The arithmetic of a scoring operator.
 public enum ScoringPrecision: String, Hashable, Sendable, CaseIterable {
     /// Single precision throughout.
     case float32
-    /// Products of 6-bit codes (−31…31, one scale per row of a product), summed exactly in integers; softmax in single precision.
+    /// Products of 6-bit codes (−31…31, one scale per row of a product), summed exactly in integers. The softmax is in `Float`.
     ///
-    /// On the recorded captures its masks keep the attention mass of the float masks to 0.02 percentage points at equal density.
+    /// On recorded captures these masks keep the attention mass of the float masks to 0.02 percentage points at equal density.
     case int6
 }
 
@@ -20,19 +20,20 @@ public enum ScoringPrecision: String, Hashable, Sendable, CaseIterable {
 /// and the score of a block is Σ softmax_j(x_ij) over its groups, so that a full row of blocks adds up to its number of query
 /// groups. A stride of 1 gives the exact attention mass of every block.
 ///
-/// - A causal group sees the key groups up to and including those that hold a key of its last query's past: j ≤ i +
-///   ⌈(keyLength − queryLength) / stride⌉. With more queries than keys the first groups may see none and have no mass. The last group may have fewer tokens than `stride`; missing ones count as zeros.
+/// - A causal group i sees the key groups up to the one with the position of its last query: j ≤ i + ⌈(keyLength − queryLength)
+///   / stride⌉. With more queries than keys the first groups may see none and have no mass. The last group may have fewer
+///   tokens than `stride`; missing tokens count as zeros.
 /// - Query head h reads key head h / (`queryHeads` / `kvHeads`).
-/// - Results are bitwise the same for every number of threads.
+/// - Results are bitwise equal for every number of threads.
 /// - NaN and infinities make the rows that see them NaN.
 /// - Source: XAttention (Xu et al., ICML 2025) §2.1 and algorithm 1; `flat_group_gemm_fuse_reshape` and
-///   `softmax_fuse_block_sum` of the released code. Scores and block sums stay in single precision, where the code stores 16 bits.
-/// - Complexity: `queryHeads · queryLength · keyLength · headDim / stride` multiply-adds, half of it when causal.
-/// - Scratch: `scratchByteCount` per thread, kept by the pool; and with `.int6` one byte per key channel for the length of the call.
+///   `softmax_fuse_block_sum` of the released code. Scores and block sums are `Float` here and have 16 bits there.
+/// - Complexity: `queryHeads · queryLength · keyLength · headDim / stride` multiply-adds, half of them when causal.
+/// - Scratch: `scratchByteCount` per thread, kept by the pool. With `.int6` also one byte per key channel during the call.
 public struct AntidiagonalScoring: Sendable {
     public let shape: AttentionShape
     public let grid: BlockGrid
-    /// Tokens of a group.
+    /// Tokens per group.
     public let stride: Int
     public let precision: ScoringPrecision
     /// The instruction set that `run` executes.
@@ -40,19 +41,19 @@ public struct AntidiagonalScoring: Sendable {
     /// Factor on the sums of products: softmaxScale / (stride · norm).
     let scale: Float
     let kernels: any KernelTable.Type
-    /// Query tokens that count; groups that start at or after it have no mass. Below queryLength for zero-padded operands.
+    /// The number of query tokens that count; later groups have no mass. Below `queryLength` for zero-padded operands.
     package var scoredQueryTokens: Int
 
     /// - Parameters:
-    ///   - grid: uniform blocks over the tokens of `shape`, sizes multiples of `stride`.
-    ///   - norm: further divisor of the scores; 1 in every released configuration.
+    ///   - grid: uniform blocks over the tokens of `shape`, whose sizes are multiples of `stride`.
+    ///   - norm: a further divisor of the scores; 1 in every released configuration.
     ///   - softmaxScale: factor on q·k; nil means 1/√headDim.
-    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    ///   - precision: arithmetic of the products.
-    ///   - shape: sizes of the operands.
-    ///   - stride: tokens of a group; divides the sizes of the blocks.
-    /// - Throws: `.invalidShape` when grid and shape disagree, `.invalidArgument` for a stride below 1 or that does not divide the
-    ///   blocks and for factors that are not finite or not positive, `.unsupportedInstructionSet`.
+    ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
+    ///   - precision: the arithmetic of the products.
+    ///   - shape: the sizes of the operands.
+    ///   - stride: tokens per group.
+    /// - Throws: `.invalidShape` when grid and shape disagree, `.invalidArgument` for a stride outside 1…1024 or that does not
+    ///   divide the block sizes and for factors that are not finite or not positive, `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, grid: BlockGrid, stride: Int = 16, norm: Float = 1, softmaxScale: Float? = nil,
         precision: ScoringPrecision = .int6, instructionSet: InstructionSet? = nil
@@ -83,24 +84,24 @@ public struct AntidiagonalScoring: Sendable {
         scoredQueryTokens = shape.queryLength
     }
 
-    /// Groups of queries and of keys, the last one possibly partial.
+    /// The number of query groups, and of key groups. The last group may be partial.
     var queryGroups: Int { (shape.queryLength + stride - 1) / stride }
     var keyGroups: Int { (shape.keyLength + stride - 1) / stride }
     var groupsPerQueryBlock: Int { grid.query.blockSize! / stride }
     var groupsPerKeyBlock: Int { grid.key.blockSize! / stride }
 
-    /// Query blocks of a task: two panels of groups, so that a step of keys is used twice while it is in the second-level cache and
-    /// the packed queries (2 · 24 · 1024 floats are 192 KiB) leave it room; one panel where that is needed for 32 tasks.
+    /// Query blocks per task. Two panels of groups use a step of keys twice while it is in the second-level cache, where their
+    /// packed queries (2 · 24 · 1024 floats are 192 KiB) leave it room. One panel where two give fewer than 32 tasks.
     var taskBlocks: Int {
         let panelBlocks = kernels.sizes.panelWidth / groupsPerQueryBlock
         let tasks = shape.queryHeads * grid.blockRows / max(1, 2 * panelBlocks)
         return max(1, tasks >= 32 ? 2 * panelBlocks : panelBlocks)
     }
 
-    /// Key groups that query group 0 sees; below 1 when a later group is the first to see one.
+    /// The number of key groups that query group 0 sees; below 1 when only later groups see any.
     var visibleTo: Int {
         if !grid.isCausal { return 1 << 60 }
-        // ⌈offset / stride⌉, towards zero where the offset is negative.
+        // ⌈offset / stride⌉; division rounds towards zero, which is up for a negative offset.
         let offset = grid.queryOffset
         return (offset > 0 ? (offset + stride - 1) / stride : offset / stride) + 1
     }
@@ -114,7 +115,7 @@ public struct AntidiagonalScoring: Sendable {
         return scratch.byteCount
     }
 
-    /// Scores of all blocks, `[queryHeads, blockRows, blockColumns]`; 0 where the causal limit leaves nothing.
+    /// Scores all blocks: `[queryHeads, blockRows, blockColumns]`, with 0 for unreachable blocks.
     ///
     /// - Parameters:
     ///   - query: `queryHeads` × `queryLength` × `headDim`.
@@ -141,7 +142,7 @@ public struct AntidiagonalScoring: Sendable {
     }
 
     /// Scores of tensors `[heads, tokens, headDim]`.
-    /// - Throws: as `run`.
+    /// - Throws: the errors of `run(query:key:on:)`.
     public func callAsFunction<Q: AttentionElement, K: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockScores {

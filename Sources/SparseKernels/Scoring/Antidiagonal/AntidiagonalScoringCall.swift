@@ -1,6 +1,6 @@
 internal import KernelInterface
 
-/// One `run` of antidiagonal scoring: some blocks of queries of a head per task, the last ones first, which see the most keys.
+/// One `run` of antidiagonal scoring. A task is some query blocks of a head; the last, which see most, go first.
 struct AntidiagonalScoringCall: PoolCall {
     let plan: AntidiagonalScoring
     let query: AttentionOperand
@@ -9,7 +9,7 @@ struct AntidiagonalScoringCall: PoolCall {
     let scales: UnsafePointer<Float>?
     let sums: UnsafeMutablePointer<Float>
 
-    /// Tasks of one head.
+    /// Tasks per head.
     private var tasksPerHead: Int { (plan.grid.blockRows - 1) / plan.taskBlocks + 1 }
 
     func run(on pool: WorkerPool) {
@@ -26,7 +26,7 @@ struct AntidiagonalScoringCall: PoolCall {
         let firstGroup = block * plan.groupsPerQueryBlock
         let scoredGroups = (plan.scoredQueryTokens + stride - 1) / stride
         let groups = min(plan.taskBlocks * plan.groupsPerQueryBlock, scoredGroups - firstGroup)
-        // Blocks of nothing but padding keep their zeros.
+        // Blocks that are only padding keep their zeros.
         if groups <= 0 { return }
         let first = firstGroup * stride
         var arguments = AntidiagonalArguments(
@@ -47,15 +47,15 @@ struct AntidiagonalScoringCall: PoolCall {
 
 /// Keys of all KV heads as 6-bit codes, one scale per group.
 ///
-/// The mean key of the head is subtracted first. That adds the same to all scores of a query and so changes no probability, and it
-/// frees the codes of channels with a large constant part, which trained keys have.
+/// The mean key of the head is subtracted first. That adds the same number to all scores of a query, which changes no
+/// probability, and removes large constant parts of channels, which trained keys have, from the codes.
 final class KeyCodes {
     private let storage: TensorStorage
     private let scales: TensorStorage
     var codePointer: UnsafePointer<UInt8> { UnsafePointer(storage.pointer.assumingMemoryBound(to: UInt8.self)) }
     var scalePointer: UnsafePointer<Float> { UnsafePointer(scales.pointer.assumingMemoryBound(to: Float.self)) }
 
-    /// Tokens of a task. 512 rows of 64 channels are 128 KiB, some 10 µs of work, and 16 tasks at 8192 tokens.
+    /// Tokens per task. 512 rows of 64 channels are 128 KiB, about 10 µs of work, and give 16 tasks at 8192 tokens.
     private static let sliceTokens = 512
 
     /// - Throws: `.invalidShape` when the codes would not fit memory addresses.
@@ -82,7 +82,7 @@ final class KeyCodes {
         let plan: AntidiagonalScoring
         let key: AttentionOperand
         let slices: Int
-        /// `[kvHeads, slices + 1, headDim]`; the last row of a head becomes its mean.
+        /// `[kvHeads, slices + 1, headDim]`. The last row of a head becomes its mean.
         let sums: UnsafeMutablePointer<Float>
         let codes: UnsafeMutablePointer<UInt8>
         let scales: UnsafeMutablePointer<Float>
@@ -107,7 +107,7 @@ final class KeyCodes {
                 staging: scratch.assumingMemoryBound(to: Float.self), into: row(head, slice))
         }
 
-        /// A mean that is not finite is left out: it would cost every key its codes for the sake of one.
+        /// A mean that is not finite becomes 0, so that one bad key does not spoil the codes of all keys.
         mutating func takeMeans() {
             hasMeans = true
             for head in 0..<plan.shape.kvHeads {

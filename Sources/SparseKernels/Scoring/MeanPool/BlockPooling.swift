@@ -1,27 +1,27 @@
 internal import KernelInterface
 
-/// Blocks of tokens pooled to one row each: what estimators score instead of the tokens.
+/// Pools blocks of tokens to one row each, which estimators score instead of the tokens.
 ///
-/// - Results are bitwise the same for every number of threads and every instruction set.
-/// - Non-finite elements reach the mean of their own block and channel only.
+/// - Results are bitwise equal for every number of threads and every instruction set.
+/// - Non-finite elements affect the mean of their own block and channel only.
 public enum BlockPooling {
-    /// Rows summed in `Float`; these sums are added in `Double`, so that a mean over any number of tokens carries the rounding of 16.
+    /// Rows summed in `Float`. These sums are added in `Double`, so a mean over any number of tokens is rounded like one of 16.
     private static let rowsPerSum = 16
-    /// Blocks of one task: a block alone is a few microseconds of work.
+    /// Blocks per task, because a single block is only a few microseconds of work.
     private static let blocksPerTask = 16
 
     /// The mean of every block of tokens, `[heads, blocks, channels]`.
     ///
-    /// Each mean is over the tokens that the block has: a shorter last block is not padded. An empty block of a partition of varying
-    /// sizes gives zeros.
+    /// Each mean is over the tokens that the block has; a shorter last block is not padded. An empty block gives zeros.
     ///
     /// - Parameters:
     ///   - operand: heads × tokens × channels, in any layout.
     ///   - partition: the blocks; its length is the operand's number of tokens.
-    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` when the partition's length is not the operand's, `.unsupportedInstructionSet`.
-    /// - Complexity: O(heads · tokens · channels). Scratch per thread: 16 bytes per channel.
+    /// - Complexity: O(heads · tokens · channels).
+    /// - Scratch: 16 bytes per channel for each thread.
     public static func means<Element: AttentionElement>(
         _ operand: TensorView<Element>, blocks partition: BlockPartition, instructionSet: InstructionSet? = nil,
         on pool: WorkerPool = .shared
@@ -43,7 +43,7 @@ public enum BlockPooling {
     }
 
     /// The mean of every block of tokens of a tensor `[heads, tokens, channels]`.
-    /// - Throws: as above.
+    /// - Throws: the errors of the call with a view.
     public static func means<Element: AttentionElement>(
         _ tensor: Tensor<Element>, blocks partition: BlockPartition, instructionSet: InstructionSet? = nil,
         on pool: WorkerPool = .shared

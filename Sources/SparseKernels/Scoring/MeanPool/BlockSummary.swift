@@ -1,13 +1,13 @@
-/// A sequence reduced to its blocks: the mean of every block and how alike the tokens of the block are.
+/// A sequence reduced to its blocks: the mean of every block and the similarity of its tokens.
 ///
-/// SpargeAttention predicts from these which blocks of the attention matrix matter: the mean stands for its tokens where they are
-/// alike, and blocks of unlike tokens are computed anyway.
+/// SpargeAttention predicts from these which blocks of the attention matrix matter. The mean represents similar tokens well;
+/// blocks of dissimilar tokens are always computed.
 public struct BlockSummary: Sendable, Equatable {
     public let partition: BlockPartition
     /// `[heads, blocks, channels]`: the mean over the tokens of each block.
     public let means: Tensor<Float>
-    /// `[heads, blocks]`: the mean cosine of all pairs of tokens of the block, 0…1 up to rounding. NaN in blocks that are empty or hold
-    /// non-finite values; selection keeps those.
+    /// `[heads, blocks]`: the mean cosine of all pairs of tokens of the block, 0…1 up to rounding. NaN in blocks that are empty
+    /// or have non-finite values; selection keeps those.
     public let similarities: Tensor<Float>
 
     public var heads: Int { means.shape[0] }

@@ -1,21 +1,21 @@
 internal import KernelInterface
 
-/// Rows of an operand, widened to adjacent floats and taken less a mean of their head: what the operators of SpargeAttention read.
+/// Rows of an operand, widened to floats, less a mean of their head. The operators of SpargeAttention read them.
 struct CentredRows {
     let operand: AttentionOperand
     /// `[heads, channels]`; nil subtracts nothing.
     let mean: UnsafePointer<Float>?
-    /// The type that differences to the mean are rounded to.
+    /// The type to which differences from the mean are rounded.
     let rounding: StorageType
     let kernels: any KernelTable.Type
 
-    /// Rows widened at a time, so that they are read from the first-level cache.
+    /// The number of rows that are widened at a time, so that they are read from the first-level cache.
     static let rowsPerStage = 16
 
-    /// Bytes that `forEachStage` needs.
+    /// Bytes of scratch that `forEachStage` needs.
     var scratchByteCount: Int { Self.rowsPerStage * operand.geometry.channels * 4 }
 
-    /// Calls `body(token, count, rows)` for every few tokens in order.
+    /// Calls `body(token, count, rows)` for runs of up to `rowsPerStage` tokens, in order.
     func forEachStage(
         of tokens: Range<Int>, head: Int, scratch: UnsafeMutableRawPointer,
         _ body: (_ token: Int, _ count: Int, _ rows: UnsafeMutablePointer<Float>) -> Void

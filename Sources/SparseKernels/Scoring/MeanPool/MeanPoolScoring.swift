@@ -8,30 +8,30 @@ internal import KernelInterface
     internal import Darwin
 #endif
 
-/// Scores of blocks from their pooled queries and keys: scale · mean(Q_row) · mean(K_column).
+/// Scores blocks from their pooled queries and keys: scale · mean(Q_row) · mean(K_column).
 ///
-/// The cheapest estimate there is: it sees which blocks point in similar directions, and nothing inside them.
+/// This is the cheapest estimate: it sees which blocks point in similar directions, but no differences inside them.
 ///
-/// - Non-finite input propagates as IEEE arithmetic has it into the scores of its own block row or column.
-/// - Results are bitwise the same for every number of threads.
-/// - Source: block-sparse heads of MInference (`_build_block_index` in microsoft/MInference), with unscaled products and no softmax.
+/// - Non-finite input propagates, as in IEEE arithmetic, into the scores of its own block row or column.
+/// - Results are bitwise equal for every number of threads.
+/// - Source: block-sparse heads of MInference (`_build_block_index` in microsoft/MInference), with raw products and no softmax.
 /// - Complexity: pooling, and `queryHeads · blockRows · blockColumns · headDim` multiply-adds.
 /// - Scratch: `scratchByteCount` per thread.
 public struct MeanPoolScoring: Sendable {
-    /// What becomes of blocks that are shorter than the others.
+    /// The treatment of blocks that are shorter than the others.
     public enum Padding: Hashable, Sendable {
-        /// Means over the tokens that a block has.
+        /// Takes means over the tokens that a block has.
         case none
-        /// Means over `blockSize` tokens, missing ones counting as zeros, as MInference pads. It pads lengths that are multiples of the
-        /// block size with a whole block as well; that block lies after every query, so no causal score depends on it.
+        /// Takes means over `blockSize` tokens and counts missing ones as zeros, as MInference does. MInference also pads
+        /// lengths that are multiples of the block size with a whole block; no causal score depends on that block.
         case zeros
     }
 
     public let shape: AttentionShape
     public let grid: BlockGrid
-    /// Factor on the products.
+    /// The factor on the products.
     public let scale: Float
-    /// Scores are the softmax over the reachable blocks of a row: masses that add up to 1.
+    /// Whether scores are the softmax over the reachable blocks of a row: masses that add up to 1.
     public let normalizes: Bool
     public let padding: Padding
     /// The instruction set that runs.
@@ -39,18 +39,18 @@ public struct MeanPoolScoring: Sendable {
 
     private let kernels: any KernelTable.Type
 
-    /// Block rows of one task.
+    /// Block rows per task.
     private static let taskRows = 96
 
     /// - Parameters:
-    ///   - grid: over the shape's tokens. Padding with zeros needs equal blocks.
-    ///   - scale: 1 gives raw products; 1/√headDim is that of attention scores.
-    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    ///   - grid: a grid over the shape's tokens. Padding with zeros needs equal blocks.
+    ///   - scale: 1 gives raw products; 1/√headDim is the scale of attention scores.
+    ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
     ///   - normalizes: whether scores become probabilities along each row.
-    ///   - padding: what blocks at the ends are filled with.
-    ///   - shape: sizes of the operands.
-    /// - Throws: `.invalidShape` when grid and shape disagree, `.invalidArgument` for a scale that is not finite or padding of blocks
-    ///   of varying sizes, `.unsupportedInstructionSet`.
+    ///   - padding: the treatment of shorter blocks.
+    ///   - shape: the sizes of the operands.
+    /// - Throws: `.invalidShape` when grid and shape disagree, `.invalidArgument` for a scale that is not finite or for padding
+    ///   of blocks of varying sizes, `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, grid: BlockGrid, scale: Float = 1, normalizes: Bool = false, padding: Padding = .none,
         instructionSet: InstructionSet? = nil
@@ -105,14 +105,14 @@ public struct MeanPoolScoring: Sendable {
     }
 
     /// Scores tensors `[heads, tokens, headDim]`.
-    /// - Throws: as above.
+    /// - Throws: the errors of the call with views.
     public func callAsFunction<Q: AttentionElement, K: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockScores {
         try self(query: query.view(named: "query"), key: key.view(named: "key"), on: pool)
     }
 
-    /// Turns the mean over the tokens of the last block into the mean over `blockSize`.
+    /// Turns the mean over the tokens of the last block into the mean over `blockSize` tokens.
     private static func padLastBlock(_ means: inout Tensor<Float>, _ partition: BlockPartition) {
         guard let blockSize = partition.blockSize else { return }
         let (heads, blocks, channels) = (means.shape[0], means.shape[1], means.shape[2])
@@ -123,7 +123,7 @@ public struct MeanPoolScoring: Sendable {
         }
     }
 
-    /// One run: some block rows of a head per task.
+    /// One run. A task is some block rows of a head.
     private struct Call: PoolCall {
         let plan: MeanPoolScoring
         let rows: UnsafePointer<Float>
@@ -142,7 +142,7 @@ public struct MeanPoolScoring: Sendable {
 
         func perform(task: Int, scratch: UnsafeMutableRawPointer) {
             let (grid, depth) = (plan.grid, plan.shape.headDim)
-            // Later rows reach further, so they go first.
+            // Later rows see more keys, so they go first.
             let (head, index) = (task / tasksPerHead, tasksPerHead - 1 - task % tasksPerHead)
             let first = index * taskRows
             let count = min(taskRows, grid.blockRows - first)
@@ -166,7 +166,7 @@ public struct MeanPoolScoring: Sendable {
             }
         }
 
-        /// Softmax of a row, in `Double`: rows of blocks are short.
+        /// The softmax of a row, in `Double`, because rows of blocks are short.
         private func normalize(_ line: UnsafeMutablePointer<Float>, count: Int) {
             var maximum = -Float.infinity
             for column in 0..<count where line[column] > maximum { maximum = line[column] }

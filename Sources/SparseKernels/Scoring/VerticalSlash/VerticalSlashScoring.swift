@@ -1,43 +1,42 @@
 internal import KernelInterface
 
-/// Attention mass of every key and of every distance, estimated from the last queries of a sequence.
+/// Estimates the attention mass of every key and of every distance from the last queries of a sequence.
 ///
-/// The last w = min(`lastQueries`, `queryLength`, `keyLength`) queries attend to all keys; their probabilities P, summed along columns and
-/// diagonals, say which keys and which distances the whole head looks at:
+/// The last w = min(`lastQueries`, `queryLength`, `keyLength`) queries attend to all keys. The sums of their probabilities P
+/// along columns and diagonals say which keys and which distances the whole head attends to:
 ///
-///     P = softmax(softmaxScale · Q_last · Kᵀ)     causal, the last w keys a triangle
+///     P = softmax(softmaxScale · Q_last · Kᵀ)     causal, a triangle over the last w keys
 ///     vertical[c] = Σ_r P[r, c]                   slash[t] = Σ_r P[r, position_r − t]
 ///
-/// - Non-finite input propagates as IEEE arithmetic has it into the scores of the head that sees it.
-/// - Results are bitwise the same for every number of threads.
+/// - Non-finite input propagates, as in IEEE arithmetic, into the scores of the head that sees it.
+/// - Results are bitwise equal for every number of threads.
 /// - Source: MInference (arXiv 2407.02490) algorithm 2; `vertical_and_slash_kernel` of microsoft/MInference.
 /// - Complexity: `heads · w · keyLength · headDim` multiply-adds, at the speed of `GEMM`. One head is one task of the pool.
 /// - Scratch: `scratchByteCount` per thread, which holds the w × `keyLength` scores of a head.
 public struct VerticalSlashScoring: Sendable {
     public let shape: AttentionShape
-    /// Query rows that vote: w above.
+    /// The number of query rows that vote, w.
     public let lastQueries: Int
-    /// Factor on q·k.
+    /// The factor on q·k.
     public let softmaxScale: Float
-    /// Query heads that are scored.
+    /// The query heads that are scored.
     public let heads: [Int]
     /// The instruction set that runs.
     public let instructionSet: InstructionSet
 
     private let layout: VerticalSlashScratch
 
-    /// The most query rows that may vote: one block of the matrix product.
+    /// The most query rows that may vote, which is one block of the matrix product.
     public static let maximumLastQueries = GEMMScratch.rowBlock
 
     /// - Parameters:
-    ///   - shape: the sequences end together. Queries before the first key see nothing and do not vote.
-    ///   - lastQueries: clamped to `queryLength` and `keyLength`.
-    ///   - softmaxScale: 1/√headDim unless given.
+    ///   - shape: the sizes; the sequences end together. Queries before the first key see nothing and do not vote.
+    ///   - lastQueries: the number of queries that vote, clamped to `queryLength` and `keyLength`.
+    ///   - softmaxScale: the factor on q·k; 1/√headDim unless given.
     ///   - heads: the query heads to score, in any order; nil scores all.
-    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.invalidArgument` for `lastQueries` outside
-    ///   1…`maximumLastQueries`, a scale that is not finite or a head that is not one of the shape's,
-    ///   `.unsupportedInstructionSet`.
+    ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
+    /// - Throws: `.invalidArgument` for `lastQueries` outside 1…`maximumLastQueries`, a scale that is not finite or a head that
+    ///   the shape does not have, `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, lastQueries: Int = 64, softmaxScale: Float? = nil, heads: [Int]? = nil,
         instructionSet: InstructionSet? = nil
@@ -89,14 +88,14 @@ public struct VerticalSlashScoring: Sendable {
     }
 
     /// Scores tensors `[heads, tokens, headDim]`.
-    /// - Throws: as above.
+    /// - Throws: the errors of the call with views.
     public func callAsFunction<Q: AttentionElement, K: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> VerticalSlashScores {
         try self(query: query.view(named: "query"), key: key.view(named: "key"), on: pool)
     }
 
-    /// One run: what its tasks share. A task is one head.
+    /// The data that the tasks of one run share. A task is one head.
     private struct Call: PoolCall {
         let plan: VerticalSlashScoring
         let kernels: any KernelTable.Type
@@ -135,7 +134,7 @@ public struct VerticalSlashScoring: Sendable {
     }
 }
 
-/// What the last queries say about every key and every distance of some heads.
+/// The scores of every key and every distance of some heads, from the last queries.
 public struct VerticalSlashScores: Sendable, Equatable {
     /// `[heads, keyLength]`: the attention mass of every key.
     public let vertical: Tensor<Float>

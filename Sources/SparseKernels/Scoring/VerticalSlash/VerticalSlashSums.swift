@@ -1,16 +1,16 @@
 internal import KernelInterface
 
-/// Where one head's scores and sums lie in scratch, in floats after the matrix product's own scratch.
+/// The offsets of one head's scores and sums in scratch, in floats; the matrix product's own scratch comes first.
 struct VerticalSlashScratch: Sendable {
-    /// Lanes of the loops here, and the padding of a row of scores. Fixed, so that sums are the same on every instruction set.
+    /// Lanes of the loops here, and the padding of rows of scores. Fixed, so that sums are equal on every instruction set.
     static let lanes = 16
-    /// Keys scored at once: a block of the matrix product, a multiple of `lanes` and of every panel width.
+    /// Keys scored at once: a block of the matrix product, and a multiple of `lanes` and of every panel width.
     static let columnBlock = GEMMScratch.columnBlock
 
     let rows: Int
     let keys: Int
     let headDim: Int
-    /// Floats of a row of scores: whole vectors.
+    /// Floats per row of scores, in whole vectors.
     let stride: Int
     let query: Int
     let stagedKeys: Int
@@ -36,22 +36,22 @@ struct VerticalSlashScratch: Sendable {
     }
 }
 
-/// The passes over one head's scores [rows][keys]: products and maxima, exponentials and weights, sums. Columns past the last key are
-/// hidden like those after the diagonal, so that every loop runs over whole vectors.
+/// The passes over one head's scores [rows][keys]: products and maxima, then exponentials and weights, then sums. Columns past
+/// the last key are hidden like those after the diagonal, so that every loop runs over whole vectors.
 struct VerticalSlashSums {
     private typealias Lanes = SIMD16<Float>
 
     let layout: VerticalSlashScratch
     let kernels: any KernelTable.Type
     let query: UnsafeMutablePointer<Float>
-    /// By key.
+    /// Sums by key.
     let vertical: UnsafeMutablePointer<Float>
-    /// By keys − 1 − distance, which grows with the key.
+    /// Sums by keys − 1 − distance, an index that grows with the key.
     let diagonal: UnsafeMutablePointer<Float>
     private let scratch: UnsafeMutableRawPointer
     private let stagedKeys: UnsafeMutablePointer<Float>
     private let scores: UnsafeMutablePointer<Float>
-    /// Largest score of a row; later the factor that makes its exponentials probabilities.
+    /// The largest score of each row; later the factor that turns its exponentials into probabilities.
     private let maxima: UnsafeMutablePointer<Float>
 
     init(layout: VerticalSlashScratch, scratch: UnsafeMutableRawPointer, kernels: any KernelTable.Type) {
@@ -73,7 +73,7 @@ struct VerticalSlashSums {
         maxima.update(repeating: -.infinity, count: layout.rows)
     }
 
-    /// Scores of a block of columns, hidden ones −∞, and their maxima.
+    /// Computes the scores of a block of columns, −∞ for hidden ones, and updates their maxima.
     func scores(of keys: RowOperand, columns: Range<Int>) {
         var (source, stride) = (UnsafePointer(stagedKeys), layout.headDim)
         if keys.type == .float32 {
@@ -102,7 +102,7 @@ struct VerticalSlashSums {
         }
     }
 
-    /// e^(score − maximum) in place of the scores, and 1 / Σ in place of the maxima. Vectors of a block add up in `Float`, blocks in
+    /// Replaces the scores by e^(score − maximum) and the maxima by 1 / Σ. Vectors of a block are added in `Float`, blocks in
     /// `Double`.
     func exponentiate() {
         for row in 0..<layout.rows {
@@ -123,7 +123,7 @@ struct VerticalSlashSums {
         }
     }
 
-    /// Sums of the probabilities, block by block so that both lines of sums stay in the first-level cache.
+    /// Sums the probabilities block by block, so that both lines of sums stay in the first-level cache.
     func add() {
         for first in stride(from: 0, to: layout.stride, by: VerticalSlashScratch.columnBlock) {
             let end = min(layout.stride, first + VerticalSlashScratch.columnBlock)
