@@ -99,9 +99,12 @@ public struct QuestDecode: Sendable {
         query: Tensor<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int,
         on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> AttentionState {
-        let selection = try select(
-            query: query.view(named: "query"), cache: cache, sequences: sequences, layer: layer, on: pool)
+        let tables = try PageTables(of: sequences, in: cache, layer: layer)
+        let selection =
+            layer < denseLayers
+            ? nil
+            : try selector.select(query: query.view(named: "query"), cache: cache, tables: tables, layer: layer, on: pool)
         return try attention(
-            query: query, cache: cache, sequences: sequences, layer: layer, selection: selection, on: pool)
+            query: query, cache: cache, tables: tables, layer: layer, selection: selection, on: pool)
     }
 }

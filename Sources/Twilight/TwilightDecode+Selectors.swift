@@ -8,29 +8,29 @@ extension TwilightDecode {
         query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,
         on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> KVSelection? {
+        try select(
+            query: query, cache: cache, tables: PageTables(of: sequences, in: cache, layer: layer), layer: layer, on: pool)
+    }
+
+    func select<Q: AttentionElement>(
+        query: TensorView<Q>, cache: PagedKVCache, tables: PageTables, layer: Int, on pool: WorkerPool
+    ) throws(SparseKernelsError) -> KVSelection? {
         switch selector {
         case .everything: return nil
         case .streaming(let sink, let recent):
-            return try streaming(cache: cache, sequences: sequences, layer: layer, sink: sink, recent: recent)
+            return try streaming(tables.lengths, sink: sink, recent: recent)
         case .quest(.tokens(let count)):
             return try pageSelector(tokenBudget: count).select(
-                query: query, cache: cache, sequences: sequences, layer: layer, on: pool)
+                query: query, cache: cache, tables: tables, layer: layer, on: pool)
         case .quest(.fraction(let fraction)):
-            try require(
-                query.heads == pruner.queryHeads && query.tokens == sequences.count && query.channels == configuration.headDim,
-                .invalidShape, "query",
-                expected: "\(pruner.queryHeads) heads × \(sequences.count) sequences × \(configuration.headDim) channels",
-                actual: "\(query.heads) × \(query.tokens) × \(query.channels)")
             var lists = SelectionLists()
-            for index in sequences.indices {
+            for (row, length) in tables.lengths.enumerated() {
                 // Every sequence has a budget of its own, and a selector has one for all.
-                let length = try cache.length(of: sequences[index], layer: layer)
-                let row = try token(index, of: query)
                 let selector = try pageSelector(tokenBudget: max(1, Int(fraction * Double(length))))
                 lists.append(
-                    try selector.select(query: row.view(), cache: cache, sequences: [sequences[index]], layer: layer, on: pool))
+                    try selector.select(query: query, cache: cache, tables: tables, rows: [row], layer: layer, on: pool))
             }
-            return try lists.selection(unit: configuration.pageSize, sequences: sequences.count, heads: pruner.lists)
+            return try lists.selection(unit: configuration.pageSize, sequences: tables.lengths.count, heads: pruner.lists)
         }
     }
 
@@ -44,26 +44,14 @@ extension TwilightDecode {
             sharing: rule == .paper ? .kvHead : .queryHead, forcedLast: rule == .paper ? 1 : 0, minimumPages: 1)
     }
 
-    /// The first `sink` and the last `recent` tokens of every sequence.
-    private func streaming(
-        cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int, sink: Int, recent: Int
-    ) throws(SparseKernelsError) -> KVSelection {
+    /// The first `sink` and the last `recent` tokens of sequences of some lengths.
+    private func streaming(_ lengths: [Int], sink: Int, recent: Int) throws(SparseKernelsError) -> KVSelection {
         var lists = SelectionLists()
-        for sequence in sequences {
-            let length = try cache.length(of: sequence, layer: layer)
+        for length in lengths {
             let first = min(sink, length)
             for _ in 0..<configuration.kvHeads { lists.append(0..<first, max(first, length - min(recent, length))..<length) }
         }
-        return try lists.selection(unit: 1, sequences: sequences.count, heads: configuration.kvHeads)
-    }
-
-    private func token<Q: AttentionElement>(_ index: Int, of query: TensorView<Q>) throws(SparseKernelsError) -> Tensor<Float> {
-        var channels: [Float] = []
-        channels.reserveCapacity(query.heads * query.channels)
-        for head in 0..<query.heads {
-            for channel in 0..<query.channels { channels.append(query[head, index, channel].floatValue) }
-        }
-        return try Tensor([query.heads, 1, query.channels], channels)
+        return try lists.selection(unit: 1, sequences: lengths.count, heads: configuration.kvHeads)
     }
 }
 

@@ -145,13 +145,13 @@ public struct TwilightDecode: Sendable {
         query: Tensor<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,
         on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Step {
+        let tables = try PageTables(of: sequences, in: cache, layer: layer)
         var pruning: TokenPruning?
         if layer >= denseLayers {
-            pruning = try prune(
-                query: query.view(named: "query"), cache: cache, sequences: sequences, layer: layer, on: pool)
+            pruning = try prune(query: query.view(named: "query"), cache: cache, tables: tables, layer: layer, on: pool)
         }
         let state = try attention(
-            query: query, cache: cache, sequences: sequences, layer: layer, selection: pruning?.selection, on: pool)
+            query: query, cache: cache, tables: tables, layer: layer, selection: pruning?.selection, on: pool)
         return Step(state: state, pruning: pruning)
     }
 
@@ -160,8 +160,15 @@ public struct TwilightDecode: Sendable {
         query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,
         on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> TokenPruning {
-        let candidates = try select(query: query, cache: cache, sequences: sequences, layer: layer, on: pool)
+        try prune(
+            query: query, cache: cache, tables: PageTables(of: sequences, in: cache, layer: layer), layer: layer, on: pool)
+    }
+
+    private func prune<Q: AttentionElement>(
+        query: TensorView<Q>, cache: PagedKVCache, tables: PageTables, layer: Int, on pool: WorkerPool
+    ) throws(SparseKernelsError) -> TokenPruning {
+        let candidates = try select(query: query, cache: cache, tables: tables, layer: layer, on: pool)
         return try pruner.prune(
-            query: query, cache: cache, sequences: sequences, layer: layer, within: candidates, on: pool)
+            query: query, cache: cache, tables: tables, layer: layer, within: candidates, on: pool)
     }
 }

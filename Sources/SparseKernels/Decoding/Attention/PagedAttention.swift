@@ -106,10 +106,21 @@ public struct PagedAttention: Sendable {
         layer: Int = 0, selection: KVSelection? = nil, output: consuming MutableTensorView<O>,
         logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
+        try run(
+            query: query, cache: cache, sequences: sequences, queryLengths: queryLengths, layer: layer, selection: selection,
+            tables: nil, output: output, logSumExp: logSumExp, on: pool)
+    }
+
+    /// The same, with the page tables of the sequences where the caller has them.
+    private func run<Q: AttentionElement, O: AttentionElement>(
+        query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], queryLengths: [Int]?, layer: Int,
+        selection: KVSelection?, tables: PageTables?, output: consuming MutableTensorView<O>,
+        logSumExp: consuming MutableSpan<Float>?, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
         try check(query.geometry)
         let batch = try PagedBatch(
             self, cache: cache, sequences: sequences, queryLengths: queryLengths, queryTokens: query.tokens, layer: layer,
-            selection: selection)
+            selection: selection, tables: tables)
         let count = logSumExp?.count
         try output.geometry.requireExtents(
             "output", heads: queryHeads, tokens: batch.queryCount, channels: configuration.valueDim)
@@ -138,13 +149,32 @@ public struct PagedAttention: Sendable {
         query: Tensor<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], queryLengths: [Int]? = nil,
         layer: Int = 0, selection: KVSelection? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> AttentionState {
+        try state(
+            query: query, cache: cache, sequences: sequences, queryLengths: queryLengths, layer: layer, selection: selection,
+            tables: nil, on: pool)
+    }
+
+    /// Attends one query of every sequence into new memory, with the page tables that its selection was made from.
+    package func callAsFunction<Q: AttentionElement>(
+        query: Tensor<Q>, cache: PagedKVCache, tables: PageTables, layer: Int, selection: KVSelection?, on pool: WorkerPool
+    ) throws(SparseKernelsError) -> AttentionState {
+        try state(
+            query: query, cache: cache, sequences: [], queryLengths: nil, layer: layer, selection: selection,
+            tables: tables, on: pool)
+    }
+
+    private func state<Q: AttentionElement>(
+        query: Tensor<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], queryLengths: [Int]?, layer: Int,
+        selection: KVSelection?, tables: PageTables?, on pool: WorkerPool
+    ) throws(SparseKernelsError) -> AttentionState {
         let tokens = try query.view(named: "query").tokens
         try check(query.view(named: "query").geometry)
         var output = try Tensor<Float>(zeros: [queryHeads, tokens, configuration.valueDim])
         var logSumExp = try Tensor<Float>(zeros: [queryHeads, tokens])
         try run(
             query: query.view(named: "query"), cache: cache, sequences: sequences, queryLengths: queryLengths, layer: layer,
-            selection: selection, output: output.mutableView(named: "output"), logSumExp: logSumExp.mutableSpan, on: pool)
+            selection: selection, tables: tables, output: output.mutableView(named: "output"),
+            logSumExp: logSumExp.mutableSpan, on: pool)
         return try AttentionState(output: output, logSumExp: logSumExp)
     }
 }

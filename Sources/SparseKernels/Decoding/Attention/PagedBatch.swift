@@ -47,7 +47,7 @@ struct PagedBatch {
     let queryCount: Int
     /// Sequences in the order of their rows.
     private(set) var sequences: [Sequence] = []
-    private(set) var tables: [Int32] = []
+    let tables: [Int32]
     let selection: KVSelection?
     /// Whether rows go head by head.
     let isHeadMajor: Bool
@@ -61,7 +61,7 @@ struct PagedBatch {
 
     init(
         _ plan: PagedAttention, cache: PagedKVCache, sequences names: [PagedKVCache.SequenceID], queryLengths: [Int]?,
-        queryTokens: Int, layer: Int, selection: KVSelection?
+        queryTokens: Int, layer: Int, selection: KVSelection?, tables given: PageTables? = nil
     ) throws(SparseKernelsError) {
         let configuration = plan.configuration
         try require(
@@ -73,16 +73,19 @@ struct PagedBatch {
                 expected: "one per sequence (\(names.count))", actual: "\(queryLengths.count)")
         }
         pageSize = configuration.pageSize
+        let step: PageTables
+        if let given { step = given } else { step = try PageTables(of: names, in: cache, layer: layer) }
+        tables = step.pages
         var queries = 0
-        for (index, name) in names.enumerated() {
+        for (index, sequence) in step.sequences.enumerated() {
             let count = queryLengths?[index] ?? 1
-            let length = try cache.length(of: name, layer: layer)
             try require(
                 count >= 0 && count <= queryTokens, .invalidShape, "queryLengths[\(index)]",
                 expected: "0 or more queries, and no more than the \(queryTokens) of the call", actual: "\(count)")
             sequences.append(
-                Sequence(index: index, firstQuery: queries, queries: count, length: length, table: tables.count))
-            tables += try cache.pageTable(of: name)
+                Sequence(
+                    index: index, firstQuery: queries, queries: count, length: sequence.length,
+                    table: sequence.table.lowerBound))
             queries += count
         }
         queryCount = queries

@@ -24,8 +24,7 @@ extension PageSelector {
         on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> PageScores {
         try check(query.geometry, cache, sequences: 1)
-        var tables = PageTables()
-        try tables.append(sequence, row: 0, of: cache, layer: layer)
+        var tables = ScoredPages(try PageTables(of: [sequence], in: cache, layer: layer), rows: [0])
         let scoring = PageScoring(self, query: AttentionOperand(query), cache: cache, layer: layer)
         tables.plan(chunkPages: scoring.chunkPages, lists: lists) { _ in true }
         let placement = tables.sequences[0]

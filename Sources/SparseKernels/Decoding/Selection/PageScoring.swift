@@ -87,7 +87,7 @@ struct PageScoring {
     ///   - logicalStride: from query head to query head.
     ///   - memory: `scratchByteCount` bytes.
     func score(
-        head: Int, pages: UnsafePointer<PageTables.Page>, range: Range<Int>, length: Int, token: Int, lists: Int,
+        head: Int, pages: UnsafePointer<ScoredPages.Page>, range: Range<Int>, length: Int, token: Int, lists: Int,
         keys: UnsafeMutablePointer<Int32>, keyStride: Int, logical: UnsafeMutablePointer<Float>? = nil, logicalStride: Int = 0,
         scratch memory: UnsafeMutableRawPointer
     ) {

@@ -1,7 +1,7 @@
 /// Scores of the pages of some sequences: a task is a chunk of pages under one key/value head.
 struct PageScoringCall: PoolCall {
     let scoring: PageScoring
-    let plan: PageTables.Plan
+    let plan: ScoredPages.Plan
     let listsPerHead: Int
     /// By sequence, list and page.
     let keys: UnsafeMutablePointer<Int32>

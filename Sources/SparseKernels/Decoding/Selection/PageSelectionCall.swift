@@ -1,7 +1,7 @@
 /// The choice among scored pages: a task is a key/value head of a sequence.
 struct PageSelectionCall: PoolCall {
     let selector: PageSelector
-    let plan: PageTables.Plan
+    let plan: ScoredPages.Plan
     let maximumPages: Int
     let listsPerHead: Int
     /// Keys of the scores, by sequence, list and page.

@@ -114,17 +114,24 @@ public struct PageSelector: Sendable {
     ) throws(SparseKernelsError) -> KVSelection {
         try check(query.geometry, cache, sequences: sequences.count)
         return try select(
-            query: AttentionOperand(query), cache: cache, sequences: sequences, rows: Array(0..<sequences.count), layer: layer,
-            on: pool)
+            query: query, cache: cache, tables: PageTables(of: sequences, in: cache, layer: layer), layer: layer, on: pool)
     }
 
-    /// As above, for the sequences `sequences[row]` and their query tokens, in the order of `rows`.
-    func select(
-        query: AttentionOperand, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], rows: [Int], layer: Int,
-        on pool: WorkerPool
+    /// Selects with page tables that the caller has, for all of their sequences or for some: those of the query tokens `rows`.
+    package func select<Q: AttentionElement>(
+        query: TensorView<Q>, cache: PagedKVCache, tables: PageTables, rows: [Int]? = nil, layer: Int, on pool: WorkerPool
     ) throws(SparseKernelsError) -> KVSelection {
-        var tables = PageTables()
-        for row in rows { try tables.append(sequences[row], row: row, of: cache, layer: layer) }
+        try check(query.geometry, cache, sequences: tables.sequences.count)
+        return select(
+            query: AttentionOperand(query), cache: cache, tables: tables, rows: rows ?? Array(tables.sequences.indices),
+            layer: layer, on: pool)
+    }
+
+    /// Selects for some of the sequences: those of the query tokens `rows`, in that order.
+    func select(
+        query: AttentionOperand, cache: PagedKVCache, tables: PageTables, rows: [Int], layer: Int, on pool: WorkerPool
+    ) -> KVSelection {
+        var tables = ScoredPages(tables, rows: rows)
         let scoring = PageScoring(self, query: query, cache: cache, layer: layer)
         let listsPerHead = lists / configuration.kvHeads
         tables.plan(chunkPages: scoring.chunkPages, lists: lists) { sequence in

@@ -64,15 +64,13 @@ public struct ReusableSelection: Sendable {
         try require(
             Set(sequences).count == sequences.count, .invalidArgument, "sequences", expected: "different sequences",
             actual: "one of them twice")
-        var lengths: [Int] = []
-        var due: [Int] = []
-        for (row, sequence) in sequences.enumerated() {
-            let length = try cache.length(of: sequence, layer: layer)
-            lengths.append(length)
-            if isDue(entries[Key(sequence: sequence, layer: layer)], length: length) { due.append(row) }
+        let tables = try PageTables(of: sequences, in: cache, layer: layer)
+        let lengths = tables.lengths
+        let due = sequences.indices.filter {
+            isDue(entries[Key(sequence: sequences[$0], layer: layer)], length: lengths[$0])
         }
-        let fresh = try selector.select(
-            query: AttentionOperand(query), cache: cache, sequences: sequences, rows: due, layer: layer, on: pool)
+        let fresh = selector.select(
+            query: AttentionOperand(query), cache: cache, tables: tables, rows: due, layer: layer, on: pool)
         purge(cache)
         for (index, row) in due.enumerated() {
             entries[Key(sequence: sequences[row], layer: layer)] = Entry(

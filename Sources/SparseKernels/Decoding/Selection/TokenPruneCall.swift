@@ -10,8 +10,8 @@ struct TokenPruneCall: PoolCall {
     private let storage: KVStorage
     private let layer: Int
     private let query: AttentionOperand
-    private let sequences: UnsafeBufferPointer<PageTables.Sequence>
-    private let pages: UnsafePointer<PageTables.Page>?
+    private let sequences: UnsafeBufferPointer<ScoredPages.Sequence>
+    private let pages: UnsafePointer<ScoredPages.Page>?
     private let candidates: Candidates?
     private let layout: Layout
     /// Kept positions: `layout.capacity` per list.
@@ -69,7 +69,7 @@ struct TokenPruneCall: PoolCall {
     }
 
     static func run(
-        _ pruner: TokenPruner, query: AttentionOperand, cache: PagedKVCache, layer: Int, tables: PageTables,
+        _ pruner: TokenPruner, query: AttentionOperand, cache: PagedKVCache, layer: Int, tables: ScoredPages,
         candidates: KVSelection?, on pool: WorkerPool
     ) -> TokenPruning {
         let lists = tables.sequences.count * pruner.lists
@@ -111,7 +111,7 @@ struct TokenPruneCall: PoolCall {
     }
 
     /// Candidates of the task that has most of them, at most.
-    private static func largestTask(_ tables: PageTables, _ candidates: KVSelection?, _ pruner: TokenPruner) -> Int {
+    private static func largestTask(_ tables: ScoredPages, _ candidates: KVSelection?, _ pruner: TokenPruner) -> Int {
         var most = 0
         for (index, sequence) in tables.sequences.enumerated() {
             guard let candidates else {
@@ -215,7 +215,7 @@ extension TokenPruneCall {
     ///
     /// `places` has room for a place in each head's list.
     private func gather(
-        task: Int, _ sequence: PageTables.Sequence, places: UnsafeMutablePointer<Int>, positions: UnsafeMutablePointer<Int32>,
+        task: Int, _ sequence: ScoredPages.Sequence, places: UnsafeMutablePointer<Int>, positions: UnsafeMutablePointer<Int32>,
         slots: UnsafeMutablePointer<Int32>
     ) -> Int {
         guard let pages, !sequence.pages.isEmpty else { return 0 }

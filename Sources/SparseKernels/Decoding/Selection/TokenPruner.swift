@@ -92,11 +92,21 @@ public struct TokenPruner: Sendable {
         within candidates: KVSelection? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> TokenPruning {
         try check(query.geometry, cache, sequences: sequences.count)
-        var tables = PageTables()
-        for row in sequences.indices { try tables.append(sequences[row], row: row, of: cache, layer: layer) }
+        return try prune(
+            query: query, cache: cache, tables: PageTables(of: sequences, in: cache, layer: layer), layer: layer,
+            within: candidates, on: pool)
+    }
+
+    /// The same for sequences whose page tables the caller has.
+    package func prune<Q: AttentionElement>(
+        query: TensorView<Q>, cache: PagedKVCache, tables: PageTables, layer: Int, within candidates: KVSelection?,
+        on pool: WorkerPool
+    ) throws(SparseKernelsError) -> TokenPruning {
+        try check(query.geometry, cache, sequences: tables.sequences.count)
         if let candidates { try check(candidates, tables) }
         return TokenPruneCall.run(
-            self, query: AttentionOperand(query), cache: cache, layer: layer, tables: tables, candidates: candidates, on: pool)
+            self, query: AttentionOperand(query), cache: cache, layer: layer,
+            tables: ScoredPages(tables, rows: Array(tables.sequences.indices)), candidates: candidates, on: pool)
     }
 
     private func check(

@@ -1,5 +1,5 @@
-/// The pages that some sequences hold in one layer, copied from the cache so that tasks can read them by address.
-struct PageTables {
+/// The pages of some sequences that selection scores and ranks, at addresses for its tasks.
+struct ScoredPages {
     /// A page: where it lies in the page table, and in the pool.
     struct Page {
         let position: Int32
@@ -38,20 +38,17 @@ struct PageTables {
     /// Keys of all scores.
     private(set) var keyCount = 0
 
-    /// - Throws: `.unknownSequence`, and `.invalidArgument` for a layer that the cache does not have.
-    mutating func append(
-        _ sequence: PagedKVCache.SequenceID, row: Int, of cache: PagedKVCache, layer: Int
-    ) throws(SparseKernelsError) {
-        let length = try cache.length(of: sequence, layer: layer)
-        let pageSize = cache.configuration.pageSize
-        let table = try cache.pageTable(of: sequence)
-        let first = entries.count
-        // The table is that of the longest layer.
-        for position in 0..<(length + pageSize - 1) / pageSize where table[position] >= 0 {
-            entries.append(Page(position: Int32(truncatingIfNeeded: position), index: table[position]))
+    /// The pages of some sequences of a step, by the rows of their query tokens, without those that were discarded.
+    init(_ tables: PageTables, rows: [Int]) {
+        for row in rows {
+            let sequence = tables.sequences[row]
+            let first = entries.count
+            for (position, index) in tables.pages[sequence.table].enumerated() where index >= 0 {
+                entries.append(Page(position: Int32(truncatingIfNeeded: position), index: index))
+            }
+            sequences.append(Sequence(row: row, length: sequence.length, pages: first..<entries.count))
+            maximumPages = max(maximumPages, entries.count - first)
         }
-        sequences.append(Sequence(row: row, length: length, pages: first..<entries.count))
-        maximumPages = max(maximumPages, entries.count - first)
     }
 
     /// Cuts the pages of the sequences that are to be scored into chunks, and gives their keys a place.
