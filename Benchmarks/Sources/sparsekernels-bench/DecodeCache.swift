@@ -23,7 +23,7 @@ struct CacheLayout: Hashable {
         return configuration.bytesPerPage * configuration.pageCapacity
     }
 
-    /// What a step reads, by the layouts in Docs/Layouts.md; a test of every row compares it with what the cache says.
+    /// What a step reads, by the layouts in Docs/Layouts/README.md; a test of every row compares it with what the cache says.
     func traffic(headDim: Int) -> KVTraffic {
         let row = KVTraffic.rowBytes(channels: headDim, bits: format.bits)
         var traffic = KVTraffic(keyRow: row, valueRow: row)
