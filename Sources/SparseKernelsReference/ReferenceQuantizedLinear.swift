@@ -62,8 +62,7 @@ public struct ReferenceQuantizedLinear: Sendable {
         return Token(row: quantization(x, smooth: smooth), projection: projection)
     }
 
-    /// One output, and how far a computation in `Float` from the same codes may be off. Docs/Operators/QuantizedLinear.md derives the
-    /// bound.
+    /// One output, and how far a computation in `Float` from the same codes may be off; Docs/QuantizedLinear.md derives the bound.
     public func output(of token: Token, column n: Int) -> (value: Double, errorBound: Double) {
         var z = bias.map { Double($0[n]) } ?? 0
         var bound = QuantizedLinearErrorBound(inFeatures: weight.inFeatures, rank: rank)

@@ -19,7 +19,7 @@ public enum OpenBLAS {
         ///
         /// A processor that is newer than the library may get one that is years older: OpenBLAS 0.3.21 takes a fifth-generation Xeon for a
         /// Prescott and a Zen 5 for a Haswell, and is slower by up to a factor of six. The environment variable `OPENBLAS_CORETYPE`,
-        /// set before the process starts, names another (see `Docs/Operators/GEMM.md`).
+        /// set before the process starts, names another (see `Docs/GEMM.md`).
         public static var coreName: String? { String(cString: openblas_get_corename()) }
 
         /// C = A·B or A·Bᵀ through `cblas_sgemm`.

@@ -1,4 +1,4 @@
-// A cache as a safetensors file. Docs/Operators/PagedKVCache.md has the schema.
+// A cache as a safetensors file. Docs/PagedKVCache.md has the schema.
 
 extension PagedKVCache {
     /// Names of tensors and metadata in a file. Pages have the names of `KVSection.Kind`.
