@@ -7,7 +7,7 @@
 ///
 /// - Attention is causal, queries aligned at the end of the keys. Rotary embeddings have been applied.
 /// - Results are bitwise the same for every number of threads.
-/// - Source: MInference (arXiv 2407.02490), microsoft/MInference. Deviations are listed in Docs/MInference.md.
+/// - Source: MInference (arXiv 2407.02490), microsoft/MInference. Deviations are listed in Docs/Papers/MInference.md.
 /// - Complexity: per vertical-slash head 64 · `keyLength` · `headDim` multiply-adds and an index over
 ///   `queryLength`/64 · (vertical + slash) lines; then what `BlockSparseAttention` costs for the kept keys.
 /// - Scratch: that of the operators; a vertical-slash head holds 64 · `keyLength` floats per thread.

@@ -11,8 +11,8 @@ extension LoRAAdapter {
     /// Reads the adapter of a layer.
     ///
     /// Factors are matrices, or kernels of 1 × 1 convolutions, of `F64`, `F32`, `F16`, `BF16` or 8-bit floats, under the names of PEFT,
-    /// kohya-ss and diffusers, old ones included: Docs/SVDQuant.md lists them. A bias of `up` and a difference of the layer's bias
-    /// (`diff_b`) are read where they are.
+    /// kohya-ss and diffusers, old ones included (listed in Docs/Papers/SVDQuant.md). A bias of `up` and a difference of the bias of
+    /// the layer (`diff_b`) are read where they are.
     ///
     /// What scales the factors is the first of these: a tensor `alpha` of the layer, of any type of numbers; the metadata of the file
     /// (`lora_adapter_metadata`, or entries such as `transformer.lora_alpha`); `configuration`; `alpha`; `adapter_config.json` beside a

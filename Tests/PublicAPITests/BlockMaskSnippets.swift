@@ -2,7 +2,7 @@ import Foundation
 import SparseKernels
 import Testing
 
-/// The snippets of Docs/BlockMask.md.
+/// The snippets of Docs/Operators/BlockMask.md.
 @Suite("Snippets: block masks")
 struct BlockMaskSnippets {
     @Test("a mask from patterns, and attention under it")
@@ -23,7 +23,7 @@ struct BlockMaskSnippets {
         #expect(mask.density == 0.75 && mask.nonzeroBlocks() == 27 && mask.visiblePairs == 377344)
         let guide = try String(
             contentsOf: URL(fileURLWithPath: #filePath).deletingLastPathComponent()
-                .appendingPathComponent("../../Docs/BlockMask.md"), encoding: .utf8)
+                .appendingPathComponent("../../Docs/Operators/BlockMask.md"), encoding: .utf8)
         #expect(guide.contains(mask.description), "the picture in the guide is not that of the snippet")
     }
 

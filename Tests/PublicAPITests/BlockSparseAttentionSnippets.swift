@@ -1,7 +1,7 @@
 import SparseKernels
 import Testing
 
-/// The snippets of Docs/BlockSparseAttention.md, and what their comments promise.
+/// The snippets of Docs/Operators/BlockSparseAttention.md, and what their comments promise.
 @Suite("Snippets: block-sparse attention")
 struct BlockSparseAttentionSnippets {
     static func pattern(_ shape: [Int], _ step: Int) throws -> Tensor<Float> {
@@ -88,7 +88,7 @@ struct BlockSparseAttentionSnippets {
         try state.merge(BlockSparseAttention(shape, mask: complement)(query: query, key: key, value: value))
 
         let dense = try DenseAttention(shape, mask: .causal)(query: query, key: key, value: value)
-        // Values are at most 1, scores below 16: the bound of Docs/DenseAttention.md stays under 1e-4.
+        // Values are at most 1, scores below 16: the bound of Docs/Operators/DenseAttention.md stays under 1e-4.
         for index in 0..<dense.output.count {
             #expect(abs(dense.output[flat: index] - state.output[flat: index]) < 1e-4)
         }

@@ -1,7 +1,7 @@
 import SparseKernels
 import Testing
 
-/// The snippets of Docs/DenseAttention.md, and what their comments promise.
+/// The snippets of Docs/Operators/DenseAttention.md, and what their comments promise.
 @Suite("Snippets: dense attention")
 struct DenseAttentionSnippets {
     static func pattern(_ shape: [Int], _ step: Int) throws -> Tensor<Float> {
@@ -91,7 +91,7 @@ struct DenseAttentionSnippets {
         }
         let all = try DenseAttention(whole)(
             query: query, key: joined(key, otherKey), value: joined(value, otherValue))
-        // Values are at most 1, scores below 16: the bound of Docs/DenseAttention.md stays under 1e-4.
+        // Values are at most 1, scores below 16: the bound of Docs/Operators/DenseAttention.md stays under 1e-4.
         for index in 0..<all.output.count {
             #expect(abs(all.output[flat: index] - state.output[flat: index]) < 1e-4)
         }

@@ -1,7 +1,7 @@
 import SparseKernels
 import Testing
 
-/// The snippets of Docs/GEMM.md.
+/// The snippets of Docs/Operators/GEMM.md.
 @Suite("Snippets: GEMM")
 struct GEMMSnippets {
     @Test("a linear layer")

@@ -1,7 +1,7 @@
 import SparseKernels
 import Testing
 
-/// The snippet of Docs/Layouts.md.
+/// The snippet of Docs/Layouts/README.md.
 @Suite("Snippets: layouts")
 struct LayoutsSnippets {
     @Test("quantise and exchange a weight")

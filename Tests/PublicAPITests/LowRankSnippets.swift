@@ -1,7 +1,7 @@
 import SparseKernels
 import Testing
 
-/// The snippets of Docs/LowRank.md.
+/// The snippets of Docs/Operators/LowRank.md.
 @Suite("Snippets: LowRank")
 struct LowRankSnippets {
     /// Rank 16 and a little of everything else.

@@ -2,7 +2,7 @@ import Foundation
 import SparseKernels
 import Testing
 
-/// The snippets of Docs/PagedKVCache.md.
+/// The snippets of Docs/Operators/PagedKVCache.md.
 @Suite("Snippets: paged KV cache")
 struct PagedKVCacheSnippets {
     @Test("append, fork, go on, cut back")

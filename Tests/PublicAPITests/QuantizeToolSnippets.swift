@@ -3,7 +3,7 @@ import SVDQuant
 import SparseKernels
 import Testing
 
-/// The snippets of Docs/QuantizeTool.md.
+/// The snippets of Docs/Operators/QuantizeTool.md.
 @Suite("Snippets: the quantising tool")
 struct QuantizeToolSnippets {
     @Test("a calibration file")

@@ -1,7 +1,7 @@
 import SparseKernels
 import Testing
 
-/// The snippets of Docs/QuantizedLinear.md, and what their comments promise.
+/// The snippets of Docs/Operators/QuantizedLinear.md, and what their comments promise.
 @Suite("Snippets: quantised linear layers")
 struct QuantizedLinearSnippets {
     /// A layer of 48 × 128 whose weight is 1/64 everywhere: codes 1 with a scale of 1/64.

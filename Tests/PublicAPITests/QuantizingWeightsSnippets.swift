@@ -1,7 +1,7 @@
 import SparseKernels
 import Testing
 
-/// The snippets of Docs/QuantizingWeights.md.
+/// The snippets of Docs/Operators/QuantizingWeights.md.
 @Suite("Snippets: quantising weights")
 struct QuantizingWeightsSnippets {
     static func pattern(_ shape: [Int], _ seed: Int) throws -> Tensor<Float> {

@@ -1,7 +1,7 @@
 import Quest
 import Testing
 
-/// The snippets of Docs/Quest.md, and what their comments promise.
+/// The snippets of Docs/Papers/Quest.md, and what their comments promise.
 @Suite("Snippets: Quest")
 struct QuestSnippets {
     static func pattern(_ shape: [Int], _ step: Int) throws -> Tensor<Float> {

@@ -2,7 +2,7 @@ import Foundation
 import SparseKernels
 import Testing
 
-/// The snippets of Docs/Safetensors.md.
+/// The snippets of Docs/Operators/Safetensors.md.
 @Suite("Snippets: safetensors")
 struct SafetensorsSnippets {
     @Test("writing, reading, viewing in place")

@@ -13,19 +13,25 @@ struct SnippetTests {
             .filter { !$0.isEmpty && !$0.hasPrefix("import ") }
     }
 
-    /// README and every guide that has a Swift block.
+    /// README and every page below `Docs` that has a Swift block.
     private static let guides: [String] = {
-        let docs = (try? FileManager.default.contentsOfDirectory(atPath: package.appendingPathComponent("Docs").path)) ?? []
-        let paths = ["README.md"] + docs.filter { $0.hasSuffix(".md") }.sorted().map { "Docs/\($0)" }
-        return paths.filter { path in
+        let docs = package.appendingPathComponent("Docs").path
+        let paths = (try? FileManager.default.subpathsOfDirectory(atPath: docs)) ?? []
+        return (["README.md"] + paths.filter { $0.hasSuffix(".md") }.sorted().map { "Docs/\($0)" }).filter { path in
             let text = try? String(contentsOf: package.appendingPathComponent(path), encoding: .utf8)
             return text?.contains("```swift\n") ?? false
         }
     }()
 
+    /// `GEMM` of `Docs/Operators/GEMM.md`. The index of a folder goes by the name of the folder.
+    private static func name(of path: String) -> String {
+        let parts = path.dropLast(".md".count).split(separator: "/").map(String.init)
+        return parts.last == "README" && parts.count > 1 ? parts[parts.count - 2] : parts[parts.count - 1]
+    }
+
     @Test("a guide's snippets are in its tests", arguments: guides)
     func snippetsAreTested(_ path: String) throws {
-        let name = URL(fileURLWithPath: path).deletingPathExtension().lastPathComponent
+        let name = Self.name(of: path)
         let guide = try String(contentsOf: Self.package.appendingPathComponent(path), encoding: .utf8)
         let test = try String(contentsOf: Self.tests.appendingPathComponent("\(name)Snippets.swift"), encoding: .utf8)
         let tested = Self.lines(Substring(test)).joined(separator: "\n")

@@ -1,7 +1,7 @@
 import SpargeAttention
 import Testing
 
-/// The snippets of Docs/SpargeAttention.md, and what their comments promise.
+/// The snippets of Docs/Papers/SpargeAttention.md, and what their comments promise.
 @Suite("Snippets: SpargeAttention")
 struct SpargeAttentionSnippets {
     static func pattern(_ shape: [Int], _ step: Int) throws -> Tensor<Float> {

@@ -1,7 +1,7 @@
 import Testing
 import XAttention
 
-/// The snippets of Docs/XAttention.md, and what their comments promise.
+/// The snippets of Docs/Papers/XAttention.md, and what their comments promise.
 @Suite("Snippets: XAttention")
 struct XAttentionSnippets {
     @Test("prefill")

@@ -23,7 +23,7 @@ struct CacheLayout: Hashable {
         return configuration.bytesPerPage * configuration.pageCapacity
     }
 
-    /// The bytes that a step reads, by the layouts in Docs/Layouts.md. Every row's test compares them with the cache's.
+    /// The bytes that a step reads, by the layouts in Docs/Layouts/README.md. Every row's test compares them with the cache's.
     func traffic(headDim: Int) -> KVTraffic {
         let row = KVTraffic.rowBytes(channels: headDim, bits: format.bits)
         var traffic = KVTraffic(keyRow: row, valueRow: row)

@@ -1,5 +1,5 @@
 extension BlockMask {
-    /// Names of tensors and metadata in a file. Docs/BlockMask.md has the schema.
+    /// Names of tensors and metadata in a file. Docs/Operators/BlockMask.md has the schema.
     private enum Name {
         static let format = "format"
         static let formatValue = "sparsekernels.blockMask"

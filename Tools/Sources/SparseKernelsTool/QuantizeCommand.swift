@@ -10,7 +10,7 @@ struct QuantizeCommand: ParsableCommand {
         abstract: "Turns a safetensors model into SVDQuant form: 4-bit residuals beside a low-rank branch.",
         discussion: """
             Finished layers are kept in OUT.partial until the output is complete. When the command was stopped, the same command goes on \
-            where it was. Docs/QuantizeTool.md has examples.
+            where it was. Docs/Operators/QuantizeTool.md has examples.
 
             Exit status: 0; 1 for an error, also when nothing is selected; 2 when the work was done but layers ended with an error above \
             50 %; 64 for wrong arguments.
