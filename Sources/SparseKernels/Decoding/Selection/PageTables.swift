@@ -1,6 +1,6 @@
-/// The pages that some sequences hold in one layer, copied from the cache so that tasks can read them by address.
+/// The pages of some sequences in one layer, copied from the cache so that tasks can read them by address.
 struct PageTables {
-    /// A page: where it lies in the page table, and in the pool.
+    /// A page by its position in the page table and in the pool.
     struct Page {
         let position: Int32
         let index: Int32
@@ -11,9 +11,9 @@ struct PageTables {
         let row: Int
         /// Tokens in the layer.
         let length: Int
-        /// In `entries`, ascending positions; discarded pages are left out.
+        /// A range of `entries`, in ascending positions without discarded pages.
         let pages: Range<Int>
-        /// Where the keys of its scores begin: pages within lists. Sequences that are not scored have none.
+        /// The index of the first key of its scores, which are pages within lists. Unused for sequences that are not scored.
         var firstKey = 0
     }
 
@@ -23,7 +23,7 @@ struct PageTables {
         let pages: Range<Int>
     }
 
-    /// Addresses of what scoring and ranking read.
+    /// The addresses that scoring and ranking read.
     struct Plan {
         let sequences: UnsafeBufferPointer<Sequence>
         let entries: UnsafePointer<Page>?
@@ -35,7 +35,7 @@ struct PageTables {
     private var chunks: [Chunk] = []
     /// Pages of the longest sequence.
     private(set) var maximumPages = 0
-    /// Keys of all scores.
+    /// The number of keys of all scores.
     private(set) var keyCount = 0
 
     /// - Throws: `.unknownSequence`, and `.invalidArgument` for a layer that the cache does not have.
@@ -46,7 +46,7 @@ struct PageTables {
         let pageSize = cache.configuration.pageSize
         let table = try cache.pageTable(of: sequence)
         let first = entries.count
-        // The table is that of the longest layer.
+        // The table may be longer than this layer, because it is that of the longest layer.
         for position in 0..<(length + pageSize - 1) / pageSize where table[position] >= 0 {
             entries.append(Page(position: Int32(truncatingIfNeeded: position), index: table[position]))
         }
@@ -54,7 +54,7 @@ struct PageTables {
         maximumPages = max(maximumPages, entries.count - first)
     }
 
-    /// Cuts the pages of the sequences that are to be scored into chunks, and gives their keys a place.
+    /// Cuts the pages of the sequences to score into chunks, and assigns the positions of their keys.
     mutating func plan(chunkPages: Int, lists: Int, scored: (Sequence) -> Bool) {
         for index in sequences.indices where scored(sequences[index]) {
             let count = sequences[index].pages.count
