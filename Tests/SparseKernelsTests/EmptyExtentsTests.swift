@@ -2,7 +2,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Sequences without tokens, and queries before the first key: every operator gives what dense attention defines, output 0 and LSE −∞.
+/// Without keys, or for queries before the first key, every operator gives what dense attention does: output 0 and LSE −∞.
 @Suite("Empty sequences and more queries than keys")
 struct EmptyExtentsTests {
     typealias Packed = BlockSparseAttention.PackedSequence
@@ -44,7 +44,7 @@ struct EmptyExtentsTests {
             #expect(sparse.visiblePairs == 0 && sparse.density == 1)
             try Self.expectEmpty(sparse(query: operands.query, key: operands.key, value: operands.value), shape, "sparse")
         }
-        // As any state, it merges with others and compares.
+        // Like any state, it can be merged and compared.
         var state = try AttentionState(heads: 4, tokens: shape.queryLength, valueDim: 7)
         try state.merge(DenseAttention(shape)(query: operands.query, key: operands.key, value: operands.value))
         Self.expectEmpty(state, shape, "merged")
@@ -308,7 +308,7 @@ struct EmptyExtentsTests {
         let index = try VerticalSlashIndex(lines, queryLength: 100, keyLength: 20, blockSize: 16)
         try expectMatches(long, [.runs(index.keyRuns)], isCausal: true)
         #expect(try index.blockCover(grid).columns(head: 0, row: 0).isEmpty)
-        // Every line's pair is in a run or a single key.
+        // The pair of every line is in a run or a single key.
         for query in 80..<100 {
             let block = query / 16
             let kept = Set(index.keyRuns.runs(block: block).flatMap { Array($0) } + index.columns(block: block).map { Int($0) })
