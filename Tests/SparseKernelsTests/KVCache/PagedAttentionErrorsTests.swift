@@ -2,7 +2,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Every error names the argument, and leaves outputs as they were.
+/// Every error names the argument, and leaves outputs unchanged.
 @Suite("Paged attention: errors")
 struct PagedAttentionErrorsTests {
     private let fixture: PagedAttentionFixture
@@ -39,7 +39,7 @@ struct PagedAttentionErrorsTests {
 
     // MARK: - Calls
 
-    /// The call that a test breaks in one place.
+    /// A valid call, of which each test changes one part.
     private struct Call {
         var query = [4, 3, 8]
         var output = [4, 3, 5]
@@ -133,7 +133,7 @@ struct PagedAttentionErrorsTests {
         try expect(.invalidShape, "queryLengths[0]") { $0.queryLengths = [.max, .max] }
         for count in [-1, Int.min, 4] { try expect(.invalidShape, "queryLengths[1]") { $0.queryLengths = [2, count] } }
         try expect(.invalidShape, "query") { $0.queryLengths = [2, 0] }
-        // One query each.
+        // There must be one query per sequence.
         try expect(.invalidShape, "query") { $0.queryLengths = nil }
         try expect(.invalidShape, "query") { ($0.sequences, $0.queryLengths) = ([], nil) }
         try expect(.unknownSequence, "sequence") {
@@ -156,7 +156,7 @@ struct PagedAttentionErrorsTests {
         try expect(.invalidShape, "selection.sequences") { $0.selection = try selection(sequences: 1) }
         for heads in [1, 3, 8] { try expect(.invalidShape, "selection.heads") { $0.selection = try selection(heads: heads) } }
         for unit in [2, 8, 32] { try expect(.invalidShape, "selection.unit") { $0.selection = try selection(unit: unit) } }
-        // The last list is that of the second sequence, of three tokens.
+        // The last list belongs to the second sequence, which has three tokens.
         try expect(.invalidArgument, "selection.indices[1]") { $0.selection = try selection([0, 1]) }
         try expect(.invalidArgument, "selection.indices[2]") { $0.selection = try selection(unit: 1, heads: 4, [0, 2, 3]) }
         try expect(.invalidArgument, "selection.indices[0]") { $0.selection = try selection([.max]) }

@@ -22,7 +22,7 @@ struct PagedAttentionSelectionTests {
             unit: unit, sequences: lengths.count, heads: heads, offsets: offsets, indices: indices)
     }
 
-    /// Some indices of each list, none for every seventh one.
+    /// Some indices for each list, and none for every seventh one.
     private static func some(unit: Int, heads: Int, seed: UInt64) throws -> KVSelection {
         var generator = SplitMix64(seed: seed)
         var lists = 0
@@ -99,7 +99,7 @@ struct PagedAttentionSelectionTests {
                 query: query, cache: fixture.cache, sequences: fixture.sequences, queryLengths: Self.queryLengths,
                 selection: selection)
         }
-        // Pages 3 and 4 of the fourth sequence.
+        // These are pages 3 and 4 of the fourth sequence.
         let pages = try Self.selection(unit: 16, heads: 2) { sequence, _, limit in
             (0..<limit).filter { sequence != 3 || $0 < 3 || $0 > 4 }
         }

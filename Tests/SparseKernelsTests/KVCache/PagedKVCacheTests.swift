@@ -29,7 +29,7 @@ struct PagedKVCacheTests {
         let (whole, single) = (try model(small, tokens: 0), try model(small, tokens: 0))
         try whole.append(37, to: 0)
         for layer in 0..<2 { for _ in 0..<37 { try single.append(1, to: 0, layer: layer) } }
-        // Tokens are numbered as they come, so both have the same.
+        // Tokens are numbered in the order of appending, so that both have the same.
         #expect(whole.sequences[0].model == single.sequences[0].model)
         try whole.check("at once")
         try single.check("one by one")
@@ -85,7 +85,7 @@ struct PagedKVCacheTests {
         try model.append(10, to: child)
         try model.append(10, to: 0)
         try model.check("fork at 32")
-        // 2 shared, the parent's third and fourth, the child's third.
+        // The pages are 2 shared ones, the parent's third and fourth, and the child's third.
         #expect(model.cache.usedPageCount == 5)
         let tables = try model.sequences.map { try model.cache.pageTable(of: $0.id) }
         #expect(tables[0].prefix(2) == tables[1].prefix(2) && tables[0][2] != tables[1][2])
@@ -100,7 +100,7 @@ struct PagedKVCacheTests {
         #expect(model.cache.usedPageCount == 3)
         try model.append(1, to: second)
         #expect(model.cache.usedPageCount == 4)
-        // The parent has the page for itself now: no copy.
+        // The parent is now the only owner of the page, so that it is not copied.
         try model.append(1, to: 0)
         #expect(model.cache.usedPageCount == 4)
         try model.check("three sequences")
@@ -150,7 +150,7 @@ struct PagedKVCacheTests {
             index = try model.fork(index)
             try model.append(1, to: index)
         }
-        // 2 pages for all; then each has a copy of what its parent had behind them.
+        // All share 2 pages, and each has a copy of its parent's later ones.
         #expect(model.cache.usedPageCount == 7)
         try model.check("chain")
     }
@@ -262,7 +262,7 @@ struct PagedKVCacheTests {
         }
         #expect(bytes(.keyScales, 10..<12) == [0xef, 0x36] && bytes(.keyOffsets, 10..<12) == [0x08, 0x45])
         #expect(bytes(.keys, 20..<24) == [0x66, 0x64, 0x01, 0xf9])
-        // Words of channels; byte 2 has tokens 4 and 5, of which 4 is a zero.
+        // The words are channels. Byte 2 has tokens 4 and 5, of which token 4 is zero.
         let words = bytes(.values, 0..<32)
         #expect((0..<8).map { words[4 * $0 + 2] } == [0x60, 0x60, 0x40, 0x60, 0x10, 0x00, 0x90, 0xf0])
         let read = try cache.keys(of: sequence, tokens: 5..<6).elements

@@ -30,7 +30,7 @@ struct BlockMaskSetTests {
             }
         }
         let full = try BlockMask.full(grid.grid())
-        // Unreachable blocks stay listed in a union; the intersection with all reachable ones lists those only.
+        // Unreachable blocks stay listed in a union. The intersection with all reachable blocks removes them.
         #expect(try a.union(full).density == 1)
         #expect(try a.intersection(full) == BlockMask(grid: grid.grid(), heads: 2) { a[$0, $1, $2] })
     }
@@ -51,7 +51,7 @@ struct BlockMaskSetTests {
                 }
             }
         }
-        // Valid as parts, and back where it was under the inverse.
+        // Both parts are valid, and the inverse restores the original.
         #expect(
             try BlockMask(
                 grid: moved.grid, heads: 2, rowOffsets: moved.rowOffsets, columnIndices: moved.columnIndices) == moved)
