@@ -11,8 +11,7 @@ extension Kernels {
         return total(tile)
     }
 
-    /// Runs `iterations` multiply-adds of codes in each of 3·`tileRows` independent chains, in registers. Returns a value that
-    /// depends on all chains.
+    /// Runs `iterations` multiply-adds of codes in each of 3·`tileRows` independent chains, and returns a value that needs all.
     public static func codeProductChains(iterations: Int) -> Int32 {
         let codes = splatWord(0x0103_0201)
         let row = sumRow(0x0102_0304)

@@ -1,8 +1,7 @@
 // The kernels that every level has, grouped by subject, one line per kernel. No other place lists them.
 //
 // A level's module has a type `Kernels` that conforms to `KernelTable`. Each body is a static function of it, so a level that
-// lacks a kernel does not compile. Operators hold the type, `any KernelTable.Type`, whose witness table is the table of
-// function pointers.
+// lacks a kernel does not compile. Operators hold `any KernelTable.Type`; its witness table has the pointers.
 
 /// All kernels of one level.
 public protocol KernelTable: AttentionKernels, GEMMKernels, ScoringKernels, QuantizedKernels, TokenKernels, RoofKernels,

@@ -23,8 +23,7 @@ public var laneCount: Int { 4 }
     public var tileRows: Int { 4 }
 #endif
 
-/// `a·b + c`: one rounding on arm64, two on x86-64, whose baseline has no fused instruction, so that `addingProduct` calls
-/// `fmaf`.
+/// `a·b + c`: one rounding on arm64, two on x86-64, whose baseline is not fused, so that `addingProduct` would call `fmaf`.
 @_alwaysEmitIntoClient @_transparent
 public func multiplyAdd(_ a: Vector, _ b: Vector, _ c: Vector) -> Vector {
     #if arch(arm64)

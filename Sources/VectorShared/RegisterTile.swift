@@ -17,8 +17,7 @@ public typealias RowPointers = (
     p4: UnsafePointer<Float>, p5: UnsafePointer<Float>, p6: UnsafePointer<Float>, p7: UnsafePointer<Float>
 )
 
-/// Rows `stride` apart. Rows past `count` repeat the last one, and their results are ignored, so that nothing is read outside
-/// the caller's memory.
+/// Rows `stride` apart. Past `count` the last row is read again and its results are ignored, to stay in the caller's memory.
 @_alwaysEmitIntoClient @_transparent
 public func rowPointers(_ base: UnsafePointer<Float>, stride: Int, count: Int) -> RowPointers {
     (

@@ -35,8 +35,7 @@ struct AttentionNonFiniteTests {
                 && ReferenceAttention(shape, mask: mask).isVisible(query: row % shape.queryLength, key: token)
         }
 
-        /// The first wrong row: it must be NaN where `isSpoiled`, may be anything where `isOpen`, and must have the bits of the
-        /// clean run elsewhere.
+        /// The first wrong row. Rows are NaN where `isSpoiled`, anything where `isOpen`, and else have the clean run's bits.
         func firstWrongRow(
             _ state: AttentionState, isSpoiled: (Int) -> Bool, isOpen: (Int) -> Bool = { _ in false }
         ) -> Int? {

@@ -51,8 +51,7 @@ struct AttentionStateTests {
         /// because w·w' ≤ ¼, |o − o'| ≤ 2V and |δL − δL'| ≤ 2δL. 4u rounds two weights, two products and their sum. For the
         /// LSE, |δL| is at most max(δL, δL') + u·|LSE|, with the rounding of its store. Each merge adds its terms to δo and δL
         /// for the next. The bounds over all keys replace w·δo + w'·δo' of the parts, because the probabilities of a part times
-        /// its weight are those of the whole. They are doubled because the deviations D of a part are measured from the part's
-        /// output.
+        /// its weight are those of the whole. They are doubled because a part's deviations D are measured from its own output.
         func expectMatch(_ state: AttentionState, merges: Int, _ label: String) throws {
             let u = AttentionErrorBound.unitRoundoff
             let largest = value.elements.reduce(0) { max($0, abs(Double($1))) }

@@ -49,8 +49,7 @@ struct BlockSparseSkipTests {
 
     /// With the probabilities p of exact attention, skipped keys have s_j ≤ m − threshold, and their mass S is at most that of
     /// all such keys. The others have 1 − S, and o_kept − o = S·(o_kept − o_skipped), LSE − LSE_kept = −ln(1 − S). Errors of
-    /// computed scores move the limit by less than 10⁻³: with the terms of `AttentionErrorBound`, λ(√d + 2)u·A ≈ 2·10⁻⁶·A, A <
-    /// 400.
+    /// computed scores move the limit by < 10⁻³: with the terms of `AttentionErrorBound`, λ(√d + 2)u·A ≈ 2·10⁻⁶·A, A < 400.
     @Test("the result moves by the skipped mass at most")
     func boundedBySkippedMass() throws {
         let shape = try Self.shape(queryLength: 60, keyLength: 600)

@@ -4,8 +4,7 @@ import SparseKernelsReference
 import Synchronization
 import Testing
 
-/// Block-sparse plans on pools: equal bits on any number of threads and from several callers, within the stated scratch,
-/// without allocations.
+/// Block-sparse plans on pools: equal bits for any threads and callers, within the stated scratch, without allocations.
 @Suite("Block-sparse threads")
 struct BlockSparseThreadTests {
     /// Two packed sequences with a pattern of each kind, and work above the cut-off in some dozens of tasks.

@@ -52,8 +52,7 @@ struct PruneWeightsTests {
             strayBits: marked.reduce(0) { $0 + $1.filter { $0 >= count }.count })
     }
 
-    /// The relative error of the kernel's single-precision sums: 512/(4·lanes) + 2 + log₂ lanes additions, and one rounding of
-    /// the total.
+    /// The relative error of the kernel's sums: 512/(4·lanes) + 2 + log₂ lanes additions, and one rounding of the total.
     static func sumError(_ set: InstructionSet) -> Double {
         let lanes = Double(set.kernels.sizes.laneCount)
         return (128 / lanes + 2 + log2(lanes) + 1) * 0x1p-24

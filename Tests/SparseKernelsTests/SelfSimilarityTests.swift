@@ -20,8 +20,7 @@ func tokensInRuns(_ shape: [Int], seed: UInt64) throws -> Tensor<Float> {
 @Suite("Self-similarity")
 struct SelfSimilarityTests {
     /// A difference to a mean is off by at most 20u of the largest element X: 16 roundings of the mean (`BlockPooling`), and
-    /// those of the difference and the block mean. A direction is off by 20u·X·√d/‖y‖, the mean cosine by twice that and its
-    /// rounding.
+    /// those of the difference and the block mean. A direction is off by 20u·X·√d/‖y‖, the mean cosine by twice that, rounded.
     static func expectSummary<Element: AttentionElement>(
         _ tensor: Tensor<Element>, _ partition: BlockPartition, smooth: Bool, _ set: InstructionSet
     ) throws {

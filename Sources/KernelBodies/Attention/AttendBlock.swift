@@ -243,8 +243,7 @@ private func attendPanel(
 
 /// The channels that a score sums in one chain. Scores of 20 and more are common in trained models, and the rounding error of a
 /// score is the relative error of its probability. Chains of 64 or 128 exceed the recorded cases' bound of 3e-6. Chains of 16
-/// meet it and cost 1% of the time, because the running sums are added from the first-level cache by units that the products
-/// leave idle.
+/// meet it and cost 1% of the time, because units that the products leave idle add the running sums.
 @_transparent
 private var scoreDepth: Int { 16 }
 

@@ -99,8 +99,7 @@ private func multiplyPanel(_ args: GEMMArguments, _ step: PanelStep, width: Int)
 }
 
 /// C += strip · panel. Meanwhile prefetches lines of C (near) and of the next panel (into the second-level cache), always
-/// without a branch: repeating the prefetch of a row costs a load that the tile has room for, whereas a branch would be
-/// mispredicted.
+/// without a branch, which would be mispredicted. Repeating the prefetch of a row costs a load that the tile has room for.
 @_transparent
 private func accumulateAhead(
     _ c: inout Tile, _ strip: UnsafePointer<Float>, panel: UnsafePointer<Float>, depth: Int, width: Int,

@@ -1,5 +1,4 @@
-// Rows of activations times one panel of quantised weights: y = function(Σ_g scale · scale · (Σ codes · codes) + bias + low ·
-// up).
+// Rows of activations times a panel of quantised weights: y = function(Σ_g scale · scale · (Σ codes · codes) + bias + low·up).
 //
 //     for each step of the depth:  expand the panel's codes and scales once
 //         for each strip of rows:  for each group:  integers = Σ a · w, exact     C += integers · weight scale · row's scale
@@ -174,8 +173,7 @@ private func expand(
     return addProducts(sum, ones, addBytes(a, b))
 }
 
-/// Stores −zero·Σ codes, which corrects for the offset of stored codes. Of a pair of narrow sums, the first starts with all of
-/// it.
+/// Stores −zero·Σ codes, which corrects for the offset of stored codes. Of a pair of narrow sums, only the first gets it.
 @_transparent
 private func storeStart(
     _ sum: IntVector, _ args: QuantizedProductArguments, _ step: PanelStep, _ target: UnsafeMutablePointer<Int32>

@@ -202,8 +202,7 @@ private func rounded(_ value: Vector, _ type: StorageType) -> Vector {
 @_transparent
 private func rounded(_ value: Float, _ type: StorageType) -> Float { rounded(splat(value), type)[0] }
 
-/// max |v| of some channels, NaN when one is not finite. Magnitudes are compared as bit patterns, which have their order, NaN
-/// last.
+/// max |v| of some channels; NaN if one is not finite. Magnitudes are compared as bit patterns, where NaN is largest.
 @_transparent
 private func range(_ v: UnsafePointer<Float>, _ count: Int) -> Float {
     var top = IntVector(repeating: 0)

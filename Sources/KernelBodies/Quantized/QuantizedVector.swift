@@ -5,8 +5,7 @@
 //
 // Floating-point activations: y += Σ_g scale · Σ_k x · code. A nibble that is masked in its place in a 32-bit lane is exactly
 // code · 2⁰, 2⁸, 2¹⁶ or 2²⁴ as a float. Each place has its own sums, scaled once per group: a vector of codes costs a
-// conversion and a multiply-add but no shift. Signed codes get 8 added by flipping the highest bit, and 8·Σ x is subtracted
-// again.
+// conversion and a multiply-add but no shift. Signed codes get 8 added by flipping the highest bit; 8·Σ x is subtracted.
 
 import KernelInterface
 

@@ -1,13 +1,15 @@
-// Block scores of XAttention (arXiv 2503.16428, §2.1). Algorithm 1 computes A = softmax(Q̃·K̃ᵀ / (√d·S)) and sums A over
-// blocks. Row i of Q̃ is the query group i, S = `stride` tokens in reverse order; row j of K̃ is the key group j in order. So
-// x_ij sums an antidiagonal of scores. `scale` includes 1/(√d·S). Online, with lanes as query groups, as in AttendBlock.swift:
+// Block scores of XAttention (arXiv 2503.16428, §2.1). With the operands that its algorithm 1 calls Q_reshaped and K_reshaped:
 //
-//     X = K̃·Q̃ᵀ   [key groups][query groups]      m ← max(m, colmax X)      p = e^(X − m)      l ← α·l + colsum p
-//     sums[I][J] = Σ_{i ∈ I} Σ_{j ∈ J} e^(x_ij − m_i) / l_i
+//     A = softmax(Q̃·K̃ᵀ / (√d·S))        score of block (I, J) = Σ_{i ∈ I} Σ_{j ∈ J} a_ij
 //
-// Adjacent keys already form rows of K̃; queries are packed. Each step sums p over its key blocks with the maximum known so
-// far, which is kept, and a last pass rescales all steps to the final maximum. The products are of floats or of 6-bit codes
-// (CodeTile.swift); the rest is the same for both. Choosing blocks from the sums is not done here (`TopP`).
+// Row i of Q̃ is query group i, which is S = `stride` tokens in reverse order; row j of K̃ is key group j in order. So an entry
+// of Q̃·K̃ᵀ sums the antidiagonal of an S × S square of scores. Online, with lanes as query groups, as in AttendBlock.swift:
+//
+//     X = scale·K̃·Q̃ᵀ   [key groups][query groups]     m ← max(m, colmax X)     p = e^(X − m)     l ← α·l + colsum p
+//
+// where `scale` includes 1/(√d·S). Each step sums p over its key blocks with the maximum m known so far, which is kept; a last
+// pass multiplies these sums by e^(m_step − m)/l. Adjacent keys are rows of K̃ already, queries are packed. The products are of
+// floats or of 6-bit codes (CodeTile.swift). Blocks are not chosen here: see `TopP`.
 
 public import KernelInterface
 

@@ -6,8 +6,7 @@
 // over groups of four rows: the first reads keys and values from memory, the others from caches. Scores and weights are
 // [token][row], so that maxima and sums are vertical. The results are partial states (O, m, l), which MergeTokens.swift merges.
 //
-// All loops prefetch, because memory bounds decoding. Formats are in StoreTokens.swift, values of codes in
-// TokenValueCodes.swift.
+// Memory bounds decoding, so all loops prefetch. For formats see StoreTokens.swift, for quantised values TokenValueCodes.swift.
 
 public import KernelInterface
 

@@ -30,8 +30,7 @@ public struct InstructionSet: Hashable, Sendable {
 
     /// The level that plans use by default: the one that `SPARSEKERNELS_ISA` names, or else the best available one.
     ///
-    /// - Throws: `.unsupportedInstructionSet` when the variable names an unknown level or one that this machine does not
-    ///   support.
+    /// - Throws: `.unsupportedInstructionSet` when the variable names a level that is unknown or not supported here.
     public static func selected() throws(SparseKernelsError) -> InstructionSet {
         guard let name = ProcessInfo.processInfo.environment[environmentVariable], !name.isEmpty else { return available[0] }
         return try named(name, argument: environmentVariable)

@@ -190,8 +190,7 @@ final class JobQueue: @unchecked Sendable {
         } while start.duration(to: clock.now) < .microseconds(100)
     }
 
-    /// The position of the oldest open call that matches. `firstIndex` would allocate in debug builds, where it is not
-    /// specialised.
+    /// The position of the oldest open call that matches. In debug builds, `firstIndex` is not specialised and would allocate.
     private func indexOfOpenJob(where matches: (Job) -> Bool) -> Int? {
         for index in 0..<openJobs.count where matches(openJobs[index]) { return index }
         return nil

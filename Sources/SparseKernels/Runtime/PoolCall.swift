@@ -1,7 +1,7 @@
 /// One call of an operator, cut into tasks that threads of a pool perform concurrently in any order.
 ///
-/// A call is a struct of operands: pointers, numbers and plans. Tasks may all read it, and may write only to memory that no
-/// other task uses.
+/// A call is a struct of operands: pointers, numbers and plans. Tasks may all read it, and may write only to memory
+/// that no other task uses.
 package protocol PoolCall {
     /// Performs one task.
     /// - Parameters:

@@ -8,8 +8,7 @@ internal import Foundation
 ///
 /// `run` methods of operators block the calling thread. From Swift concurrency, call them where blocking is allowed.
 ///
-/// Scratch memory belongs to the pool. The first calls allocate it and later calls reuse it; it is freed with the pool or by
-/// `releaseScratch()`.
+/// Scratch memory belongs to the pool. Calls allocate and reuse it, until the pool ends or `releaseScratch()` frees it.
 public final class WorkerPool: Sendable {
     /// A pool with as many threads as the process may use, or as the variable `SPARSEKERNELS_THREADS` says.
     public static let shared = WorkerPool(threads: defaultThreadCount)
@@ -54,8 +53,7 @@ public final class WorkerPool: Sendable {
         }
     }
 
-    /// Runs `body` with memory that calls on this pool can share, 64-byte aligned with undefined contents. The pool keeps it as
-    /// scratch.
+    /// Runs `body` with memory of the pool's scratch, which calls may share: 64-byte aligned, contents undefined.
     package func withWorkspace(byteCount: Int, _ body: (UnsafeMutableRawPointer) -> Void) {
         queue.withScratch(byteCount: byteCount, body)
     }

@@ -1,8 +1,7 @@
 import SparseKernels
 import Testing
 
-/// A cache and a plain model of it: per sequence and layer, the list of its tokens, which are numbers that determine their
-/// elements.
+/// A cache and a plain model of it: a list of tokens per sequence and layer, as numbers that determine their elements.
 final class PagedKVCacheModel {
     struct Sequence: Equatable {
         /// The tokens of each layer.

@@ -141,8 +141,8 @@ struct QuantizedCacheTests {
     }
 
     /// The result is as exact as without that row. Weights of 64 rows of range r ≈ 5.5 are multiples of δ = r/255/64/32767.
-    /// Their errors of δ/√12 are multiplied by codes within 128 ± 46: 1.1·10⁻⁶ in all, of which six are allowed. In 4 bits,
-    /// δ·codes is equal.
+    /// Their errors of δ/√12, times codes within 128 ± 46, are 1.1·10⁻⁶ in all. Six times that is allowed. In 4 bits δ·codes is
+    /// the same.
     @Test("a constant row does not blur the others", arguments: formats, InstructionSet.available)
     func constantRow(_ format: KVFormat, _ set: InstructionSet) throws {
         for constant: Float in [0, 3, 60, -1000, 65504] {

@@ -93,8 +93,7 @@ struct TokenStorageTests {
         }
     }
 
-    /// Minimum and scale are the next halves below and above. The `Float` quotient of the scale may be on the other side of
-    /// one.
+    /// Minimum and scale are the next halves below and above, up to the rounding of the scale's `Float` quotient.
     @Test("codes count steps above the minimum", arguments: [KVFormat.int8, .int4], InstructionSet.available)
     func minima(_ format: KVFormat, _ set: InstructionSet) throws {
         let bits = format == .int8 ? 8 : 4
@@ -151,8 +150,7 @@ struct TokenStorageTests {
         }
     }
 
-    /// Metadata bound the stored keys from outside, by at most one unit in the last place of half precision, or two codes of
-    /// 254 that span the row.
+    /// Metadata bound the stored keys by at most one unit in the last place of a half, or two codes of 254 over the row.
     @Test("page metadata bounds the stored keys", arguments: KVFormat.allCases, InstructionSet.available)
     func metadata(_ format: KVFormat, _ set: InstructionSet) throws {
         for metadataFormat in [KVFormat.float32, .float16, .int8] {

@@ -27,8 +27,7 @@ struct InverseCholeskyTests {
             #expect(upper[flat: row * order + row] > 0)
             for column in 0..<row { #expect(upper[flat: row * order + column] == 0) }
         }
-        // Factoring and inverting in `Float` is backward stable: λ·√K·u relative to the norms, times the condition (< 4.1 /
-        // 0.1).
+        // Factoring and inverting in `Float` is backward stable: λ·√K·u of the norms, times the condition (below 4.1 / 0.1).
         let tolerance = 6 * Double(order).squareRoot() * 0x1p-24 * 41
         #expect((u * h * u.transposed).distanceFromIdentity <= tolerance)
         if order <= 64 {

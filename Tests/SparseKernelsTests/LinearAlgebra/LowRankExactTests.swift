@@ -5,8 +5,7 @@ import Testing
 /// For matrices of exactly low rank, of awkward shapes and scales, the factors reproduce them for any sketch.
 @Suite("Low-rank factorisation of exactly low-rank matrices")
 struct LowRankExactTests {
-    /// ‖A − up·down‖ relative to ‖A‖: 2e-7 for the rounding of the factors, and u·√n for the sums of n products in `Float` in
-    /// `up`.
+    /// ‖A − up·down‖ relative to ‖A‖: 2e-7 for the rounding of the factors, and u·√n for `up`, whose sums of n are in `Float`.
     static func tolerance(_ length: Int) -> Double { 2e-7 + 0x1p-24 * Double(length).squareRoot() }
 
     struct Problem {

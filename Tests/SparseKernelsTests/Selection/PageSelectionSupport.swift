@@ -38,8 +38,7 @@ struct PageSelectionFixture {
 
     /// The exact scores of the logical pages of a query head, and the largest error of single precision.
     ///
-    /// A score is one product of 2·headDim terms, half of them 0, summed in some order: γ·Σ|terms| with the worst γ =
-    /// 2·headDim·u.
+    /// A score is one product of 2·headDim terms, half of them 0, summed in some order: γ·Σ|terms|, γ ≤ 2·headDim·u.
     func scores(head: Int, sequence: Int, layer: Int = 0) throws -> (values: [Double], bound: Double) {
         let configuration = cache.configuration
         let length = try cache.length(of: sequences[sequence], layer: layer)

@@ -4,8 +4,7 @@ public struct PageScores: Sendable, Equatable {
     public let logical: Tensor<Float>
     /// `[lists, pages]`, where lists are key/value heads or query heads, as in the selector. All NaN are the same NaN here.
     public let pages: Tensor<Float>
-    /// The position of every page in the page table. Discarded pages have no scores, so that logical pages are those of these
-    /// pages, in order.
+    /// The position of every page in the page table. Logical pages are those of these pages; discarded pages have no scores.
     public let positions: [Int32]
 }
 

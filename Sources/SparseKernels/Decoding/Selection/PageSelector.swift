@@ -2,8 +2,7 @@ internal import KernelInterface
 
 /// The heads that share a list of pages.
 public enum SelectionSharing: String, Hashable, Sendable, CaseIterable {
-    /// The query heads of a key/value head share one list, and a page's score is the largest of theirs. Every page is read once
-    /// per group.
+    /// The query heads of a key/value head share one list and read every page once. A page's score is the largest of theirs.
     case kvHead
     /// Every query head has a list of its own, as in the released code of Quest and LServe.
     case queryHead
@@ -29,7 +28,7 @@ public enum SelectionSharing: String, Hashable, Sendable, CaseIterable {
 /// - Source: Quest (Tang et al., ICML 2024, arXiv 2406.10774), Algorithm 1; LServe (Yang et al., MLSys 2025, arXiv 2502.14866),
 ///   section 3.5. The modules `Quest` and `LServe` have their defaults.
 /// - Complexity: reads one metadata row per logical page and key/value head; 2·headDim multiply-adds per query head and row;
-///   O(pages) for ranking.
+///   ranking is O(pages).
 /// - Scratch: 4 bytes per page and list of a call; per thread 4 bytes per page of a sequence, 8 KiB, and about 4 KiB per query
 ///   head of a group. The pool keeps all of it. The result is 4 bytes per kept page and list.
 public struct PageSelector: Sendable {
@@ -99,8 +98,7 @@ public struct PageSelector: Sendable {
     /// Selects for one query token of every sequence.
     ///
     /// - Parameters:
-    ///   - query: `[queryHeads, sequences, headDim]`, where token i belongs to `sequences[i]`. Rotary positions are applied, as
-    ///     to keys.
+    ///   - query: `[queryHeads, sequences, headDim]`, with rotary positions applied like the keys. Token i is for `sequences[i]`.
     ///   - cache: must not be written during the call.
     ///   - sequences: may have any lengths. Empty ones keep nothing. Discarded pages are not selected.
     ///   - layer: the layer whose keys are scored.

@@ -13,8 +13,8 @@
 /// Each sequence follows its own length, so that in a batch of different lengths it gets the same pages as alone.
 ///
 /// - Source: LServe (arXiv 2502.14866), section 3.5.3, "reusable page selector". The released code returns the last list
-///   unchanged, so that a page begun since is missing when the interval does not divide the page size. It uses one length for a
-///   whole batch.
+///   unchanged, so that a page begun since is missing when the interval does not divide the page size. It takes one length
+///   for a batch.
 /// - Complexity: O(kept pages) for a step that reuses.
 /// - Scratch: that of the selector, and 4 bytes per kept page and list for every sequence and layer, until `forget`.
 public struct ReusableSelection: Sendable {
@@ -53,8 +53,7 @@ public struct ReusableSelection: Sendable {
     ///   - sequences: each may appear once.
     ///   - layer: the layer whose keys are scored.
     ///   - pool: the threads to use.
-    /// - Throws: as `PageSelector.select`, and `.invalidArgument` for a sequence that appears twice. Then nothing is
-    ///   remembered.
+    /// - Throws: as `PageSelector.select`, and `.invalidArgument`, with nothing remembered, for a sequence that appears twice.
     public mutating func select<Q: AttentionElement>(
         query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,
         on pool: WorkerPool = .shared
@@ -107,8 +106,8 @@ public struct ReusableSelection: Sendable {
             .covering(appended)
     }
 
-    /// Forgets a sequence in every layer. Call this after its tokens were overwritten, or truncated and replaced by others. The
-    /// next step selects.
+    /// Forgets a sequence in every layer, so that the next step selects. Call this after its tokens were overwritten,
+    /// or truncated and replaced by others.
     public mutating func forget(_ sequence: PagedKVCache.SequenceID) {
         entries = entries.filter { $0.key.sequence != sequence }
     }

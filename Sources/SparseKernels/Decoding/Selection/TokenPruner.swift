@@ -2,14 +2,12 @@ internal import KernelInterface
 
 /// Prunes the tokens that a decoding step reads to a fraction of the attention mass. This is Twilight's second step.
 ///
-/// The candidates of a query head are the tokens that any selector chose, or all tokens of the sequence. They are scored in 4
-/// bits,
+/// The candidates of a query head are the tokens that any selector chose, or all tokens. They are scored in 4 bits,
 ///
 ///     w = softmax(softmaxScale · q·k̂)  over the candidates only          kept = {i : w_i > t},  Σ_kept w ≥ p
 ///
 /// where k̂ are the key estimates that the cache keeps. A bisection finds t without sorting (`TopP.bisection`). So p is a
-/// fraction of the candidates' mass, and the number of kept tokens depends on the query: few where attention is focused, many
-/// where it is spread.
+/// fraction of the candidates' mass, and fewer tokens are kept where attention is focused than where it is spread.
 ///
 /// ```swift
 /// let pruner = try TokenPruner(queryHeads: 32, configuration: cache.configuration, topP: 0.85)
@@ -22,8 +20,7 @@ internal import KernelInterface
 /// - A row of scores with NaN or +∞ has no softmax. It keeps every candidate whose weight is not 0, so that attention
 ///   propagates such values.
 /// - Results are bitwise the same for every number of threads and for every batch.
-/// - Source: Twilight (Lin et al., NeurIPS 2025, arXiv 2502.02770), section 4 and Algorithm 1. The module `Twilight` has its
-///   defaults.
+/// - Source: Twilight (Lin et al., NeurIPS 2025, arXiv 2502.02770), section 4 and Algorithm 1. `Twilight` has its defaults.
 /// - Complexity: reads headDim/2 + 4 bytes per candidate and key/value head; headDim multiply-adds per candidate and query
 ///   head, and about 15 passes over the few weights that matter. A task is a key/value head of a sequence.
 /// - Scratch: per thread 8 bytes per candidate, and 4 bytes per candidate for each query head of a group and once more; 4 bytes
@@ -79,7 +76,7 @@ public struct TokenPruner: Sendable {
     /// Prunes for one query token of every sequence.
     ///
     /// - Parameters:
-    ///   - query: `[queryHeads, sequences, headDim]`, where token i belongs to `sequences[i]`. Rotary positions are applied.
+    ///   - query: `[queryHeads, sequences, headDim]`, with rotary positions applied like the keys. Token i is for `sequences[i]`.
     ///   - cache: must not be written during the call.
     ///   - sequences: may have any lengths. Empty ones keep nothing.
     ///   - layer: the layer whose keys are scored.
