@@ -78,7 +78,7 @@ struct AttentionErrorsTests {
         }
     }
 
-    @Test("lengths whose work does not fit 63 bits are refused, not trapped on", arguments: InstructionSet.available)
+    @Test("lengths whose work does not fit in 63 bits are refused without a trap", arguments: InstructionSet.available)
     func hugeLengths(_ set: InstructionSet) throws {
         for (queries, keys) in [(Int.max, Int.max), (1 << 62, 1), (1 << 32, 1 << 32), (Int.max, 0), (0, 1 << 60)] {
             Self.expectError(.invalidShape, "shape", containing: ["\(queries)", "\(keys)"]) {

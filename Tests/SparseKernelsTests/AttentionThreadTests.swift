@@ -187,7 +187,7 @@ struct AttentionThreadTests {
             return link.flatMap { Int($0.split(separator: "/").last ?? "") } ?? -1
         }
 
-        @Test("the end of a pool is the end of its threads")
+        @Test("a pool that ends also ends its threads")
         func poolJoinsItsThreads() {
             let record = Record(tasks: 0)
             do {

@@ -59,7 +59,7 @@ struct AttentionWindowTests {
         #expect(try bits(.causal) == bits(.window(left: nil, right: 0)))
     }
 
-    @Test("a window whose keys lie past an end of the sequence shows nothing: 0 and −∞", arguments: InstructionSet.available)
+    @Test("a window whose keys are past an end of the sequence shows nothing: 0 and −∞", arguments: InstructionSet.available)
     func emptyRows(_ set: InstructionSet) throws {
         // Rows are at position −90 and later. With 10 keys to the right, rows 0..<80 see nothing.
         let shape = try AttentionShape(queryLength: 100, keyLength: 10, queryHeads: 2, kvHeads: 1, headDim: 8)

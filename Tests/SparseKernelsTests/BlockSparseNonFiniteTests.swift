@@ -115,7 +115,7 @@ struct BlockSparseNonFiniteTests {
         }
     }
 
-    @Test("everything that nobody sees may be anything", arguments: InstructionSet.available, [true, false])
+    @Test("keys that no query sees may have any value", arguments: InstructionSet.available, [true, false])
     func unseenKeys(_ set: InstructionSet, _ isCausal: Bool) throws {
         let scene = try Scene(set, isCausal: isCausal)
         // There is one head per KV head, so that no row sees keys outside its pattern.

@@ -77,7 +77,7 @@ struct BlockSparseOperandTests {
             placement, attention, query: operands.query, key: operands.key, value: operands.value)
     }
 
-    @Test("into a tensor that is reused, and without an LSE", arguments: InstructionSet.available)
+    @Test("a reused tensor and a call without LSE get the same output", arguments: InstructionSet.available)
     func reusedOutput(_ set: InstructionSet) throws {
         let attention = try Self.plan(set)
         let operands = try BlockSparseOperands(attention.shape)

@@ -137,7 +137,7 @@ struct BlockSparseSkipTests {
         }
     }
 
-    @Test("values of skipped keys are not looked at", arguments: InstructionSet.available)
+    @Test("values of skipped keys are not read", arguments: InstructionSet.available)
     func skippedValues(_ set: InstructionSet) throws {
         var steps = try Steps(high: 16, low: 6)
         let first = try steps.run(nil, set, columns: 1)
@@ -166,7 +166,7 @@ struct BlockSparseSkipTests {
         #expect(try steps.run(0.5, set).logSumExp.bits == steps.run(nil, set).logSumExp.bits)
     }
 
-    @Test("rows that have seen nothing skip nothing they see", arguments: InstructionSet.available)
+    @Test("rows that have seen no key skip no key that they see", arguments: InstructionSet.available)
     func firstKeysAreKept(_ set: InstructionSet) throws {
         let shape = try AttentionShape(queryLength: 200, keyLength: 200, queryHeads: 1, kvHeads: 1, headDim: 1)
         let key = try Tensor<Float>([1, 200, 1]) { _ in -1e3 }

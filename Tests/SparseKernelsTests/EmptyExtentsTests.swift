@@ -22,7 +22,7 @@ struct EmptyExtentsTests {
         #expect(state.logSumExp.elements.allSatisfy { $0 == -.infinity }, "\(label)", sourceLocation: sourceLocation)
     }
 
-    @Test("attention without queries or without keys", arguments: InstructionSet.available, lengths)
+    @Test("attention without queries or without keys gives empty results", arguments: InstructionSet.available, lengths)
     func attention(_ set: InstructionSet, _ lengths: (Int, Int)) throws {
         let shape = try Self.shape(lengths.0, lengths.1)
         let operands = try BlockSparseOperands(shape)
@@ -51,7 +51,7 @@ struct EmptyExtentsTests {
         #expect(try AttentionComparison(state, with: state).recall == 1)
     }
 
-    @Test("caller's memory of 16-bit types, views without memory")
+    @Test("empty operands may be views without memory")
     func views() throws {
         let shape = try Self.shape(0, 3)
         let keyTensor = try Tensor<BFloat16>(zeros: [2, 3, 12])
@@ -94,7 +94,7 @@ struct EmptyExtentsTests {
         }
     }
 
-    @Test("sequences without keys, without queries, and without either, among others", arguments: [true, false])
+    @Test("sequences without keys, queries or both agree with the oracle, among others", arguments: [true, false])
     func packed(_ isCausal: Bool) throws {
         let lengths = [(0, 0), (7, 0), (0, 9), (60, 33), (3, 50), (0, 0), (200, 5), (1, 0), (0, 4)]
         let (queries, keys) = lengths.reduce((0, 0)) { ($0.0 + $1.0, $0.1 + $1.1) }
@@ -137,7 +137,7 @@ struct EmptyExtentsTests {
         }
     }
 
-    @Test("a batch of nothing but empty sequences")
+    @Test("a batch of only empty sequences gives empty results")
     func packedNothing() throws {
         let shape = try Self.shape(0, 0)
         let operands = try BlockSparseOperands(shape)

@@ -213,7 +213,7 @@ struct GEMMTests {
         }
     }
 
-    @Test("what C held before does not matter", arguments: InstructionSet.available)
+    @Test("the previous contents of C do not matter", arguments: InstructionSet.available)
     func overwritesC(_ set: InstructionSet) throws {
         // Of two depth blocks, the second adds to C and the first must not.
         let (a, b) = try (Tensor<Float>.normal([6, 300], seed: 1), Tensor<Float>.normal([300, 50], seed: 2))

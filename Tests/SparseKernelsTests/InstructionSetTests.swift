@@ -47,7 +47,7 @@ struct InstructionSetTests {
     /// A machine with every level cannot test a missing one.
     static let isLackingLevels = InstructionSet.available.count < InstructionSet.known.count
 
-    @Test("a level the machine lacks is refused as such", .enabled(if: isLackingLevels))
+    @Test("a level that the machine lacks is refused", .enabled(if: isLackingLevels))
     func missingLevel() {
         for set in InstructionSet.known where !InstructionSet.available.contains(set) {
             let error = #expect(throws: SparseKernelsError.self) { try GEMM(m: 1, n: 1, k: 1, instructionSet: set) }

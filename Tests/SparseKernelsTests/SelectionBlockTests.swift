@@ -123,7 +123,7 @@ struct SelectionBlockTests {
         }
     }
 
-    @Test("the same mask on 1, 2 and 7 threads")
+    @Test("the mask is the same on 1, 2 and 7 threads")
     func threads() throws {
         // 3 heads × 300 × 300 blocks are above the cut-off, so that threads are woken.
         let grid = try BlockGrid(
@@ -138,7 +138,7 @@ struct SelectionBlockTests {
         }
     }
 
-    @Test("a row with NaN keeps everything it reaches, and no other row notices")
+    @Test("a row with NaN keeps everything it reaches and changes no other row")
     func nonFinite() throws {
         let grid = try BlockGrid(queryLength: 80, keyLength: 80, queryBlockSize: 16, keyBlockSize: 16, isCausal: true)
         let clean = try Self.scores(grid, heads: 1, seed: 4)

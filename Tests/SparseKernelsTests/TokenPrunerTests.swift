@@ -242,7 +242,7 @@ struct TokenPrunerTests {
         }
     }
 
-    @Test("a query that is not finite keeps its candidates, and no other row notices", arguments: InstructionSet.available)
+    @Test("a query that is not finite keeps its candidates and changes no other row", arguments: InstructionSet.available)
     func nonFinite(_ set: InstructionSet) throws {
         let bench = try Bench(lengths: [90, 90], set: set)
         let pruner = try bench.pruner(sharing: .queryHead)
@@ -260,7 +260,7 @@ struct TokenPrunerTests {
         }
     }
 
-    @Test("the same on any number of threads, and for every sequence alone", arguments: InstructionSet.available)
+    @Test("results are the same on any number of threads, and for every sequence alone", arguments: InstructionSet.available)
     func threads(_ set: InstructionSet) throws {
         let bench = try Bench(lengths: [700, 1, 900, 33], kvHeads: 4, group: 2, headDim: 64, format: .float16, set: set)
         let pruner = try bench.pruner()

@@ -43,7 +43,7 @@ struct PagedAttentionMaskTests {
         }
     }
 
-    @Test("pages that no query sees may be gone", arguments: [KVFormat.bfloat16, .int8])
+    @Test("pages that no query sees may have been discarded", arguments: [KVFormat.bfloat16, .int8])
     func discarded(_ format: KVFormat) throws {
         let fixture = try PagedAttentionFixture(format, lengths: [2000, 200])
         let query = try PagedAttentionTests.query(heads: 4, [5, 1])
@@ -162,7 +162,9 @@ struct PagedAttentionMaskTests {
 
     // MARK: - Empty sequences
 
-    @Test("empty sequences, and more queries than tokens", arguments: masks + [.streaming(sink: 2, window: 3)])
+    @Test(
+        "empty sequences and more queries than tokens agree with the oracle",
+        arguments: masks + [.streaming(sink: 2, window: 3)])
     func empty(_ mask: KVMask) throws {
         let (lengths, queryLengths) = ([0, 3, 20, 0, 7, 1], [1, 5, 0, 2, 2, 3])
         let fixture = try PagedAttentionFixture(.float16, lengths: lengths)
@@ -198,7 +200,7 @@ struct PagedAttentionMaskTests {
         }
     }
 
-    @Test("selections with empty sequences", arguments: InstructionSet.available)
+    @Test("selections may have empty sequences", arguments: InstructionSet.available)
     func emptySelections(_ set: InstructionSet) throws {
         let configuration = try KVCacheConfiguration(
             kvHeads: 2, headDim: 8, pageSize: 16, pageCapacity: 20, metadata: PageMetadata())
@@ -212,7 +214,7 @@ struct PagedAttentionMaskTests {
         #expect((0..<4).allSatisfy { state.logSumExp[flat: 2 * $0].isFinite })
     }
 
-    @Test("masks and slopes out of their domain")
+    @Test("masks and slopes out of their domain are errors")
     func errors() throws {
         let configuration = try KVCacheConfiguration(kvHeads: 1, headDim: 8, pageCapacity: 1)
         func expect(_ code: SparseKernelsError.Code, _ argument: String, _ mask: KVMask = .causal, _ slopes: [Float]? = nil) {

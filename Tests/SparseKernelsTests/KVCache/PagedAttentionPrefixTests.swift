@@ -108,7 +108,7 @@ struct PagedAttentionPrefixTests {
         }
     }
 
-    @Test("the same sequence twice")
+    @Test("a call may name the same sequence twice")
     func twice() throws {
         let fixture = try PagedAttentionFixture(.float16, lengths: [2100])
         let sequence = fixture.sequences[0]

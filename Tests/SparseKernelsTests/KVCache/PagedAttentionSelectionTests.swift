@@ -89,7 +89,7 @@ struct PagedAttentionSelectionTests {
         }
     }
 
-    @Test("lists may leave out pages that are gone, and must")
+    @Test("lists may and must leave out discarded pages")
     func discarded() throws {
         let fixture = try PagedAttentionFixture(.float16, lengths: Self.lengths)
         let attention = try fixture.attention(queryHeads: 4)
@@ -117,7 +117,7 @@ struct PagedAttentionSelectionTests {
 
     // MARK: - Errors
 
-    @Test("lists that are none")
+    @Test("malformed lists are errors")
     func malformedLists() {
         func expect(
             _ code: SparseKernelsError.Code, _ argument: String, unit: Int = 1, sequences: Int = 1, heads: Int = 2,

@@ -47,7 +47,7 @@ struct PagedKVCacheErrorsTests {
         try model.check("the copy alone fits")
     }
 
-    @Test("copies of two shared pages")
+    @Test("an overwrite fails as a whole when copies of two shared pages do not fit")
     func twoCopies() throws {
         let model = try model(Self.alone, tokens: 30, pageCapacity: 3)
         let child = try model.fork(0)
@@ -111,7 +111,7 @@ struct PagedKVCacheErrorsTests {
         for call in calls { try model.expectUnchanged(.unknownSequence, "sequence", call) }
     }
 
-    @Test("lengths, positions, ranges and layers outside")
+    @Test("lengths, positions, ranges and layers out of their domain are errors")
     func ranges() throws {
         let model = try model(Self.bounds, tokens: 20, pageCapacity: 4)
         try model.append(3, to: 0, layer: 1)
@@ -175,7 +175,7 @@ struct PagedKVCacheErrorsTests {
         try model.check("around the hole")
     }
 
-    @Test("operands of other extents")
+    @Test("operands of other extents are errors")
     func shapes() throws {
         let model = try model(Self.bounds, tokens: 20, pageCapacity: 4)
         let shapes: [(String, [Int], [Int])] = [
@@ -200,7 +200,7 @@ struct PagedKVCacheErrorsTests {
         (.nan, false), (.infinity, false), (-.infinity, false), (65505, false), (-1e30, false), (65504, true), (-65504, true),
     ]
 
-    @Test("elements beyond half precision, where scales, bounds or estimates must hold", arguments: SmallCache.all)
+    @Test("elements beyond half precision are refused where scales, bounds or estimates need it", arguments: SmallCache.all)
     func elements(_ small: SmallCache) throws {
         let quantized = [KVFormat.int8, .int4]
         let boundsKeys = quantized.contains(small.format) || small.metadata != nil || small.estimates

@@ -56,7 +56,7 @@ struct PagedKVCacheFileTests {
         try model.check("continued")
     }
 
-    @Test("an empty cache")
+    @Test("an empty cache comes back from a file")
     func empty() throws {
         let model = try PagedKVCacheModel(SmallCache.all[4].configuration())
         model.replaceCache(try restored(saved(model.cache)))
@@ -78,7 +78,7 @@ struct PagedKVCacheFileTests {
         #expect(try copy.length(of: decoded) == 0)
     }
 
-    @Test("another number of pages, another instruction set")
+    @Test("a cache comes back with another number of pages and another instruction set")
     func otherCapacity() throws {
         let model = try sample(SmallCache.all[1])
         let bytes = try saved(model.cache)
@@ -95,7 +95,7 @@ struct PagedKVCacheFileTests {
         try model.check("portable")
     }
 
-    @Test("a file that cannot be written or read")
+    @Test("a file that cannot be written or read is an error")
     func paths() throws {
         let cache = try PagedKVCache(SmallCache.all[2].configuration())
         let path = "/nowhere/cache.safetensors"

@@ -24,7 +24,7 @@ struct PagedKVCacheTests {
         try model.check("\(tokens) tokens")
     }
 
-    @Test("one by one is as all at once", arguments: SmallCache.all)
+    @Test("tokens appended one by one give the same cache as all at once", arguments: SmallCache.all)
     func oneByOne(_ small: SmallCache) throws {
         let (whole, single) = (try model(small, tokens: 0), try model(small, tokens: 0))
         try whole.append(37, to: 0)
@@ -35,7 +35,7 @@ struct PagedKVCacheTests {
         try single.check("one by one")
     }
 
-    @Test("operands of any type and layout")
+    @Test("operands may have any type and layout")
     func operands() throws {
         let cache = try PagedKVCache(Self.alone.configuration(layers: 1))
         let sequence = cache.makeSequence()
@@ -67,7 +67,7 @@ struct PagedKVCacheTests {
 
     // MARK: - Forks
 
-    @Test("a fork at 0 has nothing", arguments: [bounds, alone])
+    @Test("a fork at 0 has no pages", arguments: [bounds, alone])
     func forkAtZero(_ small: SmallCache) throws {
         let model = try model(small, tokens: 23)
         let child = try model.fork(0, at: 0)
@@ -133,7 +133,7 @@ struct PagedKVCacheTests {
         #expect(alone.cache.usedPageCount == 2)
     }
 
-    @Test("a child that returns nothing leaves nothing")
+    @Test("a child that is freed without tokens leaves the cache unchanged")
     func childWithoutTokens() throws {
         let model = try model(Self.bounds, tokens: 26)
         let before = try model.snapshot()
@@ -142,7 +142,7 @@ struct PagedKVCacheTests {
         #expect(try model.snapshot() == before)
     }
 
-    @Test("a chain of forks shares what it has in common")
+    @Test("a chain of forks shares its common pages")
     func chain() throws {
         let model = try model(Self.alone, tokens: 32)
         var index = 0
@@ -171,7 +171,7 @@ struct PagedKVCacheTests {
         try model.check("truncated to 0")
     }
 
-    @Test("cut back and continue, as APR does at join", arguments: SmallCache.all)
+    @Test("a sequence is cut back and continued, as APR does at join", arguments: SmallCache.all)
     func rollback(_ small: SmallCache) throws {
         let model = try model(small, tokens: 37)
         for _ in 0..<4 {
@@ -218,7 +218,7 @@ struct PagedKVCacheTests {
         try model.check("401 tokens in 5 pages")
     }
 
-    @Test("forks and cuts of sequences with holes")
+    @Test("forks and cuts of sequences keep holes")
     func holes() throws {
         let model = try model(Self.bounds, tokens: 80)
         try model.discard(16..<48, of: 0)
@@ -246,7 +246,7 @@ struct PagedKVCacheTests {
     // MARK: - Bytes
 
     /// The example of Docs/Layouts/KVPages.md, as token 5 of a page.
-    @Test("the worked example of the layout page", arguments: InstructionSet.available)
+    @Test("bytes are those of the worked example of the layout page", arguments: InstructionSet.available)
     func bytes(_ set: InstructionSet) throws {
         let configuration = try KVCacheConfiguration(
             kvHeads: 1, headDim: 8, pageSize: 16, pageCapacity: 1, format: .int4, quantization: .zeroPoint)

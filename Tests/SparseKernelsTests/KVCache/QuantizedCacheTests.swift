@@ -64,7 +64,7 @@ struct QuantizedCacheTests {
         }
     }
 
-    @Test("8 bits are not worse than 4, wherever a row lies", arguments: InstructionSet.available)
+    @Test("8 bits are not worse than 4 for rows of any offset", arguments: InstructionSet.available)
     func moreBits(_ set: InstructionSet) throws {
         for (base, range) in [(300, 1), (1000, 1), (-300, 0.5), (0, 1e-6), (100, 1), (0, 1), (-2, 4), (60000, 3)]
             as [(Float, Float)]

@@ -185,7 +185,7 @@ struct TokenStorageTests {
         }
     }
 
-    @Test("means of pages", arguments: KVFormat.allCases, InstructionSet.available)
+    @Test("means of pages agree with their stored keys", arguments: KVFormat.allCases, InstructionSet.available)
     func means(_ format: KVFormat, _ set: InstructionSet) throws {
         let pool = try TokenPool(
             normal: format, headDim: 40, tokens: 32, seed: 6,

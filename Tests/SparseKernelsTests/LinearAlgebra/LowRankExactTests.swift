@@ -93,7 +93,7 @@ struct LowRankExactTests {
         }
     }
 
-    @Test("a 40 × 5 matrix of rank 1, many times", arguments: [1, 2, 5])
+    @Test("many 40 × 5 matrices of rank 1 are reproduced", arguments: [1, 2, 5])
     func fortyByFive(_ rank: Int) throws {
         for seed in 0..<UInt64(400) {
             let (u, v) = try (Tensor<Float>.normal([40, 1], seed: 2 * seed), Tensor<Float>.normal([1, 5], seed: 2 * seed + 1))

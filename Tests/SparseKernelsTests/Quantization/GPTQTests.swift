@@ -93,7 +93,7 @@ struct GPTQTests {
         #expect(silent.elements.allSatisfy { $0 == 0 })
     }
 
-    @Test("zero weights, and fewer tokens than channels")
+    @Test("zero weights and fewer tokens than channels give finite weights")
     func degenerate() throws {
         let quantizer = try WeightQuantizer(.svdQuantInt4)
         let zero = try GPTQ(quantizer)(.init(zeros: [4, 100]), calibration: .normal([2, 100], seed: 25))

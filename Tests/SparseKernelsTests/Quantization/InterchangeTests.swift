@@ -44,7 +44,7 @@ struct InterchangeTests {
         }
     }
 
-    @Test("nibbles lie where the formats say")
+    @Test("nibbles are where the formats say")
     func nibbles() throws {
         let weight = try Self.weights(24, 64, groupSize: 32)[0]
         func nibble(_ word: Int32, _ index: Int) -> Int { Int(UInt32(bitPattern: word) >> UInt32(4 * index) & 15) }

@@ -148,7 +148,9 @@ struct LowRankQuantizerTests {
         #expect(try LowRankQuantizer.correctedBias(nil, weight: weight, shift: 1)?.shape == [9])
     }
 
-    @Test("recorded biases, to the last bit", .enabled(if: !RecordedSplit.paths.isEmpty), arguments: RecordedSplit.paths)
+    @Test(
+        "recorded biases are reproduced to the last bit", .enabled(if: !RecordedSplit.paths.isEmpty),
+        arguments: RecordedSplit.paths)
     func recordedBias(_ path: String) throws {
         let recorded = try RecordedSplit(path)
         let bias = try LowRankQuantizer.correctedBias(

@@ -235,7 +235,7 @@ struct QuantizedActivationTests {
         }
     }
 
-    @Test("the same codes from any number of threads and from strided rows", arguments: quantising)
+    @Test("codes are the same on any number of threads and from strided rows", arguments: quantising)
     func layouts(_ activation: ActivationFormat) throws {
         let (m, k, gap) = (37, 200, 3)
         let x: Tensor<Float16> = try activation.input(m, k, seed: 3)

@@ -5,7 +5,7 @@ import Testing
 /// Operations fused with the product: smoothing, low-rank branch, bias, epilogues. Element types and strides of operands.
 @Suite("Quantised linear layer: what is fused, and operands")
 struct QuantizedLinearBranchTests {
-    @Test("low-rank branches of every rank, with and without bias", arguments: ActivationFormat.all)
+    @Test("low-rank branches of every rank agree with the oracle, with and without bias", arguments: ActivationFormat.all)
     func ranks(_ activation: ActivationFormat) throws {
         for (index, rank) in [0, 1, 16, 17, 32, 33, 128].enumerated() {
             let (m, n, k) = (
@@ -25,7 +25,7 @@ struct QuantizedLinearBranchTests {
         }
     }
 
-    @Test("the largest rank, and ranks around half of it", arguments: [ActivationFormat.int4, .float])
+    @Test("the largest rank and ranks around half of it agree with the oracle", arguments: [ActivationFormat.int4, .float])
     func largestRanks(_ activation: ActivationFormat) throws {
         for (rank, m) in [(4097, 1), (LowRankBranch.maximumRank, 1), (LowRankBranch.maximumRank, 9)] {
             let (n, k) = (41, 70)
@@ -95,7 +95,7 @@ struct QuantizedLinearBranchTests {
         }
     }
 
-    @Test("epilogues", arguments: [Epilogue.none, .gelu, .silu])
+    @Test("epilogues agree with the oracle", arguments: [Epilogue.none, .gelu, .silu])
     func epilogues(_ epilogue: Epilogue) throws {
         for (index, activation) in ActivationFormat.all.enumerated() {
             for m in [1, 9] {

@@ -65,7 +65,7 @@ struct QuantizedLinearTests {
         }
     }
 
-    @Test("every depth", arguments: WeightKind.main)
+    @Test("every depth agrees with the oracle", arguments: WeightKind.main)
     func depths(_ kind: WeightKind) throws {
         for k in Self.inFeatures + [2, 3, 15, 17, 31, 33, 127, 128, 129, 255, 256, 257] {
             let weight = try kind.weight(17, k, seed: UInt64(k))
@@ -78,7 +78,7 @@ struct QuantizedLinearTests {
         }
     }
 
-    @Test("numbers of tokens around the blocks of rows", arguments: ActivationFormat.all)
+    @Test("numbers of tokens around the blocks of rows agree with the oracle", arguments: ActivationFormat.all)
     func blocks(_ activation: ActivationFormat) throws {
         let (n, k) = (5, 20)
         let weight = try WeightKind(.int4, 16, offsets: true).weight(n, k, seed: 1)
@@ -92,7 +92,7 @@ struct QuantizedLinearTests {
         }
     }
 
-    @Test("scales and offsets that no 16-bit type holds", arguments: WeightKind.all.indices)
+    @Test("scales and offsets that no 16-bit type represents agree with the oracle", arguments: WeightKind.all.indices)
     func exactScales(_ index: Int) throws {
         let kind = WeightKind.all[index]
         let rounded = try kind.weight(20, 200, seed: 5)
@@ -109,7 +109,7 @@ struct QuantizedLinearTests {
         }
     }
 
-    @Test("the same bits on 1, 2 and 7 threads, in every call and whatever the other rows", arguments: ActivationFormat.all)
+    @Test("bits are the same on 1, 2 and 7 threads, in every call and beside any rows", arguments: ActivationFormat.all)
     func threads(_ activation: ActivationFormat) throws {
         let (m, n, k) = (65, 49, 513)
         #expect(m * n * k > WorkerPool.workCutoff)

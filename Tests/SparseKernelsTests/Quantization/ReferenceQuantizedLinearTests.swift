@@ -20,7 +20,7 @@ struct ReferenceQuantizedLinearTests {
         }
     }
 
-    @Test("shift, smoothing, scale and codes of a row")
+    @Test("shift, smoothing, scale and codes of a row are those worked out by hand")
     func row() {
         let rule = ReferenceActivationQuantization(.uint4(shift: 0.5), weight: .svdQuantInt4)
         // (7 + ½)/½ = 15, (2 − … + ½)/½: the scale is 15·Float(1/15) = 1.
@@ -36,7 +36,7 @@ struct ReferenceQuantizedLinearTests {
         #expect(infinite.scales[0].isNaN && infinite.codes == [0, 0])
     }
 
-    @Test("one output, term by term")
+    @Test("one output is the sum of its terms")
     func output() throws {
         // Codes 3 and −2 have scale ½, offset ¼ and channel scale 2. Activations 7 and −3.5 have scale 1 and codes 7 and −4.
         let weight = try QuantizedWeight(

@@ -39,7 +39,7 @@ struct SmallFloatTests {
         }
     }
 
-    @Test("E4M3 saturates, also infinities")
+    @Test("E4M3 saturates, also for infinities")
     func e4m3Saturation() {
         for value: Float in [448, 449, 464, 480, 1e30, .infinity] {
             #expect(E4M3(value).floatValue == 448 && E4M3(-value).floatValue == -448)

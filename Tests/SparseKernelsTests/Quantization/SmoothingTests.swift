@@ -69,7 +69,9 @@ struct SmoothingTests {
         #expect(ranges.activations == [0.25 + 0.05, 1.75])
     }
 
-    @Test("recorded factors, to the last bit", .enabled(if: !RecordedSplit.paths.isEmpty), arguments: RecordedSplit.paths)
+    @Test(
+        "recorded factors are reproduced to the last bit", .enabled(if: !RecordedSplit.paths.isEmpty),
+        arguments: RecordedSplit.paths)
     func recorded(_ path: String) throws {
         let recorded = try RecordedSplit(path)
         // The official code adds the shift in 16 bits.

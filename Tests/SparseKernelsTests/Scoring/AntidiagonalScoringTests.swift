@@ -175,7 +175,7 @@ struct AntidiagonalScoringTests {
         }
     }
 
-    @Test("16-bit operands score as their values do", arguments: ScoringPrecision.allCases, InstructionSet.available)
+    @Test("16-bit operands score like their widened values", arguments: ScoringPrecision.allCases, InstructionSet.available)
     func elementTypes(_ precision: ScoringPrecision, _ set: InstructionSet) throws {
         let test = ScoringCase(333, 333, headDim: 24, stride: 8, block: 64, heads: (2, 1))
         let (query, key) = (try test.query.converted(to: BFloat16.self), try test.key.converted(to: Float16.self))

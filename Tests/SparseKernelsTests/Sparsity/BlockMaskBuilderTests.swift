@@ -47,7 +47,7 @@ struct BlockMaskBuilderTests {
         #expect(try BlockMask(grid: blocks, booleans: flat) == mask.head(0))
     }
 
-    @Test("streaming as the official iterator lists it", arguments: GridCase.causal.filter(\.isSquareBlocked))
+    @Test("streaming lists the blocks of the official iterator", arguments: GridCase.causal.filter(\.isSquareBlocked))
     func causalStreaming(_ grid: GridCase) throws {
         guard case .uniform(let queryLength, let blockSize) = grid.query, case .uniform(let keyLength, _) = grid.key else {
             return

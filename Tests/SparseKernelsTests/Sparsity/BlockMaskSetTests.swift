@@ -14,7 +14,7 @@ struct BlockMaskSetTests {
         #expect(five.heads == 5 && five.kept(head: 3) == parts[2].kept() && five.kept(head: 4) == parts[0].kept())
     }
 
-    @Test("union and intersection, block by block", arguments: GridCase.all)
+    @Test("union and intersection are right block by block", arguments: GridCase.all)
     func sets(_ grid: GridCase) throws {
         let a = try BlockMask.random(grid.grid(), heads: 2, density: 0.4, seed: 2)
         let b = try BlockMask.random(grid.grid(), heads: 2, density: 0.7, seed: 3)

@@ -69,7 +69,7 @@ struct BlockMaskTests {
         }
     }
 
-    @Test("parts that are no mask are refused")
+    @Test("parts that make no mask are refused")
     func errors() throws {
         #expect(throws: Never.self) {
             try BlockMask(grid: Self.grid.get(), heads: 1, rowOffsets: [0, 2, 3], columnIndices: [0, 2, 1])

@@ -38,7 +38,7 @@ struct VerticalSlashIndexTests {
         #expect(lines.keys == (0..<40).map(Int32.init))
     }
 
-    @Test("the micro case of the specification")
+    @Test("the micro case of the specification is reproduced")
     func micro() throws {
         let lines = VerticalSlashLines(keys: [0, 5, 100, 250, 300], distances: [190, 70, 2, 1, 0])
         let index = try VerticalSlashIndex(lines, queryLength: 400, keyLength: 400)

@@ -98,7 +98,7 @@ public struct PageSelector: Sendable {
     /// Selects for one query token of every sequence.
     ///
     /// - Parameters:
-    ///   - query: `[queryHeads, sequences, headDim]`, with rotary positions applied like the keys. Token i is for `sequences[i]`.
+    ///   - query: `[queryHeads, sequences, headDim]`, with rotary positions as in the keys. Token i is for `sequences[i]`.
     ///   - cache: must not be written during the call.
     ///   - sequences: may have any lengths. Empty ones keep nothing. Discarded pages are not selected.
     ///   - layer: the layer whose keys are scored.
