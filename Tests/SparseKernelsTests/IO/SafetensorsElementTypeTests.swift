@@ -102,7 +102,7 @@ struct SafetensorsElementTypeTests {
         #expect(odd?.code == .invalidShape)
     }
 
-    // MARK: - What the reference implementation takes
+    // MARK: - Types that the reference implementation accepts
 
     @Test(
         "other keys in an entry, whatever their values",
