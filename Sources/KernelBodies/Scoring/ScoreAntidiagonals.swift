@@ -1,4 +1,4 @@
-// Block scores of XAttention (arXiv 2503.16428, §2.1). With the operands that its algorithm 1 calls Q_reshaped and K_reshaped:
+// Block scores of XAttention (arXiv 2503.16428, §2.1), from the operands that its algorithm 1 calls Q_reshaped and K_reshaped:
 //
 //     A = softmax(Q̃·K̃ᵀ / (√d·S))        score of block (I, J) = Σ_{i ∈ I} Σ_{j ∈ J} a_ij
 //
