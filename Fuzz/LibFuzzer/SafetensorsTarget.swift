@@ -1,4 +1,4 @@
-/// Called before the corpus is read: puts valid files into it. From nothing, libFuzzer does not find the way past the length.
+/// Adds valid files to the corpus before it is read. Without them, libFuzzer does not get past the length.
 @_cdecl("LLVMFuzzerInitialize")
 public func startFuzzing(_ count: UnsafeMutableRawPointer, _ arguments: UnsafeMutableRawPointer) -> CInt {
     for (i, sample) in try! sampleSafetensors().enumerated() {
@@ -9,7 +9,7 @@ public func startFuzzing(_ count: UnsafeMutableRawPointer, _ arguments: UnsafeMu
     return 0
 }
 
-/// libFuzzer's entry: it changes the input to reach code that no input has reached before, and reports whatever traps.
+/// libFuzzer's entry. libFuzzer changes the input to reach code that no earlier input reached, and reports all traps.
 @_cdecl("LLVMFuzzerTestOneInput")
 public func fuzzSafetensors(_ start: UnsafePointer<UInt8>, _ count: Int) -> CInt {
     do {

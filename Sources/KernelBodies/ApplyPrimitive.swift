@@ -1,11 +1,11 @@
-// The elementary functions and conversions, applied to arrays, so that tests can hold every one of them on every instruction
-// set against the oracle. Attention inlines the primitives; scoring operators exponentiate rows of scores here.
+// The elementary functions and conversions, applied to arrays, so that tests can compare each of them with the oracle on every
+// instruction set. Scoring operators exponentiate rows of scores with it; attention inlines the primitives.
 
 public import KernelInterface
 
 extension Kernels {
-    /// destination[i] = primitive(source[i]) for i < count; count is a multiple of `laneCount`. Half-precision values are the low 16
-    /// bits of a lane, as a `UInt16` array that starts at the pointer.
+    /// destination[i] = primitive(source[i]) for i < count, where count is a multiple of `laneCount`. Half-precision values are
+    /// a `UInt16` array at the pointer.
     public static func applyPrimitive(
         _ primitive: Primitive, from source: UnsafeRawPointer, to destination: UnsafeMutableRawPointer, count: Int
     ) {

@@ -1,6 +1,6 @@
 public import KernelInterface
 
-/// The kernels of this level. Every other file here adds one; `KernelTable` lists those that there must be.
+/// The kernels of this level, which the other files in this folder add. `KernelTable` lists the required ones.
 public enum Kernels: KernelTable {
     public static var sizes: TileSizes {
         TileSizes(

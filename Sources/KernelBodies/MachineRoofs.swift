@@ -1,8 +1,8 @@
-// What a core can do at best, measured with the same vectors that the kernels use. Benchmarks divide by these.
+// The most that a core can do, measured with the vectors that the kernels use. Benchmarks report speeds as fractions of these.
 
 extension Kernels {
-    /// Runs `iterations` multiply-adds in each of 3·`tileRows` independent chains, each `laneCount` wide, out of registers. Returns
-    /// a value that depends on all of them, so that none can be left out.
+    /// Runs `iterations` multiply-adds in each of 3·`tileRows` independent chains of vectors, in registers. Returns a value
+    /// that depends on all chains, so that the compiler removes none.
     public static func multiplyAddChains(iterations: Int, seed: Float) -> Float {
         let a = splatRow(seed)
         let b = splatRow(1 - seed)
@@ -11,8 +11,7 @@ extension Kernels {
         return total(tile)
     }
 
-    /// Runs `iterations` multiply-adds of codes in each of 3·`tileRows` independent chains, out of registers. Returns a value that depends on
-    /// all of them.
+    /// Runs `iterations` multiply-adds of codes in each of 3·`tileRows` independent chains, and returns a value that needs all.
     public static func codeProductChains(iterations: Int) -> Int32 {
         let codes = splatWord(0x0103_0201)
         let row = sumRow(0x0102_0304)
@@ -42,8 +41,8 @@ extension Kernels {
         return total(tile)
     }
 
-    /// One packed tile of a matrix product, `iterations` times over the same strip and panel: the micro-kernel alone, with its loads
-    /// and stores but without packing.
+    /// Multiplies one packed tile `iterations` times with the same strip and panel: the micro-kernel alone, with its loads and
+    /// stores but without packing.
     public static func multiplyTile(
         strip: UnsafePointer<Float>, panel: UnsafePointer<Float>, c: UnsafeMutablePointer<Float>, depth: Int, iterations: Int
     ) {

@@ -1,9 +1,9 @@
-// Rows of any storage type as adjacent floats, for kernels whose tiles read floats.
+// Conversion of rows of any storage type to adjacent floats, for kernels whose tiles read floats.
 
 public import KernelInterface
 
 extension Kernels {
-    /// Copies rows to adjacent floats.
+    /// Copies rows to adjacent floats, from row `first` on.
     @inline(never)
     public static func stageRows(
         _ operand: RowOperand, first: Int, count: Int, channels: Int, into destination: UnsafeMutablePointer<Float>

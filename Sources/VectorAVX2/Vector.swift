@@ -3,15 +3,15 @@ public import CIntrinsics
 
 /// One register of single-precision lanes.
 public typealias Vector = SIMD8<Float>
-/// One register of 32-bit integer lanes, lane for lane beside `Vector`.
+/// One register of 32-bit integers, with as many lanes as `Vector`.
 public typealias IntVector = SIMD8<Int32>
 
-/// Lanes of `Vector`.
+/// The number of lanes of `Vector`.
 @_alwaysEmitIntoClient @_transparent
 public var laneCount: Int { 8 }
 
-/// Rows of the register tile. 16 ymm registers: 4 rows × 3 vectors = 12 accumulators, 3 panel vectors and 1 broadcast fill
-/// them exactly; 12 independent chains cover the 4-cycle FMA latency on 2 ports (8) with room to spare.
+/// Rows of the register tile. 4 rows × 3 vectors = 12 accumulators, 3 panel vectors and 1 broadcast fill the 16 ymm registers
+/// exactly. 12 independent chains are more than the 8 that hide the 4-cycle FMA latency on 2 ports.
 @_alwaysEmitIntoClient @inline(__always)
 public var tileRows: Int { 4 }
 
@@ -19,31 +19,31 @@ public var tileRows: Int { 4 }
 @_alwaysEmitIntoClient @_transparent
 public func multiplyAdd(_ a: Vector, _ b: Vector, _ c: Vector) -> Vector { c.addingProduct(a, b) }
 
-/// Lane-wise `a > b ? a : b`: the second operand wins when either is NaN.
+/// Lane-wise `a > b ? a : b`, which is the second operand when either is NaN.
 @_alwaysEmitIntoClient @_transparent
 public func maximum(_ a: Vector, _ b: Vector) -> Vector {
     _mm256_max_ps(a, b)
 }
 
-/// Eight IEEE half-precision values, widened.
+/// Loads eight IEEE half-precision values and widens them.
 @_alwaysEmitIntoClient @_transparent
 public func loadHalf(_ pointer: UnsafePointer<UInt16>) -> Vector {
     let bits = UnsafeRawPointer(pointer).loadUnaligned(as: __m128i.self)
     return _mm256_cvtph_ps(bits)
 }
 
-/// Eight bfloat16 values, widened: bfloat16 is the upper half of a Float.
+/// Loads eight bfloat16 values and widens them. A bfloat16 is the upper half of a Float.
 @_alwaysEmitIntoClient @_transparent
 public func loadBFloat16(_ pointer: UnsafePointer<UInt16>) -> Vector {
     let bits = UnsafeRawPointer(pointer).loadUnaligned(as: __m128i.self)
     return unsafeBitCast(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16), to: Vector.self)
 }
 
-/// Lane-wise conversion of integers.
+/// Converts integer lanes to floats.
 @_alwaysEmitIntoClient @_transparent
 public func floats(_ integers: IntVector) -> Vector { _mm256_cvtepi32_ps(unsafeBitCast(integers, to: __m256i.self)) }
 
-/// The sign of every lane, one bit each, lane 0 lowest.
+/// The sign bits of all lanes, with that of lane 0 lowest.
 @_alwaysEmitIntoClient @_transparent
 public func signBits(_ value: Vector) -> UInt64 { UInt64(UInt32(bitPattern: _mm256_movemask_ps(value))) }
 
@@ -52,12 +52,12 @@ public func signBits(_ value: Vector) -> UInt64 { UInt64(UInt32(bitPattern: _mm2
 /// One register of bytes, or of 16-bit sums of their products.
 public typealias CodeVector = __m256i
 
-/// Channels whose products a narrow sum can hold: 16-bit lanes take 16 products of 31·62 = 1922 (30752 of 32767), and every
-/// step of four channels gives each lane two.
+/// The channels whose products a narrow sum can hold. A 16-bit lane holds 16 products of 31·62 = 1922 (30752 of 32767), and
+/// every step of four channels adds two to each lane.
 @_alwaysEmitIntoClient @_transparent
 public var narrowDepth: Int { 32 }
 
-/// Four adjacent bytes, repeated.
+/// Loads four adjacent bytes and repeats them in every lane.
 @_alwaysEmitIntoClient @_transparent
 public func splatCodes(_ pointer: UnsafePointer<UInt8>) -> CodeVector {
     _mm256_set1_epi32(UnsafeRawPointer(pointer).loadUnaligned(as: Int32.self))
@@ -69,13 +69,13 @@ public func addProducts(_ sum: CodeVector, _ unsigned: CodeVector, _ signed: Cod
     _mm256_add_epi16(sum, _mm256_maddubs_epi16(unsigned, signed))
 }
 
-/// Narrow sums as one 32-bit sum per lane.
+/// Widens narrow sums to one 32-bit sum per lane.
 @_alwaysEmitIntoClient @_transparent
 public func widened(_ sum: CodeVector) -> IntVector {
     unsafeBitCast(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), to: IntVector.self)
 }
 
-/// The lowest byte of every lane, to adjacent bytes.
+/// Stores the lowest byte of every lane in adjacent bytes.
 @_alwaysEmitIntoClient @_transparent
 public func storeLowBytes(_ value: IntVector, _ pointer: UnsafeMutablePointer<UInt8>) {
     let bytes = unsafeBitCast(value, to: __m256i.self)
@@ -84,21 +84,21 @@ public func storeLowBytes(_ value: IntVector, _ pointer: UnsafeMutablePointer<UI
     _mm_storel_epi64(UnsafeMutableRawPointer(pointer).assumingMemoryBound(to: __m128i.self), _mm_packus_epi16(words, words))
 }
 
-/// The lowest 16 bits of every lane, to adjacent halves.
+/// Stores the lowest 16 bits of every lane in adjacent halves.
 @_alwaysEmitIntoClient @_transparent
 public func storeLowHalves(_ value: IntVector, _ pointer: UnsafeMutablePointer<UInt16>) {
     let lanes = unsafeBitCast(value, to: __m256i.self)
     UnsafeMutableRawPointer(pointer).storeBytes(of: _mm_packus_epi32(lanes.lowHalf, lanes.highHalf), as: __m128i.self)
 }
 
-/// Lane by lane, the larger integer.
+/// Lane-wise maximum of integers.
 @_alwaysEmitIntoClient @_transparent
 public func maximum(_ a: IntVector, _ b: IntVector) -> IntVector {
     unsafeBitCast(
         _mm256_max_epi32(unsafeBitCast(a, to: __m256i.self), unsafeBitCast(b, to: __m256i.self)), to: IntVector.self)
 }
 
-/// The sum of the lanes. The standard library's is generic, and is not always inlined.
+/// The sum of the lanes. The standard library's function is generic and not always inlined.
 @_alwaysEmitIntoClient @_transparent
 public func laneSum(_ value: Vector) -> Float {
     let four = value.lowHalf + value.highHalf
@@ -116,17 +116,17 @@ public func largest(_ value: IntVector) -> Int32 {
 
 // MARK: - Quantised weights
 
-/// Largest magnitude that a sum of products of nibble codes can hold.
+/// The largest magnitude that a sum of products of nibble codes can hold.
 @_alwaysEmitIntoClient @_transparent
 public var codeSumLimit: Int { 32_767 }
 
-/// The number that is added to signed codes of activations that meet weights of whole bytes.
+/// The number that is added to signed codes of activations, for products with weights of whole bytes.
 @_alwaysEmitIntoClient @_transparent
 public var byteZero: Int32 { 0 }
 
 /// sum += products of signed codes −127…127 and signed weights, four per 32-bit lane.
 ///
-/// Two full products do not fit 16 bits with one factor unsigned. With the sign moved from the weight to the code they do:
+/// Two products do not fit in 16 bits if one factor is unsigned. They do when the sign is moved from the weight to the code:
 /// 2·128·127 < 2¹⁵.
 @_alwaysEmitIntoClient @_transparent
 public func addByteProducts(_ sum: CodeVector, _ codes: CodeVector, _ weights: CodeVector) -> CodeVector {
@@ -134,28 +134,28 @@ public func addByteProducts(_ sum: CodeVector, _ codes: CodeVector, _ weights: C
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
 }
 
-/// Sums of `addByteProducts` as integer lanes.
+/// Converts sums of `addByteProducts` to integer lanes.
 @_alwaysEmitIntoClient @_transparent
 public func byteSums(_ sum: CodeVector) -> IntVector { unsafeBitCast(sum, to: IntVector.self) }
 
-/// Byte by byte, a + b.
+/// Byte-wise a + b.
 @_alwaysEmitIntoClient @_transparent
 public func addBytes(_ a: CodeVector, _ b: CodeVector) -> CodeVector {
     _mm256_add_epi8(a, b)
 }
 
-/// A 32-bit integer in every lane.
+/// Repeats a 32-bit integer in every lane.
 @_alwaysEmitIntoClient @_transparent
 public func splatWord(_ value: Int32) -> CodeVector { _mm256_set1_epi32(value) }
 
-/// The eight nibbles of every lane as two registers of bytes: the low ones and the high ones.
+/// Splits the eight nibbles of every lane into two registers of bytes, the low ones and the high ones.
 @_alwaysEmitIntoClient @_transparent
 public func nibblesInBytes(_ packed: CodeVector) -> (low: CodeVector, high: CodeVector) {
     let mask = _mm256_set1_epi32(0x0f0f_0f0f)
     return (_mm256_and_si256(packed, mask), _mm256_and_si256(_mm256_srli_epi32(packed, 4), mask))
 }
 
-/// The bytes of a table of 16 that the codes 0…15 choose.
+/// Looks up codes 0…15 in a table of 16 bytes.
 @_alwaysEmitIntoClient @_transparent
 public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVector {
     let entries = UnsafeRawPointer(table).loadUnaligned(as: __m128i.self)
@@ -164,16 +164,16 @@ public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVe
 
 // MARK: - Tokens of a cache
 
-/// Tokens of a score tile: 2 tokens × 4 rows are 8 accumulators, which cover the latency, beside 2 vectors of keys and 4 of queries.
+/// The tokens of a score tile: 2 tokens × 4 rows are 8 accumulators, which hide the latency, beside 2 key and 4 query vectors.
 @_alwaysEmitIntoClient @inline(__always)
 public var tokenTile: Int { 2 }
 
-/// Sums of a token, one vector per row.
+/// The sums of a token, one vector per row.
 public typealias TokenSums = (r0: Vector, r1: Vector, r2: Vector, r3: Vector)
-/// Sums of products of codes of a token.
+/// The same sums of products of codes.
 public typealias TokenCodeSums = (r0: CodeVector, r1: CodeVector, r2: CodeVector, r3: CodeVector)
 
-/// In both halves, partial sums of the four rows.
+/// Adds lanes, so that both halves have partial sums of the four rows.
 @_alwaysEmitIntoClient @_transparent
 func rowGroups(_ t: TokenSums) -> Vector {
     let ab = unsafeBitCast(_mm256_unpacklo_ps(t.r0, t.r1) + _mm256_unpackhi_ps(t.r0, t.r1), to: __m256d.self)
@@ -190,7 +190,7 @@ func rowGroups(_ t: TokenCodeSums) -> IntVector {
         _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd)), to: IntVector.self)
 }
 
-/// The sums of the lanes of every vector of a tile, [token][row], to memory.
+/// Sums the lanes of every vector of a tile and stores the sums, [token][row].
 @_alwaysEmitIntoClient @_transparent
 public func storeTileSums(
     _ t0: TokenSums, _ t1: TokenSums, _ t2: TokenSums, _ t3: TokenSums, _ pointer: UnsafeMutablePointer<Float>
@@ -200,7 +200,7 @@ public func storeTileSums(
         Vector(lowHalf: a.lowHalf, highHalf: b.lowHalf) + Vector(lowHalf: a.highHalf, highHalf: b.highHalf), pointer)
 }
 
-/// The sums of the 32-bit lanes of every register of a tile, [token][row], as floats to memory.
+/// Sums the 32-bit lanes of every register of a tile and stores the sums as floats, [token][row].
 @_alwaysEmitIntoClient @_transparent
 public func storeTileSums(
     _ t0: TokenCodeSums, _ t1: TokenCodeSums, _ t2: TokenCodeSums, _ t3: TokenCodeSums, _ pointer: UnsafeMutablePointer<Float>
@@ -210,7 +210,7 @@ public func storeTileSums(
     store(floats(sums), pointer)
 }
 
-/// Two values, each repeated four times.
+/// Loads two values and repeats each four times.
 @_alwaysEmitIntoClient @_transparent
 public func repeatEach(_ pointer: UnsafePointer<Float>) -> Vector {
     Vector(lowHalf: SIMD4(repeating: pointer[0]), highHalf: SIMD4(repeating: pointer[1]))
@@ -226,26 +226,26 @@ public func addPairProducts(_ sum: CodeVector, _ a: CodeVector, _ b: CodeVector)
     _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
 }
 
-/// `2·laneCount` bytes as 16-bit lanes.
+/// Loads `2·laneCount` bytes as 16-bit lanes.
 @_alwaysEmitIntoClient @_transparent
 public func loadBytes(_ pointer: UnsafeRawPointer) -> CodeVector {
     _mm256_cvtepu8_epi16(pointer.loadUnaligned(as: __m128i.self))
 }
 
-/// The low and the high nibbles of bytes in 16-bit lanes.
+/// Splits bytes in 16-bit lanes into their low and their high nibbles.
 @_alwaysEmitIntoClient @_transparent
 public func nibblesInHalves(_ bytes: CodeVector) -> (low: CodeVector, high: CodeVector) {
     (_mm256_and_si256(bytes, _mm256_set1_epi16(15)), _mm256_srli_epi16(bytes, 4))
 }
 
-/// Four values over and over.
+/// Repeats four values to fill a vector.
 @_alwaysEmitIntoClient @_transparent
 public func repeatFour(_ four: SIMD4<Float>) -> Vector { Vector(lowHalf: four, highHalf: four) }
 
-/// Lane by lane, the sums of the halves.
+/// The sum over the two groups of four lanes.
 @_alwaysEmitIntoClient @_transparent
 public func foldSum(_ value: Vector) -> SIMD4<Float> { value.lowHalf + value.highHalf }
 
-/// Lane by lane, the maxima of the halves.
+/// The maximum over the two groups of four lanes.
 @_alwaysEmitIntoClient @_transparent
 public func foldMaximum(_ value: Vector) -> SIMD4<Float> { _mm_max_ps(value.lowHalf, value.highHalf) }

@@ -4,15 +4,15 @@ public import CIntrinsics
 
 /// One register of single-precision lanes.
 public typealias Vector = SIMD16<Float>
-/// One register of 32-bit integer lanes, lane for lane beside `Vector`.
+/// One register of 32-bit integers, with as many lanes as `Vector`.
 public typealias IntVector = SIMD16<Int32>
 
-/// Lanes of `Vector`.
+/// The number of lanes of `Vector`.
 @_alwaysEmitIntoClient @_transparent
 public var laneCount: Int { 16 }
 
-/// Rows of the register tile. 32 zmm registers: 8 rows × 3 vectors = 24 accumulators, 3 panel vectors and the broadcasts
-/// leave four to spare; 11 loads feed 24 FMAs, so the load ports stay half idle.
+/// Rows of the register tile. 8 rows × 3 vectors = 24 accumulators, 3 panel vectors and the broadcasts leave four of the 32 zmm
+/// registers unused. 11 loads supply 24 FMAs, so the load ports stay half idle.
 @_alwaysEmitIntoClient @inline(__always)
 public var tileRows: Int { 8 }
 
@@ -20,31 +20,31 @@ public var tileRows: Int { 8 }
 @_alwaysEmitIntoClient @_transparent
 public func multiplyAdd(_ a: Vector, _ b: Vector, _ c: Vector) -> Vector { c.addingProduct(a, b) }
 
-/// Lane-wise `a > b ? a : b`: the second operand wins when either is NaN.
+/// Lane-wise `a > b ? a : b`, which is the second operand when either is NaN.
 @_alwaysEmitIntoClient @_transparent
 public func maximum(_ a: Vector, _ b: Vector) -> Vector {
     _mm512_max_ps(a, b)
 }
 
-/// Sixteen IEEE half-precision values, widened.
+/// Loads sixteen IEEE half-precision values and widens them.
 @_alwaysEmitIntoClient @_transparent
 public func loadHalf(_ pointer: UnsafePointer<UInt16>) -> Vector {
     let bits = UnsafeRawPointer(pointer).loadUnaligned(as: __m256i.self)
     return _mm512_cvtph_ps(bits)
 }
 
-/// Sixteen bfloat16 values, widened: bfloat16 is the upper half of a Float.
+/// Loads sixteen bfloat16 values and widens them. A bfloat16 is the upper half of a Float.
 @_alwaysEmitIntoClient @_transparent
 public func loadBFloat16(_ pointer: UnsafePointer<UInt16>) -> Vector {
     let bits = UnsafeRawPointer(pointer).loadUnaligned(as: __m256i.self)
     return unsafeBitCast(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16), to: Vector.self)
 }
 
-/// Lane-wise conversion of integers.
+/// Converts integer lanes to floats.
 @_alwaysEmitIntoClient @_transparent
 public func floats(_ integers: IntVector) -> Vector { _mm512_cvtepi32_ps(unsafeBitCast(integers, to: __m512i.self)) }
 
-/// The sign of every lane, one bit each, lane 0 lowest.
+/// The sign bits of all lanes, with that of lane 0 lowest.
 @_alwaysEmitIntoClient @_transparent
 public func signBits(_ value: Vector) -> UInt64 {
     UInt64(_mm512_movepi32_mask(unsafeBitCast(value, to: __m512i.self)))
@@ -55,11 +55,11 @@ public func signBits(_ value: Vector) -> UInt64 {
 /// One register of bytes, or of 32-bit sums of their products.
 public typealias CodeVector = __m512i
 
-/// Channels whose products a sum can hold: VNNI sums in 32 bits, so all of them.
+/// The channels whose products a sum can hold: with VNNI's 32 bits, any practical number.
 @_alwaysEmitIntoClient @_transparent
 public var narrowDepth: Int { 1 << 20 }
 
-/// Four adjacent bytes, repeated.
+/// Loads four adjacent bytes and repeats them in every lane.
 @_alwaysEmitIntoClient @_transparent
 public func splatCodes(_ pointer: UnsafePointer<UInt8>) -> CodeVector {
     _mm512_set1_epi32(UnsafeRawPointer(pointer).loadUnaligned(as: Int32.self))
@@ -71,32 +71,32 @@ public func addProducts(_ sum: CodeVector, _ unsigned: CodeVector, _ signed: Cod
     _mm512_dpbusd_epi32(sum, unsigned, signed)
 }
 
-/// One 32-bit sum per lane: already there.
+/// Sums as one 32-bit integer per lane, which they already are.
 @_alwaysEmitIntoClient @_transparent
 public func widened(_ sum: CodeVector) -> IntVector { unsafeBitCast(sum, to: IntVector.self) }
 
-/// The lowest byte of every lane, to adjacent bytes.
+/// Stores the lowest byte of every lane in adjacent bytes.
 @_alwaysEmitIntoClient @_transparent
 public func storeLowBytes(_ value: IntVector, _ pointer: UnsafeMutablePointer<UInt8>) {
     let bytes = _mm512_cvtepi32_epi8(unsafeBitCast(value, to: __m512i.self))
     UnsafeMutableRawPointer(pointer).storeBytes(of: bytes, as: __m128i.self)
 }
 
-/// The lowest 16 bits of every lane, to adjacent halves.
+/// Stores the lowest 16 bits of every lane in adjacent halves.
 @_alwaysEmitIntoClient @_transparent
 public func storeLowHalves(_ value: IntVector, _ pointer: UnsafeMutablePointer<UInt16>) {
     let halves = _mm512_cvtepi32_epi16(unsafeBitCast(value, to: __m512i.self))
     UnsafeMutableRawPointer(pointer).storeBytes(of: halves, as: __m256i.self)
 }
 
-/// Lane by lane, the larger integer.
+/// Lane-wise maximum of integers.
 @_alwaysEmitIntoClient @_transparent
 public func maximum(_ a: IntVector, _ b: IntVector) -> IntVector {
     unsafeBitCast(
         _mm512_max_epi32(unsafeBitCast(a, to: __m512i.self), unsafeBitCast(b, to: __m512i.self)), to: IntVector.self)
 }
 
-/// The sum of the lanes. The standard library's is generic, and is not always inlined.
+/// The sum of the lanes. The standard library's function is generic and not always inlined.
 @_alwaysEmitIntoClient @_transparent
 public func laneSum(_ value: Vector) -> Float { _mm512_reduce_add_ps(value) }
 
@@ -106,42 +106,42 @@ public func largest(_ value: IntVector) -> Int32 { _mm512_reduce_max_epi32(unsaf
 
 // MARK: - Quantised weights
 
-/// Largest magnitude that a sum of products of nibble codes can hold.
+/// The largest magnitude that a sum of products of nibble codes can hold.
 @_alwaysEmitIntoClient @_transparent
 public var codeSumLimit: Int { Int(Int32.max) }
 
-/// The number that is added to signed codes of activations that meet weights of whole bytes.
+/// The number that is added to signed codes of activations, for products with weights of whole bytes.
 @_alwaysEmitIntoClient @_transparent
 public var byteZero: Int32 { 128 }
 
-/// sum += products of codes, 128 added, and signed weights, four per 32-bit lane.
+/// sum += products of codes with 128 added and signed weights, four per 32-bit lane.
 @_alwaysEmitIntoClient @_transparent
 public func addByteProducts(_ sum: CodeVector, _ codes: CodeVector, _ weights: CodeVector) -> CodeVector {
     addProducts(sum, codes, weights)
 }
 
-/// Sums of `addByteProducts` as integer lanes.
+/// Converts sums of `addByteProducts` to integer lanes.
 @_alwaysEmitIntoClient @_transparent
 public func byteSums(_ sum: CodeVector) -> IntVector { unsafeBitCast(sum, to: IntVector.self) }
 
-/// Byte by byte, a + b.
+/// Byte-wise a + b.
 @_alwaysEmitIntoClient @_transparent
 public func addBytes(_ a: CodeVector, _ b: CodeVector) -> CodeVector {
     _mm512_add_epi8(a, b)
 }
 
-/// A 32-bit integer in every lane.
+/// Repeats a 32-bit integer in every lane.
 @_alwaysEmitIntoClient @_transparent
 public func splatWord(_ value: Int32) -> CodeVector { _mm512_set1_epi32(value) }
 
-/// The eight nibbles of every lane as two registers of bytes: the low ones and the high ones.
+/// Splits the eight nibbles of every lane into two registers of bytes, the low ones and the high ones.
 @_alwaysEmitIntoClient @_transparent
 public func nibblesInBytes(_ packed: CodeVector) -> (low: CodeVector, high: CodeVector) {
     let mask = _mm512_set1_epi32(0x0f0f_0f0f)
     return (_mm512_and_si512(packed, mask), _mm512_and_si512(_mm512_srli_epi32(packed, 4), mask))
 }
 
-/// The bytes of a table of 16 that the codes 0…15 choose.
+/// Looks up codes 0…15 in a table of 16 bytes.
 @_alwaysEmitIntoClient @_transparent
 public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVector {
     let entries = UnsafeRawPointer(table).loadUnaligned(as: __m128i.self)
@@ -150,16 +150,16 @@ public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVe
 
 // MARK: - Tokens of a cache
 
-/// Tokens of a score tile: 4 tokens × 4 rows are 16 accumulators, beside 4 vectors of keys and 4 of queries.
+/// The tokens of a score tile: 4 tokens × 4 rows are 16 accumulators, beside 4 key and 4 query vectors.
 @_alwaysEmitIntoClient @inline(__always)
 public var tokenTile: Int { 4 }
 
-/// Sums of a token, one vector per row.
+/// The sums of a token, one vector per row.
 public typealias TokenSums = (r0: Vector, r1: Vector, r2: Vector, r3: Vector)
-/// Sums of products of codes of a token.
+/// The same sums of products of codes.
 public typealias TokenCodeSums = (r0: CodeVector, r1: CodeVector, r2: CodeVector, r3: CodeVector)
 
-/// In every group of four lanes, partial sums of the four rows.
+/// Adds lanes, so that every group of four has partial sums of the four rows.
 @_alwaysEmitIntoClient @_transparent
 func rowGroups(_ t: TokenSums) -> CodeVector {
     let ab = unsafeBitCast(_mm512_unpacklo_ps(t.r0, t.r1) + _mm512_unpackhi_ps(t.r0, t.r1), to: __m512d.self)
@@ -176,7 +176,7 @@ func rowGroups(_ t: TokenCodeSums) -> CodeVector {
     return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
 }
 
-/// The sums of the lanes of every vector of a tile, [token][row], to memory.
+/// Sums the lanes of every vector of a tile and stores the sums, [token][row].
 @_alwaysEmitIntoClient @_transparent
 public func storeTileSums(
     _ t0: TokenSums, _ t1: TokenSums, _ t2: TokenSums, _ t3: TokenSums, _ pointer: UnsafeMutablePointer<Float>
@@ -185,7 +185,7 @@ public func storeTileSums(
     store(groupSums(a, b), pointer)
 }
 
-/// Sums of neighbouring groups of a, then of b.
+/// Adds neighbouring groups of four lanes, those of a before those of b.
 @_alwaysEmitIntoClient @_transparent
 func groupSums(_ a: CodeVector, _ b: CodeVector) -> Vector {
     unsafeBitCast(sparsekernels_even_groups(a, b), to: Vector.self)
@@ -197,7 +197,7 @@ func groupSums(_ a: Vector, _ b: Vector) -> Vector {
     groupSums(unsafeBitCast(a, to: CodeVector.self), unsafeBitCast(b, to: CodeVector.self))
 }
 
-/// The sums of the 32-bit lanes of every register of a tile, [token][row], as floats to memory.
+/// Sums the 32-bit lanes of every register of a tile and stores the sums as floats, [token][row].
 @_alwaysEmitIntoClient @_transparent
 public func storeTileSums(
     _ t0: TokenCodeSums, _ t1: TokenCodeSums, _ t2: TokenCodeSums, _ t3: TokenCodeSums, _ pointer: UnsafeMutablePointer<Float>
@@ -211,7 +211,7 @@ func codeGroupSums(_ a: CodeVector, _ b: CodeVector) -> CodeVector {
     _mm512_add_epi32(sparsekernels_even_groups(a, b), sparsekernels_odd_groups(a, b))
 }
 
-/// Four values, each repeated four times.
+/// Loads four values and repeats each four times.
 @_alwaysEmitIntoClient @_transparent
 public func repeatEach(_ pointer: UnsafePointer<Float>) -> Vector {
     let values = repeatFour(UnsafeRawPointer(pointer).loadUnaligned(as: SIMD4<Float>.self))
@@ -228,33 +228,33 @@ public func addPairProducts(_ sum: CodeVector, _ a: CodeVector, _ b: CodeVector)
     _mm512_dpwssd_epi32(sum, a, b)
 }
 
-/// `2·laneCount` bytes as 16-bit lanes.
+/// Loads `2·laneCount` bytes as 16-bit lanes.
 @_alwaysEmitIntoClient @_transparent
 public func loadBytes(_ pointer: UnsafeRawPointer) -> CodeVector {
     _mm512_cvtepu8_epi16(pointer.loadUnaligned(as: __m256i.self))
 }
 
-/// The low and the high nibbles of bytes in 16-bit lanes.
+/// Splits bytes in 16-bit lanes into their low and their high nibbles.
 @_alwaysEmitIntoClient @_transparent
 public func nibblesInHalves(_ bytes: CodeVector) -> (low: CodeVector, high: CodeVector) {
     (_mm512_and_si512(bytes, _mm512_set1_epi16(15)), _mm512_srli_epi16(bytes, 4))
 }
 
-/// Four values over and over.
+/// Repeats four values to fill a vector.
 @_alwaysEmitIntoClient @_transparent
 public func repeatFour(_ four: SIMD4<Float>) -> Vector {
     let eight = SIMD8<Float>(lowHalf: four, highHalf: four)
     return Vector(lowHalf: eight, highHalf: eight)
 }
 
-/// Lane by lane, the sums of the quarters.
+/// The sum over the four groups of four lanes.
 @_alwaysEmitIntoClient @_transparent
 public func foldSum(_ value: Vector) -> SIMD4<Float> {
     let eight = value.lowHalf + value.highHalf
     return eight.lowHalf + eight.highHalf
 }
 
-/// Lane by lane, the maxima of the quarters.
+/// The maximum over the four groups of four lanes.
 @_alwaysEmitIntoClient @_transparent
 public func foldMaximum(_ value: Vector) -> SIMD4<Float> {
     let eight = _mm256_max_ps(value.lowHalf, value.highHalf)

@@ -6,10 +6,10 @@
 
 /// One register of single-precision lanes.
 public typealias Vector = SIMD4<Float>
-/// One register of 32-bit integer lanes, lane for lane beside `Vector`.
+/// One register of 32-bit integers, with as many lanes as `Vector`.
 public typealias IntVector = SIMD4<Int32>
 
-/// Lanes of `Vector`.
+/// The number of lanes of `Vector`.
 @_alwaysEmitIntoClient @_transparent
 public var laneCount: Int { 4 }
 
@@ -23,7 +23,7 @@ public var laneCount: Int { 4 }
     public var tileRows: Int { 4 }
 #endif
 
-/// `a·b + c`: one rounding where the baseline has a fused instruction, two on x86-64, where `addingProduct` would call `fmaf`.
+/// `a·b + c`: one rounding on arm64, two on x86-64, whose baseline is not fused, so that `addingProduct` would call `fmaf`.
 @_alwaysEmitIntoClient @_transparent
 public func multiplyAdd(_ a: Vector, _ b: Vector, _ c: Vector) -> Vector {
     #if arch(arm64)
@@ -33,37 +33,37 @@ public func multiplyAdd(_ a: Vector, _ b: Vector, _ c: Vector) -> Vector {
     #endif
 }
 
-/// Lane-wise `a > b ? a : b`: the second operand wins when either is NaN.
+/// Lane-wise `a > b ? a : b`, which is the second operand when either is NaN.
 @_alwaysEmitIntoClient @_transparent
 public func maximum(_ a: Vector, _ b: Vector) -> Vector { b.replacing(with: a, where: a .> b) }
 
-/// Four IEEE half-precision values, widened.
+/// Loads four IEEE half-precision values and widens them.
 ///
-/// Integer arithmetic, because the x86-64 baseline has no conversion instruction: shift exponent and mantissa into place,
-/// then multiply by 2¹¹² to re-bias the exponent, which normalises subnormals too.
+/// The x86-64 baseline has no conversion instruction, so this is integer arithmetic: it shifts exponent and mantissa to their
+/// places and multiplies by 2¹¹² to re-bias the exponent, which also normalises subnormals.
 @_alwaysEmitIntoClient @_transparent
 public func loadHalf(_ pointer: UnsafePointer<UInt16>) -> Vector {
     let half = UnsafeRawPointer(pointer).loadUnaligned(as: SIMD4<UInt16>.self)
     let bits = SIMD4<UInt32>(truncatingIfNeeded: half)
     let magnitude = (bits & 0x7fff) &<< 13
     let scaled = unsafeBitCast(magnitude, to: SIMD4<Float>.self) * Float(bitPattern: (127 + 112) << 23)
-    // Exponent 31 (infinity, NaN) came out as 2¹⁶…: set the exponent field to all ones.
+    // For exponent 31 (infinity and NaN) the result is 2¹⁶ or more; this sets its exponent field to all ones.
     let special = SIMD4<UInt32>(repeating: 0).replacing(with: 0x7f80_0000, where: magnitude .>= SIMD4(repeating: 0x0f80_0000))
     return unsafeBitCast(unsafeBitCast(scaled, to: SIMD4<UInt32>.self) | special | ((bits & 0x8000) &<< 16), to: Vector.self)
 }
 
-/// Four bfloat16 values, widened: bfloat16 is the upper half of a Float.
+/// Loads four bfloat16 values and widens them. A bfloat16 is the upper half of a Float.
 @_alwaysEmitIntoClient @_transparent
 public func loadBFloat16(_ pointer: UnsafePointer<UInt16>) -> Vector {
     let half = UnsafeRawPointer(pointer).loadUnaligned(as: SIMD4<UInt16>.self)
     return unsafeBitCast(SIMD4<UInt32>(truncatingIfNeeded: half) &<< 16, to: Vector.self)
 }
 
-/// Lane-wise conversion of integers.
+/// Converts integer lanes to floats.
 @_alwaysEmitIntoClient @_transparent
 public func floats(_ integers: IntVector) -> Vector { Vector(integers) }
 
-/// The sign of every lane, one bit each, lane 0 lowest.
+/// The sign bits of all lanes, with that of lane 0 lowest.
 @_alwaysEmitIntoClient @_transparent
 public func signBits(_ value: Vector) -> UInt64 {
     #if arch(x86_64)
@@ -79,19 +79,19 @@ public func signBits(_ value: Vector) -> UInt64 {
 /// One register of bytes, or of 32-bit sums of their products.
 public typealias CodeVector = SIMD4<Int32>
 
-/// Channels whose products a sum can hold: it has 32 bits, so all of them.
+/// The channels whose products a sum can hold: with 32 bits, any practical number.
 @_alwaysEmitIntoClient @_transparent
 public var narrowDepth: Int { 1 << 20 }
 
-/// Four adjacent bytes, repeated.
+/// Loads four adjacent bytes and repeats them in every lane.
 @_alwaysEmitIntoClient @_transparent
 public func splatCodes(_ pointer: UnsafePointer<UInt8>) -> CodeVector {
     SIMD4(repeating: UnsafeRawPointer(pointer).loadUnaligned(as: Int32.self))
 }
 
 #if arch(x86_64)
-    /// sum += products of unsigned and signed codes, four per lane. SSE2 multiplies pairs of 16-bit lanes: one product of the even
-    /// bytes and one of the odd ones.
+    /// sum += products of unsigned and signed codes, four per lane. SSE2 multiplies pairs of 16-bit lanes: the even bytes are
+    /// one product, the odd bytes another.
     @_alwaysEmitIntoClient @_transparent
     public func addProducts(_ sum: CodeVector, _ unsigned: CodeVector, _ signed: CodeVector) -> CodeVector {
         let (a, b) = (unsafeBitCast(unsigned, to: __m128i.self), unsafeBitCast(signed, to: __m128i.self))
@@ -100,7 +100,7 @@ public func splatCodes(_ pointer: UnsafePointer<UInt8>) -> CodeVector {
         return sum &+ unsafeBitCast(_mm_add_epi32(even, odd), to: CodeVector.self)
     }
 #else
-    /// sum += products of unsigned and signed codes, four per lane. Bytes widen to 16-bit lanes, which hold one product.
+    /// sum += products of unsigned and signed codes, four per lane. Bytes are widened to 16-bit lanes, which hold one product.
     @_alwaysEmitIntoClient @_transparent
     public func addProducts(_ sum: CodeVector, _ unsigned: CodeVector, _ signed: CodeVector) -> CodeVector {
         let a = SIMD16<Int16>(truncatingIfNeeded: unsafeBitCast(unsigned, to: SIMD16<UInt8>.self))
@@ -112,29 +112,29 @@ public func splatCodes(_ pointer: UnsafePointer<UInt8>) -> CodeVector {
     }
 #endif
 
-/// One 32-bit sum per lane: already there.
+/// Sums as one 32-bit integer per lane, which they already are.
 @_alwaysEmitIntoClient @_transparent
 public func widened(_ sum: CodeVector) -> IntVector { sum }
 
-/// The lowest byte of every lane, to adjacent bytes.
+/// Stores the lowest byte of every lane in adjacent bytes.
 @_alwaysEmitIntoClient @_transparent
 public func storeLowBytes(_ value: IntVector, _ pointer: UnsafeMutablePointer<UInt8>) {
     UnsafeMutableRawPointer(pointer).storeBytes(of: SIMD4<UInt8>(truncatingIfNeeded: value), as: SIMD4<UInt8>.self)
 }
 
-/// The lowest 16 bits of every lane, to adjacent halves.
+/// Stores the lowest 16 bits of every lane in adjacent halves.
 @_alwaysEmitIntoClient @_transparent
 public func storeLowHalves(_ value: IntVector, _ pointer: UnsafeMutablePointer<UInt16>) {
     UnsafeMutableRawPointer(pointer).storeBytes(of: SIMD4<UInt16>(truncatingIfNeeded: value), as: SIMD4<UInt16>.self)
 }
 
-/// Lane by lane, the larger integer.
+/// Lane-wise maximum of integers.
 @_alwaysEmitIntoClient @_transparent
 public func maximum(_ a: IntVector, _ b: IntVector) -> IntVector {
     b.replacing(with: a, where: a .> b)
 }
 
-/// The sum of the lanes. The standard library's is generic, and is not always inlined.
+/// The sum of the lanes. The standard library's function is generic and not always inlined.
 @_alwaysEmitIntoClient @_transparent
 public func laneSum(_ value: Vector) -> Float {
     let two = value.lowHalf + value.highHalf
@@ -150,42 +150,42 @@ public func largest(_ value: IntVector) -> Int32 {
 
 // MARK: - Quantised weights
 
-/// Largest magnitude that a sum of products of nibble codes can hold.
+/// The largest magnitude that a sum of products of nibble codes can hold.
 @_alwaysEmitIntoClient @_transparent
 public var codeSumLimit: Int { Int(Int32.max) }
 
-/// The number that is added to signed codes of activations that meet weights of whole bytes.
+/// The number that is added to signed codes of activations, for products with weights of whole bytes.
 @_alwaysEmitIntoClient @_transparent
 public var byteZero: Int32 { 128 }
 
-/// sum += products of codes, 128 added, and signed weights, four per 32-bit lane.
+/// sum += products of codes with 128 added and signed weights, four per 32-bit lane.
 @_alwaysEmitIntoClient @_transparent
 public func addByteProducts(_ sum: CodeVector, _ codes: CodeVector, _ weights: CodeVector) -> CodeVector {
     addProducts(sum, codes, weights)
 }
 
-/// Sums of `addByteProducts` as integer lanes.
+/// Converts sums of `addByteProducts` to integer lanes.
 @_alwaysEmitIntoClient @_transparent
 public func byteSums(_ sum: CodeVector) -> IntVector { sum }
 
-/// Byte by byte, a + b.
+/// Byte-wise a + b.
 @_alwaysEmitIntoClient @_transparent
 public func addBytes(_ a: CodeVector, _ b: CodeVector) -> CodeVector {
     unsafeBitCast(
         unsafeBitCast(a, to: SIMD16<UInt8>.self) &+ unsafeBitCast(b, to: SIMD16<UInt8>.self), to: CodeVector.self)
 }
 
-/// A 32-bit integer in every lane.
+/// Repeats a 32-bit integer in every lane.
 @_alwaysEmitIntoClient @_transparent
 public func splatWord(_ value: Int32) -> CodeVector { CodeVector(repeating: value) }
 
-/// The eight nibbles of every lane as two registers of bytes: the low ones and the high ones.
+/// Splits the eight nibbles of every lane into two registers of bytes, the low ones and the high ones.
 @_alwaysEmitIntoClient @_transparent
 public func nibblesInBytes(_ packed: CodeVector) -> (low: CodeVector, high: CodeVector) {
     (packed & 0x0f0f_0f0f, (packed &>> 4) & 0x0f0f_0f0f)
 }
 
-/// The bytes of a table of 16 that the codes 0…15 choose. The baseline has no instruction for it.
+/// Looks up codes 0…15 in a table of 16 bytes. The baseline has no instruction for it.
 @_alwaysEmitIntoClient @_transparent
 public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVector {
     let index = unsafeBitCast(codes, to: SIMD16<UInt8>.self)
@@ -196,13 +196,13 @@ public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVe
 
 // MARK: - Tokens of a cache
 
-/// Tokens of a score tile: 2 tokens × 4 rows.
+/// The tokens of a score tile: 2 tokens × 4 rows.
 @_alwaysEmitIntoClient @inline(__always)
 public var tokenTile: Int { 2 }
 
-/// Sums of a token, one vector per row.
+/// The sums of a token, one vector per row.
 public typealias TokenSums = (r0: Vector, r1: Vector, r2: Vector, r3: Vector)
-/// Sums of products of codes of a token.
+/// The same sums of products of codes.
 public typealias TokenCodeSums = (r0: CodeVector, r1: CodeVector, r2: CodeVector, r3: CodeVector)
 
 @_alwaysEmitIntoClient @_transparent
@@ -212,7 +212,7 @@ func rowSums(_ t: TokenCodeSums) -> IntVector {
         &+ IntVector(a[2] &+ a[3], b[2] &+ b[3], c[2] &+ c[3], d[2] &+ d[3])
 }
 
-/// The sums of the lanes of every vector of a tile, [token][row], to memory.
+/// Sums the lanes of every vector of a tile and stores the sums, [token][row].
 @_alwaysEmitIntoClient @_transparent
 public func storeTileSums(
     _ t0: TokenSums, _ t1: TokenSums, _ t2: TokenSums, _ t3: TokenSums, _ pointer: UnsafeMutablePointer<Float>
@@ -221,7 +221,7 @@ public func storeTileSums(
     store(Vector(laneSum(t1.r0), laneSum(t1.r1), laneSum(t1.r2), laneSum(t1.r3)), pointer + 4)
 }
 
-/// The sums of the 32-bit lanes of every register of a tile, [token][row], as floats to memory.
+/// Sums the 32-bit lanes of every register of a tile and stores the sums as floats, [token][row].
 @_alwaysEmitIntoClient @_transparent
 public func storeTileSums(
     _ t0: TokenCodeSums, _ t1: TokenCodeSums, _ t2: TokenCodeSums, _ t3: TokenCodeSums, _ pointer: UnsafeMutablePointer<Float>
@@ -230,7 +230,7 @@ public func storeTileSums(
     store(floats(rowSums(t1)), pointer + 4)
 }
 
-/// One value, repeated four times.
+/// Loads one value and repeats it four times.
 @_alwaysEmitIntoClient @_transparent
 public func repeatEach(_ pointer: UnsafePointer<Float>) -> Vector { splat(pointer[0]) }
 
@@ -250,26 +250,26 @@ public func addPairProducts(_ sum: CodeVector, _ a: CodeVector, _ b: CodeVector)
     #endif
 }
 
-/// `2·laneCount` bytes as 16-bit lanes.
+/// Loads `2·laneCount` bytes as 16-bit lanes.
 @_alwaysEmitIntoClient @_transparent
 public func loadBytes(_ pointer: UnsafeRawPointer) -> CodeVector {
     unsafeBitCast(SIMD8<UInt16>(truncatingIfNeeded: pointer.loadUnaligned(as: SIMD8<UInt8>.self)), to: CodeVector.self)
 }
 
-/// The low and the high nibbles of bytes in 16-bit lanes.
+/// Splits bytes in 16-bit lanes into their low and their high nibbles.
 @_alwaysEmitIntoClient @_transparent
 public func nibblesInHalves(_ bytes: CodeVector) -> (low: CodeVector, high: CodeVector) {
     (bytes & 0x000f_000f, (bytes &>> 4) & 0x000f_000f)
 }
 
-/// Four values over and over.
+/// Repeats four values to fill a vector.
 @_alwaysEmitIntoClient @_transparent
 public func repeatFour(_ four: SIMD4<Float>) -> Vector { four }
 
-/// Four lanes are one group: nothing to add.
+/// The sum over groups of four lanes. This level has one group.
 @_alwaysEmitIntoClient @_transparent
 public func foldSum(_ value: Vector) -> SIMD4<Float> { value }
 
-/// Four lanes are one group.
+/// The maximum over groups of four lanes. This level has one group.
 @_alwaysEmitIntoClient @_transparent
 public func foldMaximum(_ value: Vector) -> SIMD4<Float> { value }

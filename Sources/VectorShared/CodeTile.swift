@@ -1,17 +1,17 @@
 // The register tile over small integer codes: C[r][x] = Σ_k A[r][k] · B[k][x], exact.
 //
-// A has unsigned codes 0…62, read one group of four channels at a time through one pointer per row. B has signed codes −31…31 as a
-// panel [depth/4][width·laneCount][4]: a register holds four channels of every lane, which is what byte multiply-adds sum. Sums are
-// narrow on levels that multiply into 16 bits and are widened into the 32-bit sums in memory every `narrowDepth` channels.
+// A has unsigned codes 0…62, read in groups of four channels through one pointer per row. B has signed codes −31…31 in a panel
+// [depth/4][width·laneCount][4]: a register holds four channels of every lane, the operand of byte multiply-adds. On levels
+// that multiply into 16 bits, sums are narrow and are added to the 32-bit sums in memory every `narrowDepth` channels.
 
-/// Codes go from −`codeLimit` to `codeLimit`: 6 bits with a sign, the most that lets a 16-bit sum hold `narrowDepth` channels.
+/// Codes are −`codeLimit`…`codeLimit`: 6 bits with a sign, the most with which a 16-bit sum holds `narrowDepth` channels.
 @_alwaysEmitIntoClient @_transparent
 public var codeLimit: Int { 31 }
 
-/// Up to three registers side by side.
+/// A row of up to three registers.
 public typealias CodeRow = (x0: CodeVector, x1: CodeVector, x2: CodeVector)
 
-/// Sums; rows from `tileRows` on are never touched and vanish.
+/// Sums. Rows from `tileRows` on are never used, and the optimiser removes them.
 public typealias CodeTile = (
     r0: CodeRow, r1: CodeRow, r2: CodeRow, r3: CodeRow, r4: CodeRow, r5: CodeRow, r6: CodeRow, r7: CodeRow
 )
@@ -22,7 +22,7 @@ public typealias CodePointers = (
     p4: UnsafePointer<UInt8>, p5: UnsafePointer<UInt8>, p6: UnsafePointer<UInt8>, p7: UnsafePointer<UInt8>
 )
 
-/// Rows `stride` apart. Rows past `count` repeat the last one: they are computed and then ignored.
+/// Rows `stride` apart. Rows past `count` repeat the last one, and their results are ignored.
 @_alwaysEmitIntoClient @_transparent
 public func codePointers(_ base: UnsafePointer<UInt8>, stride: Int, count: Int) -> CodePointers {
     (
@@ -33,7 +33,7 @@ public func codePointers(_ base: UnsafePointer<UInt8>, stride: Int, count: Int) 
     )
 }
 
-/// C = 0.
+/// A tile of zeros.
 @_alwaysEmitIntoClient @_transparent
 public func zeroCodeTile() -> CodeTile {
     let zero = CodeVector(repeating: 0)
@@ -41,7 +41,7 @@ public func zeroCodeTile() -> CodeTile {
     return (row, row, row, row, row, row, row, row)
 }
 
-/// `width` registers of B.
+/// Loads `width` registers of B.
 @_alwaysEmitIntoClient @_transparent
 public func loadCodeRow(_ pointer: UnsafePointer<UInt8>, width: Int) -> CodeRow {
     let raw = UnsafeRawPointer(pointer)
@@ -83,7 +83,7 @@ public func accumulate(
     }
 }
 
-/// Sums of `width` registers to memory, added to what is there unless `isFirst`, which adds `offset`.
+/// Stores sums of `width` registers: adds them to the memory, or with `isFirst` overwrites it with the sums plus `offset`.
 @_alwaysEmitIntoClient @_transparent
 public func store(
     _ c: CodeRow, _ pointer: UnsafeMutablePointer<Int32>, adding offset: UnsafePointer<Int32>, isFirst: Bool, width: Int
@@ -103,7 +103,7 @@ public func storeSum(_ c: CodeVector, _ target: UnsafeMutablePointer<Int32>, _ b
     UnsafeMutableRawPointer(target).storeBytes(of: sum, as: IntVector.self)
 }
 
-/// C to rows of memory, `stride` integers apart. See the row's `store`.
+/// Stores C in rows of memory, `stride` integers apart, as `store` does for one row.
 @_alwaysEmitIntoClient @_transparent
 public func store(
     _ c: CodeTile, _ pointer: UnsafeMutablePointer<Int32>, stride: Int, adding offset: UnsafePointer<Int32>, isFirst: Bool,
@@ -121,7 +121,7 @@ public func store(
     }
 }
 
-/// Nearest integers of values in ±2²¹, ties to even: adding 1.5·2²³ leaves the integer in the low mantissa bits.
+/// The nearest integers of values in ±2²¹, ties to even. Adding 1.5·2²³ leaves the integer in the low mantissa bits.
 @_alwaysEmitIntoClient @_transparent
 public func nearest(_ value: Vector) -> IntVector {
     let magic = splat(12_582_912)

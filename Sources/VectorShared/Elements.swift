@@ -1,20 +1,20 @@
-// Loads, stores and 16-bit conversions that read the same on every instruction set.
+// Loads, stores and 16-bit conversions whose source is the same for every instruction set.
 
 public import CIntrinsics
 
-/// Lanes from memory of any alignment.
+/// Loads lanes from memory of any alignment.
 @_alwaysEmitIntoClient @_transparent
 public func load(_ pointer: UnsafePointer<Float>) -> Vector {
     UnsafeRawPointer(pointer).loadUnaligned(as: Vector.self)
 }
 
-/// Lanes to memory of any alignment.
+/// Stores lanes in memory of any alignment.
 @_alwaysEmitIntoClient @_transparent
 public func store(_ value: Vector, _ pointer: UnsafeMutablePointer<Float>) {
     UnsafeMutableRawPointer(pointer).storeBytes(of: value, as: Vector.self)
 }
 
-/// One value in every lane.
+/// Repeats one value in every lane.
 @_alwaysEmitIntoClient @_transparent
 public func splat(_ value: Float) -> Vector { Vector(repeating: value) }
 
@@ -26,8 +26,8 @@ public func magnitude(_ x: Vector) -> Vector {
 
 /// The bit pattern of the half-precision value nearest to `value`, ties to even.
 ///
-/// Adding a power of two 10 bits above the last kept bit makes the FPU do the rounding, for normal and subnormal results
-/// alike; overflow becomes infinity and NaN stays NaN.
+/// Adding a power of two 10 bits above the last kept bit makes the FPU round, for normal and subnormal results alike. Overflow
+/// becomes infinity, and NaN stays NaN.
 @_alwaysEmitIntoClient @_transparent
 public func narrowToHalf(_ value: Float) -> UInt16 {
     let bits = value.bitPattern
@@ -51,7 +51,7 @@ public func narrowToBFloat16(_ value: Float) -> UInt16 {
     return UInt16(truncatingIfNeeded: (bits &+ 0x7fff &+ ((bits >> 16) & 1)) >> 16)
 }
 
-/// The value of a half-precision bit pattern. See the portable `loadHalf` for the method.
+/// The value of a half-precision bit pattern, by the method of the portable `loadHalf`.
 @_alwaysEmitIntoClient @_transparent
 public func widenHalf(_ half: UInt16) -> Float {
     let magnitude = UInt32(half & 0x7fff) << 13
@@ -60,7 +60,7 @@ public func widenHalf(_ half: UInt16) -> Float {
     return Float(bitPattern: scaled.bitPattern | special | UInt32(half & 0x8000) << 16)
 }
 
-// Integer minimum and maximum. The standard library's are generic, and a specialisation that is not inlined becomes a weak symbol.
+// The standard library's minimum and maximum are generic, and specialisations that are not inlined become weak symbols.
 
 @_alwaysEmitIntoClient @_transparent
 public func minimum(_ a: Int, _ b: Int) -> Int { a < b ? a : b }
@@ -68,10 +68,10 @@ public func minimum(_ a: Int, _ b: Int) -> Int { a < b ? a : b }
 @_alwaysEmitIntoClient @_transparent
 public func maximum(_ a: Int, _ b: Int) -> Int { a > b ? a : b }
 
-/// Asks for the cache line at `pointer`, into the second level. Never faults, so it may point anywhere.
+/// Prefetches the cache line at `pointer` into the second level. Never faults, so `pointer` may be any address.
 @_alwaysEmitIntoClient @_transparent
 public func prefetch(_ pointer: UnsafePointer<Float>) { sparsekernels_prefetch(pointer) }
 
-/// Asks for the cache line at `pointer`, into the first level. Never faults, so it may point anywhere.
+/// Prefetches the cache line at `pointer` into the first level. Never faults, so `pointer` may be any address.
 @_alwaysEmitIntoClient @_transparent
 public func prefetchNear(_ pointer: UnsafeRawPointer) { sparsekernels_prefetch_near(pointer) }

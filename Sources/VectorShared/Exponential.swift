@@ -2,13 +2,13 @@
 
 /// eˣ for x ≤ 88; exactly 0 below −87.7 (and for −∞), exactly 1 at 0, NaN for NaN.
 ///
-/// x·log₂e = n + f with n the nearest integer, |f| ≤ ½. Adding 1.5·2²³ + 127 leaves n + 127 in the low mantissa bits, so shifting
-/// them into the exponent field builds 2ⁿ; n = −127 builds the bit pattern of +0, which is how masked scores become exact zeros.
-/// f comes from x by one more multiply-add, so that the product x·log₂e is never rounded on its own.
-/// 2ᶠ is the degree-5 minimax polynomial with p(0) = 1 exactly, so that an unchanged running maximum rescales by exactly 1.
-/// Its relative error is 1.1e-7; with the rounding of the multiply-adds the result is within 1.7e-7 (6.6e-8 RMS), plus
-/// 2e-8·|x| from the constant (and 9e-8·|x| on levels without fused multiply-adds). Degree 6 would halve the first part and
-/// cost one multiply-add in fourteen operations.
+/// x·log₂e = n + f with n the nearest integer, |f| ≤ ½. Adding 1.5·2²³ + 127 leaves n + 127 in the low mantissa bits, so that
+/// shifting them into the exponent field gives 2ⁿ. n = −127 gives the bit pattern of +0, so that masked scores become exact
+/// zeros. f is computed from x by another multiply-add, so that the product x·log₂e is never rounded by itself. 2ᶠ is the
+/// minimax polynomial of degree 5 with p(0) = 1 exactly, so that an unchanged running maximum rescales by exactly 1. Its
+/// relative error is 1.1e-7. With the roundings of the multiply-adds, the result is within 1.7e-7 (6.6e-8 RMS), plus 2e-8·|x|
+/// from the constant (9e-8·|x| on levels without fused multiply-adds). Degree 6 would halve the first part and cost one
+/// multiply-add in fourteen operations.
 @_alwaysEmitIntoClient @_transparent
 public func exp(_ argument: Vector) -> Vector {
     let magic = splat(12_583_039)  // 1.5·2²³ + 127
@@ -26,15 +26,15 @@ public func exp(_ argument: Vector) -> Vector {
     return p * power
 }
 
-/// tanh x, absolute error below 3e-7, relative error below 4e-7.
+/// tanh x, with an absolute error below 3e-7 and a relative error below 4e-7.
 ///
-/// |x| < 0.4: the odd Taylor polynomial up to x¹¹ (the next term is 6e-8 of x there). Elsewhere 1 − 2/(e²ˣ + 1), whose absolute
-/// error of 1.3e-7 is 3.4e-7 of tanh ≥ 0.38.
+/// For |x| < 0.4, the odd Taylor polynomial up to x¹¹ (the next term is 6e-8 of x there). Elsewhere 1 − 2/(e²ˣ + 1), whose
+/// absolute error of 1.3e-7 is 3.4e-7 of tanh ≥ 0.38.
 @_alwaysEmitIntoClient @_transparent
 public func tanh(_ x: Vector) -> Vector {
     let magnitude = magnitude(x)
     let sign = unsafeBitCast(x, to: IntVector.self) & IntVector(repeating: Int32(bitPattern: 0x8000_0000))
-    // The argument is capped where tanh has long been 1, so that exp stays in range.
+    // The argument is capped where tanh is already 1, so that exp stays in range.
     let large = splat(1) - splat(2) / (exp(minimum(magnitude + magnitude, splat(80))) + splat(1))
     let square = magnitude * magnitude
     var p = splat(-8.863_235_5e-3)
@@ -48,6 +48,6 @@ public func tanh(_ x: Vector) -> Vector {
     return unsafeBitCast(unsafeBitCast(result, to: IntVector.self) | sign, to: Vector.self)
 }
 
-/// Lane-wise `b < a ? b : a`: the first operand wins when either is NaN.
+/// Lane-wise `b < a ? b : a`, which is the first operand when either is NaN.
 @_alwaysEmitIntoClient @_transparent
 public func minimum(_ a: Vector, _ b: Vector) -> Vector { a.replacing(with: b, where: b .< a) }

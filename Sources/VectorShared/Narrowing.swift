@@ -1,6 +1,6 @@
-// Floats to 16 bits, whole registers at a time.
+// Conversion of whole registers of floats to 16 bits.
 
-/// The bfloat16 bit patterns nearest to the lanes, ties to even, in the low halves; NaN stays NaN.
+/// The bfloat16 bit patterns nearest to the lanes, ties to even, in the low halves of the results. NaN stays NaN.
 @_alwaysEmitIntoClient @_transparent
 public func bfloat16Bits(_ value: Vector) -> IntVector {
     let bits = unsafeBitCast(value, to: IntVector.self)
@@ -8,7 +8,7 @@ public func bfloat16Bits(_ value: Vector) -> IntVector {
     return (rounded.replacing(with: bits | 0x40_0000, where: (bits & 0x7fff_ffff) .> 0x7f80_0000) &>> 16) & 0xffff
 }
 
-/// The half-precision bit patterns nearest to the lanes, ties to even, in the low halves. See `narrowToHalf`.
+/// The half-precision bit patterns nearest to the lanes, ties to even, in the low halves of the results. See `narrowToHalf`.
 @_alwaysEmitIntoClient @_transparent
 public func halfBits(_ value: Vector) -> IntVector {
     let bits = unsafeBitCast(value, to: IntVector.self)
@@ -32,7 +32,7 @@ public func roundedToHalf(_ value: Vector) -> Vector {
     let bits = unsafeBitCast(value, to: IntVector.self)
     let magnitude = bits & 0x7fff_ffff
     let sign = bits & IntVector(repeating: Int32(bitPattern: 0x8000_0000))
-    // Normal results keep 10 bits of fraction; below 2⁻¹⁴ the step is 2⁻²⁴, which is that of numbers from ½ on.
+    // Normal results keep 10 bits of fraction. Below 2⁻¹⁴ the step is 2⁻²⁴, which is also the step of floats in ½…1.
     let normal = (magnitude &+ 0xfff &+ ((magnitude &>> 13) & 1)) & ~0x1fff
     let half = splat(0.5)
     let subnormal = unsafeBitCast((unsafeBitCast(magnitude, to: Vector.self) + half) - half, to: IntVector.self)

@@ -1,11 +1,11 @@
-// One row of a panel: up to three registers side by side, and the arithmetic on them.
+// One row of a panel: up to three vectors side by side, and the arithmetic on them.
 //
-// `width` says how many of the three are meant and must be a literal 1, 2 or 3 after inlining. Arithmetic is written on all
-// three; what a narrower panel computes beyond its width is never stored, and the optimiser removes it.
+// `width` is the number of vectors in use, and must be a literal 1, 2 or 3 after inlining. Arithmetic is written for all three;
+// the optimiser removes what a narrower panel computes beyond its width, because that is never stored.
 //
-// Rows, masks and tiles are tuples. An InlineArray that the optimiser fails to split stays in memory, which halved the speed of the
-// tile, and its generic initialisers would be emitted as weak symbols compiled for this instruction set. A struct would bring
-// weak functions of its own: the copies of its value witnesses, shared by size with every other type of the program.
+// Rows, masks and tiles are tuples. An InlineArray that the optimiser fails to split stays in memory, which halved the speed of
+// the tile, and its generic initialisers would be weak symbols compiled for this instruction set. A struct would emit weak
+// functions: the copies of its value witnesses, which all types of that size in the program share.
 
 /// Vectors across a full panel.
 @_alwaysEmitIntoClient @_transparent
@@ -15,8 +15,8 @@ public var panelVectors: Int { 3 }
 @_alwaysEmitIntoClient @_transparent
 public var panelWidth: Int { panelVectors * laneCount }
 
-/// Cuts a row of vectors into panels of three, ending in 2 + 2 rather than 3 + 1: a tile two vectors wide still has
-/// `2·tileRows` independent chains, one vector wide only half of what the FMA units need.
+/// Cuts a row of vectors into panels of three, ending in 2 + 2 rather than 3 + 1: a tile of two vectors still has `2·tileRows`
+/// independent chains, and a tile of one vector only half of the chains that the FMA units need.
 @_alwaysEmitIntoClient @_transparent
 public func forEachPanel(vectors: Int, _ body: (_ row: Int, _ width: Int) -> Void) {
     var done = 0
@@ -28,14 +28,14 @@ public func forEachPanel(vectors: Int, _ body: (_ row: Int, _ width: Int) -> Voi
     }
 }
 
-/// Up to three registers side by side.
+/// A row of up to three registers.
 public typealias PanelRow = (x0: Vector, x1: Vector, x2: Vector)
 
-/// One value everywhere.
+/// Repeats one value in all lanes.
 @_alwaysEmitIntoClient @_transparent
 public func splatRow(_ value: Float) -> PanelRow { (splat(value), splat(value), splat(value)) }
 
-/// `width` vectors from memory.
+/// Loads `width` vectors.
 @_alwaysEmitIntoClient @_transparent
 public func loadRow(_ pointer: UnsafePointer<Float>, width: Int) -> PanelRow {
     let x0 = load(pointer)
@@ -44,7 +44,7 @@ public func loadRow(_ pointer: UnsafePointer<Float>, width: Int) -> PanelRow {
     return (x0, x1, x2)
 }
 
-/// `width` vectors to memory.
+/// Stores `width` vectors.
 @_alwaysEmitIntoClient @_transparent
 public func store(_ row: PanelRow, _ pointer: UnsafeMutablePointer<Float>, width: Int) {
     store(row.x0, pointer)
@@ -61,7 +61,7 @@ public func - (a: PanelRow, b: PanelRow) -> PanelRow { (a.x0 - b.x0, a.x1 - b.x1
 @_alwaysEmitIntoClient @_transparent
 public func * (a: PanelRow, b: PanelRow) -> PanelRow { (a.x0 * b.x0, a.x1 * b.x1, a.x2 * b.x2) }
 
-/// Lane by lane, a·b + c, with one rounding where the level has fused multiply-adds.
+/// Lane-wise a·b + c, with one rounding where the level has fused multiply-adds.
 @_alwaysEmitIntoClient @_transparent
 public func multiplyAdd(_ a: PanelRow, _ b: PanelRow, _ c: PanelRow) -> PanelRow {
     (multiplyAdd(a.x0, b.x0, c.x0), multiplyAdd(a.x1, b.x1, c.x1), multiplyAdd(a.x2, b.x2, c.x2))
@@ -74,17 +74,17 @@ public func multiplyAdd(_ a: Float, _ b: PanelRow, _ c: PanelRow) -> PanelRow {
     return (multiplyAdd(a, b.x0, c.x0), multiplyAdd(a, b.x1, c.x1), multiplyAdd(a, b.x2, c.x2))
 }
 
-/// Lane by lane, `a > b ? a : b`.
+/// Lane-wise `a > b ? a : b`.
 @_alwaysEmitIntoClient @_transparent
 public func maximum(_ a: PanelRow, _ b: PanelRow) -> PanelRow {
     (maximum(a.x0, b.x0), maximum(a.x1, b.x1), maximum(a.x2, b.x2))
 }
 
-/// Lane by lane, eˣ.
+/// Lane-wise eˣ.
 @_alwaysEmitIntoClient @_transparent
 public func exp(_ x: PanelRow) -> PanelRow { (exp(x.x0), exp(x.x1), exp(x.x2)) }
 
-/// Lane by lane, x with −∞ replaced by 0.
+/// Lane-wise x, with −∞ replaced by 0.
 @_alwaysEmitIntoClient @_transparent
 public func zeroingNegativeInfinity(_ x: PanelRow) -> PanelRow {
     let infinity = splat(-.infinity)
@@ -94,10 +94,10 @@ public func zeroingNegativeInfinity(_ x: PanelRow) -> PanelRow {
     )
 }
 
-/// Which lanes of a row are meant: one mask per vector.
+/// A choice of lanes of a row, one mask per vector.
 public typealias PanelMask = (x0: SIMDMask<IntVector>, x1: SIMDMask<IntVector>, x2: SIMDMask<IntVector>)
 
-/// Lanes i with `from` ≥ i > `to`.
+/// The lanes i with `from` ≥ i > `to`.
 @_alwaysEmitIntoClient @_transparent
 public func panelMask(lanesUpTo from: Int32, above to: Int32) -> PanelMask {
     var lane = IntVector()
@@ -110,7 +110,7 @@ public func panelMask(lanesUpTo from: Int32, above to: Int32) -> PanelMask {
     )
 }
 
-/// `kept` in the lanes of the mask, `other` elsewhere.
+/// Selects `kept` in the lanes of the mask, and `other` elsewhere.
 @_alwaysEmitIntoClient @_transparent
 public func select(_ mask: PanelMask, _ kept: PanelRow, else other: PanelRow) -> PanelRow {
     (

@@ -1,12 +1,12 @@
-// The register tile under every matrix product of the package.
+// The register tile of every float matrix product of the package.
 //
 //     C[r][x] += Σ_k A[r][k] · B[k][x]        r < tileRows, x < width·laneCount, k < depth
 //
-// A is read one broadcast at a time through one pointer per row, all advancing by the same step, so it needs no packing:
-// rows of keys (step 1), columns of values (step = token stride) and packed strips (step = tileRows) all fit. B is a panel:
-// `depth` consecutive runs of width·laneCount floats. C lives in registers.
+// A is read one broadcast at a time through one pointer per row. All pointers advance by the same step, so A needs no packing:
+// it may be rows of keys (step 1), columns of values (step = token stride) or packed strips (step = tileRows). B is a panel of
+// `depth` consecutive rows of width·laneCount floats. C is in registers.
 
-/// The accumulators. Rows from `tileRows` on are never touched and vanish.
+/// The accumulators. Rows from `tileRows` on are never used, and the optimiser removes them.
 public typealias Tile = (
     r0: PanelRow, r1: PanelRow, r2: PanelRow, r3: PanelRow, r4: PanelRow, r5: PanelRow, r6: PanelRow, r7: PanelRow
 )
@@ -17,8 +17,7 @@ public typealias RowPointers = (
     p4: UnsafePointer<Float>, p5: UnsafePointer<Float>, p6: UnsafePointer<Float>, p7: UnsafePointer<Float>
 )
 
-/// Rows `stride` apart. Rows past `count` repeat the last one: they are computed and then ignored, so that nothing is read
-/// outside the caller's memory.
+/// Rows `stride` apart. Past `count` the last row is read again and its results are ignored, to stay in the caller's memory.
 @_alwaysEmitIntoClient @_transparent
 public func rowPointers(_ base: UnsafePointer<Float>, stride: Int, count: Int) -> RowPointers {
     (
@@ -29,7 +28,7 @@ public func rowPointers(_ base: UnsafePointer<Float>, stride: Int, count: Int) -
     )
 }
 
-/// C = 0.
+/// A tile of zeros.
 @_alwaysEmitIntoClient @_transparent
 public func zeroTile() -> Tile {
     let zero = splatRow(0)
@@ -60,7 +59,7 @@ public func accumulate(
     }
 }
 
-/// C to rows of memory, `stride` floats apart.
+/// Stores C in rows of memory, `stride` floats apart.
 @_alwaysEmitIntoClient @_transparent
 public func store(_ c: Tile, _ pointer: UnsafeMutablePointer<Float>, stride: Int, width: Int) {
     store(c.r0, pointer, width: width)
@@ -90,7 +89,7 @@ public func add(_ c: inout Tile, _ pointer: UnsafePointer<Float>, stride: Int, w
     }
 }
 
-/// Adds rows of memory, `stride` floats apart and each column times its factor, to C.
+/// Adds rows of memory, `stride` floats apart and multiplied by one factor per column, to C.
 @_alwaysEmitIntoClient @_transparent
 public func add(_ c: inout Tile, _ pointer: UnsafePointer<Float>, stride: Int, times factor: PanelRow, width: Int) {
     c.r0 = multiplyAdd(loadRow(pointer, width: width), factor, c.r0)
@@ -105,7 +104,7 @@ public func add(_ c: inout Tile, _ pointer: UnsafePointer<Float>, stride: Int, t
     }
 }
 
-/// c ← c·a + b in every accumulator: nothing but multiply-adds.
+/// c ← c·a + b in every accumulator, and no other instructions.
 @_alwaysEmitIntoClient @_transparent
 public func chain(_ c: inout Tile, _ a: PanelRow, _ b: PanelRow) {
     c.r0 = multiplyAdd(c.r0, a, b)

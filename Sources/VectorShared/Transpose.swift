@@ -1,6 +1,6 @@
-// Small transposes, the inner step of packing and unpacking.
+// Transposes of small matrices, the inner step of packing and unpacking.
 
-/// destination[x][y] = source[y][x]·factor for y < rows, x < columns; strides count floats. Blocks of 4 × 4, then the edges.
+/// destination[x][y] = source[y][x]·factor for y < rows, x < columns, in 4 × 4 blocks and then the edges. Strides count floats.
 @_alwaysEmitIntoClient @_transparent
 public func transpose(
     _ source: UnsafePointer<Float>, stride: Int, rows: Int, columns: Int, times factor: Float,
@@ -27,7 +27,7 @@ public func transpose(
     }
 }
 
-/// Four rows of four become four columns: two rounds of even/odd de-interleaving, eight shuffles.
+/// Transposes four rows of four, in two rounds of even/odd de-interleaving, which are eight shuffles.
 @_alwaysEmitIntoClient @_transparent
 public func transposeBlock(
     _ source: UnsafePointer<Float>, stride: Int, times factor: SIMD4<Float>, into destination: UnsafeMutablePointer<Float>,

@@ -1,25 +1,25 @@
 // The register tile of quantised weights: C[r][x] = Σ_k a[r][k] · w[k][x], exact.
 //
-// a has unsigned codes, one row per pointer, read in groups of four channels. w is a panel [depth/4][width·laneCount][4] of signed codes. Codes
-// of activations that have a sign are stored with `zero` added, so that sums start from −zero·Σ w, which is the same for all rows.
+// a has unsigned codes, one row per pointer, read four channels at a time. w is a panel [depth/4][width·laneCount][4] of signed
+// codes. Signed codes of activations are stored with `zero` added, so sums start at −zero·Σ w, which all rows share.
 
-/// Rows and registers of the tile. 6 · 2 = 12 sums, 2 registers of weights, a broadcast and a product fill 16 registers exactly; 4 · 3
-/// would need one more, and the sum that has to stay in memory costs 8 cycles a step where the others take 6. With 32 registers
+/// Rows and vectors of the tile. 6 · 2 = 12 sums, 2 registers of weights, a broadcast and a product fill 16 registers exactly.
+/// 4 · 3 needs one more, and the sum that stays in memory takes 8 cycles per step, where the others take 6. With 32 registers,
 /// the 12 floats to which sums are added stay in registers as well.
 @_alwaysEmitIntoClient @_transparent
 public var weightRows: Int { 6 }
 @_alwaysEmitIntoClient @_transparent
 public var weightVectors: Int { 2 }
 
-/// Sums of products: up to six rows.
+/// Sums of products, in up to six rows.
 public typealias WeightTile = (r0: CodeRow, r1: CodeRow, r2: CodeRow, r3: CodeRow, r4: CodeRow, r5: CodeRow)
 /// The same as 32-bit integers.
 public typealias IntTile = (r0: IntRow, r1: IntRow, r2: IntRow, r3: IntRow, r4: IntRow, r5: IntRow)
 /// The same as floats.
 public typealias FloatTile = (r0: PanelRow, r1: PanelRow, r2: PanelRow, r3: PanelRow, r4: PanelRow, r5: PanelRow)
 
-/// C += a·w. `rows` is a literal: 1 for the product with a vector, 4 for short ends, else 6. `isByte` chooses products of whole bytes over those of nibbles, whose
-/// sums may be narrow.
+/// C += a·w. `rows` is a literal: 1 for a vector, 4 for short ends, else 6. `isByte` selects products of whole bytes; products
+/// of nibbles may have narrow sums.
 @_alwaysEmitIntoClient @_transparent
 public func accumulate(
     _ c: inout WeightTile, rows: Int, _ a: CodePointers, from start: Int, weights panel: UnsafePointer<UInt8>, depth: Int,
@@ -55,17 +55,17 @@ public func addProducts(_ c: CodeRow, _ a: UnsafePointer<UInt8>, _ w: CodeRow, i
     return (addProducts(c.x0, a, w.x0), addProducts(c.x1, a, w.x1), addProducts(c.x2, a, w.x2))
 }
 
-/// Integer lanes of a row.
+/// A row of 32-bit integers.
 public typealias IntRow = (x0: IntVector, x1: IntVector, x2: IntVector)
 
-/// One 32-bit sum per lane.
+/// Converts a row of sums to one 32-bit integer per lane.
 @_alwaysEmitIntoClient @_transparent
 public func integers(_ c: CodeRow, isByte: Bool) -> IntRow {
     if isByte { return (byteSums(c.x0), byteSums(c.x1), byteSums(c.x2)) }
     return (widened(c.x0), widened(c.x1), widened(c.x2))
 }
 
-/// One 32-bit sum per lane of every row.
+/// Converts every row of sums to one 32-bit integer per lane.
 @_alwaysEmitIntoClient @_transparent
 public func integers(_ c: WeightTile, isByte: Bool) -> IntTile {
     (
@@ -96,14 +96,14 @@ public func + (a: IntRow, b: IntRow) -> IntRow { (a.x0 &+ b.x0, a.x1 &+ b.x1, a.
 @_alwaysEmitIntoClient @_transparent
 public func floats(_ row: IntRow) -> PanelRow { (floats(row.x0), floats(row.x1), floats(row.x2)) }
 
-/// One integer everywhere.
+/// Repeats one integer in all lanes.
 @_alwaysEmitIntoClient @_transparent
 public func integerRow(_ value: Int32) -> IntRow {
     let lanes = IntVector(repeating: value)
     return (lanes, lanes, lanes)
 }
 
-/// Up to three registers of integers from memory.
+/// Loads up to three registers of integers.
 @_alwaysEmitIntoClient @_transparent
 public func loadIntRow(_ pointer: UnsafePointer<Int32>, width: Int) -> IntRow {
     let raw = UnsafeRawPointer(pointer)
@@ -113,20 +113,20 @@ public func loadIntRow(_ pointer: UnsafePointer<Int32>, width: Int) -> IntRow {
     return (x0, x1, x2)
 }
 
-/// Sums of 32 bits that start at the integers in memory.
+/// Loads integers as the initial values of 32-bit sums.
 @_alwaysEmitIntoClient @_transparent
 public func startRow(_ pointer: UnsafePointer<Int32>, width: Int) -> CodeRow {
     loadCodeRow(UnsafeRawPointer(pointer).assumingMemoryBound(to: UInt8.self), width: width)
 }
 
-/// The same sum everywhere.
+/// Repeats one initial sum in all lanes.
 @_alwaysEmitIntoClient @_transparent
 public func sumRow(_ value: Int32) -> CodeRow {
     let lanes = splatWord(value)
     return (lanes, lanes, lanes)
 }
 
-/// c ← c + c·a in every accumulator: nothing but multiply-adds of codes, each waiting for its own last result only.
+/// c ← c + c·a with codes in every accumulator, and no other instructions. Each waits only for its own last result.
 @_alwaysEmitIntoClient @_transparent
 public func chain(_ c: inout CodeTile, _ a: CodeVector) {
     c.r0 = chained(c.r0, a)

@@ -2,20 +2,20 @@
     import Glibc
     import Synchronization
 
-    /// Counts every heap allocation that the process makes, on every thread, from the moment it is installed.
+    /// Counts every heap allocation of the process, on every thread, from its installation on.
     ///
     /// Calls from one shared object to another go through a table of addresses that the dynamic linker fills (the relocations
-    /// of a GOT). Installing the counter overwrites the entries of `malloc` and its kin, in every object that is loaded, with
-    /// functions that count and call the original. It cannot be taken back: install it in a process of its own, an exit test.
+    /// of a GOT). Installing the counter overwrites the entries of `malloc` and its relatives, in every loaded object, with
+    /// functions that count and call the original. This cannot be undone, so install it in a process of its own, an exit test.
     ///
-    /// Not seen: memory mapped directly, and allocations that the C library makes inside itself.
+    /// It does not count memory that is mapped directly, or allocations within the C library.
     enum AllocationCounter {
-        /// Allocations so far.
+        /// The number of allocations so far.
         static var count: Int { allocations.load(ordering: .relaxed) }
 
-        /// Starts counting. Returns how many addresses were overwritten.
+        /// Starts counting. Returns the number of overwritten addresses.
         static func install() -> Int {
-            // Globals are initialised on first use, which may allocate and must not happen inside a counting function.
+            // Globals are initialised on first use. That may allocate, which must not happen inside a counting function.
             _ = (allocations.load(ordering: .relaxed), originals.malloc)
             typealias Visit = @convention(c) (UnsafeRawPointer, Int, UnsafeMutableRawPointer?) -> CInt
             typealias Iterate = @convention(c) (Visit, UnsafeMutableRawPointer?) -> CInt
@@ -89,14 +89,14 @@
 
     // MARK: - ELF
 
-    /// One loaded ELF file and its dynamic section. Structures and tags are those of <link.h> and <elf.h>, 64 bits.
+    /// A loaded ELF file and its dynamic section, with the structures and tags of <link.h> and <elf.h> in 64 bits.
     private struct LoadedObject {
         private var symbols: UnsafeRawPointer?
         private var names: UnsafePointer<CChar>?
         private var tables: [(start: UnsafeRawPointer, byteCount: Int)] = []
         private let base: UInt
 
-        /// - Parameter info: `struct dl_phdr_info`: load address, name, program headers, their number.
+        /// - Parameter info: a `struct dl_phdr_info`, which has load address, name, program headers and their number.
         init?(_ info: UnsafeRawPointer) {
             let base = info.load(as: UInt.self)
             self.base = base
@@ -112,13 +112,13 @@
                 starts[entry.load(as: UInt.self)] = entry.load(fromByteOffset: 8, as: UInt.self)
                 entry += 16
             }
-            // The linker has made addresses absolute, except in the kernel's own object, whose are small.
+            // The linker has made addresses absolute, except the small ones in the kernel's own object.
             func address(_ tag: UInt) -> UnsafeRawPointer? {
                 starts[tag].flatMap { UnsafeRawPointer(bitPattern: $0 < base ? $0 + base : $0) }
             }
             symbols = address(6)  // DT_SYMTAB
             names = address(5)?.assumingMemoryBound(to: CChar.self)  // DT_STRTAB
-            // DT_RELA, DT_RELASZ: data; DT_JMPREL, DT_PLTRELSZ: calls.
+            // DT_RELA and DT_RELASZ are for data, DT_JMPREL and DT_PLTRELSZ for calls.
             for (start, size) in [(address(7), starts[8]), (address(23), starts[2])] {
                 if let start, let size { tables.append((start, Int(size))) }
             }
@@ -131,13 +131,13 @@
             for table in tables {
                 for relocation in stride(from: 0, to: table.byteCount, by: 24).map({ table.start + $0 }) {
                     let info = relocation.load(fromByteOffset: 8, as: UInt.self)
-                    // x86-64: R_X86_64_GLOB_DAT and JUMP_SLOT; arm64: R_AARCH64_GLOB_DAT and JUMP_SLOT.
+                    // On x86-64, R_X86_64_GLOB_DAT and JUMP_SLOT. On arm64, R_AARCH64_GLOB_DAT and JUMP_SLOT.
                     guard [6, 7, 1025, 1026].contains(info & 0xffff_ffff) else { continue }
                     let symbol = symbols + Int(info >> 32) * 24
                     let name = String(cString: names + Int(symbol.load(as: UInt32.self)))
                     guard let replacement = replacements[name] else { continue }
                     let slot = UnsafeMutableRawPointer(bitPattern: base + relocation.load(as: UInt.self))!
-                    // Such tables are read-only once the linker is done with them.
+                    // The linker makes such tables read-only after filling them.
                     let page = Int(sysconf(CInt(_SC_PAGESIZE)))
                     let start = UnsafeMutableRawPointer(bitPattern: UInt(bitPattern: slot) & ~UInt(page - 1))!
                     guard mprotect(start, page, PROT_READ | PROT_WRITE) == 0 else { continue }

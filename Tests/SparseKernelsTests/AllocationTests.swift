@@ -4,12 +4,12 @@
     import Synchronization
     import Testing
 
-    /// No heap allocation inside `run`, on any thread, once the pool has its scratch.
+    /// `run` allocates nothing on the heap, on any thread, once the pool has its scratch.
     ///
     /// Each test runs in a process of its own, because counting overwrites the allocation functions of the whole process.
     @Suite("Allocations")
     struct AllocationTests {
-        /// Makes every thread of a pool take scratch of this size at the same time, so that none has to grow any later.
+        /// Makes all threads of a pool take scratch of this size at the same time, so that none grows later.
         static func warmUp(_ pool: WorkerPool, scratchByteCount: Int) {
             let arrived = Meeting(threads: pool.threads)
             withExtendedLifetime(arrived) {
@@ -19,7 +19,7 @@
             }
         }
 
-        /// Where threads wait until all of them are there.
+        /// A barrier, at which threads wait for each other.
         final class Meeting: Sendable {
             let threads: Int
             let arrived = Atomic<Int>(0)
@@ -32,7 +32,7 @@
             }
         }
 
-        /// Tasks that meet, and then allocate something if told to.
+        /// Tasks that meet at a barrier, and then allocate when asked to.
         struct MeetingCall: PoolCall {
             let meeting: Meeting
             let allocates: Bool
@@ -43,7 +43,7 @@
             }
         }
 
-        // Out of line, so that the optimiser cannot do without the allocation.
+        // Not inlined, so that the optimiser cannot remove the allocation.
 
         @inline(never) static func allocate(alignment: Int) -> UnsafeMutableRawPointer {
             .allocate(byteCount: 100, alignment: alignment)
@@ -64,7 +64,7 @@
                 }
                 #expect(counted {} == 0)
                 #expect(counted { AllocationTests.allocate(alignment: 8).deallocate() } >= 1)
-                // As scratch and tensors are allocated.
+                // This is how scratch and tensors are allocated.
                 #expect(counted { AllocationTests.allocate(alignment: 64).deallocate() } >= 1)
                 #expect(counted { _ = AllocationTests.makeMeeting() } >= 1)
                 #expect(counted { _ = AllocationTests.makeArray() } >= 1)
@@ -99,7 +99,7 @@
                         AllocationTests.warmUp(pool, scratchByteCount: attention.scratchByteCount)
                         var allocated = 0
                         for call in 0..<12 {
-                            // Views are made outside: they are the caller's.
+                            // Views are made outside, because they are the caller's.
                             let (q, k, v, b) = try (query.view(), key.view(), value.view(), bias.view())
                             let o = try output.mutableView()
                             let lse = logSumExp.mutableSpan
@@ -118,7 +118,7 @@
         func matrixProduct() async {
             await #expect(processExitsWith: .success) {
                 #expect(AllocationCounter.install() > 0)
-                // Several tasks; and few rows, which have kernels of their own.
+                // The first case has several tasks. The second has few rows, for which there are other kernels.
                 for (m, n, k) in [(400, 800, 20), (2, 800, 700)] {
                     for transposesB in [false, true] { try AllocationTests.multiply(m, n, k, transposesB: transposesB) }
                 }

@@ -2,10 +2,10 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// The bias that `run` adds to the scores: its shapes, its strides, and −∞ as a mask.
+/// The bias that `run` adds to the scores: its shapes and strides, and −∞ as a mask.
 @Suite("Attention bias")
 struct AttentionBiasTests {
-    /// Three panels of queries on the widest level, two blocks of keys.
+    /// Three panels of queries on the widest level, and two steps of keys.
     static func shape() throws -> AttentionShape {
         try AttentionShape(queryLength: 53, keyLength: 140, queryHeads: 4, kvHeads: 2, headDim: 12, valueDim: 9)
     }
@@ -59,7 +59,7 @@ struct AttentionBiasTests {
     func hidesKeys(_ set: InstructionSet, _ mask: AttentionMask) throws {
         let shape = try AttentionShape(queryLength: 53, keyLength: 70, queryHeads: 2, kvHeads: 1, headDim: 12, valueDim: 9)
         var random = SplitMix64(seed: 45)
-        // Two keys of three are hidden, at random: whole tiles, parts of tiles, and most neighbours differ.
+        // Two of three keys are hidden at random, so that whole and partial tiles are hidden and most neighbours differ.
         let bias = try Tensor<Float>([1, shape.queryLength, shape.keyLength]) { _ in
             random.uniform() < 2 / 3 ? -.infinity : random.normal()
         }
@@ -76,7 +76,7 @@ struct AttentionBiasTests {
         }
         let attention = try DenseAttention(shape, instructionSet: set)
         let state = try attention(query: operands.query, key: operands.key, value: operands.value, bias: bias)
-        // Adding 0 changes no bit of a score, so the other rows are those without a bias.
+        // Adding 0 changes no bit of a score, so that the other rows equal those without a bias.
         let plain = try attention(query: operands.query, key: operands.key, value: operands.value)
         for row in 0..<shape.queryHeads * shape.queryLength {
             let channels = row * shape.valueDim..<(row + 1) * shape.valueDim
@@ -106,7 +106,7 @@ struct AttentionBiasTests {
 
     @Test("a row hidden by mask and bias together is empty", arguments: InstructionSet.available)
     func emptyByMaskAndBias(_ set: InstructionSet) throws {
-        // Query i sees keys 0...i; the bias hides keys 0...4, so rows 0...4 have none left.
+        // Query i sees keys 0...i. The bias hides keys 0...4, so that rows 0...4 see none.
         let shape = try AttentionShape(queryLength: 30, keyLength: 30, queryHeads: 1, kvHeads: 1, headDim: 12, valueDim: 9)
         let bias = try Tensor<Float>([1, 30, 30]) { $0 % 30 < 5 ? -.infinity : 0 }
         try Self.expectMatch(set, shape, .causal, bias: bias)
@@ -119,7 +119,7 @@ struct AttentionBiasTests {
 
     @Test("a hidden first block does not disturb the blocks after it", arguments: InstructionSet.available)
     func hiddenFirstBlock(_ set: InstructionSet) throws {
-        // 128 keys are one step of the online softmax: the running maximum is still −∞ when the second step begins.
+        // 128 keys are one step of the online softmax, so the running maximum is still −∞ when the second step begins.
         let shape = try AttentionShape(queryLength: 20, keyLength: 140, queryHeads: 1, kvHeads: 1, headDim: 12, valueDim: 9)
         let first = try Tensor<Float>([1, 20, 140]) { $0 % 140 < 128 ? -.infinity : 0 }
         try Self.expectMatch(set, shape, .full, bias: first)
@@ -135,7 +135,7 @@ struct AttentionBiasTests {
         let attention = try DenseAttention(shape, mask: .causal, instructionSet: set)
         let expected = try attention(query: operands.query, key: operands.key, value: operands.value, bias: bias)
 
-        // [tokens][heads][keys] with gaps of NaN, from an odd offset on.
+        // [tokens][heads][keys], with gaps of NaN, from an odd offset on.
         let row = shape.keyLength + 3
         let geometry = try TensorGeometry(
             heads: shape.queryHeads, tokens: shape.queryLength, channels: shape.keyLength, headStride: row,
@@ -170,7 +170,7 @@ struct AttentionBiasTests {
         #expect(a.output.bits == b.output.bits && a.logSumExp.bits == b.logSumExp.bits)
     }
 
-    /// NaN and infinities at keys that the bias hides from some rows, next to keys that it shows: at the edges of tiles and blocks.
+    /// NaN and infinities in keys that the bias hides from some rows, beside visible keys, at the edges of tiles and steps.
     @Test(
         "what the bias hides does not reach the row, bit for bit", arguments: InstructionSet.available,
         [AttentionMask.full, .causal, .window(left: 60, right: 20)])
@@ -189,7 +189,7 @@ struct AttentionBiasTests {
             ] {
                 for poisonsKey in [true, false] {
                     var (key, value) = (operands.key, operands.value)
-                    // Of KV head 1, which query heads 2 and 3 read.
+                    // The poison is in KV head 1, which query heads 2 and 3 read.
                     if poisonsKey {
                         key[flat: (shape.keyLength + token) * shape.headDim + 4] = .nan
                     } else {

@@ -36,14 +36,14 @@ struct AttentionComparisonTests {
         #expect(comparison.recall < 1 && comparison.error > 0)
     }
 
-    @Test("a result keeps all of itself, rows without keys included")
+    @Test("a result compared with itself has recall 1 and error 0, also without keys")
     func same() throws {
         let state = try AttentionState(heads: 1, tokens: 3, valueDim: 2)
         let comparison = try AttentionComparison(state, with: state)
         #expect(comparison.recall == 1 && comparison.error == 0)
     }
 
-    @Test("where there are no rows nothing is lost")
+    @Test("without rows, recall is 1 and error 0")
     func empty() throws {
         let empty = try AttentionState(heads: 2, tokens: 0, valueDim: 2)
         let comparison = try AttentionComparison(empty, with: empty)

@@ -2,7 +2,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Everything a caller can get wrong is a typed error that names the argument, the rule and what came, and nothing is written.
+/// Every wrong argument is a typed error that names the argument, the rule and the value, and then nothing is written.
 @Suite("Attention errors")
 struct AttentionErrorsTests {
     /// The error of a throwing expression, which must have this code and argument and contain these texts.
@@ -78,7 +78,7 @@ struct AttentionErrorsTests {
         }
     }
 
-    @Test("lengths whose work does not fit 63 bits are refused, not trapped on", arguments: InstructionSet.available)
+    @Test("lengths whose work does not fit in 63 bits are refused without a trap", arguments: InstructionSet.available)
     func hugeLengths(_ set: InstructionSet) throws {
         for (queries, keys) in [(Int.max, Int.max), (1 << 62, 1), (1 << 32, 1 << 32), (Int.max, 0), (0, 1 << 60)] {
             Self.expectError(.invalidShape, "shape", containing: ["\(queries)", "\(keys)"]) {
@@ -86,7 +86,7 @@ struct AttentionErrorsTests {
                 _ = try DenseAttention(shape, mask: .causal(window: Int.max), instructionSet: set)
             }
         }
-        // The largest sequences anyone names still fit.
+        // The largest sequences in use are valid.
         let shape = try Extents(
             queryLength: 1 << 20, keyLength: 1 << 22, queryHeads: 128, kvHeads: 8, headDim: 256, valueDim: 256
         ).shape()
@@ -119,7 +119,7 @@ struct AttentionErrorsTests {
         }
         expect("aliBiSlopes[2]", "nan", ScoreModifiers(aliBiSlopes: [0, 1, .nan, 3, 4, 5]))
         expect("aliBiSlopes[5]", "inf", ScoreModifiers(aliBiSlopes: [0, 1, 2, 3, 4, .infinity]))
-        // Zero and negative scales are unusual and allowed.
+        // Zero and negative scales are unusual but valid.
         #expect(throws: Never.self) {
             try DenseAttention(shape, modifiers: ScoreModifiers(softmaxScale: -1), instructionSet: set)
         }
@@ -156,7 +156,7 @@ struct AttentionErrorsTests {
 
     // MARK: - Operands
 
-    /// The shapes of one call; each test spoils one of them.
+    /// The shapes of one call. Each test makes one of them wrong.
     struct Operands: Sendable {
         var query = [6, 4, 7]
         var key = [3, 5, 7]
@@ -198,7 +198,7 @@ struct AttentionErrorsTests {
 
         static let all: [Mismatch] = {
             var all: [Mismatch] = []
-            /// One case per axis: the operand's shape with that axis one longer.
+            /// Adds one case per axis, in which the operand's shape is one longer on that axis.
             func add(_ argument: String, _ path: WritableKeyPath<Operands, [Int]>) {
                 for axis in 0..<3 {
                     var operands = Operands()

@@ -2,10 +2,10 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// NaN, infinities and huge numbers reach the rows that see them, as IEEE arithmetic has it, and no other row.
+/// NaN, infinities and huge numbers affect the rows that see them, as IEEE arithmetic demands, and no other row.
 @Suite("Attention of non-finite input")
 struct AttentionNonFiniteTests {
-    /// A clean run, and what one poisoned element changes in it.
+    /// A clean run, and its comparison with runs in which one element is poisoned.
     struct Scene {
         let shape: AttentionShape
         let mask: AttentionMask
@@ -15,7 +15,7 @@ struct AttentionNonFiniteTests {
         var value: Tensor<Float>
         let clean: AttentionState
 
-        /// More than two panels of the widest level and two blocks of keys; widths end in the middle of a tile.
+        /// More than two panels of the widest level and two steps of keys. The widths end within a tile.
         init(_ set: InstructionSet, _ mask: AttentionMask, queryLength: Int = 110, keyLength: Int = 150) throws {
             shape = try AttentionShape(
                 queryLength: queryLength, keyLength: keyLength, queryHeads: 4, kvHeads: 2, headDim: 10, valueDim: 13)
@@ -35,8 +35,7 @@ struct AttentionNonFiniteTests {
                 && ReferenceAttention(shape, mask: mask).isVisible(query: row % shape.queryLength, key: token)
         }
 
-        /// The first row that is not as it should be: all NaN where `isSpoiled`, any result where `isOpen`, else the bits of the
-        /// clean run.
+        /// The first wrong row. Rows are NaN where `isSpoiled`, anything where `isOpen`, and else have the clean run's bits.
         func firstWrongRow(
             _ state: AttentionState, isSpoiled: (Int) -> Bool, isOpen: (Int) -> Bool = { _ in false }
         ) -> Int? {
@@ -54,7 +53,7 @@ struct AttentionNonFiniteTests {
 
     static let masks: [AttentionMask] = [.full, .causal, .causal(window: 20), .full(window: 9)]
     static let poisons: [Float] = [.nan, .infinity, -.infinity]
-    /// Keys at the edges of tiles, panels and blocks.
+    /// Keys at the edges of tiles, panels and steps.
     static let tokens = [0, 1, 40, 63, 77, 127, 128, 149]
 
     @Test("a poisoned query row spoils only itself", arguments: InstructionSet.available)
@@ -91,8 +90,8 @@ struct AttentionNonFiniteTests {
             var poisoned = scene
             poisoned.key[flat: token * 10] = .infinity
             let state = try poisoned.run()
-            // The other channels are finite, so the score is ±∞ by the sign of q's channel 0. +∞ leaves ∞ − ∞ in the softmax;
-            // −∞ hides the key, and the row is attention over the others.
+            // The other channels are finite, so the score is ±∞ by the sign of q's channel 0. +∞ gives ∞ − ∞ in the softmax. −∞
+            // hides the key, so that the row attends to the others.
             let seers = (0..<440).filter { scene.sees(row: $0, kvHead: 0, token: token) }
             let won = Set(seers.filter { scene.query[flat: $0 * 10] > 0 })
             let lost = Set(seers).subtracting(won)
@@ -124,7 +123,7 @@ struct AttentionNonFiniteTests {
                     let state = try poisoned.run()
                     var wrong: [Int] = []
                     for (index, value) in state.output.elements.enumerated() {
-                        // Weights of finite scores are positive, so an infinity stays one.
+                        // Weights of finite scores are positive, so an infinity keeps its sign.
                         let isTouched =
                             index % 13 == channel && scene.sees(row: index / 13, kvHead: 1, token: token)
                         let isRight =
@@ -171,7 +170,7 @@ struct AttentionNonFiniteTests {
                     Issue.record("\(set): row \(row) with \(poison)")
                 }
             }
-            // The others see a key.
+            // The other rows see a key.
             if poison == 1 {
                 let others = (0..<4 * lengths.queries).filter { $0 % lengths.queries >= missing }
                 #expect(others.allSatisfy { state.logSumExp[flat: $0].isFinite }, "\(set)")
@@ -191,10 +190,10 @@ struct AttentionNonFiniteTests {
                 let query = try Tensor<Float>([1, 20, 4]) { $0 % 4 == 0 ? 1e15 : 0 }
                 let key = try Tensor<Float>([1, 150, 4]) { $0 % 4 == 0 ? ($0 / 4 == winner ? 1e15 : others) : 1 }
                 let state = try attention(query: query, key: key, value: value)
-                // Its weight is exactly 1 and the others' exactly 0.
+                // The winner's weight is exactly 1 and the others' weights are exactly 0.
                 let wanted = Array(value.bits[winner * 5..<(winner + 1) * 5])
                 for row in 0..<20 { #expect(Array(state.output.bits[row * 5..<(row + 1) * 5]) == wanted, "\(set)") }
-                // Rounded: q·scale, the product, and the LSE itself, and 1e15 as a float, twice: within 6u.
+                // q·scale, the product and the LSE are rounded, and 1e15 twice as a float: within 6u.
                 let bound = 6 * AttentionErrorBound.unitRoundoff * 1e30
                 #expect(state.logSumExp.elements.allSatisfy { abs(Double($0) - 1e30) <= bound }, "\(set)")
             }
@@ -209,7 +208,7 @@ struct AttentionNonFiniteTests {
         let query = try Tensor<Float>([1, 20, 4]) { _ in 1e15 }
         let key = try Tensor<Float>([1, 150, 4]) { _ in size }
         let state = try attention(query: query, key: key, value: value)
-        // All weights are exactly 1: only the sum of 150 values and the division round. See `AttentionErrorBound` for λ.
+        // All weights are exactly 1, so only the sum of 150 values and the division round. λ is that of `AttentionErrorBound`.
         let largest = value.elements.reduce(0) { max($0, abs(Double($1))) }
         let bound = (AttentionErrorBound.confidence * 150.squareRoot() + 4) * AttentionErrorBound.unitRoundoff * largest
         for channel in 0..<5 {
@@ -220,13 +219,13 @@ struct AttentionNonFiniteTests {
 
     @Test("a soft cap bounds infinite scores", arguments: InstructionSet.available)
     func cappedInfinity(_ set: InstructionSet) throws {
-        // q·k = ±∞ becomes ±cap: two keys of weight e² and e⁻², and no NaN.
+        // q·k = ±∞ becomes ±cap, so that two keys have the weights e² and e⁻² and nothing is NaN.
         let shape = try AttentionShape(queryLength: 3, keyLength: 2, queryHeads: 1, kvHeads: 1, headDim: 1)
         let modifiers = ScoreModifiers(softmaxScale: 1, logitsSoftCap: 2)
         let state = try DenseAttention(shape, modifiers: modifiers, instructionSet: set)(
             query: Tensor<Float>([1, 3, 1], [1, 1, 1]), key: Tensor<Float>([1, 2, 1], [.infinity, -.infinity]),
             value: Tensor<Float>([1, 2, 1], [1, 0]))
-        // As in `AttentionErrorBound`: σ is the error of tanh and the rounding of cap·tanh, 2e-7·(1 + 4/2) that of e⁻⁴.
+        // As in `AttentionErrorBound`, σ is the error of tanh and of rounding cap·tanh; 2e-7·(1 + 4/2) is the error of e⁻⁴.
         let u = AttentionErrorBound.unitRoundoff
         let sigma = (4e-7 + 3 * u) * 2
         let bound = 2 * (2 * sigma + 2e-7 * 3) + 6 * u

@@ -3,10 +3,10 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// How operands lie in memory: element types, layouts, strides, alignment and borders.
+/// Operands in memory: element types, layouts, strides, alignment and bounds.
 @Suite("Attention operands")
 struct AttentionOperandTests {
-    /// The element types by name, so that they can be test arguments.
+    /// The element types by name, because test arguments must be values.
     enum Storage: String, CaseIterable, Sendable {
         case float32, float16, bfloat16
 
@@ -21,7 +21,7 @@ struct AttentionOperandTests {
 
     // MARK: - Element types
 
-    /// One combination of input types against the oracle, which reads the same rounded inputs, with every output type.
+    /// Compares one combination of input types with the oracle, which reads the same rounded inputs, for every output type.
     static func check<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
         _: Q.Type, _: K.Type, _: V.Type, _ attention: DenseAttention
     ) throws {
@@ -41,7 +41,7 @@ struct AttentionOperandTests {
         try expect(BFloat16.self)
     }
 
-    /// Widths of 19 and 21 leave a tail after whole vectors on every level, which is converted one element at a time.
+    /// Widths of 19 and 21 leave a tail after whole vectors on every level, which is converted element by element.
     @Test("all combinations of element types agree with the oracle", arguments: InstructionSet.available, Storage.allCases)
     func elementTypes(_ set: InstructionSet, _ query: Storage) throws {
         let shape = try AttentionShape(
@@ -52,7 +52,7 @@ struct AttentionOperandTests {
         }
     }
 
-    /// More keys than one block stages at once.
+    /// More keys than one step stages.
     @Test("16-bit keys and values are staged block by block", arguments: InstructionSet.available)
     func stagedBlocks(_ set: InstructionSet) throws {
         let shape = try AttentionShape(queryLength: 5, keyLength: 263, queryHeads: 2, kvHeads: 2, headDim: 8, valueDim: 16)
@@ -75,7 +75,7 @@ struct AttentionOperandTests {
 
     // MARK: - Layouts and strides
 
-    /// Two panels and a ragged one on every level, two blocks of keys, and channels beyond whole tiles.
+    /// Two panels and a ragged one on every level, two steps of keys, and channels past whole tiles.
     static func shape() throws -> AttentionShape {
         try AttentionShape(queryLength: 101, keyLength: 150, queryHeads: 4, kvHeads: 2, headDim: 18, valueDim: 11)
     }
@@ -89,10 +89,10 @@ struct AttentionOperandTests {
         )
     }
 
-    /// Where the rows of an operand go inside a larger buffer.
+    /// The placement of the rows of an operand in a larger buffer.
     struct Placement: Sendable, CustomTestStringConvertible {
         var name: String
-        /// Elements before the view, so that its base is aligned to nothing but an element.
+        /// Elements before the view, so that its base has only the alignment of an element.
         var offset = 0
         /// Elements between rows, and between the rows of one head or token and the next.
         var rowGap = 0
@@ -124,7 +124,7 @@ struct AttentionOperandTests {
         ]
     }
 
-    /// A buffer full of `filler` with the tensor's rows laid out in it.
+    /// A buffer full of `filler` that contains the tensor's rows.
     struct Buffer {
         var elements: [Float]
         let geometry: TensorGeometry
@@ -139,7 +139,7 @@ struct AttentionOperandTests {
             for index in 0..<tensor.count { elements[position(index)] = tensor[flat: index] }
         }
 
-        /// Where the element at a flat `hnd` position of the tensor lies.
+        /// The index in the buffer of the element at a flat `hnd` position of the tensor.
         func position(_ flat: Int) -> Int {
             let (row, channel) = (flat / geometry.channels, flat % geometry.channels)
             return offset + geometry.offset(head: row / geometry.tokens, token: row % geometry.tokens) + channel
@@ -153,7 +153,7 @@ struct AttentionOperandTests {
         try Self.expectPlacementKeepsBits(placement, attention, query: query, key: key, value: value)
     }
 
-    /// Gaps of the inputs hold NaN, so that reading one shows; gaps of the output hold a guard, so that writing one shows.
+    /// Gaps of the inputs are NaN, so that reading one shows. Gaps of the output are a guard value, so that writing one shows.
     static func expectPlacementKeepsBits(
         _ placement: Placement, _ attention: some AttentionOperator, query: Tensor<Float>, key: Tensor<Float>,
         value: Tensor<Float>, sourceLocation: SourceLocation = #_sourceLocation
@@ -227,7 +227,7 @@ struct AttentionOperandTests {
 
     // MARK: - Borders
 
-    /// Every operand ends, or starts, at a page that faults when touched. A fault ends the process, hence one of its own.
+    /// Every operand ends or starts at a page that faults when touched. A fault ends the process, so the test runs in its own.
     @Test("nothing outside the operands is touched")
     func bordersAreKept() async {
         await #expect(processExitsWith: .success) {
@@ -244,7 +244,7 @@ struct AttentionOperandTests {
     static func runBetweenFences<Element: AttentionElement>(
         _: Element.Type, _ set: InstructionSet, fencesEnd: Bool
     ) throws {
-        // Odd everything: tails of channels, keys and queries all end at the fence.
+        // All extents are odd, so that tails of channels, keys and queries end at the fence.
         for (queries, keys, headDim, valueDim) in [(1, 1, 1, 1), (7, 5, 3, 9), (50, 131, 17, 19), (33, 129, 24, 40)] {
             let shape = try AttentionShape(
                 queryLength: queries, keyLength: keys, queryHeads: 2, kvHeads: 1, headDim: headDim, valueDim: valueDim)

@@ -2,7 +2,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Soft caps far from 1: what their quotients with the scale would lose must not be lost.
+/// Soft caps far from 1, where the quotient of scale and cap would underflow or overflow.
 @Suite("Soft caps of any size")
 struct AttentionSoftCapTests {
     static func shape() throws -> AttentionShape {
@@ -43,7 +43,7 @@ struct AttentionSoftCapTests {
     func border(_ set: InstructionSet) throws {
         let shape = try Self.shape()
         let operands = try BlockSparseOperands(shape)
-        // At a scale of cap / 8 the scores bend.
+        // At a scale of cap / 8 the scores are in the curved part of tanh.
         for cap in [0x1p-24, 0x1p-23, 0x1p-3, Float(1), 30] {
             let modifiers = ScoreModifiers(softmaxScale: cap / 8, logitsSoftCap: cap)
             let state = try DenseAttention(shape, modifiers: modifiers, instructionSet: set)(
@@ -68,7 +68,7 @@ struct AttentionSoftCapTests {
             for row in [0, 2] {
                 let reference = try ReferenceAttention(shape, modifiers: modifiers).row(
                     head: 0, token: row, query: operands.0.view(), key: operands.1.view(), value: operands.2.view())
-                // One key has all of the weight, so the output is its value and the LSE its score.
+                // One key has all of the weight, so that the output is its value and the LSE its score.
                 #expect(Double(state.output[flat: row]) == reference.output[0])
                 let lse = Double(state.logSumExp[flat: row])
                 #expect(abs(lse - reference.logSumExp) <= 5e-7 * abs(reference.logSumExp), "\(set): \(cap), \(lse)")

@@ -3,10 +3,10 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Merging: attention over parts of the keys becomes attention over all of them.
+/// Merging attention over parts of the keys gives attention over all of them.
 @Suite("Attention states")
 struct AttentionStateTests {
-    /// Attention over all keys by the oracle, and over any range of them by a plan.
+    /// Attention by the oracle over all keys, and by a plan over any range of them.
     struct Scene {
         let shape: AttentionShape
         let query: Tensor<Float>
@@ -22,7 +22,7 @@ struct AttentionStateTests {
             value = try .normal([2, 150, 9], seed: 93)
         }
 
-        /// The state over keys `range`, read in place through strided views.
+        /// The state over the keys in `range`, which strided views read in place.
         func state(_ range: Range<Int>) throws -> AttentionState {
             let part = try AttentionShape(
                 queryLength: 11, keyLength: range.count, queryHeads: 4, kvHeads: 2, headDim: 16, valueDim: 9)
@@ -42,16 +42,16 @@ struct AttentionStateTests {
             try referenceRows(ReferenceAttention(shape), query: query, key: key, value: value)
         }
 
-        /// Compares a state that `merges` merges have made with attention over all keys.
+        /// Compares the result of `merges` merges with attention over all keys.
         ///
-        /// With δo and δL the bounds of a part, V = max|v| and w, w' the weights of a merge, w + w' = 1:
+        /// Let δo and δL be the bounds of a part, V = max|v|, and w, w' the weights of a merge, w + w' = 1:
         ///
         ///     |δo| ≤ w·δo + w'·δo' + w·w'·|δL − δL'|·|o − o'| + 4u·V  ≤  δo + δL·V + 4u·V
         ///
-        /// because w·w' ≤ ¼, |o − o'| ≤ 2V and |δL − δL'| ≤ 2δL; 4u rounds two weights, two products and their sum.
-        /// LSE: |δL| ≤ max(δL, δL') + u·|LSE|, the rounding of its store. Each merge adds its terms to the next one's δo and δL.
-        /// The bounds over all keys stand for w·δo + w'·δo' of the parts: probabilities of a part times its weight are those of the
-        /// whole. They are doubled because deviations D are measured from the output of the part there.
+        /// because w·w' ≤ ¼, |o − o'| ≤ 2V and |δL − δL'| ≤ 2δL. 4u rounds two weights, two products and their sum. For the
+        /// LSE, |δL| is at most max(δL, δL') + u·|LSE|, with the rounding of its store. Each merge adds its terms to δo and δL
+        /// for the next. The bounds over all keys replace w·δo + w'·δo' of the parts, because the probabilities of a part times
+        /// its weight are those of the whole. They are doubled because a part's deviations D are measured from its own output.
         func expectMatch(_ state: AttentionState, merges: Int, _ label: String) throws {
             let u = AttentionErrorBound.unitRoundoff
             let largest = value.elements.reduce(0) { max($0, abs(Double($1))) }
@@ -80,7 +80,7 @@ struct AttentionStateTests {
         try scene.expectMatch(b.merging(a), merges: 1, "\(set), cut at \(cut), reversed")
     }
 
-    /// Larger queries make one part dominate another by many powers of e.
+    /// Larger queries let one part outweigh another by many powers of e.
     @Test("three parts merge into the whole in any order", arguments: InstructionSet.available, [Float(1), 6])
     func threeParts(_ set: InstructionSet, _ scale: Float) throws {
         let scene = try Scene(set, scale: scale)
@@ -104,10 +104,10 @@ struct AttentionStateTests {
             #expect(merged.output.bits == state.output.bits)
             #expect(merged.logSumExp.bits == state.logSumExp.bits)
         }
-        // Nothing and nothing is nothing, and not NaN.
+        // Merging nothing with nothing gives nothing, and not NaN.
         #expect(try identity.merging(identity) == identity)
 
-        // The same from a plan: all keys of every row hidden by the bias.
+        // A plan gives the same when the bias hides all keys from every row.
         let hidden = try Tensor<Float>([1, 11, 150]) { _ in -.infinity }
         let empty = try DenseAttention(scene.shape, instructionSet: set)(
             query: scene.query, key: scene.key, value: scene.value, bias: hidden)
@@ -143,13 +143,13 @@ struct AttentionStateTests {
 
     @Test("weights follow the LSE values, however large those are", arguments: [Float(-1e4), -80, 0, 80, 1e4])
     func weights(_ offset: Float) throws {
-        // Equal parts at any height are averaged exactly: both weights are ½.
+        // Equal parts of any height are averaged exactly, because both weights are ½.
         let equal = try Self.row(1, offset).merging(Self.row(4, offset))
         #expect(equal.output.elements == [2.5])
         let height = Double(offset) + Foundation.log(2)
         #expect(equal.logSumExp.elements == [Float(height)])
-        // Weights 2 : 1, as ln 2 above. u for each rounded weight, product and sum, times max|o| = 4; ln 2 as a difference of
-        // two floats of size |offset| is off by their rounding, which moves the weights by at most ¼ of it.
+        // The weights are 2 : 1. There is one u for each rounded weight, product and sum, times max|o| = 4. ln 2 is a
+        // difference of two floats of size |offset|; its error is their rounding, of which at most ¼ reaches the weights.
         let uneven = try Self.row(1, offset + Float(Foundation.log(2.0))).merging(Self.row(4, offset))
         let u = AttentionErrorBound.unitRoundoff
         let bound = 4 * u * 4 + u * (abs(Double(offset)) + 1) / 4 * 3

@@ -4,10 +4,10 @@ import SparseKernelsReference
 import Synchronization
 import Testing
 
-/// Pools: the same bits on any number of threads, calls from many threads at once, scratch, and an orderly end.
+/// Thread pools: equal bits on any number of threads, concurrent calls, scratch, and shutdown.
 @Suite("Threads")
 struct AttentionThreadTests {
-    /// Work above the cut-off, in 8 tasks: threads are woken.
+    /// Work above the cut-off in 8 tasks, so that threads are woken.
     struct Workload {
         let shape: AttentionShape
         let query: Tensor<Float>
@@ -107,7 +107,7 @@ struct AttentionThreadTests {
 
     // MARK: - The pool alone
 
-    /// What tasks of a plain `WorkerPool.run` leave behind.
+    /// The tasks that a `WorkerPool.run` performed.
     private final class Record: Sendable {
         let counts: [Atomic<Int>.Box]
         let arrived = Atomic<Int>(0)
@@ -154,7 +154,7 @@ struct AttentionThreadTests {
     func threadsRun() {
         let pool = WorkerPool(threads: 3)
         let record = Record(tasks: 0)
-        // Each task waits until all three have begun, which a single thread could never see; the limit only ends a failure.
+        // Each task waits until all three have begun, which a single thread could never do. The limit only ends a failing test.
         pool.run(
             RecordingCall { _, _ in
                 record.arrived.wrappingAdd(1, ordering: .sequentiallyConsistent)
@@ -181,13 +181,13 @@ struct AttentionThreadTests {
     }
 
     #if os(Linux)
-        /// The kernel's number of the calling thread, under which /proc lists it: the link reads "process/task/thread".
+        /// The kernel's number of the calling thread, under which /proc lists it. The link reads "process/task/thread".
         private static func kernelThreadID() -> Int {
             let link = try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/thread-self")
             return link.flatMap { Int($0.split(separator: "/").last ?? "") } ?? -1
         }
 
-        @Test("the end of a pool is the end of its threads")
+        @Test("a pool that ends also ends its threads")
         func poolJoinsItsThreads() {
             let record = Record(tasks: 0)
             do {
@@ -205,7 +205,7 @@ struct AttentionThreadTests {
             }
             let workers = record.threadIDs.withLock { $0 }.subtracting([AttentionThreadTests.kernelThreadID()])
             #expect(workers.count == 2)
-            // The kernel takes a thread off its list a moment after pthread_join returns.
+            // The kernel removes a thread from its list a moment after pthread_join returns.
             let limit = ContinuousClock.now + .seconds(10)
             func isAlive(_ thread: Int) -> Bool { FileManager.default.fileExists(atPath: "/proc/self/task/\(thread)") }
             while workers.contains(where: isAlive) && ContinuousClock.now < limit { usleep(1000) }
@@ -232,7 +232,7 @@ struct AttentionThreadTests {
 }
 
 extension Atomic<Int> {
-    /// An atomic that an array can hold.
+    /// An atomic value that an array can store.
     final class Box: Sendable {
         let value = Atomic<Int>(0)
     }

@@ -2,10 +2,10 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Windows with a left and a right side, as `window_size` of FlashAttention, and the symmetric form of ALiBi.
+/// Windows with a left and a right side, like `window_size` of FlashAttention, and the symmetric form of ALiBi.
 @Suite("Attention windows and symmetric ALiBi")
 struct AttentionWindowTests {
-    /// nil on either side, 0, less and more than a block of keys, more than any sequence.
+    /// A side is nil, 0, less or more than a step of keys, or more than any sequence.
     static let sides: [(left: Int?, right: Int?)] = [
         (nil, nil), (0, 0), (0, nil), (nil, 0), (5, 0), (0, 7), (3, 50), (40, 2), (130, 129), (nil, 33), (64, nil),
         (1000, 1000),
@@ -13,7 +13,7 @@ struct AttentionWindowTests {
     ]
     static let lengths: [(queries: Int, keys: Int)] = [(70, 150), (150, 150), (97, 40), (1, 130), (130, 1)]
 
-    /// FlashAttention's rule, from its documentation: i + Lk − Lq − left ≤ j ≤ i + Lk − Lq + right, −1 being no limit.
+    /// FlashAttention's documented rule: i + Lk − Lq − left ≤ j ≤ i + Lk − Lq + right, where −1 is no limit.
     static func sees(_ left: Int?, _ right: Int?, isCausal: Bool, _ i: Int, _ j: Int, _ lengths: (queries: Int, keys: Int))
         -> Bool
     {
@@ -59,9 +59,9 @@ struct AttentionWindowTests {
         #expect(try bits(.causal) == bits(.window(left: nil, right: 0)))
     }
 
-    @Test("a window whose keys lie past an end of the sequence shows nothing: 0 and −∞", arguments: InstructionSet.available)
+    @Test("a window whose keys are past an end of the sequence shows nothing: 0 and −∞", arguments: InstructionSet.available)
     func emptyRows(_ set: InstructionSet) throws {
-        // Position −90 and on: with 10 keys to the right, rows 0..<80 see nothing.
+        // Rows are at position −90 and later. With 10 keys to the right, rows 0..<80 see nothing.
         let shape = try AttentionShape(queryLength: 100, keyLength: 10, queryHeads: 2, kvHeads: 1, headDim: 8)
         let operands = try BlockSparseOperands(shape)
         let state = try DenseAttention(shape, mask: .window(left: 3, right: 10), instructionSet: set)(
@@ -119,8 +119,8 @@ struct AttentionWindowTests {
                 sparse(query: operands.query, key: operands.key, value: operands.value),
                 dense(query: operands.query, key: operands.key, value: operands.value)
             )
-            // A left side hides keys from the beginning of later tasks, and the two operators cut tasks differently, so that steps of the
-            // online softmax differ: the oracle compares those.
+            // With a left side, keys at the beginning of later tasks are hidden. The two operators cut tasks differently, and
+            // so the steps of the online softmax differ. The oracle compares those cases.
             if window.left == nil {
                 #expect(a.output.bits == b.output.bits && a.logSumExp.bits == b.logSumExp.bits)
             }
@@ -131,11 +131,11 @@ struct AttentionWindowTests {
     func density() throws {
         let shape = try AttentionShape(queryLength: 64, keyLength: 64, queryHeads: 1, kvHeads: 1, headDim: 4)
         let grid = try BlockGrid(shape, blockSize: 16, isCausal: true)
-        // The diagonal blocks hold 4 · 136 of the pairs at distance 0...15, which are 64 · 16 − 120.
+        // The diagonal blocks contain 4 · 136 of the pairs at distance 0...15, of which there are 64 · 16 − 120.
         let mask = try BlockMask(grid: grid) { _, row, column in row == column }
         let plan = try BlockSparseAttention(shape, mask: mask, window: AttentionWindow(left: 15, right: nil))
         #expect(plan.visiblePairs == 544 && plan.density == 544.0 / 904)
-        // Blocks that the window cannot reach cost nothing, kept or not.
+        // Blocks outside the window cost nothing, whether kept or not.
         let full = try BlockSparseAttention(shape, mask: .full(grid), window: AttentionWindow(left: 15, right: nil))
         #expect(full.visiblePairs == 904 && full.density == 1)
     }
@@ -217,7 +217,7 @@ struct AttentionWindowTests {
             DenseAttention(shape, instructionSet: set)(
                 query: operands.query, key: operands.key, value: operands.value, bias: bias)
         )
-        // These products of slope and distance are exact, so fused or not the sums are the same.
+        // These products of slope and distance are exact, so that the sums are the same with and without fusing.
         #expect(a.output.bits == b.output.bits && a.logSumExp.bits == b.logSumExp.bits)
         let causal = try [AliBiForm.signed, .symmetric].map {
             try DenseAttention(

@@ -40,7 +40,7 @@ struct BlockSparseCase: Sendable, CustomTestStringConvertible {
 
     static let blockSizes = [1, 4, 16, 24, 64, 100, 128, 200, 256]
 
-    /// Equal query and key blocks of every size; with lengths of 150 and 210 all of them are ragged or alone.
+    /// Equal query and key blocks of every size. With lengths of 150 and 210, all have ragged blocks or only one block.
     static let sizes = blockSizes.flatMap { size in
         [true, false].map {
             BlockSparseCase(queryBlockSize: size, keyBlockSize: size, isCausal: $0, density: size <= 4 ? 0.2 : 0.6)
@@ -54,7 +54,7 @@ struct BlockSparseCase: Sendable, CustomTestStringConvertible {
             }
         }
 
-    /// Awkward lengths: 1, 3, 7, queries as long as keys and much shorter, more than one task per block.
+    /// Awkward lengths: 1, 3, 7, queries as long as the keys and much shorter, and several tasks per block.
     static let lengths = [(1, 1), (1, 210), (3, 7), (7, 130), (24, 128), (129, 129), (193, 260), (200, 200)].flatMap { q, k in
         [16, 128, 256].map { BlockSparseCase(queryLength: q, keyLength: k, queryBlockSize: $0, keyBlockSize: $0, density: 0.7) }
     }
@@ -66,7 +66,7 @@ struct BlockSparseCase: Sendable, CustomTestStringConvertible {
                 cases.append(BlockSparseCase(queryBlockSize: 16, keyBlockSize: 16, isCausal: isCausal, density: density))
             }
         }
-        // More queries than keys are possible without a diagonal only.
+        // More queries than keys are possible only without a diagonal.
         cases.append(BlockSparseCase(queryLength: 210, keyLength: 60, isCausal: false))
         for (heads, kvHeads, maskHeads) in [(1, 1, 1), (4, 4, 4), (6, 2, 1), (6, 2, 2), (6, 2, 6), (8, 1, 8)] {
             cases.append(
@@ -144,7 +144,7 @@ struct BlockSparseAttentionTests {
         #expect(states[0].output.bits == states[1].output.bits && states[0].logSumExp.bits == states[1].logSumExp.bits)
     }
 
-    /// The keys of a row are cut into the same steps of 128 keys, and lanes do not depend on the lanes beside them.
+    /// The keys of a row are cut into the same steps of 128 keys, and lanes do not depend on other lanes.
     @Test("keeping everything has the bits of dense attention", arguments: InstructionSet.available, [true, false])
     func fullMaskIsDense(_ set: InstructionSet, _ isCausal: Bool) throws {
         for (queries, keys) in [(1, 1), (7, 130), (150, 150), (200, 390)] {
@@ -166,8 +166,8 @@ struct BlockSparseAttentionTests {
         }
     }
 
-    /// The bound of `AttentionStateTests.expectMatch` for one merge: parts share the errors of the whole, and merging adds a few
-    /// roundings of the largest value.
+    /// The bound is that of one merge in `AttentionStateTests.expectMatch`: parts share the errors of the whole, and merging
+    /// adds a few roundings of the largest value.
     @Test("a mask and its complement merge into dense attention", arguments: InstructionSet.available, [true, false])
     func complementsMerge(_ set: InstructionSet, _ isCausal: Bool) throws {
         let shape = try AttentionShape(queryLength: 90, keyLength: 120, queryHeads: 2, kvHeads: 1, headDim: 16, valueDim: 9)

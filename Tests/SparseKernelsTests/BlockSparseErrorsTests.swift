@@ -2,7 +2,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Everything a caller of block-sparse attention can get wrong is a typed error that names the argument, the rule and what came.
+/// Every wrong argument of block-sparse attention is a typed error that names the argument, the rule and the value.
 @Suite("Block-sparse errors")
 struct BlockSparseErrorsTests {
     typealias PackedSequence = BlockSparseAttention.PackedSequence
@@ -34,7 +34,7 @@ struct BlockSparseErrorsTests {
         Self.expectError(.invalidArgument, "softmaxScale", [.dense], modifiers: ScoreModifiers(softmaxScale: .nan))
         Self.expectError(.invalidArgument, "logitsSoftCap", [.dense], modifiers: ScoreModifiers(logitsSoftCap: 0))
         Self.expectError(.invalidShape, "aliBiSlopes", [.dense], modifiers: ScoreModifiers(aliBiSlopes: [1]))
-        // The same from the initialiser with a mask.
+        // The initialiser with a mask throws the same error.
         let mask = try BlockMask(grid: BlockGrid(Self.shape(), blockSize: 8, isCausal: true)) { _, _, _ in true }
         AttentionErrorsTests.expectError(.invalidArgument, "pvSkipThreshold", containing: ["-2"]) {
             _ = try BlockSparseAttention(Self.shape(), mask: mask, pvSkipThreshold: -2)
@@ -122,7 +122,7 @@ struct BlockSparseErrorsTests {
         expect("sequences", containing: ["20", "19"], [sequence(0..<10, 0..<10), sequence(10..<19, 10..<30)])
         expect("queries", containing: ["1..<20"], [sequence(1..<20, 0..<30)])
         expect("queries", containing: ["0..<21"], [sequence(0..<21, 0..<30)])
-        // A gap, an overlap.
+        // The first range leaves a gap, the second overlaps.
         for queries in [11..<20, 9..<20] {
             expect(
                 "sequences[1].queries", containing: ["\(queries)"],
@@ -163,13 +163,13 @@ struct BlockSparseErrorsTests {
         expect(.invalidArgument, "runOffsets[2]", containing: ["3", "2"], runOffsets: [0, 3, 2])
         expect(.invalidArgument, "runOffsets[1]", containing: ["-1"], runOffsets: [0, -1, 2])
         expect(.invalidArgument, "keyOffsets[2]", containing: ["3", "2"], keyOffsets: [0, 3, 2])
-        // Empty, beyond the keys, before the run before it, on top of it.
+        // The cases are: empty, past the keys, before the previous run, and overlapping it.
         expect(.invalidArgument, "runs[1]", containing: ["3..<3"], runs: [2..<5, 3..<3])
         expect(.invalidArgument, "runs[1]", containing: ["3..<11"], runs: [2..<5, 3..<11])
         expect(.invalidArgument, "runs[0]", containing: ["-1..<5"], runs: [-1..<5, 0..<9])
         expect(.invalidArgument, "runs[1]", containing: ["0..<2"], runOffsets: [0, 2, 2], runs: [2..<5, 0..<2])
         expect(.invalidArgument, "runs[1]", containing: ["4..<6"], runOffsets: [0, 2, 2], runs: [2..<5, 4..<6])
-        // Inside a run, beyond the keys, negative, repeated, descending.
+        // The cases are: inside a run, past the keys, negative, repeated, and descending.
         expect(.invalidArgument, "keys[0]", containing: ["4"], keys: [4, 9])
         expect(.invalidArgument, "keys[1]", containing: ["10"], keys: [7, 10])
         expect(.invalidArgument, "keys[0]", containing: ["-1"], keys: [-1, 9])

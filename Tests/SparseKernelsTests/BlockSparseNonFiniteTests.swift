@@ -2,10 +2,10 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// NaN and infinities in keys and values reach the rows that see them and no other row, bit for bit, under every pattern.
+/// Under every pattern, NaN and infinities in keys and values affect the rows that see them, and change no bit of other rows.
 @Suite("Block-sparse attention of non-finite input")
 struct BlockSparseNonFiniteTests {
-    /// A clean run of four heads with four patterns, two to a KV head.
+    /// A clean run of four heads with four patterns, two per KV head.
     struct Scene {
         let attention: BlockSparseAttention
         let sees: Visibility
@@ -78,7 +78,7 @@ struct BlockSparseNonFiniteTests {
                     var poisoned = scene
                     poisoned.value[flat: (kvHead * 150 + token) * 13 + channel] = poison
                     let state = try poisoned.run()
-                    // Weights of finite scores are positive, so an infinity stays one.
+                    // Weights of finite scores are positive, so an infinity keeps its sign.
                     var expected = scene.clean.output.elements
                     for row in 0..<440 where scene.reads(row: row, kvHead: kvHead, token: token) {
                         expected[row * 13 + channel] = poison
@@ -115,10 +115,10 @@ struct BlockSparseNonFiniteTests {
         }
     }
 
-    @Test("everything that nobody sees may be anything", arguments: InstructionSet.available, [true, false])
+    @Test("keys that no query sees may have any value", arguments: InstructionSet.available, [true, false])
     func unseenKeys(_ set: InstructionSet, _ isCausal: Bool) throws {
         let scene = try Scene(set, isCausal: isCausal)
-        // One head per KV head, so that keys out of its pattern are seen by none.
+        // There is one head per KV head, so that no row sees keys outside its pattern.
         let shape = try AttentionShape(queryLength: 110, keyLength: 150, queryHeads: 2, kvHeads: 2, headDim: 10, valueDim: 13)
         let query = try BlockPartition(length: 110, blockSize: 110)
         let patterns: [HeadPattern] = try [

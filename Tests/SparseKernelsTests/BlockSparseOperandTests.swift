@@ -2,20 +2,20 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// How operands of block-sparse attention lie in memory: element types, layouts, strides and borders.
+/// Operands of block-sparse attention in memory: element types, layouts, strides and bounds.
 @Suite("Block-sparse operands")
 struct BlockSparseOperandTests {
     typealias Storage = AttentionOperandTests.Storage
     typealias Placement = AttentionOperandTests.Placement
 
-    /// A head of each pattern, all with ragged ends: widths leave a tail after whole vectors, lengths after whole blocks.
+    /// One head of each pattern with ragged ends: widths leave a tail after whole vectors, lengths after whole blocks.
     static func shape() throws -> AttentionShape {
         try AttentionShape(queryLength: 77, keyLength: 150, queryHeads: 4, kvHeads: 2, headDim: 19, valueDim: 21)
     }
 
     static func patterns(_ shape: AttentionShape) throws -> [HeadPattern] {
         let mask = try BlockMask.random(BlockGrid(shape, blockSize: 16, isCausal: true), density: 0.5, seed: 7)
-        // The last block has the last key as a single one.
+        // The last block has the last key as a single key.
         let runs = try KeyRuns(
             query: BlockPartition(length: shape.queryLength, blockSize: 40), keyLength: shape.keyLength,
             runOffsets: [0, 2, 3], runs: [3..<20, 60..<111, 30..<100], keyOffsets: [0, 3, 6],
@@ -77,7 +77,7 @@ struct BlockSparseOperandTests {
             placement, attention, query: operands.query, key: operands.key, value: operands.value)
     }
 
-    @Test("into a tensor that is reused, and without an LSE", arguments: InstructionSet.available)
+    @Test("a reused tensor and a call without LSE get the same output", arguments: InstructionSet.available)
     func reusedOutput(_ set: InstructionSet) throws {
         let attention = try Self.plan(set)
         let operands = try BlockSparseOperands(attention.shape)
@@ -89,7 +89,7 @@ struct BlockSparseOperandTests {
 
     // MARK: - Borders
 
-    /// Every operand ends, or starts, at a page that faults when touched. A fault ends the process, hence one of its own.
+    /// Every operand ends or starts at a page that faults when touched. A fault ends the process, so the test runs in its own.
     @Test("nothing outside the operands is touched")
     func bordersAreKept() async {
         await #expect(processExitsWith: .success) {
@@ -109,7 +109,7 @@ struct BlockSparseOperandTests {
         for (queries, keys, headDim, valueDim) in [(1, 1, 1, 1), (7, 9, 3, 9), (50, 131, 17, 19), (33, 257, 24, 40)] {
             let shape = try AttentionShape(
                 queryLength: queries, keyLength: keys, queryHeads: 4, kvHeads: 1, headDim: headDim, valueDim: valueDim)
-            // A short last block of queries and of keys, whose last key is also a single one.
+            // The last block of queries and of keys is short, and its last key is also a single key.
             let mask = try BlockMask(grid: BlockGrid(shape, blockSize: 24, isCausal: true)) { _, row, column in
                 (row + column) % 2 == 0 || row == column
             }

@@ -5,7 +5,7 @@ import Testing
 /// Sequences of different lengths in one call: each is attended as if it were alone.
 @Suite("Packed batches")
 struct BlockSparsePackedTests {
-    /// Lengths of one sequence and the patterns of its heads: one, one per KV head (2) or one per query head (4).
+    /// Lengths of one sequence and the patterns of its heads: 1 in all, 2 (per KV head) or 4 (per query head).
     struct Sequence: Sendable {
         var queries: Int
         var keys: Range<Int>
@@ -28,12 +28,12 @@ struct BlockSparsePackedTests {
     }
 
     static let batches: [[Sequence]] = [
-        // Lengths of 1, queries shorter than keys, and sequences back to back.
+        // Lengths of 1, queries shorter than keys, and adjacent sequences.
         [
             Sequence(queries: 1, keys: 0..<1, patterns: dense), Sequence(queries: 60, keys: 1..<90, patterns: masked),
             Sequence(queries: 1, keys: 90..<190, patterns: mixed), Sequence(queries: 49, keys: 190..<239, patterns: mixed),
         ],
-        // A prefix of keys that all sequences share, keys out of order, and gaps that nobody reads.
+        // A prefix of keys that all sequences share, keys out of order, and gaps that no sequence reads.
         [
             Sequence(queries: 30, keys: 0..<100, patterns: masked), Sequence(queries: 30, keys: 0..<100, patterns: mixed),
             Sequence(queries: 7, keys: 150..<239, patterns: dense), Sequence(queries: 20, keys: 20..<60, patterns: masked),
@@ -58,7 +58,7 @@ struct BlockSparsePackedTests {
         try Self.check(batch, isCausal: isCausal, modifiers: ScoreModifiers(aliBiSlopes: [0.25, -0.125, 0.5, 0]))
     }
 
-    /// The oracle attends each sequence by itself, reading its part of the packed operands.
+    /// The oracle attends each sequence by itself, from its part of the packed operands.
     static func check(_ batch: [Sequence], isCausal: Bool, modifiers: ScoreModifiers) throws {
         let queries = batch.reduce(0) { $0 + $1.queries }
         let shape = try AttentionShape(
@@ -130,7 +130,7 @@ struct BlockSparsePackedTests {
         #expect(sequences.allSatisfy { $0.heads == [.dense] })
         let shape = try AttentionShape(queryLength: 10, keyLength: 20, queryHeads: 2, kvHeads: 1, headDim: 4)
         let plan = try BlockSparseAttention(shape, sequences: sequences, isCausal: true)
-        // Rows of sequence 0 see 3, 4 and 5 keys, those of sequence 1 9 to 15, in two heads.
+        // Rows of sequence 0 see 3, 4 and 5 keys, those of sequence 1 see 9 to 15, in two heads.
         #expect(plan.visiblePairs == 2 * (12 + 84))
 
         for (queries, keys, heads, argument) in [

@@ -2,12 +2,12 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Patterns other than masks of equal blocks: token streaming, runs and single keys, clusters, and mixes of them.
+/// Patterns other than masks of equal blocks: token streaming, runs and single keys, clusters, and mixtures of them.
 @Suite("Block-sparse patterns")
 struct BlockSparsePatternTests {
     // MARK: - Streaming
 
-    /// Sinks and windows that are empty, overlap, reach beyond the sequence, or end at tile and block edges.
+    /// Sinks and windows that are empty, overlap, exceed the sequence, or end at tile and block edges.
     static let streams = [
         (0, 1), (0, 40), (0, 1000), (1, 1), (4, 16), (5, 64), (64, 64), (100, 100), (128, 1), (150, 200), (210, 1), (211, 3),
         (1000, 1), (Int.max, 5), (3, Int.max), (Int.max, Int.max),
@@ -21,7 +21,7 @@ struct BlockSparsePatternTests {
         try expectMatches(shape, [pattern], isCausal: true, "\(stream), \(lengths)")
     }
 
-    /// The window hides key blocks from the beginning of later tasks, so steps of the online softmax differ: bounds, not bits.
+    /// The window hides key blocks at the beginning of later tasks, so that steps of the online softmax and bits differ.
     @Test("streaming without sinks is a causal window", arguments: InstructionSet.available, [1, 20, 129, 500])
     func streamingIsAWindow(_ set: InstructionSet, _ local: Int) throws {
         let shape = try AttentionShape(queryLength: 200, keyLength: 260, queryHeads: 2, kvHeads: 1, headDim: 16)
@@ -54,7 +54,7 @@ struct BlockSparsePatternTests {
         }
     }
 
-    /// More single keys than one step holds, and none else.
+    /// More single keys than one step has, and no runs.
     @Test("single keys alone agree with the oracle", arguments: [1, 2, 127, 128, 129, 260])
     func singleKeys(_ count: Int) throws {
         let shape = try AttentionShape(queryLength: 50, keyLength: 600, queryHeads: 1, kvHeads: 1, headDim: 17, valueDim: 9)
@@ -70,13 +70,13 @@ struct BlockSparsePatternTests {
     func singleKeysOnTheDiagonal() throws {
         let shape = try AttentionShape(queryLength: 40, keyLength: 40, queryHeads: 1, kvHeads: 1, headDim: 8)
         let query = try BlockPartition(length: 40, blockSize: 16)
-        // Every key is single in each block: plain causal attention.
+        // Every key is a single key in each block, which is plain causal attention.
         let all = (0..<40).map { Int32($0) }
         let runs = try KeyRuns(
             query: query, keyLength: 40, runOffsets: [0, 0, 0, 0], runs: [], keyOffsets: [0, 40, 80, 120],
             keys: all + all + all)
         try expectMatches(shape, [.runs(runs)], isCausal: true)
-        // Single keys before, between and after runs that cross the diagonal.
+        // There are single keys before, between and after runs that cross the diagonal.
         let mixed = try KeyRuns(
             query: query, keyLength: 40, runOffsets: [0, 2, 4, 5], runs: [2..<4, 6..<9, 17..<18, 20..<40, 0..<33],
             keyOffsets: [0, 6, 9, 12], keys: [0, 1, 4, 9, 15, 39, 3, 16, 18, 33, 38, 39])
@@ -105,7 +105,7 @@ struct BlockSparsePatternTests {
 
     // MARK: - Clusters
 
-    /// Sizes as clustering makes them: any, some clusters empty, first and last too, one larger than a task.
+    /// Sizes such as clustering makes: arbitrary ones, some empty clusters, also first and last, and one larger than a task.
     static let clusterSizes: [(query: [Int], key: [Int])] = [
         ([10, 0, 47, 1, 62, 30], [0, 3, 90, 17, 0, 0, 60]), ([150], [170]), ([0, 150, 0], [0, 0, 170, 0]),
         (Array(repeating: 1, count: 150), [85, 85]), ([1, 149], Array(repeating: 5, count: 34)),

@@ -3,7 +3,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Skipping P·V where all scores of a step lie `pvSkipThreshold` or more below the running maxima.
+/// Skipping P·V where all scores of a step are at least `pvSkipThreshold` below the running maxima.
 @Suite("Skipping negligible probabilities")
 struct BlockSparseSkipTests {
     static func shape(queryLength: Int = 100, keyLength: Int = 700) throws -> AttentionShape {
@@ -18,8 +18,8 @@ struct BlockSparseSkipTests {
         return try BlockSparseAttention(shape, mask: mask, pvSkipThreshold: threshold, instructionSet: set)
     }
 
-    /// Queries that make scores of some tens, so that steps differ in weight. Keys of a step share a length, of which the first
-    /// steps have the most, so that whole steps become negligible.
+    /// Queries with scores of some tens. Keys of a step have equal norms, which are largest in the first steps, so that whole
+    /// later steps are negligible.
     static func operands(_ shape: AttentionShape) throws -> BlockSparseOperands {
         let operands = try BlockSparseOperands(shape)
         let direction = operands.query.elements.prefix(shape.headDim)
@@ -33,7 +33,7 @@ struct BlockSparseSkipTests {
         return BlockSparseOperands(query: query, key: key, value: operands.value)
     }
 
-    /// e^x is exactly 0 from x = −88.03 on: a skipped step would have added nothing and rescaled by 1.
+    /// e^x is exactly 0 for x ≤ −88.03, so that a skipped step would have added nothing and rescaled by 1.
     @Test(
         "a huge threshold changes no bit", arguments: InstructionSet.available,
         [Float(89), 1e4, 1e30, .greatestFiniteMagnitude])
@@ -47,9 +47,9 @@ struct BlockSparseSkipTests {
         }
     }
 
-    /// With p the probabilities of exact attention, skipped keys have s_j ≤ m − threshold, and their mass S is at most what all such
-    /// keys have. The others make up 1 − S, and o_kept − o = S·(o_kept − o_skipped), LSE − LSE_kept = −ln(1 − S). Errors of the
-    /// computed scores shift the limit by less than 10⁻³: with the terms of `AttentionErrorBound`, λ(√d + 2)u·A ≈ 2·10⁻⁶·A, A < 400.
+    /// With the probabilities p of exact attention, skipped keys have s_j ≤ m − threshold, and their mass S is at most that of
+    /// all such keys. The others have 1 − S, and o_kept − o = S·(o_kept − o_skipped), LSE − LSE_kept = −ln(1 − S). Errors of
+    /// computed scores move the limit by < 10⁻³: with the terms of `AttentionErrorBound`, λ(√d + 2)u·A ≈ 2·10⁻⁶·A, A < 400.
     @Test("the result moves by the skipped mass at most")
     func boundedBySkippedMass() throws {
         let shape = try Self.shape(queryLength: 60, keyLength: 600)
@@ -58,7 +58,7 @@ struct BlockSparseSkipTests {
         let sees = visibility([.blockSparse(mask, head: 0)], shape, isCausal: true)
         let rows = try referenceRows(
             shape, query: operands.query, key: operands.key, value: operands.value, sees: sees)
-        /// Scores of the keys that a row sees, and the distance of the smallest and the largest value of each channel among them.
+        /// The scores of the keys that a row sees, and the difference of each channel's largest and smallest value.
         let scenes = rows.enumerated().map { index, row in
             let keys = (0..<shape.keyLength).filter { sees(row.head, row.token, $0) }
             let scores = keys.map { key in
@@ -101,7 +101,7 @@ struct BlockSparseSkipTests {
 
     // MARK: - Crafted steps
 
-    /// Scores are the products of single channels: `high` for the first 128 keys, `low` for the rest.
+    /// Scores are the products of single channels: `high` for the first 128 keys, and `low` for the rest.
     struct Steps {
         let shape: AttentionShape
         var query: Tensor<Float>
@@ -137,7 +137,7 @@ struct BlockSparseSkipTests {
         }
     }
 
-    @Test("values of skipped keys are not looked at", arguments: InstructionSet.available)
+    @Test("values of skipped keys are not read", arguments: InstructionSet.available)
     func skippedValues(_ set: InstructionSet) throws {
         var steps = try Steps(high: 16, low: 6)
         let first = try steps.run(nil, set, columns: 1)
@@ -156,7 +156,7 @@ struct BlockSparseSkipTests {
         #expect(skipping.output.bits.suffix(52 * 3) == first.output.bits.suffix(52 * 3))
     }
 
-    /// m − threshold is m itself where numbers lie further apart than the threshold.
+    /// m − threshold is m itself where the spacing of floats exceeds the threshold.
     @Test(
         "equal scores are never skipped, however large they are", arguments: InstructionSet.available,
         [Float(1), 1e4, -1e4, 1e15])
@@ -166,7 +166,7 @@ struct BlockSparseSkipTests {
         #expect(try steps.run(0.5, set).logSumExp.bits == steps.run(nil, set).logSumExp.bits)
     }
 
-    @Test("rows that have seen nothing skip nothing they see", arguments: InstructionSet.available)
+    @Test("rows that have seen no key skip no key that they see", arguments: InstructionSet.available)
     func firstKeysAreKept(_ set: InstructionSet) throws {
         let shape = try AttentionShape(queryLength: 200, keyLength: 200, queryHeads: 1, kvHeads: 1, headDim: 1)
         let key = try Tensor<Float>([1, 200, 1]) { _ in -1e3 }

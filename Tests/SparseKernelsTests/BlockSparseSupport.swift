@@ -2,18 +2,18 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-// What the block-sparse suites share: patterns by their definition, rows of the oracle under them, random masks.
+// Shared by the block-sparse suites: the definitions of patterns, rows of the oracle under them, and random masks.
 
-/// Whether query `query` of head `head` sees key `key`, all counted from 0 within one sequence.
+/// Whether query `query` of head `head` sees key `key`, with all indices within one sequence.
 typealias Visibility = (_ head: Int, _ query: Int, _ key: Int) -> Bool
 
 extension BlockPartition {
-    /// The block of every token, from the sizes alone.
+    /// The block of every token, computed from the sizes alone.
     var blockOfToken: [Int] { sizes.enumerated().flatMap { Array(repeating: $0.offset, count: $0.element) } }
 }
 
 extension HeadPattern {
-    /// The definition of the pattern, pair by pair, for queries aligned at the end of the keys.
+    /// The pair-wise definition of the pattern, for queries aligned at the end of the keys.
     func visibility(queryLength: Int, keyLength: Int, isCausal: Bool) -> (_ query: Int, _ key: Int) -> Bool {
         let offset = keyLength - queryLength
         func limited(_ sees: @escaping (Int, Int) -> Bool) -> (Int, Int) -> Bool {
@@ -38,7 +38,7 @@ extension HeadPattern {
     }
 }
 
-/// The definition of several patterns: one for all heads, per KV head or per query head; inside a window around the position.
+/// The definition of several patterns: one for all heads, per KV head or per query head, within a window around the position.
 func visibility(
     _ patterns: [HeadPattern], _ shape: AttentionShape, isCausal: Bool, window: AttentionWindow = .unlimited
 ) -> Visibility {
@@ -71,7 +71,7 @@ func referenceRows<Q: AttentionElement, K: AttentionElement, V: AttentionElement
     return rows
 }
 
-/// Pairs that a visibility leaves, counted one by one.
+/// The number of visible pairs, counted one by one.
 func countPairs(_ shape: AttentionShape, _ sees: Visibility) -> Int {
     var pairs = 0
     for head in 0..<shape.queryHeads {
@@ -83,7 +83,7 @@ func countPairs(_ shape: AttentionShape, _ sees: Visibility) -> Int {
 }
 
 extension BlockMask {
-    /// Each block kept with probability `density`, reachable or not.
+    /// Keeps each block with probability `density`, whether reachable or not.
     static func random(_ grid: BlockGrid, heads: Int = 1, density: Float, seed: UInt64) throws -> BlockMask {
         var generator = SplitMix64(seed: seed)
         var offsets = [0]
@@ -97,7 +97,7 @@ extension BlockMask {
 }
 
 extension KeyRuns {
-    /// Runs of 1…`longest` keys at any starts and single keys between them, some blocks with none of either.
+    /// Runs of 1…`longest` keys at random starts, single keys between them, and some blocks with neither.
     static func random(query: BlockPartition, keyLength: Int, longest: Int, seed: UInt64) throws -> KeyRuns {
         var generator = SplitMix64(seed: seed)
         var (runOffsets, keyOffsets) = ([0], [0])

@@ -4,11 +4,10 @@ import SparseKernelsReference
 import Synchronization
 import Testing
 
-/// Block-sparse plans on pools: the same bits on any number of threads, from several callers, within the scratch they state, and
-/// without allocations.
+/// Block-sparse plans on pools: equal bits for any threads and callers, within the stated scratch, without allocations.
 @Suite("Block-sparse threads")
 struct BlockSparseThreadTests {
-    /// Two packed sequences with a pattern of each kind; work above the cut-off, in some dozens of tasks.
+    /// Two packed sequences with a pattern of each kind, and work above the cut-off in some dozens of tasks.
     struct Workload {
         let shape: AttentionShape
         let operands: BlockSparseOperands
@@ -108,7 +107,7 @@ struct BlockSparseThreadTests {
     }
 
     #if os(Linux) && canImport(Glibc)
-        /// In a process of its own, because counting overwrites the allocation functions of the whole process.
+        /// Runs in a process of its own, because counting overwrites the allocation functions of the whole process.
         @Test("nothing is allocated after the first calls")
         func allocations() async {
             await #expect(processExitsWith: .success) {
@@ -124,7 +123,7 @@ struct BlockSparseThreadTests {
                         AllocationTests.warmUp(pool, scratchByteCount: attention.scratchByteCount)
                         var allocated = 0
                         for call in 0..<12 {
-                            // Views are made outside: they are the caller's.
+                            // Views are made outside, because they are the caller's.
                             let (q, v) = try (work.operands.query.view(), work.operands.value.view())
                             let k = try key.view()
                             let o = try output.mutableView()

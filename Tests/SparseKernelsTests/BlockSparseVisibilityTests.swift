@@ -2,13 +2,13 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Who sees whom, by the rules of Block-Sparse-Attention (mit-han-lab), written from its formulas: row r, column c, D = Lk − Lq.
+/// Visibility by the rules of Block-Sparse-Attention (mit-han-lab), from its formulas: row r, column c, D = Lk − Lq.
 ///
-/// Visibility is read off the operator, not off the schedule: with keys of zero every visible key weighs the same, and with value
-/// e_c for key c the output of a row is 1/n where the row sees c and exactly 0 elsewhere.
+/// Visibility is observed from the operator's output and not from the schedule. With keys of zero, every visible key has the
+/// same weight. With the value e_c for key c, the output of a row is 1/n where the row sees c, and exactly 0 elsewhere.
 @Suite("Visibility rules of Block-Sparse-Attention")
 struct BlockSparseVisibilityTests {
-    /// The (row, column) pairs that a plan sees, found in windows of `valueDim` columns.
+    /// The (row, column) pairs that a plan sees, observed in windows of `valueDim` columns.
     static func visiblePairs(_ patterns: [HeadPattern], queryLength: Int, keyLength: Int, isCausal: Bool) throws -> [[Bool]] {
         let channels = 256
         let shape = try AttentionShape(
@@ -44,7 +44,7 @@ struct BlockSparseVisibilityTests {
         var testDescription: String { "\(query)×\(key)" }
         var difference: Int { key - query }
 
-        /// Equal, ragged, and differences that are no multiples of a block.
+        /// Equal lengths, ragged ones, and differences that are not multiples of a block.
         static let all = [
             Lengths(query: 512, key: 512), Lengths(query: 500, key: 500), Lengths(query: 300, key: 556),
             Lengths(query: 200, key: 430), Lengths(query: 1, key: 300), Lengths(query: 130, key: 131),
@@ -87,8 +87,8 @@ struct BlockSparseVisibilityTests {
         #expect(difference == nil)
     }
 
-    /// With query block i = r/128 and i0 = max((Lq − Lk)/128, 0) = 0 here, the last block is e = ceil(max(D, 0)/128) + (i − i0);
-    /// visible are blocks 0 ..< sink and e − local + 1 ... e, below the token diagonal.
+    /// With query block i = r/128 and i0 = max((Lq − Lk)/128, 0) = 0 here, the last block is e = ceil(max(D, 0)/128) + (i −
+    /// i0). Blocks 0 ..< sink and e − local + 1 ... e are visible below the token diagonal.
     @Test(
         "causal block streaming sees sink blocks and the local blocks that end at e", arguments: Lengths.all,
         [(1, 3), (0, 1), (1, 1), (2, 2), (3, 1), (9, 9)])
@@ -98,7 +98,7 @@ struct BlockSparseVisibilityTests {
             return keyBlock < stream.sink || (keyBlock >= last - stream.local + 1 && keyBlock <= last)
         }
         let grid = try BlockGrid(queryLength: lengths.query, keyLength: lengths.key, isCausal: true)
-        // As our grids have it: the last block of a full row is its last reachable one.
+        // In our grids, the last block of a full row is its last reachable one.
         for row in 0..<lengths.query / 128 {
             #expect(grid.reachableColumns(ofRow: row).upperBound - 1 == (lengths.difference + 127) / 128 + row)
         }
@@ -107,7 +107,7 @@ struct BlockSparseVisibilityTests {
             [.blockSparse(mask, head: 0)], queryLength: lengths.query, keyLength: lengths.key, isCausal: true)
         let difference = Self.firstDifference(sees) { r, c in c <= r + lengths.difference && isKept(r / 128, c / 128) }
         #expect(difference == nil)
-        // A window of whole blocks spans (local − 1)·128 + 1 to local·128 past tokens, where no sink joins it and lengths agree.
+        // Without a sink and with equal lengths, a window of whole blocks spans (local − 1)·128 + 1 to local·128 past tokens.
         if lengths.difference == 0 && stream.sink == 0 {
             for (row, line) in sees.enumerated() where row >= stream.local * 128 {
                 let seen = line.count { $0 }

@@ -2,7 +2,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// One case of the sweep. Sizes are chosen around tile, panel and block edges of all instruction sets.
+/// One case of the sweep. Sizes are close to the tile, panel and block edges of all instruction sets.
 struct AttentionCase: Sendable, CustomTestStringConvertible {
     var queryLength: Int
     var keyLength: Int
@@ -27,7 +27,7 @@ struct AttentionCase: Sendable, CustomTestStringConvertible {
         }
     }
 
-    /// The awkward sizes: 1, 3, 7, one off every tile and block edge, queries longer and shorter than keys, odd head widths.
+    /// Awkward sizes: 1, 3, 7, one off every tile and block edge, queries longer and shorter than keys, and odd head widths.
     static let sweep: [AttentionCase] = {
         var cases: [AttentionCase] = []
         for (q, k) in [(1, 1), (3, 7), (7, 3), (23, 129), (24, 128), (25, 127), (49, 33), (97, 257), (193, 130), (200, 384)] {

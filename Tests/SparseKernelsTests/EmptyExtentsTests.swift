@@ -2,7 +2,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Sequences without tokens, and queries before the first key: every operator gives what dense attention defines, output 0 and LSE −∞.
+/// Without keys, or for queries before the first key, every operator gives what dense attention does: output 0 and LSE −∞.
 @Suite("Empty sequences and more queries than keys")
 struct EmptyExtentsTests {
     typealias Packed = BlockSparseAttention.PackedSequence
@@ -22,7 +22,7 @@ struct EmptyExtentsTests {
         #expect(state.logSumExp.elements.allSatisfy { $0 == -.infinity }, "\(label)", sourceLocation: sourceLocation)
     }
 
-    @Test("attention without queries or without keys", arguments: InstructionSet.available, lengths)
+    @Test("attention without queries or without keys gives empty results", arguments: InstructionSet.available, lengths)
     func attention(_ set: InstructionSet, _ lengths: (Int, Int)) throws {
         let shape = try Self.shape(lengths.0, lengths.1)
         let operands = try BlockSparseOperands(shape)
@@ -44,14 +44,14 @@ struct EmptyExtentsTests {
             #expect(sparse.visiblePairs == 0 && sparse.density == 1)
             try Self.expectEmpty(sparse(query: operands.query, key: operands.key, value: operands.value), shape, "sparse")
         }
-        // As any state, it merges with others and compares.
+        // Like any state, it can be merged and compared.
         var state = try AttentionState(heads: 4, tokens: shape.queryLength, valueDim: 7)
         try state.merge(DenseAttention(shape)(query: operands.query, key: operands.key, value: operands.value))
         Self.expectEmpty(state, shape, "merged")
         #expect(try AttentionComparison(state, with: state).recall == 1)
     }
 
-    @Test("caller's memory of 16-bit types, views without memory")
+    @Test("empty operands may be views without memory")
     func views() throws {
         let shape = try Self.shape(0, 3)
         let keyTensor = try Tensor<BFloat16>(zeros: [2, 3, 12])
@@ -94,7 +94,7 @@ struct EmptyExtentsTests {
         }
     }
 
-    @Test("sequences without keys, without queries, and without either, among others", arguments: [true, false])
+    @Test("sequences without keys, queries or both agree with the oracle, among others", arguments: [true, false])
     func packed(_ isCausal: Bool) throws {
         let lengths = [(0, 0), (7, 0), (0, 9), (60, 33), (3, 50), (0, 0), (200, 5), (1, 0), (0, 4)]
         let (queries, keys) = lengths.reduce((0, 0)) { ($0.0 + $1.0, $0.1 + $1.1) }
@@ -137,7 +137,7 @@ struct EmptyExtentsTests {
         }
     }
 
-    @Test("a batch of nothing but empty sequences")
+    @Test("a batch of only empty sequences gives empty results")
     func packedNothing() throws {
         let shape = try Self.shape(0, 0)
         let operands = try BlockSparseOperands(shape)
@@ -308,7 +308,7 @@ struct EmptyExtentsTests {
         let index = try VerticalSlashIndex(lines, queryLength: 100, keyLength: 20, blockSize: 16)
         try expectMatches(long, [.runs(index.keyRuns)], isCausal: true)
         #expect(try index.blockCover(grid).columns(head: 0, row: 0).isEmpty)
-        // Every line's pair is in a run or a single key.
+        // The pair of every line is in a run or a single key.
         for query in 80..<100 {
             let block = query / 16
             let kept = Set(index.keyRuns.runs(block: block).flatMap { Array($0) } + index.columns(block: block).map { Int($0) })

@@ -3,7 +3,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// The matrix product: sizes around every block edge, strides, threads, non-finite input, borders.
+/// The matrix product: sizes around every block edge, strides, threads, non-finite input, and bounds of memory.
 @Suite("GEMM")
 struct GEMMTests {
     struct Size: Sendable, CustomTestStringConvertible {
@@ -13,8 +13,8 @@ struct GEMMTests {
         var testDescription: String { "\(m)×\(n)×\(k)" }
     }
 
-    /// One and its neighbours, then each block edge with the other extents small. Tiles are 4 or 8 rows high and panels 12, 24 or
-    /// 48 columns wide; the cache blocks are named.
+    /// 1 and its neighbours, then each block edge with the other extents small. Tiles are 4 or 8 rows high, and panels 12, 24
+    /// or 48 columns wide; the cache blocks are named.
     static let sizes: [Size] = {
         var sizes = [Size(m: 1, n: 1, k: 1), Size(m: 3, n: 7, k: 1), Size(m: 1, n: 1, k: 300), Size(m: 7, n: 3, k: 3)]
         for edge in [4, 8, 16] { sizes += (edge - 1...edge + 1).map { Size(m: $0, n: 5, k: 7) } }
@@ -29,12 +29,12 @@ struct GEMMTests {
             sizes += [Size(m: m, n: 9, k: 35), Size(m: m, n: 33, k: 16), Size(m: m, n: 50, k: 261), Size(m: m, n: 4, k: 5)]
         }
         sizes.append(Size(m: 1, n: GEMMScratch.rowSums + 5, k: 6))
-        // Ragged in every way at once: two row blocks, two depth blocks.
+        // All edges are ragged at once, with two row blocks and two depth blocks.
         sizes.append(Size(m: GEMMScratch.rowBlock + 2, n: 17, k: GEMMScratch.depthBlock + 1))
         return sizes
     }()
 
-    /// A product from strided operands: rows lie `gap` elements apart from each other, after `gap` elements. Gaps of A and B hold
+    /// A product from strided operands, whose rows are `gap` elements apart and come after `gap` elements. Gaps of A and B are
     /// NaN, those of C a guard value.
     struct Product {
         let size: Size
@@ -63,7 +63,7 @@ struct GEMMTests {
         var bColumns: Int { transposesB ? size.k : size.n }
 
         func indexOfA(_ row: Int, _ column: Int) -> Int { gap + row * (size.k + gap) + column }
-        /// Of B as it is multiplied, k × n.
+        /// The index of an element of B as it is multiplied, k × n.
         func indexOfB(_ row: Int, _ column: Int) -> Int {
             gap + (transposesB ? column * (size.k + gap) + row : row * (size.n + gap) + column)
         }
@@ -89,10 +89,10 @@ struct GEMMTests {
             return try run { a, b, c in try gemm.run(a: a, b: b, c: c, on: pool) }
         }
 
-        /// Elements of C's buffer that no row of C has.
+        /// Whether an element of C's buffer is in no row of C.
         func isGap(_ index: Int) -> Bool { index < gap || (index - gap) % (size.n + gap) >= size.n }
 
-        /// Compares with the oracle, every `step`-th element and the last, and checks the guards.
+        /// Compares every `step`-th element and the last one with the oracle, and checks the guards.
         func expectMatch(_ c: [Float], step: Int = 1, _ label: String, sourceLocation: SourceLocation = #_sourceLocation) {
             var worst = (excess: 0.0, text: "")
             for flat in Array(stride(from: 0, to: size.m * size.n, by: step)) + [size.m * size.n - 1] {
@@ -138,7 +138,7 @@ struct GEMMTests {
 
     @Test("results have the same bits on 1, 2 and 7 threads", arguments: InstructionSet.available, [false, true])
     func sameBitsOnAnyThreads(_ set: InstructionSet, _ transposesB: Bool) throws {
-        // Two row blocks by two column blocks: four tasks, and enough work to wake threads.
+        // Two row blocks by two column blocks are four tasks, with enough work to wake threads.
         let size = Size(m: GEMMScratch.rowBlock + 20, n: GEMMScratch.columnBlock + 30, k: 40)
         #expect(size.m * size.n * size.k > WorkerPool.workCutoff)
         let product = try Product(size, transposesB: transposesB, gap: 1)
@@ -186,7 +186,7 @@ struct GEMMTests {
             }
             let many = try bits(0..<rows)
             #expect(try bits(3..<rows) == Array(many[3...]), "\(set)")
-            // Not transposed, few rows are summed in the same order as many; transposed, in one of their own.
+            // For A·B, few rows are summed in the same order as many. For A·Bᵀ they have an order of their own.
             let few = try bits(0..<GEMMScratch.fewRows)
             if !transposesB { #expect(few == Array(many[..<GEMMScratch.fewRows]), "\(set)") }
             for range in [0..<1, 2..<4, 1..<4, 5..<9, 1..<6, 0..<8, 3..<GEMMScratch.fewRows] {
@@ -213,9 +213,9 @@ struct GEMMTests {
         }
     }
 
-    @Test("what C held before does not matter", arguments: InstructionSet.available)
+    @Test("the previous contents of C do not matter", arguments: InstructionSet.available)
     func overwritesC(_ set: InstructionSet) throws {
-        // Two depth blocks: the second adds to C, the first must not.
+        // Of two depth blocks, the second adds to C and the first must not.
         let (a, b) = try (Tensor<Float>.normal([6, 300], seed: 1), Tensor<Float>.normal([300, 50], seed: 2))
         let gemm = try GEMM(m: 6, n: 50, k: 300, instructionSet: set)
         var zeros = try Tensor<Float>(zeros: [6, 50])
@@ -234,7 +234,7 @@ struct GEMMTests {
         try expectSpoiled(set, size, transposesB, spoiled)
         try expectSpoiled(set, Size(m: 1, n: 53, k: 258), transposesB, [(0, 0, 0), (0, 52, 257), (0, 7, 254)])
         try expectSpoiled(set, Size(m: 5, n: 53, k: 258), transposesB, [(0, 0, 0), (4, 52, 257), (2, 7, 254)])
-        // ∞ times numbers of one sign stays ∞ of that sign.
+        // ∞ times numbers of one sign is ∞ of that sign.
         for (size, row) in [(size, 3), (Size(m: 2, n: 53, k: 258), 1)] {
             var product = try Product(size, transposesB: transposesB, gap: 0)
             product.a[product.indexOfA(row, 100)] = .infinity

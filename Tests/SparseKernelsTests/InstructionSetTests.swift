@@ -3,7 +3,7 @@ import KernelInterface
 import SparseKernels
 import Testing
 
-/// Which level runs: known names, honest tables, and the override by the environment.
+/// The choice of the level: known names, tables of the right level, and the override by the environment.
 @Suite("Instruction sets")
 struct InstructionSetTests {
     @Test("the portable level is always there, and the best comes first")
@@ -14,14 +14,14 @@ struct InstructionSetTests {
         #expect(InstructionSet.available == inOrder)
     }
 
-    /// Each level has its own vector width, so the table's lane count names the sources it was compiled from.
+    /// Each level has its own vector width, so the table's lane count identifies the sources it was compiled from.
     @Test("a table is the one compiled for its level", arguments: InstructionSet.available)
     func tableIsOfItsLevel(_ set: InstructionSet) throws {
         let lanes: [InstructionSet: Int] = [.portable: 4, .avx2: 8, .avx512: 16]
         let kernels = set.kernels
         #expect(kernels.sizes.laneCount == lanes[set])
         #expect(kernels.sizes.panelWidth == 3 * kernels.sizes.laneCount)
-        // What the scratch layouts assume of every level.
+        // The scratch layouts assume this of every level.
         #expect(kernels.sizes.tileRows <= AttentionScratch.maximumTileRows)
         #expect(kernels.sizes.laneCount <= AttentionScratch.maximumLanes)
     }
@@ -44,10 +44,10 @@ struct InstructionSetTests {
         for set in InstructionSet.available { #expect(error?.description.contains(set.name) == true) }
     }
 
-    /// A machine with every level cannot tell what happens without one.
+    /// A machine with every level cannot test a missing one.
     static let isLackingLevels = InstructionSet.available.count < InstructionSet.known.count
 
-    @Test("a level the machine lacks is refused as such", .enabled(if: isLackingLevels))
+    @Test("a level that the machine lacks is refused", .enabled(if: isLackingLevels))
     func missingLevel() {
         for set in InstructionSet.known where !InstructionSet.available.contains(set) {
             let error = #expect(throws: SparseKernelsError.self) { try GEMM(m: 1, n: 1, k: 1, instructionSet: set) }
@@ -56,7 +56,7 @@ struct InstructionSetTests {
         }
     }
 
-    // The environment belongs to the process, and other tests make plans at the same time: these run in processes of their own.
+    // The environment belongs to the process, and other tests make plans concurrently, so these run in processes of their own.
 
     @Test("SPARSEKERNELS_ISA forces a level on plans that name none")
     func environmentForcesLevel() async {
@@ -66,7 +66,7 @@ struct InstructionSetTests {
             #expect(try InstructionSet.selected() == .portable)
             #expect(try DenseAttention(shape).instructionSet == .portable)
             #expect(try GEMM(m: 1, n: 1, k: 1).instructionSet == .portable)
-            // An argument wins over the environment.
+            // An argument overrides the environment.
             let best = InstructionSet.available[0]
             #expect(try DenseAttention(shape, instructionSet: best).instructionSet == best)
         }
@@ -78,7 +78,7 @@ struct InstructionSetTests {
             unsetenv(InstructionSet.environmentVariable)
             let unset = try InstructionSet.selected()
             #expect(unset == InstructionSet.available[0])
-            // An empty variable is as good as none.
+            // An empty variable is ignored.
             setenv(InstructionSet.environmentVariable, "", 1)
             let empty = try InstructionSet.selected()
             #expect(empty == InstructionSet.available[0])
@@ -96,7 +96,7 @@ struct InstructionSetTests {
             #expect(error?.description.contains("nonsense") == true)
             #expect(error?.description.contains("portable") == true)
             #expect(throws: SparseKernelsError.self) { try GEMM(m: 1, n: 1, k: 1) }
-            // A level named by the caller does not need the environment.
+            // A level that the caller names does not depend on the environment.
             #expect(try DenseAttention(shape, instructionSet: .portable).instructionSet == .portable)
         }
     }

@@ -4,10 +4,10 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// The elementary functions and conversions that kernels inline, one instruction set at a time.
+/// The elementary functions and conversions that kernels inline, on each instruction set.
 @Suite("Primitives")
 struct PrimitiveTests {
-    /// Applies a primitive to an array of any length; the table wants whole vectors.
+    /// Applies a primitive to an array of any length, padded because the kernel takes whole vectors.
     static func apply<Source: BitwiseCopyable, Result: BitwiseCopyable>(
         _ primitive: Primitive, _ source: [Source], filler: Source, empty: Result, _ set: InstructionSet
     ) -> [Result] {
@@ -35,7 +35,7 @@ struct PrimitiveTests {
         apply(primitive, source, filler: 0, empty: 0, set)
     }
 
-    /// The largest relative error against `exact`, and where it is.
+    /// The largest relative error compared with `exact`, and its place.
     static func worstRelativeError(
         _ primitive: Primitive, _ points: [Float], _ set: InstructionSet, exact: (Double) -> Double
     ) -> (error: Double, at: Float) {
@@ -52,11 +52,11 @@ struct PrimitiveTests {
 
     @Test("eˣ is within its error over the range that softmax uses", arguments: InstructionSet.available)
     func expAccuracy(_ set: InstructionSet) {
-        // An even sweep of the range, and another of the reduced argument, which the polynomial sees.
+        // One sweep is even over the range, the other over the reduced argument, on which the polynomial depends.
         let range = (0...100_000).map { Float(-87 + 175 * Double($0) / 100_000) }
         let reduced = (0...20_000).map { Float(-0.7 + 1.4 * Double($0) / 20_000) }
-        // 2e-7 from the polynomial and the rounding of its steps. Then what the rounding of the constant log₂e costs, 1.3e-8 relative,
-        // and without fused multiply-adds the rounding of x·log₂e, half an ulp: both grow with |x|, and so does what eˣ forgives.
+        // 2e-7 is the error of the polynomial and the rounding of its steps. The rounding of the constant log₂e adds 1.3e-8
+        // relative, and without fused multiply-adds that of x·log₂e adds half an ulp. Both grow with |x|.
         let perUnit = set == .portable ? 1e-7 : 2e-8
         let points = range + reduced
         for (x, y) in zip(points, Self.map(.exp, points, set)) {
@@ -72,7 +72,7 @@ struct PrimitiveTests {
     func expSpecialValues(_ set: InstructionSet) {
         // An unchanged maximum must rescale by exactly 1.
         #expect(Self.map(.exp, [0, -0.0], set) == [1, 1])
-        // Masked scores become zeros that add nothing, and positive ones: 0 · v keeps the sign of v.
+        // Masked scores become positive zeros, which add nothing: 0 · v keeps the sign of v.
         let hidden: [Float] = [-.infinity, -.greatestFiniteMagnitude, -1e30, -200, -150, -88.1, -88]
         #expect(Self.map(.exp, hidden, set).allSatisfy { $0.bitPattern == 0 }, "\(set)")
         #expect(Self.map(.exp, [.nan, -.nan, .signalingNaN], set).allSatisfy { $0.isNaN }, "\(set)")
@@ -80,7 +80,7 @@ struct PrimitiveTests {
 
     @Test("eˣ never decreases by more than its error", arguments: InstructionSet.available)
     func expMonotonicity(_ set: InstructionSet) {
-        // Around every half integer of x·log₂e the reduced argument jumps from ½ to −½.
+        // At every half integer of x·log₂e, the reduced argument jumps from ½ to −½.
         let halves = (-125..<127).map { Float((Double($0) + 0.5) / 1.442695040888963) }
         let results = Self.map(.exp, halves.flatMap { [$0.nextDown, $0, $0.nextUp] }, set)
         let isGrowing = zip(results, results.dropFirst()).allSatisfy { $1 >= $0 * (1 - 4e-7) }
@@ -92,7 +92,7 @@ struct PrimitiveTests {
     @Test("tanh is within 4e-7 of exact, relatively", arguments: InstructionSet.available)
     func tanhAccuracy(_ set: InstructionSet) {
         let coarse = (1...60_000).map { Float(20 * Double($0) / 60_000) }
-        // The two branches meet at 0.4, where both are at their worst.
+        // The two branches meet at 0.4, where both have their largest errors.
         let middle = (0...40_000).map { Float(0.2 + 0.4 * Double($0) / 40_000) }
         let tiny = (0...120).map { Float(sign: .plus, exponent: -$0, significand: 1.3) }
         let points = coarse + middle + tiny
@@ -119,7 +119,7 @@ struct PrimitiveTests {
 
     // MARK: - Conversions
 
-    /// The first pattern where two results differ; NaN equals NaN whatever its payload.
+    /// The first pattern for which two results differ. NaN equals NaN whatever its payload.
     private static func firstDifference(_ actual: [Float], _ expected: (UInt16) -> Float) -> String? {
         for (pattern, value) in actual.enumerated() {
             let other = expected(UInt16(pattern))
@@ -141,20 +141,20 @@ struct PrimitiveTests {
         #expect(Self.firstDifference(widened) { BFloat16(bitPattern: $0).floatValue } == nil, "\(set)")
     }
 
-    /// Every finite value of a 16-bit type, the ties between neighbours and the floats beside them: wherever rounding decides.
+    /// All points where rounding turns: every finite value of a 16-bit type, ties of neighbours, and floats next to them.
     private static func roundingPoints(_ value: (UInt16) -> Float) -> [Float] {
         var points: [Float] = []
         for pattern in 0...UInt16(0x7fff) {
             let (low, high) = (value(pattern), value(pattern + 1))
             guard low.isFinite else { break }
-            // The tie above the largest value is where the next exponent would put it.
+            // The tie above the largest value is computed as if the next exponent existed.
             let middle = high.isFinite ? low + (high - low) / 2 : low + (low - value(pattern - 1)) / 2
             points += [low, low.nextUp, middle.nextDown, middle, middle.nextUp]
         }
         return points + points.map { -$0 }
     }
 
-    /// Floats of every exponent: random bit patterns.
+    /// Random bit patterns, which are floats of every exponent.
     private static func randomPatterns(_ count: Int) -> [Float] {
         var random = SplitMix64(seed: 11)
         return (0..<count).map { _ in Float(bitPattern: UInt32(truncatingIfNeeded: random.next())) }
@@ -197,7 +197,7 @@ struct PrimitiveTests {
 
     @Test("BFloat16 rounds to nearest even")
     func bfloat16Oracle() {
-        // `BFloat16.init` is the oracle above, so it is held against distances here: no neighbour may be nearer.
+        // `BFloat16.init` is the oracle above, so it is tested here by distances: no neighbour may be nearer.
         var failures: [Float] = []
         for x in Self.roundingPoints({ Float(bitPattern: UInt32($0) << 16) }) {
             let result = BFloat16(x)

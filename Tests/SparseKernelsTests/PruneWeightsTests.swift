@@ -4,20 +4,20 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// The kernel of Twilight's pruning against the bisection in `Double`, one instruction set at a time.
+/// The kernel of Twilight's pruning compared with bisection in `Double`, on each instruction set.
 @Suite("Pruning kernel")
 struct PruneWeightsTests {
     struct Result {
         var weights: [[Float]]
-        /// One list per row, or one for all.
+        /// One list per row, or one for all rows.
         var kept: [[Int]]
         var thresholds: [Float]
         var masses: [Float]
-        /// Bits set beyond the last token.
+        /// The number of bits set past the last token.
         var strayBits: Int
     }
 
-    /// - Parameter first: the token whose weight bounds the search, nil for the largest.
+    /// - Parameter first: the token whose weight bounds the search, or nil for the largest weight.
     static func prune(
         _ scores: [[Float]], topP: Float, epsilon: Float = 1e-5, first: Int? = nil, union: Bool = false, _ set: InstructionSet
     ) -> Result {
@@ -52,14 +52,13 @@ struct PruneWeightsTests {
             strayBits: marked.reduce(0) { $0 + $1.filter { $0 >= count }.count })
     }
 
-    /// What single-precision sums of the kernel are off by, relative to the sum: 512/(4·lanes) + 2 + log₂ lanes additions and one
-    /// rounding of the total.
+    /// The relative error of the kernel's sums: 512/(4·lanes) + 2 + log₂ lanes additions, and one rounding of the total.
     static func sumError(_ set: InstructionSet) -> Double {
         let lanes = Double(set.kernels.sizes.laneCount)
         return (128 / lanes + 2 + log2(lanes) + 1) * 0x1p-24
     }
 
-    /// The least distance of a sum of the bisection from p: closer than the sums' error, kernel and oracle may go different ways.
+    /// The smallest distance of a sum of the bisection from p. If it is within the sums' error, the oracle may differ.
     static func closestCall(_ weights: [Float], topP: Float, start: Float, epsilon: Float) -> Double {
         var (low, high) = (Float(0), start)
         var closest = Double.infinity
@@ -74,7 +73,7 @@ struct PruneWeightsTests {
         }
     }
 
-    /// Scores of one kind: few large ones, nearly equal ones, few distinct ones, wide ones, one that dominates.
+    /// Scores of one kind: few large ones, nearly equal ones, few distinct ones, wide ones, or a dominant one.
     static func scores(_ count: Int, kind: Int, seed: UInt64) -> [Float] {
         var generator = SplitMix64(seed: seed)
         return (0..<count).map { index in
@@ -97,16 +96,16 @@ struct PruneWeightsTests {
                 let top = Double(scores.max()!)
                 let exact = scores.map { Foundation.exp(Double($0) - top) }
                 let total = exact.reduce(0, +)
-                // eˣ as in `PrimitiveTests`, and the rounding of x = score − maximum, which eˣ turns into a relative error.
+                // eˣ has the error in `PrimitiveTests`, and the rounding of x = score − maximum gives it a relative error.
                 let perUnit = (set == .portable ? 1e-7 : 2e-8) + 0x1p-24
                 let errors = scores.map { 2e-7 + perUnit * (top - Double($0)) }
-                // The total is off by the errors of its terms and of its sum; then 1/total, its rounding and the product.
+                // The total has the errors of its terms and of its sum. 1/total, its rounding and the product add to them.
                 var share = 0.0
                 for index in exact.indices { share += exact[index] / total * errors[index] }
                 for index in exact.indices {
                     let expected = exact[index] / total
                     let bound = 1.01 * (errors[index] + share + Self.sumError(set) + 0x1p-22) * expected
-                    // Below e^−87.3 the exponential is 0 or has no full precision.
+                    // Below e^−87.3 the exponential is 0 or loses precision.
                     let isTiny = Double(scores[index]) - top < -87
                     #expect(
                         isTiny ? weights[index] < 2e-38 : abs(Double(weights[index]) - expected) <= bound,
@@ -131,8 +130,8 @@ struct PruneWeightsTests {
                     let label = "\(set), \(count) tokens, kind \(kind), p \(topP), first \(String(describing: first))"
                     #expect(result.kept[0] == weights.indices.filter { weights[$0] > threshold }, "\(label)")
                     #expect(result.strayBits == 0)
-                    // A threshold is raised only to where the computed sum f is at least p, and f(1 + error) covers the exact sum.
-                    // A threshold of 0 keeps the sum of all weights: 1 but for the errors of the total and of the scaling.
+                    // A threshold is raised only while the computed sum f is at least p; f(1 + error) bounds the exact sum. A
+                    // threshold of 0 keeps the sum of all weights: 1 up to the errors of the total and of the scaling.
                     let mass = result.kept[0].reduce(0.0) { $0 + Double(weights[$1]) }
                     #expect(mass >= Double(topP) - error - 0x1p-22, "\(label): \(mass)")
                     #expect(abs(Double(result.masses[0]) - mass) <= error * mass, "\(label)")
@@ -151,20 +150,20 @@ struct PruneWeightsTests {
                 }
             }
         }
-        // Sums of few distinct or of all weights may be p itself, up to rounding: not in most cases.
+        // Sums of few distinct or of all weights may equal p up to rounding, but not in most cases.
         #expect(compared > 280)
     }
 
     @Test("weights that are equal are kept or dropped together", arguments: InstructionSet.available)
     func ties(_ set: InstructionSet) {
-        // Four tokens of weight near 0.2 and 64 that share the rest.
+        // Four tokens have a weight near 0.2, and 64 share the rest.
         let scores = (0..<68).map { Float($0 % 17 == 3 ? 4.2 : 0) }
         for topP in [0.1, 0.5, 0.79, 0.81, 0.9] as [Float] {
             let result = Self.prune([scores], topP: topP, set)
             let mass = 4 * Double(result.weights[0][3])
             #expect(result.kept[0] == (mass >= Double(topP) ? [3, 20, 37, 54] : Array(0..<68)), "p \(topP)")
         }
-        // Uniform: all, for any p.
+        // Equal weights are all kept for any p.
         for count in [1, 5, 64, 1000] {
             for topP in [0, 0.3, 1] as [Float] {
                 let result = Self.prune([[Float](repeating: -7, count: count)], topP: topP, set)
@@ -179,7 +178,7 @@ struct PruneWeightsTests {
         #expect(Self.prune([scores], topP: 0.5, set).kept[0] == [1])
         #expect(Self.prune([scores], topP: 0.5, first: 1, set).kept[0] == [1])
         #expect(Self.prune([scores], topP: 0.5, first: 0, set).kept[0] == [0, 1, 2, 3, 4])
-        // Not in the list: weight 0, so that all that is not 0 is kept.
+        // A first token outside the list has weight 0, so that every non-zero weight is kept.
         let hidden = scores + [-.infinity, -200]
         #expect(Self.prune([hidden], topP: 0.5, first: -1, set).kept[0] == [0, 1, 2, 3, 4])
     }
@@ -188,7 +187,7 @@ struct PruneWeightsTests {
     func union(_ set: InstructionSet) {
         for count in [1, 70, 300] {
             var rows = (0..<4).map { Self.scores(count, kind: 0, seed: UInt64(count + $0)) }
-            // Hidden from one row, which is no reason for another to drop it.
+            // A token hidden from one row may still be kept by another.
             for index in 0..<count / 2 { rows[2][index] = -.infinity }
             let each = Self.prune(rows, topP: 0.7, set)
             let all = Self.prune(rows, topP: 0.7, union: true, set)
@@ -250,7 +249,7 @@ struct PruneWeightsTests {
                 let scores = weights.map { Float(Foundation.log(Double($0))) }
                 for set in InstructionSet.available {
                     let result = Self.prune([scores], topP: topP, first: 0, set)
-                    // ln w is rounded, up to 5·10⁻⁷ of it at 10⁻⁵: weights come back with errors of 10⁻⁶, and so do sums of them.
+                    // ln w is rounded, by up to 5·10⁻⁷ at 10⁻⁵, so weights and sums of them have errors of 10⁻⁶.
                     let closest = Self.closestCall(weights, topP: topP, start: weights[0], epsilon: 1e-5)
                     let threshold = result.thresholds[0]
                     let nearest = weights.map { abs($0 - threshold) / threshold }.min() ?? 0

@@ -8,7 +8,7 @@ struct SelectionBlockTests {
         .topP(0), .topP(0.5), .topP(0.9), .topP(1), .topK(0), .topK(3), .topK(1000), .threshold(0.4), .threshold(-.infinity),
     ]
 
-    /// Scores in [0, 1) where reachable. Few distinct values when `steps` is given.
+    /// Scores in [0, 1) where reachable, with few distinct values when `steps` is given.
     static func scores(_ grid: BlockGrid, heads: Int, seed: UInt64, steps: Float? = nil) throws -> BlockScores {
         var generator = SplitMix64(seed: seed)
         let values = try Tensor<Float>([heads, grid.blockRows, grid.blockColumns]) { index in
@@ -20,7 +20,7 @@ struct SelectionBlockTests {
         return try BlockScores(grid: grid, values: values)
     }
 
-    /// The rule by a full sort of every row.
+    /// The rule, by a full sort of every row.
     static func expected(
         _ selection: BlockSelection, _ scores: BlockScores, within candidates: BlockMask? = nil
     ) throws -> BlockMask {
@@ -123,9 +123,9 @@ struct SelectionBlockTests {
         }
     }
 
-    @Test("the same mask on 1, 2 and 7 threads")
+    @Test("the mask is the same on 1, 2 and 7 threads")
     func threads() throws {
-        // 3 heads × 300 × 300 blocks: above the cut-off, so that threads are woken.
+        // 3 heads × 300 × 300 blocks are above the cut-off, so that threads are woken.
         let grid = try BlockGrid(
             queryLength: 300 * 16, keyLength: 300 * 16, queryBlockSize: 16, keyBlockSize: 16, isCausal: true)
         let scores = try Self.scores(grid, heads: 3, seed: 8)
@@ -138,14 +138,14 @@ struct SelectionBlockTests {
         }
     }
 
-    @Test("a row with NaN keeps everything it reaches, and no other row notices")
+    @Test("a row with NaN keeps everything it reaches and changes no other row")
     func nonFinite() throws {
         let grid = try BlockGrid(queryLength: 80, keyLength: 80, queryBlockSize: 16, keyBlockSize: 16, isCausal: true)
         let clean = try Self.scores(grid, heads: 1, seed: 4)
         for rule in [.topP(0.5), .topK(1), .threshold(0.9)] as [BlockSelection.Rule] {
             var values = clean.values
             values[flat: 3 * 5 + 1] = .nan
-            // Beyond the diagonal: not looked at.
+            // The block is past the diagonal, so its score is not read.
             values[flat: 1 * 5 + 4] = .nan
             let selection = try BlockSelection(rule)
             let mask = try selection(BlockScores(grid: grid, values: values))

@@ -2,7 +2,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Top-p by a full sort in `Double`: what the heap must reproduce.
+/// Top-p by a full sort in `Double`, which the heap must reproduce.
 func sortedTopP(_ weights: [Float], mass: Double, minimumCount: Int = 0, forced: Set<Int> = []) -> [Int] {
     let total = weights.reduce(0) { $0 + Double($1) }
     var kept = forced
@@ -26,7 +26,7 @@ struct SelectionTopPTests {
         #expect(try TopP.select(weights: weights.span, mass: 0.5) == [1])
         #expect(try TopP.select(weights: weights.span, mass: 0.51) == [1, 2])
         #expect(try TopP.select(weights: weights.span, mass: 0.75) == [1, 2])
-        // Equal weights: the lower index first.
+        // Of equal weights, the lower index comes first.
         #expect(try TopP.select(weights: weights.span, mass: 0.8) == [0, 1, 2])
         #expect(try TopP.select(weights: weights.span, mass: 1) == [0, 1, 2, 3])
     }
@@ -55,7 +55,7 @@ struct SelectionTopPTests {
     func fullSort(_ count: Int) throws {
         var generator = SplitMix64(seed: UInt64(count))
         for trial in 0..<20 {
-            // Few distinct values in odd trials: many ties.
+            // In odd trials, few distinct values cause many ties.
             let weights = (0..<count).map { _ in
                 let x = generator.uniform()
                 return trial % 2 == 0 ? x * x * x : (4 * x).rounded(.down)
@@ -136,13 +136,13 @@ struct SelectionTopPTests {
                 let kept = found.indices(in: weights.span)
                 let sum = kept.reduce(0) { $0 + Double(weights[$1]) }
                 #expect(sum >= mass - 1e-6)
-                // Without the smallest of them, and its equals within epsilon, it would be.
+                // Without the smallest kept weight, and its equals within epsilon, the sum is too small.
                 let least = kept.map { weights[$0] }.min() ?? 0
                 let sure = kept.filter { weights[$0] > least + 1.1e-5 }.reduce(0) { $0 + Double(weights[$1]) }
                 #expect(sure < mass + 1e-6 || mass == 0, "\(count), \(mass)")
             }
         }
-        // Not probabilities: it ends all the same.
+        // The search also ends for weights that are not probabilities.
         _ = try TopP.bisection(weights: [Float.greatestFiniteMagnitude, 1].span, mass: 1, epsilon: 0)
         _ = try TopP.bisection(weights: [0, 0].span, mass: 1, epsilon: 0)
         _ = try TopP.bisection(weights: [Float.leastNonzeroMagnitude, 3].span, mass: 0.5, epsilon: 0)

@@ -2,10 +2,10 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// The official selection, against the specification's vectors and a transcription with full sorts.
+/// The official selection, compared with the specification's vectors and a transcription with full sorts.
 @Suite("Selection: official XAttention")
 struct SelectionXAttentionTests {
-    /// One row of the official function as the specification writes it: sorted lists, prefix sums, index 0 for the rejected.
+    /// One row of the official function as in the specification: sorted lists, prefix sums, and index 0 for rejected blocks.
     static func transcription(_ row: [Double], _ threshold: Double, current: Int, chunk: Int, i: Int, causal: Bool) -> [Int] {
         let n = row.count
         let required = row.reduce(0, +) * threshold
@@ -34,7 +34,7 @@ struct SelectionXAttentionTests {
         return kept.indices.filter { kept[$0] }
     }
 
-    /// A grid of one-token blocks in which `values` is the row `i` of the chunk that starts at block `current`; other rows are 0.
+    /// A grid of one-token blocks whose row `i` of the chunk that starts at block `current` is `values`; other rows are 0.
     static func select(
         _ values: [Float], _ threshold: Double, current: Int, chunk: Int, i: Int, causal: Bool = true
     ) throws -> [Int] {
@@ -66,7 +66,7 @@ struct SelectionXAttentionTests {
         var generator = SplitMix64(seed: 77)
         for (chunks, chunk, prefix) in [(1, 1, 0), (1, 7, 0), (3, 4, 0), (2, 3, 3), (1, 5, 10), (4, 1, 1)] {
             let (rows, columns) = (chunks * chunk, chunks * chunk + prefix)
-            // With a single block the official lists are longer than the row.
+            // With a single block, the official lists are longer than the row.
             if causal && columns == 1 { continue }
             let grid = try BlockGrid(
                 queryLength: rows, keyLength: columns, queryBlockSize: 1, keyBlockSize: 1, isCausal: causal)

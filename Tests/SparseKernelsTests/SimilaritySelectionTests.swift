@@ -20,9 +20,9 @@ struct SimilaritySelectionTests {
             similarity: Double(summary.similarities[flat: head * blocks + index]))
     }
 
-    /// Scores in `Float` are off by e = 6·√d·u·Σ|q̄k̄|/√d (see `ReferenceMatrixProduct`) and the rounding of scale and product; ranks hold
-    /// when neighbours at the cut are 2e apart, running sums of probabilities when they are 4e from the mass. Similarities are given, so
-    /// their comparison is exact.
+    /// Scores in `Float` are off by e = 6·√d·u·Σ|q̄k̄|/√d (see `ReferenceMatrixProduct`) and the rounding of scale and product.
+    /// Ranks are certain when neighbours at the cut are 2e apart, and running sums of probabilities when they are 4e from the
+    /// mass. Similarities are given, so that their comparison is exact.
     static func expectMatchesOracle(_ grid: BlockGrid, _ head: Head, seed: UInt64, _ set: InstructionSet) throws {
         let (queryHeads, kvHeads, channels) = (4, 2, 24)
         let query = try summary(queryHeads, grid.query, channels: channels, seed: seed)
@@ -70,7 +70,7 @@ struct SimilaritySelectionTests {
         }
     }
 
-    /// One row of queries (1, 0), keys (ln w, 0) less a common term: probabilities are the weights w.
+    /// One row of queries (1, 0) and keys (ln w, 0) minus a common term, so that the weights w are the probabilities.
     static func row(_ weights: [Float], similarities: [Float]? = nil) throws -> (BlockGrid, BlockSummary, BlockSummary) {
         let count = weights.count
         let grid = try BlockGrid(
@@ -85,7 +85,7 @@ struct SimilaritySelectionTests {
 
     @Test("the column that crosses the mass is not kept, ties go to the lower column")
     func boundaries() throws {
-        // Equal scores: probability 1/4 each.
+        // Equal scores have probability 1/4 each.
         let (grid, query, key) = try Self.row([3, 3, 3, 3])
         func kept(_ rule: SimilaritySelection.Rule, first: Bool = false) throws -> [Int32] {
             let selection = try SimilaritySelection(

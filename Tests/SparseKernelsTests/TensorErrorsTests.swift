@@ -1,7 +1,7 @@
 import SparseKernels
 import Testing
 
-/// Tensors and views refuse what does not fit their memory, and the sums that decide it do not overflow.
+/// Tensors and views refuse shapes that do not fit in their memory, and the sums that decide this do not overflow.
 @Suite("Tensor and view errors")
 struct TensorErrorsTests {
     static func expectError(
@@ -17,13 +17,13 @@ struct TensorErrorsTests {
     func tensorShapes() throws {
         Self.expectError(.invalidShape, "shape", containing: ["-1"]) { _ = try Tensor<Float>(zeros: [2, -1]) }
         Self.expectError(.invalidShape, "shape", containing: ["\(Int.max)"]) { _ = try Tensor<Float>(zeros: [Int.max, 2]) }
-        // The count fits, its bytes do not.
+        // The number of elements fits in an integer, but the number of bytes does not.
         Self.expectError(.invalidShape, "shape", containing: ["bytes"]) { _ = try Tensor<Float>(zeros: [Int.max / 2]) }
         Self.expectError(.invalidShape, "elements", containing: ["6", "5"]) {
             _ = try Tensor<Float>([2, 3], [1, 2, 3, 4, 5])
         }
         Self.expectError(.invalidShape, "shape") { _ = try Tensor<Int8>([-2, -3]) { _ in 0 } }
-        // A negative extent is one, also beside a zero.
+        // A negative extent is refused, even beside a zero.
         Self.expectError(.invalidShape, "shape") { _ = try Tensor<Int8>(zeros: [0, -3]) }
         #expect(try Tensor<Float>(zeros: [0, 5]).count == 0)
         #expect(try Tensor<Float>(zeros: []).count == 1)
@@ -74,7 +74,7 @@ struct TensorErrorsTests {
         let original = try Tensor<Float>(shape) { Float($0) }
         var tensor = original
         var position = 0
-        // Odometer: the last axis fastest, as in memory.
+        // Indices count up with the last axis fastest, as in memory.
         func visit(_ indices: [Int]) {
             guard indices.count == shape.count else {
                 for index in 0..<shape[indices.count] { visit(indices + [index]) }
@@ -178,7 +178,7 @@ struct TensorErrorsTests {
         Self.expectError(.invalidStride, "key.headStride", containing: ["4", "\(stride)"]) {
             _ = try Self.geometry(2, 3, 4, strides: (stride, 4))
         }
-        // An axis of extent 1 is never stepped along.
+        // The stride of an axis of extent 1 is never used.
         #expect(try Self.geometry(1, 3, 4, strides: (stride, 4)).tokens == 3)
         #expect(try Self.geometry(2, 1, 4, strides: (4, stride)).heads == 2)
     }
@@ -225,7 +225,7 @@ struct TensorErrorsTests {
     @Test("a view to write refuses rows that share elements; a view to read allows them")
     func overlap() throws {
         var elements = Array(repeating: Float(0), count: 100)
-        // Heads 8 apart, tokens 4 apart: token 2 of head 0 is token 0 of head 1.
+        // Heads are 8 apart and tokens 4 apart, so that token 2 of head 0 is token 0 of head 1.
         let overlapping = try Self.geometry(2, 3, 4, strides: (8, 4))
         Self.expectError(.invalidStride, "output.headStride, output.tokenStride", containing: ["8", "4"]) {
             _ = try MutableTensorView(elements.mutableSpan, geometry: overlapping, named: "output")
@@ -235,7 +235,7 @@ struct TensorErrorsTests {
             _ = try MutableTensorView(elements.mutableSpan, geometry: same)
         }
         #expect(try TensorView(elements.span, geometry: overlapping).heads == 2)
-        // Rows that fit between each other, either way round.
+        // Rows of one head fit between those of the other, either way round.
         for strides in [(12, 4), (4, 8), (30, 5), (5, 13)] {
             let geometry = try Self.geometry(2, 3, 4, strides: strides)
             let heads = try MutableTensorView(elements.mutableSpan, geometry: geometry).heads

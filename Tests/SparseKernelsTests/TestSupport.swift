@@ -3,10 +3,10 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-// What the suites share: running a plan into memory of any element type, comparing with the oracle, comparing bits.
+// Shared by the suites: plans that run into memory of any element type, and comparisons with the oracle and of bits.
 
 extension AttentionElement {
-    /// Half the distance between neighbouring values of the type, relative to the value: the relative error of rounding to it.
+    /// Half the distance between neighbouring values, relative to the value: the relative error of rounding to the type.
     static var unitRoundoff: Double {
         switch elementType {
         case .float16: 0x1p-11
@@ -15,7 +15,7 @@ extension AttentionElement {
         }
     }
 
-    /// Half the distance between neighbouring subnormal values, the smallest rounding error.
+    /// Half the distance between neighbouring subnormal values: the smallest absolute rounding error.
     static var subnormalRoundoff: Double {
         switch elementType {
         case .float16: 0x1p-25
@@ -26,11 +26,11 @@ extension AttentionElement {
 }
 
 extension Tensor where Element: AttentionElement {
-    /// The bits of every element, so that NaN and the sign of zero take part in a comparison. 16-bit types widen exactly.
+    /// The bits of every element, so that comparisons include NaN and the sign of zero. 16-bit types are widened exactly.
     var bits: [UInt32] { elements.map(\.floatValue.bitPattern) }
 }
 
-/// Attention into new memory of element type `O`.
+/// Runs attention into new memory of element type `O`.
 func attend<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
     _ attention: some AttentionOperator, query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>,
     as outputType: O.Type = Float.self, on pool: WorkerPool = .shared
@@ -64,9 +64,9 @@ func referenceRows<Q: AttentionElement, K: AttentionElement, V: AttentionElement
     return rows
 }
 
-/// Compares every row with the oracle under the bound derived from its data, and reports the worst element.
+/// Compares every row with the oracle under the bound for its data, and reports the worst element.
 ///
-/// Storing as `O` rounds the computed value o + δ once more: |δo| + u_O·(|o| + |δo|), or half a subnormal step of `O`.
+/// Storing as `O` rounds the computed value o + δ once more: by |δo| + u_O·(|o| + |δo|), or half a subnormal step of `O`.
 func expectMatches<O: AttentionElement>(
     _ output: Tensor<O>, _ logSumExp: Tensor<Float>, _ rows: [ReferenceAttention.Row], headDim: Int,
     logitsSoftCap: Float? = nil, _ label: String, sourceLocation: SourceLocation = #_sourceLocation
@@ -81,7 +81,7 @@ func expectMatches<O: AttentionElement>(
         }
         for (channel, expected) in row.output.enumerated() {
             let value = Double(actual.next()?.floatValue ?? .nan)
-            // A row without keys is exactly zero, in every type.
+            // A row without keys is exactly zero in every type.
             let rounding =
                 O.self == Float.self || row.logSumExp == -.infinity
                 ? 0 : max(O.unitRoundoff * (abs(expected) + bound.output), O.subnormalRoundoff)
@@ -95,7 +95,7 @@ func expectMatches<O: AttentionElement>(
     #expect(worst.text.isEmpty, "\(label): \(worst.text)", sourceLocation: sourceLocation)
 }
 
-/// As above, from the operands.
+/// The same, with the oracle computed from the operands.
 func expectMatchesReference<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
     _ state: AttentionState, _ reference: ReferenceAttention, query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>,
     bias: Tensor<Float>? = nil, _ label: String, sourceLocation: SourceLocation = #_sourceLocation
@@ -106,13 +106,13 @@ func expectMatchesReference<Q: AttentionElement, K: AttentionElement, V: Attenti
         logitsSoftCap: reference.modifiers.logitsSoftCap, label, sourceLocation: sourceLocation)
 }
 
-/// Memory with an inaccessible page right before or right after it: touching anything outside faults.
+/// Memory with an inaccessible page directly before or after it, so that touching anything outside faults.
 final class FencedMemory<Element: TensorElement> {
     let elements: UnsafeMutableBufferPointer<Element>
     private let mapping: UnsafeMutableRawPointer
     private let byteCount: Int
 
-    /// - Parameter fencesEnd: the page after the last element is inaccessible; else the page before the first one.
+    /// - Parameter fencesEnd: whether the inaccessible page comes after the last element or before the first one.
     init(_ values: [Element], fencesEnd: Bool) {
         let page = Int(sysconf(Int32(_SC_PAGESIZE)))
         let used = values.count * MemoryLayout<Element>.stride

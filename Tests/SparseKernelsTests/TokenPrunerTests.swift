@@ -3,7 +3,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Twilight's pruning over a cache against weights in `Double`, computed from the key estimates that the cache holds.
+/// Twilight's pruning of a cache, compared with weights in `Double` from the key estimates that the cache stores.
 @Suite("Token pruning")
 struct TokenPrunerTests {
     /// A cache, queries for its sequences, and some candidates.
@@ -16,7 +16,7 @@ struct TokenPrunerTests {
         var configuration: KVCacheConfiguration { cache.configuration }
         var queryHeads: Int { group * configuration.kvHeads }
 
-        /// - Parameter focus: how much the scores of a query differ.
+        /// - Parameter focus: the spread of the scores of a query.
         init(
             lengths: [Int] = [1, 0, 7, 16, 65, 300], kvHeads: Int = 2, group: Int = 3, headDim: Int = 24,
             format: KVFormat = .float32, estimates: Bool = true, focus: Float = 3, set: InstructionSet? = nil
@@ -45,7 +45,7 @@ struct TokenPrunerTests {
 
         func length(_ sequence: Int) throws -> Int { try cache.length(of: sequences[sequence]) }
 
-        /// The keys that scores come from, by position.
+        /// The keys that are scored, by position.
         func estimates(_ sequence: Int, head: Int) throws -> [[Double]] {
             let operand = cache.storage.estimateOperand(layer: 0, head: head) ?? cache.storage.keyOperand(layer: 0, head: head)
             let table = try cache.pageTable(of: sequences[sequence])
@@ -63,7 +63,7 @@ struct TokenPrunerTests {
             }
         }
 
-        /// A selection from lists by sequence and head.
+        /// A selection, from a list for each sequence and head.
         func selection(unit: Int, heads: Int, _ list: (_ sequence: Int, _ head: Int) throws -> [Int]) throws -> KVSelection {
             var (offsets, indices) = ([0], [Int32]())
             for sequence in sequences.indices {
@@ -75,7 +75,7 @@ struct TokenPrunerTests {
             return try KVSelection(unit: unit, sequences: sequences.count, heads: heads, offsets: offsets, indices: indices)
         }
 
-        /// About half of the units of every list.
+        /// About half of the units, for every list.
         func randomSelection(unit: Int, heads: Int, seed: UInt64) throws -> KVSelection {
             var generator = SplitMix64(seed: seed)
             return try selection(unit: unit, heads: heads) { sequence, _ in
@@ -83,7 +83,7 @@ struct TokenPrunerTests {
             }
         }
 
-        /// Positions that are candidates of a query head.
+        /// The positions that are candidates of a query head.
         func candidates(_ selection: KVSelection?, _ sequence: Int, head: Int) throws -> [Int] {
             let length = try length(sequence)
             guard let selection else { return Array(0..<length) }
@@ -98,7 +98,7 @@ struct TokenPrunerTests {
         selection.list(sequence: sequence, head: head).map { Int($0) }
     }
 
-    /// The candidates of the tests: all, pages of key/value heads, pages of query heads, tokens of both.
+    /// All tokens, pages of key/value heads, pages of query heads, and tokens of both.
     static func selections(_ bench: Bench) throws -> [KVSelection?] {
         let (kvHeads, queryHeads) = (bench.configuration.kvHeads, bench.queryHeads)
         return try [
@@ -109,11 +109,12 @@ struct TokenPrunerTests {
         ]
     }
 
-    /// How much a weight may be off, relative to it, given the oracle's operands.
+    /// The largest relative error of a weight, given the oracle's operands.
     ///
-    /// A score of 4-bit keys is s·(Σ q·code − z·Σ q) with q in steps of max|q|/32767: half a step of every channel times its key, and
-    /// some roundings of terms up to 3·max|k|·Σ|q|. Of other keys it is a sum of roundings. Then the softmax: an error Δ of the scores
-    /// is one of 2Δ of a weight, and the exponential adds 2·10⁻⁷ and the rounding of its argument, on both sides of the fraction.
+    /// A score of 4-bit keys is s·(Σ q·code − z·Σ q) with q in steps of max|q|/32767. Its error is half a step of every channel
+    /// times its key, and some roundings of terms up to 3·max|k|·Σ|q|. A score of other keys has only the roundings of a sum.
+    /// In the softmax, an error Δ of scores becomes 2Δ of a weight; the exponential adds 2·10⁻⁷ and the rounding of its
+    /// argument, on both sides of the fraction.
     static func weightError(query: [Double], estimates: [[Double]], candidates: [Int], scale: Double) -> Double {
         let (largest, sum) = (query.map(abs).max() ?? 0, query.reduce(0) { $0 + abs($1) })
         var (worst, low, high) = (0.0, Double.infinity, -Double.infinity)
@@ -174,11 +175,11 @@ struct TokenPrunerTests {
         #expect(!kept.isEmpty && Set(kept).isSubset(of: allowed), "\(label)")
         #expect(sum >= topP - error, "\(label): \(sum)")
         #expect(abs(sum - mass) <= error, "\(label): \(sum), \(mass)")
-        // Computed weights are apart, so exact ones are no further on the wrong side than both may be off.
+        // Computed weights are ordered, so exact ones are out of order by at most the errors of both.
         let least = kept.map { oracle.weights[$0] }.min() ?? 0
         let dropped = Set(allowed).subtracting(kept).map { oracle.weights[$0] }.max() ?? 0
         #expect(least * (1 + error) >= dropped * (1 - error), "\(label): \(least), \(dropped)")
-        // What is above the bracket of epsilon where the bisection ended does not have the mass.
+        // The tokens above the bracket of width epsilon, in which the bisection ended, do not have the mass.
         let sure = kept.filter { oracle.weights[$0] * (1 - error) > least * (1 + error) + 1.01e-5 }
         #expect(sure.reduce(0) { $0 + oracle.weights[$1] } < topP + error, "\(label)")
     }
@@ -218,7 +219,7 @@ struct TokenPrunerTests {
                 let kept = Self.list(pruning.selection, 0, head)
                 let oracle = try ReferenceTwilight(
                     query: bench.queryRow(0, head: head), estimates: bench.estimates(0, head: 0), selected: allowed, mass: 0.5)
-                // Token 0 is no sink here: the threshold is below its weight, and far more than half of the mass is kept.
+                // Token 0 is not a sink here: the threshold is below its weight, and far more than half of the mass is kept.
                 #expect(kept.count == oracle.kept.count || oracle.massMargin < 1e-4)
                 if startsAtZero { #expect(kept == allowed) }
             }
@@ -234,14 +235,14 @@ struct TokenPrunerTests {
             (nil, Array(0..<16) + Array(48..<100)), (pages, Array(0..<16) + Array(96..<100)),
         ]
         for (candidates, kept) in expected {
-            // Queries of zeros: equal weights, of which all are kept.
+            // Queries of zeros give equal weights, which are all kept.
             let pruning = try bench.pruner().prune(
                 query: bench.query.view(), cache: bench.cache, sequences: bench.sequences, within: candidates)
             for head in 0..<2 { #expect(Self.list(pruning.selection, 0, head) == kept) }
         }
     }
 
-    @Test("a query that is not finite keeps its candidates, and no other row notices", arguments: InstructionSet.available)
+    @Test("a query that is not finite keeps its candidates and changes no other row", arguments: InstructionSet.available)
     func nonFinite(_ set: InstructionSet) throws {
         let bench = try Bench(lengths: [90, 90], set: set)
         let pruner = try bench.pruner(sharing: .queryHead)
@@ -259,7 +260,7 @@ struct TokenPrunerTests {
         }
     }
 
-    @Test("the same on any number of threads, and for every sequence alone", arguments: InstructionSet.available)
+    @Test("results are the same on any number of threads, and for every sequence alone", arguments: InstructionSet.available)
     func threads(_ set: InstructionSet) throws {
         let bench = try Bench(lengths: [700, 1, 900, 33], kvHeads: 4, group: 2, headDim: 64, format: .float16, set: set)
         let pruner = try bench.pruner()

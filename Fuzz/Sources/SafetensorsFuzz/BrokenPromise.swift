@@ -1,6 +1,6 @@
-// Compiled by the fuzzing program and, through symbolic links, by the package's tests.
+// The fuzzing program compiles this file, and so do the package's tests, through symbolic links.
 
-/// A promise of code that reads files, which did not hold.
+/// The failure of a promise that code for reading files makes.
 struct BrokenPromise: Error, CustomStringConvertible {
     let description: String
 }

@@ -1,11 +1,11 @@
-// Compiled twice: by the fuzzing program and, through a symbolic link, by the package's tests.
+// The fuzzing program compiles this file, and so do the package's tests, through a symbolic link.
 
 import QServe
 import SVDQuant
 import SparseKernels
 import SparseKernelsReference
 
-/// Small valid checkpoints of every kind that is imported, for a mutator to start from.
+/// Small valid checkpoints of every imported kind, with which a mutator starts.
 func sampleCheckpoints() throws(SparseKernelsError) -> [[UInt8]] {
     try [svdQuantSample()] + nunchakuSamples()
         + [loraSample(), qserveSample(), awqSample(), gptqSample()].map {
@@ -85,14 +85,14 @@ private func gptqSample() throws(SparseKernelsError) -> SafetensorsWriter {
     return writer
 }
 
-/// Imports every layer of a file in every way there is, and runs what was accepted.
+/// Imports every layer of a file by every importer, and runs the accepted layers.
 ///
-/// - Returns: how many imports succeeded.
-/// - Throws: `SparseKernelsError` when the file is not safetensors at all, `BrokenPromise` for a layer that should not have been accepted.
+/// - Returns: the number of successful imports.
+/// - Throws: `SparseKernelsError` when the file is not safetensors, `BrokenPromise` for an accepted layer that is invalid.
 @discardableResult
 func importEverything(_ bytes: [UInt8]) throws -> Int {
     let file = try SafetensorsFile(bytes: bytes)
-    // A layer's name is a tensor's without its last part or, for adapters, its last two.
+    // A layer's name is that of a tensor without the last part or, for adapters, the last two parts.
     var layers: Set<String> = [""]
     for entry in file.tensors.prefix(64) {
         let parts = entry.name.split(separator: ".", omittingEmptySubsequences: false)
@@ -142,7 +142,7 @@ private func gptq(
         groupSize: groupSize)
 }
 
-// MARK: - What an accepted layer promises
+// MARK: - Promises of accepted layers
 
 private func requirePromise(_ holds: Bool, _ text: @autoclosure () -> String) throws {
     if !holds { throw BrokenPromise(description: text()) }
@@ -185,7 +185,7 @@ private func check(_ file: SafetensorsFile, _ tensors: QServeTensors, _ order: Q
         try requirePromise(again.qweight == tensors.qweight, "codes changed in packing")
         try requirePromise(again.s2Scales == tensors.s2Scales && again.s2Zeros == tensors.s2Zeros, "scales changed in packing")
     } catch let error as SparseKernelsError {
-        // A file may hold scales in a wider type than the format's, which packing refuses.
+        // A file may have scales in a wider type than the format's, which packing refuses.
         let names = ["weight.scales", "weight.offsets", "weight.channelScales"]
         try requirePromise(names.contains(error.argument), "cannot be packed again: \(error)")
     }

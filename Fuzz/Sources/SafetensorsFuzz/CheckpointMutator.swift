@@ -1,12 +1,12 @@
-// Compiled twice: by the fuzzing program and, through a symbolic link, by the package's tests.
+// The fuzzing program compiles this file, and so do the package's tests, through a symbolic link.
 
 import SparseKernels
 import SparseKernelsReference
 
-/// An endless sequence of damaged checkpoints: legal safetensors files whose tensors and metadata are not what a format asks for.
+/// An endless sequence of damaged checkpoints: valid safetensors files whose tensors and metadata break a format's rules.
 ///
-/// Damage to bytes rarely gets past the header's checks, so that most files are taken apart, changed and written anew: names, types,
-/// shapes with the bytes to go with them, numbers, metadata. Some go through `SafetensorsMutator` instead.
+/// Damaged bytes rarely pass the header's checks. So most files are taken apart, changed and rewritten: names, types, shapes
+/// with matching bytes, numbers and metadata. Some are damaged by `SafetensorsMutator` instead.
 struct CheckpointMutator {
     private struct Entry {
         var name: String
@@ -24,7 +24,7 @@ struct CheckpointMutator {
     private var headers: SafetensorsMutator
     private let samples: [File]
 
-    /// - Parameter samples: valid files to start from. At least one.
+    /// - Parameter samples: valid files to start from, at least one.
     init(seed: UInt64, samples: [[UInt8]]) throws(SparseKernelsError) {
         random = SplitMix64(seed: seed)
         headers = SafetensorsMutator(seed: seed, samples: samples)
@@ -68,7 +68,7 @@ struct CheckpointMutator {
         case 2: changeType(&file.entries[index])
         case 3, 4: changeShape(&file.entries[index])
         case 5:
-            // What one tensor holds, under the name of another.
+            // Gives the contents of one tensor the name of another.
             let other = random.pick(file.entries)
             let name = file.entries[index].name
             file.entries[index] = other
@@ -114,7 +114,7 @@ struct CheckpointMutator {
         case 6 where !entry.shape.isEmpty: entry.shape[axis] *= 2
         default: entry.shape = []
         }
-        // Extents multiply; a file that is built and read thousands of times stays small.
+        // Extents multiply, but a file that is built and read thousands of times must be small.
         while entry.shape.reduce(1, *) > 1 << 16, let largest = entry.shape.max(), let at = entry.shape.firstIndex(of: largest)
         {
             entry.shape[at] = largest / 2
@@ -122,10 +122,10 @@ struct CheckpointMutator {
         fit(&entry)
     }
 
-    /// As many bytes as type and shape ask for: what there is, over and over. A type of unknown size asks for nothing.
+    /// Repeats the bytes to the number that type and shape require, if the type's size is known.
     private func fit(_ entry: inout Entry) {
         guard let bits = entry.type.bitCount else { return }
-        // Elements of less than a byte have to end with one.
+        // The elements must end with a whole byte.
         if entry.shape.reduce(bits, *) % 8 != 0 { entry.shape.append(4) }
         let count = entry.shape.reduce(bits, *) / 8
         let bytes = entry.bytes.isEmpty ? [0] : entry.bytes
@@ -137,7 +137,7 @@ struct CheckpointMutator {
         switch random.below(4) {
         case 0: entry.bytes = [UInt8](repeating: random.pick([0, 0x7f, 0x80, 0xff, 1]), count: entry.bytes.count)
         case 1:
-            // One element: NaN, infinity, the largest, the smallest, negative.
+            // Replaces one element by NaN, infinity, the largest, the smallest or a negative number.
             let size = entry.type.byteCount ?? 1
             let start = random.below(entry.bytes.count / size) * size
             for i in start..<start + size { entry.bytes[i] = random.pick([0, 0xff]) }

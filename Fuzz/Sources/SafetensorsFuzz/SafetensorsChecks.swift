@@ -1,8 +1,8 @@
-// Compiled twice: by the fuzzing program and, through a symbolic link, by the package's tests.
+// The fuzzing program compiles this file, and so do the package's tests, through a symbolic link.
 
 import SparseKernels
 
-/// Valid files of every element type, for a mutator to start from.
+/// Valid files of every element type, with which a mutator starts.
 func sampleSafetensors() throws(SparseKernelsError) -> [[UInt8]] {
     var every = SafetensorsWriter(metadata: ["format": "pt", "note": "é \"quoted\" \\ 😀\n"])
     for type in ElementType.allCases {
@@ -30,10 +30,10 @@ func sampleSafetensors() throws(SparseKernelsError) -> [[UInt8]] {
 
 private func pattern(_ count: Int) -> [UInt8] { (0..<count).map { UInt8(truncatingIfNeeded: $0 * 37 + 11) } }
 
-/// Opens a file and, if the reader takes it, touches every byte of every tensor in every way that the API has.
-/// - Parameter rewrites: also writes what was read to a second file and compares the two.
-/// - Returns: a sum over everything that was read, so that nothing is optimised away.
-/// - Throws: `SparseKernelsError` when the reader rejects the file, `BrokenPromise` when it takes a file that it should not.
+/// Opens a file and, if the reader accepts it, reads every byte of every tensor in every way that the API has.
+/// - Parameter rewrites: whether the contents are also written to a second file and compared.
+/// - Returns: a sum over all contents, so that the optimiser removes nothing.
+/// - Throws: `SparseKernelsError` when the reader rejects the file, `BrokenPromise` when it accepts an invalid one.
 @discardableResult
 func readEverything(_ bytes: [UInt8], rewrites: Bool) throws -> UInt64 {
     let file = try SafetensorsFile(bytes: bytes)
@@ -82,7 +82,7 @@ private func readTyped(_ file: SafetensorsFile, _ entry: SafetensorsEntry) throw
         #endif
     case .float8E4M3: return try read(file, entry, as: E4M3.self)
     default:
-        // No Swift type: bytes only.
+        // Types without a Swift type have only bytes.
         do {
             _ = try file.span(entry.name, as: UInt8.self)
         } catch {
@@ -115,7 +115,7 @@ private func read<Element: TensorElement>(
             }
         }
     } catch let error as SparseKernelsError {
-        // The one reason for which a file that was taken may be refused a view.
+        // This is the only reason to refuse a view of an accepted file.
         if error.code != .misalignedData { throw BrokenPromise(description: "\(entry): \(error)") }
     }
     return sum

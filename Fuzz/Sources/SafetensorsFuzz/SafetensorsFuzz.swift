@@ -1,8 +1,8 @@
 import Foundation
 import SparseKernels
 
-/// Feeds damaged files to the reader of safetensors, or to all that imports quantised checkpoints: they must refuse them with a
-/// `SparseKernelsError` and nothing else.
+/// Feeds damaged files to the reader of safetensors, or to all importers of quantised checkpoints. They must refuse such files
+/// with a `SparseKernelsError` and in no other way.
 ///
 ///     swift run -c release safetensors-fuzz --runs 1000000 --seed 1
 ///     swift run -c release safetensors-fuzz --checkpoints --runs 100000 --seed 1
@@ -13,7 +13,7 @@ struct SafetensorsFuzz {
             print("usage: safetensors-fuzz [--checkpoints] [--runs N] [--seed S]")
             exit(2)
         }
-        // Every block of inputs has a seed of its own, so that a failure can be repeated without all that came before it.
+        // Every block of inputs has its own seed, so that a failure can be repeated without the inputs before it.
         let blockSize = 10_000
         let samples = try options.readsCheckpoints ? sampleCheckpoints() : sampleSafetensors()
         var mutator = SafetensorsMutator(seed: options.seed, samples: samples)

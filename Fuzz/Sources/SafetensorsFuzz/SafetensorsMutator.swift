@@ -1,10 +1,10 @@
-// Compiled twice: by the fuzzing program and, through a symbolic link, by the package's tests.
+// The fuzzing program compiles this file, and so do the package's tests, through a symbolic link.
 
 import SparseKernels
 import SparseKernelsReference
 
 extension SplitMix64 {
-    /// From 0 to `bound` - 1.
+    /// A number from 0 to `bound` − 1.
     mutating func below(_ bound: Int) -> Int { bound <= 1 ? 0 : Int(truncatingIfNeeded: next() >> 1) % bound }
 
     mutating func chance(_ numerator: Int, of denominator: Int) -> Bool { below(denominator) < numerator }
@@ -14,13 +14,13 @@ extension SplitMix64 {
 
 /// An endless sequence of damaged safetensors files, and a few intact ones.
 ///
-/// Random bytes alone never get past the header's length. So most files start from a valid one or from a grammar, are damaged
-/// in one or a few places, and have their length corrected afterwards, which takes the damage as deep as it can get.
+/// Random bytes never pass the check of the header's length. So most files start from a valid one or from a grammar, are
+/// damaged in one or a few places, and get a corrected length, with which the damage reaches as deep as possible.
 struct SafetensorsMutator {
     private var random: SplitMix64
     private let samples: [[UInt8]]
 
-    /// - Parameter samples: valid files to start from. At least one.
+    /// - Parameter samples: valid files to start from, at least one.
     init(seed: UInt64, samples: [[UInt8]]) {
         random = SplitMix64(seed: seed)
         self.samples = samples
@@ -100,7 +100,7 @@ struct SafetensorsMutator {
         "[]", "[0,0]", "//", "/**/", "null",
     ]
 
-    /// Edits the header as text and corrects the length, mostly.
+    /// Edits the header as text and, mostly, corrects the length.
     private mutating func withDamagedHeader(_ original: [UInt8]) -> [UInt8] {
         let headerEnd = 8 + original.prefix(8).reversed().reduce(0) { $0 << 8 | Int($1) }
         var header = Array(original[8..<headerEnd])
@@ -115,12 +115,12 @@ struct SafetensorsMutator {
         case 0, 1:
             replace(random.pick(runs(of: isDigit, in: header)), in: &header, by: Array(random.pick(Self.numbers).utf8))
         case 2:
-            // A number that is wrong by a little: overlaps, holes and sizes that disagree with the shape.
+            // A number that is slightly wrong causes overlaps, holes, and sizes that disagree with the shape.
             let run = random.pick(runs(of: isDigit, in: header))
             let value = Int(String(decoding: header[run], as: UTF8.self)) ?? 0
             replace(run, in: &header, by: Array("\(value &+ random.below(33) &- 16)".utf8))
         case 3:
-            // Repeating a stretch between two structural bytes repeats keys, entries, brackets.
+            // Repeating a range between two structural bytes repeats keys, entries or brackets.
             let (a, b) = (random.pick(marks(in: header)), random.pick(marks(in: header)))
             let stretch = Array(header[min(a, b)..<max(a, b)])
             header.insert(contentsOf: stretch, at: random.pick(marks(in: header)))
@@ -140,7 +140,7 @@ struct SafetensorsMutator {
         bytes.replaceSubrange(range, with: replacement)
     }
 
-    /// Stretches of neighbouring bytes that `belongs` accepts; an empty one when there are none.
+    /// Ranges of neighbouring bytes that `belongs` accepts, or an empty range when there are none.
     private func runs(of belongs: (UInt8) -> Bool, in bytes: [UInt8]) -> [Range<Int>] {
         var result: [Range<Int>] = []
         var start = 0
@@ -153,7 +153,7 @@ struct SafetensorsMutator {
         return result.isEmpty ? [0..<0] : result
     }
 
-    /// Places at which a token starts or ends.
+    /// Positions at which a token starts or ends.
     private func marks(in bytes: [UInt8]) -> [Int] {
         let structural = Array("{}[],:\"".utf8)
         return [0, bytes.count] + bytes.indices.filter { structural.contains(bytes[$0]) }
@@ -175,13 +175,13 @@ struct SafetensorsMutator {
         ("F6_E3M2", 6), ("Q5_K", 11),
     ]
 
-    /// What may stand behind a key that the format does not have, and two values that may not.
+    /// Valid values of a key that the format does not define, and two invalid ones.
     private static let extras = [
         "null", "true", "-0.5e-7", "\"\\u00e9\"", "[]", "{}", "[[[]], {\"a\": [1, 2]}]", "{\"a\": {\"b\": null}, \"a\": false}",
         "01", "[1,]",
     ]
 
-    /// A file whose parts are drawn from the format's grammar: mostly right, in unusual spellings, with a rare mistake.
+    /// A file whose parts are drawn from the format's grammar: mostly valid, in unusual spellings, with rare mistakes.
     private mutating func generated() -> [UInt8] {
         var entries: [String] = []
         var offset = 0
@@ -211,7 +211,7 @@ struct SafetensorsMutator {
             let pairs = (0..<random.below(4)).map { "\(spelled("k\($0)")):\(spelled(random.pick(texts)))" }
             entries.append("\"__metadata__\":\(random.chance(1, of: 4) ? "null" : "{\(pairs.joined(separator: ","))}")")
         }
-        // Entries may come in any order, whatever the order of their data.
+        // Entries may be in any order, independent of the order of their data.
         entries.shuffle(using: &random)
         let data = (0..<max(0, offset + (random.chance(1, of: 30) ? random.below(5) - 2 : 0))).map { _ in
             UInt8(truncatingIfNeeded: random.next())
@@ -219,7 +219,7 @@ struct SafetensorsMutator {
         return assembled(Array("\(space()){\(space())\(entries.joined(separator: ","))\(space())}\(space())".utf8), data: data)
     }
 
-    /// A JSON string, with a character spelled as an escape now and then.
+    /// A JSON string, in which some characters are spelled as escapes.
     private mutating func spelled(_ text: String) -> String {
         var result = space() + "\""
         for scalar in text.unicodeScalars {

@@ -1,14 +1,14 @@
-// Attention of one query block: tiled online softmax, transposed.
+// Attention of one query block by tiled online softmax (FlashAttention-2, algorithm 1), with both products transposed:
 //
 //     S = K·Qᵀ   [keys][queries]      m ← max(m, colmax S)      P = e^(S − m)      l ← α·l + colsum P
 //     Oᵀ ← α·Oᵀ + Vᵀ·P   [channels][queries]                    α = e^(m_old − m_new)
 //
-// Lanes are queries. Maximum, sum and rescaling are therefore vertical, and neither K nor V needs packing: K rows and
-// V columns are the broadcast operand of the register tile, Q (packed once per block) and P are its panels. The queries are cut
-// into panels of one to three vectors, and a panel's scores stay in the first-level cache from product to product.
+// Lanes are queries. Maximum, sum and rescaling are therefore vertical, and neither K nor V is packed: K rows and V columns are
+// the broadcast operand of the register tile; Q (packed once per block, times softmaxScale) and P are its panels. Panels of
+// queries are one to three vectors wide, so that a panel's scores stay in the first-level cache from one product to the next.
 //
-// softmaxScale is folded into the packed Q. Not handled here: which keys a block sees beyond ranges and diagonal limits (the
-// operators build those), head geometry, threads. Operands come in and go out in AttentionOperands.swift.
+// Operators choose the key ranges, resolve head geometry and use threads; none of that is handled here. AttentionOperands.swift
+// packs Q and writes the output.
 
 public import KernelInterface
 
@@ -19,11 +19,11 @@ private struct Workspace {
     var scores: UnsafeMutablePointer<Float>
     var maxima: UnsafeMutablePointer<Float>
     var sums: UnsafeMutablePointer<Float>
-    /// A key block of values, for the rare block whose ragged keys hold non-finite ones.
+    /// A copy of a step's values, used only when its ragged keys have values that are not finite.
     var finiteValues: UnsafeMutablePointer<Float>
 }
 
-/// The keys of one step as the register tile reads them: float rows, in the caller's memory or staged.
+/// The keys of one step, as the float rows that the register tile reads from the caller's memory or from a staged copy.
 private struct KeyBlock {
     var keys: UnsafePointer<Float>
     var keyStride: Int
@@ -32,11 +32,11 @@ private struct KeyBlock {
     /// Position of row 0 in the sequence.
     var begin: Int
     var count: Int
-    /// The positions of gathered rows, which are not adjacent; nil for others.
+    /// The positions of gathered rows, which are not adjacent; nil for adjacent rows.
     var positions: UnsafePointer<Int32>?
-    /// Whether a value is not finite that a row may have hidden by its bias.
+    /// Whether some value is not finite, in a call with a bias that may hide its key from some rows.
     var hasHidden = false
-    /// The block that comes next, to be fetched while this one is worked on; nil when there is none or rows are staged.
+    /// The next step's rows, which are prefetched during this step; nil when there is no next step or rows are staged.
     var nextKeys: UnsafePointer<Float>?
     var nextValues: UnsafePointer<Float>?
 }
@@ -136,7 +136,7 @@ extension Kernels {
     }
 }
 
-/// All panels of the block against one step of keys.
+/// Attends one step of keys with all panels of the block.
 @_transparent
 private func attendKeyBlock(_ args: AttentionArguments, _ space: Workspace, _ block: KeyBlock, vectors: Int) {
     forEachPanel(vectors: vectors) { row, width in
@@ -148,8 +148,8 @@ private func attendKeyBlock(_ args: AttentionArguments, _ space: Workspace, _ bl
     }
 }
 
-/// Rows in the caller's memory are used in place when they are floats and adjacent. Others are copied, block by block, because
-/// of their type or because rows far apart fall into few cache sets.
+/// Rows in the caller's memory are used in place when they are adjacent floats. Others are copied step by step, because of
+/// their type or because rows that are far apart share few cache sets.
 @_transparent
 private func needsStaging(_ operand: RowOperand, channels: Int) -> Bool {
     operand.type != .float32 || operand.stride != channels
@@ -172,18 +172,18 @@ private func attendPanelOfThree(_ args: AttentionArguments, _ space: Workspace, 
     attendPanel(args, space, block, row: row, width: 3)
 }
 
-/// One panel against one block of keys.
+/// Attends one step of keys with one panel.
 @_transparent
 private func attendPanel(
     _ args: AttentionArguments, _ space: Workspace, _ block: KeyBlock, row: Int, width: Int
 ) {
     let lanes = width * laneCount
     let lastRow = minimum(row + lanes, args.queryRows) - 1
-    // Keys that some row of the panel sees, counted from the block's first key.
+    // The keys that some row of the panel sees, counted from the step's first key.
     let low = maximum(0, row + args.visibleFrom - block.begin)
     let high = minimum(block.count, lastRow + args.visibleTo - block.begin)
     if low >= high { return }
-    // Keys that every row sees: [low, high) less the ragged ends on the diagonals.
+    // The keys that every row sees: [low, high) without the ragged ends on the diagonals.
     let commonLow = minimum(high, maximum(low, lastRow + args.visibleFrom - block.begin))
     let commonHigh = maximum(commonLow, minimum(high, row + args.visibleTo - block.begin))
 
@@ -193,7 +193,7 @@ private func attendPanel(
     let scores = space.scores
     let firstKey = block.begin + low
 
-    // The first panel of the block fetches the next one.
+    // The first panel of the block prefetches the next step.
     scorePanel(
         block, keys, count: count, headDim: args.headDim, packedQuery: space.packedQuery + row * args.headDim,
         scores: scores, fetchesNext: row == 0 && block.nextKeys != nil, width: width)
@@ -213,11 +213,11 @@ private func attendPanel(
     }
     let rescale = softmaxPanel(scores, count: count, maxima: space.maxima + row, sums: space.sums + row, width: width)
     let accumulator = space.accumulator + row * (args.valueDim + tileRows)
-    // With a bias any key may be hidden from some rows: all of them are ragged then.
+    // With a bias, any key may be hidden from some rows, so that all keys count as ragged.
     let ends = block.hasHidden ? (0, count, count, count) : (0, commonLow - low, commonHigh - low, count)
     if block.hasHidden || hasNonFinite(values, stride: block.valueStride, channels: args.valueDim, ends) {
-        // A non-finite value must not reach, as 0·∞, queries that do not see its key: the products run over a copy without the
-        // non-finite values of ragged keys, which are added afterwards, lane by lane.
+        // A non-finite value must not reach, as 0·∞, queries that do not see its key. So the products use a copy in which the
+        // non-finite values of ragged keys are zeros, and these values are added afterwards, lane by lane.
         let copy = space.finiteValues
         copyFinite(values, stride: block.valueStride, count: count, channels: args.valueDim, ends, into: copy)
         accumulateValues(
@@ -241,16 +241,16 @@ private func attendPanel(
     }
 }
 
-/// Channels that a score sums in one chain. Scores of 20 and more are common in trained models, and the rounding error of a score
-/// is the relative error of its probability. One chain of 64 or 128 misses the recorded cases' 3e-6; chains of 16 meet it and cost
-/// about 1% of the time, because the running sums are added from the first-level cache by units that the products leave idle.
+/// The channels that a score sums in one chain. Scores of 20 and more are common in trained models, and the rounding error of a
+/// score is the relative error of its probability. Chains of 64 or 128 exceed the recorded cases' bound of 3e-6. Chains of 16
+/// meet it and cost 1% of the time, because units that the products leave idle add the running sums.
 @_transparent
 private var scoreDepth: Int { 16 }
 
-/// S = K·Qᵀ, `scoreDepth` channels at a time over all keys of the block.
+/// S = K·Qᵀ, `scoreDepth` channels at a time over all keys of the step.
 ///
-/// Sixteen channels are one cache line of a row. With `fetchesNext` each step also asks for that line of the keys and values of the
-/// next block, so that it comes from memory or the last-level cache beside the arithmetic and not in front of it.
+/// Sixteen channels are one cache line of a row. With `fetchesNext`, that line of the next step's keys and values is prefetched
+/// each time, so that reading it from memory or the last-level cache overlaps with the arithmetic.
 @_transparent
 private func scorePanel(
     _ block: KeyBlock, _ keys: UnsafePointer<Float>, count: Int, headDim: Int, packedQuery: UnsafePointer<Float>,
@@ -300,7 +300,7 @@ private func accumulateValues(
     }
 }
 
-/// Online softmax over the rows of `scores`, which become P. Returns α; updates m and l.
+/// Online softmax over the rows of `scores`, which become P. Updates m and l, and returns α.
 @_transparent
 private func softmaxPanel(
     _ scores: UnsafeMutablePointer<Float>, count: Int, maxima: UnsafeMutablePointer<Float>,
@@ -311,7 +311,7 @@ private func softmaxPanel(
     var m = before
     for key in 0..<count { m = maximum(loadRow(scores + key * lanes, width: width), m) }
     store(m, maxima, width: width)
-    // A row that has seen nothing yet keeps m = −∞; subtracting 0 instead gives e^−∞ = 0 and no NaN.
+    // A row that has seen no key yet has m = −∞. Subtracting 0 instead gives e^−∞ = 0 and no NaN.
     m = zeroingNegativeInfinity(m)
     let rescale = exp(before - m)
     var l = splatRow(0)
@@ -326,7 +326,7 @@ private func softmaxPanel(
 
 // MARK: - Diagonals, bias and caps
 
-/// Keys [keys, until) of the step: −∞ where the lane's query does not see the key.
+/// Replaces the scores of keys [keys, until) of the step by −∞ in the lanes whose query does not see the key.
 @_transparent
 private func maskScores(
     _ args: AttentionArguments, _ scores: UnsafeMutablePointer<Float>, row: Int, width: Int, firstKey: Int, keys: Int,
@@ -341,19 +341,19 @@ private func maskScores(
     }
 }
 
-/// Which lanes, holding the queries from `row` on, see `key`.
+/// The lanes that see `key`. Lane 0 is the query `row`.
 @_transparent
 private func visibleLanes(_ args: AttentionArguments, _ row: Int, _ key: Int) -> PanelMask {
-    // Distances to the limits, clamped to what a lane can differ by, so that 64-bit positions fit 32-bit lanes.
+    // Distances to the limits, clamped to a range wider than a panel, so that 64-bit positions fit in 32-bit lanes.
     let from = Int32(truncatingIfNeeded: maximum(-1024, minimum(1024, key - row - args.visibleFrom)))
     let to = Int32(truncatingIfNeeded: maximum(-1024, minimum(1024, key - row - args.visibleTo)))
     return panelMask(lanesUpTo: from, above: to)
 }
 
-/// Keys [0, 1) and [2, 3) of a step are ragged: some queries of the panel see them and some do not.
+/// The keys of a step that only some queries of the panel see: [0, 1) and [2, 3), where the digits are elements of the tuple.
 private typealias RaggedEnds = (Int, Int, Int, Int)
 
-/// Whether a ragged key has an infinite or NaN value: only those make 0·x differ from 0.
+/// Whether a ragged key has an infinite or NaN value. Only for those does 0·x differ from 0.
 @_transparent
 private func hasNonFinite(_ values: UnsafePointer<Float>, stride: Int, channels: Int, _ ends: RaggedEnds) -> Bool {
     var sum: Float = 0
@@ -366,7 +366,7 @@ private func hasNonFinite(_ values: UnsafePointer<Float>, stride: Int, channels:
     return sum != 0
 }
 
-/// Adds p·v to the lanes that see the key, for its non-finite values.
+/// Adds p·v for the non-finite values of one key, in the lanes that see it.
 @_transparent
 private func addNonFinite(
     _ args: AttentionArguments, _ values: UnsafePointer<Float>, _ probabilities: UnsafePointer<Float>,

@@ -1,15 +1,15 @@
-// What attention does to scores and values on request or in rare cases, apart from the hot loop: soft cap, ALiBi slope and bias, the
-// test for negligible steps, and values that are not finite. Each is called once per panel and step at most.
+// The optional and rare parts of attention, apart from the hot loop: soft cap, ALiBi slope and bias of scores, the test for
+// negligible steps, and values that are not finite. Each function is called at most once per panel and step, or per ragged key.
 
 import KernelInterface
 
-/// Whether Q is packed with softmaxScale/cap, so that products are the arguments of tanh.
+/// Whether Q is packed times softmaxScale/cap, so that the products are the arguments of tanh.
 ///
-/// Of a cap far from 1 the quotient would lose digits to underflow, or its products would overflow where scores do not.
+/// With a cap far from 1, the quotient would lose digits to underflow, or the products would overflow where scores do not.
 @_transparent
 func foldsSoftCap(_ cap: Float) -> Bool { cap > 0x1p-24 && cap < 0x1p24 }
 
-/// Soft cap, ALiBi slope and bias, in that order. Keys are adjacent from `firstKey` on, or at `positions`.
+/// Applies soft cap, ALiBi slope and bias, in that order. Keys are adjacent from `firstKey` on, or at `positions`.
 @inline(never)
 func adjustScores(
     _ args: AttentionArguments, _ scores: UnsafeMutablePointer<Float>, row: Int, width: Int, firstKey: Int,
@@ -39,15 +39,15 @@ func adjustScores(
             let line = bias + (row + lane) * args.biasStride + firstKey
             for key in 0..<count {
                 let sum = scores[key * lanes + lane] + line[key]
-                // Selected, so that a NaN key does not pass a bias that hides it.
+                // A NaN score plus −∞ would stay NaN, so a hidden key is selected and not added.
                 scores[key * lanes + lane] = line[key] == -.infinity ? -.infinity : sum
             }
         }
     }
 }
 
-/// cap·tanh(s/cap) for caps of any size. Below a quotient of 2⁻¹² that is s to a third of a rounding, and s itself is exact also where
-/// the quotient has lost its digits.
+/// cap·tanh(s/cap) for caps of any size. For quotients below 2⁻¹² this is s to within a third of a rounding, and s is used.
+/// That is exact even where the quotient has lost digits to underflow.
 @_transparent
 func capScores(_ scores: UnsafeMutablePointer<Float>, cap: Vector) {
     let s = load(scores)
@@ -58,7 +58,7 @@ func capScores(_ scores: UnsafeMutablePointer<Float>, cap: Vector) {
 @_transparent
 private func absolute(_ x: Float) -> Float { x < 0 ? -x : x }
 
-/// Whether any of adjacent or strided rows has an infinite or NaN element: only those make 0·x differ from 0.
+/// Whether any element of the rows is infinite or NaN. Only for those does 0·x differ from 0.
 @inline(never)
 func holdsNonFinite(_ values: UnsafePointer<Float>, stride: Int, count: Int, channels: Int) -> Bool {
     var (a, b) = (splat(0), splat(0))
@@ -80,19 +80,19 @@ func holdsNonFinite(_ values: UnsafePointer<Float>, stride: Int, count: Int, cha
     return last != 0
 }
 
-/// Whether every score of the step lies `below` or more under the running maximum of its row, NaN counting as no. e^−`below` then
-/// bounds every probability of the step, relative to the largest of its row. Lanes past `rows` are padding.
+/// Whether every score of the step is at least `below` under the running maximum of its row; NaN is not. Then every probability
+/// of the step is at most e^−`below` of the largest of its row. Lanes from `rows` on are padding.
 @inline(never)
 func isNegligible(
     _ scores: UnsafeMutablePointer<Float>, count: Int, maxima: UnsafePointer<Float>, rows: Int, below: Float, width: Int
 ) -> Bool {
     let lanes = width * laneCount
-    // Rows past the step are free once it is scored.
+    // The rows past the step are unused once it is scored.
     let exceeding = scores + AttentionScratch.keyBlock * lanes
     var x = 0
     while x < lanes {
-        // Differences, because m − `below` is m itself at large m. A row that has seen nothing has m = −∞; less the lowest
-        // finite number, hidden scores stay −∞ and others exceed.
+        // Differences are compared, because m − `below` is m itself for large m. A row that has seen no key has m = −∞; the
+        // lowest finite number in its place keeps hidden scores at −∞ and lets all others exceed.
         let m = maximum(splat(-.greatestFiniteMagnitude), load(maxima + x))
         var kept = splat(1)
         for key in 0..<count {
@@ -105,7 +105,7 @@ func isNegligible(
     return true
 }
 
-/// Adjacent rows, with zeros for the non-finite values of ragged keys.
+/// Copies rows to adjacent ones, with zeros for the non-finite values of ragged keys.
 @inline(never)
 func copyFinite(
     _ values: UnsafePointer<Float>, stride: Int, count: Int, channels: Int, _ ends: (Int, Int, Int, Int),
@@ -120,7 +120,7 @@ func copyFinite(
     }
 }
 
-/// Adds p·v for the non-finite values of one key to the rows that see it, by position and by bias.
+/// Adds p·v for the non-finite values of one key, in the rows that see it by position and by bias.
 @inline(never)
 func addUnhiddenNonFinite(
     _ args: AttentionArguments, _ values: UnsafePointer<Float>, _ probabilities: UnsafePointer<Float>,

@@ -1,7 +1,7 @@
-// Attention operands in and out of the kernel: queries into panels, 16-bit or strided rows into adjacent floats, accumulators into the
-// caller's layout and type. Once per block or key block, so plain loops around the vector transposes and conversions.
+// Packs the queries of a block and writes its output in the caller's layout and type. This happens once per block, so plain
+// loops around the vector transposes and conversions suffice.
 //
-// These functions take pointers and numbers only: a struct that files share would bring weak functions of its own.
+// These functions take no structs declared in bodies: one that several files share would emit weak functions.
 
 import KernelInterface
 
@@ -13,7 +13,7 @@ import KernelInterface
     import Darwin
 #endif
 
-/// Q becomes a panel [headDim][lanes], times softmaxScale (over the soft cap, see `foldsSoftCap`); missing rows are zero.
+/// Packs Q as a panel [headDim][lanes], times softmaxScale (or softmaxScale/cap, see `foldsSoftCap`). Missing rows are zero.
 @inline(never)
 func packQueries(_ args: AttentionArguments, row: Int, lanes: Int, into packed: UnsafeMutablePointer<Float>) {
     let scale = foldsSoftCap(args.logitsSoftCap) ? args.softmaxScale / args.logitsSoftCap : args.softmaxScale
@@ -35,7 +35,7 @@ func packQueries(_ args: AttentionArguments, row: Int, lanes: Int, into packed: 
     }
 }
 
-/// O/l in the caller's layout and type; a row that saw no key gives 0 and −∞.
+/// Writes O/l in the caller's layout and type. A row that saw no key gets 0 and an LSE of −∞.
 @inline(never)
 func writeOutput(
     _ args: AttentionArguments, row: Int, lanes: Int, accumulator: UnsafeMutablePointer<Float>,
@@ -53,7 +53,7 @@ func writeOutput(
         for x in 0..<lanes / laneCount {
             let pointer = accumulator + channel * lanes + x * laneCount
             let factor = load(sums + x * laneCount)
-            // Selected, not multiplied: hidden values that are not finite have left 0·∞ in the accumulator.
+            // Selected, because hidden values that are not finite may have left 0·∞ = NaN here, which times 0 stays NaN.
             store((load(pointer) * factor).replacing(with: splat(0), where: factor .== splat(0)), pointer)
         }
     }

@@ -1,14 +1,14 @@
-// One block of a matrix product, C[rows][columns] = A·B, after Goto: A is packed in blocks of `depthBlock` that stay in the
-// second-level cache, B panel by panel, and the register tile runs down the strips of A while one panel of B stays in the first.
+// One block of a matrix product, C[rows][columns] = A·B, after Goto and van de Geijn ("Anatomy of High-Performance Matrix
+// Multiplication"). A is packed in blocks of `depthBlock` that stay in the second-level cache, and B panel by panel. The
+// register tile runs down the strips of A while one panel of B stays in the first-level cache.
 //
 //     for each depth block:   pack A → strips [depth][tileRows]
 //         for each panel of B:   pack it, [depth][panelWidth]
 //             for each strip of A:   C tile += strip · panel
 //
-// While a tile is summed, the loop asks for what comes after the sum: the lines of C that it will be added to, and the part of B that
-// becomes the next panel. Without that every tile waits for C, and every panel for B.
-//
-// Ragged edges: strips are zero-padded; the last panel is one, two or three vectors wide and its missing columns are zero.
+// While a tile is summed, the loop prefetches the lines of C that the sum is added to, and a part of B that becomes the next
+// panel. Otherwise every tile would wait for C, and every panel for B. Strips are padded with zero rows. The last panel is one,
+// two or three vectors wide and padded with zero columns.
 
 public import KernelInterface
 
@@ -41,11 +41,11 @@ extension Kernels {
     }
 }
 
-/// All strips of A against one panel of B, `depth` deep.
+/// One panel of B, `depth` deep, that is multiplied with all strips of A.
 private struct PanelStep {
     var packedA: UnsafePointer<Float>
     var panel: UnsafePointer<Float>
-    /// Room for one tile.
+    /// Memory for one tile.
     var edge: UnsafeMutablePointer<Float>
     var start: Int
     var column: Int
@@ -69,7 +69,7 @@ private func multiplyPanel(_ args: GEMMArguments, _ step: PanelStep, width: Int)
     let (column, columns, depth) = (step.column, step.columns, step.depth)
     var next = nextPanel(args, step)
     let pairs = depth / 2
-    // Pairs of steps for which the same row is asked for: all rows of C in the time of a tile.
+    // The shifts spread the prefetches over the pairs of steps in depth, so that all rows of C are fetched during one tile.
     let targetShift = shift(pairs, into: tileRows)
     let nextShift = shift(pairs, into: next.perStrip)
     var row = 0
@@ -98,9 +98,8 @@ private func multiplyPanel(_ args: GEMMArguments, _ step: PanelStep, width: Int)
     }
 }
 
-/// C += strip · panel, and asks for lines of C (near) and of the next panel (into the second level) on the way. No branch says
-/// when: the same row is asked for again and again, which costs a load that the tile has room for, where a branch would be
-/// mispredicted.
+/// C += strip · panel. Meanwhile prefetches lines of C (near) and of the next panel (into the second-level cache), always
+/// without a branch, which would be mispredicted. Repeating the prefetch of a row costs a load that the tile has room for.
 @_transparent
 private func accumulateAhead(
     _ c: inout Tile, _ strip: UnsafePointer<Float>, panel: UnsafePointer<Float>, depth: Int, width: Int,
@@ -146,17 +145,17 @@ private func shift(_ count: Int, into parts: Int) -> Int {
     return result
 }
 
-// MARK: - What the next panel is packed from
+// MARK: - Prefetching the next panel
 
-/// Rows of B, four lines of each, dealt to the strips.
+/// The rows of B that become the next panel, in chunks of four cache lines per row, and their distribution over the strips.
 private struct NextPanel {
-    /// The first row that the next strip asks for.
+    /// The first row that the next strip prefetches.
     var row: UnsafePointer<Float>
     var perStrip: Int
-    /// Rows left in these four lines, and in all.
+    /// Rows left in this chunk, and rows of a chunk.
     var left: Int
     var rows: Int
-    /// Four lines of all rows that are left after these.
+    /// Chunks left after this one.
     var chunks: Int
     var start: UnsafePointer<Float>
 }
@@ -168,7 +167,7 @@ private func nextPanel(_ args: GEMMArguments, _ step: PanelStep) -> NextPanel {
     let start = isLast ? step.start + step.depth : step.start
     let strips = (args.rows + tileRows - 1) / tileRows
     if start >= args.depth {
-        // Nothing comes after: the first line of the panel in hand, which is there already.
+        // Nothing follows, so that strips prefetch the first line of the current panel, which is in the cache already.
         return NextPanel(row: step.panel, perStrip: 1, left: Int.max, rows: Int.max, chunks: 0, start: step.panel)
     }
     let depth = minimum(step.depth, args.depth - start)
@@ -194,7 +193,7 @@ private func advance(_ next: inout NextPanel, _ stride: Int) {
 
 // MARK: - Packing
 
-/// Strips [depth][tileRows]; rows past the end are zero.
+/// Packs A as strips [depth][tileRows]. Rows past the end are zero.
 @inline(never)
 private func packA(_ args: GEMMArguments, start: Int, depth: Int, into packed: UnsafeMutablePointer<Float>) {
     var row = 0
@@ -209,7 +208,7 @@ private func packA(_ args: GEMMArguments, start: Int, depth: Int, into packed: U
     }
 }
 
-/// A panel [depth][its width]; columns past the end are zero.
+/// Packs a panel of B as [depth][its width]. Columns past the end are zero.
 @inline(never)
 private func packPanel(
     _ args: GEMMArguments, start: Int, depth: Int, column: Int, columns: Int, into panel: UnsafeMutablePointer<Float>

@@ -1,23 +1,23 @@
-// A few rows times a matrix, C[rows][columns] = A·B or A·Bᵀ: B is read once, in place, and memory is what limits it. Packing B would
-// write and read it again.
+// A few rows times a matrix, C[rows][columns] = A·B or A·Bᵀ. Memory bandwidth limits it, so B is read once, in place: packing
+// would write B and read it again.
 //
-// Transposed, an element of C is a product of two rows. A register tile holds their sums, lanes along the depth:
+// For A·Bᵀ, an element of C is a product of two rows. A register tile holds the sums, with lanes along the depth:
 //
 //     sums[i][j][lane] = Σ A[i][k] · B[j][k]   over k ≡ lane,       C[i][j] = Σ_lane sums
 //
-// One row of A meets four rows of B, each a stream of its own; two or three meet `tileRows` rows of B; more rows of A meet three rows of B
-// at a time.
+// One row of A is multiplied with four rows of B at a time, each a stream of its own; two or three rows with `tileRows` rows of
+// B; more rows with three rows of B.
 //
-// Not transposed, rows of B are added to a row of sums that stays in the first-level cache, four at a time:
+// For A·B, rows of B are added to a row of sums that stays in the first-level cache, four at a time:
 //
 //     sums[i] += A[i][k] · B[k] + … + A[i][k+3] · B[k+3]
 //
-// in the order of `multiplyBlock`, depth block by depth block, so that a row has the same bits in both.
+// The order is that of `multiplyBlock`, depth block by depth block, so that a row has the same bits in both.
 
 public import KernelInterface
 
 extension Kernels {
-    /// See `GEMMArguments`. Not transposed, rows · columns is at most `GEMMScratch.rowSums`, columns counted in whole vectors.
+    /// See `GEMMArguments`. For A·B, rows · columns is at most `GEMMScratch.rowSums`, with columns rounded up to whole vectors.
     public static func multiplyRows(_ arguments: UnsafePointer<GEMMArguments>) {
         let args = arguments.pointee
         if args.bIsTransposed {
@@ -33,7 +33,7 @@ extension Kernels {
 private func multiplyTransposed(_ args: GEMMArguments) {
     var column = 0
     if args.rows == 1 {
-        // Four streams: with eight the prefetchers of the processor lose a twentieth.
+        // Four streams: with eight, the hardware prefetchers lose a twentieth of the speed.
         while column + 4 <= args.columns {
             multiplyFour(args, column)
             column += 4
@@ -74,7 +74,7 @@ private func multiplyDots(_ args: GEMMArguments, _ part: DotPart, of width: Int)
     }
 }
 
-/// One row of A against four rows of B.
+/// One row of A with four rows of B.
 @inline(never)
 private func multiplyFour(_ args: GEMMArguments, _ column: Int) {
     let b0 = args.b + column * args.bStride
@@ -115,7 +115,7 @@ private func addProducts(_ sums: inout FourVectors, _ a: Vector, _ b: FourVector
     sums.x3 = multiplyAdd(b.x3, a, sums.x3)
 }
 
-/// Up to `tileRows` rows of one matrix against up to three of the other.
+/// Up to `tileRows` rows of one matrix and up to three of the other.
 private struct DotPart {
     var long: UnsafePointer<Float>
     var longStride: Int
@@ -123,7 +123,7 @@ private struct DotPart {
     var short: UnsafePointer<Float>
     var shortStride: Int
     var target: UnsafeMutablePointer<Float>
-    /// From the sum of one row to that of the next, in C.
+    /// The distance in C from the sum of one row to that of the next.
     var longStep: Int
     var shortStep: Int
 }
@@ -143,7 +143,7 @@ private func multiplyDots(_ args: GEMMArguments, _ part: DotPart, width: Int) {
     let stage = args.scratch.assumingMemoryBound(to: Float.self)
     let panel = stage + tileRows * laneCount
     if whole < args.depth {
-        // The rest of every row, padded with zeros to one vector. Before the sums occupy the registers.
+        // The rest of every row is padded with zeros to one vector. This is done before the sums occupy the registers.
         stageRest(part.long + whole, stride: part.longStride, rows: part.longCount, count: args.depth - whole, into: stage)
         stageRest(part.short + whole, stride: part.shortStride, rows: width, count: args.depth - whole, into: panel)
     }
@@ -166,7 +166,7 @@ private func multiplyDots(_ args: GEMMArguments, _ part: DotPart, width: Int) {
     }
 }
 
-/// sums += products of rows, lane by lane; `depth` is a multiple of the lanes.
+/// sums += products of rows, lane by lane. `depth` is a multiple of `laneCount`.
 @_transparent
 private func accumulateDots(
     _ c: inout Tile, _ long: RowPointers, _ short: UnsafePointer<Float>, stride: Int, depth: Int, width: Int
@@ -248,7 +248,7 @@ private func addRows(_ args: GEMMArguments) {
     } while start < args.depth
 }
 
-/// Four rows of B, or one, times as many columns of A, added to all rows of sums.
+/// Adds four rows of B, or one, times as many columns of A, to all rows of sums.
 @_transparent
 private func addToRows(
     _ args: GEMMArguments, k: Int, count: Int, b: UnsafePointer<Float>, bStride: Int, sums: UnsafeMutablePointer<Float>,

@@ -1,33 +1,34 @@
-// Rows of activations times one panel of quantised weights: y = function(Σ_g scale · scale · (Σ codes · codes) + bias + low · up).
+// Rows of activations times a panel of quantised weights: y = function(Σ_g scale · scale · (Σ codes · codes) + bias + low·up).
 //
 //     for each step of the depth:  expand the panel's codes and scales once
 //         for each strip of rows:  for each group:  integers = Σ a · w, exact     C += integers · weight scale · row's scale
 //     for each strip:              C = C · channel scale + bias + low · up
 //     for each row:                y = function(C), in the output's type
 //
-// C is a block of floats in scratch. With activations in floating point the panel expands to weights, and C += a · w.
+// C is a block of floats in scratch. For floating-point activations the panel is expanded to float weights, and C += a · w.
+// QuantizeActivations.swift prepares a, its scales and low; QuantizedVector.swift multiplies one row with nibbles.
 
 public import KernelInterface
 
-/// Everything a step of the depth needs: the expanded panel and where its groups start.
+/// One step of the depth: its expanded panel and its groups.
 private struct PanelStep {
-    /// Room for the expanded panel: codes, or weights in floats.
+    /// Memory for the expanded panel: codes, or float weights.
     var expanded: UnsafeMutablePointer<UInt8>
-    /// The codes that tiles read: expanded ones, or whole bytes where they are stored.
+    /// The codes that tiles read: the expanded ones, or the stored ones when these are whole bytes.
     var codes: UnsafePointer<UInt8>
     var scales: UnsafeMutablePointer<Float>
     var offsets: UnsafeMutablePointer<Float>?
-    /// What the integer sums of a group start from, [groups][lanes].
+    /// The initial values of the integer sums of each group, [groups][lanes].
     var starts: UnsafeMutablePointer<Int32>
     var c: UnsafeMutablePointer<Float>
-    /// First channel and group, and how many.
+    /// The first channel and group, and the numbers of channels and groups.
     var channel = 0
     var channels = 0
     var group = 0
     var groups = 0
-    /// Channels whose products a narrow sum holds; divides the group.
+    /// The channels whose products a narrow sum can hold. Divides the group size.
     var chunk: Int
-    /// Sums of a whole group fit narrow ones together with what they start from.
+    /// Whether narrow sums can hold a whole group together with its initial value.
     var startsNarrow: Bool
 }
 
@@ -50,7 +51,7 @@ private func multiplyPanel(_ args: QuantizedProductArguments, width: Int) {
     let lanes = width * laneCount
     var step = firstStep(args)
     for x in 0..<(args.rows + QuantizedScratch.spareRows) * width { store(splat(0), step.c + x * laneCount) }
-    // The product with a vector uses every code once: no need to unpack it into memory first.
+    // The product with a vector uses every code only once, so that unpacking into memory first would not pay.
     let isVector = args.rows == 1 && (args.values == nil ? !args.isByte : args.nibbleZero >= 0)
     let limit = args.values == nil || isVector ? QuantizedScratch.codeDepth : QuantizedScratch.floatDepth
     while step.channel < args.paddedDepth {
@@ -74,7 +75,7 @@ private func multiplyPanel(_ args: QuantizedProductArguments, width: Int) {
     writeRows(args, step.c, lanes: lanes)
 }
 
-/// The parts of the scratch, and how many channels narrow sums hold.
+/// Divides the scratch and determines how many channels narrow sums hold.
 @_transparent
 private func firstStep(_ args: QuantizedProductArguments) -> PanelStep {
     let expanded = args.scratch.assumingMemoryBound(to: UInt8.self)
@@ -86,12 +87,12 @@ private func firstStep(_ args: QuantizedProductArguments) -> PanelStep {
         starts: UnsafeMutableRawPointer(starts).assumingMemoryBound(to: Int32.self),
         c: starts + QuantizedScratch.scaleFloats, chunk: args.groupSize,
         startsNarrow: args.groupSize / 2 * (args.largestCode + 2 * Int(args.zeroCode)) * args.largestWeight <= codeSumLimit)
-    // Narrow sums of two products each take a step of four channels.
+    // In each step of four channels, every narrow sum adds two products.
     while step.chunk / 2 * args.largestCode * args.largestWeight > codeSumLimit { step.chunk /= 2 }
     return step
 }
 
-/// Scales and offsets of the step's groups as adjacent floats.
+/// Converts the scales and offsets of the step's groups to adjacent floats.
 @_transparent
 private func loadScales(_ args: QuantizedProductArguments, _ step: PanelStep, width: Int) {
     let lanes = width * laneCount
@@ -103,7 +104,7 @@ private func loadScales(_ args: QuantizedProductArguments, _ step: PanelStep, wi
     }
 }
 
-/// C += the step's part of the product of one row.
+/// Adds the step's part of the product of one row to C.
 @_transparent
 private func multiplyVector(_ args: QuantizedProductArguments, _ step: PanelStep, width: Int) {
     let offsets = UnsafePointer(step.offsets)
@@ -118,7 +119,7 @@ private func multiplyVector(_ args: QuantizedProductArguments, _ step: PanelStep
     }
 }
 
-/// Codes of the step as signed bytes, and what the sums of its groups start from.
+/// Provides the codes of the step as signed bytes, and the initial values of its groups' sums.
 @_transparent
 private func prepareCodes(_ args: QuantizedProductArguments, _ step: inout PanelStep, width: Int) {
     if args.isByte {
@@ -130,7 +131,7 @@ private func prepareCodes(_ args: QuantizedProductArguments, _ step: inout Panel
     }
 }
 
-/// Nibbles of the step as signed bytes [channels/4][width·laneCount][4], and −zero·Σ codes of each group.
+/// Expands the step's nibbles to signed bytes [channels/4][width·laneCount][4], and computes −zero·Σ codes of each group.
 @_transparent
 private func expandCodes(_ args: QuantizedProductArguments, _ step: PanelStep, width: Int) {
     let bytes = 4 * laneCount
@@ -144,7 +145,7 @@ private func expandCodes(_ args: QuantizedProductArguments, _ step: PanelStep, w
             if width > 1 {
                 sums.x1 = expand(source + bytes, low + bytes, low + (width + 1) * bytes, args.table, ones, sums.x1)
             }
-            // Past a panel stands the next one, which the same thread usually takes.
+            // After a panel comes the next one, which the same thread usually multiplies.
             prefetch((source + QuantizedScratch.bytesAhead).assumingMemoryBound(to: Float.self))
             if width * bytes > 64 {
                 prefetch((source + QuantizedScratch.bytesAhead + 64).assumingMemoryBound(to: Float.self))
@@ -159,7 +160,7 @@ private func expandCodes(_ args: QuantizedProductArguments, _ step: PanelStep, w
     }
 }
 
-/// One register of nibbles, to two of bytes; their sum is added to `sum`.
+/// Expands one vector of nibbles to two of bytes, and adds their sum to `sum`.
 @_transparent
 private func expand(
     _ source: UnsafeRawPointer, _ low: UnsafeMutableRawPointer, _ high: UnsafeMutableRawPointer, _ table: UnsafePointer<UInt8>,
@@ -172,7 +173,7 @@ private func expand(
     return addProducts(sum, ones, addBytes(a, b))
 }
 
-/// −zero·Σ codes: what stored codes have too much. Narrow sums come in pairs, and the first of a pair takes it all.
+/// Stores −zero·Σ codes, which corrects for the offset of stored codes. Of a pair of narrow sums, only the first gets it.
 @_transparent
 private func storeStart(
     _ sum: IntVector, _ args: QuantizedProductArguments, _ step: PanelStep, _ target: UnsafeMutablePointer<Int32>
@@ -182,7 +183,7 @@ private func storeStart(
     UnsafeMutableRawPointer(target).storeBytes(of: start, as: IntVector.self)
 }
 
-/// The same for weights of whole bytes, whose sums are stored.
+/// The same for weights of whole bytes, whose sums are stored with them.
 @_transparent
 private func startFromSums(_ args: QuantizedProductArguments, _ step: PanelStep, lanes: Int) {
     let sums = args.codeSums! + step.group * lanes
@@ -194,13 +195,13 @@ private func startFromSums(_ args: QuantizedProductArguments, _ step: PanelStep,
 
 // MARK: - Integer products
 
-/// All strips of rows against the step: six rows at a time; the product with a vector and what is left at the end have tiles of their own.
+/// Multiplies the step with all rows, six at a time. A vector and the last rows have tiles of their own.
 @_transparent
 private func multiplyCodes(_ args: QuantizedProductArguments, _ step: PanelStep, width: Int) {
     var row = 0
     while row < args.rows {
         let left = args.rows - row
-        // Eight rows are twice four, not six and two.
+        // Eight rows are two tiles of four, which is faster than six and two.
         let rows = left == 1 && args.isByte ? 1 : left <= 4 || left == 7 || left == 8 ? 4 : weightRows
         switch (width, rows, args.isByte) {
         case (1, 4, false): multiplyShortStripByOne(args, step, row)
@@ -218,7 +219,7 @@ private func multiplyCodes(_ args: QuantizedProductArguments, _ step: PanelStep,
     }
 }
 
-// One function per shape of the tile, not inlined: it needs every register.
+// One function per shape of the tile, not inlined: the tile needs every register.
 
 @inline(never)
 private func multiplyShortStripByOne(_ args: QuantizedProductArguments, _ step: PanelStep, _ row: Int) {
@@ -336,7 +337,7 @@ private func multiplyStrip(
             }
         }
     }
-    // C has room for rows past the last.
+    // C has memory for rows past the last.
     store(c.r0, target, width: width)
     if rows > 1 {
         store(c.r1, target + lanes, width: width)
@@ -349,7 +350,7 @@ private func multiplyStrip(
     }
 }
 
-/// Where the rows of a strip have their scales, from the first group of the step on: rows past the last repeat it.
+/// The scales of a strip's rows, from the first group of the step on. Rows past the last one repeat it.
 private struct GroupLine {
     var scales: UnsafePointer<Float>
     var r1: Int
@@ -403,7 +404,7 @@ private func finishSums(
 ) {
     let lanes = width * laneCount
     if args.channelScales == nil && args.bias == nil && args.low == nil { return }
-    // Not through `map`: optional rows would bring outlined copies, which are weak symbols.
+    // `map` is avoided here: optional rows would emit outlined copies, which are weak symbols.
     var factor = splatRow(1)
     if let scales = args.channelScales { factor = loadRow(scales, width: width) }
     var bias = splatRow(0)

@@ -1,10 +1,10 @@
-// Activations on their way into a quantised product: x / smooth becomes codes and scales, x · downᵀ the input of the up-projection.
+// Activations of a quantised product: x / smooth as codes and scales, and x · downᵀ, the input of the low-rank up-projection.
 //
 //     for each step of channels, read once:
 //         low += x · down                        for strips of rows, on the register tile
 //         per row and group:  v = x / smooth     scale = max |v| / limit     code = nearest(v / scale)
 //
-// The rules, down to where a value is rounded, are those of the papers' own kernels: see `ActivationFormat`.
+// All rules, including where values are rounded, are those of the papers' kernels: see `ActivationFormat`.
 
 public import KernelInterface
 
@@ -72,7 +72,7 @@ private func channelsFrom(_ start: Int, of x: RowOperand) -> RowOperand {
 
 // MARK: - Low-rank down-projection
 
-/// low += x · down over a step of channels.
+/// low += x · down over one step of channels.
 @_transparent
 private func projectDown(
     _ args: QuantizeArguments, _ x: UnsafePointer<Float>, stride: Int, start: Int, channels: Int,
@@ -136,7 +136,7 @@ private func project(
     }
 }
 
-/// One row and one register of the down-projection: four sums, because one would wait for itself.
+/// One row times one vector of the down-projection, in four sums, because a single one would wait for its own latency.
 @inline(never)
 private func projectRow(
     _ x: UnsafePointer<Float>, _ channels: Int, _ down: UnsafePointer<Float>, stride: Int, into low: UnsafeMutablePointer<Float>
@@ -159,7 +159,7 @@ private func projectRow(
 
 // MARK: - Codes
 
-/// v = (x + shift) / smooth, each rounded to the type of x; padding is 0.
+/// v = (x + shift) / smooth, rounded to the type of x after each operation. Padding is 0.
 @_transparent
 private func smooth(
     _ args: QuantizeArguments, _ x: UnsafePointer<Float>, start: Int, channels: Int, padded: Int,
@@ -202,7 +202,7 @@ private func rounded(_ value: Vector, _ type: StorageType) -> Vector {
 @_transparent
 private func rounded(_ value: Float, _ type: StorageType) -> Float { rounded(splat(value), type)[0] }
 
-/// max |v| of some channels; NaN when one of them is not finite. Magnitudes are ordered as their bit patterns are, NaN last.
+/// max |v| of some channels; NaN if one is not finite. Magnitudes are compared as bit patterns, where NaN is largest.
 @_transparent
 private func range(_ v: UnsafePointer<Float>, _ count: Int) -> Float {
     var top = IntVector(repeating: 0)
@@ -220,7 +220,7 @@ private func total(_ v: UnsafePointer<Float>, _ count: Int) -> Float {
     return laneSum(sum)
 }
 
-/// One scale per token, kept in the place of its first group: max |v| / 127, rounded to the type of x.
+/// One scale per token, stored at its first group: max |v| / 127, rounded to the type of x.
 @inline(never)
 private func scaleTokens(_ args: QuantizeArguments, staged: UnsafeMutablePointer<Float>, smoothed: UnsafeMutablePointer<Float>)
 {
@@ -239,7 +239,7 @@ private func scaleTokens(_ args: QuantizeArguments, staged: UnsafeMutablePointer
             }
             smooth(args, x, start: start, channels: channels, padded: padded, into: smoothed)
             let local = range(smoothed, padded)
-            // NaN stays.
+            // NaN is kept.
             top = local > top || local != local ? local : top
             start += padded
         }
@@ -247,7 +247,7 @@ private func scaleTokens(_ args: QuantizeArguments, staged: UnsafeMutablePointer
     }
 }
 
-/// One group: its scale, its codes, and their sum.
+/// Computes the scale, the codes and their sum for one group.
 @_transparent
 private func encode(
     _ args: QuantizeArguments, _ v: UnsafePointer<Float>, tokenScale: Float, codes: UnsafeMutablePointer<UInt8>, place: Int
@@ -260,10 +260,10 @@ private func encode(
     case .uint4: scale = range(v, args.groupSize) * (1 / 15)
     case .fp4:
         scale = minimumOf(range(v, args.groupSize) * (1 / 6), 448)
-        // The smallest scale that E4M3 has: a lower one would round to 0, or to up to twice itself. NaN and 0 stay.
+        // The smallest scale of E4M3. A lower one would round to 0, or to up to twice itself. NaN and 0 are kept.
         if scale > 0 && scale < 0.001_953_125 { scale = 0.001_953_125 }
     }
-    // Below the normal numbers 1 / scale overflows: such groups, and those of zeros, have codes of 0. NaN passes.
+    // Below the normal numbers 1 / scale overflows. Such groups, and those of zeros, have codes of 0. NaN passes.
     let isZero = scale < Float(bitPattern: 0x0080_0000)
     var stored = args.coding == .fp4 ? roundedToE4M3(scale) * 0.5 : rounded(scale, args.x.type)
     if isZero { stored = 0 }
@@ -272,7 +272,7 @@ private func encode(
     let zero = IntVector(repeating: args.zeroCode)
     let vectors = args.groupSize / laneCount
     var sum = IntVector(repeating: 0)
-    // What is not finite gives any code: the group's scale is NaN, which is all that counts.
+    // Values that are not finite may get any code, because the group's scale is NaN then.
     switch args.coding {
     case .fp4:
         for x in 0..<vectors {
@@ -282,14 +282,14 @@ private func encode(
         }
     case .int8PerToken:
         for x in 0..<vectors {
-            // A scale that 16 bits round down far leaves quotients beyond 127.
+            // If 16 bits round the scale down far, quotients exceed 127.
             let above = maximum(nearest(load(v + x * laneCount) / divisor), IntVector(repeating: -127))
             let code = IntVector(repeating: 0) &- maximum(IntVector(repeating: 0) &- above, IntVector(repeating: -127))
             sum = sum &+ code
             storeLowBytes(code &+ zero, codes + x * laneCount)
         }
     default:
-        // Unsigned codes may come from values a little below 0.
+        // Unsigned codes may come from values slightly below 0.
         let lowest = IntVector(repeating: args.coding == .uint4 ? 0 : -127)
         for x in 0..<vectors {
             let code = maximum(nearest(load(v + x * laneCount) * factor), lowest)
@@ -304,7 +304,7 @@ private func encode(
 @_transparent
 private func minimumOf(_ a: Float, _ b: Float) -> Float { b < a ? b : a }
 
-/// Twice the E2M1 value nearest to x, ties to the even code, saturated at 6: steps of ½ up to 2, of 1 up to 4, of 2 beyond.
+/// Twice the E2M1 value nearest to x, ties to the even code, saturated at 6. Steps are ½ up to 2, 1 up to 4, and 2 beyond.
 @_transparent
 private func doubledE2M1(_ x: Vector) -> Vector {
     let size = minimum(magnitude(x), splat(6))

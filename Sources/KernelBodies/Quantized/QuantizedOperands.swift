@@ -1,10 +1,10 @@
-// What goes into a quantised product and comes out of it: panels of codes as bytes or as weights, scales as floats, rows of sums as output.
+// Conversions around a quantised product: codes to float weights, scales to floats, and rows of sums to the output.
 //
-// These functions take pointers and numbers only: a struct that files share would bring weak functions of its own.
+// These functions take no structs declared in bodies: one that several files share would emit weak functions.
 
 import KernelInterface
 
-/// Numbers of any storage type as floats; `count` is a multiple of `laneCount`.
+/// Converts numbers of any storage type to floats. `count` is a multiple of `laneCount`.
 @inline(never)
 func widen(
     _ source: UnsafeRawPointer, _ type: StorageType, from first: Int, count: Int, into target: UnsafeMutablePointer<Float>
@@ -32,7 +32,7 @@ func widen(
     }
 }
 
-/// Codes of `channels` channels as weights [channels][lanes]: code · scale − offset.
+/// Expands the codes of `channels` channels to weights [channels][lanes]: code · scale − offset.
 @inline(never)
 func expandWeights(
     _ args: QuantizedProductArguments, channel: Int, channels: Int, scales: UnsafePointer<Float>,
@@ -60,7 +60,7 @@ func expandWeights(
                 }
                 var word = byteSums(codes)
                 for i in 0..<4 {
-                    // The lowest byte with its sign: up to the top and down again.
+                    // Shifting the lowest byte to the top and back extends its sign.
                     let value = multiplyAdd(floats((word &<< 24) &>> 24), scale, splat(0) - offset)
                     store(value, target + (first + step + i) * lanes + lane)
                     word = word &>> 8
@@ -72,7 +72,7 @@ func expandWeights(
     }
 }
 
-/// Sums through the output function, in the output's type. Lanes past the last column are dropped.
+/// Applies the output function to the sums and writes them in the output's type, without lanes past the last column.
 @inline(never)
 func writeRows(_ args: QuantizedProductArguments, _ c: UnsafeMutablePointer<Float>, lanes: Int) {
     for row in 0..<args.rows {
@@ -127,6 +127,6 @@ private func gelu(_ x: Vector) -> Vector {
     return splat(0.5) * x * (splat(1) + tanh(inner))
 }
 
-/// x / (1 + e⁻ˣ). The exponential is capped where the quotient has long been x's limit of 0.
+/// x / (1 + e⁻ˣ). The exponent is capped at 88, where the quotient already has x's limit of 0.
 @_transparent
 private func silu(_ x: Vector) -> Vector { x / (splat(1) + exp(minimum(splat(0) - x, splat(88)))) }

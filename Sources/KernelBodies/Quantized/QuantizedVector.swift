@@ -1,16 +1,16 @@
-// One row of activations times nibbles, unpacked in registers: the product with a vector waits for memory, and unpacking a panel into
-// scratch first would leave memory idle while it is multiplied.
+// One row of activations times nibbles, which are unpacked in registers. The product with a vector is bound by memory, and
+// unpacking a panel into scratch first would leave memory idle meanwhile.
 //
-// Codes of activations: y += Σ_g scale · scale · (Σ a · w − zero · Σ w), exact within a group, as for many rows.
+// Activations as codes: y += Σ_g scale · scale · (Σ a · w − zero · Σ w), exact within a group, as for many rows.
 //
-// Activations in floating point: y += Σ_g scale · Σ_k x · code. A nibble that is masked where it stands in its 32-bit lane is code · 2⁰, 2⁸,
-// 2¹⁶ or 2²⁴, exactly, as a float. So each place has sums of its own, which are scaled once per group: a conversion and a multiply-add per
-// register of codes, and no shift. Codes with a sign have 8 added by flipping their highest bit, and 8·Σ x taken off again.
+// Floating-point activations: y += Σ_g scale · Σ_k x · code. A nibble that is masked in its place in a 32-bit lane is exactly
+// code · 2⁰, 2⁸, 2¹⁶ or 2²⁴ as a float. Each place has its own sums, scaled once per group: a vector of codes costs a
+// conversion and a multiply-add but no shift. Signed codes get 8 added by flipping the highest bit; 8·Σ x is subtracted.
 
 import KernelInterface
 
-/// `c` += the product over some channels of a panel, a multiple of the group. `chunk` channels fit a narrow sum; scales and offsets are
-/// those of the channels.
+/// Adds the product over `channels` channels of a panel, a multiple of the group size, to `c`. A narrow sum can hold `chunk`
+/// channels. `scales` and `offsets` begin with the first of the channels.
 @inline(never)
 func multiplyVectorByOne(
     _ args: QuantizedProductArguments, channel: Int, channels: Int, chunk: Int, scales: UnsafePointer<Float>,
@@ -84,7 +84,7 @@ private func multiplyCodes(_ args: QuantizedProductArguments, _ part: VectorPart
     }
 }
 
-/// Eight channels as signed bytes.
+/// Unpacks eight channels to signed bytes.
 @_transparent
 private func unpacked(_ panel: UnsafeRawPointer, _ table: UnsafePointer<UInt8>) -> (low: CodeVector, high: CodeVector) {
     let codes = nibblesInBytes(panel.loadUnaligned(as: CodeVector.self))
@@ -93,7 +93,7 @@ private func unpacked(_ panel: UnsafeRawPointer, _ table: UnsafePointer<UInt8>) 
 
 // MARK: - Floating point
 
-/// Sums by the place of the nibble in its lane.
+/// Sums of the four places of a low nibble in its lane.
 private typealias PlaceSums = (p0: Vector, p1: Vector, p2: Vector, p3: Vector)
 
 @_transparent
@@ -128,10 +128,10 @@ private func multiplyFloats(_ args: QuantizedProductArguments, _ part: VectorPar
     }
 }
 
-/// Eight channels: the low nibbles of the bytes, then the high ones.
+/// Adds eight channels: the low nibbles of the bytes, then the high ones.
 @_transparent
 private func addPlaces(_ sums: inout PlaceSums, _ word: IntVector, _ x: UnsafePointer<Float>) {
-    // The shift is arithmetic; what it brings in at the top is masked off.
+    // The shift is arithmetic. The masks clear the sign bits that it shifts in.
     let high = word &>> 4
     sums.p0 = multiplyAdd(floats(word & 0xf), splat(x[0]), sums.p0)
     sums.p1 = multiplyAdd(floats(word & 0xf00), splat(x[1]), sums.p1)

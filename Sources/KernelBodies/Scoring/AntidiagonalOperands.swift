@@ -1,8 +1,8 @@
-// Operands of antidiagonal scoring: query groups into panels with their tokens reversed, panels and keys into 6-bit codes.
+// Packing for antidiagonal scoring: query groups become panels with their tokens reversed, and panels become 6-bit codes.
 
 import KernelInterface
 
-/// Query groups become a panel [stride·headDim][lanes], tokens in reverse order; missing tokens and groups are zero.
+/// Packs query groups as a panel [stride·headDim][lanes], with tokens in reverse order. Missing tokens and groups are zero.
 @inline(never)
 func packGroups(
     _ args: AntidiagonalArguments, row: Int, lanes: Int, staging: UnsafeMutablePointer<Float>,
@@ -10,7 +10,7 @@ func packGroups(
 ) {
     let scale = args.keyCodes == nil ? args.scale : 1
     for phase in 0..<args.stride {
-        // Token of every group that stands at this place of the reversed row.
+        // The first group's token at this position of the reversed row; other groups follow `stride` apart.
         let token = row * args.stride + args.stride - 1 - phase
         let present = maximum(0, (args.queryTokens - token + args.stride - 1) / args.stride)
         let rows = minimum(lanes, minimum(present, args.groups - row))
@@ -36,7 +36,7 @@ func packGroups(
     }
 }
 
-/// A float panel becomes codes [depth/4][lanes][4], one scale per lane, and −31·Σ codes per lane.
+/// Converts a float panel to codes [depth/4][lanes][4]. Each lane also gets a scale and −31·Σ codes.
 @inline(never)
 func encodePanel(
     _ args: AntidiagonalArguments, _ panel: UnsafePointer<Float>, lanes: Int, into codes: UnsafeMutablePointer<UInt8>,

@@ -1,4 +1,4 @@
-// Groups of keys as 6-bit codes about their mean, for the integer form of antidiagonal scoring.
+// Conversion of key groups to 6-bit codes around their mean, for antidiagonal scoring in integers.
 
 public import KernelInterface
 
@@ -26,7 +26,7 @@ extension Kernels {
                 storeLowBytes(nearest(load(centred + x) * splat(factor)) &+ shift, codes + x)
                 x += laneCount
             }
-            // The channels past the last whole register: through one more register of zeros.
+            // The last channels are copied to a register of zeros first.
             while x < padded {
                 var values = splat(0)
                 for lane in 0..<minimum(laneCount, maximum(0, depth - x)) { values[lane] = centred[x + lane] }

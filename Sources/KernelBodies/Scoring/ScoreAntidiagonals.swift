@@ -1,14 +1,15 @@
-// Block scores of XAttention: softmax over strided antidiagonals, summed over blocks (paper §2.1, algorithm 1).
+// Block scores of XAttention (arXiv 2503.16428, §2.1), from the operands that its algorithm 1 calls Q_reshaped and K_reshaped:
 //
-//     X = K̃·Q̃ᵀ   [key groups][query groups]      m ← max(m, colmax X)      p = e^(X − m)      l ← α·l + colsum p
-//     sums[I][J] = Σ_{i ∈ I} Σ_{j ∈ J} e^(x_ij − m_i) / l_i
+//     A = softmax(Q̃·K̃ᵀ / (√d·S))        score of block (I, J) = Σ_{i ∈ I} Σ_{j ∈ J} a_ij
 //
-// A group of `stride` tokens is one row of stride·headDim channels. Keys in order are such rows as they lie in memory; queries are
-// packed with their tokens reversed, so that the product of two rows adds up an antidiagonal. Lanes are query groups, as in
-// AttendBlock.swift. Probabilities are summed over each block of keys against the maximum known at that step; the steps' maxima are
-// kept, and one pass at the end brings all of them to the final maximum.
+// Row i of Q̃ is query group i, which is S = `stride` tokens in reverse order; row j of K̃ is key group j in order. So an entry
+// of Q̃·K̃ᵀ sums the antidiagonal of an S × S square of scores. Online, with lanes as query groups, as in AttendBlock.swift:
 //
-// The product runs over floats or over integer codes of 6 bits (CodeTile.swift), which is the only difference between the two.
+//     X = scale·K̃·Q̃ᵀ   [key groups][query groups]     m ← max(m, colmax X)     p = e^(X − m)     l ← α·l + colsum p
+//
+// where `scale` includes 1/(√d·S). Each step sums p over its key blocks with the maximum m known so far, which is kept; a last
+// pass multiplies these sums by e^(m_step − m)/l. Adjacent keys are rows of K̃ already, queries are packed. The products are of
+// floats or of 6-bit codes (CodeTile.swift). Blocks are not chosen here: see `TopP`.
 
 public import KernelInterface
 
@@ -23,20 +24,20 @@ private struct Workspace {
     var stepMaxima: UnsafeMutablePointer<Float>
     var maxima: UnsafeMutablePointer<Float>
     var sums: UnsafeMutablePointer<Float>
-    /// One register.
+    /// Memory for one vector.
     var factors: UnsafeMutablePointer<Float>
-    /// Lanes of all panels.
+    /// The lanes of all panels together.
     var lanes: Int
 }
 
-/// Key groups of one step.
+/// The key groups of one step.
 private struct KeyStep {
-    /// Float rows, or nil with codes.
+    /// Float rows, or nil when keys are codes.
     var keys: UnsafePointer<Float>?
     var index: Int
     var firstGroup: Int
     var count: Int
-    /// Blocks of keys before this step.
+    /// The number of key blocks before this step.
     var firstBlock: Int
 }
 
@@ -124,7 +125,7 @@ private func scorePanelOfThree(_ args: AntidiagonalArguments, _ space: Workspace
     scorePanel(args, space, step, row: row, width: 3)
 }
 
-/// One panel against one step of keys.
+/// Scores one step of keys with one panel.
 @_transparent
 private func scorePanel(_ args: AntidiagonalArguments, _ space: Workspace, _ step: KeyStep, row: Int, width: Int) {
     let lanes = width * laneCount
@@ -139,7 +140,7 @@ private func scorePanel(_ args: AntidiagonalArguments, _ space: Workspace, _ ste
     } else {
         multiplyCodes(args, space, step, count: count, row: row, width: width)
     }
-    // Groups that every row sees come first; the others lie on the diagonal.
+    // Groups that every row sees come first. The others are on the diagonal.
     for key in maximum(0, minimum(count, row + args.visibleTo - step.firstGroup))..<count {
         let from = Int32(truncatingIfNeeded: minimum(1024, step.firstGroup + key - args.visibleTo - row))
         let line = scores + key * lanes
@@ -150,7 +151,7 @@ private func scorePanel(_ args: AntidiagonalArguments, _ space: Workspace, _ ste
     softmaxPanel(args, space, step, count: count, row: row, width: width)
 }
 
-/// X = K̃·Q̃ᵀ over floats. A panel's chunk of channels is 24 KiB, so that it stays in the first-level cache under all keys of the step.
+/// X = K̃·Q̃ᵀ of floats. A panel's chunk of channels is 24 KiB, which stays in the first-level cache for all keys of the step.
 @_transparent
 private func multiplyFloats(
     _ keys: UnsafePointer<Float>, count: Int, depth: Int, panel: UnsafePointer<Float>,
@@ -174,9 +175,9 @@ private func multiplyFloats(
     }
 }
 
-/// X = K̃·Q̃ᵀ over codes, exact until it is scaled.
+/// X = K̃·Q̃ᵀ of codes, exact before it is scaled.
 ///
-/// With keys k = t·(u − 31) and queries q = s·c, k·q = t·s·(Σ u·c − 31·Σ c): the sums start at −31·Σ c, which is the same for
+/// With keys k = t·(u − 31) and queries q = s·c, k·q = t·s·(Σ u·c − 31·Σ c). The sums start at −31·Σ c, which is the same for
 /// every key.
 @_transparent
 private func multiplyCodes(
@@ -211,7 +212,7 @@ private func multiplyCodes(
     }
 }
 
-/// Integers in memory as floats.
+/// Loads integers and converts them to floats.
 @_transparent
 private func loadFloats(_ pointer: UnsafePointer<Float>, width: Int) -> PanelRow {
     let bits = loadRow(pointer, width: width)
@@ -221,7 +222,7 @@ private func loadFloats(_ pointer: UnsafePointer<Float>, width: Int) -> PanelRow
     )
 }
 
-/// Online softmax: block sums against the maximum known so far, which is kept with the step.
+/// Online softmax: sums p over key blocks with the maximum known so far, and keeps that maximum with the step.
 @_transparent
 private func softmaxPanel(
     _ args: AntidiagonalArguments, _ space: Workspace, _ step: KeyStep, count: Int, row: Int, width: Int
@@ -250,13 +251,13 @@ private func softmaxPanel(
     store(l, space.sums + row, width: width)
 }
 
-/// Brings every step to the final maximum and adds the lanes of each query block.
+/// Rescales every step to the final maximum and adds the lanes of each query block.
 @inline(never)
 private func sumBlocks(_ args: AntidiagonalArguments, _ space: Workspace, stepGroups: Int, end: Int) {
     let queryBlocks = (args.groups + args.groupsPerQueryBlock - 1) / args.groupsPerQueryBlock
     for x in 0..<queryBlocks * args.keyBlocks { args.sums[x] = 0 }
     forEachPanel(vectors: space.lanes / laneCount) { row, width in
-        // Where the panel stopped at the diagonal.
+        // The panel was scored up to here, its end on the diagonal.
         let panelEnd = minimum(end, minimum(row + width * laneCount, args.groups) - 1 + args.visibleTo)
         for vector in 0..<width {
             sumLanes(args, space, first: row + vector * laneCount, stepGroups: stepGroups, end: panelEnd)
@@ -264,12 +265,12 @@ private func sumBlocks(_ args: AntidiagonalArguments, _ space: Workspace, stepGr
     }
 }
 
-/// One register of query groups.
+/// Adds one vector of query groups to the sums of their blocks.
 @_transparent
 private func sumLanes(_ args: AntidiagonalArguments, _ space: Workspace, first: Int, stepGroups: Int, end: Int) {
     let m = load(space.maxima + first)
     let l = load(space.sums + first)
-    // Lanes past the last group, and groups that see no key, count nothing.
+    // Lanes past the last group, and groups that see no key, add 0.
     let none = splat(0)
     let inverse = (splat(1) / l).replacing(with: none, where: l .== none)
     for lane in 0..<laneCount { space.factors[lane] = first + lane < args.groups ? inverse[lane] : 0 }

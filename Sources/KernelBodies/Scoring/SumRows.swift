@@ -1,4 +1,4 @@
-// Sums of channels over rows: means of keys and of blocks.
+// Sums of each channel over rows, for the means of keys and of blocks.
 
 public import KernelInterface
 

@@ -1,13 +1,12 @@
-// Decoding: attention of a few query rows over a list of tokens of a cache.
+// Decoding attention: a few query rows against a list of tokens of a cache, by online softmax over steps of 128 tokens.
 //
-//     S = q·K[slots]ᵀ      m ← max(m, S)      P = e^(S − m)      l ← α·l + ΣP      O ← α·O + P·V[slots]
+//     S = q·K[slots]ᵀ      m ← max(m, S)      P = e^(S − m)      l ← α·l + ΣP      O ← α·O + P·V[slots]      α = e^(m_old − m)
 //
-// Four rows at a time (the query heads that share a key/value head, or queries of several sequences that share a prefix) pass over
-// 128 tokens: keys and values come from memory once and are read from the caches by the other rows. Scores and weights are
-// [token][row], so that maxima and sums are vertical.
+// Rows are the query heads that share a key/value head, or queries of several sequences that share a prefix. Each step runs
+// over groups of four rows: the first reads keys and values from memory, the others from caches. Scores and weights are
+// [token][row], so that maxima and sums are vertical. The results are partial states (O, m, l), which MergeTokens.swift merges.
 //
-// Decoding is bound by memory, so every loop asks for what comes next. Formats are in StoreTokens.swift, scores in ScoreTokens.swift, values of
-// quantised formats in TokenValueCodes.swift.
+// Memory bounds decoding, so all loops prefetch. For formats see StoreTokens.swift, for quantised values TokenValueCodes.swift.
 
 public import KernelInterface
 
@@ -16,7 +15,7 @@ private struct Workspace {
     var query: UnsafeMutableRawPointer
     var queryBytes: Int
     var scores: UnsafeMutablePointer<Float>
-    /// Scales and centres of keys, then those of values, repeated for the four rows.
+    /// Scales and centres of keys, followed by those of values, repeated for the four rows.
     var scales: UnsafeMutablePointer<Float>
     var pairs: UnsafeMutablePointer<Int32>
     var groups: UnsafeMutablePointer<Int32>
@@ -89,7 +88,7 @@ extension Kernels {
     }
 }
 
-/// Softmax and P·V of four rows, whose scores are there.
+/// Softmax and P·V of four rows whose scores are computed already.
 @inline(never)
 private func attendRows(
     _ args: AttendTokensArguments, _ space: Workspace, _ slots: UnsafePointer<Int32>, first: Int, count: Int, groups: Int,
@@ -110,7 +109,7 @@ private func attendRows(
             }
         }
     }
-    // Whole vectors of [token][row] from here on.
+    // From here on, scores are whole vectors of [token][row].
     var end = 4 * count
     while end % laneCount != 0 {
         scores[end] = -.infinity
@@ -118,7 +117,7 @@ private func attendRows(
     }
     let rescale = softmaxRows(scores, end: end, maxima: space.maxima + row, sums: space.sums + row)
     let accumulator = space.accumulator + row * space.accumulatorStride
-    // Slots of the list from this step on.
+    // Slots from this step to the end of the list.
     let left = args.count - first
     if args.value.format.isQuantized {
         let isByte = args.value.format == .int8
@@ -145,7 +144,7 @@ private func addAliBi(
     }
     let slope = repeatFour(slopes)
     let place = unsafeBitCast(repeatFour(unsafeBitCast(places, to: SIMD4<Float>.self)), to: IntVector.self)
-    // Integers travel as the bits of floats.
+    // Integers are loaded as the bits of floats.
     let positions = UnsafeRawPointer(aliBi.positions + first).assumingMemoryBound(to: Float.self)
     var x = 0
     while x < 4 * count {
@@ -156,7 +155,7 @@ private func addAliBi(
     }
 }
 
-/// Online softmax; scores become weights. Returns α of the four rows.
+/// Online softmax. Replaces scores by weights and returns α of the four rows.
 @_transparent
 private func softmaxRows(
     _ scores: UnsafeMutablePointer<Float>, end: Int, maxima: UnsafeMutablePointer<Float>, sums: UnsafeMutablePointer<Float>
@@ -171,7 +170,7 @@ private func softmaxRows(
     let largest = foldMaximum(m)
     UnsafeMutableRawPointer(maxima).storeBytes(of: largest, as: SIMD4<Float>.self)
     m = repeatFour(largest)
-    // A row that has seen nothing yet keeps m = −∞; subtracting 0 instead gives e^−∞ = 0 and no NaN.
+    // A row that has seen no key yet has m = −∞. Subtracting 0 instead gives e^−∞ = 0 and no NaN.
     m = m.replacing(with: splat(0), where: m .== splat(-.infinity))
     let rescale = exp(repeatFour(before) - m)
     var total = splat(0)
@@ -190,11 +189,11 @@ private func softmaxRows(
 
 // MARK: - Values in floats
 
-/// Sums of four rows, up to four vectors of channels wide.
+/// The sums of one row, up to four vectors of channels wide.
 typealias Channels = (x0: Vector, x1: Vector, x2: Vector, x3: Vector)
 private typealias ValueTile = (r0: Channels, r1: Channels, r2: Channels, r3: Channels)
 
-/// Vectors of channels of a tile: 4 rows × 4 vectors are 16 of 32 registers, 4 × 2 are 8 of 16.
+/// Vectors of channels per tile: 4 rows × 4 vectors are 16 of 32 registers, and 4 × 2 are 8 of 16.
 @inline(__always)
 private var valueVectors: Int { tokenTile }
 
@@ -219,27 +218,27 @@ func accumulate(_ sums: Channels, _ target: UnsafeMutablePointer<Float>, _ alpha
     }
 }
 
-/// Tokens whose values are multiplied before the next ones: 16 rows of 128 channels are 4 or 8 KiB, which stay in the first-level
-/// cache from one tile of channels to the next, and are the distance at which values are asked for.
+/// Tokens that all tiles of channels process before the next tokens: 16 rows of 128 channels are 4 or 8 KiB, which stay in the
+/// first-level cache from tile to tile. Values are prefetched at the same distance.
 @_transparent
 private var valueStep: Int { 16 }
 
-/// The tokens of a step, their weights, and the four rows that they are added to.
+/// The tokens of a step, their weights, and the four rows of sums.
 private struct ValueStep {
     var slots: UnsafePointer<Int32>
-    /// Slots of the step, and slots of the list from this step on.
+    /// Slots of the step, and slots from this step to the end of the list.
     var count: Int
     var left: Int
     /// [token][row].
     var weights: UnsafePointer<Float>
     var accumulator: UnsafeMutablePointer<Float>
-    /// Floats from row to row of the accumulator.
+    /// Floats between rows of the accumulator.
     var stride: Int
     /// α of the four rows.
     var rescale: SIMD4<Float>
 }
 
-/// Where a tile stands in a step: its tokens, its first vector of channels, and which of how many tiles of a row it is.
+/// The position of a tile in a step: its tokens, its first vector of channels, and its number among the `parts` tiles of a row.
 private struct TilePlace {
     var first = 0
     var count = 0
@@ -248,7 +247,7 @@ private struct TilePlace {
     var parts: Int
 }
 
-/// Asks for a row of values of this step, or of keys of the next one.
+/// Prefetches a row of values of this step, or of keys of the next one.
 @_transparent
 private func fetchRow(_ args: AttendTokensArguments, _ step: ValueStep, _ row: Int) {
     if row < step.count {
@@ -258,7 +257,7 @@ private func fetchRow(_ args: AttendTokensArguments, _ step: ValueStep, _ row: I
     }
 }
 
-/// One tile of channels over some tokens of a step.
+/// Adds some tokens of a step to one tile of channels.
 @_transparent
 private func addValues(
     _ args: AttendTokensArguments, _ step: ValueStep, _ place: TilePlace, format: TokenFormat, width: Int
@@ -268,7 +267,7 @@ private func addValues(
     let channel = place.vector * laneCount
     var token = 0
     while token < place.count {
-        // The rows of the next step are asked for in the order of their addresses, as many per four tokens as there are tiles to do it.
+        // Rows of the next tokens are prefetched in the order of their addresses, spread over tiles and groups of four tokens.
         let time = place.part * valueStep / 4 + token / 4
         let next = place.first + place.count
         var row = next + time * 4 / place.parts
@@ -298,7 +297,7 @@ private func addValues(
     accumulate(tile.r3, target + 3 * step.stride, step.rescale[3], width: width)
 }
 
-/// All channels, in tiles of four (on levels with 32 registers), two and one vectors.
+/// Adds all channels, in tiles of four (on levels with 32 registers), two or one vectors.
 @_transparent
 private func addFloats(_ args: AttendTokensArguments, _ given: ValueStep, format: TokenFormat) {
     var step = given
@@ -326,7 +325,7 @@ private func addFloats(_ args: AttendTokensArguments, _ given: ValueStep, format
     }
 }
 
-/// Whether a token that some row of the call does not see has a value that is not finite. Codes are always finite.
+/// Whether a value that is not finite belongs to a token that some row does not see. Codes are always finite.
 @inline(never)
 private func hidesNonFinite(_ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, first: Int, count: Int) -> Bool {
     guard let visible = args.visible else { return false }
@@ -347,19 +346,19 @@ private func hidesNonFinite(_ args: AttendTokensArguments, _ slots: UnsafePointe
     return rest != 0
 }
 
-/// P·V where hidden values are not finite, so that a weight of 0 does not hide them: row by row, over the tokens that the row sees. The
-/// bits are those of `addRows` with finite hidden values, whose products are 0.
+/// P·V where hidden values are not finite and a weight of 0 would not hide them: row by row, over the tokens that the row sees.
+/// The bits are those of `addRows` with finite hidden values, whose products are 0.
 @inline(never)
 private func addVisible(_ args: AttendTokensArguments, _ space: Workspace, _ step: ValueStep, first: Int, row: Int) {
     let stride = step.stride
-    // The memory of pairs, which only quantised values need: 4 × 256 floats.
+    // This reuses the 4 × 256 floats of the pairs, which only quantised values need.
     let sums = UnsafeMutableRawPointer(space.pairs).assumingMemoryBound(to: Float.self)
     for r in 0..<TokenScratch.rowTile {
         let seen =
             row + r < args.rows ? minimum(step.count, maximum(0, Int(args.visible![row + r]) - first)) : 0
         let target = step.accumulator + r * stride
         if seen == 0 {
-            // α = 1, and sums of +0.
+            // The result of α = 1 and sums of +0.
             for x in 0..<stride { target[x] = target[x] + 0 }
             continue
         }

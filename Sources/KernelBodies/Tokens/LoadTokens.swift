@@ -1,9 +1,9 @@
-// Slots of a cache as floats: what was stored, read back. Formats are in StoreTokens.swift.
+// Converts stored slots of a cache back to floats. Formats are described in StoreTokens.swift.
 
 public import KernelInterface
 
 extension Kernels {
-    /// Adjacent slots as adjacent rows of floats: (tokens, first slot, count, destination).
+    /// Writes adjacent slots as adjacent rows of floats.
     @inline(never)
     public static func loadTokens(
         _ source: TokenOperand, slot: Int, count: Int, into target: UnsafeMutablePointer<Float>

@@ -1,4 +1,4 @@
-// One output row from the partial states of its chunks, in the order of their keys:
+// One output row from the partial states of its chunks (see AttendTokens.swift), merged in the order of their keys:
 //
 //     m = max mᵢ      O = Σ e^(mᵢ − m)·Oᵢ / Σ e^(mᵢ − m)·lᵢ      LSE = m + ln Σ e^(mᵢ − m)·lᵢ
 
@@ -22,14 +22,14 @@ extension Kernels {
         var m = -Float.infinity
         for i in 0..<args.count {
             let largest = args.records[Int(args.indices[i]) * args.recordStride + stride]
-            // A row whose scores hold NaN must come out as NaN: the comparison keeps it.
+            // NaN in a row's scores must make its output NaN. This comparison keeps NaN.
             if !(largest <= m) { m = largest }
         }
         var total = 0.0
         var isEmpty = true
         for i in 0..<args.count {
             let record = args.records + Int(args.indices[i]) * args.recordStride
-            // A chunk of which the row sees nothing may hold 0·∞. One whose scores are NaN has no maximum either, but its sum is NaN.
+            // A chunk of which the row sees nothing may hold 0·∞. With NaN scores m is −∞ as well, but the sum is NaN.
             if record[stride] == -.infinity && record[stride + 1] == 0 { continue }
             isEmpty = false
             let weight = exp(splat(record[stride] - m))

@@ -1,4 +1,4 @@
-// The second step of Twilight (arXiv 2502.02770, algorithm 1): of some tokens, those whose softmax weights add up to p.
+// The second step of Twilight (arXiv 2502.02770, algorithm 1): keeps those of some tokens whose softmax weights add up to p.
 //
 //     w = softmax(scores)
 //     low = 0, high = max w or w of token 0
@@ -8,18 +8,18 @@
 //     until   b − a ≤ epsilon                             a and b from before the update
 //     kept = {i : w_i > low}
 //
-// The steps are those of `TopP.bisection`, and so is the threshold, unless a sum lies within its rounding of p. Three things make
-// them fast. One pass over the weights gives the sum above mid and the weights next to mid on both sides, which are the next a or
-// the next b. The rounds that matter are above a cut: the weights above it are copied once, and rounds with mid above the cut read
-// the copy. Rounds below it, which only flat rows have, read all weights. Nothing is sorted.
+// The steps and the threshold are those of `TopP.bisection`, unless a sum is within its rounding of p. Two things make them
+// fast, and nothing is sorted. One pass over the weights computes the sum above mid and the weights next to mid on both sides,
+// which are the next a or the next b. And most rounds happen above a cut: the weights above it are copied once, and rounds with
+// mid above the cut read only the copy. Only flat rows have rounds below it, which read all weights.
 //
-// Sums are taken in single precision over blocks of 512 weights at most, four chains of registers each, and the blocks are added in
-// double precision: a weight goes through 512/(4·lanes) + 2 + log₂ lanes roundings of 2⁻²⁴, whatever the length of the row. That
-// is 36 of them with four lanes, 21 with eight and 14 with sixteen. Chains and blocks depend on the length alone.
+// Sums are in single precision over blocks of at most 512 weights, in four chains of vectors, and blocks are added in double
+// precision. A weight passes through 512/(4·lanes) + 2 + log₂ lanes roundings of 2⁻²⁴ whatever the length of the row: 36 with
+// four lanes, 21 with eight and 14 with sixteen. Chains and blocks depend only on the length.
 
 public import KernelInterface
 
-/// Weights summed in single precision. The sum across lanes that ends a block costs as much as four steps of its eight or more.
+/// Weights summed in single precision. The sum across lanes that ends a block costs as much as four of its eight or more steps.
 @_transparent
 private var blockFloats: Int { 512 }
 
@@ -56,7 +56,7 @@ extension Kernels {
 
 // MARK: - Softmax
 
-/// The largest score; NaN is passed over.
+/// The largest score, ignoring NaN.
 @inline(never)
 private func largest(of scores: UnsafePointer<Float>, _ count: Int) -> Float {
     var (a, b, c, d) = (splat(-.infinity), splat(-.infinity), splat(-.infinity), splat(-.infinity))
@@ -85,9 +85,9 @@ private func smallestLane(_ value: Vector) -> Float {
     return result
 }
 
-/// scores ← e^(scores − top), and their sum: NaN when a score is NaN or +∞.
+/// Replaces scores by e^(scores − top) and returns their sum, which is NaN when a score is NaN or +∞.
 ///
-/// A row without a finite score has nothing subtracted, so that hidden tokens stay at weight 0.
+/// From a row without a finite score nothing is subtracted, so that hidden tokens keep a weight of 0.
 @inline(never)
 private func exponentiate(_ scores: UnsafeMutablePointer<Float>, _ count: Int, _ top: Float) -> Double {
     let shift = splat(top == -.infinity ? 0 : top)
@@ -117,15 +117,15 @@ private func exponentiate(_ scores: UnsafeMutablePointer<Float>, _ count: Int, _
 
 // MARK: - Bisection
 
-/// Scales the weights by `factor` and finds the threshold, and what is above it.
+/// Scales the weights by `factor`, and finds the threshold and the mass above it.
 @_transparent
 private func bisect(
     _ args: PruneArguments, _ weights: UnsafeMutablePointer<Float>, _ padded: Int, factor: Float,
     list: UnsafeMutablePointer<Float>
 ) -> (threshold: Float, mass: Float) {
-    // No search goes far below (1 − p)/n: the weights up to there have no more than 1 − p together, so a middle there has the mass
-    // above it. A few times that bound leaves a small part of a row of attention weights, which are mostly far below their mean, and
-    // only nearly flat rows search below it.
+    // The search never goes far below (1 − p)/n: the weights up to there add up to at most 1 − p, so that the mass above is at
+    // least p. Few weights of a typical row are above four times that bound, because most are far below their mean, and only
+    // nearly flat rows search below it.
     let cut = 4 * (1 - args.topP) / Float(args.count)
     let (listed, least, most) = normalise(weights, padded, factor: factor, cut: cut, list: list)
     var low: Float = 0
@@ -159,8 +159,8 @@ private func bisect(
     return (low, Float(split(isListed ? list : weights, isListed ? listed : padded, at: low, below: 0).sum))
 }
 
-/// Scales the weights, copies those above `cut` to the list, padded with zeros to whole steps, and returns the list's padded length,
-/// the smallest weight above 0 (+∞ for none) and the largest one that is not copied.
+/// Scales the weights and copies those above `cut` to the list, padded with zeros to whole steps. Returns the list's padded
+/// length, the smallest weight above 0 (+∞ for none) and the largest one that is not copied.
 @inline(never)
 private func normalise(
     _ weights: UnsafeMutablePointer<Float>, _ count: Int, factor: Float, cut: Float, list: UnsafeMutablePointer<Float>
@@ -187,7 +187,7 @@ private func normalise(
     return (padded, smallestLane(least), largestLane(most))
 }
 
-/// Σ{w : w > middle}, min{w : w > middle}, which is +∞ for none, and max{w : w ≤ middle}, at least `below`.
+/// Σ{w : w > middle}, min{w : w > middle} (+∞ for none), and max{w : w ≤ middle}, which is at least `below`.
 @inline(never)
 private func split(
     _ weights: UnsafePointer<Float>, _ count: Int, at middle: Float, below: Float
@@ -219,21 +219,21 @@ private func split(
     return (sum, smallestLane(least), largestLane(most))
 }
 
-/// What is not above the limit becomes 0,
+/// Weights up to the limit become 0, and add nothing to a sum.
 @_transparent
 private func kept(_ w: Vector, _ limit: Vector) -> Vector { w.replacing(with: 0, where: w .<= limit) }
 
-/// or no minimum,
+/// Weights up to the limit become +∞, and are not a minimum.
 @_transparent
 private func over(_ w: Vector, _ limit: Vector) -> Vector { w.replacing(with: .infinity, where: w .<= limit) }
 
-/// and what is above it no maximum.
+/// Weights above the limit become 0, and are not a maximum.
 @_transparent
 private func under(_ w: Vector, _ limit: Vector) -> Vector { w.replacing(with: 0, where: w .> limit) }
 
 // MARK: - Marks
 
-/// Sets the bits of the weights above the threshold. The padding has weight 0, and a threshold is not negative.
+/// Sets the bits of the weights above the threshold. A threshold is not negative, so that padding (weight 0) has no bits.
 @inline(never)
 private func mark(_ weights: UnsafePointer<Float>, _ count: Int, above threshold: Float, _ kept: UnsafeMutablePointer<UInt64>) {
     let limit = splat(threshold)
@@ -249,7 +249,7 @@ private func mark(_ weights: UnsafePointer<Float>, _ count: Int, above threshold
     }
 }
 
-/// A row with NaN, or with an infinite score: everything that has no weight of 0, so that attention shows what the operands hold.
+/// Marks all non-zero weights of a row with NaN or +∞, so that attention propagates them.
 @inline(never)
 private func markUnordered(_ weights: UnsafePointer<Float>, _ count: Int, _ kept: UnsafeMutablePointer<UInt64>) {
     for x in 0..<count where weights[x] != 0 { kept[x / 64] |= 1 &<< UInt64(truncatingIfNeeded: x % 64) }

@@ -1,12 +1,12 @@
-// Scores of four query rows against tokens of a cache: the first half of decoding, and all of page scoring and of estimates.
+// Scores of four query rows against tokens of a cache, for decoding, page scoring and estimates.
 //
 //     S[t][r] = Σ_c q[r][c] · k[slot(t)][c]          t < count ≤ 128, r < 4
 //
-// Lanes are channels, because tokens are rows that may lie anywhere: a list of slots is all that pages, selections and gathered
-// tokens have in common. A tile of 2 or 4 tokens × 4 rows shares its loads of keys and queries, and its sums over lanes.
+// Lanes are channels, because tokens may be anywhere: all that pages, selections and gathered tokens have in common is a list
+// of slots. A tile of 2 or 4 tokens × 4 rows shares its loads of keys and queries, and its sums over lanes.
 //
-// Float formats are widened in the register. Quantised keys stay integers: queries become 16-bit codes, finer than the half precision
-// that the papers' kernels multiply in, products are summed exactly in 32 bits, and scale and offset come last; see `QueryFactors`.
+// Float formats are widened in registers. Quantised keys stay integers: queries become 16-bit codes, finer than the half
+// precision of the papers' kernels; products are summed exactly in 32 bits; scale and offset follow, see `QueryFactors`.
 
 public import KernelInterface
 
@@ -46,12 +46,12 @@ extension Kernels {
 
 // MARK: - Scores of a step
 
-/// Tokens at some slots of an operand.
+/// A list of slots of an operand.
 typealias TokenRun = (operand: TokenOperand, slots: UnsafePointer<Int32>, count: Int)
 
-/// S of a step of keys; the list has `left` slots from here on.
+/// S of a step of keys, where `left` slots remain in the list from here on.
 ///
-/// Float keys are asked for some tokens ahead, and at the end of the step the first rows of what is read next: `following`.
+/// Float keys are prefetched some tokens ahead, and near the end of the step the rows that are read next: `following`.
 @_transparent
 func scoreBlock(
     _ keys: TokenRun, query: UnsafeMutableRawPointer, scales: UnsafePointer<Float>, following: TokenRun, left: Int,
@@ -66,32 +66,32 @@ func scoreBlock(
     }
 }
 
-/// Tokens between a row that is asked for and the one in work: 4 KiB of 128 half-precision channels.
+/// Tokens between the prefetched row and the current one: 4 KiB of 128 half-precision channels.
 ///
-/// A tile reads several rows side by side, an order in which no hardware prefetcher sees a stream: 17 of the 38 GB/s that one core reads
-/// in order. Asking for lines in the order of their addresses, as many at a time as are being read, brings it to 34. Requests
-/// in bursts are dropped, so they are spread over the steps of a tile.
+/// A tile reads several rows side by side, an order in which no hardware prefetcher sees a stream: one core reads 17 GB/s, of
+/// the 38 that it reads in order. Prefetching lines in the order of their addresses, as many at a time as are read, raises this
+/// to 34. Bursts of prefetches are dropped, so they are spread over the steps of a tile.
 @_transparent
 private var fetchDistance: Int { 16 }
 
-/// Where the row of a later token lies: in this step, or among the rows that follow it.
+/// The row of a later token, in this step or among the rows that follow it.
 @_transparent
 private func rowAhead(_ token: Int, _ keys: TokenRun, _ following: TokenRun) -> UnsafeRawPointer {
     if token < keys.count { return UnsafeRawPointer(keys.operand.base + Int(keys.slots[token]) * keys.operand.stride) }
     return rowBeyond(token - keys.count, following)
 }
 
-/// Not inlined: once in a step, and in the way of everything else.
+/// Not inlined, because it is called once per step and would occupy registers of the loop.
 @inline(never)
 private func rowBeyond(_ place: Int, _ following: TokenRun) -> UnsafeRawPointer {
     let operand = following.operand
     if following.count <= 0 { return UnsafeRawPointer(operand.base) }
-    // Quantised values have one stride for eight slots.
+    // The stride of quantised values spans eight slots.
     let bytes = operand.isGrouped ? operand.stride / TokenLayout.group : operand.stride
     return UnsafeRawPointer(operand.base + Int(following.slots[minimum(place, following.count - 1)]) * bytes)
 }
 
-/// Asks for the lines of a row, which has at least one, into the second-level cache.
+/// Prefetches the lines of a row, which has at least one, into the second-level cache.
 @_transparent
 func fetchFar(_ base: UnsafeRawPointer, bytes: Int) {
     var offset = 0
@@ -101,7 +101,7 @@ func fetchFar(_ base: UnsafeRawPointer, bytes: Int) {
     } while offset < bytes
 }
 
-/// Asks for the lines of a row, which has at least one.
+/// Prefetches the lines of a row, which has at least one.
 @_transparent
 func fetch(_ base: UnsafeRawPointer, bytes: Int) {
     var offset = 0
@@ -148,7 +148,7 @@ private func scoreInt4(
     scoreCodes(keys, query, scales, left, scores, halves: 2)
 }
 
-/// One vector of a row of floats.
+/// Loads one vector of a row of any float format.
 @_transparent
 func loadElements(_ row: UnsafeRawPointer, _ index: Int, _ format: TokenFormat) -> Vector {
     switch format {
@@ -175,11 +175,11 @@ private func scoreFloats(
     let vectors = TokenLayout.padded(key.channels) / laneCount
     let queries = query.assumingMemoryBound(to: Float.self)
     let zero = (splat(0), splat(0), splat(0), splat(0))
-    // What a step of the tile reads, over all its rows.
+    // The bytes that a step of the tile reads from all its rows.
     let stepBytes = tokenTile * laneCount * (format == .float32 ? 4 : 2)
     var token = 0
     while token < count {
-        // Tokens past the last one repeat it; their scores are overwritten or unused.
+        // Past the last token it is repeated; these scores are overwritten or unused.
         let k0 = UnsafeRawPointer(key.base + Int(slots[token]) * key.stride)
         let k1 = UnsafeRawPointer(key.base + Int(slots[minimum(token + 1, count - 1)]) * key.stride)
         let k2 = UnsafeRawPointer(key.base + Int(slots[minimum(token + 2, count - 1)]) * key.stride)
@@ -187,7 +187,7 @@ private func scoreFloats(
         var (s0, s1, s2, s3): (TokenSums, TokenSums, TokenSums, TokenSums) = (zero, zero, zero, zero)
         var vector = 0
         for row in 0..<tokenTile {
-            // Each row ahead is asked for during its share of the steps.
+            // Each row ahead is prefetched during its share of the steps.
             var ahead = rowAhead(token + fetchDistance + row, keys, following)
             let end = (row + 1) * vectors / tokenTile
             while vector < end {
@@ -223,7 +223,7 @@ private func add(_ sums: inout TokenCodeSums, _ key: CodeVector, _ q: TokenCodeS
     sums.r3 = addPairProducts(sums.r3, key, q.r3)
 }
 
-/// `halves` is 2 for nibbles: a load of bytes gives the even and the odd channels.
+/// `halves` is 2 for nibbles, where a load of bytes has both the even and the odd channels.
 @_transparent
 private func scoreCodes(
     _ keys: TokenRun, _ query: UnsafeMutableRawPointer, _ scales: UnsafePointer<Float>, _ left: Int,
@@ -243,7 +243,7 @@ private func scoreCodes(
     let zero = (nothing, nothing, nothing, nothing)
     var token = 0
     while token < count {
-        // Codes are small: the keys of a whole step are asked for one step ahead, into the second-level cache.
+        // Codes are small: all keys of a step are prefetched one step ahead, into the second-level cache.
         var later = token + TokenScratch.block
         let end = minimum(later + tokenTile, left)
         while later < end {
@@ -259,7 +259,7 @@ private func scoreCodes(
         var q = UnsafeRawPointer(query)
         for step in 0..<steps {
             let x = step * bytes
-            // One row of codes is one register, 4·laneCount bytes.
+            // One row of query codes is one register of 4·laneCount bytes.
             let register = 4 * laneCount
             let row = (loadCodes(q), loadCodes(q + register), loadCodes(q + 2 * register), loadCodes(q + 3 * register))
             let (b0, b1) = (loadBytes(k0 + x), loadBytes(k1 + x))

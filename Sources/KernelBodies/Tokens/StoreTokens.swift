@@ -1,8 +1,8 @@
-// Tokens into a pool and out of it: rows of floats become rows of a cache's format and back, and pages get their metadata.
+// Stores rows of floats as tokens of a pool, in its format and layout (`TokenLayout`). LoadTokens.swift reads them back.
 //
-// Quantised rows are s·code + m with m the smallest value, rounded down, and s = (max − m)/(2ᵇ − 1), rounded up: the codes cover the row
-// whatever half precision does to m and s, and no element is off by more than s/2. Or they follow QServe's and LServe's KV4 and KV8:
-// s = half((max − min)/(2ᵇ − 1)), z = half(−(2ᵇ − 1)·min/(max − min)), code = nearest(x/s + z). See `TokenLayout` for the places of codes.
+// Quantised rows are s·code + m, where m is the smallest value rounded down and s = (max − m)/(2ᵇ − 1) rounded up. So the codes
+// cover the row despite the rounding of m and s to half precision, and no element is off by more than s/2. Or they follow KV4
+// and KV8 of QServe and LServe: s = half((max − min)/(2ᵇ − 1)), z = half(−(2ᵇ − 1)·min/(max − min)), code = nearest(x/s + z).
 
 public import KernelInterface
 
@@ -32,7 +32,7 @@ extension Kernels {
     }
 }
 
-/// A row of floats in a float format; `count` is a multiple of `laneCount`.
+/// Stores a row of floats in a float format. `count` is a multiple of `laneCount`.
 @_transparent
 private func storeFloats(_ row: UnsafePointer<Float>, _ target: TokenOperand, slot: Int, count: Int) {
     let base = target.base + slot * target.stride
@@ -73,7 +73,7 @@ private func range(of row: UnsafePointer<Float>, channels: Int) -> (low: Float, 
     return (low, high)
 }
 
-/// Minimum, scale and codes of a row.
+/// Computes and stores minimum and scale of a row, and computes its codes.
 @inline(never)
 private func encodeFromMinimum(
     _ row: UnsafePointer<Float>, low: Float, high: Float, _ target: TokenOperand, slot: Int,
@@ -83,7 +83,7 @@ private func encodeFromMinimum(
     let offset = halfBelow(low)
     let minimumValue = widenHalf(offset)
     let scale = halfAbove((high - minimumValue) / limit)
-    // A row of one half: all codes are 0.
+    // If all elements are one half-precision number, all codes are 0.
     let inverse = splat(scale == 0 ? 0 : 1 / widenHalf(scale))
     let (first, bottom, top) = (splat(minimumValue), splat(0), splat(limit))
     var x = 0
@@ -96,7 +96,7 @@ private func encodeFromMinimum(
     target.offsets![slot] = offset
 }
 
-/// Scale, zero point and codes of a row by the published rule.
+/// Computes and stores scale and zero point of a row by the published rule, and computes its codes.
 @inline(never)
 private func encodeFromZeroPoint(
     _ row: UnsafePointer<Float>, low: Float, high: Float, _ target: TokenOperand, slot: Int,
@@ -108,8 +108,8 @@ private func encodeFromZeroPoint(
     let scale = widenHalf(finiteHalf(narrowToHalf(range / limit)))
     let zero = widenHalf(narrowToHalf(-limit * low / range))
     if !(range > 0) || scale == 0 || zero - zero != 0 {
-        // All channels are equal, as far as half-precision scales can tell: codes are 0, and the value is s·2ᵏ with z = ∓2ᵏ. k is as large
-        // as leaves s all of its bits, because weights in integers are rounded to parts of the largest scale.
+        // All channels are equal, as far as half-precision scales can tell. Codes are 0, and the value is s·2ᵏ with z = ∓2ᵏ. k
+        // is the largest that leaves s all of its bits, because integer weights are rounded to parts of the largest scale.
         let value = finiteHalf(narrowToHalf(high < 0 ? -high : high))
         let exponent = value &>> 10
         let k = exponent == 0 ? 0 : exponent < 15 ? exponent &- 1 : 14
@@ -132,11 +132,11 @@ private func encodeFromZeroPoint(
     target.offsets![slot] = narrowToHalf(zero)
 }
 
-/// The largest finite half instead of infinity.
+/// Replaces infinity by the largest finite half.
 @_transparent
 private func finiteHalf(_ bits: UInt16) -> UInt16 { bits == 0x7c00 ? 0x7bff : bits }
 
-/// Codes to their places.
+/// Writes codes to their places in the layout.
 @inline(never)
 private func place(_ codes: UnsafePointer<Int32>, _ target: TokenOperand, slot: Int) {
     let channels = target.channels
@@ -169,11 +169,11 @@ private func place(_ codes: UnsafePointer<Int32>, _ target: TokenOperand, slot: 
 
 // MARK: - Half precision, rounded to one side
 
-/// The largest half that is not above a value, within the finite ones.
+/// The largest finite half that is not above a value.
 @_transparent
 func halfBelow(_ value: Float) -> UInt16 { halfAbove(-value) ^ 0x8000 }
 
-/// The smallest half that is not below a value, within the finite ones.
+/// The smallest finite half that is not below a value.
 @_transparent
 func halfAbove(_ value: Float) -> UInt16 {
     var bits = narrowToHalf(value)

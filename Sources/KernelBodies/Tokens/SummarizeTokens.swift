@@ -1,4 +1,4 @@
-// Metadata of the keys of a page: extremes of every channel, rounded outward so that bounds hold, or means.
+// Metadata of the keys of a page: means, or the extremes of every channel, rounded outward so that bounds remain bounds.
 
 public import KernelInterface
 
@@ -36,7 +36,7 @@ extension Kernels {
     }
 }
 
-/// A row of metadata in its format: largest values rounded up, smallest down, means to nearest.
+/// Stores a row of metadata in its format: largest values are rounded up, smallest down, and means to nearest.
 @inline(never)
 private func storeSummary(_ args: SummarizeTokensArguments, _ summary: UnsafeMutablePointer<Float>, count: Int) {
     let base = args.target.base + args.row * args.target.stride
@@ -64,10 +64,10 @@ private func storeSummary(_ args: SummarizeTokensArguments, _ summary: UnsafeMut
         let bytes = base.assumingMemoryBound(to: UInt8.self)
         let offset = halfBelow(low)
         let first = widenHalf(offset)
-        // One code is spare for what is rounded up.
+        // Codes end at 255; 254 leaves one for rounding up.
         let scale = halfAbove((high - first) / 254)
         let inverse = scale == 0 ? 0 : 1 / widenHalf(scale)
-        // More than the rounding errors of the division.
+        // Larger than the rounding errors of the division.
         let margin: Float = 1.0 / 1024
         for x in 0..<count {
             let value = (summary[x] - first) * inverse

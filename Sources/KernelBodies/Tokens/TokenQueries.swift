@@ -1,15 +1,15 @@
-// Queries on their way to the kernels of a cache: rows of floats into the order in which tiles read them, or into 16-bit codes; and the scales
-// of quantised tokens.
+// Packs queries for the kernels of a cache, as floats in the order in which tiles read them or as 16-bit codes, and gathers the
+// scales of quantised tokens.
 
 import KernelInterface
 
-/// Behind the codes of four rows, four floats each: the value of one code, what is taken off a sum of products of codes, the sum of the query,
-/// and what is added per |offset| and per scale so that a score is a bound.
+/// The factors that follow the codes of four rows, four floats each: the value f of one code, the term t to subtract from a sum
+/// of products of codes, the sum of the query, and the terms a per |offset| and b per scale that make a score an upper bound.
 ///
 ///     score = s·f·(Σ q̂·code − t) + c·Σ q + |c|·a + s·b
 ///
-/// Queries are rounded to codes q̂ of 16 bits, keys are s·code + m. The offset meets the query as it is, so that keys far from 0 cost no
-/// precision. With t = middle·Σ q̂ and c = m + middle·s, rounding of the query meets code − middle.
+/// Queries are rounded to 16-bit codes q̂; keys are s·code + m. The offset is multiplied with the exact query, so that keys far
+/// from 0 lose no precision. With t = middle·Σ q̂ and c = m + middle·s, the error of q̂ is multiplied with code − middle.
 typealias QueryFactors = (
     code: UnsafeMutablePointer<Float>, total: UnsafeMutablePointer<Float>, sum: UnsafeMutablePointer<Float>,
     perOffset: UnsafeMutablePointer<Float>, perScale: UnsafeMutablePointer<Float>
@@ -22,15 +22,15 @@ func queryFactors(_ packed: UnsafeMutableRawPointer, channels: Int) -> QueryFact
     return (first, first + 4, first + 8, first + 12, first + 16)
 }
 
-/// The code about which sums of products are taken. Bounds are taken about 0, because only codes that are not negative keep a query's
-/// outward rounding outward.
+/// The code that products subtract from codes. Bounds use 0, because only with codes that are not negative does a query that is
+/// rounded up give a score that is rounded up.
 @_transparent
 func pivot(_ format: TokenFormat, isBound: Bool) -> Float { isBound || !format.isQuantized ? 0 : Float(format.middleCode) }
 
-/// Four rows for `scoreBlock`, times `scale`. Rows past `rows` are zero.
+/// Packs four rows for `scoreBlock`, times `scale`. Rows from `rows` on are zero.
 ///
-/// Floats: [vector][row][lane]. Codes: [step][half][row][lane] with the halves of INT4 being the even and the odd channels, then
-/// `QueryFactors`.
+/// Floats are [vector][row][lane]. Codes are [step][half][row][lane], where the halves of INT4 are the even and the odd
+/// channels, followed by `QueryFactors`.
 @inline(never)
 func packTokenQueries(
     _ query: UnsafePointer<Float>, stride: Int, rows: Int, channels: Int, format: TokenFormat, scale: Float, isBound: Bool,
@@ -77,14 +77,14 @@ private func packCodes(
     let factors = queryFactors(packed, channels: channels)
     for x in 0..<(channels + 63) / 64 * 64 * 4 { codes[x] = 0 }
     for x in 0..<20 { factors.code[x] = 0 }
-    // No sum of products leaves 32 bits: 2³¹ / (channels · largest code), which is more than 2¹⁵ up to 256 channels. Rounding up takes a
-    // code of its own.
+    // The limit 2³¹ / (channels · largest code) keeps sums of products within 32 bits. It exceeds 2¹⁵ up to 256 channels.
+    // Bounds may add 1 to a code.
     let limit = Float(minimum(32_767, Int(Int32.max) / (channels * format.maximumCode)) - (isBound ? 1 : 0))
     let middle = pivot(format, isBound: isBound)
     let whole = channels / laneCount * laneCount
     for row in 0..<rows {
         let source = query + row * stride
-        // NaN and infinity come out of x − x as NaN.
+        // x − x is NaN for NaN and infinity.
         var (largest, difference, sums, magnitudes) = (splat(0), splat(0), splat(0), splat(0))
         var x = 0
         while x < whole {
@@ -111,12 +111,12 @@ private func packCodes(
             continue
         }
         factors.sum[row] = sum * scale
-        // The roundings of a sum of channels/laneCount terms per lane, of its lanes, and of what follows.
+        // The roundings of a sum of channels/laneCount terms per lane, of the sum over lanes, and of the rest.
         let unit: Float = 0x1p-24
         if isBound { factors.perOffset[row] = Float(whole / laneCount + 2 * laneCount + 8) * unit * size * scale }
         let inverse = limit / top
         if !(inverse < .infinity) {
-            // Nothing but 0, as far as single precision can divide by it.
+            // All channels are 0, or so small that the inverse overflows.
             if isBound { factors.perScale[row] = 2 * Float(format.maximumCode) * size * scale }
             continue
         }
@@ -126,7 +126,7 @@ private func packCodes(
             // |x| ≤ 2¹⁵: adding 1.5·2²³ leaves the nearest integer in the low bits.
             let target = value * inverse
             var code = Int32(bitPattern: (target + 12_582_912).bitPattern) &- 0x4b40_0000
-            // Upwards, by more than the roundings of the factor and its inverse: 2¹⁵·2⁻²². 0 stays 0.
+            // Rounds up, by more than the roundings of the factor and its inverse, 2¹⁵·2⁻²². 0 stays 0.
             if isBound && value != 0 && Float(code) < target + 0x1p-6 { code &+= 1 }
             total &+= code
             extent &+= code < 0 ? 0 &- code : code
@@ -146,8 +146,8 @@ private func codePlace(_ channel: Int, row: Int, _ format: TokenFormat) -> Int {
     return ((channel / (2 * width) * 2 + (channel & 1)) * 4 + row) * width + channel % (2 * width) / 2
 }
 
-/// Scales s of a step of slots as floats, and behind `block` of them the values c = m + pivot·s of the code `pivot`. Asks for those of the
-/// next step: a miss here would be waited for. `left` slots of the list are not done yet.
+/// Gathers the scales s of a step of slots as floats, followed after `block` floats by c = m + pivot·s. Prefetches those of the
+/// next step, because a miss here would stall. `left` slots remain in the list.
 @inline(never)
 func gatherScales(
     _ tokens: TokenOperand, _ slots: UnsafePointer<Int32>, count: Int, left: Int, pivot: Float,
@@ -164,8 +164,8 @@ func gatherScales(
     token = 0
     while token < count {
         let slot = Int(slots[token])
-        // Slots of a page ascend, and a page holds whole vectors: if both ends lie in an aligned run, so does all between. Without the
-        // alignment, a list may leave a page, visit another, and come back to the next page of the pool.
+        // Slots of a page ascend, and a page has whole vectors. So if both ends are in an aligned run of slots, all between
+        // them are. Without alignment, a list may leave a page, visit another, and come back to the next page of the pool.
         if slot % laneCount == 0 && token + laneCount <= count && Int(slots[token + laneCount - 1]) == slot + laneCount - 1 {
             store(loadHalf(tokens.scales! + slot), target + token)
             store(loadHalf(tokens.offsets! + slot), centres + token)
@@ -176,7 +176,7 @@ func gatherScales(
             token += 1
         }
     }
-    // Whole vectors: what lies between `count` and the block is not read.
+    // Whole vectors, because nothing between `count` and the end of the block is read.
     token = 0
     while token < count {
         let scale = load(target + token)

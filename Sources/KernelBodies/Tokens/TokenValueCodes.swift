@@ -4,32 +4,32 @@
 //
 //     Σ_t p·(s·code + m) = δ·Σ_t w·code + (Σ_t p·c − h·δ·Σ_t w)        w = nearest(p·s/δ) in 15 bits
 //
-// with δ from the largest p·s of the step. The sums of products are exact. What is rounded is each weight, by at most 2⁻¹⁶ of the step's
-// largest, and what that error meets is code − h, at most half of the token's own range: offsets are summed in floats.
+// where δ follows from the largest p·s of the step. Sums of products are exact. Each weight is rounded by at most 2⁻¹⁶ of the
+// step's largest, and that error is multiplied by code − h, at most half of the token's range. Offsets are summed in floats.
 //
-// These functions take pointers and tuples only: a struct that files share would bring weak functions of its own.
+// These functions take no structs declared in bodies: one that several files share would emit weak functions.
 
 import KernelInterface
 
-/// Scratch of a step, and floats from row to row of the sums. See `attendTokens`.
+/// The scratch of a step, and the floats between rows of the accumulator. See `attendTokens`.
 typealias CodeSpace = (
     scores: UnsafeMutablePointer<Float>, scales: UnsafeMutablePointer<Float>, pairs: UnsafeMutablePointer<Int32>,
     groups: UnsafeMutablePointer<Int32>, accumulatorStride: Int
 )
 
-/// One step for four rows: scratch, the list's slots from this step on and how many, the groups of eight that the step touches, the
-/// accumulator, α of the rows, and what `quantizeWeights` returns.
+/// One step for four rows: scratch, the slots from this step to the end of the list and their number, the number of groups of
+/// eight in the step, the accumulator, α of the rows, and the result of `quantizeWeights`.
 typealias CodeStep = (
     space: CodeSpace, slots: UnsafePointer<Int32>, groups: Int, left: Int, accumulator: UnsafeMutablePointer<Float>,
     rescale: SIMD4<Float>, delta: SIMD4<Float>, base: SIMD4<Float>
 )
 
-/// Scales of the step's values, repeated for the rows, and the list of its groups of eight slots. Returns how many those are.
+/// Repeats the scales of the step's values for the rows, and lists its groups of eight slots. Returns the number of groups.
 @inline(never)
 func prepareValues(
     _ args: AttendTokensArguments, _ slots: UnsafePointer<Int32>, count: Int, left: Int, _ space: CodeSpace
 ) -> Int {
-    // The memory of the scores, which are computed later.
+    // This reuses the memory of the scores, which are computed later.
     let staged = space.scores
     gatherScales(
         args.value, slots, count: count, left: left, pivot: pivot(args.value.format, isBound: false), into: staged)
@@ -41,7 +41,7 @@ func prepareValues(
         UnsafeMutableRawPointer(scales + 4 * token).storeBytes(of: s, as: SIMD4<Float>.self)
         UnsafeMutableRawPointer(centres + 4 * token).storeBytes(of: c, as: SIMD4<Float>.self)
     }
-    // Lanes past the last token carry no weight, but must not carry NaN either.
+    // Lanes past the last token have no weight, but must not be NaN.
     var x = 4 * count
     while x % laneCount != 0 {
         scales[x] = 0
@@ -61,7 +61,7 @@ func prepareValues(
     return groups
 }
 
-/// Weights as 16-bit pairs, [group][pair][row]. Returns δ and Σ p·c − h·δ·Σ w of the rows.
+/// Quantises weights to 16-bit pairs, [group][pair][row]. Returns δ and Σ p·c − h·δ·Σ w of the rows.
 @inline(never)
 func quantizeWeights(
     _ space: CodeSpace, _ slots: UnsafePointer<Int32>, count: Int, end: Int, isByte: Bool
@@ -151,7 +151,7 @@ private func add(_ tile: inout CodeTileRows, _ pairs: UnsafePointer<Int32>, _ v:
     add(&tile.r3, pairs[3], v)
 }
 
-/// One field of every word of `width` vectors, moved down by `shift` bits.
+/// Extracts one field of every word of `width` vectors, shifted down by `shift` bits.
 @_transparent
 private func fields(_ words: UnsafeRawPointer, shift: Int32, mask: Int32, width: Int) -> CodeChannels {
     let bytes = 4 * laneCount
@@ -192,7 +192,7 @@ private func addCodes(_ args: AttendTokensArguments, _ step: CodeStep, vector: I
     let channel = vector * laneCount
     let stride = step.space.accumulatorStride
     for group in 0..<step.groups {
-        // The same part of the values one step ahead, into the second-level cache.
+        // Prefetches the same part of the values one step ahead, into the second-level cache.
         let later = TokenScratch.block + TokenLayout.group * group
         if later < step.left {
             let row = args.value.base + Int(step.slots[later] >> 3) * args.value.stride + 4 * channel
@@ -231,7 +231,7 @@ private func addQuantized(_ args: AttendTokensArguments, _ step: CodeStep, isByt
             addCodes(args, step, vector: vector, isByte: isByte, width: 4)
             vector += 4
         } else {
-            // Sums of integers have no latency to cover, and more of them leave no registers for their operands.
+            // Integer sums have no latency to hide, and wider tiles would leave no registers for their operands.
             addCodes(args, step, vector: vector, isByte: isByte, width: 1)
             vector += 1
         }

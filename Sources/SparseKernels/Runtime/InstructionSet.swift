@@ -9,10 +9,10 @@ internal import KernelsPortable
 
 /// A level of vector instructions that the kernels are compiled for.
 ///
-/// All levels are built from the same sources and are always in the binary. A plan picks one when it is made: the best that the
-/// processor and the operating system support, unless the caller or the environment variable `SPARSEKERNELS_ISA` names another.
+/// All levels are built from the same sources and are always in the binary. A plan chooses one when it is made: the best that
+/// processor and operating system support, unless the caller or the environment variable `SPARSEKERNELS_ISA` names another.
 public struct InstructionSet: Hashable, Sendable {
-    /// The name that `SPARSEKERNELS_ISA` takes.
+    /// The name, as in `SPARSEKERNELS_ISA`.
     public let name: String
 
     /// 128-bit vectors that every x86-64 (SSE2) and arm64 (NEON) core has.
@@ -22,22 +22,22 @@ public struct InstructionSet: Hashable, Sendable {
     /// 512-bit vectors: AVX-512 F, CD, BW, DQ, VL (x86-64-v4) and VNNI.
     public static let avx512 = InstructionSet(name: "avx512")
 
-    /// Every level this package knows, best first, whether or not this machine has it.
+    /// All levels of this package, best first, whether or not this machine supports them.
     public static let known: [InstructionSet] = [.avx512, .avx2, .portable]
 
-    /// The levels this machine can run, best first. Never empty: `portable` is always there.
+    /// The levels that this machine supports, best first. `portable` is always among them.
     public static let available: [InstructionSet] = known.filter { $0.isAvailable }
 
-    /// The level that plans use by default: what `SPARSEKERNELS_ISA` names, else the best available one.
+    /// The level that plans use by default: the one that `SPARSEKERNELS_ISA` names, or else the best available one.
     ///
-    /// - Throws: `.unsupportedInstructionSet` when the variable names a level that is unknown or that this machine lacks.
+    /// - Throws: `.unsupportedInstructionSet` when the variable names a level that is unknown or not supported here.
     public static func selected() throws(SparseKernelsError) -> InstructionSet {
         guard let name = ProcessInfo.processInfo.environment[environmentVariable], !name.isEmpty else { return available[0] }
         return try named(name, argument: environmentVariable)
     }
 
     /// The level of that name.
-    /// - Throws: `.unsupportedInstructionSet` when it is unknown or this machine lacks it.
+    /// - Throws: `.unsupportedInstructionSet` when it is unknown or this machine does not support it.
     public static func named(_ name: String, argument: String = "instructionSet") throws(SparseKernelsError)
         -> InstructionSet
     {
@@ -51,7 +51,7 @@ public struct InstructionSet: Hashable, Sendable {
         return set
     }
 
-    /// The variable that forces a level.
+    /// The name of the environment variable that selects a level.
     public static let environmentVariable = "SPARSEKERNELS_ISA"
 
     private var isAvailable: Bool {
@@ -66,7 +66,7 @@ public struct InstructionSet: Hashable, Sendable {
         #endif
     }
 
-    /// The kernels of this level. The caller has made sure that the machine has it.
+    /// The kernels of this level. The caller has checked that the machine supports it.
     package var kernels: any KernelTable.Type {
         precondition(isAvailable, "the machine does not have \(name)")
         #if SPARSEKERNELS_X86_LEVELS
@@ -79,7 +79,7 @@ public struct InstructionSet: Hashable, Sendable {
         return KernelsPortable.Kernels.self
     }
 
-    /// The level a plan uses: `requested` when given, else `selected()`.
+    /// The level that a plan uses: `requested` when given, or else `selected()`.
     package static func resolve(_ requested: InstructionSet?) throws(SparseKernelsError) -> InstructionSet {
         guard let requested else { return try selected() }
         return try named(requested.name)

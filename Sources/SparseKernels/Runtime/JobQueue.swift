@@ -72,7 +72,7 @@ final class JobQueue: @unchecked Sendable {
         let nextTask = Atomic<Int>(0)
     }
 
-    /// What a record holds before its first call.
+    /// The call of a record that was never used.
     private struct NoCall: PoolCall {
         func perform(task: Int, scratch: UnsafeMutableRawPointer) {}
     }
@@ -104,7 +104,7 @@ final class JobQueue: @unchecked Sendable {
             openJobs.remove(at: index)
             openPlaces.subtract(job.openPlaces, ordering: .relaxed)
         }
-        // Here the memory that helpers wrote becomes visible, because they take the mutex after their last task.
+        // Memory that helpers wrote becomes visible here, because they lock the mutex after their last task.
         while job.helpers > 0 { pthread_cond_wait(jobFinished, mutex) }
         idleScratch.append(scratch)
         idleJobs.append(job)
@@ -137,7 +137,7 @@ final class JobQueue: @unchecked Sendable {
                 #endif
                 return nil
             }, queue.toOpaque())
-        // Without the thread the pool still works with fewer threads, because tasks are drawn, not assigned.
+        // Without this thread the pool still completes all tasks, because threads draw tasks and are not assigned any.
         if status != 0 { return queue.release() }
         #if canImport(Darwin)
             if let handle { handles.append(handle) }
@@ -146,7 +146,7 @@ final class JobQueue: @unchecked Sendable {
         #endif
     }
 
-    /// Runs a worker: it joins any call that has places left, helps until its tasks are gone, and sleeps.
+    /// Runs a worker, which joins any call that has places left, helps until its tasks are gone, and sleeps.
     private func serve() {
         pthread_mutex_lock(mutex)
         var hasWorked = false
@@ -190,8 +190,7 @@ final class JobQueue: @unchecked Sendable {
         } while start.duration(to: clock.now) < .microseconds(100)
     }
 
-    /// The position of the oldest open call that matches. `firstIndex` would allocate in debug builds, where it is not
-    /// specialised.
+    /// The position of the oldest open call that matches. In debug builds, `firstIndex` is not specialised and would allocate.
     private func indexOfOpenJob(where matches: (Job) -> Bool) -> Int? {
         for index in 0..<openJobs.count where matches(openJobs[index]) { return index }
         return nil
@@ -204,7 +203,7 @@ final class JobQueue: @unchecked Sendable {
         var pointer: UnsafeMutableRawPointer
         var byteCount: Int
 
-        /// Loses the contents, which are undefined at the start of a task anyway.
+        /// The contents are lost, but they are undefined at the start of a task anyway.
         mutating func grow(to needed: Int) {
             if needed <= byteCount { return }
             pointer.deallocate()
@@ -213,7 +212,7 @@ final class JobQueue: @unchecked Sendable {
         }
     }
 
-    /// Lends scratch to a caller.
+    /// Runs `body` with scratch of the queue.
     func withScratch<Result>(byteCount: Int, _ body: (UnsafeMutableRawPointer) -> Result) -> Result {
         pthread_mutex_lock(mutex)
         var scratch = takeScratch(byteCount)
@@ -226,7 +225,7 @@ final class JobQueue: @unchecked Sendable {
         return result
     }
 
-    /// Takes the smallest kept piece that is large enough, or the largest one, which then grows. Call it with the mutex held.
+    /// Takes the smallest free piece that is large enough, or else the largest one, which then grows. The mutex must be held.
     private func takeScratch(_ needed: Int) -> Scratch {
         var best: Int?
         for index in idleScratch.indices {

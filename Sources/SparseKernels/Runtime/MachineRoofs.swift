@@ -1,6 +1,6 @@
 internal import KernelInterface
 
-/// The best rates of this machine, measured. They are the denominators of every "percent of roof".
+/// The best measured rates of this machine, the denominators of every "percent of roof".
 public enum MachineRoofs {
     /// Measures single-precision multiply-adds on registers, in GFLOP/s (two per multiply-add), with every thread of the pool
     /// busy. Returns the best rate within `duration`.

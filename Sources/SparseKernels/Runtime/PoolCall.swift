@@ -1,16 +1,16 @@
-/// One call of an operator, cut into tasks that threads of a pool perform in any order and at the same time.
+/// One call of an operator, cut into tasks that threads of a pool perform concurrently in any order.
 ///
-/// A call is a struct of operands: pointers, numbers and plans. Tasks may read it concurrently and may write only where they are
-/// disjoint.
+/// A call is a struct of operands: pointers, numbers and plans. Tasks may all read it, and may write only to memory
+/// that no other task uses.
 package protocol PoolCall {
     /// Performs one task.
     /// - Parameters:
     ///   - task: its number, from 0.
-    ///   - scratch: memory of the size that the call asked for, 64-byte aligned, with undefined contents.
+    ///   - scratch: memory of the requested size, 64-byte aligned, with undefined contents.
     func perform(task: Int, scratch: UnsafeMutableRawPointer)
 
-    /// Performs one task of the call that is stored at an address. A requirement with one implementation, so that every call has a
-    /// function of its own that the pool reaches through the type: no closure, and so no allocation, in debug builds either.
+    /// Performs one task of the call at an address. This is a requirement, with a single implementation, so that each call type
+    /// has its own function, which the pool reaches through the type. A closure would allocate in debug builds.
     static func perform(at address: UnsafeRawPointer, task: Int, scratch: UnsafeMutableRawPointer)
 }
 

@@ -14,7 +14,7 @@ public struct SplitMix64: RandomNumberGenerator, Sendable {
         return z ^ (z >> 31)
     }
 
-    /// A uniform number in [0, 1), with the 24 bits that a `Float` holds.
+    /// A uniform number in [0, 1) with 24 random bits, which a `Float` represents exactly.
     public mutating func uniform() -> Float { Float(next() >> 40) * 0x1p-24 }
 
     /// An approximately normal number with mean 0 and variance 1: the sum of twelve uniforms minus 6 (Irwin–Hall). It needs no

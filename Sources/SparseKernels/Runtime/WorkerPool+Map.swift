@@ -1,7 +1,7 @@
 extension WorkerPool {
-    /// `transform(0)` … `transform(count − 1)`, computed by the pool: for plans, masks and indices of many heads.
+    /// Computes `transform(0)` … `transform(count − 1)` on the pool, for plans, masks and indices of many heads.
     ///
-    /// Unlike operators' tasks it may allocate.
+    /// Unlike tasks of operators, `transform` may allocate.
     /// - Parameter work: as for `run`.
     package func map<Element: Sendable>(
         _ count: Int, work: Int, _ transform: @Sendable (Int) -> Element

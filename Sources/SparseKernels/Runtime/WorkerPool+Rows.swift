@@ -1,18 +1,18 @@
 extension WorkerPool {
-    /// Runs `body` for ranges that together are 0..<rows: for passes over matrices that write one row at a time.
+    /// Runs `body` for ranges that together are 0..<rows, for passes over matrices that write one row at a time.
     ///
-    /// The ranges depend on the data alone, so a body that looks at nothing outside its range gives the same bits on any pool.
+    /// The ranges do not depend on the pool, so a body that reads only its range gives the same bits on any pool.
     ///
     /// - Parameters:
     ///   - rows: the rows to cover.
     ///   - workPerRow: the estimated cost of one row, as for `run`.
-    ///   - scratchByteCount: bytes that every body gets for its own use, 64-byte aligned and with anything in them.
+    ///   - scratchByteCount: bytes of scratch for every body, 64-byte aligned, with undefined contents.
     ///   - body: may run on several threads at once.
     package func forEachRowRange(
         _ rows: Int, workPerRow: Int, scratchByteCount: Int = 0,
         _ body: @Sendable (Range<Int>, UnsafeMutableRawPointer) -> Void
     ) {
-        // Some ten microseconds of work: far more than handing out a task costs, far less than a thread's share.
+        // A task takes about ten microseconds, far more than drawing a task and far less than a thread's share.
         let rowsPerTask = max(1, (1 << 15) / max(1, workPerRow))
         let tasks = (rows + rowsPerTask - 1) / rowsPerTask
         let (work, overflow) = rows.multipliedReportingOverflow(by: workPerRow)

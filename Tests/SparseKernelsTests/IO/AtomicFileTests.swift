@@ -55,7 +55,7 @@ import Testing
 
     @Test func relativePathsAndLongNames() throws {
         let directory = try TemporaryDirectory()
-        // As long as a name can be: the temporary one must not be longer.
+        // The name has the maximum length, which the temporary name must not exceed.
         let name = String(repeating: "n", count: 255)
         try writer(3).write(to: "\(directory.path)/./\(name)")
         #expect(directory.contents == [name])
@@ -75,7 +75,7 @@ import Testing
     }
 
     #if DEBUG
-        /// The disk fills up at some byte of the new file.
+        /// The disk becomes full at some byte of the new file.
         @Test(arguments: [0, 1, 5, 99])
         func failureWhileWritingKeepsTheOldFile(_ capacity: Int) throws {
             let directory = try TemporaryDirectory()

@@ -3,7 +3,7 @@ import Testing
 
 private let zip: [UInt8] = Array("PK\u{3}\u{4}".utf8)
 
-/// A ZIP archive's first member, stored, of the given name.
+/// The first member of a ZIP archive, stored under the given name.
 private func archive(_ member: String) -> [UInt8] {
     zip + [20, 0, 0, 0] + [UInt8](repeating: 0, count: 18) + [UInt8(member.utf8.count), 0, 0, 0] + Array(member.utf8) + [
         0x80, 2,
@@ -53,7 +53,7 @@ struct ForeignFormatTests {
         ] as [([UInt8], String)])
     func isNamed(_ bytes: [UInt8], _ name: String) {
         expectMalformed(bytes, "malformed file: hostile.safetensors must be a safetensors file, got \(name)")
-        // Much of it behind, as in a file of the usual size.
+        // Most files have many more bytes after the beginning.
         if !bytes.isEmpty && bytes.count < 100_000 && bytes.contains(where: { $0 < 9 }) {
             expectMalformed(bytes + [UInt8](repeating: 1, count: 100_000), "got \(name)")
         }
@@ -75,7 +75,7 @@ struct ForeignFormatTests {
         expectMalformed(bytes, "8 bytes of header length or more")
     }
 
-    /// A header of 640 bytes begins as a pickle does, one of 0x88b1f bytes as a gzip archive.
+    /// A header of 640 bytes begins as a pickle does, and one of 0x88b1f bytes as a gzip archive.
     @Test(
         "files whose length looks like a signature are read, and told by their damage",
         arguments: [0x280, 0x580, 0x88b1f, 0x2380])

@@ -1,10 +1,10 @@
 import SparseKernels
 import Testing
 
-/// Types that files hold and nothing here computes with: one of them costs its own tensor, and no other.
+/// Types of files in which nothing here computes. A tensor of such a type is not readable, and all others are.
 @Suite("Element types of later files")
 struct SafetensorsElementTypeTests {
-    /// A file with a readable tensor on either side of one of the given type.
+    /// A file with a readable tensor on either side of one with the given type.
     private func file(_ type: String, _ shape: [Int], bytes: Int, more: String = "") throws -> SafetensorsFile {
         let header = """
             {"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},\
@@ -84,7 +84,7 @@ struct SafetensorsElementTypeTests {
         #expect(Set(ElementType.allCases).count == ElementType.allCases.count)
         #expect(ElementType.float4.byteCount == nil && ElementType.float6E2M3.byteCount == nil)
         #expect(ElementType.complex64.byteCount == 8 && ElementType.other("x").byteCount == nil)
-        // A size that a known name contradicts is refused, however the name was given.
+        // A size that contradicts a known name is refused, however the name was given.
         var writer = SafetensorsWriter()
         let error = #expect(throws: SparseKernelsError.self) {
             try writer.add("x", elementType: .other("F32"), shape: [2], bytes: [1, 2, 3])
@@ -102,7 +102,7 @@ struct SafetensorsElementTypeTests {
         #expect(odd?.code == .invalidShape)
     }
 
-    // MARK: - What the reference implementation takes
+    // MARK: - Types that the reference implementation accepts
 
     @Test(
         "other keys in an entry, whatever their values",

@@ -87,7 +87,7 @@ import Testing
     }
 
     @Test func misalignedTypesOfEverySize() throws {
-        // The first tensor's odd size puts the second at an odd address.
+        // The odd size of the first tensor moves the second one to an odd address.
         for (type, size) in [("F16", 2), ("BF16", 2), ("I64", 8)] {
             let header =
                 #"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"#

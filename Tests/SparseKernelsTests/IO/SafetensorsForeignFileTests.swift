@@ -2,8 +2,8 @@ import Foundation
 import SparseKernels
 import Testing
 
-/// Files that the reference implementation wrote: the directories `goldens` and `captures` in the directory that the
-/// environment variable `SPARSEKERNELS_DATA` names, or in `../shared`.
+/// Files that the reference implementation wrote, in the directories `goldens` and `captures` of the directory that the
+/// environment variable `SPARSEKERNELS_DATA` names, or of `../shared`.
 private let dataDirectory: String =
     ProcessInfo.processInfo.environment["SPARSEKERNELS_DATA"]
     ?? URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../../../../shared")
@@ -33,7 +33,7 @@ private let foreignFiles: [String] = ["goldens", "captures"].flatMap { folder in
             default: continue
             }
         }
-        // Foundation's parser is the second opinion on the header.
+        // Foundation parses the header independently.
         let contents = try Data(contentsOf: URL(fileURLWithPath: "\(dataDirectory)/\(path)"), options: .alwaysMapped)
         let length = contents.prefix(8).reversed().reduce(0) { $0 << 8 | Int($1) }
         let header = try #require(

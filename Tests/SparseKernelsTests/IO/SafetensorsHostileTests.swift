@@ -1,7 +1,7 @@
 import SparseKernels
 import Testing
 
-/// A header that breaks one rule, and what the message must say.
+/// A header that breaks one rule, and text that the message must contain.
 struct HostileHeader: CustomTestStringConvertible, Sendable {
     let rule: String
     let header: String
@@ -17,7 +17,7 @@ struct HostileHeader: CustomTestStringConvertible, Sendable {
         self.message = message
     }
 
-    /// One tensor "x" with the given field in place of the right one; 8 bytes of data.
+    /// One tensor "x" with one field replaced, and 8 bytes of data.
     init(_ rule: String, dtype: String = #""F32""#, shape: String = "[2]", offsets: String = "[0,8]", _ message: String) {
         let header = #"{"x":{"dtype":\#(dtype),"shape":\#(shape),"data_offsets":\#(offsets)}}"#
         self.init(rule, header, data: 8, message)
@@ -155,7 +155,7 @@ private let ranges: [HostileHeader] = [
     .init("data without tensors", "{}", data: 1, "0 bytes, where the last tensor ends, got 1"),
 ]
 
-/// The value of a key that the format does not have is not kept, but it is JSON.
+/// The values of keys that the format does not define are not stored, but must be JSON.
 private let extras: [HostileHeader] = [
     ("", "`}`"), ("nul", "`n`"), ("TRUE", "`T`"), ("truefalse", "`f`"), ("NaN", "`N`"), ("01", "`0`"), ("-", "`-`"),
     ("-01", "`-`"),
@@ -227,7 +227,7 @@ private let extras: [HostileHeader] = [
                 return fileBytes(#"{"x":{"dtype":"U8","shape":[0],"more":\#(value),"data_offsets":[0,0]}}"#)
             }
             expectMalformed(nested(200_000), "values nested at most 125 deep")
-            // The reference implementation's limit, also where an opening stands for two levels.
+            // The limit is that of the reference implementation, also when an opening is two levels.
             let limit = opening.hasPrefix("[{") ? 62 : 125
             #expect(throws: Never.self) { try SafetensorsFile(bytes: nested(limit)) }
             expectMalformed(nested(limit + 1), "values nested at most 125 deep")
@@ -243,7 +243,7 @@ private let extras: [HostileHeader] = [
     }
 
     /// Swift sorts the marks of a character when it hashes a string, in quadratic time. U+0F73 is not itself reordered, but
-    /// stands for two marks that are.
+    /// decomposes into two marks that are.
     @Test(.timeLimit(.minutes(1)), arguments: ["\u{302}\u{323}", "\u{f73}"])
     func combiningMarksAreBounded(_ marks: String) throws {
         let many = String(repeating: marks, count: 200_000)
@@ -265,7 +265,7 @@ private let extras: [HostileHeader] = [
 
     // MARK: - Random damage
 
-    /// The fuzzing program in `Fuzz/` runs the same generator for as long as one likes.
+    /// The fuzzing program in `Fuzz/` runs the same generator without a limit.
     @Test func twentyThousandDamagedFiles() throws {
         var mutator = SafetensorsMutator(seed: 20, samples: try sampleSafetensors())
         var accepted = 0

@@ -7,7 +7,7 @@ import Testing
 
     @Test(arguments: ElementType.allCases)
     func bytesOfEveryType(_ type: ElementType) throws {
-        // Eight elements fill whole bytes whatever the type.
+        // Eight elements of any type fill whole bytes.
         let bytes = try (0..<#require(type.bitCount)).map { UInt8($0 * 3 + 1) }
         var writer = SafetensorsWriter()
         try writer.add("x", elementType: type, shape: [2, 4], bytes: bytes)
@@ -64,7 +64,7 @@ import Testing
         #expect(try copy.encoded() == directory.bytes("a"))
         try copy.add("y", from: source, named: "x")
         try copy.write(to: "\(directory.path)/b")
-        // The new file may take the place of the one that it reads.
+        // The new file may replace the file that it reads.
         try copy.write(to: "\(directory.path)/a")
         #expect(directory.bytes("a") == directory.bytes("b"))
         let file = try SafetensorsFile(path: "\(directory.path)/a")
@@ -151,7 +151,7 @@ import Testing
         }
     }
 
-    /// By the definition: sign, 5 bits of exponent, 10 bits of mantissa.
+    /// The definition: sign, 5 bits of exponent, 10 bits of mantissa.
     private func valueOfHalf(_ bits: UInt16) -> Float {
         let (exponent, mantissa) = (Int(bits >> 10 & 31), Float(bits & 1023))
         let magnitude =

@@ -2,7 +2,7 @@ import Foundation
 import SparseKernels
 import Testing
 
-/// A file with the given header text, its length and as many bytes of data.
+/// A file of the header's length, the given header text, and as many bytes of data.
 func fileBytes(_ header: String, data: Int = 0) -> [UInt8] { fileBytes(Array(header.utf8), data: data) }
 
 func fileBytes(_ header: [UInt8], data: Int = 0) -> [UInt8] {
@@ -26,7 +26,7 @@ func expectMalformed(
     }
 }
 
-/// A directory that is removed when the test is over.
+/// A directory that is removed with the object.
 final class TemporaryDirectory {
     let path: String
 

@@ -2,7 +2,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Every error names the argument, and leaves outputs as they were.
+/// Every error names the argument, and leaves outputs unchanged.
 @Suite("Paged attention: errors")
 struct PagedAttentionErrorsTests {
     private let fixture: PagedAttentionFixture
@@ -13,7 +13,7 @@ struct PagedAttentionErrorsTests {
 
     // MARK: - Operators
 
-    @Test("heads, scales, caps and masks out of their domain")
+    @Test("heads, scales, caps and masks out of their domain are errors")
     func operators() throws {
         let configuration = fixture.cache.configuration
         func expect(
@@ -39,7 +39,7 @@ struct PagedAttentionErrorsTests {
 
     // MARK: - Calls
 
-    /// The call that a test breaks in one place.
+    /// A valid call, of which each test changes one part.
     private struct Call {
         var query = [4, 3, 8]
         var output = [4, 3, 5]
@@ -84,13 +84,13 @@ struct PagedAttentionErrorsTests {
         AttentionErrorsTests.expectError(code, argument, sourceLocation: sourceLocation) { _ = try call.run() }
     }
 
-    @Test("the call that the others break")
+    @Test("the call that other tests break is valid")
     func valid() throws {
         let (output, logSumExp) = try call().run()
         #expect(!output.elements.contains(TokenKernelTests.canary) && !logSumExp.contains(TokenKernelTests.canary))
     }
 
-    @Test("operands of other extents")
+    @Test("operands of other extents are errors")
     func operands() throws {
         for shape in [[2, 3, 8], [8, 3, 8], [4, 2, 8], [4, 4, 8], [4, 3, 7]] {
             try expect(.invalidShape, "query") { $0.query = shape }
@@ -125,7 +125,7 @@ struct PagedAttentionErrorsTests {
         #expect(nothing.output.shape == [1, 0, 8] && nothing.logSumExp.shape == [1, 0])
     }
 
-    @Test("sequences and lengths")
+    @Test("wrong sequences and lengths are errors")
     func sequences() throws {
         try expect(.invalidShape, "queryLengths") { $0.queryLengths = [3] }
         try expect(.invalidShape, "queryLengths") { $0.queryLengths = [1, 1, 1] }
@@ -133,7 +133,7 @@ struct PagedAttentionErrorsTests {
         try expect(.invalidShape, "queryLengths[0]") { $0.queryLengths = [.max, .max] }
         for count in [-1, Int.min, 4] { try expect(.invalidShape, "queryLengths[1]") { $0.queryLengths = [2, count] } }
         try expect(.invalidShape, "query") { $0.queryLengths = [2, 0] }
-        // One query each.
+        // There must be one query per sequence.
         try expect(.invalidShape, "query") { $0.queryLengths = nil }
         try expect(.invalidShape, "query") { ($0.sequences, $0.queryLengths) = ([], nil) }
         try expect(.unknownSequence, "sequence") {
@@ -143,7 +143,7 @@ struct PagedAttentionErrorsTests {
         for layer in [-1, 2, Int.max] { try expect(.invalidArgument, "layer") { $0.layer = layer } }
     }
 
-    @Test("selections that do not fit")
+    @Test("selections that do not fit are errors")
     func selections() throws {
         func selection(
             unit: Int = 16, sequences: Int = 2, heads: Int = 2, _ indices: [Int32] = []
@@ -156,7 +156,7 @@ struct PagedAttentionErrorsTests {
         try expect(.invalidShape, "selection.sequences") { $0.selection = try selection(sequences: 1) }
         for heads in [1, 3, 8] { try expect(.invalidShape, "selection.heads") { $0.selection = try selection(heads: heads) } }
         for unit in [2, 8, 32] { try expect(.invalidShape, "selection.unit") { $0.selection = try selection(unit: unit) } }
-        // The last list is that of the second sequence, of three tokens.
+        // The last list belongs to the second sequence, which has three tokens.
         try expect(.invalidArgument, "selection.indices[1]") { $0.selection = try selection([0, 1]) }
         try expect(.invalidArgument, "selection.indices[2]") { $0.selection = try selection(unit: 1, heads: 4, [0, 2, 3]) }
         try expect(.invalidArgument, "selection.indices[0]") { $0.selection = try selection([.max]) }
@@ -165,7 +165,7 @@ struct PagedAttentionErrorsTests {
         }
     }
 
-    @Test("tokens that were discarded")
+    @Test("attending discarded tokens is an error")
     func discarded() throws {
         try fixture.cache.discard(fixture.sequences[0], tokens: 16..<32)
         try expect(.notFound, "sequences[0]") { _ in }

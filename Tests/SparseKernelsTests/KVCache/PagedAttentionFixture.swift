@@ -3,7 +3,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// A cache whose sequences have their pages mixed, and exact attention over what its memory holds.
+/// A cache in which pages of sequences alternate, and exact attention over its stored values.
 final class PagedAttentionFixture {
     let cache: PagedKVCache
     var sequences: [PagedKVCache.SequenceID] = []
@@ -16,21 +16,21 @@ final class PagedAttentionFixture {
         var kvHead: Int
     }
 
-    /// The tokens of one head of a sequence, by position. Those of discarded pages are not there.
+    /// The tokens of one head of a sequence by position, without those of discarded pages.
     private struct Stored {
         var slots: [Int32]
         var keys: [[Double]]
         var values: [[Double]]
     }
 
-    /// Query heads and key/value heads.
+    /// Numbers of query heads and of key/value heads.
     static let heads = [(1, 1), (4, 1), (8, 2), (6, 2), (3, 3)]
 
     init(_ configuration: KVCacheConfiguration, lengths: [Int] = [], seed: UInt64 = 1) throws {
         cache = try PagedKVCache(configuration)
         self.seed = seed
         for _ in lengths { sequences.append(cache.makeSequence()) }
-        // In turns, so that neighbouring pages belong to different sequences.
+        // Sequences grow in turns, so that neighbouring pages belong to different sequences.
         var first = 0
         while first < lengths.max() ?? 0 {
             for (sequence, length) in zip(sequences, lengths) where first < length {
@@ -40,7 +40,7 @@ final class PagedAttentionFixture {
         }
     }
 
-    /// Small heads in pages of 16 tokens.
+    /// Creates small heads in pages of 16 tokens.
     convenience init(
         _ format: KVFormat, kvHeads: Int = 2, layers: Int = 1, pages: Int = 500, lengths: [Int], seed: UInt64 = 1
     ) throws {
@@ -50,7 +50,7 @@ final class PagedAttentionFixture {
             lengths: lengths, seed: seed)
     }
 
-    /// New tokens in every layer, or in one.
+    /// Appends new tokens in every layer, or in one.
     func append(_ tokens: Int, to sequence: PagedKVCache.SequenceID, layer: Int? = nil) throws {
         let sizes = cache.configuration
         for layer in layer.map({ $0...$0 }) ?? 0...sizes.layers - 1 {
@@ -95,7 +95,7 @@ final class PagedAttentionFixture {
         return (0..<tokens.channels).map { TokenPool.value(tokens, slot: Int(slot), channel: $0, isValue: isValue) }
     }
 
-    /// One row over some positions, with the bounds of `TokenErrorBound`.
+    /// The exact result of one row over some positions, with the bounds of `TokenErrorBound`.
     func expected(
         _ attention: PagedAttention, query: [Double], head: Int, token: Int, of sequence: PagedKVCache.SequenceID,
         positions: [Int], at position: Int = 0, layer: Int = 0
@@ -135,7 +135,7 @@ final class PagedAttentionFixture {
             row: row, output: bound.output + coding + codes.output, logSumExp: bound.logSumExp + codes.logSumExp)
     }
 
-    /// Rows of a call: all heads of a few queries of every sequence. `positions` are what a query head sees from a position.
+    /// The rows of a call, for all heads of a few queries of every sequence. A query head at a position sees `positions`.
     func expected<Q: AttentionElement>(
         _ attention: PagedAttention, query: Tensor<Q>, queryLengths: [Int], layer: Int = 0,
         positions: (_ sequence: Int, _ head: Int, _ position: Int) -> [Int] = { _, _, position in
@@ -148,7 +148,7 @@ final class PagedAttentionFixture {
             let count = queryLengths[index]
             let length = try cache.length(of: sequence, layer: layer)
             for i in Set([0, count / 2, count - 1]).sorted() where count > 0 {
-                // The oracle of a long row takes ten milliseconds in a debug build.
+                // In debug builds, the oracle takes ten milliseconds for a long row.
                 let heads = length > 500 ? [0, attention.queryHeads - 1] : Array(0..<attention.queryHeads)
                 for head in Set(heads).sorted() {
                     let seen = positions(index, head, length - count + i)
@@ -208,7 +208,7 @@ final class PagedAttentionFixture {
     }
 }
 
-/// Bits of outputs and LSE, row by row of some tokens.
+/// The bits of outputs and LSE, row by row, of some tokens.
 func bits(_ state: AttentionState, tokens: Range<Int>) -> [[UInt32]] {
     let (count, channels) = (state.output.shape[1], state.output.shape[2])
     let (output, logSumExp) = (state.output.elements, state.logSumExp.elements)

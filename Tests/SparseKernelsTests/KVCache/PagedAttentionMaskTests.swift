@@ -43,7 +43,7 @@ struct PagedAttentionMaskTests {
         }
     }
 
-    @Test("pages that no query sees may be gone", arguments: [KVFormat.bfloat16, .int8])
+    @Test("pages that no query sees may have been discarded", arguments: [KVFormat.bfloat16, .int8])
     func discarded(_ format: KVFormat) throws {
         let fixture = try PagedAttentionFixture(format, lengths: [2000, 200])
         let query = try PagedAttentionTests.query(heads: 4, [5, 1])
@@ -52,7 +52,7 @@ struct PagedAttentionMaskTests {
             try attention(query: query, cache: fixture.cache, sequences: fixture.sequences, queryLengths: [5, 1])
         }
         let before = try state(attention)
-        // The first of five queries stands at 1995 and sees from 1896 on.
+        // The first of five queries is at position 1995 and sees keys from 1896 on.
         try fixture.cache.discard(fixture.sequences[0], tokens: 20..<1896)
         #expect(try fixture.cache.pageTable(of: fixture.sequences[0]).filter { $0 == -1 }.count == 1888 / 16 - 2)
         #expect(bits(try state(attention)) == bits(before))
@@ -64,14 +64,14 @@ struct PagedAttentionMaskTests {
         }
         expectGone(.causal)
         expectGone(.streaming(sink: 33, window: 100))
-        // The page of 1872 is gone, and the first query sees it.
+        // The page of token 1872 was discarded, and the first query sees it.
         expectGone(.streaming(sink: 20, window: 109))
         _ = try state(fixture.attention(queryHeads: 4, mask: .streaming(sink: 32, window: 108)))
     }
 
     // MARK: - Full, windows, linear biases
 
-    /// The positions that a mask shows, by its definition.
+    /// The positions that a mask shows, by the mask's definition.
     static func positions(_ mask: KVMask, _ position: Int, length: Int) -> [Int] {
         (0..<length).filter { token in
             switch mask {
@@ -162,7 +162,9 @@ struct PagedAttentionMaskTests {
 
     // MARK: - Empty sequences
 
-    @Test("empty sequences, and more queries than tokens", arguments: masks + [.streaming(sink: 2, window: 3)])
+    @Test(
+        "empty sequences and more queries than tokens agree with the oracle",
+        arguments: masks + [.streaming(sink: 2, window: 3)])
     func empty(_ mask: KVMask) throws {
         let (lengths, queryLengths) = ([0, 3, 20, 0, 7, 1], [1, 5, 0, 2, 2, 3])
         let fixture = try PagedAttentionFixture(.float16, lengths: lengths)
@@ -175,7 +177,7 @@ struct PagedAttentionMaskTests {
             let state = try attention(
                 query: query, cache: fixture.cache, sequences: fixture.sequences, queryLengths: queryLengths)
             PagedAttentionFixture.compare(state, expected, "\(set), \(mask)")
-            // The query of the first sequence, and those of the fourth.
+            // Token 0 is the query of the first sequence; 6 and 7 are those of the fourth.
             for token in [0, 6, 7] {
                 for head in 0..<4 {
                     #expect(state.logSumExp[flat: head * 13 + token] == -.infinity)
@@ -198,7 +200,7 @@ struct PagedAttentionMaskTests {
         }
     }
 
-    @Test("selections with empty sequences", arguments: InstructionSet.available)
+    @Test("selections may have empty sequences", arguments: InstructionSet.available)
     func emptySelections(_ set: InstructionSet) throws {
         let configuration = try KVCacheConfiguration(
             kvHeads: 2, headDim: 8, pageSize: 16, pageCapacity: 20, metadata: PageMetadata())
@@ -212,7 +214,7 @@ struct PagedAttentionMaskTests {
         #expect((0..<4).allSatisfy { state.logSumExp[flat: 2 * $0].isFinite })
     }
 
-    @Test("masks and slopes out of their domain")
+    @Test("masks and slopes out of their domain are errors")
     func errors() throws {
         let configuration = try KVCacheConfiguration(kvHeads: 1, headDim: 8, pageCapacity: 1)
         func expect(_ code: SparseKernelsError.Code, _ argument: String, _ mask: KVMask = .causal, _ slopes: [Float]? = nil) {

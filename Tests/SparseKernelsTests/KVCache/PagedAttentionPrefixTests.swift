@@ -2,17 +2,17 @@ import Testing
 
 @testable import SparseKernels
 
-/// Pages that several sequences share are attended once, and no bit of any result says so.
+/// Pages that several sequences share are attended once, which changes no bit of any result.
 @Suite("Paged attention: shared prefixes")
 struct PagedAttentionPrefixTests {
-    /// A family of forks, and others.
+    /// Forks of one sequence, and other sequences.
     struct Family {
         let fixture: PagedAttentionFixture
         let sequences: [PagedKVCache.SequenceID]
         let queryLengths = [1, 1, 5, 2, 70, 1, 3, 2]
 
         init(_ format: KVFormat, parent length: Int) throws {
-            // The third one stands alone, the second one has a child of its own.
+            // The third one has no relatives, and the second one has a child.
             fixture = try PagedAttentionFixture(format, lengths: [length, 1300, 1040])
             let cache = fixture.cache
             let (parent, other) = (fixture.sequences[0], fixture.sequences[1])
@@ -25,7 +25,7 @@ struct PagedAttentionPrefixTests {
             try fixture.append(700, to: early)
             let child = try cache.fork(other)
             try fixture.append(3, to: child)
-            // Families are mixed in the call.
+            // Members of different families alternate in the call.
             sequences = [parent, other, longer, twin, early, fixture.sequences[2], child, onBoundary]
         }
 
@@ -91,13 +91,13 @@ struct PagedAttentionPrefixTests {
     func plan() throws {
         let family = try Family(.float16, parent: 2100)
         let batch = try batch(family)
-        // Members of the first family have 2048 tokens in common: `early` leaves it at 1500, and the first query of
-        // `onBoundary` stands at 2048. Five with 1024 tokens would save less than four with 2048.
+        // Members of the first family share 2048 tokens. `early` leaves it at 1500, and the first query of `onBoundary` is at
+        // 2048. Sharing 1024 tokens among five would save less than 2048 among four.
         let shared = Dictionary(uniqueKeysWithValues: batch.sequences.map { ($0.index, $0.sharedLength) })
         #expect([0, 2, 3, 7].map { shared[$0] } == [2048, 2048, 2048, 2048])
         #expect([1, 6].map { shared[$0] } == [1024, 1024])
         #expect([4, 5].map { shared[$0] } == [0, 0])
-        // Every query of every sequence has one row, whatever the order.
+        // In any order, every query of every sequence has one row.
         #expect(batch.sequences.map(\.index).sorted() == Array(0..<8))
         #expect(batch.groupOfRow.allSatisfy { $0 >= 0 } && batch.groupOfRow.count == 85 * 6)
 
@@ -108,7 +108,7 @@ struct PagedAttentionPrefixTests {
         }
     }
 
-    @Test("the same sequence twice")
+    @Test("a call may name the same sequence twice")
     func twice() throws {
         let fixture = try PagedAttentionFixture(.float16, lengths: [2100])
         let sequence = fixture.sequences[0]

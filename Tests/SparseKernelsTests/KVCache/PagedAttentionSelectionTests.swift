@@ -22,7 +22,7 @@ struct PagedAttentionSelectionTests {
             unit: unit, sequences: lengths.count, heads: heads, offsets: offsets, indices: indices)
     }
 
-    /// Some indices of each list, none for every seventh one.
+    /// Some indices for each list, and none for every seventh one.
     private static func some(unit: Int, heads: Int, seed: UInt64) throws -> KVSelection {
         var generator = SplitMix64(seed: seed)
         var lists = 0
@@ -89,7 +89,7 @@ struct PagedAttentionSelectionTests {
         }
     }
 
-    @Test("lists may leave out pages that are gone, and must")
+    @Test("lists may and must leave out discarded pages")
     func discarded() throws {
         let fixture = try PagedAttentionFixture(.float16, lengths: Self.lengths)
         let attention = try fixture.attention(queryHeads: 4)
@@ -99,7 +99,7 @@ struct PagedAttentionSelectionTests {
                 query: query, cache: fixture.cache, sequences: fixture.sequences, queryLengths: Self.queryLengths,
                 selection: selection)
         }
-        // Pages 3 and 4 of the fourth sequence.
+        // These are pages 3 and 4 of the fourth sequence.
         let pages = try Self.selection(unit: 16, heads: 2) { sequence, _, limit in
             (0..<limit).filter { sequence != 3 || $0 < 3 || $0 > 4 }
         }
@@ -117,7 +117,7 @@ struct PagedAttentionSelectionTests {
 
     // MARK: - Errors
 
-    @Test("lists that are none")
+    @Test("malformed lists are errors")
     func malformedLists() {
         func expect(
             _ code: SparseKernelsError.Code, _ argument: String, unit: Int = 1, sequences: Int = 1, heads: Int = 2,

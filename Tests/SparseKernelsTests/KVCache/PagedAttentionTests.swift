@@ -6,7 +6,7 @@ import Testing
 
 @Suite("Paged attention")
 struct PagedAttentionTests {
-    /// Lengths around pages of 16 tokens and chunks of 1024, with queries of every kind.
+    /// Lengths around pages of 16 tokens and chunks of 1024, with one query and with several.
     static let lengths = [1, 15, 16, 17, 1023, 1024, 1025, 2100]
     static let queryLengths = [1, 1, 5, 2, 1, 5, 2, 70]
 
@@ -69,7 +69,7 @@ struct PagedAttentionTests {
         PagedAttentionFixture.compare(output, logSumExp, expected, "\(set), \(Q.self) to \(O.self)")
     }
 
-    @Test("queries and outputs of every element type", arguments: InstructionSet.available)
+    @Test("queries and outputs may have every element type", arguments: InstructionSet.available)
     func elementTypes(_ set: InstructionSet) throws {
         try expectOutput(Float.self, BFloat16.self, set)
         try expectOutput(BFloat16.self, Float.self, set)
@@ -87,7 +87,7 @@ struct PagedAttentionTests {
         let expected = try attention(
             query: query, cache: fixture.cache, sequences: fixture.sequences, queryLengths: [3, 1, 2])
 
-        // Tokens outermost; rows of 8 channels 11 apart, rows of 5 channels 7 apart.
+        // Tokens are outermost. Rows of 8 channels are 11 apart, and rows of 5 channels 7 apart.
         let wide = try TensorGeometry(heads: 4, tokens: 6, channels: 8, headStride: 11, tokenStride: 50)
         let narrow = try TensorGeometry(heads: 4, tokens: 6, channels: 5, headStride: 7, tokenStride: 31)
         var operand = [Float](repeating: .nan, count: 6 * 50)
@@ -116,7 +116,7 @@ struct PagedAttentionTests {
         }
         #expect(output.allSatisfy { $0 == TokenKernelTests.canary })
 
-        // Without a log-sum-exp, [tokens, heads, channels].
+        // Without a log-sum-exp, with operands as [tokens, heads, channels].
         let turned = try Tensor<Float>([6, 4, 8]) { query[flat: ($0 / 8 % 4 * 6 + $0 / 32) * 8 + $0 % 8] }
         var result = try Tensor<Float>(zeros: [6, 4, 5])
         try attention.run(
@@ -146,7 +146,7 @@ struct PagedAttentionTests {
 
     @Test("decoding step by step agrees with one call of many queries", arguments: KVFormat.allCases)
     func decodeLoop(_ format: KVFormat) throws {
-        // Across the end of a page and of a chunk.
+        // The steps cross the end of a page and of a chunk.
         let fixture = try PagedAttentionFixture(format, lengths: [1020])
         let sequence = fixture.sequences[0]
         let attention = try PagedAttention(queryHeads: 4, configuration: fixture.cache.configuration)
@@ -246,7 +246,7 @@ struct PagedAttentionTests {
         let fixture = try PagedAttentionFixture(.int8, lengths: [1500, 700])
         let attention = try PagedAttention(queryHeads: 8, configuration: fixture.cache.configuration)
         let query = try Self.query(heads: 8, [30, 1])
-        // Nobody writes.
+        // No task writes to the cache.
         nonisolated(unsafe) let cache = fixture.cache
         let sequences = fixture.sequences
         let expected = try attention(query: query, cache: cache, sequences: sequences, queryLengths: [30, 1]).output.bits

@@ -6,7 +6,7 @@
     /// Each test runs in a process of its own, because counting overwrites the allocation functions of the whole process.
     @Suite("Paged KV cache: allocations")
     struct PagedKVCacheAllocationTests {
-        @Test("a token appended to a page that is there allocates nothing")
+        @Test("appending a token to an existing page allocates nothing")
         func oneToken() async {
             await #expect(processExitsWith: .success) {
                 let caches = try SmallCache.all.map {

@@ -1,7 +1,7 @@
 import SparseKernels
 import Testing
 
-/// Every error leaves the cache as it was.
+/// Every error leaves the cache unchanged.
 @Suite("Paged KV cache: errors")
 struct PagedKVCacheErrorsTests {
     private static let bounds = SmallCache.all[0]
@@ -18,7 +18,7 @@ struct PagedKVCacheErrorsTests {
 
     @Test("no page is free", arguments: SmallCache.all)
     func exhausted(_ small: SmallCache) throws {
-        // Two full pages and one of 7 tokens, all shared.
+        // Two full pages and one of 7 tokens are all shared.
         let model = try model(small, tokens: 39, pageCapacity: 3)
         let child = try model.fork(0)
         let empty = model.make()
@@ -31,7 +31,7 @@ struct PagedKVCacheErrorsTests {
                 try model.overwrite(3..<4, of: child, layer: layer)
             }
         }
-        // What needs no page goes on.
+        // Operations that need no page still succeed.
         try model.truncate(child, to: 32)
         try model.append(5, to: 0)
         try model.check("after errors")
@@ -41,13 +41,13 @@ struct PagedKVCacheErrorsTests {
     func together() throws {
         let model = try model(Self.bounds, tokens: 23, pageCapacity: 3)
         let child = try model.fork(0)
-        // A copy of the second page, and a third page.
+        // This needs a copy of the second page, and a third page.
         try model.expectUnchanged(.capacityExceeded, "pageCapacity") { try model.append(10, to: child, layer: 0) }
         try model.append(9, to: child, layer: 0)
         try model.check("the copy alone fits")
     }
 
-    @Test("copies of two shared pages")
+    @Test("an overwrite fails as a whole when copies of two shared pages do not fit")
     func twoCopies() throws {
         let model = try model(Self.alone, tokens: 30, pageCapacity: 3)
         let child = try model.fork(0)
@@ -81,7 +81,7 @@ struct PagedKVCacheErrorsTests {
 
     @Test("a pool that the system does not reserve")
     func addressSpace() throws {
-        // 2⁴⁵ bytes each, of the 2⁴⁷ that a process has.
+        // These are 2⁴⁵ bytes each, of the 2⁴⁷ of a process.
         let configuration = try KVCacheConfiguration(
             kvHeads: 16, headDim: 256, pageSize: 128, pageCapacity: 1 << 23, format: .float32)
         #expect(configuration.pageCapacity * configuration.bytesPerPage == 1 << 45)
@@ -111,7 +111,7 @@ struct PagedKVCacheErrorsTests {
         for call in calls { try model.expectUnchanged(.unknownSequence, "sequence", call) }
     }
 
-    @Test("lengths, positions, ranges and layers outside")
+    @Test("lengths, positions, ranges and layers out of their domain are errors")
     func ranges() throws {
         let model = try model(Self.bounds, tokens: 20, pageCapacity: 4)
         try model.append(3, to: 0, layer: 1)
@@ -120,7 +120,7 @@ struct PagedKVCacheErrorsTests {
             try model.expectUnchanged(.invalidArgument, "length") { try cache.truncate(id, to: length) }
             try model.expectUnchanged(.invalidArgument, "length") { _ = try cache.fork(id, at: length) }
         }
-        // Discarding is for tokens of every layer.
+        // Only tokens of every layer can be discarded.
         for range in [-1..<16, 0..<21, 30..<40, 0..<Int.max] {
             try model.expectUnchanged(.invalidArgument, "tokens") { try cache.discard(id, tokens: range) }
             try model.expectUnchanged(.invalidArgument, "tokens") { _ = try cache.keys(of: id, tokens: range) }
@@ -175,7 +175,7 @@ struct PagedKVCacheErrorsTests {
         try model.check("around the hole")
     }
 
-    @Test("operands of other extents")
+    @Test("operands of other extents are errors")
     func shapes() throws {
         let model = try model(Self.bounds, tokens: 20, pageCapacity: 4)
         let shapes: [(String, [Int], [Int])] = [
@@ -195,12 +195,12 @@ struct PagedKVCacheErrorsTests {
 
     // MARK: - Elements
 
-    /// An element, and whether half precision holds it.
+    /// An element, and whether it is in the range of half precision.
     private static let elements: [(Float, Bool)] = [
         (.nan, false), (.infinity, false), (-.infinity, false), (65505, false), (-1e30, false), (65504, true), (-65504, true),
     ]
 
-    @Test("elements beyond half precision, where scales, bounds or estimates must hold", arguments: SmallCache.all)
+    @Test("elements beyond half precision are refused where scales, bounds or estimates need it", arguments: SmallCache.all)
     func elements(_ small: SmallCache) throws {
         let quantized = [KVFormat.int8, .int4]
         let boundsKeys = quantized.contains(small.format) || small.metadata != nil || small.estimates
@@ -222,7 +222,7 @@ struct PagedKVCacheErrorsTests {
                 } else {
                     try cache.append(key: keys.view(), value: values.view(), to: id)
                     let read = try (isKey ? cache.keys(of: id, tokens: 20..<23) : cache.values(of: id, tokens: 20..<23))
-                    // Floating point as IEEE has it; codes are near, and never NaN.
+                    // Floating-point formats follow IEEE; codes are near the value, and never NaN.
                     #expect(read.elements.contains { $0.isNaN } == element.isNaN)
                 }
             }
@@ -243,7 +243,7 @@ struct PagedKVCacheErrorsTests {
         for (bits, fits) in [(UInt16(0x7bff), true), (0xfbff, true), (0x7c00, false), (0xfc00, false), (0x7e00, false)] {
             expect(try Tensor<Float16>([2, 1, 9]) { Float16(bitPattern: $0 == 11 ? bits : 0) }, fits: fits)
         }
-        // 65280 and 65536 are neighbours.
+        // 65280 and 65536 are neighbours in bfloat16.
         for (bits, fits) in [(UInt16(0x477f), true), (0xc77f, true), (0x4780, false), (0x7f80, false), (0xffc0, false)] {
             expect(try Tensor<BFloat16>([2, 1, 9]) { BFloat16(bitPattern: $0 == 11 ? bits : 0) }, fits: fits)
         }

@@ -17,7 +17,7 @@ struct PagedKVCacheFileTests {
         try PagedKVCache(SafetensorsFile(bytes: bytes, named: "cache"), pageCapacity: pageCapacity)
     }
 
-    /// Sequences that share pages, with holes, an empty one and a freed one, in a pool with gaps.
+    /// Sequences that share pages, with holes, an empty sequence and a freed one, in a pool with gaps.
     private func sample(_ small: SmallCache) throws -> PagedKVCacheModel {
         let model = try PagedKVCacheModel(small.configuration(pageCapacity: 20))
         let (first, freed, parent) = (model.make(), model.make(), model.make())
@@ -45,18 +45,18 @@ struct PagedKVCacheFileTests {
         #expect(cache.usedPageCount == model.cache.usedPageCount)
         #expect(cache.sequences == model.cache.sequences)
         #expect(try model.snapshot() == before, "saving changed the cache")
-        // Pages are renumbered; everything else is the same, and a saved copy of the copy is the same file.
+        // Pages are renumbered and everything else is equal, and saving the copy gives the same file.
         model.replaceCache(cache)
         try model.check("restored")
         #expect(try saved(cache) == bytes)
         #expect(bytes.count < cache.usedByteCount + 4096)
-        // Writing to one of several sequences that share a page still copies it.
+        // Writing to a sequence that shares pages still copies the page.
         for index in model.sequences.indices { try model.append(2, to: index) }
         try model.overwrite(0..<3, of: 1, layer: 0)
         try model.check("continued")
     }
 
-    @Test("an empty cache")
+    @Test("an empty cache comes back from a file")
     func empty() throws {
         let model = try PagedKVCacheModel(SmallCache.all[4].configuration())
         model.replaceCache(try restored(saved(model.cache)))
@@ -78,7 +78,7 @@ struct PagedKVCacheFileTests {
         #expect(try copy.length(of: decoded) == 0)
     }
 
-    @Test("another number of pages, another instruction set")
+    @Test("a cache comes back with another number of pages and another instruction set")
     func otherCapacity() throws {
         let model = try sample(SmallCache.all[1])
         let bytes = try saved(model.cache)
@@ -95,7 +95,7 @@ struct PagedKVCacheFileTests {
         try model.check("portable")
     }
 
-    @Test("a file that cannot be written or read")
+    @Test("a file that cannot be written or read is an error")
     func paths() throws {
         let cache = try PagedKVCache(SmallCache.all[2].configuration())
         let path = "/nowhere/cache.safetensors"
@@ -104,7 +104,7 @@ struct PagedKVCacheFileTests {
         #expect(error?.code == .inputOutput)
     }
 
-    /// Rows of floats are padded to 16 channels: a file that says 10 in place of 9 has the same bytes.
+    /// Rows of floats are padded to 16 channels, so that a file that says 10 instead of 9 has equally many bytes.
     @Test("a padded channel is 0")
     func padding() throws {
         let model = try sample(SmallCache.all[2])
@@ -115,7 +115,7 @@ struct PagedKVCacheFileTests {
 
     // MARK: - Damage
 
-    /// The file with tensors and metadata replaced; nil leaves a part out.
+    /// The file with tensors and metadata replaced, or left out for nil.
     private func changed(
         _ bytes: [UInt8], metadata: [String: String?] = [:], _ change: (inout Parts) throws -> Void = { _ in }
     ) throws -> [UInt8] {
@@ -149,7 +149,7 @@ struct PagedKVCacheFileTests {
 
     @Test("numbers that make no cache are errors of the file")
     func damagedNumbers() throws {
-        // Sequences 0, 1 (freed), 2, 3 (empty), 4, 5.
+        // The sequences are 0, 1 (freed), 2, 3 (empty), 4 and 5.
         let bytes = try saved(sample(SmallCache.all[0]).cache)
         _ = try restored(changed(bytes))
         let damages: [(String, (inout Parts) -> Void)] = [
@@ -204,7 +204,7 @@ struct PagedKVCacheFileTests {
                     [.malformedFile, .notFound].contains(error?.code), "\(key) \(value ?? "-"): \(String(describing: error))")
             }
         }
-        // Without page metadata the cache is one that keeps none.
+        // Without page metadata in the file, the cache keeps none.
         let plain = try restored(changed(bytes, metadata: ["metadataKind": nil]))
         #expect(plain.configuration.metadata == nil)
     }
@@ -218,7 +218,7 @@ struct PagedKVCacheFileTests {
         for step in 0..<2000 {
             var bytes = step % 2 == 0 ? mutator.next() : random.pick(samples)
             if step % 2 == 1 {
-                // Numbers of tables, lengths and offsets: they are small parts of a file, so that damage anywhere rarely meets one.
+                // Numbers of tables, lengths and offsets are small parts of a file, which damage at random places rarely meets.
                 let file = try SafetensorsFile(bytes: bytes)
                 let start = bytes.count - file.tensors.map(\.byteRange.upperBound).max()!
                 let small = file.tensors.filter { ["tables", "lengths", "tableOffsets", "generations"].contains($0.name) }
@@ -239,7 +239,7 @@ struct PagedKVCacheFileTests {
         #expect(accepted > 50 && rejected > 500, "\(accepted) accepted, \(rejected) rejected")
     }
 
-    /// Reads and writes whatever the cache says it has.
+    /// Reads and writes all that the cache claims to have.
     private func use(_ cache: PagedKVCache) throws {
         let configuration = cache.configuration
         let key = try Tensor<Float>(zeros: [configuration.kvHeads, 1, configuration.headDim])
@@ -247,7 +247,7 @@ struct PagedKVCacheFileTests {
         for sequence in cache.sequences {
             for layer in 0..<configuration.layers {
                 let length = try cache.length(of: sequence, layer: layer)
-                // Discarded tokens are an error.
+                // Reading discarded tokens is an error.
                 if try !cache.pageTable(of: sequence).contains(-1) {
                     #expect(try cache.keys(of: sequence, layer: layer).shape[1] == length)
                     #expect(try cache.values(of: sequence, layer: layer).shape[1] == length)

@@ -1,13 +1,12 @@
 import SparseKernels
 import Testing
 
-/// A cache beside a plain model of it: per sequence and layer, the list of its tokens, each of them a number that its elements follow
-/// from.
+/// A cache and a plain model of it: a list of tokens per sequence and layer, as numbers that determine their elements.
 final class PagedKVCacheModel {
     struct Sequence: Equatable {
-        /// Tokens of each layer.
+        /// The tokens of each layer.
         var tokens: [[Int]]
-        /// Positions in the page table whose pages were discarded.
+        /// The positions in the page table whose pages were discarded.
         var holes: Set<Int> = []
 
         var longest: Int { tokens.map(\.count).max() ?? 0 }
@@ -24,10 +23,10 @@ final class PagedKVCacheModel {
     private(set) var cache: PagedKVCache
     var sequences: [(id: ID, model: Sequence)] = []
     private var nextToken = 0
-    /// A cache of one token, which says how a token reads back.
+    /// A cache of one token, which shows how a token reads back.
     private let probe: PagedKVCache
     private var stored: [Int: Rows] = [:]
-    /// Where metadata are computed again.
+    /// A cache in which metadata are computed again.
     private let shadow: PagedKVCache
 
     var configuration: KVCacheConfiguration { cache.configuration }
@@ -44,7 +43,7 @@ final class PagedKVCacheModel {
         shadow = try PagedKVCache(small)
     }
 
-    /// Puts a cache with the same sequences in place of this one.
+    /// Replaces the cache by one with the same sequences.
     func replaceCache(_ other: PagedKVCache) { cache = other }
 
     // MARK: - Tokens
@@ -54,7 +53,7 @@ final class PagedKVCacheModel {
         return Array(nextToken..<nextToken + count)
     }
 
-    /// Multiples of 1/16 below 8 in magnitude, which every floating-point format holds exactly.
+    /// Multiples of 1/16 below 8 in magnitude, which every floating-point format represents exactly.
     private func element(_ token: Int, _ head: Int, _ channel: Int, _ salt: UInt64) -> Float {
         var random = SplitMix64(seed: UInt64(token) << 24 | UInt64(head) << 16 | UInt64(channel) << 1 | salt)
         return Float(Int(random.next() >> 56) - 128) / 16
@@ -70,7 +69,7 @@ final class PagedKVCacheModel {
     func keys(_ tokens: [Int]) throws -> Tensor<Float> { try operand(tokens, configuration.headDim, 0) }
     func values(_ tokens: [Int]) throws -> Tensor<Float> { try operand(tokens, configuration.valueDim, 1) }
 
-    /// What the cache must give back for tokens, `[kvHeads, tokens, channels]`.
+    /// The rows that the cache must return for tokens, `[kvHeads, tokens, channels]`.
     private func expected(_ tokens: [Int]) throws -> Rows {
         for token in tokens where stored[token] == nil {
             let sequence = probe.makeSequence()
@@ -100,7 +99,7 @@ final class PagedKVCacheModel {
         return sequences.count - 1
     }
 
-    /// The model changes after the cache, so that it is unchanged too when the cache throws.
+    /// The model changes after the cache, so that it is unchanged when the cache throws.
     func append(_ count: Int, to index: Int, layer: Int, on pool: WorkerPool = .serial) throws {
         let tokens = newTokens(count)
         let (keys, values) = (try keys(tokens), try values(tokens))
@@ -158,7 +157,7 @@ final class PagedKVCacheModel {
 
     // MARK: - Comparing
 
-    /// Lengths, tables, contents, reference counts, free pages and metadata.
+    /// Checks lengths, tables, contents, reference counts, free pages and metadata.
     func check(_ label: String, contents: Bool = true, sourceLocation: SourceLocation = #_sourceLocation) throws {
         var holders: [Int32: Int] = [:]
         for (id, model) in sequences {
@@ -182,7 +181,7 @@ final class PagedKVCacheModel {
         #expect(Set(cache.sequences) == Set(sequences.map(\.id)), "\(label)", sourceLocation: sourceLocation)
     }
 
-    /// Runs of tokens between holes.
+    /// Checks the runs of tokens between holes.
     private func checkContents(
         of id: ID, _ model: Sequence, layer: Int, _ label: String, _ sourceLocation: SourceLocation
     ) throws {
@@ -200,7 +199,7 @@ final class PagedKVCacheModel {
         }
     }
 
-    /// Bytes of the metadata against those of the same page in another cache, where all of it is computed at once.
+    /// Compares the bytes of the metadata with those of the same page in another cache, which computes all of them at once.
     private func checkMetadata(
         _ pages: [Int32], layer: Int, length: Int, _ label: String, _ sourceLocation: SourceLocation
     ) throws {
@@ -233,7 +232,7 @@ final class PagedKVCacheModel {
         Array(UnsafeRawBufferPointer(start: pointer, count: count))
     }
 
-    /// Everything that a call that throws must leave as it was: tables, lengths, counts and the bytes of the used pages.
+    /// All that a throwing call must leave unchanged: tables, lengths, counts and the bytes of the used pages.
     struct Snapshot: Equatable {
         let tables: [[Int32]]
         let lengths: [[Int]]
@@ -265,7 +264,7 @@ final class PagedKVCacheModel {
             counts: used.map { cache.referenceCount(ofPage: $0) }, freePages: cache.freePageCount, bytes: pageBytes)
     }
 
-    /// Expects an error of a code, and that nothing has changed.
+    /// Expects an error of a code and no change.
     func expectUnchanged(
         _ code: SparseKernelsError.Code, _ argument: String, sourceLocation: SourceLocation = #_sourceLocation,
         _ body: () throws -> Void
@@ -282,7 +281,7 @@ final class PagedKVCacheModel {
     }
 }
 
-/// A configuration of small numbers, most of them odd, and a name.
+/// A named configuration of small numbers, most of them odd.
 struct SmallCache: CustomTestStringConvertible, Sendable {
     let testDescription: String
     let format: KVFormat

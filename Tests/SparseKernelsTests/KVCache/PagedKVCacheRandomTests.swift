@@ -3,7 +3,7 @@ import Testing
 
 @Suite("Paged KV cache: random operations")
 struct PagedKVCacheRandomTests {
-    /// 5 configurations of 1500 operations, in pools so small that many of them find no page.
+    /// Runs 1500 operations on each of 5 configurations, with pools so small that many operations find no page.
     @Test("thousands of operations agree with a model", arguments: SmallCache.all)
     func agreesWithModel(_ small: SmallCache) throws {
         let model = try PagedKVCacheModel(small.configuration())
@@ -68,7 +68,7 @@ struct PagedKVCacheRandomTests {
         return min(a, b)..<max(a, b)
     }
 
-    /// A length that does not end inside a discarded page.
+    /// A length that does not end within a discarded page.
     private func cut(_ sequence: PagedKVCacheModel.Sequence, _ pageSize: Int, _ random: inout SplitMix64) -> Int {
         let length = random.below(sequence.longest + 1)
         return sequence.holes.contains(length / pageSize) ? length / pageSize * pageSize : length
@@ -79,7 +79,7 @@ struct PagedKVCacheRandomTests {
         var snapshots: [PagedKVCacheModel.Snapshot] = []
         for threads in [1, 2, 7] {
             let pool = WorkerPool(threads: threads)
-            // Enough elements to be worth a thread.
+            // Has enough elements to wake a thread.
             let configuration = try KVCacheConfiguration(
                 kvHeads: 3, headDim: 64, pageSize: 16, pageCapacity: 90, format: small.format,
                 valueFormat: small.valueFormat, metadata: small.metadata, keepsKeyEstimates: small.estimates)

@@ -24,18 +24,18 @@ struct PagedKVCacheTests {
         try model.check("\(tokens) tokens")
     }
 
-    @Test("one by one is as all at once", arguments: SmallCache.all)
+    @Test("tokens appended one by one give the same cache as all at once", arguments: SmallCache.all)
     func oneByOne(_ small: SmallCache) throws {
         let (whole, single) = (try model(small, tokens: 0), try model(small, tokens: 0))
         try whole.append(37, to: 0)
         for layer in 0..<2 { for _ in 0..<37 { try single.append(1, to: 0, layer: layer) } }
-        // Tokens are numbered as they come, so both have the same.
+        // Tokens are numbered in the order of appending, so that both have the same.
         #expect(whole.sequences[0].model == single.sequences[0].model)
         try whole.check("at once")
         try single.check("one by one")
     }
 
-    @Test("operands of any type and layout")
+    @Test("operands may have any type and layout")
     func operands() throws {
         let cache = try PagedKVCache(Self.alone.configuration(layers: 1))
         let sequence = cache.makeSequence()
@@ -67,7 +67,7 @@ struct PagedKVCacheTests {
 
     // MARK: - Forks
 
-    @Test("a fork at 0 has nothing", arguments: [bounds, alone])
+    @Test("a fork at 0 has no pages", arguments: [bounds, alone])
     func forkAtZero(_ small: SmallCache) throws {
         let model = try model(small, tokens: 23)
         let child = try model.fork(0, at: 0)
@@ -85,7 +85,7 @@ struct PagedKVCacheTests {
         try model.append(10, to: child)
         try model.append(10, to: 0)
         try model.check("fork at 32")
-        // 2 shared, the parent's third and fourth, the child's third.
+        // The pages are 2 shared ones, the parent's third and fourth, and the child's third.
         #expect(model.cache.usedPageCount == 5)
         let tables = try model.sequences.map { try model.cache.pageTable(of: $0.id) }
         #expect(tables[0].prefix(2) == tables[1].prefix(2) && tables[0][2] != tables[1][2])
@@ -100,7 +100,7 @@ struct PagedKVCacheTests {
         #expect(model.cache.usedPageCount == 3)
         try model.append(1, to: second)
         #expect(model.cache.usedPageCount == 4)
-        // The parent has the page for itself now: no copy.
+        // The parent is now the only owner of the page, so that it is not copied.
         try model.append(1, to: 0)
         #expect(model.cache.usedPageCount == 4)
         try model.check("three sequences")
@@ -133,7 +133,7 @@ struct PagedKVCacheTests {
         #expect(alone.cache.usedPageCount == 2)
     }
 
-    @Test("a child that returns nothing leaves nothing")
+    @Test("a child that is freed without tokens leaves the cache unchanged")
     func childWithoutTokens() throws {
         let model = try model(Self.bounds, tokens: 26)
         let before = try model.snapshot()
@@ -142,7 +142,7 @@ struct PagedKVCacheTests {
         #expect(try model.snapshot() == before)
     }
 
-    @Test("a chain of forks shares what it has in common")
+    @Test("a chain of forks shares its common pages")
     func chain() throws {
         let model = try model(Self.alone, tokens: 32)
         var index = 0
@@ -150,7 +150,7 @@ struct PagedKVCacheTests {
             index = try model.fork(index)
             try model.append(1, to: index)
         }
-        // 2 pages for all; then each has a copy of what its parent had behind them.
+        // All share 2 pages, and each has a copy of its parent's later ones.
         #expect(model.cache.usedPageCount == 7)
         try model.check("chain")
     }
@@ -171,7 +171,7 @@ struct PagedKVCacheTests {
         try model.check("truncated to 0")
     }
 
-    @Test("cut back and continue, as APR does at join", arguments: SmallCache.all)
+    @Test("a sequence is cut back and continued, as APR does at join", arguments: SmallCache.all)
     func rollback(_ small: SmallCache) throws {
         let model = try model(small, tokens: 37)
         for _ in 0..<4 {
@@ -218,7 +218,7 @@ struct PagedKVCacheTests {
         try model.check("401 tokens in 5 pages")
     }
 
-    @Test("forks and cuts of sequences with holes")
+    @Test("forks and cuts of sequences keep holes")
     func holes() throws {
         let model = try model(Self.bounds, tokens: 80)
         try model.discard(16..<48, of: 0)
@@ -246,7 +246,7 @@ struct PagedKVCacheTests {
     // MARK: - Bytes
 
     /// The example of Docs/Layouts/KVPages.md, as token 5 of a page.
-    @Test("the worked example of the layout page", arguments: InstructionSet.available)
+    @Test("bytes are those of the worked example of the layout page", arguments: InstructionSet.available)
     func bytes(_ set: InstructionSet) throws {
         let configuration = try KVCacheConfiguration(
             kvHeads: 1, headDim: 8, pageSize: 16, pageCapacity: 1, format: .int4, quantization: .zeroPoint)
@@ -262,7 +262,7 @@ struct PagedKVCacheTests {
         }
         #expect(bytes(.keyScales, 10..<12) == [0xef, 0x36] && bytes(.keyOffsets, 10..<12) == [0x08, 0x45])
         #expect(bytes(.keys, 20..<24) == [0x66, 0x64, 0x01, 0xf9])
-        // Words of channels; byte 2 has tokens 4 and 5, of which 4 is a zero.
+        // The words are channels. Byte 2 has tokens 4 and 5, of which token 4 is zero.
         let words = bytes(.values, 0..<32)
         #expect((0..<8).map { words[4 * $0 + 2] } == [0x60, 0x60, 0x40, 0x60, 0x10, 0x00, 0x90, 0xf0])
         let read = try cache.keys(of: sequence, tokens: 5..<6).elements

@@ -2,10 +2,10 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// NaN and infinities in keys and values reach the queries that see them, and no other: the others keep their bits.
+/// NaN and infinities in keys and values affect the queries that see them, and change no bit of other queries.
 @Suite("Paged attention: values that are not finite")
 struct PagedNonFiniteTests {
-    /// `length` tokens of which `queries` are attended from, with one token spoiled.
+    /// Attends with the last `queries` of `length` tokens, of which one token is poisoned.
     private func rows(
         _ format: KVFormat, length: Int, queries: Int, spoiled: (token: Int, key: Float?, value: Float?)?, queryHeads: Int,
         _ set: InstructionSet, threads: Int = 1
@@ -34,7 +34,7 @@ struct PagedNonFiniteTests {
 
     @Test("queries before a token keep their bits", arguments: [KVFormat.float32, .float16, .bfloat16])
     func earlierQueries(_ format: KVFormat) throws {
-        // Drafts in a step, over the border of two, and a prompt longer than a chunk.
+        // The cases are drafts within a step and across two steps, and prompts within and beyond a chunk.
         for (length, queries) in [(3, 3), (40, 7), (130, 5), (300, 300), (1030, 9)] {
             for set in InstructionSet.available {
                 for heads in [2, 6] {
@@ -47,11 +47,11 @@ struct PagedNonFiniteTests {
                             for row in clean.indices where length - queries + row % queries < token {
                                 #expect(spoiled[row] == clean[row], "\(set), \(length), token \(token), row \(row)")
                             }
-                            // Those that see a NaN have it.
+                            // Rows that see a NaN value have it in their output.
                             if v?.isNaN == true {
                                 for row in clean.indices where length - queries + row % queries >= token {
                                     #expect(Float(bitPattern: spoiled[row][20]).isNaN)
-                                    // In its channel only.
+                                    // Only the value's own channel is affected.
                                     #expect(spoiled[row].dropLast(2) == clean[row].dropLast(2))
                                 }
                             }

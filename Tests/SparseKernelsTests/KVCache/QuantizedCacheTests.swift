@@ -3,14 +3,14 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// What a user states about a quantised cache, without knowing how it computes: stored rows are near the rows that came, and attention over
-/// stored rows is a mean of stored rows.
+/// Properties of a quantised cache that do not depend on how it computes: stored rows are near the given rows, and attention
+/// over stored rows is a weighted mean of stored rows.
 @Suite("Quantised caches")
 struct QuantizedCacheTests {
     static let formats = [KVFormat.int8, .int4]
 
-    /// Rows of one head that have little in common: offsets and ranges of every size in one step, constant rows, zeros of both signs,
-    /// subnormal numbers, and the largest halves.
+    /// Rows of one head that have little in common: offsets and ranges of every size in one step, constant rows, zeros of both
+    /// signs, subnormal numbers, and the largest half-precision numbers.
     static func unlikeRows(tokens: Int, channels: Int, seed: UInt64) throws -> Tensor<Float> {
         var generator = SplitMix64(seed: seed)
         let kinds: [(base: Float, range: Float)] = [
@@ -40,7 +40,7 @@ struct QuantizedCacheTests {
 
     // MARK: - Rows
 
-    /// Half a step of the row's own range, as the rounding of the minimum widens it, and in half precision's own steps below 2⁻¹⁴.
+    /// The bound is half a step of the row's range, which the rounding of the minimum widens, or of half precision below 2⁻¹⁴.
     @Test("a stored element is within half a step of its row", arguments: formats, InstructionSet.available)
     func halfAStep(_ format: KVFormat, _ set: InstructionSet) throws {
         let limit: Float = format == .int8 ? 255 : 15
@@ -51,7 +51,7 @@ struct QuantizedCacheTests {
                 for token in 0..<72 {
                     let row = (0..<channels).map { rows[flat: token * channels + $0] }
                     let least = row.min()!
-                    // One rounding of the type that holds the minimum, and of the one that holds the step.
+                    // The minimum and the step are each rounded once to their types.
                     let offset = max(0x1p-24, abs(least) * 0x1p-10)
                     let range = (row.max()! - least + offset) / limit
                     let step = range + max(0x1p-24, range * 0x1p-10)
@@ -64,7 +64,7 @@ struct QuantizedCacheTests {
         }
     }
 
-    @Test("8 bits are not worse than 4, wherever a row lies", arguments: InstructionSet.available)
+    @Test("8 bits are not worse than 4 for rows of any offset", arguments: InstructionSet.available)
     func moreBits(_ set: InstructionSet) throws {
         for (base, range) in [(300, 1), (1000, 1), (-300, 0.5), (0, 1e-6), (100, 1), (0, 1), (-2, 4), (60000, 3)]
             as [(Float, Float)]
@@ -80,8 +80,8 @@ struct QuantizedCacheTests {
 
     // MARK: - Attention
 
-    /// Within the least and the largest stored row, plus half a code step of each row times its weight, plus roundings in single
-    /// precision of the weighted sum.
+    /// The bounds are the least and the largest stored row, plus half a code step of each row times its weight, plus roundings
+    /// of the weighted sum in single precision.
     @Test(
         "attention over stored rows lies within them", arguments: formats,
         [KVQuantization.minimum, .zeroPoint])
@@ -129,7 +129,7 @@ struct QuantizedCacheTests {
                 halfSteps += weight * max((elements.max()! - elements.min()!) / limit, collapsed) / 2
                 magnitude += weight * largest
             }
-            // Weights are exponentials of single precision, relatively within 10⁻⁶ at these scores.
+            // Weights are exponentials in single precision, with relative errors up to 10⁻⁶ at these scores.
             let rounding = 2e-6 * magnitude
             for channel in 0..<channels {
                 let column = (0..<tokens).map { Double(stored[flat: $0 * channels + channel]) }
@@ -140,8 +140,9 @@ struct QuantizedCacheTests {
         }
     }
 
-    /// As exactly as without that row. Weights of 64 rows of a range r ≈ 5.5 are multiples of δ = r/255/64/32767, off by a deviation of
-    /// δ/√12 each, and meet codes within 128 ± 46: 1.1·10⁻⁶ in all, of which six are allowed. 4 bits have the same product of δ and codes.
+    /// The result is as exact as without that row. Weights of 64 rows of range r ≈ 5.5 are multiples of δ = r/255/64/32767.
+    /// Their errors of δ/√12, times codes within 128 ± 46, are 1.1·10⁻⁶ in all. Six times that is allowed. In 4 bits δ·codes is
+    /// the same.
     @Test("a constant row does not blur the others", arguments: formats, InstructionSet.available)
     func constantRow(_ format: KVFormat, _ set: InstructionSet) throws {
         for constant: Float in [0, 3, 60, -1000, 65504] {
@@ -166,7 +167,7 @@ struct QuantizedCacheTests {
         let channels = 64
         let noise = try Tensor<Float>.normal([1, 40, channels], seed: 3)
         let query = try Tensor<Float>.normal([1, 1, channels], seed: 4)
-        // Of mean 0, so that the common offset of a key cancels.
+        // The query has mean 0, so that the common offset of a key cancels.
         let mean = query.elements.reduce(0, +) / Float(channels)
         let centred = try Tensor<Float>([1, 1, channels]) { query[flat: $0] - mean }
         for offset: Float in [0, 300, -20000] {
@@ -178,7 +179,7 @@ struct QuantizedCacheTests {
             let exact = ReferencePagedAttention().row(
                 query: centred.rows(ofHead: 0)[0], keys: try cache.keys(of: sequence).rows(ofHead: 0),
                 values: noise.rows(ofHead: 0), positions: Array(0..<40))
-            // Σ |q|·|offset| in single precision is the magnitude of a score's roundings.
+            // The roundings of a score are proportional to Σ |q|·|offset| in single precision.
             let bound = 1e-3 + 8 * 0x1p-24 * Double(abs(offset)) * 64 / 8
             #expect(abs(Double(state.logSumExp[flat: 0]) - exact.logSumExp) <= bound, "\(offset)")
         }

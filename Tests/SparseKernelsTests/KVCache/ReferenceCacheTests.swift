@@ -34,7 +34,7 @@ struct ReferenceCacheTests {
             ReferencePagedAttention(softmaxScale: 1).row(query: [1, 2], keys: keys, values: values, positions: positions)
         }
         #expect(abs(row([0, 2]).logSumExp - row([2, 0]).logSumExp) < 1e-15)
-        // Scores 1 and 0: once each, then the first one twice.
+        // The scores are 1 and 0, each once, and then the first one twice.
         let e = 2.718281828459045
         #expect(abs(row([0, 2]).output[0] - (e + 4) / (e + 1)) < 1e-15)
         #expect(abs(row([0, 2, 0]).output[0] - (2 * e + 4) / (2 * e + 1)) < 1e-15)
@@ -50,7 +50,7 @@ struct ReferenceCacheTests {
         #expect(positions(9, 2, 3) == [0, 1, 7, 8, 9])
         #expect(positions(3, 2, 3) == [0, 1, 2, 3])
         #expect(positions(0, 4, 1) == [0])
-        // LServe at 1100 cached tokens: 128 of the sink, and 845 to 1100.
+        // LServe at 1100 cached tokens has 128 of the sink, and 845 to 1100.
         let lserve = positions(1100, 128, 256)
         #expect(lserve.count == 384 && lserve[127] == 127 && lserve[128] == 845)
         #expect(ReferencePagedAttention.positions(ofPages: [2, 0], pageSize: 2, length: 5) == [4, 0, 1])
@@ -65,7 +65,7 @@ struct ReferenceCacheTests {
         #expect(pages.minima == [[-2, -1, -1, -1]])
         #expect(pages.scores(query: query) == [10.5])
         #expect(keys.map { zip($0, query).reduce(0) { $0 + $1.0 * $1.1 } } == [6.5, -2.5, 0.5])
-        // A page per key: the bound is the product.
+        // With one key per page, the bound is the product.
         #expect(ReferencePageSelection(keys: keys, pageSize: 1).scores(query: query) == [6.5, -2.5, 0.5])
         #expect(ReferencePageSelection(keys: keys, pageSize: 2).maxima == [[1, 1, 3, 2], [0.5, -1, 2, -1]])
     }
@@ -77,7 +77,7 @@ struct ReferenceCacheTests {
             ReferencePageSelection.questAccuracy(scores, length: length, pageSize: 16, tokenBudget: budget).indices
         }
         #expect(accuracy(64) == [1, 2, 3, 4])
-        // At least three pages, at most those that there are; the last page is not forced, and ties go to the lower index.
+        // At least three pages are kept if there are as many. The last page is not forced, and ties keep the lower index.
         #expect(accuracy(16) == [1, 2, 3])
         #expect(accuracy(1000, length: 81) == [0, 1, 2, 3, 4])
         #expect(accuracy(1000, length: 96) == [0, 1, 2, 3, 4, 5])
@@ -132,7 +132,7 @@ struct ReferenceCacheTests {
         let steps = Double(1 << bits - 1)
         for row in rows {
             let quantized = ReferenceKVQuantization(row, bits: bits)
-            // x/s + z leaves the codes by at most the error of s over the range and that of z, and is clamped.
+            // x/s + z exceeds the codes by at most the error of s over the range and that of z, and is clamped.
             let outside = 0x1p-11 * (steps + 2 * abs(quantized.zero))
             for (x, value) in zip(row, quantized.values) {
                 #expect(abs(x - value) <= quantized.scale * (0.5 + outside))
@@ -165,7 +165,7 @@ struct ReferenceCacheTests {
         #expect(kept(sink, 0.5) == [0])
         #expect(kept(sink, 0.85) == [0, 1, 2])
         #expect(kept(sink, 0.95) == [0, 1, 2, 3])
-        // The search starts from token 0: a weak first token keeps everything.
+        // The search starts from token 0, so that a weak first token keeps everything.
         let weak = [0.05, 0.5, 0.2, 0.15, 0.1]
         #expect(kept(weak, 0.5) == [0, 1, 2, 3, 4])
         #expect(kept(weak, 0.5, first: false) == [1])

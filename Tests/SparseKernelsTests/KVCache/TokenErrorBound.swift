@@ -3,23 +3,23 @@ import KernelInterface
 import SparseKernels
 import SparseKernelsReference
 
-/// How far the token kernels may be from exact attention over the tokens as they are stored.
+/// The largest error of the token kernels relative to exact attention over the stored tokens.
 ///
-/// Float formats: `AttentionErrorBound`. Codes add four terms. With u = 2⁻²⁴, λ = 6, steps of 128 tokens, h the middle code, and
-/// x = c + s·(code − h):
+/// For float formats it is that of `AttentionErrorBound`. Codes add four terms. Let u = 2⁻²⁴, λ = 6, steps have 128 tokens, h
+/// be the middle code, and x = c + s·(code − h).
 ///
-/// Scores. A query becomes codes of a step t = max |q|/L, L = min(32767, ⌊(2³¹ − 1)/(channels·largest code)⌋); each is off by
-/// up to t/2, which is a deviation of t/√12, and meets k − c. The exact sums of products are rounded to `Float`; c meets Σ q, a sum
-/// in `Float` of single precision:
+/// Scores: a query becomes codes of a step t = max |q|/L, L = min(32767, ⌊(2³¹ − 1)/(channels·largest code)⌋). Each code is off
+/// by at most t/2, a deviation of t/√12, times k − c. The exact sums of products are rounded to `Float`. c is multiplied by Σ
+/// q, a sum in single precision:
 ///
 ///     τ = scale·(λ·t/√12·‖k − c‖₂ + 4u·s·(|Σ q·code| + h·|Σ q|) + λ(√channels + 2)·u·|c|·Σ |q|)
 ///
-/// Outputs. A weight w = p·s becomes a multiple of δ = max w/32767 of its step: off by δ/2, or by all of w where that is less, and
-/// meets code − h. Σ p·c, a sum in `Float`, is added:
+/// Outputs: a weight w = p·s becomes a multiple of δ = max w/32767 of its step. It is off by at most δ/2, or w when that is
+/// less, times code − h. Σ p·c, a sum in `Float`, is added:
 ///
-///     ω = Σ min(δ/2, w)·|code − h|       κ = (λ·√32 + 4)·u·Σ (w·(code + h) + p·|c|)
+///     ω = Σ min(δ/2, w)·|code − h|    κ = (λ·√32 + 4)·u·Σ (w·(code + h) + p·|c|)
 enum TokenErrorBound {
-    /// Of the score of every token.
+    /// The bounds of the scores of all tokens.
     static func scores(
         query: [Double], scale: Double, key: TokenOperand, keys: [[Double]], slots: [Int32]
     ) -> [Double] {
@@ -32,7 +32,7 @@ enum TokenErrorBound {
         }
     }
 
-    /// What `AttentionErrorBound` multiplies the magnitude of a score with.
+    /// The factor of a score's magnitude in `AttentionErrorBound`.
     static func scoreUnit(headDim: Int) -> Double {
         AttentionErrorBound.confidence * (Double(headDim).squareRoot() + 2) * AttentionErrorBound.unitRoundoff
     }
@@ -50,7 +50,7 @@ enum TokenErrorBound {
         return scale * (deviation(query, key) * norm(k, less: centre) + rounding)
     }
 
-    /// What the middle code of a slot stands for.
+    /// The value of a slot's middle code.
     private static func centre(_ tokens: TokenOperand, _ slot: Int) -> Double {
         TokenPool.value(ofCode: tokens.format.middleCode, tokens, slot)
     }
@@ -66,8 +66,9 @@ enum TokenErrorBound {
         return AttentionErrorBound.confidence * step / 12.squareRoot()
     }
 
-    /// What the codes of a query do to the results of a row. Their deviations are the same for all keys, so that they do not average
-    /// out over many keys as roundings do. `scores` are those that a cap made, `biased` what else was added to them. With p the probabilities and d_j = 1 − (s_j/cap)² the slopes of a soft cap:
+    /// The effect of a query's codes on the results of a row. Their deviations are the same for all keys, so that they do not
+    /// average out over many keys as roundings do. `scores` are those after a cap, `biased` includes what was added to them.
+    /// With the probabilities p and the slopes d_j = 1 − (s_j/cap)² of a soft cap:
     ///
     ///     |δLSE| ≤ scale·λ·t/√12·‖Σ p_j·d_j·(k_j − c_j)‖₂
     ///     |δo_x| ≤ scale·λ·t/√12·‖Σ p_j·d_j·(v_jx − o_x)·(k_j − c_j)‖₂
@@ -78,7 +79,7 @@ enum TokenErrorBound {
     ) -> (output: Double, logSumExp: Double) {
         if !key.format.isQuantized || scores.isEmpty { return (0, 0) }
         let channels = query.count
-        // A line per output channel, and one for the LSE.
+        // There is a row of sums per output channel, and one for the LSE.
         var sums = [Double](repeating: 0, count: (row.output.count + 1) * channels)
         for (j, score) in scores.enumerated() {
             let slope = logitsSoftCap.map { 1 - (score / Double($0)) * (score / Double($0)) } ?? 1

@@ -4,7 +4,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Aligned memory for the kernels' floats.
+/// Aligned memory for the floats of kernels.
 final class AlignedFloats {
     let pointer: UnsafeMutablePointer<Float>
     let count: Int
@@ -27,7 +27,7 @@ struct TokenKernelTests {
     static let counts = [1, 7, 127, 128, 129, 513]
     static let canary: Float = -12345.5
 
-    /// The call of a test: rows of queries against a list of slots.
+    /// A test's call: rows of queries against a list of slots.
     struct Call {
         var pool: TokenPool
         var slots: [Int32]
@@ -41,7 +41,7 @@ struct TokenKernelTests {
         var stride: Int { TokenLayout.padded(pool.storage.configuration.valueDim) }
         func visibleCount(_ row: Int) -> Int { visible.map { Int($0[row]) } ?? slots.count }
 
-        /// Attends in pieces that end at `cuts`, and merges.
+        /// Attends in parts that end at `cuts`, and merges them.
         func run(
             _ set: InstructionSet, cuts: [Int] = [], rows range: Range<Int>? = nil
         ) -> (output: [[Float]], logSumExp: [Float]) {
@@ -111,7 +111,7 @@ struct TokenKernelTests {
         return (Array(output.prefix(valueDim)), logSumExp)
     }
 
-    /// The exact result of a row, and how far a kernel may be from it.
+    /// The exact result of a row and the largest permitted error.
     struct Expected {
         var row: ReferenceAttention.Row
         var output: Double
@@ -162,14 +162,14 @@ struct TokenKernelTests {
     func attend(_ format: KVFormat) throws {
         for (d, headDim) in Self.headDims.enumerated() {
             let valueDim = Self.headDims[(d + 4) % Self.headDims.count]
-            // Every other head dimension has values of another format.
+            // Every other head dimension has values of another format than keys.
             let formats = KVFormat.allCases
             let valueFormat = d % 2 == 0 ? format : formats[(formats.firstIndex(of: format)! + 3) % formats.count]
             let pool = try TokenPool(
                 normal: format, valueFormat: valueFormat, headDim: headDim, valueDim: valueDim, tokens: 2 * 513 + 32,
                 seed: UInt64(headDim), set: .portable)
             for (c, count) in Self.counts.enumerated() where (c + d) % 2 == 0 {
-                // Many rows where tokens are few, so that the oracle has less to do.
+                // There are many rows when tokens are few, to limit the work of the oracle.
                 let rows = count > 200 ? (d + c) % 3 + 1 : (d + 2 * c) % 9 + 1
                 let pattern = TokenPool.Pattern.allCases[(d + c) % 3]
                 let slots = TokenPool.slots(pattern, count: count, capacity: pool.capacity, seed: UInt64(d * 10 + c))
@@ -223,7 +223,7 @@ struct TokenKernelTests {
         }
     }
 
-    /// Scores of the rows of `query`, with room between the rows that must stay as it is.
+    /// The scores of the rows of `query`. Checks that memory between the rows of scores is unchanged.
     static func scores(
         _ key: TokenOperand, _ slots: [Int32], _ query: Tensor<Float>, scale: Float, _ set: InstructionSet
     ) -> [[Float]] {
@@ -249,10 +249,10 @@ struct TokenKernelTests {
 
     @Test("tokens that return to the next page of the pool have their own scales", arguments: [KVFormat.int8, .int4])
     func returningLists(_ format: KVFormat) throws {
-        // Page table [0, 3, 1]: the first and the sixteenth slot differ by 15, and those between are elsewhere.
+        // The page table is [0, 3, 1]: the first and the sixteenth slot differ by 15, and those between are elsewhere.
         let slots: [Int32] = [15, 49, 50, 53, 57, 60] + [17, 18, 20, 21, 22, 24, 25, 27, 29, 30]
         let pool = try TokenPool(format: format, headDim: 40, tokens: 64, set: .portable)
-        // Scales that differ from slot to slot.
+        // Scales differ from slot to slot.
         let keys = try Tensor<Float>.normal([64, 40], seed: 3)
         let values = try Tensor<Float>.normal([64, 40], seed: 4)
         func spread(_ tensor: Tensor<Float>) throws -> Tensor<Float> {
@@ -305,13 +305,13 @@ struct TokenKernelTests {
             records.pointer[index * stride + stride - 2] = state.m
             records.pointer[index * stride + stride - 1] = state.l
         }
-        // What a chunk without visible keys may hold.
+        // This is a possible result of a chunk without visible keys.
         records.pointer[stride] = .nan
         let weights = states.map { $0.m == -.infinity ? 0 : exp(Double($0.m) - 3) }
         let total = zip(weights, states).reduce(0) { $0 + $1.0 * Double($1.1.l) }
         let (output, logSumExp) = Self.merge(
             records, recordStride: stride, [0, 1, 2, 3], valueDim: valueDim, as: Float.self, set)
-        // The exponential is within 2e-7·(1 + |x|/2), a product and a sum are rounded per record.
+        // The error of the exponential is at most 2e-7·(1 + |x|/2); each record rounds a product and a sum.
         #expect(abs(Double(logSumExp) - (3 + log(total))) <= 1e-6)
         for channel in 0..<valueDim {
             let terms = [0, 2, 3].map { weights[$0] * Double(records.pointer[$0 * stride + channel]) / total }

@@ -2,8 +2,7 @@ import KernelInterface
 import SparseKernels
 import SparseKernelsReference
 
-/// The tokens of one head in the memory of a cache, and what that memory says they are, read byte by byte as Docs/Layouts has
-/// it.
+/// The tokens of one head in the memory of a cache, and the values stored there, read byte by byte as Docs/Layouts describes.
 final class TokenPool {
     let storage: KVStorage
     let capacity: Int
@@ -43,7 +42,7 @@ final class TokenPool {
             try Tensor<Float>.normal([capacity, valueDim], seed: seed &+ 1), slot: 0)
     }
 
-    /// Rows into adjacent slots.
+    /// Writes rows to adjacent slots.
     func write<K: AttentionElement, V: AttentionElement>(_ keys: Tensor<K>, _ values: Tensor<V>, slot: Int) {
         keys.elements.withUnsafeBufferPointer { key in
             values.elements.withUnsafeBufferPointer { value in
@@ -56,7 +55,7 @@ final class TokenPool {
         }
     }
 
-    /// The metadata of a page, of which the first `filled` tokens count.
+    /// Computes the metadata of a page from its first `filled` tokens.
     func summarise(page: Int, filled: Int) {
         storage.summarise(layer: 0, head: 0, page: page, tokens: 0..<filled, filled: filled, scratch: scratch)
     }
@@ -79,7 +78,7 @@ final class TokenPool {
             let row = slot * tokens.stride
             return isByte ? byte(row + channel) : byte(row + channel / 2) >> (channel % 2 * 4) & 15
         }
-        // Eight slots are one group: INT4 has a word per channel, INT8 two rows of such words.
+        // Eight slots are one group. INT4 has one word per channel, and INT8 two rows of such words.
         let group = slot / 8 * tokens.stride
         if isByte {
             let padded = (tokens.channels + 15) / 16 * 16
@@ -97,7 +96,7 @@ final class TokenPool {
         return bits >> 15 == 0 ? value : -value
     }
 
-    /// The value of a channel, exactly.
+    /// The exact value of a channel.
     static func value(_ tokens: TokenOperand, slot: Int, channel: Int, isValue: Bool) -> Double {
         let row = tokens.base + slot * tokens.stride
         switch tokens.format {
@@ -111,16 +110,16 @@ final class TokenPool {
         }
     }
 
-    /// s of a slot.
+    /// The scale s of a slot.
     static func scale(_ tokens: TokenOperand, _ slot: Int) -> Double { half(tokens.scales![slot]) }
 
-    /// What a code of a slot stands for.
+    /// The value of a slot's code.
     static func value(ofCode code: Int, _ tokens: TokenOperand, _ slot: Int) -> Double {
         let (scale, offset) = (scale(tokens, slot), half(tokens.offsets![slot]))
         return tokens.offsetKind == .minimum ? scale * Double(code) + offset : scale * (Double(code) - offset)
     }
 
-    /// Rows of a list of slots, exactly.
+    /// The exact rows of a list of slots.
     static func rows(_ tokens: TokenOperand, _ slots: [Int32], isValue: Bool) -> [[Double]] {
         slots.map { slot in
             (0..<tokens.channels).map { value(tokens, slot: Int(slot), channel: $0, isValue: isValue) }
@@ -129,17 +128,17 @@ final class TokenPool {
 
     // MARK: - Lists of slots
 
-    /// How a list of slots lies in the pool.
+    /// The arrangement of a list of slots in the pool.
     enum Pattern: CaseIterable {
-        /// Adjacent slots from the middle of a page on.
+        /// Adjacent slots, from the middle of a page on.
         case adjacent
-        /// Whole pages in no order, the last one cut.
+        /// Whole pages in random order, the last one cut.
         case pages
-        /// Tokens here and there: ascending inside a page, pages in no order.
+        /// Scattered tokens: ascending within a page, with pages in random order.
         case gathered
     }
 
-    /// `count` different slots of a pool of at least `2·count + 32`.
+    /// Lists `count` different slots of a pool of at least `2·count + 32`.
     static func slots(_ pattern: Pattern, count: Int, capacity: Int, seed: UInt64) -> [Int32] {
         if pattern == .adjacent { return (0..<count).map { Int32($0 + 3) } }
         var generator = SplitMix64(seed: seed)

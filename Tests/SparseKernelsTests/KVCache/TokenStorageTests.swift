@@ -24,7 +24,7 @@ struct TokenStorageTests {
                     #expect(Array(TokenPool.rows(pool.value, slots, isValue: true).joined()) == expected, "\(format)")
                     #expect(Self.loaded(pool, 16, 16, isValue: false, set) == expected.map { Float($0) })
                     #expect(Self.loaded(pool, 16, 16, isValue: true, set) == expected.map { Float($0) })
-                    // What kernels read past the channels of a row is zero.
+                    // Kernels read past the channels of a row, where zeros must be.
                     let padded = TokenLayout.padded(channels)
                     let rest = (channels..<padded).map { TokenPool.value(pool.value, slot: 20, channel: $0, isValue: true) }
                     #expect(rest.allSatisfy { $0 == 0 })
@@ -45,9 +45,9 @@ struct TokenStorageTests {
         return Array(UnsafeBufferPointer(start: rows.pointer, count: rows.count))
     }
 
-    /// The scale and zero point are halves next to their quotients, the first choice of rounding unless a `Float` quotient may
-    /// fall on the other side of a tie: its three roundings are 2⁻²² of it at most. Codes are nearest to x/s + z up to the
-    /// roundings of 1/s, the product and the sum.
+    /// Scale and zero point are the half-precision numbers nearest to their quotients, unless the `Float` quotient may be on
+    /// the other side of a tie: its three roundings are at most 2⁻²² of it. Codes are nearest to x/s + z up to the roundings of
+    /// 1/s, the product and the sum.
     @Test("codes follow LServe's rule", arguments: [KVFormat.int8, .int4], InstructionSet.available)
     func zeroPoints(_ format: KVFormat, _ set: InstructionSet) throws {
         let bits = format == .int8 ? 8 : 4
@@ -73,7 +73,7 @@ struct TokenStorageTests {
                     }
                 }
                 let exact = (0..<channels).map {
-                    // (code − zero)·scale, both operations rounded to Float.
+                    // (code − zero)·scale, with both operations rounded to Float.
                     let code = Float(TokenPool.code(pool.value, slot: slot, channel: $0, isValue: true))
                     return (code - Float(TokenPool.half(pool.value.offsets![slot])))
                         * Float(TokenPool.half(pool.value.scales![slot]))
@@ -84,7 +84,7 @@ struct TokenStorageTests {
         }
     }
 
-    /// Rows around different centres, the last ones with equal channels.
+    /// Rows around different centres. The last ones have equal channels.
     static func unlikeRows(_ channels: Int) throws -> Tensor<Float> {
         let noise = try Tensor<Float>.normal([48, channels], seed: UInt64(channels))
         return try Tensor<Float>([48, channels]) {
@@ -93,7 +93,7 @@ struct TokenStorageTests {
         }
     }
 
-    /// Minimum and scale are exactly the halves below and above; a `Float` quotient of the scale may fall on the other side of a half.
+    /// Minimum and scale are the next halves below and above, up to the rounding of the scale's `Float` quotient.
     @Test("codes count steps above the minimum", arguments: [KVFormat.int8, .int4], InstructionSet.available)
     func minima(_ format: KVFormat, _ set: InstructionSet) throws {
         let bits = format == .int8 ? 8 : 4
@@ -150,8 +150,7 @@ struct TokenStorageTests {
         }
     }
 
-    /// Metadata bounds the stored keys from outside: by one unit in the last place of a half, or by two codes of 254 that span
-    /// the row.
+    /// Metadata bound the stored keys by at most one unit in the last place of a half, or two codes of 254 over the row.
     @Test("page metadata bounds the stored keys", arguments: KVFormat.allCases, InstructionSet.available)
     func metadata(_ format: KVFormat, _ set: InstructionSet) throws {
         for metadataFormat in [KVFormat.float32, .float16, .int8] {
@@ -168,7 +167,7 @@ struct TokenStorageTests {
                     let bounds = exact.maxima[0] + exact.minima[0]
                     let span = (bounds.max() ?? 0) - (bounds.min() ?? 0)
                     let least = abs(bounds.min() ?? 0)
-                    // What a stored value may be off by: codes decode to Float before they are compared.
+                    // The error of stored values: codes are decoded to Float before they are compared.
                     let decoding = format.isQuantized ? 0x1p-22 * (span + least) : 0
                     for channel in 0..<2 * headDim {
                         let slack = (row[channel] - bounds[channel]) * (channel < headDim ? 1 : -1)
@@ -176,7 +175,7 @@ struct TokenStorageTests {
                             switch metadataFormat {
                             case .float32: 0.0
                             case .float16: 0x1p-10 * abs(bounds[channel]) + 0x1p-24
-                            // Two codes of 254, over a span that the rounding of its minimum widens.
+                            // Two codes of 254, over a range that the rounding of its minimum widens.
                             default: 2.01 / 254 * (span + 0x1p-10 * least + 0x1p-24) + 0x1p-24
                             }
                         #expect(slack >= -decoding && slack <= width + decoding, "\(metadataFormat), channel \(channel)")
@@ -186,7 +185,7 @@ struct TokenStorageTests {
         }
     }
 
-    @Test("means of pages", arguments: KVFormat.allCases, InstructionSet.available)
+    @Test("means of pages agree with their stored keys", arguments: KVFormat.allCases, InstructionSet.available)
     func means(_ format: KVFormat, _ set: InstructionSet) throws {
         let pool = try TokenPool(
             normal: format, headDim: 40, tokens: 32, seed: 6,
@@ -198,7 +197,7 @@ struct TokenStorageTests {
             let sum = keys.reduce(0) { $0 + $1[channel] }
             let magnitude = keys.reduce(0) { $0 + abs($1[channel]) }
             let mean = TokenPool.value(metadata, slot: 1, channel: channel, isValue: false)
-            // 13 decoded rows, 13 sums, a division.
+            // 13 decoded rows, 13 sums and a division round.
             #expect(abs(mean - sum / 13) <= 16 * 0x1p-24 * magnitude)
         }
     }

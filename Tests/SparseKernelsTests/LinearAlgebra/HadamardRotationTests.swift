@@ -2,18 +2,18 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Hadamard matrices of every order, and the rotations made of them.
+/// Hadamard matrices of every order, and rotations made from them.
 @Suite("Hadamard rotation")
 struct HadamardRotationTests {
     static let orders = stride(from: 12, through: 4 * HadamardMatrix.largestOddFactor, by: 8).map { $0 }
-    /// Powers of two; one factor with and without a power of two; several factors.
+    /// Powers of two, one factor with and without a power of two, and several factors.
     static let sizes = [1, 2, 4, 8, 16, 32, 64, 128, 12, 28, 24, 44, 52, 104, 172, 240]
 
     @Test("H · Hᵀ = order · 1 for every order", arguments: orders)
     func isHadamard(_ order: Int) {
         let entries = HadamardMatrix.entries(order: order)
         #expect(entries.count == order * order && entries.allSatisfy { abs($0) == 1 })
-        // Rows as bits: two of them are orthogonal when they differ in half of the places.
+        // Rows are bits. Two rows are orthogonal when they differ in half of the places.
         let rows = (0..<order).map { row in
             (0..<3).map { word in
                 (min(order, 64 * word)..<min(order, 64 * word + 64)).reduce(UInt64(0)) {
@@ -29,7 +29,7 @@ struct HadamardRotationTests {
         }
     }
 
-    /// Q as it acts: the rows of a rotated identity.
+    /// The matrix of Q, from the rows of a rotated identity.
     static func matrix(_ rotation: HadamardRotation, inverse: Bool = false) throws -> DoubleMatrix {
         let n = rotation.count
         return try DoubleMatrix(rotation(Tensor<Float>([n, n]) { $0 % (n + 1) == 0 ? 1 : 0 }, inverse: inverse))
@@ -42,7 +42,7 @@ struct HadamardRotationTests {
         for seed in [UInt64?.none, 7] {
             let rotation = try HadamardRotation(count: size, seed: seed, instructionSet: set)
             let q = try Self.matrix(rotation)
-            // A single 1 meets no other term: every entry is the rounded 1/√n.
+            // A single 1 is added to zeros only, so every entry is the rounded 1/√n.
             let scale = Double(Float(1 / Double(size).squareRoot()))
             #expect(q.elements.allSatisfy { abs($0) == scale })
             #expect((q * q.transposed).distanceFromIdentity <= 0x1p-22)
@@ -58,7 +58,7 @@ struct HadamardRotationTests {
         for inverse in [false, true] {
             let expected = DoubleMatrix(x) * (inverse ? q.transposed : q)
             let actual = try DoubleMatrix(rotation(x, inverse: inverse))
-            // Sums of n terms as trees and short chains: λ·√n·u·Σ|x|/√n ≤ λ·√n·u·|x|, and never more than a chain of n.
+            // Sums of n terms, as trees and short chains: λ·√n·u·Σ|x|/√n ≤ λ·√n·u·|x|, and never more than a chain of n.
             for row in 0..<5 {
                 let length = (0..<size).reduce(0.0) { $0 + Double(x[flat: row * size + $1] * x[flat: row * size + $1]) }
                     .squareRoot()
@@ -76,7 +76,7 @@ struct HadamardRotationTests {
         let (x, w) = try (Tensor<Float>.normal([6, size], seed: 1), Tensor<Float>.normal([9, size], seed: 2))
         let expected = DoubleMatrix(x) * DoubleMatrix(w).transposed
         let (rotatedX, rotatedW) = try (DoubleMatrix(rotation(x)), DoubleMatrix(rotation(w)))
-        // Two rotations, each with the error above per element, in a sum of n: relative to |x|·|w| ≈ n.
+        // Two rotations with the above error per element, in a sum of n, relative to |x|·|w| ≈ n.
         let tolerance = 2 * 6 * Double(size).squareRoot() * 0x1p-24 * Double(2 * size)
         #expect((rotatedX * rotatedW.transposed - expected).elements.allSatisfy { abs($0) <= tolerance })
         let back = try DoubleMatrix(rotation(rotation(x), inverse: true))

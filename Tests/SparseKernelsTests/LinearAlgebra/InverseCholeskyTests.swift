@@ -2,10 +2,10 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// The factor that GPTQ uses: against GPTQ's own three steps in Double, around block edges, and where there is none.
+/// GPTQ's factor: compared with GPTQ's own three steps in Double, around block edges, and for matrices that have none.
 @Suite("Inverse Cholesky factor")
 struct InverseCholeskyTests {
-    /// X · Xᵀ / samples + ridge · 1 of random X: positive definite, with eigenvalues between the ridge and about 4 + ridge.
+    /// X · Xᵀ / samples + ridge · 1 of random X: positive definite, with eigenvalues between ridge and about 4 + ridge.
     static func hessian(_ order: Int, ridge: Double = 0.1, seed: UInt64 = 3) throws -> DoubleMatrix {
         let samples = order + 5
         let x = try DoubleMatrix(Tensor<Float>.normal([order, samples], seed: seed))
@@ -13,7 +13,7 @@ struct InverseCholeskyTests {
         for index in h.elements.indices {
             h.elements[index] = h.elements[index] / Double(samples) + (index % (order + 1) == 0 ? ridge : 0)
         }
-        // As stored.
+        // Rounded as stored.
         h.elements = h.elements.map { Double(Float($0)) }
         return h
     }
@@ -27,7 +27,7 @@ struct InverseCholeskyTests {
             #expect(upper[flat: row * order + row] > 0)
             for column in 0..<row { #expect(upper[flat: row * order + column] == 0) }
         }
-        // Factoring and inverting in `Float` is backward stable: λ·√K·u relative to the norms, times the condition (below 4.1 / 0.1).
+        // Factoring and inverting in `Float` is backward stable: λ·√K·u of the norms, times the condition (below 4.1 / 0.1).
         let tolerance = 6 * Double(order).squareRoot() * 0x1p-24 * 41
         #expect((u * h * u.transposed).distanceFromIdentity <= tolerance)
         if order <= 64 {
@@ -58,7 +58,7 @@ struct InverseCholeskyTests {
 
     @Test("gives nil for what is not positive definite, and damping mends it", arguments: [3, 194])
     func notPositiveDefinite(_ order: Int) throws {
-        // Fewer samples than channels: singular. Then one negative direction in the first and in the last channel.
+        // Too few samples make it singular. Then there is one negative direction, in the first and in the last channel.
         let x = try DoubleMatrix(Tensor<Float>.normal([order, order / 3], seed: 9))
         let singular = x * x.transposed
         #expect(try InverseCholesky(of: Tensor<Float>(zeros: [order, order])) == nil)
@@ -73,7 +73,7 @@ struct InverseCholeskyTests {
 
     @Test("has the same bits on 1, 2 and 7 threads")
     func sameBits() throws {
-        // Three blocks, made without a product: diagonally dominant.
+        // Three blocks, diagonally dominant so that no product is needed.
         let noise = try Tensor<Float>.normal([500, 500], seed: 1)
         let h = try Tensor<Float>([500, 500]) { $0 % 501 == 0 ? 400 : noise[flat: $0] }
         let serial = try #require(try InverseCholesky(of: h, on: .serial)).upper.bits

@@ -2,9 +2,9 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-// Matrices with known singular values, and Double arithmetic on small matrices.
+// Matrices with known singular values, and arithmetic in Double on small matrices.
 
-/// A matrix as doubles, row by row.
+/// A matrix of doubles, row by row.
 struct DoubleMatrix {
     let rows: Int
     let columns: Int
@@ -56,12 +56,12 @@ struct DoubleMatrix {
         DoubleMatrix(rows: a.rows, columns: a.columns, zip(a.elements, b.elements).map { $0.0 - $0.1 })
     }
 
-    /// U · diag(values) · Vᵀ with singular vectors from rotations: the singular values are `values`, to the rounding of `Float`.
+    /// U · diag(values) · Vᵀ with singular vectors from rotations and singular values `values`, up to `Float` rounding.
     static func withSingularValues(_ values: [Double], rows: Int, columns: Int, seed: UInt64) throws -> DoubleMatrix {
         func orthonormal(_ count: Int, _ seed: UInt64) throws -> DoubleMatrix {
             let signs = try HadamardRotation(count: count, seed: seed)
             let identity = try Tensor<Float>([count, count]) { $0 % (count + 1) == 0 ? 1 : 0 }
-            // Twice, so that the entries are not all of one size.
+            // Rotated twice, so that the entries differ in size.
             return try DoubleMatrix(HadamardRotation(count: count, seed: seed + 9)(signs(identity)))
         }
         var scaled = try orthonormal(columns, seed)
@@ -81,6 +81,6 @@ struct DoubleMatrix {
 extension LowRankFactors {
     var product: DoubleMatrix { DoubleMatrix(up) * DoubleMatrix(down) }
 
-    /// Largest deviation of down · downᵀ from the identity.
+    /// The largest deviation of down · downᵀ from the identity.
     var departureFromOrthogonality: Double { (DoubleMatrix(down) * DoubleMatrix(down).transposed).distanceFromIdentity }
 }

@@ -2,21 +2,20 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Matrices of exactly low rank, of awkward shapes and scales: the factors give them back, whatever the sketch met.
+/// For matrices of exactly low rank, of awkward shapes and scales, the factors reproduce them for any sketch.
 @Suite("Low-rank factorisation of exactly low-rank matrices")
 struct LowRankExactTests {
-    /// ‖A − up·down‖ relative to ‖A‖: roundings of the factors, 2e-7, and u·√n of the sums of n products that `up` consists of, which are
-    /// in `Float`.
+    /// ‖A − up·down‖ relative to ‖A‖: 2e-7 for the rounding of the factors, and u·√n for `up`, whose sums of n are in `Float`.
     static func tolerance(_ length: Int) -> Double { 2e-7 + 0x1p-24 * Double(length).squareRoot() }
 
     struct Problem {
         let matrix: DoubleMatrix
-        /// At most this.
+        /// The largest possible rank.
         let rank: Int
         let label: String
     }
 
-    /// `rows` × `columns` of rank `rank` or less: integer factors, whose product is exact, or random ones.
+    /// `rows` × `columns`, of rank `rank` or less: integer factors, whose product is exact, or random ones.
     static func problem(seed: UInt64) throws -> Problem {
         var random = SplitMix64(seed: seed)
         func pick<T>(_ values: [T]) -> T { values[Int(random.next() % UInt64(values.count))] }
@@ -31,13 +30,13 @@ struct LowRankExactTests {
         var right = DoubleMatrix(rows: rank, columns: columns, factor(rank * columns))
         switch kind {
         case "equal":
-            // Repeated singular values, and a matrix that is mostly zeros.
+            // There are repeated singular values, and a matrix that is mostly zeros.
             left.elements = left.elements.indices.map { $0 / max(1, rank) == $0 % max(1, rank) ? 1 : 0 }
             right.elements = right.elements.indices.map { $0 / columns == $0 % columns ? 1 : 0 }
         case "decay":
             for index in right.elements.indices { for _ in 0..<index / columns { right.elements[index] /= 100 } }
         case "column":
-            // One column, or a few: every row of the sketch is a multiple of another, to the last bit.
+            // With one column or a few, rows of the sketch are exact multiples of others.
             for index in right.elements.indices where index % columns >= rank { right.elements[index] = 0 }
         default: break
         }
@@ -56,7 +55,7 @@ struct LowRankExactTests {
         #expect(error <= tolerance * norm, "\(label): \(error / norm)", sourceLocation: sourceLocation)
         let values = factors.singularValues
         #expect(zip(values, values.dropFirst()).allSatisfy { $0 >= $1 } && values.allSatisfy { $0 >= 0 }, "\(label): \(values)")
-        // Rows of V are orthonormal; zero only where nothing determines them and the method is the full one.
+        // Rows of V are orthonormal. A row is zero only where nothing determines it and the method is the full one.
         let gram = (DoubleMatrix(factors.down) * DoubleMatrix(factors.down).transposed)
         var departure = 0.0
         for i in 0..<factors.rank {
@@ -67,7 +66,7 @@ struct LowRankExactTests {
             }
         }
         #expect(departure <= 1e-6, "\(label): departure \(departure)", sourceLocation: sourceLocation)
-        // Columns of U · Σ are orthogonal and as long as the values say.
+        // Columns of U · Σ are orthogonal, and their lengths are the values.
         let lengths = DoubleMatrix(factors.up).transposed * DoubleMatrix(factors.up)
         for i in 0..<factors.rank {
             for j in 0..<factors.rank {
@@ -83,7 +82,7 @@ struct LowRankExactTests {
         for seed in 0..<UInt64(isFull ? 60 : 600) {
             let problem = try Self.problem(seed: seed)
             let limit = min(problem.matrix.rows, problem.matrix.columns)
-            // The rank itself, and more than it.
+            // The ranks are that of the matrix and larger ones.
             for rank in Set([max(1, problem.rank), min(limit, problem.rank + 3), limit]).sorted() {
                 let matrix = try problem.matrix.tensor
                 let svd = try LowRankFactorization(rank: rank, method: isFull ? .full : .randomized(), seed: seed)
@@ -94,7 +93,7 @@ struct LowRankExactTests {
         }
     }
 
-    @Test("a 40 × 5 matrix of rank 1, many times", arguments: [1, 2, 5])
+    @Test("many 40 × 5 matrices of rank 1 are reproduced", arguments: [1, 2, 5])
     func fortyByFive(_ rank: Int) throws {
         for seed in 0..<UInt64(400) {
             let (u, v) = try (Tensor<Float>.normal([40, 1], seed: 2 * seed), Tensor<Float>.normal([1, 5], seed: 2 * seed + 1))

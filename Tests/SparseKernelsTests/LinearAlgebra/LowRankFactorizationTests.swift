@@ -2,7 +2,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Truncated singular value decomposition: against known spectra, against each other, odd shapes, warm starts, borders.
+/// Truncated singular value decomposition: known spectra, agreement of methods, odd shapes, warm starts, and limits.
 @Suite("Low-rank factorisation")
 struct LowRankFactorizationTests {
     static let unitRoundoff = 0x1p-24
@@ -20,18 +20,18 @@ struct LowRankFactorizationTests {
     ]
     static let methods: [SVDMethod] = [.randomized(), .full]
 
-    /// √Σ_{i > r} σᵢ²: no matrix of rank r is closer (Eckart and Young).
+    /// √Σ_{i > r} σᵢ², the smallest distance of any matrix of rank r (Eckart and Young).
     static func optimum(_ values: [Double], rank: Int) -> Double {
         values.dropFirst(rank).reduce(0) { $0 + $1 * $1 }.squareRoot()
     }
 
-    /// Rounding the factors: each element of the product is off by 2·u relative to Σ|up·down| ≤ √r · |row of up|; the factors themselves
-    /// carry λ = 6 of rounding errors of products in `Float`.
+    /// The error from rounding the factors: 2·u per element of the product, relative to Σ|up·down| ≤ √r · |row of up|, and λ =
+    /// 6 for the products in `Float` from which the factors come.
     static func rounding(_ matrix: DoubleMatrix, rank: Int) -> Double {
         6 * unitRoundoff * Double(rank).squareRoot() * matrix.norm + 6 * unitRoundoff * matrix.norm
     }
 
-    /// The decomposition that does not depend on the trait.
+    /// The decomposition that exists without the trait.
     static func jacobi(_ matrix: Tensor<Float>, rank: Int) throws -> LowRankFactors {
         let view = try matrix.matrixView()
         return try FullDecomposition.jacobiFactors(of: view, rank: rank, on: .shared)
@@ -50,7 +50,7 @@ struct LowRankFactorizationTests {
         for (value, expected) in zip(factors.singularValues, values) {
             #expect(abs(value - Float(expected)) <= Float(1e-3 * expected + rounding))
         }
-        // All of σ is in `up`.
+        // `up` contains all of σ.
         let lengths = (DoubleMatrix(factors.up).transposed * DoubleMatrix(factors.up)).elements
         for i in 0..<shape.rank {
             #expect(abs(lengths[i * (shape.rank + 1)].squareRoot() - Double(factors.singularValues[i])) <= rounding)
@@ -64,7 +64,7 @@ struct LowRankFactorizationTests {
         let full = try LowRankFactorization(rank: rank, method: .full)(matrix)
         let jacobi = try Self.jacobi(matrix, rank: rank)
         let exact = DoubleMatrix(matrix)
-        // Both are exact but for storing them as `Float`, so the products differ by that.
+        // Both are exact except for storage as `Float`, so the products differ only by that.
         #expect((full.product - jacobi.product).norm <= 2 * Self.rounding(exact, rank: rank))
         for (a, b) in zip(full.singularValues, jacobi.singularValues) {
             #expect(abs(a - b) <= 2 * Float(Self.unitRoundoff) * a)
@@ -156,7 +156,7 @@ struct LowRankFactorizationTests {
         let cold = try (second - single(second.tensor).product).norm / best - 1
         let warm = try (second - single(second.tensor, startingFrom: start).product).norm / best - 1
         #expect(warm < 1e-3 && warm < cold / 10, "cold \(cold), warm \(warm)")
-        // Of another rank, and of a matrix that was zero.
+        // The starts are of another rank, and from a matrix of zeros.
         let other = try LowRankFactorization(rank: 40)(second.tensor, startingFrom: start)
         let nothing = try LowRankFactorization(rank: 4)(Tensor<Float>(zeros: [96, 192]))
         let fromNothing = try LowRankFactorization(rank: rank)(second.tensor, startingFrom: nothing)

@@ -4,7 +4,7 @@ import Testing
 
 @Suite("Codes of quantised weights")
 struct CodePackingTests {
-    /// All integers that a code has, over and over.
+    /// All integers of a code, repeated.
     private func integers(_ code: WeightFormat.Code, rows: Int, columns: Int) throws -> Tensor<Int8> {
         let all =
             code == .fp4 ? Array(Set((0..<16).map { E2M1.doubledValue(ofCode: $0) })).sorted() : Array(code.integers)

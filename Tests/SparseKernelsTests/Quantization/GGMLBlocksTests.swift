@@ -4,10 +4,10 @@ import Testing
 
 @Suite("ggml blocks")
 struct GGMLBlocksTests {
-    /// A block of 32 weights and its bytes, worked by hand: Docs/Layouts/GGML.md.
+    /// A block of 32 weights and its bytes, computed by hand in Docs/Layouts/GGML.md.
     @Test("bytes are those of the worked example")
     func example() throws {
-        // −8, −7 … 7, then 7, 6 … −8: every code once in each half.
+        // −8, −7 … 7, then 7, 6 … −8, so that every code occurs once in each half.
         let weight = try Tensor<Float>([1, 32]) { (index: Int) -> Float in Float(index < 16 ? index - 8 : 23 - index) / 4 }
         let codes: [UInt8] = [
             0xf0, 0xe1, 0xd2, 0xc3, 0xb4, 0xa5, 0x96, 0x87, 0x78, 0x69, 0x5a, 0x4b, 0x3c, 0x2d, 0x1e, 0x0f,
@@ -22,7 +22,7 @@ struct GGMLBlocksTests {
         #expect(try q1.quantizedWeight().dequantized() == weight)
         let q8 = try GGMLBlocks(
             quantizing: Tensor([1, 32]) { (index: Int) -> Float in index == 0 ? -127 : Float(index) / 2 }, as: .q8_0)
-        // d = 1 = 0x3c00; halves go away from zero.
+        // d = 1 = 0x3c00. Halves are rounded away from zero.
         let bytes: [UInt8] = (1..<32).map { (index: Int) -> UInt8 in UInt8((index + 1) / 2) }
         #expect(q8.bytes.elements == [0x00, 0x3c, 0x81] + bytes)
     }

@@ -2,7 +2,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// GPTQ against the textbook, against rounding to nearest, and at its edges.
+/// GPTQ compared with the textbook and with rounding to nearest, and its edge cases.
 @Suite("GPTQ")
 struct GPTQTests {
     struct Size: Sendable, CustomTestStringConvertible {
@@ -32,7 +32,7 @@ struct GPTQTests {
             return Double(group.value(ofCode: group.code(Float(value))))
         }
         let result = try GPTQ(quantizer, blockSize: 16)(layer.weight, calibration: layer.inputs).dequantized()
-        // Errors are carried in single precision. One that ends at a tie rounds the other way, and what follows in its row with it.
+        // Errors are carried in single precision. At a tie a code may differ, and so may the codes after it in the row.
         let different = zip(result.rows, expected).count { row in zip(row.0, row.1).contains { abs($0 - $1) > 1e-6 } }
         #expect(different * 5 <= size.outFeatures, "\(different) of \(size.outFeatures) rows")
     }
@@ -93,12 +93,12 @@ struct GPTQTests {
         #expect(silent.elements.allSatisfy { $0 == 0 })
     }
 
-    @Test("zero weights, and fewer tokens than channels")
+    @Test("zero weights and fewer tokens than channels give finite weights")
     func degenerate() throws {
         let quantizer = try WeightQuantizer(.svdQuantInt4)
         let zero = try GPTQ(quantizer)(.init(zeros: [4, 100]), calibration: .normal([2, 100], seed: 25))
         #expect(try zero.dequantized().elements.allSatisfy { $0 == 0 })
-        // One direction: H has rank 1, and damping makes it invertible.
+        // With a single direction, H has rank 1, and damping makes it invertible.
         let one = try GPTQ(quantizer)(.normal([4, 100], seed: 26), calibration: Tensor([5, 100]) { _ in 3 })
         #expect(try one.dequantized().elements.allSatisfy { $0.isFinite })
     }

@@ -4,7 +4,7 @@ import Testing
 
 @Suite("AWQ, GPTQ and MatMulNBits tensors")
 struct InterchangeTests {
-    /// A weight whose zero points are all of 0…15, and the same without zero points.
+    /// A weight with zero points 0…15, and the same without zero points.
     private static func weights(_ rows: Int, _ columns: Int, groupSize: Int?) throws -> [QuantizedWeight] {
         let unsigned = try WeightFormat(.uint4, groupSize: groupSize)
         let signed = try WeightFormat(.int4, groupSize: groupSize)
@@ -44,7 +44,7 @@ struct InterchangeTests {
         }
     }
 
-    @Test("nibbles lie where the formats say")
+    @Test("nibbles are where the formats say")
     func nibbles() throws {
         let weight = try Self.weights(24, 64, groupSize: 32)[0]
         func nibble(_ word: Int32, _ index: Int) -> Int { Int(UInt32(bitPattern: word) >> UInt32(4 * index) & 15) }

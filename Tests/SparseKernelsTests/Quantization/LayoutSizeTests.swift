@@ -8,7 +8,7 @@ struct LayoutSizeTests {
     @Test(
         "rows take padded columns times bits, and a scale per group",
         arguments: [
-            // Code, group size, K, bytes of a row, groups.
+            // Code, group size, K, bytes per row, groups.
             (WeightFormat.Code.int4, 64, 3072, 1536, 48), (.int4, 64, 100, 64, 2), (.int4, nil, 7, 4, 1),
             (.uint4, 128, 4096, 2048, 32), (.uint4, 32, 33, 32, 2), (.int8, nil, 3073, 3074, 1), (.int8, 32, 3072, 3072, 96),
             (.fp4, 16, 3072, 1536, 192), (.fp4, 16, 1, 8, 1),

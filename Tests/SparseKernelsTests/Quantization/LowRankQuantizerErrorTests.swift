@@ -2,13 +2,13 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// The quantiser says how far its layer is off. The layer is evaluated here in `Double`, from the codes that its activations have when it
-/// runs, and has to be off by just that.
+/// The error that the quantiser states for a layer. The tests evaluate the layer in `Double`, from the codes of its activations
+/// when it runs, and expect the same error.
 @Suite("Low-rank quantiser: the error that it states")
 struct LowRankQuantizerErrorTests {
     typealias Configuration = LowRankQuantizer.Configuration
 
-    /// √(Σ |y − y_ref|² / Σ |x · Wᵀ|²), y_ref with the bias that was given.
+    /// √(Σ |y − y_ref|² / Σ |x · Wᵀ|²), where y_ref includes the given bias.
     static func error(
         of parts: LayerParts, weight: Tensor<Float>, bias: Tensor<Float>?, inputs: Tensor<Float>
     ) -> Double {
@@ -25,7 +25,7 @@ struct LowRankQuantizerErrorTests {
         return (sum / energy(of: plain)).squareRoot()
     }
 
-    /// Inputs that the format takes: a GELU's where it is shifted.
+    /// Inputs that the format accepts, which are outputs of a GELU where it is shifted.
     static func inputs(_ layer: OutlierLayer, _ activation: ActivationFormat) throws -> Tensor<Float> {
         guard case .uint4(let shift) = activation else { return layer.inputs }
         return try Tensor(layer.inputs.shape) { max(layer.inputs[flat: $0], -shift) }
@@ -48,7 +48,7 @@ struct LowRankQuantizerErrorTests {
                         weight: result.weight, activation: activation, smooth: result.smooth, lowRank: result.lowRank,
                         bias: result.bias)
                     let expected = Self.error(of: parts, weight: layer.weight, bias: bias, inputs: inputs)
-                    // Sums of single precision, some 10⁻⁶ of the outputs.
+                    // Sums in single precision have errors of about 10⁻⁶ of the outputs.
                     #expect(
                         abs(result.outputError - expected) <= 1e-4 * expected + 2e-6,
                         "\(format), rank \(rank), \(smoothing): \(result.outputError), is \(expected)")
@@ -62,7 +62,7 @@ struct LowRankQuantizerErrorTests {
         arguments: LowRankQuantizer.ResidualRounding.allCases, [0, 8])
     func shift(_ residual: LowRankQuantizer.ResidualRounding, _ rank: Int) throws {
         let layer = try OutlierLayer(96, 256, tokens: 64, seed: 51, outliers: 4)
-        // As a GELU makes of normal numbers: mostly small, and −0.17 at least.
+        // A GELU of normal numbers gives mostly small numbers, which are at least −0.17.
         let inputs = try Tensor<Float>(layer.inputs.shape) { index in
             let x = layer.inputs[flat: index]
             return x > 0 ? x : max(-0.17, 0.2 * x)
@@ -89,7 +89,7 @@ struct LowRankQuantizerErrorTests {
         let official = try LowRankQuantizer.correctedBias(
             nil, weight: layer.weight, shift: ActivationFormat.geluShift, lowRank: result.lowRank)
         #expect(error(result.bias) < error(official), "\(error(result.bias)), \(error(official))")
-        // Where the shift costs nothing, a layer with activations that are all −shift is exact but for its codes and its weight.
+        // Where the shift adds no error, a layer with activations of −shift is exact except for its codes and its weight.
         let float = try LayerParts(
             weight: result.weight, activation: .float, smooth: result.smooth, lowRank: result.lowRank
         ).layer(.portable)

@@ -2,7 +2,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// The whole quantiser: what each part buys, what the running layer makes of it, and its borders.
+/// The whole quantiser: the effect of each part, the results of the layer when it runs, and limits.
 @Suite("Low-rank quantiser")
 struct LowRankQuantizerTests {
     typealias Configuration = LowRankQuantizer.Configuration
@@ -60,7 +60,7 @@ struct LowRankQuantizerTests {
             bias: result.bias)
         let exact = exactLayer(layer.weight, layer.inputs)
         let outputs = try linear(layer.inputs).rows.map { row in row.indices.map { row[$0] - Double(layer.bias[flat: $0]) } }
-        // Sums in single precision; a code at a tie may differ between instruction sets.
+        // Sums are in single precision, and a code at a tie may differ between instruction sets.
         #expect(abs(relativeDistance(outputs, exact) - result.outputError) <= 0.01 * result.outputError)
     }
 
@@ -69,7 +69,7 @@ struct LowRankQuantizerTests {
         arguments: [LowRankQuantizer.Smoothing.none, .fixed(.init(alpha: 0.5, beta: 0))])
     func shiftedLayer(_ smoothing: LowRankQuantizer.Smoothing) throws {
         let layer = try OutlierLayer(30, 130, tokens: 40, seed: 39)
-        // What a GELU gives out: nothing below −0.17.
+        // The outputs of a GELU are not below −0.17.
         let inputs = try Tensor<Float>(layer.inputs.shape) { max(layer.inputs[flat: $0], -0.17) }
         let activation = ActivationFormat.uint4(shift: ActivationFormat.geluShift)
         let result = try LowRankQuantizer(
@@ -110,7 +110,7 @@ struct LowRankQuantizerTests {
             let activations = inputs.map { ReferenceSVDQuant.roundedActivations($0, groupSize: 64) }
             let products = ReferenceSVDQuant.product(activations, ReferenceSVDQuant.transposed(rounded))
             let error = relativeDistance(zip(products, outputs).map { zip($0, $1).map(+) }, exact)
-            // Without a branch only codes at ties differ; with one, the subspace is found to 1% of a square.
+            // Without a branch only codes at ties differ. With one, the squared error of the subspace is found to 1%.
             #expect(abs(trial.error - error) <= (rank == 0 ? 0.002 : 0.02) * error, "\(trial) against \(error)")
         }
     }
@@ -148,7 +148,9 @@ struct LowRankQuantizerTests {
         #expect(try LowRankQuantizer.correctedBias(nil, weight: weight, shift: 1)?.shape == [9])
     }
 
-    @Test("recorded biases, to the last bit", .enabled(if: !RecordedSplit.paths.isEmpty), arguments: RecordedSplit.paths)
+    @Test(
+        "recorded biases are reproduced to the last bit", .enabled(if: !RecordedSplit.paths.isEmpty),
+        arguments: RecordedSplit.paths)
     func recordedBias(_ path: String) throws {
         let recorded = try RecordedSplit(path)
         let bias = try LowRankQuantizer.correctedBias(
@@ -277,11 +279,11 @@ struct LowRankQuantizerTests {
         fails(.invalidArgument, "rank") { _ = try wide(weight: layer.weight, calibration: layer.inputs) }
         let huge = try Tensor<Float>([6, 20]) { _ in 1e30 }
         fails(.invalidArgument, "calibration") { _ = try quantizer(weight: huge, calibration: huge) }
-        // Beyond what sums of products can hold.
+        // This exceeds what sums of products can hold.
         fails(.invalidArgument, "weight") {
             _ = try quantizer(weight: Tensor([6, 20]) { _ in 1e37 }, calibration: layer.inputs)
         }
-        // FP16 has no scale for it, and none of the candidates helps.
+        // FP16 has no scale for it, and no candidate helps.
         fails(.invalidArgument, "weight") {
             _ = try quantizer(weight: Tensor([6, 20]) { _ in 1e29 }, calibration: layer.inputs)
         }
@@ -303,7 +305,7 @@ struct LowRankQuantizerTests {
         let prefix = "model.layers.0."
         let projections = try ["k", "v"].map { try file.floatTensor(prefix + "self_attn.\($0)_proj.weight") }
         let weight = try Tensor([projections.reduce(0) { $0 + $1.shape[0] }, 512], projections.flatMap(\.elements))
-        // What the first layer sees: embeddings of the bytes of a text, normalised.
+        // The first layer's input: embeddings of the bytes of a text, normalised.
         let (embedding, norm) = try (
             file.floatTensor("model.embed_tokens.weight"), file.floatTensor(prefix + "input_layernorm.weight")
         )

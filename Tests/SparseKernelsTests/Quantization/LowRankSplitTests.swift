@@ -2,7 +2,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// The split into branch and residual: the oracle's loop, recorded loops, its switches.
+/// The split into branch and residual: the oracle's loop, recorded loops, and options.
 @Suite("Low-rank split")
 struct LowRankSplitTests {
     private static func oracle(
@@ -22,7 +22,7 @@ struct LowRankSplitTests {
         let result = try split(layer.weight, calibration: layer.inputs)
         let expected = try Self.oracle(split, layer)
         #expect(result.errors.count == expected.errors.count)
-        // A code at a tie may round the other way in single precision; one of 30 · 96 moves the error by far less than 1%.
+        // A code at a tie may be rounded the other way in single precision. One of 30 · 96 moves the error by far less than 1%.
         for (error, reference) in zip(result.errors, expected.errors) { #expect(abs(error - reference) <= 0.01 * reference) }
         #expect(result.errors[result.keptIteration] == result.errors.min())
         let product = ReferenceSVDQuant.product(result.up.rows, result.down.rows)
@@ -34,7 +34,7 @@ struct LowRankSplitTests {
         let layer = try OutlierLayer(7, 33, tokens: 9, seed: 4)
         let result = try LowRankSplit(rank: 7, scaleType: .float32)(layer.weight, calibration: layer.inputs)
         let scale = layer.weight.elements.map(abs).max() ?? 0
-        // A product of 7 terms in single precision, and factors orthogonal to about as much.
+        // A product of 7 terms in single precision, and factors that are orthogonal to about the same precision.
         #expect(result.residual.elements.allSatisfy { abs($0) <= 64 * 0x1p-24 * 7 * scale })
     }
 
@@ -99,7 +99,7 @@ struct LowRankSplitTests {
         let residual = try split.residual(
             of: recorded["out.weight_smoothed"], down: recorded["out.lora_down"], up: recorded["out.lora_up"])
         let expected = try recorded["out.residual"]
-        // The recorded product was summed in another order: where a sum lies at a tie of 16 bits, the last bit differs.
+        // The recorded product was summed in another order. Where a sum is at a tie of 16 bits, the last bit differs.
         let different = zip(residual.elements, expected.elements).count { $0 != $1 }
         #expect(different * 1000 <= expected.count)
         let quantized = try WeightQuantizer(.svdQuantInt4, scaleType: recorded.type)(expected)

@@ -2,13 +2,13 @@ import Foundation
 import SparseKernels
 import SparseKernelsReference
 
-// What the suites of quantised weights share.
+// Shared by the suites of quantised weights.
 
 extension WeightFormat {
-    /// Every format that kernels are built for.
+    /// Every format for which there are kernels.
     static let all: [WeightFormat] = {
         let sizes: [Int?] = [nil] + groupSizes
-        // The sizes are those of the list that the initialiser checks.
+        // The sizes are those that the initialiser accepts.
         return [Code.int4, .uint4, .int8].flatMap { code in sizes.map { try! WeightFormat(code, groupSize: $0) } } + [.nvfp4]
     }()
 }
@@ -22,7 +22,7 @@ extension QuantizedWeight {
 }
 
 extension Tensor<Float> {
-    /// Normal values by Box and Muller: unlike `normal`, with the tails that the extremes of large groups come from.
+    /// Normal values by Box and Muller. `normal` lacks their tails, from which the extremes of large groups come.
     static func gaussian(_ shape: [Int], seed: UInt64) throws -> Tensor<Float> {
         var generator = SplitMix64(seed: seed)
         return try Tensor(shape) { _ in

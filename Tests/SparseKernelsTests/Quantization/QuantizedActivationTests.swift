@@ -2,12 +2,12 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// The integers that a layer makes of its activations: the rule of the engines, code for code, on every level.
+/// The codes of a layer's activations, which follow the rule of the engines code for code on every level.
 @Suite("Quantised activations")
 struct QuantizedActivationTests {
     static let quantising = ActivationFormat.all.filter { $0 != .float }
 
-    /// Compares with the oracle. Both use the same operations of single precision, so ties fall alike.
+    /// Compares with the oracle. Both use the same operations in single precision, so ties are rounded alike.
     static func expectMatches<X: AttentionElement>(
         _ quantized: QuantizedActivations, _ x: Tensor<X>, _ rule: ReferenceActivationQuantization, smooth: [Float]?,
         _ label: String, sourceLocation: SourceLocation = #_sourceLocation
@@ -19,14 +19,14 @@ struct QuantizedActivationTests {
         for row in 0..<m {
             let expected = rule(Array(values[row * k..<(row + 1) * k]), smooth: smooth)
             for group in 0..<groups {
-                // A token's one scale is that of each group.
+                // A token's only scale is that of each group.
                 let scale = expected.scales[min(group, expected.scales.count - 1)]
                 if scales[row * groups + group] != scale {
                     text = "scale (\(row), \(group)) \(scales[row * groups + group]), expected \(scale)"
                 }
             }
             for column in 0..<padded {
-                // Padding multiplies weights of 0; shifted it must stay 0 too.
+                // Padding is multiplied by weights of 0. With a shift it must still be 0.
                 let code = column < k ? expected.codes[column] : 0
                 if codes[row * padded + column] != code {
                     text = "code (\(row), \(column)) \(codes[row * padded + column]), expected \(code)"
@@ -36,7 +36,7 @@ struct QuantizedActivationTests {
         #expect(text.isEmpty, "\(label): \(text)", sourceLocation: sourceLocation)
     }
 
-    /// Quantises on every level, compares with the oracle, and levels with each other.
+    /// Quantises on every level, and compares with the oracle and between levels.
     static func check<X: AttentionElement>(
         _ x: Tensor<X>, _ activation: ActivationFormat, _ kind: WeightKind, smooth: Tensor<Float>?, _ label: String
     ) throws {
@@ -79,7 +79,7 @@ struct QuantizedActivationTests {
 
     @Test("ties go to even", arguments: InstructionSet.available)
     func ties(_ set: InstructionSet) throws {
-        // The largest value makes the scale exactly 1, so that the others are their own quotients.
+        // The largest value makes the scale exactly 1, so that the other values equal their quotients.
         func codes(_ values: [Float], _ activation: ActivationFormat) throws -> [Int8] {
             let layer = try LayerParts(
                 weight: WeightKind(.int4, 16).weight(1, values.count, seed: 1), activation: activation
@@ -88,11 +88,11 @@ struct QuantizedActivationTests {
             return Array(try layer.quantized(x.matrixView(named: "x")).codes.elements[..<values.count])
         }
         #expect(try codes([127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5], .int8PerToken) == [127, 0, 2, 2, 0, -2, -2, 126])
-        // amax · (1/7) and (1/15) are not exact: 7·2⁻ⁿ times Float(1/7) rounds to 2⁻ⁿ, 15·Float(1/15) to 1.
+        // amax · (1/7) and (1/15) are not exact: 7·2⁻ⁿ times Float(1/7) rounds to 2⁻ⁿ, and 15·Float(1/15) to 1.
         #expect(7 * (1 / Float(7)) == 1 && 15 * (1 / Float(15)) == 1)
         #expect(try codes([7, 0.5, 1.5, 2.5, -3.5, -4.5, 6.5, -6.5], .int4) == [7, 0, 2, 2, -4, -4, 6, -6])
         #expect(try codes([15, 0.5, 1.5, 14.5, 13.5, 0, 7.5, 8.5], .uint4(shift: 0)) == [15, 0, 2, 14, 14, 0, 8, 8])
-        // Twice the E2M1 values.
+        // Codes are twice the E2M1 values.
         #expect(6 * (1 / Float(6)) == 1)
         #expect(
             try codes([6, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, -0.25, -0.75, -1.25, -1.75, -2.5, -3.5, -5, 0.26], .fp4)
@@ -101,7 +101,7 @@ struct QuantizedActivationTests {
 
     @Test("small activations, whose 16-bit scales lose bits, have saturated codes", arguments: quantising)
     func smallValues(_ activation: ActivationFormat) throws {
-        // Without a shift, which would be all that is left of them.
+        // There is no shift, because these values would vanish beside it.
         let activation = if case .uint4 = activation { ActivationFormat.uint4(shift: 0) } else { activation }
         func values(_ magnitude: Float, seed: UInt64) throws -> Tensor<Float> {
             let normal: Tensor<Float> = try activation.input(9, 100, seed: seed)
@@ -124,7 +124,7 @@ struct QuantizedActivationTests {
 
     @Test("codes come from the unrounded scale, and the stored one is rounded", arguments: InstructionSet.available)
     func storedScale(_ set: InstructionSet) throws {
-        // amax = 5: 5/7 lies between two BFloat16 values, and 2.5 · (1/s) = 3.5 is a tie that the rounded scale would move.
+        // amax = 5: 5/7 is between two BFloat16 values, and 2.5 · (1/s) = 3.5 is a tie, which the rounded scale would move.
         let x = try Tensor<BFloat16>([1, 16]) { BFloat16($0 == 0 ? 5 : 2.5) }
         let weight = try WeightKind(.int4, 16).weight(1, 16, seed: 1)
         let layer = try LayerParts(weight: weight, activation: .int4).layer(set)
@@ -140,7 +140,7 @@ struct QuantizedActivationTests {
         let k = 200
         let activation = if case .uint4 = activation { ActivationFormat.uint4(shift: 0) } else { activation }
         var x = try Tensor<Float16>([3, k]) { Float16($0 % 7) }
-        // The first group of row 0, and all of row 1.
+        // These are the first group of row 0, and all of row 1.
         for index in Array(0..<64) + Array(k..<2 * k) { x[flat: index] = 0 }
         for set in InstructionSet.available {
             let layer = try LayerParts(weight: WeightKind(.int4, 64).weight(1, k, seed: 1), activation: activation).layer(set)
@@ -171,8 +171,8 @@ struct QuantizedActivationTests {
         let x = try Tensor<Float>([1, 64]) { largest[$0 / 16] }
         let quantized = try layer.quantized(x.matrixView(named: "x"))
         #expect(quantized.scales.elements == [1, 448, 0x1p-9, 0x1p-9])
-        // Divided by the scale before its rounding: the largest code, or beyond. In the last group by the smallest scale: 1½, of which
-        // codes are twice the value.
+        // Values are divided by the unrounded scale, which gives the largest code or more. The last group is divided by the
+        // smallest scale: 1½, whose code is 3, because codes are twice the value.
         #expect(quantized.codes.elements == (0..<64).map { $0 < 48 ? 12 : 3 })
         #expect(quantized.value(row: 0, column: 63) == 6 * 0x1p-11 && quantized.value(row: 0, column: 0) == 6)
     }
@@ -182,19 +182,19 @@ struct QuantizedActivationTests {
         let layer = try LayerParts(weight: WeightKind(.fp4, 16).weight(1, 64, seed: 1), activation: .fp4).layer(set)
         var generator = SplitMix64(seed: 2)
         for exponent in -20...(-9) {
-            // Up to the largest that the smallest scale has a code for.
+            // The limit is the largest value that has a code with the smallest scale.
             let limit = 6 * Float(sign: .plus, exponent: exponent, significand: 1)
             let x = try Tensor<Float>([3, 64]) { _ in limit * (2 * generator.uniform() - 1) }
             let quantized = try layer.quantized(x.matrixView())
             #expect(quantized.scales.elements.allSatisfy { $0 == E4M3.leastNonzeroMagnitude })
             for index in 0..<x.count {
-                // Half a step of 2⁻¹⁰; beyond twice the scale E2M1 has a fifth of the value.
+                // The bound is half a step of 2⁻¹⁰. Beyond twice the scale, E2M1 is within a fifth of the value.
                 let bound = max(0x1p-11, 0.200_001 * abs(x[flat: index]))
                 let value = quantized.value(row: index / 64, column: index % 64)
                 #expect(abs(value - x[flat: index]) <= bound, "\(x[flat: index])")
             }
         }
-        // Nothing of a group is lost but what is below 2⁻¹¹.
+        // Only values below 2⁻¹¹ of a group are lost.
         let x = try Tensor<Float>([1, 64]) { $0 % 2 == 0 ? 0.0011 : -0.0006 }
         let quantized = try layer.quantized(x.matrixView())
         #expect(quantized.codes.elements == (0..<64).map { $0 % 2 == 0 ? 1 : -1 })
@@ -202,7 +202,7 @@ struct QuantizedActivationTests {
 
     @Test("scales of activations and of weights mean the same", arguments: quantising)
     func meaning(_ activation: ActivationFormat) throws {
-        // A layer of the identity gives back its activations as the product sees them.
+        // A layer of the identity returns its activations as they enter the product.
         let k = 48
         let identity = try Tensor<Float>([k, k]) { $0 / k == $0 % k ? 6 : 0 }
         let weight = try WeightQuantizer(.nvfp4)(identity)
@@ -235,7 +235,7 @@ struct QuantizedActivationTests {
         }
     }
 
-    @Test("the same codes from any number of threads and from strided rows", arguments: quantising)
+    @Test("codes are the same on any number of threads and from strided rows", arguments: quantising)
     func layouts(_ activation: ActivationFormat) throws {
         let (m, k, gap) = (37, 200, 3)
         let x: Tensor<Float16> = try activation.input(m, k, seed: 3)

@@ -2,10 +2,10 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// What is fused around the product: smoothing, the low-rank branch, bias, epilogues; element types and strides of both operands.
+/// Operations fused with the product: smoothing, low-rank branch, bias, epilogues. Element types and strides of operands.
 @Suite("Quantised linear layer: what is fused, and operands")
 struct QuantizedLinearBranchTests {
-    @Test("low-rank branches of every rank, with and without bias", arguments: ActivationFormat.all)
+    @Test("low-rank branches of every rank agree with the oracle, with and without bias", arguments: ActivationFormat.all)
     func ranks(_ activation: ActivationFormat) throws {
         for (index, rank) in [0, 1, 16, 17, 32, 33, 128].enumerated() {
             let (m, n, k) = (
@@ -25,12 +25,12 @@ struct QuantizedLinearBranchTests {
         }
     }
 
-    @Test("the largest rank, and ranks around half of it", arguments: [ActivationFormat.int4, .float])
+    @Test("the largest rank and ranks around half of it agree with the oracle", arguments: [ActivationFormat.int4, .float])
     func largestRanks(_ activation: ActivationFormat) throws {
         for (rank, m) in [(4097, 1), (LowRankBranch.maximumRank, 1), (LowRankBranch.maximumRank, 9)] {
             let (n, k) = (41, 70)
             let kind = WeightKind.main[0]
-            // Factors that F16 does not hold and factors that it does take different places in memory.
+            // Factors with values outside F16 and factors within it are stored in different types.
             let branch = try LayerParts.branch(rank: rank, n, k, seed: 3)
             let halves = try LowRankBranch(
                 down: branch.down.converted(to: Float16.self).converted(),
@@ -71,7 +71,7 @@ struct QuantizedLinearBranchTests {
 
     @Test("the branch takes activations before shift, smoothing and rounding")
     func branchInput() throws {
-        // Zero weights: the branch is all there is.
+        // With zero weights, the branch is the whole output.
         let parts = try LayerParts(
             weight: WeightKind(.int4, 64).weight(9, 70, seed: 1, code: 0), activation: .uint4(shift: 0.5),
             smooth: LayerParts.smooth(70, seed: 2), lowRank: LayerParts.branch(rank: 5, 9, 70, seed: 3))
@@ -95,7 +95,7 @@ struct QuantizedLinearBranchTests {
         }
     }
 
-    @Test("epilogues", arguments: [Epilogue.none, .gelu, .silu])
+    @Test("epilogues agree with the oracle", arguments: [Epilogue.none, .gelu, .silu])
     func epilogues(_ epilogue: Epilogue) throws {
         for (index, activation) in ActivationFormat.all.enumerated() {
             for m in [1, 9] {
@@ -120,7 +120,7 @@ struct QuantizedLinearBranchTests {
                 weight: WeightKind(.int4, 64).weight(6, 64, seed: 1, code: 0), activation: .int4, bias: bias, epilogue: epilogue
             )
             let y = try parts.layer(set)(Tensor<Float>.normal([1, 64], seed: 1)).elements
-            // e⁸⁸ may stand for larger exponentials.
+            // Exponentials larger than e⁸⁸ may be replaced by it.
             #expect((0..<3).allSatisfy { abs(y[$0]) <= 1e-38 * abs(bias[flat: $0]) }, "\(set), \(epilogue): \(y)")
             #expect(Array(y[3...]) == Array(bias.elements[3...]), "\(set), \(epilogue): \(y)")
         }
@@ -165,7 +165,7 @@ struct QuantizedLinearBranchTests {
             let x: Tensor<X> = try activation.input(m, k, seed: 6)
             let expected = try layer.output(of: x, as: Y.self)
             if set == .portable { ExpectedOutputs(parts, x: x).expectMatch(expected, "\(activation), \(X.self) to \(Y.self)") }
-            // NaN between the rows of x, a guard between those of y.
+            // Between rows x has NaN, and y a guard value.
             let guardValue = Y(987)
             var spread = [X](repeating: X(.nan), count: m * (k + gap))
             let adjacent = x.elements

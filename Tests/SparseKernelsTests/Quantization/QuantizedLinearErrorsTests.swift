@@ -2,7 +2,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Bad input: the code and the argument at fault, and nothing written.
+/// Bad input gives an error with its code and argument, and nothing is written.
 @Suite("Quantised linear layer: errors")
 struct QuantizedLinearErrorsTests {
     static func weight(_ n: Int = 5, _ k: Int = 70) throws -> QuantizedWeight {

@@ -5,7 +5,7 @@ import Testing
 /// The largest sums, zeros, and input that is not finite.
 @Suite("Quantised linear layer: extremes")
 struct QuantizedLinearExtremeTests {
-    /// Activations of one sign and of both, all of the same magnitude, so that every code is the largest.
+    /// Activations of one sign and of both, with equal magnitudes, so that every code is the largest.
     static func extremeInputs(_ m: Int, _ k: Int) throws -> [Tensor<Float>] {
         try [
             Tensor([m, k]) { _ in 1 }, Tensor([m, k]) { _ in -1 }, Tensor([m, k]) { $0 % 2 == 0 ? 1 : -1 },
@@ -24,7 +24,7 @@ struct QuantizedLinearExtremeTests {
             case .fp4: [7, 15]
             }
         for code in codes {
-            // Two groups of 128, and a ragged one.
+            // There are two groups of 128, and a ragged one.
             let (n, k) = (17, 290)
             let weight = try kind.weight(n, k, seed: 1, code: code)
             let packed = try QuantizedLinearTests.packed(weight)
@@ -50,7 +50,7 @@ struct QuantizedLinearExtremeTests {
     @Test("activations of zero give the bias, and zero groups nothing", arguments: ActivationFormat.all)
     func zeros(_ activation: ActivationFormat) throws {
         let (n, k) = (17, 200)
-        // A shift makes codes of zeros.
+        // A shift gives zeros non-zero codes.
         if case .uint4 = activation { return }
         for kind in WeightKind.all {
             let parts = try LayerParts(

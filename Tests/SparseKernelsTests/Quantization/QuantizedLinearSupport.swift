@@ -2,14 +2,14 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-// What the suites of quantised layers share: weights of every format, layers with their oracle, and the comparison.
+// Shared by the suites of quantised layers: weights of every format, layers with their oracle, and the comparison.
 
-/// A weight format with the extras that a weight of it has.
+/// A weight format, and the optional parts that a weight of it has.
 struct WeightKind: Sendable, CustomTestStringConvertible {
     var format: WeightFormat
     var hasOffsets = false
     var hasChannelScales = false
-    /// Some scales are negative, as ggml's can be.
+    /// Some scales are negative, as in ggml.
     var hasNegativeScales = false
 
     init(
@@ -26,7 +26,7 @@ struct WeightKind: Sendable, CustomTestStringConvertible {
         "\(format)" + (hasOffsets ? " with offsets" : "") + (hasChannelScales ? " with channel scales" : "")
     }
 
-    /// Every format, and every extra with each kind of code.
+    /// Every format, and every optional part with each kind of code.
     static let all: [WeightKind] = [
         WeightKind(.int4, 64), WeightKind(.int4, 32, negativeScales: true), WeightKind(.int4, 128, channelScales: true),
         WeightKind(.int4, 16, offsets: true), WeightKind(.int4, nil),
@@ -39,13 +39,13 @@ struct WeightKind: Sendable, CustomTestStringConvertible {
         WeightKind(.fp4, nil),
     ]
 
-    /// The formats that the systems of the guide use.
+    /// The formats of the systems in the guide.
     static let main: [WeightKind] = [
         WeightKind(.int4, 64), WeightKind(.uint4, 128, offsets: true), WeightKind(.int8, nil),
         WeightKind(.fp4, 16, channelScales: true),
     ]
 
-    /// A weight of random codes over their whole range, or of one code. Scales have 8 significant bits, as 16-bit checkpoints have.
+    /// A weight of random codes of the whole range, or of one code. Scales have 8 significant bits, as 16-bit files have.
     func weight(_ outFeatures: Int, _ inFeatures: Int, seed: UInt64, code: Int? = nil) throws -> QuantizedWeight {
         var generator = SplitMix64(seed: seed)
         let (padded, bits) = (format.paddedInFeatures(inFeatures), format.code.bits)
@@ -76,7 +76,7 @@ extension ActivationFormat {
         .float, .int8PerToken, .int8PerGroup, .int4, .uint4(shift: geluShift), .fp4,
     ]
 
-    /// Activations that the format takes: shifted ones are never below −shift.
+    /// Activations that the format accepts. Shifted ones are never below −shift.
     func input<X: AttentionElement>(_ tokens: Int, _ inFeatures: Int, seed: UInt64) throws -> Tensor<X> {
         let normal = try Tensor<Float>.normal([tokens, inFeatures], seed: seed)
         guard case .uint4(let shift) = self else { return normal.converted() }
@@ -84,7 +84,7 @@ extension ActivationFormat {
     }
 }
 
-/// A layer's parts, from which the layer on any instruction set and its oracle are made.
+/// The parts of a layer, from which its oracle and the layer on any instruction set are made.
 struct LayerParts {
     var weight: QuantizedWeight
     var activation: ActivationFormat
@@ -113,7 +113,7 @@ struct LayerParts {
         return try Tensor([inFeatures]) { _ in BFloat16(0.25 + 2 * generator.uniform()).floatValue }
     }
 
-    /// A branch whose output is about as large as the other one's.
+    /// A branch whose output is about as large as that of the quantised weight.
     static func branch(rank: Int, _ outFeatures: Int, _ inFeatures: Int, seed: UInt64) throws -> LowRankBranch {
         try LowRankBranch(
             down: Tensor.normal([rank, inFeatures], seed: seed, scale: 0.3),
@@ -126,8 +126,8 @@ struct ExpectedOutputs {
     private var elements: [(row: Int, column: Int, value: Double, bound: Double)] = []
 
     /// - Parameters:
-    ///   - rows: at most this many tokens, the last one and, if several, the first one among them.
-    ///   - columns: likewise for outputs of a token.
+    ///   - rows: at most this many tokens, including the last one and, if more than one, the first one.
+    ///   - columns: the same for the outputs of a token.
     init<X: AttentionElement>(_ parts: LayerParts, x: Tensor<X>, rows: Int = 4, columns: Int = 9) {
         let oracle = parts.oracle
         let (k, values) = (x.shape[1], x.elements)
@@ -165,7 +165,7 @@ struct ExpectedOutputs {
 }
 
 extension QuantizedLinear {
-    /// Outputs of another element type, in a new tensor.
+    /// Runs the layer into a new tensor of another element type.
     func output<X: AttentionElement, Y: AttentionElement>(
         of x: Tensor<X>, as type: Y.Type, on pool: WorkerPool = .shared
     ) throws -> Tensor<Y> {

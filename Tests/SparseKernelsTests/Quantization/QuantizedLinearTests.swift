@@ -2,14 +2,14 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// The product itself: every weight format with every activation format, at awkward sizes, against the oracle.
+/// The product: every weight format with every activation format, at awkward sizes, compared with the oracle.
 @Suite("Quantised linear layer")
 struct QuantizedLinearTests {
     static let tokens = [1, 2, 3, 4, 5, 7, 8, 9, 17, 65]
     static let outFeatures = [1, 7, 8, 15, 16, 17, 24, 47, 48, 49, 100]
     static let inFeatures = [1, 16, 63, 64, 65, 200, 513, 1408]
 
-    /// Runs a layer on every level and compares.
+    /// Runs a layer on every level and compares with the oracle.
     static func expectMatches<X: AttentionElement>(
         _ parts: LayerParts, _ packed: [PackedWeight], x: Tensor<X>, _ label: String,
         sourceLocation: SourceLocation = #_sourceLocation
@@ -28,7 +28,7 @@ struct QuantizedLinearTests {
     @Test("agrees with the oracle for every weight and activation format", arguments: WeightKind.all.indices)
     func formats(_ index: Int) throws {
         let kind = WeightKind.all[index]
-        // Steps that share no factor with the lengths of the lists: the kinds together see every extent many times.
+        // The steps share no factor with the lengths of the lists, so that the kinds together use every extent many times.
         for step in 0..<4 {
             let n = Self.outFeatures[(3 * index + 5 * step) % Self.outFeatures.count]
             let k = Self.inFeatures[(3 * index + 2 * step + step / 2) % Self.inFeatures.count]
@@ -65,7 +65,7 @@ struct QuantizedLinearTests {
         }
     }
 
-    @Test("every depth", arguments: WeightKind.main)
+    @Test("every depth agrees with the oracle", arguments: WeightKind.main)
     func depths(_ kind: WeightKind) throws {
         for k in Self.inFeatures + [2, 3, 15, 17, 31, 33, 127, 128, 129, 255, 256, 257] {
             let weight = try kind.weight(17, k, seed: UInt64(k))
@@ -78,7 +78,7 @@ struct QuantizedLinearTests {
         }
     }
 
-    @Test("numbers of tokens around the blocks of rows", arguments: ActivationFormat.all)
+    @Test("numbers of tokens around the blocks of rows agree with the oracle", arguments: ActivationFormat.all)
     func blocks(_ activation: ActivationFormat) throws {
         let (n, k) = (5, 20)
         let weight = try WeightKind(.int4, 16, offsets: true).weight(n, k, seed: 1)
@@ -92,7 +92,7 @@ struct QuantizedLinearTests {
         }
     }
 
-    @Test("scales and offsets that no 16-bit type holds", arguments: WeightKind.all.indices)
+    @Test("scales and offsets that no 16-bit type represents agree with the oracle", arguments: WeightKind.all.indices)
     func exactScales(_ index: Int) throws {
         let kind = WeightKind.all[index]
         let rounded = try kind.weight(20, 200, seed: 5)
@@ -109,7 +109,7 @@ struct QuantizedLinearTests {
         }
     }
 
-    @Test("the same bits on 1, 2 and 7 threads, in every call and whatever the other rows", arguments: ActivationFormat.all)
+    @Test("bits are the same on 1, 2 and 7 threads, in every call and beside any rows", arguments: ActivationFormat.all)
     func threads(_ activation: ActivationFormat) throws {
         let (m, n, k) = (65, 49, 513)
         #expect(m * n * k > WorkerPool.workCutoff)
@@ -126,7 +126,7 @@ struct QuantizedLinearTests {
                     #expect(try layer.output(of: x, as: Float.self, on: pool).bits == serial, "\(set), \(threads) threads")
                 }
             }
-            // From two rows on: a row alone has kernels of its own.
+            // Starts with two rows, because a single row has kernels of its own.
             for row in [0, 33, m - 2] {
                 let pair = try Tensor([2, k], Array(x.elements[row * k..<(row + 2) * k]))
                 #expect(try layer.output(of: pair, as: Float.self).bits == Array(serial[row * n..<(row + 2) * n]), "\(set)")
@@ -144,7 +144,7 @@ struct QuantizedLinearTests {
         for set in InstructionSet.available {
             let layer = try parts.layer(set)
             let expected = try layer.output(of: x, as: Float.self).bits
-            // One more than a multiple of any tile or task leaves a row alone in the last one.
+            // One more than a multiple of a tile or task leaves a single row in the last one.
             for rows in Array(2...19) + [25, 31, 33, 49, 64, 65, 66, 73, 97, 127, 128, 129, 133] {
                 let some = try layer.output(of: Tensor([rows, k], Array(x.elements[..<(rows * k)])), as: Float.self).bits
                 let differs = some.indices.first { some[$0] != expected[$0] }

@@ -2,7 +2,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// The oracle itself, on values worked out by hand.
+/// The oracle, tested with values that were computed by hand.
 @Suite("Oracle of quantised layers")
 struct ReferenceQuantizedLinearTests {
     @Test("E4M3 and E2M1 round to nearest, ties to even")
@@ -20,7 +20,7 @@ struct ReferenceQuantizedLinearTests {
         }
     }
 
-    @Test("shift, smoothing, scale and codes of a row")
+    @Test("shift, smoothing, scale and codes of a row are those worked out by hand")
     func row() {
         let rule = ReferenceActivationQuantization(.uint4(shift: 0.5), weight: .svdQuantInt4)
         // (7 + ½)/½ = 15, (2 − … + ½)/½: the scale is 15·Float(1/15) = 1.
@@ -36,9 +36,9 @@ struct ReferenceQuantizedLinearTests {
         #expect(infinite.scales[0].isNaN && infinite.codes == [0, 0])
     }
 
-    @Test("one output, term by term")
+    @Test("one output is the sum of its terms")
     func output() throws {
-        // Codes 3 and −2 with scale ½, offset ¼, channel scale 2; activations 7 and −3.5 with scale 1: codes 7 and −4.
+        // Codes 3 and −2 have scale ½, offset ¼ and channel scale 2. Activations 7 and −3.5 have scale 1 and codes 7 and −4.
         let weight = try QuantizedWeight(
             format: .svdQuantInt4, inFeatures: 2, codes: Tensor([1, 32]) { $0 == 0 ? 0xe3 : 0 }, scales: Tensor([1, 1], [0.5]),
             offsets: Tensor([1, 1], [0.25]), channelScales: Tensor([1], [2]))
@@ -50,12 +50,12 @@ struct ReferenceQuantizedLinearTests {
         // 2·(½·(21 + 8) − ¼·3) + 3·(7 − 7) + 10
         let output = oracle.output(of: token, column: 0)
         #expect(output.value == 37.5)
-        // Magnitudes: 2·(14.5 + 0.75) of one segment, 3·(7 + 7), 10.
+        // The magnitudes are 2·(14.5 + 0.75) of one segment, 3·(7 + 7), and 10.
         let product: Double = (1 + 5) * 30.5
         let lowRank: Double = (2.0.squareRoot() + 1 + 3) * 42
         let units = output.errorBound / (AttentionErrorBound.confidence * AttentionErrorBound.unitRoundoff)
         #expect(abs(units - (product + lowRank + 20)) < 1e-9)
-        // Floating-point activations: 7·(1.5 − ¼) + 3.5·(1 + ¼), times 2.
+        // In floating point, the sum is 7·(1.5 − ¼) + 3.5·(1 + ¼), times 2.
         let exact = ReferenceQuantizedLinear(weight, activation: .float)
         #expect(exact.output(of: exact.token([7, -3.5] as [Float]), column: 0).value == 2 * (7 * 1.25 + 3.5 * 1.25))
         let silu = ReferenceQuantizedLinear(weight, activation: .int4, bias: bias, epilogue: .silu)

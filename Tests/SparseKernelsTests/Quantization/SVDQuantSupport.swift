@@ -2,17 +2,17 @@ import Foundation
 import SparseKernels
 import SparseKernelsReference
 
-// What the suites of SVDQuant's quantiser share: layers with outliers, matrices for the oracle, recorded cases.
+// Shared by the suites of SVDQuant's quantiser: layers with outliers, matrices for the oracle, and recorded cases.
 
-/// A layer as spec and paper describe them: a weight with few dominant directions, and activations with outlier channels.
+/// A layer as in the paper: a weight with few dominant directions, and activations with outlier channels.
 struct OutlierLayer {
     let weight: Tensor<Float>
     let bias: Tensor<Float>
     let inputs: Tensor<Float>
 
     /// - Parameters:
-    ///   - decay: of the dominant directions, whose number is a sixteenth of the smaller extent.
-    ///   - outliers: channels whose activations are 30 times as large.
+    ///   - decay: the decay of the dominant directions, whose number is a sixteenth of the smaller extent.
+    ///   - outliers: the number of channels whose activations are 30 times as large.
     init(_ outFeatures: Int, _ inFeatures: Int, tokens: Int, seed: UInt64, outliers: Int = 12) throws {
         let directions = max(1, min(outFeatures, inFeatures) / 16)
         let left = try Tensor<Float>.normal([outFeatures, directions], seed: seed)
@@ -45,7 +45,7 @@ extension Tensor<Float> {
         return (0..<shape[0]).map { row in values[row * columns..<(row + 1) * columns].map(Double.init) }
     }
 
-    /// A matrix of rows.
+    /// Creates a matrix from rows.
     init(rows: [[Double]]) throws { try self.init([rows.count, rows[0].count], rows.flatMap { $0.map(Float.init) }) }
 }
 
@@ -64,7 +64,7 @@ func relativeDistance(_ actual: [[Double]], _ expected: [[Double]]) -> Double {
 /// The square of the Frobenius norm.
 func energy(of rows: [[Double]]) -> Double { rows.reduce(0) { $0 + $1.reduce(0) { $0 + $1 * $1 } } }
 
-/// Rounding to a 16-bit type as the oracle wants it.
+/// The oracle's rounding to a 16-bit type.
 func rounding(to type: ElementType) -> ReferenceSVDQuant.Rounding {
     switch type {
     case .bfloat16: { Double(BFloat16(Float($0)).floatValue) }
@@ -74,7 +74,7 @@ func rounding(to type: ElementType) -> ReferenceSVDQuant.Rounding {
 }
 
 extension Tensor<Float> {
-    /// The nearest half-precision value, as a file of that type would hold it.
+    /// The nearest half-precision value, as a file of that type would store it.
     static func half(_ value: Float) -> Float {
         #if os(macOS) && arch(x86_64)
             value
@@ -84,14 +84,14 @@ extension Tensor<Float> {
     }
 }
 
-/// Recorded cases and models outside the package.
+/// Recorded cases and models that are not part of the package.
 enum ExternalData {
     static let root: String = {
         let package = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../../..")
         return ProcessInfo.processInfo.environment["SPARSEKERNELS_DATA"] ?? package.standardizedFileURL.path + "/../shared"
     }()
 
-    /// The files of `folder` whose names begin with `prefix`, by path.
+    /// The paths of the files in `folder` whose names begin with `prefix`.
     static func files(in folder: String, prefix: String) -> [String] {
         let names = (try? FileManager.default.contentsOfDirectory(atPath: "\(root)/\(folder)")) ?? []
         return names.filter { $0.hasPrefix(prefix) && $0.hasSuffix(".safetensors") }.sorted().map { "\(root)/\(folder)/\($0)" }

@@ -1,10 +1,10 @@
 import SparseKernels
 import Testing
 
-/// Conversions to 8- and 4-bit floats, against a search over all their values.
+/// Conversions to 8- and 4-bit floats, compared with a search over all values.
 @Suite("E4M3 and E2M1")
 struct SmallFloatTests {
-    /// The codes of non-negative values, ascending; a code's parity is that of its mantissa.
+    /// The codes of non-negative values, ascending. A code is even when its mantissa is.
     private static let e4m3 = (UInt8(0)..<0x7f).map { E4M3(bitPattern: $0) }
 
     @Test("E4M3 codes have the values of the format and come back")
@@ -30,7 +30,7 @@ struct SmallFloatTests {
     @Test("E4M3 rounds to nearest, ties to even, at every midpoint and beside it")
     func e4m3Midpoints() {
         for (low, high) in zip(Self.e4m3, Self.e4m3.dropFirst()) {
-            // Exact: neighbours have at most five bits together.
+            // The midpoint is exact, because neighbours have at most five bits together.
             let midpoint = (low.floatValue + high.floatValue) / 2
             #expect(E4M3(midpoint) == (low.bitPattern % 2 == 0 ? low : high))
             #expect(E4M3(midpoint.nextDown) == low && E4M3(midpoint.nextUp) == high)
@@ -39,7 +39,7 @@ struct SmallFloatTests {
         }
     }
 
-    @Test("E4M3 saturates, also infinities")
+    @Test("E4M3 saturates, also for infinities")
     func e4m3Saturation() {
         for value: Float in [448, 449, 464, 480, 1e30, .infinity] {
             #expect(E4M3(value).floatValue == 448 && E4M3(-value).floatValue == -448)

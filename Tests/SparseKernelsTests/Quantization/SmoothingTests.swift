@@ -2,7 +2,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Candidates, factors and their edge cases, against the oracle and recorded layers.
+/// Candidates, factors and their edge cases, compared with the oracle and recorded layers.
 @Suite("Smoothing")
 struct SmoothingTests {
     @Test("families have the official candidates in the official order")
@@ -47,7 +47,7 @@ struct SmoothingTests {
         let ranges = try SmoothingRanges(calibration: inputs, weights: [dead])
         #expect(try ranges.factors(.init(alpha: 0.5, beta: 0.5)).elements == [1, 1, 1])
         #expect(try ranges.factors(.init(alpha: 0.5, beta: 0)).elements[1] == 2)
-        // 0⁰ is 1: an exponent of 0 has no say, whatever the range.
+        // 0⁰ is 1, so that an exponent of 0 has no effect, whatever the range.
         #expect(try ranges.factors(.identity).elements == [1, 1, 1])
     }
 
@@ -69,7 +69,9 @@ struct SmoothingTests {
         #expect(ranges.activations == [0.25 + 0.05, 1.75])
     }
 
-    @Test("recorded factors, to the last bit", .enabled(if: !RecordedSplit.paths.isEmpty), arguments: RecordedSplit.paths)
+    @Test(
+        "recorded factors are reproduced to the last bit", .enabled(if: !RecordedSplit.paths.isEmpty),
+        arguments: RecordedSplit.paths)
     func recorded(_ path: String) throws {
         let recorded = try RecordedSplit(path)
         // The official code adds the shift in 16 bits.
@@ -118,7 +120,7 @@ struct SmoothingTests {
         let best = try #require(seen.min { $0.error < $1.error })
         #expect(result.candidate == best.candidate && best.error < seen[0].error)
 
-        // Inputs of one magnitude and a weight of zeros: every candidate is the identity, and exact.
+        // With inputs of one magnitude and a weight of zeros, every candidate is the identity and exact.
         let flat = try SmoothingSearch(
             candidates: [.init(alpha: 0.5, beta: 0), .identity, .init(alpha: 0.2, beta: 0)], rank: 0)
         let tie = try flat(

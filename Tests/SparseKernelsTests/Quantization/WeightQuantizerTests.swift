@@ -4,7 +4,7 @@ import Testing
 
 @Suite("Weight quantiser")
 struct WeightQuantizerTests {
-    /// `value` in a scale type, as a `Float`.
+    /// `value` rounded to a scale type, as a `Float`.
     private func rounded(_ value: Float, to type: ElementType) -> Float {
         switch type {
         case .float16: Float(Float16(value))
@@ -13,7 +13,7 @@ struct WeightQuantizerTests {
         }
     }
 
-    /// One group by the text of the rule: its scale, offset and codes.
+    /// One group by the words of the rule: its scale, offset and codes.
     private func textbook(
         _ values: [Float], _ code: WeightFormat.Code, scaleType: ElementType, tensorScale: Float
     ) -> (scale: Float, offset: Float, codes: [Int]) {
@@ -54,7 +54,7 @@ struct WeightQuantizerTests {
             #expect(result.outFeatures == rows && result.inFeatures == columns)
             let largest = weight.elements.map(abs).max() ?? 0
             let tensorScale = rounded(largest / 6 / 448, to: scaleType)
-            // Half of these weights have such a scale; they are below the normal range of F16.
+            // Half of these weights have such a scale, which is below the normal range of F16.
             let expected = scaleType == .float16 && largest / 6 / 448 < 0x1p-14 ? largest / 6 / 448 : tensorScale
             let channelScales = [Float](repeating: expected, count: rows)
             #expect(result.channelScales?.elements == (format.code == .fp4 ? channelScales : nil))
@@ -97,7 +97,7 @@ struct WeightQuantizerTests {
                 #expect(try result.dequantized().elements.allSatisfy { abs($0) <= 2 * abs(value) })
                 #expect(result.scales.elements.allSatisfy { $0 > 0 })
             }
-            // The same in one group of a weight that is not small.
+            // The same occurs in one group of a weight that is not small.
             elements[399] = 1
             let result = try WeightQuantizer(format)(Tensor([2, 200], elements))
             #expect(try result.dequantized().elements.prefix(200).allSatisfy { abs($0) <= 2 * abs(value) })
@@ -108,7 +108,7 @@ struct WeightQuantizerTests {
     func idempotence(_ format: WeightFormat) throws {
         let weight = try Tensor<Float>.normal([7, 200], seed: 5)
         let once = try WeightQuantizer(format)(weight)
-        // Against the same grid: a new one would differ where rounding the scale clipped the largest weight.
+        // Both use the same grid. A new one would differ where rounding the scale clipped the largest weight.
         let grid = try WeightQuantizer(format).grid(for: weight)
         let again = try grid.quantize(once.dequantized())
         #expect(again.isIdentical(to: once))

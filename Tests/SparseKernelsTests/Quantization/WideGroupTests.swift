@@ -5,7 +5,7 @@ import Testing
 /// Checkpoints with groups that are wider than those of the kernels.
 @Suite("Groups above 128 in AWQ, GPTQ and MatMulNBits tensors")
 struct WideGroupTests {
-    /// Random codes, zero points and scales of a file, and the value that the format gives an element.
+    /// Random codes, zero points and scales of a file, and the values of elements by the format.
     struct Stored {
         let (rows, columns, groupSize): (Int, Int, Int)
         let codes: [Int]
@@ -50,7 +50,7 @@ struct WideGroupTests {
 
     @Test("values are those of the file, bit for bit", arguments: [128, 256, 384, 512, 1024], [false, true])
     func values(_ groupSize: Int, _ isSymmetric: Bool) throws {
-        // Whole groups, a short last one, one that is shorter than a kernel's, and fewer columns than a group.
+        // Whole groups, a short last one, one shorter than a kernel's group, and fewer columns than a group.
         for columns in [2048, 1280, 1096, 200, 8] {
             let stored = Stored(16, columns, groupSize: groupSize, isSymmetric: isSymmetric)
             let groups = stored.groups
@@ -69,7 +69,7 @@ struct WideGroupTests {
             try stored.expectValues(of: gptq.quantizedWeight(), "GPTQ, \(columns)")
 
             for rows in [1, 16] {
-                // The same rows, and a number of columns that fills no block.
+                // The same rows, with a number of columns that does not fill the last block.
                 let columns = columns - 3
                 let ragged = Stored(rows, columns, groupSize: groupSize, isSymmetric: isSymmetric)
                 let blocks = ragged.groups
@@ -77,7 +77,7 @@ struct WideGroupTests {
                     inFeatures: columns, blockSize: groupSize,
                     b: Tensor([rows, blocks, groupSize / 2]) { index in
                         let (row, byte) = (index / (blocks * groupSize / 2), index % (blocks * groupSize / 2))
-                        // What fills the last block up is anything.
+                        // The codes that fill up the last block may be anything.
                         func code(_ k: Int) -> UInt8 { k < columns ? UInt8(ragged.codes[row * columns + k]) : 13 }
                         return code(2 * byte) | code(2 * byte + 1) << 4
                     }, scales: Tensor([rows, blocks], ragged.scales),
@@ -93,7 +93,7 @@ struct WideGroupTests {
 
     @Test("a layer of a wide block computes its product", arguments: InstructionSet.available)
     func product(_ set: InstructionSet) throws {
-        // Codes 2, zero point 3, scale ½: every weight is −½.
+        // Codes 2 with zero point 3 and scale ½ make every weight −½.
         let layout = try MatMulNBitsLayout(
             inFeatures: 256, blockSize: 256, b: Tensor([1, 1, 128]) { _ in 0x22 }, scales: Tensor([1, 1], [0.5]),
             zeroPoints: Tensor([1, 1], [0x03]))

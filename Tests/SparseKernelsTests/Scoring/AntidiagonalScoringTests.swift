@@ -85,15 +85,15 @@ extension BlockScores {
 
 @Suite("Antidiagonal scoring")
 struct AntidiagonalScoringTests {
-    /// A score x of n products rounds by about √n·u·A, with A the sum of the magnitudes of its terms; four times that covers the
-    /// tails. A block's sum of weights then moves by twice the largest error of its scores per query group, and by the errors of the
-    /// exponential and of the sums, which stay below 2e-6 per group.
+    /// A score x of n products is rounded by about √n·u·A, where A is the sum of the magnitudes of its terms; four times that
+    /// covers the tails. A block's sum of weights then moves by twice the largest error of its scores per query group, and by
+    /// the errors of the exponential and of the sums, which are below 2e-6 per group.
     private func tolerance(_ test: ScoringCase, magnitude: Double) -> Double {
         let chain = Double(test.headDim * test.stride).squareRoot() * 0x1p-24 * magnitude * 4
         return Double(test.blocks.query / test.stride) * (2 * chain + 2e-6)
     }
 
-    /// The largest Σ |terms| of a score: at most the product of the largest norms.
+    /// A bound of Σ |terms| of a score, the product of the largest norms.
     private func magnitude(_ test: ScoringCase, _ query: Tensor<Float>, _ key: Tensor<Float>) -> Double {
         func largest(_ tensor: Tensor<Float>) -> Double {
             let rows = tensor.elements
@@ -116,8 +116,8 @@ struct AntidiagonalScoringTests {
         #expect(worst <= bound, "\(set) \(test): \(worst) of \(bound)")
     }
 
-    /// Operands that are codes already: integers times a power of two, a 31 in every group, and keys that cancel in pairs of
-    /// groups so that their mean is zero. Then nothing is lost, and integer products must give what float products give.
+    /// Operands that already are codes: integers times a power of two, with a 31 in every group, and keys that cancel in pairs
+    /// of groups, so that their mean is zero. Then codes lose nothing, and integer products must equal float products.
     @Test("codes are exact where operands are codes", arguments: ScoringCase.all, InstructionSet.available)
     func codes(_ test: ScoringCase, _ set: InstructionSet) throws {
         var generator = SplitMix64(seed: 3)
@@ -156,7 +156,7 @@ struct AntidiagonalScoringTests {
         let groups = Double(test.blocks.query / test.stride)
         for set in InstructionSet.available.dropFirst() {
             let scores = try test.scoring(.int6, set)(query: query, key: key)
-            // The integers are the same; the scales, exponentials and sums round differently.
+            // The integers are the same, and the scales, exponentials and sums are rounded differently.
             for index in 0..<first.values.count {
                 #expect(abs(first.values[flat: index] - scores.values[flat: index]) <= Float(4e-6 * groups), "\(set) \(test)")
             }
@@ -175,7 +175,7 @@ struct AntidiagonalScoringTests {
         }
     }
 
-    @Test("16-bit operands score as their values do", arguments: ScoringPrecision.allCases, InstructionSet.available)
+    @Test("16-bit operands score like their widened values", arguments: ScoringPrecision.allCases, InstructionSet.available)
     func elementTypes(_ precision: ScoringPrecision, _ set: InstructionSet) throws {
         let test = ScoringCase(333, 333, headDim: 24, stride: 8, block: 64, heads: (2, 1))
         let (query, key) = (try test.query.converted(to: BFloat16.self), try test.key.converted(to: Float16.self))
@@ -253,7 +253,7 @@ struct AntidiagonalScoringTests {
         }
     }
 
-    /// What the codes are for: on real attention their masks must be worth what the float masks are.
+    /// The purpose of codes: on real attention, their masks must be as good as the float masks.
     @Test("masks of codes keep the attention mass of the float masks")
     func recall() throws {
         let folder = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent(

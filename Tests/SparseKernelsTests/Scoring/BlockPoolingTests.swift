@@ -4,7 +4,7 @@ import Testing
 
 @Suite("Block pooling")
 struct BlockPoolingTests {
-    /// The mean in `Double`, and the mean of the magnitudes, which the rounding follows.
+    /// The mean in `Double`, and the mean of the magnitudes, to which rounding errors are proportional.
     static func reference<Element: AttentionElement>(
         _ tensor: Tensor<Element>, head: Int, tokens: Range<Int>, channel: Int
     ) -> (mean: Double, magnitude: Double) {
@@ -18,7 +18,7 @@ struct BlockPoolingTests {
         return tokens.isEmpty ? (0, 0) : (sum / Double(tokens.count), magnitude / Double(tokens.count))
     }
 
-    /// Sums of 16 rows round 15 times, relative to the magnitudes; the result is rounded once more.
+    /// Sums of 16 rows are rounded 15 times, relative to the magnitudes, and the result is rounded once more.
     static func expectMeans<Element: AttentionElement>(
         _ type: Element.Type, _ shape: [Int], _ partition: BlockPartition, _ set: InstructionSet
     ) throws {

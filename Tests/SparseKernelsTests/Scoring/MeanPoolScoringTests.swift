@@ -5,7 +5,7 @@ import Testing
 
 @Suite("Mean-pool scoring")
 struct MeanPoolScoringTests {
-    /// The mean of a block in `Double`; padded to `size` tokens when given.
+    /// The mean of a block in `Double`, padded to `size` tokens when given.
     static func mean<Element: AttentionElement>(
         _ tensor: Tensor<Element>, head: Int, tokens: Range<Int>, size: Int?
     ) -> [Double] {
@@ -16,8 +16,8 @@ struct MeanPoolScoringTests {
         }
     }
 
-    /// Every score against the oracle. A pooled value is off by 18u of the largest magnitudes of its block (16 in sums, 2 in padding),
-    /// a product by λ·√headDim·u of its terms, and scaling by one more u.
+    /// Compares every score with the oracle. A pooled value is off by 18u of the largest magnitude of its block (16 in sums, 2
+    /// in padding), a product by λ·√headDim·u of its terms, and scaling adds one more u.
     static func expectMatches<Element: AttentionElement>(
         _ type: Element.Type, _ shape: AttentionShape, _ grid: BlockGrid, scale: Float, padding: MeanPoolScoring.Padding,
         _ set: InstructionSet
@@ -45,7 +45,7 @@ struct MeanPoolScoringTests {
                 for column in reachable {
                     let terms = zip(queries[head][row], keys[head / shape.queryHeadsPerKVHead][column]).map { $0 * $1 }
                     expected.append(Double(scale) * terms.reduce(0, +))
-                    // Values of a normal distribution stay below 6.
+                    // The normally distributed values are below 6 here.
                     let magnitude =
                         Double(shape.headDim) * 18 * u * 2 * 36
                         + AttentionErrorBound.confidence * Double(shape.headDim).squareRoot() * u

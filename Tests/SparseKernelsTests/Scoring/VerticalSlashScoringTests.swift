@@ -4,7 +4,7 @@ import Testing
 
 @Suite("Vertical and slash scoring")
 struct VerticalSlashScoringTests {
-    /// Compares every score of every instruction set with the oracle, and reports the worst.
+    /// Compares every score of every instruction set with the oracle, and reports the largest error.
     static func expectMatches<Element: AttentionElement>(
         _ type: Element.Type, _ shape: AttentionShape, lastQueries: Int, scale: Float = 1
     ) throws {
@@ -39,7 +39,7 @@ struct VerticalSlashScoringTests {
     @Test(
         "scores agree with the oracle for lengths of any kind",
         arguments: [
-            // queries, keys, heads, KV heads, channels, last queries
+            // Queries, keys, heads, KV heads, channels, last queries.
             [1, 1, 1, 1, 8, 64], [3, 3, 2, 1, 4, 64], [7, 100, 2, 2, 20, 64], [65, 65, 1, 1, 64, 64], [70, 800, 2, 1, 16, 64],
             [300, 300, 1, 1, 16, 7], [20, 784, 1, 1, 33, 16], [10, 770, 1, 1, 8, 1],
         ])
@@ -60,7 +60,7 @@ struct VerticalSlashScoringTests {
         for tensor in [scores.vertical, scores.slash] {
             for head in 0..<2 {
                 let total = (0..<500).reduce(0.0) { $0 + Double(tensor[flat: head * 500 + $1]) }
-                // 64 rows of relative error below 2e-6 each.
+                // Each of 64 rows has a relative error below 2e-6.
                 #expect(abs(total - 64) < 64 * 2e-6)
             }
         }

@@ -9,7 +9,7 @@ struct PageSelectionFixture {
     /// `[queryHeads, sequences, headDim]`.
     let query: Tensor<Float>
 
-    /// Keys are stored in half precision, which the operands already have, so metadata of half precision are exact.
+    /// Keys are stored in half precision, in which the operands already are, so that half-precision metadata are exact.
     init(
         lengths: [Int], queryHeads: Int = 4, kvHeads: Int = 2, headDim: Int = 24, pageSize: Int = 64,
         metadata: PageMetadata? = PageMetadata(), format: KVFormat = .float16, layers: Int = 1, pages: Int? = nil,
@@ -31,15 +31,14 @@ struct PageSelectionFixture {
         query = try .normal([queryHeads, lengths.count, headDim], seed: seed &+ 7)
     }
 
-    /// The query of a head for a sequence.
+    /// The query row of a head and a sequence.
     func row(head: Int, sequence: Int) -> [Double] {
         query.rows(ofHead: head)[sequence]
     }
 
-    /// The exact scores of the logical pages of a query head, and how far single precision may be from them.
+    /// The exact scores of the logical pages of a query head, and the largest error of single precision.
     ///
-    /// A score is one product of 2·headDim terms, half of them 0, summed in some order: γ·Σ|terms| with the worst
-    /// γ = 2·headDim·u.
+    /// A score is one product of 2·headDim terms, half of them 0, summed in some order: γ·Σ|terms|, γ ≤ 2·headDim·u.
     func scores(head: Int, sequence: Int, layer: Int = 0) throws -> (values: [Double], bound: Double) {
         let configuration = cache.configuration
         let length = try cache.length(of: sequences[sequence], layer: layer)
@@ -74,7 +73,7 @@ extension KVSelection {
     func lists(sequence: Int) -> [[Int]] { (0..<heads).map { list(sequence: sequence, head: $0).map { Int($0) } } }
 }
 
-/// Expects an error, and that it names an argument.
+/// Expects an error that names an argument.
 func expectError(
     _ code: SparseKernelsError.Code, _ argument: String, sourceLocation: SourceLocation = #_sourceLocation,
     _ body: () throws -> Void

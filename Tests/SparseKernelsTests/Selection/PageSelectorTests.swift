@@ -47,13 +47,13 @@ struct PageSelectorTests {
             let bound = try fixture.scores(head: head, sequence: 0).bound
             for (token, key) in try fixture.cache.keys(of: fixture.sequences[0]).rows(ofHead: head / 2).enumerated() {
                 let product = zip(query, key).reduce(0) { $0 + $1.0 * $1.1 }
-                // Keys in codes are exact in products, and rounded where they are read.
+                // Keys stored as codes are exact in products, and rounded where they are read.
                 #expect(scores[head][token / 16] >= product - 4 * bound, "\(head), \(token)")
             }
         }
     }
 
-    /// Few channels and one token a page, where nothing averages out: 8-bit metadata are no product below, to the last bit; float
+    /// With few channels and one token per page, nothing averages out. 8-bit metadata are below no product, exactly; float
     /// metadata are as exact as a sum in single precision.
     @Test(
         "a bound bounds: small heads, small pages, every format of metadata", arguments: [1, 2, 3, 5, 8, 20],
@@ -87,7 +87,7 @@ struct PageSelectorTests {
                         let bound = scores[head][token / logical]
                         let slack = metadata == .int8 ? 0 : Double(2 * headDim) * 0x1p-24 * magnitude
                         #expect(bound >= product - slack, "\(format), \(metadata), q = \(q), k = \(key)")
-                        // And is of use: no looser than two codes of the row per channel of the query.
+                        // The bound must also be useful: no looser than two codes of the row per channel of the query.
                         if logical == 1 && metadata == .int8 {
                             let range = key.max()! - key.min()! + 0x1p-9 * key.reduce(0) { max($0, abs($1)) } + 0x1p-22
                             let width = q.reduce(0) { $0 + abs($1) } * (range * 2.2 / 254 + 3 * 0x1p-24)
@@ -113,7 +113,7 @@ struct PageSelectorTests {
             for page in 0..<(length + 15) / 16 {
                 let tokens = page * 16..<min(length, page * 16 + 16)
                 let mean = tokens.reduce(0) { $0 + zip(query, keys[$1]).reduce(0) { $0 + $1.0 * $1.1 } } / Double(tokens.count)
-                // The mean itself is a sum of at most 16 terms: as many roundings again as the product has.
+                // The mean is a sum of at most 16 terms, with as many roundings again as the product has.
                 #expect(abs(scores[head][page] - mean) <= 2 * bound, "\(head), \(page)")
             }
         }
@@ -121,7 +121,7 @@ struct PageSelectorTests {
 
     // MARK: - Rules
 
-    /// Compares a selection with a rule on the exact scores, for choices that single precision cannot turn.
+    /// Compares a selection with a rule on the exact scores, for choices that single precision cannot change.
     static func expectSelection(
         _ fixture: PageSelectionFixture, _ selector: PageSelector, sourceLocation: SourceLocation = #_sourceLocation,
         _ rule: ([Double], Int) -> ReferencePageSelection.Pages
@@ -162,7 +162,7 @@ struct PageSelectorTests {
             let selector = try PageSelector(
                 queryHeads: 4, configuration: fixture.cache.configuration, tokenBudget: budget, sharing: sharing, forcedLast: 0)
             try Self.expectSelection(fixture, selector) { scores, length in
-                // The official code drops a page of a context that fits the budget, but not a whole number of pages.
+                // The official code drops a page of a context that fits the budget but is not a whole number of pages.
                 length <= budget
                     ? ReferencePageSelection.largest(scores.count, of: scores)
                     : ReferencePageSelection.questAccuracy(scores, length: length, pageSize: 16, tokenBudget: budget)
@@ -183,7 +183,7 @@ struct PageSelectorTests {
             pages.indices = [0, 1] + pages.indices.map { $0 + 2 } + [count - 1]
             return pages
         }
-        // Nothing is left to choose, and nothing is scored.
+        // No choice is left, and so no page is scored.
         let fixed = try PageSelector(
             queryHeads: 4, configuration: fixture.cache.configuration, tokenBudget: 16, forcedFirst: 2, forcedLast: 2,
             minimumPages: 4)

@@ -28,7 +28,7 @@ struct ReusableSelectionTests {
                     (selected, selections) = (length, selections + 1)
                 }
                 let actual = try reusable.select(query: query.view(), cache: cache, sequences: [sequence])
-                // Pages that hold a token appended since the selection.
+                // The pages that hold a token appended since the selection.
                 let later = length > selected ? Set(selected / 64...(length - 1) / 64) : []
                 #expect(actual.lists(sequence: 0) == expected.map { later.union($0).sorted() }, "\(length)")
                 try Self.append(1, to: sequence, of: cache, seed: UInt64(step))
@@ -82,7 +82,7 @@ struct ReusableSelectionTests {
         try Self.append(333, to: next, of: cache, seed: 5)
         _ = try select(next)
         #expect(reusable.selectionCount == 4)
-        // Entries of freed sequences are dropped on the way.
+        // Entries of freed sequences are removed meanwhile.
         for index in 0..<200 {
             let short = cache.makeSequence()
             try Self.append(1, to: short, of: cache, seed: UInt64(index))

@@ -4,7 +4,7 @@ import Testing
 
 @Suite("Selection: top-k")
 struct TopKTests {
-    /// A stable sort under the order that the guide states: NaN first, then larger first, then the lower index.
+    /// A stable sort by the order in the guide: NaN first, then larger scores, then lower indices.
     static func sorted(_ scores: [Float], _ count: Int) -> [Int] {
         func rank(_ x: Float) -> Double { x.isNaN ? .infinity : x == .infinity ? 1e300 : x == -.infinity ? -1e300 : Double(x) }
         let order = scores.indices.sorted { (rank(scores[$0]), -$0) > (rank(scores[$1]), -$1) }

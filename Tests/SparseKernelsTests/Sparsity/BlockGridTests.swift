@@ -13,7 +13,7 @@ struct BlockGridTests {
                 #expect(blocks.visiblePairs(row: row, column: column) == pairs[row][column], "block (\(row), \(column))")
             }
             let reachable = blocks.reachableColumns(ofRow: row)
-            // All columns up to the last one with a pair; in grids that are not causal, all columns.
+            // All columns up to the last one with a pair; all columns in grids that are not causal.
             let last = pairs[row].lastIndex { $0 > 0 }
             #expect(reachable.lowerBound == 0)
             #expect(reachable.upperBound == last.map { grid.isCausal ? $0 + 1 : blocks.blockColumns } ?? 0, "row \(row)")

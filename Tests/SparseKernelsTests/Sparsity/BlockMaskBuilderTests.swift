@@ -2,10 +2,10 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-/// Every builder against its definition, worked out block by block or token by token.
+/// Every builder compared with its definition, block by block or token by token.
 @Suite("Builders of block masks")
 struct BlockMaskBuilderTests {
-    /// Expects the mask to keep the blocks that hold a visible pair of the pattern, and to list no others.
+    /// Expects the mask to list exactly the blocks with a visible pair of the pattern.
     private func expect(
         _ mask: BlockMask, covers grid: GridCase, _ label: String = "", sourceLocation: SourceLocation = #_sourceLocation,
         where isListed: (_ position: Int, _ key: Int) -> Bool
@@ -42,12 +42,12 @@ struct BlockMaskBuilderTests {
             }
         }
         #expect(try BlockMask(grid: blocks, booleans: written) == mask)
-        // Without the axis of heads.
+        // The same without the axis of heads.
         let flat = try Tensor<UInt8>([blocks.blockRows, blocks.blockColumns]) { entries[flat: $0] }
         #expect(try BlockMask(grid: blocks, booleans: flat) == mask.head(0))
     }
 
-    @Test("streaming as the official iterator lists it", arguments: GridCase.causal.filter(\.isSquareBlocked))
+    @Test("streaming lists the blocks of the official iterator", arguments: GridCase.causal.filter(\.isSquareBlocked))
     func causalStreaming(_ grid: GridCase) throws {
         guard case .uniform(let queryLength, let blockSize) = grid.query, case .uniform(let keyLength, _) = grid.key else {
             return
@@ -56,8 +56,8 @@ struct BlockMaskBuilderTests {
         for (sink, local) in [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 3), (9, 1), (0, .max), (.max, .max)] {
             let mask = try BlockMask.streaming(grid.grid(), sinkBlocks: sink, localBlocks: local)
             for row in pairs.indices {
-                // fwdStreaming: start = ⌈max(Lk − Lq, 0) / 128⌉ + 1 + row; the list is all blocks before start when sink and local
-                // meet, otherwise start − 1, …, start − local, sink − 1, …, 0. The kernel visits those with a visible pair.
+                // fwdStreaming: start = ⌈max(Lk − Lq, 0) / 128⌉ + 1 + row. The list is all blocks before start when sink and
+                // local meet, else start − 1, …, start − local, sink − 1, …, 0. The kernel visits those with a visible pair.
                 let start = (keyLength - queryLength + blockSize - 1) / blockSize + 1 + row
                 let isKept = (0..<pairs[row].count).map { column in
                     pairs[row][column] > 0 && column < start && (column < sink || start - column <= local)
@@ -78,7 +78,7 @@ struct BlockMaskBuilderTests {
             for row in queries.indices {
                 queryEnd += queries[row]
                 let reachable = pairs[row].lastIndex { $0 > 0 } ?? -1
-                // The position after the row's last one, were the row full.
+                // The position after the row's last one, if the row were full.
                 var end = offset + queryEnd
                 if case .uniform(_, let rowSize) = grid.query { end = offset + (row + 1) * rowSize }
                 let last: Int
@@ -152,7 +152,7 @@ struct BlockMaskBuilderTests {
         let nearest = grid.isCausal ? 0 : 1 - grid.query.blocks.count
         var generator = SplitMix64(seed: 11)
         for count in [0, 1, 2, 5] {
-            // In no order, some of them twice.
+            // Unordered, and some of them repeated.
             let columns = (0..<count).map { _ in Int.random(in: 0..<keyLength, using: &generator) }
             let distances = (0..<count).map { _ in Int.random(in: nearest..<keyLength, using: &generator) }
             for (columns, distances) in [(columns, distances), ([], distances), (columns, [])] {
@@ -197,7 +197,7 @@ struct BlockMaskBuilderTests {
                 _ = try BlockMask.verticalSlash(causal, columns: [], distances: [0, distance])
             }
         }
-        // Query 0 stands at 12, seven before the last key.
+        // Query 0 is at position 12, seven before the last key.
         #expect(try BlockMask.verticalSlash(open, columns: [], distances: [-7]).nonzeroBlocks() == 1)
         expectError(.invalidArgument, "distances[0]", containing: "-7..<20") {
             _ = try BlockMask.verticalSlash(open, columns: [], distances: [-8])

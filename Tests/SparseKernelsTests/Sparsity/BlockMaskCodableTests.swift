@@ -33,7 +33,7 @@ struct BlockMaskCodableTests {
 
     static let grid = #""grid": {"query": {"length": 8, "blockSize": 4}, "key": {"sizes": [8, 0]}, "isCausal": false}"#
 
-    /// Documents, and what the message of the error must contain; nil for errors of the coder itself.
+    /// Documents, and text that the error's message must contain, or nil for errors of the coder.
     static let hostile: [(String, String?)] = [
         (#"{\#(grid), "heads": 1, "rowOffsets": [0, 1, 2]}"#, nil),
         (#"{\#(grid), "heads": "1", "rowOffsets": [0, 0, 0], "columnIndices": []}"#, nil),

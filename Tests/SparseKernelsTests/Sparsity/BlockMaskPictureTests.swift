@@ -65,7 +65,7 @@ struct BlockMaskPictureTests {
 
     @Test("shades stand for thirds of the reachable blocks of a cell")
     func shades() throws {
-        // Cells of 3 columns × 6 rows; the first cell keeps 1 block, and then 6, 7, 12, 13, 17, 18 and 0 of 18.
+        // Cells have 3 columns × 6 rows. The first keeps 1 block, and then 6, 7, 12, 13, 17, 18 and 0 of 18.
         let counts = [1, 6, 7, 12, 13, 17, 18, 0]
         let grid = try BlockGrid(queryLength: 6, keyLength: 24, queryBlockSize: 1, keyBlockSize: 1, isCausal: false)
         let mask = try BlockMask(grid: grid) { _, row, column in row * 3 + column % 3 < counts[column / 3] }
@@ -105,7 +105,7 @@ struct BlockMaskPictureTests {
         var x, y, width, height: Double
     }
 
-    /// Reads the picture with an XML parser, which refuses what is not well formed.
+    /// Reads the picture with an XML parser, which refuses text that is not well formed.
     private final class Reader: NSObject, XMLParserDelegate {
         var group = ""
         var rectangles: [String: [Rectangle]] = [:]
@@ -156,7 +156,7 @@ struct BlockMaskPictureTests {
         let mask = try BlockMaskTests.listed(grid.grid())
         for head in 0..<2 {
             let (kept, unreachable, viewBox) = try rectangles(mask.svg(head: head))
-            // Tokens per unit of each axis: the block size, or the mean one.
+            // Tokens per unit of each axis, which is the block size or the mean one.
             func unit(_ partition: BlockPartition) -> Double {
                 partition.blockSize.map { Double($0) } ?? Double(partition.length) / Double(partition.count)
             }

@@ -52,7 +52,7 @@ struct BlockMaskSafetensorsTests {
 
     // MARK: - Hostile files
 
-    /// The contents of a valid file of two rows and three columns, one part replaced or removed.
+    /// The contents of a valid file of two rows and three columns, with one part replaced or removed.
     private func writer(
         metadata changes: [String: String?] = [:], rowOffsets: [Int64]? = [0, 2, 3], columnIndices: [Int32]? = [0, 2, 1],
         querySizes: [Int64]? = nil
@@ -113,7 +113,7 @@ struct BlockMaskSafetensorsTests {
         ] as [([Int32], String)] {
             expectError(.malformedFile, "mask.safetensors, \(argument)") { _ = try read(writer(columnIndices: columns)) }
         }
-        // Sizes beside a uniform description, and sizes that are none.
+        // Sizes together with a uniform description, and invalid sizes.
         expectError(.malformedFile, "mask.safetensors, metadata \"queryLength\"") { _ = try read(writer(querySizes: [4, 3])) }
         let uniform: [String: String?] = ["queryLength": nil, "queryBlockSize": nil]
         #expect(try read(writer(metadata: uniform, querySizes: [4, 3])) == read(writer()))

@@ -14,7 +14,7 @@ struct BlockMaskSetTests {
         #expect(five.heads == 5 && five.kept(head: 3) == parts[2].kept() && five.kept(head: 4) == parts[0].kept())
     }
 
-    @Test("union and intersection, block by block", arguments: GridCase.all)
+    @Test("union and intersection are right block by block", arguments: GridCase.all)
     func sets(_ grid: GridCase) throws {
         let a = try BlockMask.random(grid.grid(), heads: 2, density: 0.4, seed: 2)
         let b = try BlockMask.random(grid.grid(), heads: 2, density: 0.7, seed: 3)
@@ -30,7 +30,7 @@ struct BlockMaskSetTests {
             }
         }
         let full = try BlockMask.full(grid.grid())
-        // Unreachable blocks stay listed in a union; the intersection with all reachable ones lists those only.
+        // Unreachable blocks stay listed in a union. The intersection with all reachable blocks removes them.
         #expect(try a.union(full).density == 1)
         #expect(try a.intersection(full) == BlockMask(grid: grid.grid(), heads: 2) { a[$0, $1, $2] })
     }
@@ -51,7 +51,7 @@ struct BlockMaskSetTests {
                 }
             }
         }
-        // Valid as parts, and back where it was under the inverse.
+        // Both parts are valid, and the inverse restores the original.
         #expect(
             try BlockMask(
                 grid: moved.grid, heads: 2, rowOffsets: moved.rowOffsets, columnIndices: moved.columnIndices) == moved)

@@ -3,7 +3,7 @@ import Testing
 
 @Suite("Block masks")
 struct BlockMaskTests {
-    /// Listed blocks of two heads, unreachable ones among them when the grid has any.
+    /// Listed blocks of two heads, including unreachable ones when the grid has any.
     static func listed(_ grid: BlockGrid) throws -> BlockMask {
         try BlockMask.random(grid, heads: 2, density: 0.5, seed: 7)
     }
@@ -69,7 +69,7 @@ struct BlockMaskTests {
         }
     }
 
-    @Test("parts that are no mask are refused")
+    @Test("parts that make no mask are refused")
     func errors() throws {
         #expect(throws: Never.self) {
             try BlockMask(grid: Self.grid.get(), heads: 1, rowOffsets: [0, 2, 3], columnIndices: [0, 2, 1])

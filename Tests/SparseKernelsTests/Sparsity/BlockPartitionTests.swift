@@ -51,7 +51,7 @@ struct BlockPartitionTests {
         #expect(halves.count == 2 && halves[1] == limit / 2..<limit - 1)
     }
 
-    @Test("what cannot be a partition is refused")
+    @Test("invalid partitions are refused")
     func errors() {
         let limit = 1 << 60
         for extent in [0, -1, .min, limit, .max] {

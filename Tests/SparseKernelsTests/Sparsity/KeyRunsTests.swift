@@ -36,13 +36,13 @@ struct KeyRunsTests {
     @Test("runs that are empty, overlap, or leave the keys are refused")
     func runs() {
         for (index, run) in [2..<2, 4..<5, 19..<21, -1..<3].enumerated() {
-            // The second run of block 0 must start at 5 or later; as the first one it must start at 0 or later.
+            // The second run of block 0 must start at 5 or later, and the first one at 0 or later.
             let runs = index == 3 ? [run, 5..<9, 0..<20] : [2..<5, run, 0..<20]
             expectError(.invalidArgument, index == 3 ? "runs[0]" : "runs[1]") {
                 _ = try make(runs: runs, keyOffsets: [0, 0, 0], keys: [])
             }
         }
-        // Order starts anew with every block.
+        // Every block has an order of its own.
         #expect(throws: Never.self) { try make(runs: [2..<5, 5..<9, 0..<1]) }
     }
 

@@ -1,13 +1,13 @@
 import SparseKernels
 import Testing
 
-/// A grid, described so that its blocks can be worked out token by token, without the code under test.
+/// A grid, described so that its blocks can be computed token by token without the tested code.
 struct GridCase: Sendable, CustomTestStringConvertible {
     enum Cut: Sendable {
         case uniform(Int, Int)
         case sizes([Int])
 
-        /// Sizes of the blocks.
+        /// The sizes of the blocks.
         var sizes: [Int] {
             switch self {
             case .sizes(let sizes): return sizes
@@ -47,7 +47,7 @@ struct GridCase: Sendable, CustomTestStringConvertible {
         try BlockGrid(query: query.partition(), key: key.partition(), isCausal: isCausal)
     }
 
-    /// Uniform blocks of one size for queries and keys, as the official kernels have.
+    /// Whether queries and keys have uniform blocks of one size, as in the official kernels.
     var isSquareBlocked: Bool {
         if case .uniform(_, let rowSize) = query, case .uniform(_, let columnSize) = key { return rowSize == columnSize }
         return false
@@ -55,7 +55,7 @@ struct GridCase: Sendable, CustomTestStringConvertible {
 
     var testDescription: String { "\(query) × \(key), \(isCausal ? "causal" : "not causal")" }
 
-    /// Visible pairs of every block that pass the filter, counted token by token.
+    /// The visible pairs of every block that pass the filter, counted token by token.
     func pairs(where isListed: (_ position: Int, _ key: Int) -> Bool = { _, _ in true }) -> [[Int]] {
         let (rows, columns) = (query.blocks, key.blocks)
         var pairs = Array(repeating: Array(repeating: 0, count: key.sizes.count), count: query.sizes.count)
@@ -87,7 +87,7 @@ struct GridCase: Sendable, CustomTestStringConvertible {
 }
 
 extension BlockMask {
-    /// Kept blocks of a head, listed reachable or not.
+    /// The listed blocks of a head, reachable or not.
     func kept(head: Int = 0) -> [[Bool]] {
         (0..<grid.blockRows).map { row in (0..<grid.blockColumns).map { self[head, row, $0] } }
     }

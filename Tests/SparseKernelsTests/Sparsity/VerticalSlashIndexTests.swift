@@ -4,7 +4,7 @@ import Testing
 
 @Suite("Vertical-slash selection and index")
 struct VerticalSlashIndexTests {
-    /// The `count` largest of the values, forced ones first, by sorting.
+    /// The `count` largest of the values with forced ones first, by sorting.
     static func sorted(_ values: [Float], count: Int, forced: Int) -> [Int32] {
         let order = values.indices.sorted {
             let (a, b) = ($0 < forced ? .infinity : values[$0], $1 < forced ? .infinity : values[$1])
@@ -17,7 +17,7 @@ struct VerticalSlashIndexTests {
     func selection() throws {
         for (length, seed) in [(1, 1), (29, 2), (100, 3), (101, 4), (777, 5), (5000, 6)] {
             var generator = SplitMix64(seed: UInt64(seed))
-            // Quantised, so that there are many ties; negative ones cannot come from scoring but order as well.
+            // Values are quantised for many ties. Negative ones cannot come from scoring, but are ordered as well.
             let vertical = (0..<length).map { _ in (generator.normal() * 4).rounded() / 4 }
             let slash = (0..<length).map { _ in generator.uniform() }
             let scores = try VerticalSlashScores(
@@ -38,7 +38,7 @@ struct VerticalSlashIndexTests {
         #expect(lines.keys == (0..<40).map(Int32.init))
     }
 
-    @Test("the micro case of the specification")
+    @Test("the micro case of the specification is reproduced")
     func micro() throws {
         let lines = VerticalSlashLines(keys: [0, 5, 100, 250, 300], distances: [190, 70, 2, 1, 0])
         let index = try VerticalSlashIndex(lines, queryLength: 400, keyLength: 400)
@@ -46,7 +46,7 @@ struct VerticalSlashIndexTests {
         #expect(Array(index.blockStarts(block: 4)) == [66, 186, 254, 318])
         #expect(index.columns(block: 0).isEmpty && Array(index.blockStarts(block: 0)) == [0])
         #expect(Array(index.keyRuns.runs(block: 4)) == [66..<130, 186..<250, 254..<382])
-        // The last block of queries ends at 448 for the official code; runs end at the last key.
+        // The last block of queries ends at 448 in the official code. Our runs end at the last key.
         #expect(index.keyRuns.runs(block: 6).last?.upperBound == 400)
     }
 

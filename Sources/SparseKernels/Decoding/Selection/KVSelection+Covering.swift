@@ -1,13 +1,13 @@
 extension KVSelection {
-    /// This selection with the pages, or tokens, that hold given positions added to every list.
+    /// This selection, with the pages or tokens that contain given positions added to every list.
     ///
-    /// A selection that was made before tokens were appended does not know the page that they began. Without it the newest
-    /// tokens would be hidden from the query.
+    /// A selection made before tokens were appended lacks the page that they began. Without that page, the newest tokens would
+    /// be hidden from the query.
     ///
-    /// - Parameter positions: per sequence, token positions; empty ranges add nothing. Pages inside must be in the page table.
+    /// - Parameter positions: token positions per sequence. Empty ranges add nothing. Their pages must be in the page table.
     /// - Throws: `.invalidShape` unless there is one range per sequence, `.invalidArgument` for negative positions and
     ///   positions of 2³¹ or more.
-    /// - Complexity: O(indices). A selection that has the positions already is returned as it is.
+    /// - Complexity: O(indices). A selection that has the positions already is returned unchanged.
     public func covering(_ positions: [Range<Int>]) throws(SparseKernelsError) -> KVSelection {
         try require(
             positions.count == sequences, .invalidShape, "positions", expected: "one range per sequence (\(sequences))",
@@ -37,11 +37,11 @@ extension KVSelection {
 }
 
 extension Range<Int> {
-    /// The units of a size that a range which is not empty touches.
+    /// The units of the given size that overlap a range, which must not be empty.
     func units(of size: Int) -> Range<Int> { lowerBound / size..<(upperBound - 1) / size + 1 }
 }
 
-/// Lists of a selection, one after the other.
+/// The lists of a selection, concatenated.
 struct KVSelectionLists {
     private var offsets = [0]
     private var indices: [Int32] = []

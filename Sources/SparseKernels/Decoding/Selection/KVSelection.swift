@@ -1,19 +1,19 @@
-/// Which tokens of their caches the heads of some sequences attend: a list per sequence and head.
+/// The tokens of their caches that the heads of some sequences attend: a list per sequence and head.
 ///
-/// The lists are in compressed rows, as FlashInfer's page tables are: that of sequence s and head h is
-/// `indices[offsets[s·heads + h]..<offsets[s·heads + h + 1]]`, ascending.
+/// The lists are in compressed rows, as page tables of FlashInfer are. The list of sequence s and head h is
+/// `indices[offsets[s·heads + h]..<offsets[s·heads + h + 1]]`, in ascending order.
 public struct KVSelection: Sendable, Equatable {
-    /// Tokens that an index stands for: the page size of the cache, or 1.
+    /// The number of tokens per index: the page size of the cache, or 1.
     public let unit: Int
     public let sequences: Int
-    /// Key/value heads, whose query heads share a list, or query heads.
+    /// The number of key/value heads, whose query heads share a list, or of query heads.
     public let heads: Int
     public let offsets: [Int]
-    /// Pages by their place in the sequence (not in the pool), or positions of tokens.
+    /// Positions of pages in the sequence (not in the pool), or positions of tokens.
     public let indices: [Int32]
 
-    /// - Throws: `.invalidShape` when the offsets do not cut the indices into sequences × heads lists, `.invalidArgument` for a unit
-    ///   below 1 and for a list that is not ascending or has negative indices.
+    /// - Throws: `.invalidShape` when the offsets do not cut the indices into sequences × heads lists; `.invalidArgument` for a
+    ///   unit below 1 and for a list that is not ascending or has negative indices.
     public init(
         unit: Int, sequences: Int, heads: Int, offsets: [Int], indices: [Int32]
     ) throws(SparseKernelsError) {
@@ -41,7 +41,7 @@ public struct KVSelection: Sendable, Equatable {
         self.init(unchecked: unit, sequences: sequences, heads: heads, offsets: offsets, indices: indices)
     }
 
-    /// Lists that are known to be right.
+    /// Creates a selection from valid lists.
     package init(unchecked unit: Int, sequences: Int, heads: Int, offsets: [Int], indices: [Int32]) {
         self.unit = unit
         self.sequences = sequences

@@ -1,22 +1,21 @@
-/// Scores of the pages of one sequence: what a selection is made from, for inspection.
+/// The scores of the pages of one sequence, from which selections are made, for inspection.
 public struct PageScores: Sendable, Equatable {
-    /// `[queryHeads, logical pages]`, of the logical pages that hold tokens.
+    /// `[queryHeads, logical pages]`, for the logical pages that hold tokens.
     public let logical: Tensor<Float>
-    /// `[lists, pages]`: per key/value head or per query head, as the selector shares lists. NaN of any kind are one NaN here.
+    /// `[lists, pages]`, where lists are key/value heads or query heads, as in the selector. All NaN are the same NaN here.
     public let pages: Tensor<Float>
-    /// The position of every page in the page table. Discarded pages have no scores; then logical pages are those of these
-    /// pages, in order.
+    /// The position of every page in the page table. Logical pages are those of these pages; discarded pages have no scores.
     public let positions: [Int32]
 }
 
 extension PageSelector {
-    /// The scores under one query token.
+    /// Scores the pages for one query token.
     ///
     /// - Parameters:
     ///   - query: `[queryHeads, 1, headDim]`.
-    ///   - cache: nothing may write it meanwhile.
-    ///   - sequence: of any length.
-    ///   - layer: whose keys are scored.
+    ///   - cache: must not be written during the call.
+    ///   - sequence: may have any length.
+    ///   - layer: the layer whose keys are scored.
     ///   - pool: the threads to use.
     /// - Throws: as `select`.
     public func pageScores<Q: AttentionElement>(

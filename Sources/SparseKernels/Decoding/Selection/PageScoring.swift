@@ -1,30 +1,30 @@
 internal import KernelInterface
 
-/// Scores of pages of one layer, under the query heads of one key/value head.
+/// Scores pages of one layer for the query heads of one key/value head.
 ///
-/// Metadata are key rows of 2·headDim channels, kmax then kmin. With (max(q, 0), min(q, 0)) as the query, one product is
-/// Σ max(q_c·kmax_c, q_c·kmin_c), because kmax_c ≥ kmin_c. The kernel for tokens then scores pages.
+/// Metadata are key rows of 2·headDim channels, kmax followed by kmin. The query is (max(q, 0), min(q, 0)), so that one product
+/// is Σ max(q_c·kmax_c, q_c·kmin_c), because kmax_c ≥ kmin_c. The kernel for tokens can therefore score pages.
 struct PageScoring {
     let kernels: any KernelTable.Type
     let storage: KVStorage
     let layer: Int
     let query: AttentionOperand
     let kvHeads: Int
-    /// Query heads of a key/value head.
+    /// Query heads per key/value head.
     let group: Int
     let headDim: Int
     let isMean: Bool
     let logicalPageSize: Int
     let logicalPerPage: Int
 
-    /// Channels of a metadata row.
+    /// Channels per metadata row.
     let channels: Int
-    /// Pages of a task: about 512 logical pages, whose scores under a group of 8 heads are 16 KiB. With 128 channels that is
-    /// 2¹⁷ multiply-adds per query head, about 10 µs.
+    /// Pages per task: about 512 logical pages, whose scores for a group of 8 heads are 16 KiB. With 128 channels these are 2¹⁷
+    /// multiply-adds per query head, about 10 µs.
     let chunkPages: Int
     private let scratch: Layout
 
-    /// Where the parts of a task's scratch begin, in bytes.
+    /// The offsets of the parts of a task's scratch, in bytes.
     private struct Layout {
         let rows: Int
         let slots: Int
@@ -69,22 +69,22 @@ struct PageScoring {
     /// Bytes of scratch for `score`.
     var scratchByteCount: Int { scratch.byteCount }
 
-    /// Multiply-adds for some pages of one key/value head.
+    /// Multiply-adds to score some pages for one key/value head.
     func work(pages: Int) -> Int { pages * logicalPerPage * group * channels }
 
-    /// Keys (`ScoreOrder`) of some pages for one query token.
+    /// Computes the keys (`ScoreOrder`) of some pages for one query token.
     ///
     /// - Parameters:
-    ///   - head: of keys and values.
+    ///   - head: the key/value head.
     ///   - pages: all pages of the sequence.
-    ///   - range: which of them, at most `chunkPages`.
-    ///   - length: tokens of the sequence: only the last page may hold fewer logical pages than others.
-    ///   - token: of `query`.
-    ///   - lists: one has the maximum over the group, otherwise there is one per query head.
+    ///   - range: the pages to score, at most `chunkPages`.
+    ///   - length: tokens of the sequence. Only the last page may have fewer logical pages than others.
+    ///   - token: the token of `query`.
+    ///   - lists: 1 for the maximum over the group, or the number of query heads, for one list each.
     ///   - keys: `lists` × `keyStride`, by page of the sequence.
-    ///   - keyStride: from list to list.
-    ///   - logical: the scores themselves, `group` × `logicalStride`, by logical page of the sequence; or nil.
-    ///   - logicalStride: from query head to query head.
+    ///   - keyStride: the distance between lists.
+    ///   - logical: receives the scores, `group` × `logicalStride`, by logical page of the sequence, unless nil.
+    ///   - logicalStride: the distance between query heads.
     ///   - memory: `scratchByteCount` bytes.
     func score(
         head: Int, pages: UnsafePointer<ScoredPages.Page>, range: Range<Int>, length: Int, token: Int, lists: Int,
@@ -118,7 +118,7 @@ struct PageScoring {
         let rowsPerList = group / lists
         for list in 0..<lists {
             let first = scores + list * rowsPerList * chunk
-            // Rows have room for whole vectors; what lies beyond `count` is not read again.
+            // Rows have memory for whole vectors. Scores past `count` are never read.
             for slot in stride(from: 0, to: count, by: ScoreOrder.Keys.scalarCount) {
                 var largest = ScoreOrder.keys(first + slot)
                 for row in 1..<rowsPerList {
@@ -136,12 +136,12 @@ struct PageScoring {
         }
     }
 
-    /// Logical pages that hold tokens, of the page at some position of a sequence's table.
+    /// The number of logical pages with tokens in the page at a position of a sequence's table.
     func logicalPages(at position: Int32, length: Int) -> Int {
         min(logicalPerPage, (length + logicalPageSize - 1) / logicalPageSize - Int(position) * logicalPerPage)
     }
 
-    /// The group's queries as rows against metadata.
+    /// Converts the group's queries to rows for the product with metadata.
     private func stageQueries(head: Int, token: Int, _ rows: UnsafeMutablePointer<Float>) {
         for member in 0..<group {
             let row = rows + member * channels
@@ -149,7 +149,7 @@ struct PageScoring {
                 query.rows(head: head * group + member, from: token), first: 0, count: 1, channels: headDim, into: row)
             if isMean { continue }
             for channel in 0..<headDim {
-                // Comparisons that NaN fails: it stays in both halves.
+                // These comparisons are false for NaN, so that it stays in both halves.
                 let q = row[channel]
                 row[channel] = q < 0 ? 0 : q
                 row[headDim + channel] = q > 0 ? 0 : q

@@ -1,11 +1,11 @@
-/// Scores of the pages of some sequences: a task is a chunk of pages under one key/value head.
+/// Scores the pages of some sequences. A task is a chunk of pages of one key/value head.
 struct PageScoringCall: PoolCall {
     let scoring: PageScoring
     let plan: ScoredPages.Plan
     let listsPerHead: Int
-    /// By sequence, list and page.
+    /// Indexed by sequence, list and page.
     let keys: UnsafeMutablePointer<Int32>
-    /// For one sequence: its scores, query heads × `logicalStride`; or nil.
+    /// The scores of one sequence, query heads × `logicalStride`, or nil.
     var logical: UnsafeMutablePointer<Float>?
     var logicalStride = 0
 

@@ -1,19 +1,19 @@
-/// The choice among scored pages: a task is a key/value head of a sequence.
+/// Chooses among scored pages. A task is a key/value head of a sequence.
 struct PageSelectionCall: PoolCall {
     let selector: PageSelector
     let plan: ScoredPages.Plan
     let maximumPages: Int
     let listsPerHead: Int
-    /// Keys of the scores, by sequence, list and page.
+    /// The keys of the scores, indexed by sequence, list and page.
     let keys: UnsafePointer<Int32>
-    /// Where each list begins in `positions`: by sequence, then head.
+    /// The offset of each list in `positions`, by sequence and head.
     let offsets: UnsafePointer<Int>
     let positions: UnsafeMutablePointer<Int32>
 
     func run(on pool: WorkerPool) {
         let heads = selector.configuration.kvHeads
         let pages = plan.chunks.reduce(0) { $0 + $1.pages.count }
-        // Ranking passes over the keys about five times.
+        // Ranking reads the keys about five times.
         pool.run(
             self, tasks: plan.sequences.count * heads, work: 8 * heads * listsPerHead * pages,
             scratchByteCount: TopK.scratchByteCount(maximumPages))
@@ -38,7 +38,7 @@ struct PageSelectionCall: PoolCall {
         }
     }
 
-    /// Numbers of the kept pages, ascending: forced ones, and between them those of the largest keys.
+    /// Writes the numbers of the kept pages in ascending order: forced pages, and between them the pages with the largest keys.
     private func choose(
         _ keys: UnsafePointer<Int32>, count: Int, kept: Int, to target: UnsafeMutablePointer<Int32>,
         scratch: UnsafeMutableRawPointer

@@ -1,24 +1,23 @@
 internal import KernelInterface
 
-/// Who shares a list of pages.
+/// The heads that share a list of pages.
 public enum SelectionSharing: String, Hashable, Sendable, CaseIterable {
-    /// The query heads of a key/value head share one list; a page's score is the largest of theirs. Every page is read once per
-    /// group.
+    /// The query heads of a key/value head share one list and read every page once. A page's score is the largest of theirs.
     case kvHead
     /// Every query head has a list of its own, as in the released code of Quest and LServe.
     case queryHead
 }
 
-/// Pages that a decoding step reads: those of the highest scores, up to a budget.
+/// Selects the pages that a decoding step reads: those with the highest scores, up to a budget.
 ///
-/// A page's metadata bounds what a query can score on its keys: with their channelwise maxima and minima,
+/// A page's metadata bounds the scores of its keys. With their channelwise maxima and minima,
 ///
 ///     score(logical page) = Σ_c max(q_c·kmax_c, q_c·kmin_c) ≥ q·k  for each of its keys;  no softmaxScale
 ///     score(page) = max over its logical pages that hold tokens
 ///
-/// and with `.mean` metadata the score is q·k̄. A sequence of at most `tokenBudget` tokens keeps every page. A longer one keeps
-/// `pageBudget` pages, of which the first `forcedFirst` and the last `forcedLast` are kept in any case, and the rest by score,
-/// equal scores by lower position. NaN scores, which take a query that is not finite, come first.
+/// and with `.mean` metadata the score is q·k̄. A sequence of at most `tokenBudget` tokens keeps all pages. A longer one keeps
+/// `pageBudget` pages: the first `forcedFirst`, the last `forcedLast`, and others by score. Of equal scores, the lower position
+/// is kept. NaN scores, which only a query that is not finite has, come first.
 ///
 /// ```swift
 /// let selector = try PageSelector(queryHeads: 32, configuration: cache.configuration, tokenBudget: 2048)
@@ -28,38 +27,38 @@ public enum SelectionSharing: String, Hashable, Sendable, CaseIterable {
 /// - Results are bitwise the same for every number of threads and for every batch.
 /// - Source: Quest (Tang et al., ICML 2024, arXiv 2406.10774), Algorithm 1; LServe (Yang et al., MLSys 2025, arXiv 2502.14866),
 ///   section 3.5. The modules `Quest` and `LServe` have their defaults.
-/// - Complexity: reads one metadata row per logical page and key/value head, 2·headDim multiply-adds per query head and row;
+/// - Complexity: reads one metadata row per logical page and key/value head; 2·headDim multiply-adds per query head and row;
 ///   ranking is O(pages).
 /// - Scratch: 4 bytes per page and list of a call; per thread 4 bytes per page of a sequence, 8 KiB, and about 4 KiB per query
-///   head of a group. All is kept by the pool. The result is 4 bytes per kept page and list.
+///   head of a group. The pool keeps all of it. The result is 4 bytes per kept page and list.
 public struct PageSelector: Sendable {
     public let queryHeads: Int
-    /// Of the caches that `select` takes: heads, `headDim`, `pageSize` and metadata must agree.
+    /// The configuration of the caches: heads, `headDim`, `pageSize` and metadata must agree with it.
     public let configuration: KVCacheConfiguration
-    /// Tokens that a step may read; the budget of pages is this divided by `pageSize`, rounded down.
+    /// Tokens that a step may read. Divided by `pageSize` and rounded down, this is the budget of pages.
     public let tokenBudget: Int
     public let sharing: SelectionSharing
-    /// Pages at the start that are always kept: attention sinks.
+    /// Pages at the start that are always kept, as attention sinks.
     public let forcedFirst: Int
-    /// Pages at the end that are always kept. 1 is the rule of LServe and of Quest's CUDA path; with 0 the last page, finished
-    /// or not, is a candidate as any other, the rule of Quest's accuracy code.
+    /// Pages at the end that are always kept. 1 is the rule of LServe and of Quest's CUDA path. With 0, the last page, full or
+    /// not, competes like any other, which is the rule of Quest's accuracy code.
     public let forcedLast: Int
     public let minimumPages: Int
 
-    /// Pages that a long sequence keeps, forced ones included: max(`minimumPages`, ⌊`tokenBudget` / `pageSize`⌋).
+    /// Pages that a long sequence keeps, including forced ones: max(`minimumPages`, ⌊`tokenBudget` / `pageSize`⌋).
     public var pageBudget: Int { max(minimumPages, tokenBudget / configuration.pageSize) }
-    /// Lists of a selection per sequence.
+    /// The number of lists per sequence.
     public var lists: Int { sharing == .kvHead ? configuration.kvHeads : queryHeads }
 
     let metadata: PageMetadata
 
     /// - Parameters:
     ///   - queryHeads: a multiple of the cache's `kvHeads`.
-    ///   - configuration: of the caches to select from; it must have metadata.
+    ///   - configuration: that of the caches to select from. It must have metadata.
     ///   - tokenBudget: at least 1.
     ///   - sharing: one list per key/value head, or per query head.
-    ///   - forcedFirst: pages at the front that are always kept.
-    ///   - forcedLast: pages at the end that are always kept; with `forcedFirst` at most `pageBudget`.
+    ///   - forcedFirst: pages at the start that are always kept.
+    ///   - forcedLast: pages at the end that are always kept, with `forcedFirst` at most `pageBudget`.
     ///   - minimumPages: at least 1; 3 in Quest and in LServe.
     /// - Throws: `.invalidShape` for query heads that are not a multiple; `.invalidArgument` for the rest.
     public init(
@@ -93,17 +92,16 @@ public struct PageSelector: Sendable {
             expected: "together at most the \(pageBudget) pages of the budget", actual: "\(forcedFirst), \(forcedLast)")
     }
 
-    /// How many of a sequence's pages are kept.
+    /// The number of pages that a sequence keeps.
     func keptCount(pages: Int, length: Int) -> Int { length <= tokenBudget ? pages : min(pageBudget, pages) }
 
     /// Selects for one query token of every sequence.
     ///
     /// - Parameters:
-    ///   - query: `[queryHeads, sequences, headDim]`: token i is for `sequences[i]`. With rotary positions applied, as the keys
-    ///     have.
-    ///   - cache: nothing may write it meanwhile.
-    ///   - sequences: of any lengths, empty ones included, which keep nothing. Pages that were discarded are no candidates.
-    ///   - layer: whose keys are scored.
+    ///   - query: `[queryHeads, sequences, headDim]`, with rotary positions as in the keys. Token i is for `sequences[i]`.
+    ///   - cache: must not be written during the call.
+    ///   - sequences: may have any lengths. Empty ones keep nothing. Discarded pages are not selected.
+    ///   - layer: the layer whose keys are scored.
     ///   - pool: the threads to use.
     /// - Returns: positions in the page tables (`unit` is `pageSize`), ascending.
     /// - Throws: `.invalidShape` for a query or a cache of other extents, `.unknownSequence`, `.invalidArgument` for a layer
@@ -164,7 +162,7 @@ public struct PageSelector: Sendable {
             unchecked: configuration.pageSize, sequences: rows.count, heads: lists, offsets: offsets, indices: indices)
     }
 
-    /// Throws unless queries and cache have the extents of the selector.
+    /// Throws unless queries and cache have the extents that the selector expects.
     func check(_ query: TensorGeometry, _ cache: PagedKVCache, sequences: Int) throws(SparseKernelsError) {
         let (ours, theirs) = (configuration, cache.configuration)
         try require(

@@ -1,28 +1,27 @@
-/// A page selection that is made every few steps and used again in between: neighbouring queries want nearly the same pages.
+/// A page selection that is made every few steps and reused in between, because neighbouring queries want similar pages.
 ///
-/// A sequence's lists in a layer are made anew when its length is a multiple of `interval`, when there are none, and when the
-/// sequence is shorter than at the last time. Otherwise the lists of the last time are returned, **and with them every page
-/// that holds a token appended since**. The length is that at the call. Call it before a step's token is appended, as LServe
-/// does, and add the page of that token with `KVSelection.covering`; or after, and the selection has it already.
+/// The lists of a sequence in a layer are made when its length is a multiple of `interval`, when there are none, and when it is
+/// shorter than at the last call. Otherwise the previous lists are returned, **and every page that holds a token appended
+/// since**. The length is that at the call. Call it before a step's token is appended, as LServe does, and add that token's
+/// page with `KVSelection.covering`. Or call it afterwards, when the selection includes that page.
 ///
 /// ```swift
 /// var selection = try ReusableSelection(selector, interval: 4)
 /// let pages = try selection.select(query: query.view(), cache: cache, sequences: sequences, layer: layer)
 /// ```
 ///
-/// Each sequence follows its own length, so that a batch of different lengths gives every sequence the pages it would get
-/// alone.
+/// Each sequence follows its own length, so that in a batch of different lengths it gets the same pages as alone.
 ///
 /// - Source: LServe (arXiv 2502.14866), section 3.5.3, "reusable page selector". The released code returns the last list
-///   unchanged, so a page that began meanwhile would be missing when the interval does not divide the page size; and it takes
-///   one length for a batch.
-/// - Complexity: a step that reuses is O(kept pages).
-/// - Scratch: that of the selector. 4 bytes per kept page and list for every sequence and layer, until `forget`.
+///   unchanged, so that a page begun since is missing when the interval does not divide the page size. It takes one length
+///   for a batch.
+/// - Complexity: O(kept pages) for a step that reuses.
+/// - Scratch: that of the selector, and 4 bytes per kept page and list for every sequence and layer, until `forget`.
 public struct ReusableSelection: Sendable {
     public let selector: PageSelector
-    /// Steps from selection to selection; 1 selects at every step.
+    /// Steps between selections. 1 selects at every step.
     public let interval: Int
-    /// Selections made so far, counted by sequence and layer.
+    /// The number of selections made so far, counted by sequence and layer.
     public private(set) var selectionCount = 0
 
     private struct Key: Hashable {
@@ -36,7 +35,7 @@ public struct ReusableSelection: Sendable {
     }
 
     private var entries: [Key: Entry] = [:]
-    /// Entries at which those of freed sequences are looked for.
+    /// The number of entries at which those of freed sequences are removed.
     private var purgeCount = 64
 
     /// - Throws: `.invalidArgument` for an interval below 1.
@@ -46,16 +45,15 @@ public struct ReusableSelection: Sendable {
         self.interval = interval
     }
 
-    /// Selects, or returns what was selected before.
+    /// Selects, or returns the previous selection.
     ///
     /// - Parameters:
-    ///   - query: `[queryHeads, sequences, headDim]`, also where nothing is selected.
-    ///   - cache: the same one at every call.
-    ///   - sequences: each once.
-    ///   - layer: whose keys are scored.
+    ///   - query: `[queryHeads, sequences, headDim]`, also when nothing is selected.
+    ///   - cache: must be the same one at every call.
+    ///   - sequences: each may appear once.
+    ///   - layer: the layer whose keys are scored.
     ///   - pool: the threads to use.
-    /// - Throws: as `PageSelector.select`, and `.invalidArgument` for a sequence that is named twice. Nothing is remembered
-    ///   then.
+    /// - Throws: as `PageSelector.select`, and `.invalidArgument`, with nothing remembered, for a sequence that appears twice.
     public mutating func select<Q: AttentionElement>(
         query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,
         on pool: WorkerPool = .shared
@@ -86,14 +84,14 @@ public struct ReusableSelection: Sendable {
         return length % interval == 0 || length < entry.length
     }
 
-    /// The lists of every sequence, with the pages of the tokens that came after them.
+    /// The previous lists of every sequence, with the pages of the tokens that were appended since.
     private func remembered(
         _ sequences: [PagedKVCache.SequenceID], lengths: [Int], layer: Int
     ) throws(SparseKernelsError) -> KVSelection {
         var result = KVSelectionLists()
         var appended: [Range<Int>] = []
         for (row, sequence) in sequences.enumerated() {
-            // Every sequence was either due, or had an entry.
+            // Every sequence either has an entry or was selected for in this call.
             let entry = entries[Key(sequence: sequence, layer: layer)]!
             for list in entry.lists {
                 result.append(list)
@@ -106,13 +104,13 @@ public struct ReusableSelection: Sendable {
             .covering(appended)
     }
 
-    /// Forgets a sequence in every layer: after its tokens were overwritten, or truncated and replaced by others. A step that
-    /// follows selects anew.
+    /// Forgets a sequence in every layer, so that the next step selects. Call this after its tokens were overwritten,
+    /// or truncated and replaced by others.
     public mutating func forget(_ sequence: PagedKVCache.SequenceID) {
         entries = entries.filter { $0.key.sequence != sequence }
     }
 
-    /// Drops what is kept of sequences that were freed, whenever the number of entries has doubled.
+    /// Removes the entries of sequences that were freed, whenever the number of entries has doubled.
     private mutating func purge(_ cache: PagedKVCache) {
         if entries.count < purgeCount { return }
         entries = entries.filter { (try? cache.length(of: $0.key.sequence, layer: $0.key.layer)) != nil }

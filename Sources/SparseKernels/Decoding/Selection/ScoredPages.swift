@@ -1,6 +1,6 @@
 /// The pages of some sequences that selection scores and ranks, at addresses for its tasks.
 struct ScoredPages {
-    /// A page: where it lies in the page table, and in the pool.
+    /// A page by its position in the page table and in the pool.
     struct Page {
         let position: Int32
         let index: Int32
@@ -11,9 +11,9 @@ struct ScoredPages {
         let row: Int
         /// Tokens in the layer.
         let length: Int
-        /// In `entries`, ascending positions; discarded pages are left out.
+        /// A range of `entries`, in ascending positions without discarded pages.
         let pages: Range<Int>
-        /// Where the keys of its scores begin: pages within lists. Sequences that are not scored have none.
+        /// The index of the first key of its scores, which are pages within lists. Unused for sequences that are not scored.
         var firstKey = 0
     }
 
@@ -23,7 +23,7 @@ struct ScoredPages {
         let pages: Range<Int>
     }
 
-    /// Addresses of what scoring and ranking read.
+    /// The addresses that scoring and ranking read.
     struct Plan {
         let sequences: UnsafeBufferPointer<Sequence>
         let entries: UnsafePointer<Page>?
@@ -35,7 +35,7 @@ struct ScoredPages {
     private var chunks: [Chunk] = []
     /// Pages of the longest sequence.
     private(set) var maximumPages = 0
-    /// Keys of all scores.
+    /// The number of keys of all scores.
     private(set) var keyCount = 0
 
     /// The pages of some sequences of a step, by the rows of their query tokens, without those that were discarded.
@@ -51,7 +51,7 @@ struct ScoredPages {
         }
     }
 
-    /// Cuts the pages of the sequences that are to be scored into chunks, and gives their keys a place.
+    /// Cuts the pages of the sequences to score into chunks, and assigns the positions of their keys.
     mutating func plan(chunkPages: Int, lists: Int, scored: (Sequence) -> Bool) {
         for index in sequences.indices where scored(sequences[index]) {
             let count = sequences[index].pages.count

@@ -1,4 +1,4 @@
-// Queries as tensors in the place of views, for selectors and the pruner: `[queryHeads, sequences, headDim]`.
+// Selectors and the pruner with queries as tensors `[queryHeads, sequences, headDim]` instead of views.
 
 extension PageSelector {
     /// Selects for one query token of every sequence. See `select` with a view.
@@ -10,7 +10,7 @@ extension PageSelector {
         try select(query: query.view(named: "query"), cache: cache, sequences: sequences, layer: layer, on: pool)
     }
 
-    /// The scores under one query token, `[queryHeads, 1, headDim]`. See `pageScores` with a view.
+    /// Scores the pages for one query token, `[queryHeads, 1, headDim]`. See `pageScores` with a view.
     /// - Throws: as `pageScores` with a view, and `.invalidShape` for another rank.
     public func pageScores<Q: AttentionElement>(
         query: Tensor<Q>, cache: PagedKVCache, sequence: PagedKVCache.SequenceID, layer: Int = 0,
@@ -21,7 +21,7 @@ extension PageSelector {
 }
 
 extension ReusableSelection {
-    /// Selects, or returns what was selected before. See `select` with a view.
+    /// Selects, or returns the previous selection. See `select` with a view.
     /// - Throws: as `select` with a view, and `.invalidShape` for another rank.
     public mutating func select<Q: AttentionElement>(
         query: Tensor<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,

@@ -1,9 +1,9 @@
 internal import KernelInterface
 
-/// One call of `TokenPruner`: a task is a key/value head of a sequence.
+/// One call of `TokenPruner`. A task is a key/value head of a sequence.
 ///
-/// The query heads of a group score the union of their candidates, because a key is then read and expanded once for all of them. What a
-/// head has no right to is hidden from it by a score of −∞, so that it has no part in that head's softmax.
+/// The query heads of a group score the union of their candidates, so that a key is read and expanded once for all of them. A
+/// score of −∞ hides candidates that belong only to other heads, so that they have no part in a head's softmax.
 struct TokenPruneCall: PoolCall {
     private let pruner: TokenPruner
     private let kernels: any KernelTable.Type
@@ -14,12 +14,12 @@ struct TokenPruneCall: PoolCall {
     private let pages: UnsafePointer<ScoredPages.Page>?
     private let candidates: Candidates?
     private let layout: Layout
-    /// Kept positions: `layout.capacity` per list.
+    /// The kept positions, with memory for `layout.capacity` per list.
     private let positions: UnsafeMutablePointer<Int32>
     private let counts: UnsafeMutablePointer<Int>
     private let masses: UnsafeMutablePointer<Float>
 
-    /// A selection by address.
+    /// The addresses of a selection.
     private struct Candidates {
         let unit: Int
         let heads: Int
@@ -27,13 +27,13 @@ struct TokenPruneCall: PoolCall {
         let indices: UnsafePointer<Int32>?
     }
 
-    /// Where the parts of a task's scratch begin, in bytes.
+    /// The offsets of the parts of a task's scratch, in bytes.
     private struct Layout {
-        /// Query heads of a key/value head.
+        /// Query heads per key/value head.
         let group: Int
-        /// Candidates of a task, at most.
+        /// The maximum number of candidates of a task.
         let capacity: Int
-        /// Floats of a row of scores, and the words of its bits.
+        /// Floats per row of scores, and words per row of bits.
         let scoreStride: Int
         let positions: Int
         let slots: Int
@@ -205,15 +205,15 @@ struct TokenPruneCall: PoolCall {
 // MARK: - Candidates
 
 extension TokenPruneCall {
-    /// Lists that a task's candidates are in.
+    /// The lists with a task's candidates.
     private func lists(of task: Int, _ candidates: Candidates) -> Range<Int> {
         let perTask = candidates.heads / pruner.configuration.kvHeads
         return task * perTask..<(task + 1) * perTask
     }
 
-    /// Positions and slots of the candidates of any of the group's heads, ascending, and how many there are.
+    /// Writes positions and slots of the candidates of any of the group's heads in ascending order. Returns their number.
     ///
-    /// `places` has room for a place in each head's list.
+    /// `places` has memory for a position in each head's list.
     private func gather(
         task: Int, _ sequence: ScoredPages.Sequence, places: UnsafeMutablePointer<Int>, positions: UnsafeMutablePointer<Int32>,
         slots: UnsafeMutablePointer<Int32>
@@ -223,7 +223,7 @@ extension TokenPruneCall {
         var count = 0
         var page = sequence.pages.lowerBound
 
-        /// Adds the tokens of a range inside one page, unless the page was discarded.
+        /// Adds the tokens of a range within one page, unless the page was discarded.
         func add(_ tokens: Range<Int>) {
             let wanted = tokens.lowerBound / pageSize
             while page < sequence.pages.upperBound && pages[page].position < wanted { page += 1 }
@@ -247,7 +247,7 @@ extension TokenPruneCall {
         let lists = lists(of: task, candidates)
         for (number, list) in lists.enumerated() { places[number] = candidates.offsets[list] }
         while true {
-            // The smallest index of any list that was not taken yet.
+            // The smallest index of any list that was not added yet.
             var next = Int32.max
             for (number, list) in lists.enumerated() where places[number] < candidates.offsets[list + 1] {
                 next = min(next, indices[places[number]])
@@ -261,7 +261,7 @@ extension TokenPruneCall {
         }
     }
 
-    /// Hides from every query head the candidates of its group that are not its own.
+    /// Hides from every query head those candidates of its group that are not its own.
     private func hide(
         task: Int, positions: UnsafePointer<Int32>, count: Int, scores: UnsafeMutablePointer<Float>
     ) {

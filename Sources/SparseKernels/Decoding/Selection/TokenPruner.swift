@@ -1,14 +1,13 @@
 internal import KernelInterface
 
-/// Tokens that a decoding step reads, pruned to a fraction of the attention mass: Twilight's second step, after any selector.
+/// Prunes the tokens that a decoding step reads to a fraction of the attention mass. This is Twilight's second step.
 ///
-/// The candidates of a query head are the tokens of the selection, or all tokens of the sequence. Their keys are scored in 4 bits,
+/// The candidates of a query head are the tokens that any selector chose, or all tokens. They are scored in 4 bits,
 ///
 ///     w = softmax(softmaxScale · q·k̂)  over the candidates only          kept = {i : w_i > t},  Σ_kept w ≥ p
 ///
-/// where k̂ are the key estimates that the cache keeps, and t comes from a bisection: nothing is sorted (`TopP.bisection`). So p is a
-/// fraction of the candidates' mass, and the number of kept tokens follows the query: few where attention is focused, many where it
-/// is spread.
+/// where k̂ are the key estimates that the cache keeps. A bisection finds t without sorting (`TopP.bisection`). So p is a
+/// fraction of the candidates' mass, and fewer tokens are kept where attention is focused than where it is spread.
 ///
 /// ```swift
 /// let pruner = try TokenPruner(queryHeads: 32, configuration: cache.configuration, topP: 0.85)
@@ -16,43 +15,43 @@ internal import KernelInterface
 /// let state = try attention(query: query.view(), cache: cache, sequences: [sequence], selection: pruning.selection)
 /// ```
 ///
-/// A cache that keeps no estimates is scored on its keys: on 4-bit keys at the same price, on others exactly and for more memory traffic.
+/// In a cache without estimates, keys are scored: 4-bit keys at the same cost, others exactly and with more memory traffic.
 ///
-/// - A row of scores with NaN, or with +∞, has no softmax. It keeps every candidate whose weight is not 0, so that attention shows what
-///   the operands hold.
+/// - A row of scores with NaN or +∞ has no softmax. It keeps every candidate whose weight is not 0, so that attention
+///   propagates such values.
 /// - Results are bitwise the same for every number of threads and for every batch.
-/// - Source: Twilight (Lin et al., NeurIPS 2025, arXiv 2502.02770), section 4 and Algorithm 1; the module `Twilight` has its defaults.
-/// - Complexity: reads headDim/2 + 4 bytes per candidate and key/value head; headDim multiply-adds per candidate and query head, and
-///   about 15 passes over the few weights that matter. A task is a key/value head of a sequence.
-/// - Scratch: per thread 8 bytes per candidate, and 4 bytes for each query head of a group and once more; 4 bytes per candidate and
-///   list for the call. The result is 4 bytes per kept token and list.
+/// - Source: Twilight (Lin et al., NeurIPS 2025, arXiv 2502.02770), section 4 and Algorithm 1. `Twilight` has its defaults.
+/// - Complexity: reads headDim/2 + 4 bytes per candidate and key/value head; headDim multiply-adds per candidate and query
+///   head, and about 15 passes over the few weights that matter. A task is a key/value head of a sequence.
+/// - Scratch: per thread 8 bytes per candidate, and 4 bytes per candidate for each query head of a group and once more; 4 bytes
+///   per candidate and list for the call. The result is 4 bytes per kept token and list.
 public struct TokenPruner: Sendable {
     public let queryHeads: Int
-    /// Of the caches that `prune` takes: heads, `headDim` and `pageSize` must agree.
+    /// The configuration of the caches: heads, `headDim` and `pageSize` must agree with it.
     public let configuration: KVCacheConfiguration
-    /// The mass to keep, of the candidates'.
+    /// The fraction of the candidates' mass to keep.
     public let topP: Double
-    /// `.kvHead`: a group shares the union of what its query heads keep, so that every token is read once per group.
+    /// With `.kvHead`, a group shares the union of the tokens that its query heads keep. Every token is read once per group.
     public let sharing: SelectionSharing
-    /// Where the bisection starts. `.firstWeight` is the weight of token 0 of the sequence, 0 when it is no candidate, as in the
-    /// released kernel: when it is weak, nearly everything is kept.
+    /// The start of the bisection. `.firstWeight` is the weight of token 0 of the sequence, as in the released kernel, or 0
+    /// when it is not a candidate. When it is small, nearly everything is kept.
     public let upperBound: TopP.BisectionUpperBound
-    /// The bisection ends when the weights left between its bounds differ by no more than this.
+    /// The bisection ends when the weights between its bounds differ by no more than this.
     public let epsilon: Float
     public let softmaxScale: Float
 
-    /// Lists of a selection per sequence.
+    /// The number of lists per sequence.
     public var lists: Int { sharing == .kvHead ? configuration.kvHeads : queryHeads }
 
     /// - Parameters:
     ///   - queryHeads: a multiple of the cache's `kvHeads`.
-    ///   - configuration: of the caches to prune in, which should keep key estimates.
-    ///   - topP: 0…1. At least the token of the largest weight is kept.
+    ///   - configuration: that of the caches to prune in, which should keep key estimates.
+    ///   - topP: 0…1. At least the token with the largest weight is kept.
     ///   - sharing: one list per key/value head, or per query head as in the released Python code.
     ///   - upperBound: the paper starts from the largest weight, the released kernel from that of token 0.
-    ///   - epsilon: not negative; 10⁻⁵ in the released kernel. It is absolute: where all weights are below it, tokens are kept whose
-    ///     weight is above half of the largest one if those have the mass, else all.
-    ///   - softmaxScale: nil: 1/√headDim.
+    ///   - epsilon: not negative; 10⁻⁵ in the released kernel. It is absolute: when all weights are smaller, the tokens above
+    ///     half of the largest weight are kept if they have the mass, and otherwise all tokens.
+    ///   - softmaxScale: nil is 1/√headDim.
     /// - Throws: `.invalidShape` for query heads that are not a multiple; `.invalidArgument` for the rest.
     public init(
         queryHeads: Int, configuration: KVCacheConfiguration, topP: Double = 0.85, sharing: SelectionSharing = .kvHead,
@@ -77,16 +76,16 @@ public struct TokenPruner: Sendable {
     /// Prunes for one query token of every sequence.
     ///
     /// - Parameters:
-    ///   - query: `[queryHeads, sequences, headDim]`: token i is for `sequences[i]`. With rotary positions applied, as the keys have.
-    ///   - cache: nothing may write it meanwhile.
-    ///   - sequences: of any lengths, empty ones included, which keep nothing.
-    ///   - layer: whose keys are scored.
-    ///   - candidates: pages or tokens that a selector kept, one list per key/value head or per query head; nil: all tokens. Tokens of
-    ///     pages that were discarded are no candidates.
+    ///   - query: `[queryHeads, sequences, headDim]`, with rotary positions as in the keys. Token i is for `sequences[i]`.
+    ///   - cache: must not be written during the call.
+    ///   - sequences: may have any lengths. Empty ones keep nothing.
+    ///   - layer: the layer whose keys are scored.
+    ///   - candidates: pages or tokens that a selector kept, one list per key/value head or per query head, or nil for all
+    ///     tokens. Tokens of discarded pages are not candidates.
     ///   - pool: the threads to use.
     /// - Returns: the kept tokens by position (`unit` is 1), ascending, and their mass.
-    /// - Throws: `.invalidShape` for a query, a cache or candidates of other extents, `.invalidArgument` for candidates beyond the end of
-    ///   their sequence and for a layer that the cache does not have, `.unknownSequence`.
+    /// - Throws: `.invalidShape` for a query, a cache or candidates of other extents; `.invalidArgument` for candidates past
+    ///   the end of their sequence and for a layer that the cache does not have; `.unknownSequence`.
     public func prune<Q: AttentionElement>(
         query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,
         within candidates: KVSelection? = nil, on pool: WorkerPool = .shared
@@ -133,7 +132,7 @@ public struct TokenPruner: Sendable {
         for list in 0..<candidates.sequences * candidates.heads {
             let (begin, end) = (candidates.offsets[list], candidates.offsets[list + 1])
             if begin == end { continue }
-            // Lists ascend.
+            // Lists are ascending.
             let (last, length) = (Int(candidates.indices[end - 1]), tables.sequences[list / candidates.heads].length)
             try require(
                 last * candidates.unit < length, .invalidArgument, "candidates.indices[\(end - 1)]",
@@ -144,13 +143,13 @@ public struct TokenPruner: Sendable {
     }
 }
 
-/// What `TokenPruner` kept.
+/// The result of `TokenPruner`.
 public struct TokenPruning: Equatable, Sendable {
-    /// Positions of tokens: `unit` is 1.
+    /// Positions of the kept tokens; `unit` is 1.
     public let selection: KVSelection
-    /// Per sequence and query head: the mass that the tokens above the head's threshold have among its candidates, by the estimates. At
-    /// least `topP` up to rounding; NaN for a head that has no softmax, and 0 without candidates. A head that shares its list reads the
-    /// tokens of its group's other heads as well, so that its mass is this or more.
+    /// Per sequence and query head, the mass of the tokens above the head's threshold among its candidates, by the estimates.
+    /// At least `topP` up to rounding; NaN for a head without a softmax, and 0 without candidates. A head that shares its list
+    /// also reads the tokens of its group's other heads, so that its mass is this or more.
     public let masses: [Float]
 
     /// Kept tokens per list, on average over sequences and heads.
