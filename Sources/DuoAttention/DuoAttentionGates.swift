@@ -108,7 +108,7 @@ public struct DuoAttentionGates: Hashable, Sendable {
     /// The heads at or above the `sparsity` quantile of all gates attend to everything, so that about that fraction of heads streams.
     ///
     /// With n gates, ⌈sparsity·(n − 1)⌉ heads stream, which is what a linearly interpolated quantile gives for different gates. Equal
-    /// gates are told apart by position: the earlier one stays full longer. The official code adds random noise instead; see
+    /// gates are told apart by position: the earlier one stays full longer. The released code adds random noise instead; see
     /// `heads(sparsity:noise:)`.
     /// - Throws: `.invalidArgument` for a sparsity outside 0…1.
     public func heads(sparsity: Double) throws(SparseKernelsError) -> DuoAttentionHeads {
@@ -120,8 +120,8 @@ public struct DuoAttentionGates: Hashable, Sendable {
         return try DuoAttentionHeads(layers: layers, kvHeads: kvHeads, isFull: isFull)
     }
 
-    /// The official binarisation: noise in [0, 10⁻⁶) is added to every gate, and heads at or above the linearly interpolated quantile of
-    /// the sums are full. The official noise comes from numpy's global generator, unseeded unless the caller seeds it.
+    /// The released binarisation: noise in [0, 10⁻⁶) is added to every gate, and heads at or above the linearly interpolated quantile of
+    /// the sums are full. The released noise comes from numpy's global generator, unseeded unless the caller seeds it.
     /// - Throws: `.invalidArgument` for a sparsity outside 0…1.
     public func heads(
         sparsity: Double, noise: inout some RandomNumberGenerator

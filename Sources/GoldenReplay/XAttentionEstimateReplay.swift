@@ -68,7 +68,7 @@ func replayXAttentionEstimate(
         }
         let prefill = try XAttentionPrefill(
             shape, stride: variant.stride, thresholds: thresholds, blockSize: parameters.blockSize,
-            isCausal: variant.isCausal ?? true, norm: parameters.norm, mode: .official(chunkSize: variant.chunk),
+            isCausal: variant.isCausal ?? true, norm: parameters.norm, mode: .released(chunkSize: variant.chunk),
             keepSink: variant.keepSink ?? false, keepRecent: variant.keepRecent ?? false, instructionSet: instructionSet)
         let scores = try prefill.scores(query: query, key: key, on: pool)
 

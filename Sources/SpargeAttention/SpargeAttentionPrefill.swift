@@ -13,9 +13,9 @@ public import SparseKernels
 /// softmax over the products of means ranks the key blocks of every query block. Blocks whose tokens are unlike each other are computed
 /// in any case. See `SelfSimilarity` and `SimilaritySelection`.
 ///
-/// - Attention itself is single-precision and exact over the kept blocks: the official kernels' INT8 products are not reproduced. The
+/// - Attention itself is single-precision and exact over the kept blocks: the released kernels' INT8 products are not reproduced. The
 ///   codes and scales that they start from are in `Int8BlockQuantization`.
-/// - Causal grids are aligned at the end and causal inside the blocks of the diagonal. The official kernels align at the start, and
+/// - Causal grids are aligned at the end and causal inside the blocks of the diagonal. The released kernels align at the start, and
 ///   their Sage2 entry points are not causal inside blocks at all.
 /// - Complexity: prediction O(tokens · headDim + blocks² · headDim) per head; attention as `BlockSparseAttention`.
 public struct SpargeAttentionPrefill: Sendable {
@@ -25,8 +25,8 @@ public struct SpargeAttentionPrefill: Sendable {
     public let heads: [SpargeAttentionHead]
     /// Whether keys are taken less their mean token before prediction.
     public let smoothsKeys: Bool
-    /// Whether prediction rounds where the official code of 16-bit tensors rounds; see `SelfSimilarity`.
-    public let matchesOfficialRounding: Bool
+    /// Whether prediction rounds where the released code of 16-bit tensors rounds; see `SelfSimilarity`.
+    public let roundsAsReleased: Bool
     public let modifiers: ScoreModifiers
     public let instructionSet: InstructionSet
     private let selection: SimilaritySelection
@@ -45,14 +45,14 @@ public struct SpargeAttentionPrefill: Sendable {
     ///   - keyBlockSize: tokens of a block of keys.
     ///   - smoothsKeys: whether the mean key is subtracted before keys are coded.
     ///   - keepsFirstColumn: keeps the first key block for every query block (`attention_sink`).
-    ///   - matchesOfficialRounding: whether means and codes are rounded as the released kernels round them.
+    ///   - roundsAsReleased: whether means and codes are rounded as the released kernels round them.
     ///   - modifiers: of attention; prediction uses its `softmaxScale` alone.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidShape` for a wrong number of settings, or a block size below 1; `.invalidArgument` naming the setting outside its domain; `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, heads: [SpargeAttentionHead] = [.recommended], isCausal: Bool = false,
         queryBlockSize: Int = 128, keyBlockSize: Int = 64, smoothsKeys: Bool = true, keepsFirstColumn: Bool = false,
-        matchesOfficialRounding: Bool = false, modifiers: ScoreModifiers = ScoreModifiers(),
+        roundsAsReleased: Bool = false, modifiers: ScoreModifiers = ScoreModifiers(),
         instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         guard heads.count == 1 || heads.count == shape.queryHeads else {
@@ -69,7 +69,7 @@ public struct SpargeAttentionPrefill: Sendable {
         self.shape = shape
         self.heads = heads
         self.smoothsKeys = smoothsKeys
-        self.matchesOfficialRounding = matchesOfficialRounding
+        self.roundsAsReleased = roundsAsReleased
         self.modifiers = modifiers
         grid = try BlockGrid(
             queryLength: shape.queryLength, keyLength: shape.keyLength, queryBlockSize: queryBlockSize,
@@ -113,7 +113,7 @@ public struct SpargeAttentionPrefill: Sendable {
     ) throws(SparseKernelsError) -> BlockSummary {
         try shape.check(query: query.geometry)
         return try SelfSimilarity.summary(
-            query, blocks: grid.query, matchesOfficialRounding: matchesOfficialRounding, instructionSet: instructionSet,
+            query, blocks: grid.query, roundsAsReleased: roundsAsReleased, instructionSet: instructionSet,
             on: pool)
     }
 
@@ -126,10 +126,10 @@ public struct SpargeAttentionPrefill: Sendable {
         var mean: Tensor<Float>?
         if smoothsKeys {
             mean = try SelfSimilarity.tokenMean(
-                key, matchesOfficialRounding: matchesOfficialRounding, instructionSet: instructionSet, on: pool)
+                key, roundsAsReleased: roundsAsReleased, instructionSet: instructionSet, on: pool)
         }
         return try SelfSimilarity.summary(
-            key, blocks: grid.key, subtracting: mean, matchesOfficialRounding: matchesOfficialRounding,
+            key, blocks: grid.key, subtracting: mean, roundsAsReleased: roundsAsReleased,
             instructionSet: instructionSet, on: pool)
     }
 

@@ -3,7 +3,7 @@ public import SparseKernels
 /// Finds the settings of every head from sample operands, so that attention over the kept blocks stays within an error of dense attention
 /// and keeps as little as that allows.
 ///
-/// For each head and sample, the procedure of the official `autotune.py`:
+/// For each head and sample, the procedure of the released `autotune.py`:
 ///
 /// 1. The similarity threshold takes the values −1, −15/16, … 15/16.
 /// 2. For each, bisection finds the least mass of `.cdfThreshold`, to 0.001, whose relative L1 error Σ|o − o_dense| / Σ|o_dense| is
@@ -15,12 +15,12 @@ public import SparseKernels
 /// head takes the largest similarity threshold, mass and skip threshold in it. A head that leaves out a tenth or less on average becomes
 /// dense.
 ///
-/// - The bisections return the smallest value that was tried and met the error; the official ones return the next midpoint, untried.
+/// - The bisections return the smallest value that was tried and met the error; the released ones return the next midpoint, untried.
 /// - Deterministic; the number of attention runs is at most `maximumEvaluations` and usually far below, because equal masks are run once.
 public struct SpargeAttentionTuner: Sendable {
     /// Bound of the relative L1 error of the mask alone.
     public let relativeL1: Double
-    /// Bound with the skip of P·V; nil leaves `pvSkipThreshold` at 20, the official starting value.
+    /// Bound with the skip of P·V; nil leaves `pvSkipThreshold` at 20, the released starting value.
     public let pvRelativeL1: Double?
     public let isCausal: Bool
     public let queryBlockSize: Int
@@ -78,8 +78,8 @@ public struct SpargeAttentionTuner: Sendable {
     }
 
     /// - Parameters:
-    ///   - relativeL1: official default 0.07; the paper uses 0.08 for Llama, 0.05 for CogVideoX and Mochi, 0.07 for Flux.
-    ///   - pvRelativeL1: above `relativeL1`; official default 0.08.
+    ///   - relativeL1: released default 0.07; the paper uses 0.08 for Llama, 0.05 for CogVideoX and Mochi, 0.07 for Flux.
+    ///   - pvRelativeL1: above `relativeL1`; released default 0.08.
     ///   - isCausal: whether keys after a query are hidden.
     ///   - queryBlockSize: tokens of a block of queries.
     ///   - keyBlockSize: tokens of a block of keys.

@@ -1,6 +1,6 @@
 public import SparseKernels
 
-/// The rule by which a quantised layer codes one token's activations, operation by operation as the official engines have it.
+/// The rule by which a quantised layer codes one token's activations, operation by operation as the released engines have it.
 ///
 /// With x of element type X, and round(·) the rounding to X (none for `Float`):
 ///

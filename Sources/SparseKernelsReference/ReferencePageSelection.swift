@@ -1,4 +1,4 @@
-/// Pages of keys, their bounds and the published rules that choose among them, in `Double`.
+/// Pages of keys, their bounds and the released rules that choose among them, in `Double`.
 ///
 /// For a page with the channelwise extremes of its keys, a query's score is an upper bound of its products with them:
 ///

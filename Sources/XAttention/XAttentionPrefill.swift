@@ -24,15 +24,15 @@ public struct XAttentionPrefill: Sendable {
         case clean
         /// What the released code computes, in `.float32`: sequences padded with zeros to whole chunks, padded keys taking part in
         /// the softmax when not causal, and `XAttentionSelection` with its first-chunk rule. nil is the code's own choice of chunk,
-        /// `XAttentionPrefill.officialChunkSize(keyLength:)`.
-        case official(chunkSize: Int? = nil)
+        /// `XAttentionPrefill.releasedChunkSize(keyLength:)`.
+        case released(chunkSize: Int? = nil)
     }
 
     /// What a call attended to.
     public struct Selected: Sendable {
         /// One head per query head.
         public let mask: BlockMask
-        /// The scores that the mask was made from, if asked for. In the official mode over the padded grid.
+        /// The scores that the mask was made from, if asked for. In the released mode over the padded grid.
         public let scores: BlockScores?
         /// Kept fraction of the reachable blocks: of the causal area, when causal.
         public var density: Double { mask.density }
@@ -43,7 +43,7 @@ public struct XAttentionPrefill: Sendable {
         public let state: AttentionState
         /// One head per query head.
         public let mask: BlockMask
-        /// The scores that the mask was made from, if asked for. In the official mode over the padded grid.
+        /// The scores that the mask was made from, if asked for. In the released mode over the padded grid.
         public let scores: BlockScores?
         /// Kept fraction of the reachable blocks: of the causal area, when causal.
         public var density: Double { mask.density }
@@ -52,7 +52,7 @@ public struct XAttentionPrefill: Sendable {
     public let shape: AttentionShape
     /// Blocks of the mask.
     public let grid: BlockGrid
-    /// Blocks of the scores: `grid`, or in the official mode its padded form.
+    /// Blocks of the scores: `grid`, or in the released mode its padded form.
     public var scoredGrid: BlockGrid { scoring.grid }
     public var stride: Int { scoring.stride }
     /// Fraction of the mass to keep, one per query head.
@@ -71,7 +71,7 @@ public struct XAttentionPrefill: Sendable {
 
     private enum Selection {
         case clean(BlockSelection)
-        case official(XAttentionSelection)
+        case released(XAttentionSelection)
     }
 
     /// A plan with one threshold for all heads; parameters and errors as below.
@@ -90,7 +90,7 @@ public struct XAttentionPrefill: Sendable {
     /// A plan with one threshold per query head.
     ///
     /// - Parameters:
-    ///   - shape: `queryLength` may be below `keyLength`: new queries after cached keys. In the official mode, `keyLength` −
+    ///   - shape: `queryLength` may be below `keyLength`: new queries after cached keys. In the released mode, `keyLength` −
     ///     `queryLength` must then be a multiple of the chunk.
     ///   - stride: tokens per antidiagonal; the paper uses 8 and 16. Divides `blockSize`.
     ///   - thresholds: fractions of the mass, 0…1.
@@ -99,15 +99,15 @@ public struct XAttentionPrefill: Sendable {
     ///   - norm: further divisor of the scores.
     ///   - mode: the clean rules, or those of the released code.
     ///   - keepSink: clean mode: every row keeps column 0. A causal plan does so in any case, so the flag matters only without
-    ///     the causal limit. Official mode: all blocks of query block 0 are kept, as published.
-    ///   - keepRecent: clean mode: every row keeps its diagonal blocks. A causal plan does so in any case. Official mode: the
+    ///     the causal limit. Released mode: all blocks of query block 0 are kept, as released.
+    ///   - keepRecent: clean mode: every row keeps its diagonal blocks. A causal plan does so in any case. Released mode: the
     ///     diagonal of the padded grid is kept.
     ///   - minimumBlocks: blocks that every row keeps at least; clean mode only.
-    ///   - precision: arithmetic of the scores in clean mode. The official mode always scores in `.float32`.
+    ///   - precision: arithmetic of the scores in clean mode. The released mode always scores in `.float32`.
     ///   - softmaxScale: factor on q·k of scores and attention; nil means 1/√headDim.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidArgument` for thresholds outside 0…1, a stride that does not divide the block, a chunk that is no
-    ///   multiple of the block, and other options outside their domain; `.invalidShape` for a wrong number of thresholds and lengths that the official code would misalign; `.unsupportedInstructionSet`.
+    ///   multiple of the block, and other options outside their domain; `.invalidShape` for a wrong number of thresholds and lengths that the released code would misalign; `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, stride: Int = 16, thresholds: [Double], blockSize: Int = 128, isCausal: Bool = true,
         norm: Float = 1, mode: Mode = .clean, keepSink: Bool = false, keepRecent: Bool = false, minimumBlocks: Int = 1,
@@ -137,11 +137,11 @@ public struct XAttentionPrefill: Sendable {
                 try BlockSelection(
                     perHead: thresholds.map { .topP($0) }, minimumBlocks: minimumBlocks,
                     sinkBlocks: isCausal || keepSink ? 1 : 0, recentBlocks: isCausal || keepRecent ? 1 : 0))
-        case .official(let chunkSize):
+        case .released(let chunkSize):
             try require(
-                minimumBlocks == 1, .invalidArgument, "minimumBlocks", expected: "1 in the official mode",
+                minimumBlocks == 1, .invalidArgument, "minimumBlocks", expected: "1 in the released mode",
                 actual: "\(minimumBlocks)")
-            let padding = try OfficialPadding(grid: grid, blockSize: blockSize, chunkSize: chunkSize)
+            let padding = try ReleasedPadding(grid: grid, blockSize: blockSize, chunkSize: chunkSize)
             let padded = try AttentionShape(
                 queryLength: padding.queryLength, keyLength: padding.keyLength, queryHeads: shape.queryHeads,
                 kvHeads: shape.kvHeads, headDim: shape.headDim)
@@ -150,7 +150,7 @@ public struct XAttentionPrefill: Sendable {
                 softmaxScale: softmaxScale, precision: .float32, instructionSet: instructionSet)
             scoring.scoredQueryTokens = shape.queryLength
             self.scoring = scoring
-            selection = .official(
+            selection = .released(
                 try XAttentionSelection(
                     thresholds: thresholds, blocksPerChunk: padding.chunkSize / blockSize, keepSink: keepSink,
                     keepRecent: keepRecent))
@@ -173,7 +173,7 @@ public struct XAttentionPrefill: Sendable {
     public func scores<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockScores {
-        // The official mode adds as many tokens to the queries as to the keys.
+        // The released mode adds as many tokens to the queries as to the keys.
         let scored = scoring.shape
         if scored.keyLength == shape.keyLength { return try scoring.run(query: query, key: key, on: pool) }
         try shape.check(query: query.geometry)
@@ -201,7 +201,7 @@ public struct XAttentionPrefill: Sendable {
         switch selection {
         case .clean(let selection):
             return try selection(scores, on: pool)
-        case .official(let selection):
+        case .released(let selection):
             // The padding lies at the ends: the mask of the real blocks is the upper left corner.
             let padded = try selection(scores)
             return try BlockMask(grid: grid, heads: padded.heads) { padded[$0, $1, $2] }
@@ -224,7 +224,7 @@ public struct XAttentionPrefill: Sendable {
         try mask(query: query.view(named: "query"), key: key.view(named: "key"), on: pool)
     }
 
-    /// Scores, selects and attends into the caller's memory. No operand is copied, but for queries and keys that the official mode
+    /// Scores, selects and attends into the caller's memory. No operand is copied, but for queries and keys that the released mode
     /// pads.
     ///
     /// - Parameters:

@@ -97,7 +97,7 @@ struct FacadeViewTests {
                 let chunkSize = self == .xAttentionOfficial ? 90 : 15
                 return .xAttention(
                     try XAttentionPrefill(
-                        shape, stride: 5, threshold: 0.7, blockSize: 15, mode: .official(chunkSize: chunkSize),
+                        shape, stride: 5, threshold: 0.7, blockSize: 15, mode: .released(chunkSize: chunkSize),
                         instructionSet: set))
             case .mInference:
                 return .mInference(

@@ -136,7 +136,7 @@ struct XAttentionTests {
     @Test("the same bits on 1, 2 and 7 threads, in every mode", arguments: InstructionSet.available)
     func threads(_ set: InstructionSet) throws {
         let work = try Workload(queryLength: 500, keyLength: 500, heads: 4, kvHeads: 2)
-        for mode in [XAttentionPrefill.Mode.clean, .official(chunkSize: 128)] {
+        for mode in [XAttentionPrefill.Mode.clean, .released(chunkSize: 128)] {
             let prefill = try XAttentionPrefill(work.shape, stride: 4, blockSize: 32, mode: mode, instructionSet: set)
             let serial = try prefill(query: work.query, key: work.key, value: work.value, keepsScores: true, on: .serial)
             for threads in [2, 7] {
@@ -150,7 +150,7 @@ struct XAttentionTests {
     @Test("16-bit operands are widened exactly")
     func elementTypes() throws {
         let work = try Workload(queryLength: 100, keyLength: 120)
-        for mode in [XAttentionPrefill.Mode.clean, .official(chunkSize: 20)] {
+        for mode in [XAttentionPrefill.Mode.clean, .released(chunkSize: 20)] {
             let prefill = try XAttentionPrefill(work.shape, stride: 4, blockSize: 20, mode: mode)
             let (query, key) = (work.query.converted(to: BFloat16.self), work.key.converted(to: Float16.self))
             let narrow = try prefill(query: query, key: key, value: work.value)
@@ -168,7 +168,7 @@ struct XAttentionTests {
         let key = try Tensor<Float>([1, 12, 2]) { Float((5 * ($0 / 2) + ($0 % 2 == 0 ? 1 : 3)) % 7 - 3) }
         let shape = try AttentionShape(queryLength: 12, keyLength: 12, queryHeads: 1, kvHeads: 1, headDim: 2)
         let prefill = try XAttentionPrefill(
-            shape, stride: 2, threshold: threshold, blockSize: 4, isCausal: isCausal, mode: .official(chunkSize: chunk))
+            shape, stride: 2, threshold: threshold, blockSize: 4, isCausal: isCausal, mode: .released(chunkSize: chunk))
         #expect(prefill.precision == .float32)
         return (prefill, try prefill.scores(query: query, key: key))
     }
@@ -207,7 +207,7 @@ struct XAttentionTests {
             (1 << 20, 2048),
         ])
     func chunk(_ keyLength: Int, _ chunk: Int) {
-        #expect(XAttentionPrefill.officialChunkSize(keyLength: keyLength) == chunk)
+        #expect(XAttentionPrefill.releasedChunkSize(keyLength: keyLength) == chunk)
     }
 
     @Test("the official mode computes what the oracle makes of padded operands", arguments: [true, false])
@@ -215,7 +215,7 @@ struct XAttentionTests {
         for (queries, keys) in [(50, 50), (18, 50), (64, 64)] {
             let work = try Workload(queryLength: queries, keyLength: keys)
             let prefill = try XAttentionPrefill(
-                work.shape, stride: 4, blockSize: 16, isCausal: isCausal, mode: .official(chunkSize: 32))
+                work.shape, stride: 4, blockSize: 16, isCausal: isCausal, mode: .released(chunkSize: 32))
             let scores = try prefill.scores(query: work.query, key: work.key)
             func padded(_ tensor: Tensor<Float>, _ tokens: Int) throws -> Tensor<Float> {
                 let (length, width) = (tensor.shape[1], tensor.shape[2])
@@ -252,19 +252,19 @@ struct XAttentionTests {
         expectError(.invalidArgument, "norm") { _ = try XAttentionPrefill(shape, norm: 0) }
         expectError(.invalidArgument, "minimumBlocks") { _ = try XAttentionPrefill(shape, minimumBlocks: -1) }
         expectError(.invalidArgument, "minimumBlocks") {
-            _ = try XAttentionPrefill(shape, mode: .official(chunkSize: 128), minimumBlocks: 2)
+            _ = try XAttentionPrefill(shape, mode: .released(chunkSize: 128), minimumBlocks: 2)
         }
         for chunk in [0, -128, 100] {
-            expectError(.invalidArgument, "chunkSize") { _ = try XAttentionPrefill(shape, mode: .official(chunkSize: chunk)) }
+            expectError(.invalidArgument, "chunkSize") { _ = try XAttentionPrefill(shape, mode: .released(chunkSize: chunk)) }
         }
         // Queries that do not start at a chunk: the released code would align them with the padded end.
-        expectError(.invalidShape, "queryLength") { _ = try XAttentionPrefill(shape, mode: .official(chunkSize: 128)) }
+        expectError(.invalidShape, "queryLength") { _ = try XAttentionPrefill(shape, mode: .released(chunkSize: 128)) }
         let long = try AttentionShape(queryLength: 300, keyLength: 100, queryHeads: 2, kvHeads: 1, headDim: 8)
         #expect(throws: Never.self) { try XAttentionPrefill(long) }
-        expectError(.invalidShape, "queryLength") { _ = try XAttentionPrefill(long, isCausal: false, mode: .official()) }
+        expectError(.invalidShape, "queryLength") { _ = try XAttentionPrefill(long, isCausal: false, mode: .released()) }
 
         let work = try Workload(queryLength: 100, keyLength: 300, headDim: 8)
-        for mode in [XAttentionPrefill.Mode.clean, .official(chunkSize: 40)] {
+        for mode in [XAttentionPrefill.Mode.clean, .released(chunkSize: 40)] {
             let prefill = try XAttentionPrefill(shape, stride: 4, blockSize: 20, mode: mode)
             expectError(.invalidShape, "query") { _ = try prefill.mask(query: work.key, key: work.key) }
             expectError(.invalidShape, "key") { _ = try prefill.mask(query: work.query, key: work.query) }

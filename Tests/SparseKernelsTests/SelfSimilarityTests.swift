@@ -129,11 +129,11 @@ struct SelfSimilarityTests {
         var tensor = try tokensInRuns([1, 20, 8], seed: 4).converted(to: BFloat16.self)
         for channel in 0..<8 { tensor[flat: 8 * 5 + channel] = .zero }
         let partition = try BlockPartition(length: 20, blockSize: 8)
-        let summary = try SelfSimilarity.summary(tensor, blocks: partition, matchesOfficialRounding: true)
+        let summary = try SelfSimilarity.summary(tensor, blocks: partition, roundsAsReleased: true)
         #expect(summary.similarities[flat: 0].isNaN && summary.similarities[flat: 2].isNaN)
         #expect(summary.similarities[flat: 1] > 0)
         #expect(summary.means.elements.allSatisfy { BFloat16($0).floatValue == $0 })
-        let mean = try SelfSimilarity.tokenMean(tensor, matchesOfficialRounding: true)
+        let mean = try SelfSimilarity.tokenMean(tensor, roundsAsReleased: true)
         #expect(mean.elements.allSatisfy { BFloat16($0).floatValue == $0 })
     }
 

@@ -108,7 +108,7 @@ extension MaskMethod {
         case .xattention:
             let prefill = try XAttentionPrefill(
                 shape, stride: options.stride, threshold: options.threshold, isCausal: isCausal,
-                mode: options.official ? .official() : .clean, precision: options.precision,
+                mode: options.official ? .released() : .clean, precision: options.precision,
                 softmaxScale: modifiers.softmaxScale, instructionSet: set)
             let scores = try clock.time("score") { try prefill.scores(query: query, key: key, on: pool) }
             return try planned(heads(of: clock.time("select") { try prefill.mask(from: scores, on: pool) }))

@@ -45,11 +45,11 @@ extension BlockMask {
     ///
     /// Causal: for row i, D = keyLength − queryLength and blocks of B tokens, the window is the `localBlocks` blocks that end with
     /// block ⌈D/B⌉ + i. That is where the diagonal ends in a *full* row of blocks. In a ragged last row the diagonal may end a block
-    /// earlier; the window then holds a block less, as in the official code. Query blocks of another size than key blocks end
-    /// with block ⌈(D + (i + 1)·queryBlockSize) / keyBlockSize⌉ − 1, which the official backward pass uses. Blocks of variable
+    /// earlier; the window then holds a block less, as in the released code. Query blocks of another size than key blocks end
+    /// with block ⌈(D + (i + 1)·queryBlockSize) / keyBlockSize⌉ − 1, which the released backward pass uses. Blocks of variable
     /// sizes have no such nominal end: there the window ends with the block of the row's last query.
     ///
-    /// Not causal: the window is the last `localBlocks` key blocks of the *sequence*, the same for all rows. The official code
+    /// Not causal: the window is the last `localBlocks` key blocks of the *sequence*, the same for all rows. The released code
     /// does this; a window around each row is `slidingWindow` or `dilated`.
     ///
     /// Streaming counted in tokens is `HeadPattern.streaming`, or `aShape` as a mask.

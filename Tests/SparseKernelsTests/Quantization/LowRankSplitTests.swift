@@ -78,7 +78,7 @@ struct LowRankSplitTests {
         for (method, tolerance) in [(SVDMethod.full, 0.02), (.randomized(), 0.05)] {
             let split = try LowRankSplit(
                 rank: parameters.rank, iterations: parameters.iterations, stopsEarly: false, method: method,
-                activation: recorded.activation, scaleType: recorded.type, matchesOfficialRounding: true)
+                activation: recorded.activation, scaleType: recorded.type, roundsAsReleased: true)
             let result = try split(smoothed, calibration: recorded["out.x_smoothed"])
             for (error, expected) in zip(result.errors, parameters.errorHistory) {
                 #expect(abs(error - expected) <= tolerance * expected)
@@ -95,7 +95,7 @@ struct LowRankSplitTests {
         arguments: RecordedSplit.paths)
     func recordedCodes(_ path: String) throws {
         let recorded = try RecordedSplit(path)
-        let split = try LowRankSplit(rank: recorded.parameters.rank, scaleType: recorded.type, matchesOfficialRounding: true)
+        let split = try LowRankSplit(rank: recorded.parameters.rank, scaleType: recorded.type, roundsAsReleased: true)
         let residual = try split.residual(
             of: recorded["out.weight_smoothed"], down: recorded["out.lora_down"], up: recorded["out.lora_up"])
         let expected = try recorded["out.residual"]

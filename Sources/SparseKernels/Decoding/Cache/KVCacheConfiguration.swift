@@ -33,7 +33,7 @@ public struct KVCacheConfiguration: Hashable, Sendable {
     ///   - pageCapacity: pages of the pool. Memory is reserved at once; the system provides it when a page is first written.
     ///   - format: of keys, and of values unless `valueFormat` is given.
     ///   - valueFormat: of values.
-    ///   - quantization: what the codes of quantised formats stand for; `.zeroPoint` is the published rule of QServe and LServe.
+    ///   - quantization: what the codes of quantised formats stand for; `.zeroPoint` is the released rule of QServe and LServe.
     ///   - metadata: kept per logical page.
     ///   - keepsKeyEstimates: whether an INT4 copy of the keys is kept. INT4 keys are their own estimates and need none.
     /// - Throws: `.invalidShape` for extents out of range or a pool that does not fit the address space, `.invalidArgument` for a

@@ -43,7 +43,7 @@ public enum KVQuantization: String, Sendable, CaseIterable {
     ///     x′ = s·(code − z)
     ///
     /// The zero point counts codes in half precision, which has 11 bits: rows whose distance from 0 is more than about eight times their range
-    /// (8 bits) lose precision, as far as all of it: a row of 300…301 is stored as one value. The official kernel masks codes
+    /// (8 bits) lose precision, as far as all of it: a row of 300…301 is stored as one value. The released kernel masks codes
     /// to their bits where this clamps, which differs where rounding of s and z pushes a value beyond the last code.
     case zeroPoint
 

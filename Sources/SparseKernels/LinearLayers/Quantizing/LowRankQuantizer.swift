@@ -32,15 +32,15 @@ public struct LowRankQuantizer: Sendable {
         public var weightFormat = WeightFormat.svdQuantInt4
         public var activation = ActivationFormat.int4
         public var smoothing = Smoothing.search()
-        /// Most iterations of the split, which stops at the first that is worse. The official configuration has 100. The second one gains most:
+        /// Most iterations of the split, which stops at the first that is worse. The released configuration has 100. The second one gains most:
         /// 12% of the squared error of recorded layers, the fourth 1%.
         public var iterations = 4
         public var svd = SVDMethod.randomized()
         public var residual = ResidualRounding.roundToNearest
         /// What factors, smoothing and scales are rounded to: F16, BF16 or F32.
         public var scaleType = ElementType.float16
-        /// Rounds Ŵ, up · down and R to `scaleType`, as the official code does, whose tensors have this type.
-        public var matchesOfficialRounding = false
+        /// Rounds Ŵ, up · down and R to `scaleType`, as the released code does, whose tensors have this type.
+        public var roundsAsReleased = false
         /// Most calibration tokens for choosing among candidates and iterations, evenly spread. All of them give the ranges, GPTQ's H and
         /// the final error.
         public var sampleTokens = 256
@@ -113,7 +113,7 @@ public struct LowRankQuantizer: Sendable {
 
         let storage = try StorageType(scaleType: configuration.scaleType)
         var smoothedWeight = smooth.map { weight.multiplyingColumns(by: $0, on: pool) } ?? weight
-        if configuration.matchesOfficialRounding { smoothedWeight = smoothedWeight.rounded(to: storage, on: pool) }
+        if configuration.roundsAsReleased { smoothedWeight = smoothedWeight.rounded(to: storage, on: pool) }
 
         var split: LowRankSplit.Result?
         if configuration.rank > 0 {
@@ -162,7 +162,7 @@ extension LowRankQuantizer {
             try LowRankSplit(
                 rank: configuration.rank, iterations: configuration.iterations, method: configuration.svd,
                 weightFormat: configuration.weightFormat, activation: configuration.activation,
-                scaleType: configuration.scaleType, matchesOfficialRounding: configuration.matchesOfficialRounding,
+                scaleType: configuration.scaleType, roundsAsReleased: configuration.roundsAsReleased,
                 seed: configuration.seed)
         }
     }

@@ -41,8 +41,8 @@ public struct LowRankSplit: Sendable {
     public let activation: ActivationFormat
     /// What factors and scales are rounded to.
     public let scaleType: ElementType
-    /// Rounds up · down and the residual to `scaleType`, as the official code does, whose tensors have this type.
-    public let matchesOfficialRounding: Bool
+    /// Rounds up · down and the residual to `scaleType`, as the released code does, whose tensors have this type.
+    public let roundsAsReleased: Bool
     /// Of the randomised decomposition.
     public let seed: UInt64
 
@@ -51,7 +51,7 @@ public struct LowRankSplit: Sendable {
     public init(
         rank: Int = 32, iterations: Int = 1, stopsEarly: Bool = true, compensates: Bool = false,
         method: SVDMethod = .randomized(), weightFormat: WeightFormat = .svdQuantInt4, activation: ActivationFormat = .int4,
-        scaleType: ElementType = .float16, matchesOfficialRounding: Bool = false, seed: UInt64 = 0
+        scaleType: ElementType = .float16, roundsAsReleased: Bool = false, seed: UInt64 = 0
     ) throws(SparseKernelsError) {
         try require((1...1024).contains(rank), .invalidArgument, "rank", expected: "1 to 1024", actual: "\(rank)")
         try require(iterations >= 1, .invalidArgument, "iterations", expected: "at least 1", actual: "\(iterations)")
@@ -65,7 +65,7 @@ public struct LowRankSplit: Sendable {
         self.weightFormat = weightFormat
         self.activation = activation
         self.scaleType = scaleType
-        self.matchesOfficialRounding = matchesOfficialRounding
+        self.roundsAsReleased = roundsAsReleased
         self.seed = seed
     }
 
@@ -93,7 +93,7 @@ public struct LowRankSplit: Sendable {
         let storage = try StorageType(scaleType: scaleType)
         let quantizer = try WeightQuantizer(weightFormat, scaleType: scaleType)
         let rounding = ActivationRounding(
-            format: activation, groupSize: weightFormat.groupSize, storage: matchesOfficialRounding ? storage : .float32)
+            format: activation, groupSize: weightFormat.groupSize, storage: roundsAsReleased ? storage : .float32)
         var target = weight
         if compensates {
             try target.roundWeights(quantizer, columns: weight.shape[1], on: pool)
@@ -138,7 +138,7 @@ public struct LowRankSplit: Sendable {
             singularValues: best.factors.singularValues, errors: errors, keptIteration: best.iteration)
     }
 
-    /// W − up · down, with the official rounding when the split has it.
+    /// W − up · down, with the released rounding when the split has it.
     ///
     /// - Parameters:
     ///   - weight: `[outFeatures, inFeatures]`.
@@ -158,7 +158,7 @@ public struct LowRankSplit: Sendable {
             expected: "[rank, \(columns)]", actual: "\(down.shape)")
         try require(
             up.shape == [rows, down.shape[0]], .invalidShape, "up", expected: "\([rows, down.shape[0]])", actual: "\(up.shape)")
-        let storage = matchesOfficialRounding ? try StorageType(scaleType: scaleType) : .float32
+        let storage = roundsAsReleased ? try StorageType(scaleType: scaleType) : .float32
         var residual = try Tensor<Float>(zeros: [rows, columns])
         try GEMM(m: rows, n: columns, k: down.shape[0]).run(a: up, b: down, into: &residual, on: pool)
         residual.updateRows(on: pool) { row, target in
