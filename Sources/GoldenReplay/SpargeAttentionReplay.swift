@@ -1,4 +1,5 @@
 internal import Foundation
+internal import SpargeAttention
 internal import SparseKernels
 
 /// `spargeattn.block_map`: INT8 codes, block means, self-similarity and the block map. Every stage starts from the official results of

@@ -1,22 +1,45 @@
 internal import KernelInterface
 
 /// Rows of an operand, widened to adjacent floats and taken less a mean of their head: what the operators of SpargeAttention read.
-struct CentredRows {
-    let operand: AttentionOperand
+///
+/// Holds the address of the operand, which must outlive it.
+package struct CentredRows {
+    private let operand: AttentionOperand
     /// `[heads, channels]`; nil subtracts nothing.
-    let mean: UnsafePointer<Float>?
+    private var mean: UnsafePointer<Float>?
     /// The type that differences to the mean are rounded to.
-    let rounding: StorageType
-    let kernels: KernelTable
+    private let rounding: StorageType
+    private let kernels: KernelTable
+
+    /// - Parameter roundsToElement: rounds differences to the mean to the element type of the operand.
+    package init<Element: AttentionElement>(
+        _ view: TensorView<Element>, roundsToElement: Bool, instructionSet: InstructionSet
+    ) {
+        operand = AttentionOperand(view)
+        rounding = roundsToElement ? operand.type : .float32
+        kernels = instructionSet.kernels
+    }
+
+    package var geometry: TensorGeometry { operand.geometry }
+
+    /// These rows less a mean `[heads, channels]`, which must outlive them.
+    package func subtracting(_ mean: UnsafePointer<Float>?) -> CentredRows {
+        var rows = self
+        rows.mean = mean
+        return rows
+    }
+
+    /// A value rounded as the differences are.
+    package func rounded(_ value: Float) -> Float { rounding.rounded(value) }
 
     /// Rows widened at a time, so that they are read from the first-level cache.
-    static let rowsPerStage = 16
+    private static let rowsPerStage = 16
 
     /// Bytes that `forEachStage` needs.
-    var scratchByteCount: Int { Self.rowsPerStage * operand.geometry.channels * 4 }
+    package var scratchByteCount: Int { Self.rowsPerStage * operand.geometry.channels * 4 }
 
     /// Calls `body(token, count, rows)` for every few tokens in order.
-    func forEachStage(
+    package func forEachStage(
         of tokens: Range<Int>, head: Int, scratch: UnsafeMutableRawPointer,
         _ body: (_ token: Int, _ count: Int, _ rows: UnsafeMutablePointer<Float>) -> Void
     ) {
@@ -40,7 +63,7 @@ struct CentredRows {
     }
 
     /// Throws unless a partition and a mean `[heads, 1, channels]` fit an operand.
-    static func check(
+    package static func check(
         _ geometry: TensorGeometry, blocks partition: BlockPartition, mean: Tensor<Float>?
     ) throws(SparseKernelsError) {
         try require(

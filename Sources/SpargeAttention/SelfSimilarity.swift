@@ -1,4 +1,4 @@
-internal import KernelInterface
+public import SparseKernels
 
 /// How alike the tokens of a block are: the mean cosine of all pairs, and the mean token beside it.
 ///
@@ -33,21 +33,19 @@ public enum SelfSimilarity {
     ) throws(SparseKernelsError) -> BlockSummary {
         try CentredRows.check(operand.geometry, blocks: partition, mean: mean)
         let (heads, channels) = (operand.heads, operand.channels)
-        let kernels = try InstructionSet.resolve(instructionSet).kernels
+        let instructionSet = try InstructionSet.resolve(instructionSet)
         var means = try Tensor<Float>(zeros: [heads, partition.count, channels])
         var similarities = try Tensor<Float>(zeros: [heads, partition.count])
         if means.count == 0 { return try BlockSummary(partition: partition, means: means, similarities: similarities) }
         // Pointers are used only until this call returns; the tensors outlive it.
-        let source = AttentionOperand(operand)
+        let source = CentredRows(operand, roundsToElement: roundsAsReleased, instructionSet: instructionSet)
         let offset = mean?.elements ?? []
         var meanSpan = means.mutableSpan
         var similaritySpan = similarities.mutableSpan
         offset.withUnsafeBufferPointer { offset in
             meanSpan.withUnsafeMutableBufferPointer { means in
                 similaritySpan.withUnsafeMutableBufferPointer { similarities in
-                    let rows = CentredRows(
-                        operand: source, mean: mean == nil ? nil : offset.baseAddress,
-                        rounding: roundsAsReleased ? source.type : .float32, kernels: kernels)
+                    let rows = source.subtracting(mean == nil ? nil : offset.baseAddress)
                     Call(
                         rows: rows, partition: partition, roundsAsReleased: roundsAsReleased,
                         means: means.baseAddress!, similarities: similarities.baseAddress!
@@ -106,10 +104,10 @@ public enum SelfSimilarity {
         let means: UnsafeMutablePointer<Float>
         let similarities: UnsafeMutablePointer<Float>
 
-        private var channels: Int { rows.operand.geometry.channels }
+        private var channels: Int { rows.geometry.channels }
 
         func run(on pool: WorkerPool) {
-            let geometry = rows.operand.geometry
+            let geometry = rows.geometry
             withUnsafePointer(to: self) { call in
                 pool.run(
                     tasks: geometry.heads * partition.count, work: 4 * geometry.heads * geometry.tokens * geometry.channels,
@@ -132,7 +130,7 @@ public enum SelfSimilarity {
             let size = Double(tokens.count)
             var square = 0.0
             for channel in 0..<channels {
-                mean[channel] = rows.rounding.rounded(Float(tokens.isEmpty ? 0 : sums[channel] / size))
+                mean[channel] = rows.rounded(Float(tokens.isEmpty ? 0 : sums[channel] / size))
                 square += unitSums[channel] * unitSums[channel]
             }
             let isPadded = roundsAsReleased && tokens.count < partition.blockSize ?? 0

@@ -1,3 +1,5 @@
+public import SparseKernels
+
 /// A sequence reduced to its blocks: the mean of every block and how alike the tokens of the block are.
 ///
 /// SpargeAttention predicts from these which blocks of the attention matrix matter: the mean stands for its tokens where they are

@@ -1,4 +1,5 @@
 internal import Foundation
+public import SparseKernels
 
 /// SpargeAttention's prediction of the blocks that matter, from the block means and self-similarities of queries and keys.
 ///

@@ -1,4 +1,4 @@
-internal import KernelInterface
+public import SparseKernels
 
 /// Rows as signed bytes, with one scale per block of tokens: x ≈ scale · code.
 ///
@@ -37,20 +37,18 @@ public struct Int8BlockQuantization: Sendable, Equatable {
         roundsAsReleased: Bool = false, instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
         try CentredRows.check(operand.geometry, blocks: partition, mean: mean)
-        let kernels = try InstructionSet.resolve(instructionSet).kernels
+        let instructionSet = try InstructionSet.resolve(instructionSet)
         var codes = try Tensor<Int8>(zeros: [operand.heads, operand.tokens, operand.channels])
         var scales = try Tensor<Float>(zeros: [operand.heads, partition.count])
         // Pointers are used only until this call returns; the tensors outlive it.
-        let source = AttentionOperand(operand)
+        let source = CentredRows(operand, roundsToElement: roundsAsReleased, instructionSet: instructionSet)
         let offset = mean?.elements ?? []
         var codeSpan = codes.mutableSpan
         var scaleSpan = scales.mutableSpan
         offset.withUnsafeBufferPointer { offset in
             codeSpan.withUnsafeMutableBufferPointer { codes in
                 scaleSpan.withUnsafeMutableBufferPointer { scales in
-                    let rows = CentredRows(
-                        operand: source, mean: mean == nil ? nil : offset.baseAddress,
-                        rounding: roundsAsReleased ? source.type : .float32, kernels: kernels)
+                    let rows = source.subtracting(mean == nil ? nil : offset.baseAddress)
                     Call(rows: rows, partition: partition, codes: codes.baseAddress!, scales: scales.baseAddress!)
                         .run(on: pool)
                 }
@@ -69,7 +67,7 @@ public struct Int8BlockQuantization: Sendable, Equatable {
         let scales: UnsafeMutablePointer<Float>
 
         func run(on pool: WorkerPool) {
-            let geometry = rows.operand.geometry
+            let geometry = rows.geometry
             withUnsafePointer(to: self) { call in
                 pool.run(
                     tasks: geometry.heads * partition.count, work: 4 * geometry.heads * geometry.tokens * geometry.channels,
@@ -81,7 +79,7 @@ public struct Int8BlockQuantization: Sendable, Equatable {
         }
 
         private func quantise(task: Int, scratch: UnsafeMutableRawPointer) {
-            let geometry = rows.operand.geometry
+            let geometry = rows.geometry
             let head = task / partition.count
             let tokens = partition[task % partition.count]
             var maximum: Float = 0

@@ -1,4 +1,4 @@
-import SparseKernels
+import SpargeAttention
 import SparseKernelsReference
 import Testing
 
