@@ -22,11 +22,8 @@ public struct SpargeAttentionTuner: Sendable {
     public let relativeL1: Double
     /// Bound with the skip of P·V; nil leaves `pvSkipThreshold` at 20, the released starting value.
     public let pvRelativeL1: Double?
-    public let isCausal: Bool
-    public let queryBlockSize: Int
-    public let keyBlockSize: Int
-    public let smoothsKeys: Bool
-    public let modifiers: ScoreModifiers
+    /// What the plans that run with the settings will have.
+    public let configuration: SpargeAttentionConfiguration
     public let instructionSet: InstructionSet?
 
     /// Operands of one call: `[queryHeads, tokens, headDim]`, and `[kvHeads, tokens, …]` for keys and values.
@@ -78,19 +75,14 @@ public struct SpargeAttentionTuner: Sendable {
     }
 
     /// - Parameters:
+    ///   - configuration: that of the plans that the settings are for.
     ///   - relativeL1: released default 0.07; the paper uses 0.08 for Llama, 0.05 for CogVideoX and Mochi, 0.07 for Flux.
     ///   - pvRelativeL1: above `relativeL1`; released default 0.08.
-    ///   - isCausal: whether keys after a query are hidden.
-    ///   - queryBlockSize: tokens of a block of queries.
-    ///   - keyBlockSize: tokens of a block of keys.
-    ///   - smoothsKeys: whether the mean key is subtracted before keys are coded.
-    ///   - modifiers: how scores become probabilities.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidArgument` for bounds that are not positive and finite, or not in this order.
     public init(
-        relativeL1: Double = 0.07, pvRelativeL1: Double? = 0.08, isCausal: Bool = false, queryBlockSize: Int = 128,
-        keyBlockSize: Int = 64, smoothsKeys: Bool = true, modifiers: ScoreModifiers = ScoreModifiers(),
-        instructionSet: InstructionSet? = nil
+        _ configuration: SpargeAttentionConfiguration = SpargeAttentionConfiguration(), relativeL1: Double = 0.07,
+        pvRelativeL1: Double? = 0.08, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         guard relativeL1 > 0 && relativeL1.isFinite else {
             throw SparseKernelsError(
@@ -103,11 +95,7 @@ public struct SpargeAttentionTuner: Sendable {
         }
         self.relativeL1 = relativeL1
         self.pvRelativeL1 = pvRelativeL1
-        self.isCausal = isCausal
-        self.queryBlockSize = queryBlockSize
-        self.keyBlockSize = keyBlockSize
-        self.smoothsKeys = smoothsKeys
-        self.modifiers = modifiers
+        self.configuration = configuration
         self.instructionSet = instructionSet
     }
 
