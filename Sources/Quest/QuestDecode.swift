@@ -74,7 +74,8 @@ public struct QuestDecode: Sendable {
             queryHeads: queryHeads, configuration: configuration, tokenBudget: tokenBudget, sharing: sharing,
             forcedLast: rule == .releasedKernels ? 1 : 0, minimumPages: rule == .releasedKernels ? 1 : 3)
         attention = try PagedAttention(
-            queryHeads: queryHeads, configuration: configuration, softmaxScale: softmaxScale, instructionSet: instructionSet)
+            queryHeads: queryHeads, configuration: configuration, modifiers: ScoreModifiers(softmaxScale: softmaxScale),
+            instructionSet: instructionSet)
     }
 
     /// The pages of a step; nil in dense layers. Parameters and errors are those of `PageSelector.select`.

@@ -160,10 +160,11 @@ extension LowRankQuantizer {
     private var split: LowRankSplit {
         get throws(SparseKernelsError) {
             try LowRankSplit(
-                rank: configuration.rank, iterations: configuration.iterations, method: configuration.svd,
-                weightFormat: configuration.weightFormat, activation: configuration.activation,
-                scaleType: configuration.scaleType, roundsAsReleased: configuration.roundsAsReleased,
-                seed: configuration.seed)
+                LowRankSplit.Configuration(
+                    rank: configuration.rank, iterations: configuration.iterations, method: configuration.svd,
+                    weightFormat: configuration.weightFormat, activation: configuration.activation,
+                    scaleType: configuration.scaleType, roundsAsReleased: configuration.roundsAsReleased,
+                    seed: configuration.seed))
         }
     }
 
