@@ -11,7 +11,7 @@
 /// - Complexity: per vertical-slash head 64 · `keyLength` · `headDim` multiply-adds and an index over
 ///   `queryLength`/64 · (vertical + slash) lines; then what `BlockSparseAttention` costs for the kept keys.
 /// - Scratch: that of the operators; a vertical-slash head holds 64 · `keyLength` floats per thread.
-public struct MInferencePrefill: SelectiveAttention {
+public struct MInferencePrefill: PredictiveAttention {
     public let shape: AttentionShape
     /// One per query head.
     public let heads: [MInferenceHead]

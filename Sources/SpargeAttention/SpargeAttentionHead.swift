@@ -1,5 +1,3 @@
-public import SparseKernels
-
 /// The settings of a query head: which blocks are kept, and which products P·V are skipped in them.
 public struct SpargeAttentionHead: Hashable, Sendable {
     /// How many of the self-similar blocks are kept: a ratio of all (`topk` in the released code) or probability mass (`cdfthreshd`).

@@ -18,7 +18,7 @@ public import SparseKernels
 /// - Causal grids are aligned at the end and causal inside the blocks of the diagonal. The released kernels align at the start, and
 ///   their Sage2 entry points are not causal inside blocks at all.
 /// - Complexity: prediction O(tokens · headDim + blocks² · headDim) per head; attention as `BlockSparseAttention`.
-public struct SpargeAttentionPrefill: SelectiveAttention {
+public struct SpargeAttentionPrefill: PredictiveAttention {
     public let shape: AttentionShape
     public let configuration: SpargeAttentionConfiguration
     public let grid: BlockGrid

@@ -16,7 +16,7 @@
 ///   `xattn_estimate` and `Xattention_prefill` in `xattn/src/Xattention.py` of mit-han-lab/x-attention.
 /// - Complexity: `AntidiagonalScoring`, `BlockSelection` and `BlockSparseAttention`, one after the other.
 /// - Scratch: that of the three operators; scores take 4 bytes per block and head.
-public struct XAttentionPrefill: SelectiveAttention {
+public struct XAttentionPrefill: PredictiveAttention {
     /// What a call attended to.
     public struct Selected: Sendable {
         /// One head per query head.

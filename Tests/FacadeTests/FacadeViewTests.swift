@@ -29,7 +29,7 @@ struct FacadeViewTests {
     enum Case: String, CaseIterable, Sendable {
         case xAttention, xAttentionReleased, xAttentionUnpadded, mInference, sparge
 
-        func facade(_ shape: AttentionShape, _ set: InstructionSet? = nil) throws -> any SelectiveAttention {
+        func facade(_ shape: AttentionShape, _ set: InstructionSet? = nil) throws -> any PredictiveAttention {
             var configuration = XAttentionConfiguration(stride: 5, blockSize: 15, keepsScores: true)
             switch self {
             case .xAttention: break
@@ -115,7 +115,7 @@ struct FacadeViewTests {
         InstructionSet.available)
     func bits(_ method: Case, _ set: InstructionSet) throws { try Self.expectSameBits(method.facade(Self.shape(), set)) }
 
-    static func expectSameBits(_ facade: some SelectiveAttention) throws {
+    static func expectSameBits(_ facade: some PredictiveAttention) throws {
         let operands = try Operands()
         let wide: (query: Tensor<Float>, key: Tensor<Float>, value: Tensor<Float>) = (
             operands.query.converted(), operands.key.converted(), operands.value.converted()
@@ -160,7 +160,7 @@ struct FacadeViewTests {
         ["query", "key", "value", "output", "logSumExp"])
     func errors(_ method: Case, _ operand: String) throws { try Self.expectErrors(method.facade(Self.shape()), operand) }
 
-    static func expectErrors(_ facade: some SelectiveAttention, _ operand: String) throws {
+    static func expectErrors(_ facade: some PredictiveAttention, _ operand: String) throws {
         let operands = try Operands()
         let query = try Strided(operands.query, filler: .zero)
         let key = try Strided(operands.key, filler: .zero)
@@ -191,7 +191,7 @@ struct FacadeViewTests {
     @Test("tensors of a rank that is no operand's are named", arguments: Case.allCases)
     func ranks(_ method: Case) throws { try Self.expectRanks(method.facade(Self.shape())) }
 
-    static func expectRanks(_ facade: some SelectiveAttention) throws {
+    static func expectRanks(_ facade: some PredictiveAttention) throws {
         let operands = try Operands()
         let (query, key) = (operands.query.converted(to: Float.self), operands.key.converted(to: Float.self))
         let value = operands.value.converted(to: Float.self)
@@ -218,5 +218,28 @@ struct FacadeViewTests {
         #expect(output == (try minference(query: query, key: key, value: key)).state.output && patterns.count == 2)
         let mask = try sparge.run(query: query, key: key, value: key, into: &output)
         #expect(output == (try sparge(query: query, key: key, value: key)).state.output && mask.heads == 2)
+    }
+    /// Dense attention that is causal unless the first value is positive: a choice from values, and an operator of another kind.
+    struct ByValue: SelectiveAttention {
+        let shape: AttentionShape
+
+        func select<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
+            query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, on pool: WorkerPool
+        ) throws(SparseKernelsError) -> Bool { value[0, 0, 0].floatValue <= 0 }
+
+        func attention(over isCausal: Bool) throws(SparseKernelsError) -> DenseAttention {
+            try DenseAttention(shape, mask: isCausal ? .causal : .full)
+        }
+    }
+
+    @Test("a method may look at the values and bring its own operator", arguments: [1, -1] as [Float])
+    func ownMethods(_ first: Float) throws {
+        let shape = try AttentionShape(queryLength: 9, keyLength: 9, queryHeads: 2, kvHeads: 1, headDim: 8)
+        let query = try Tensor<Float>.normal([2, 9, 8], seed: 1)
+        let value = try Tensor<Float>([1, 9, 8]) { $0 == 0 ? first : 1 }
+        let result = try ByValue(shape: shape)(query: query, key: value, value: value)
+        #expect(result.selected == (first <= 0))
+        let dense = try DenseAttention(shape, mask: first > 0 ? .full : .causal)
+        #expect(try result.state == dense(query: query, key: value, value: value))
     }
 }

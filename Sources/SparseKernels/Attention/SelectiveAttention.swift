@@ -1,15 +1,12 @@
-/// Attention that first chooses, from the queries and keys of the call, which keys each query sees, and then attends to those exactly.
+/// Attention that first chooses, from the operands of the call, which keys each query sees, and then attends to those exactly.
 ///
 /// A method implements three requirements: `shape`, `select` and `attention(over:)`. It is given the rest: tensors in the place of
-/// views, attention into the caller's memory, and attention into new memory together with what was selected.
+/// views, attention into the caller's memory, and attention into new memory together with what was selected. Methods that choose
+/// without the values, as most do, are a `PredictiveAttention`. One with the same plan for every call is an `AttentionOperator`.
 ///
 /// ```swift
 /// let result = try method(query: query, key: key, value: value)   // result.state, and the properties of `Selected`
-/// let selected = try method.select(query: query, key: key)        // the choice alone
-/// let plan = try method.attention(over: selected)                 // an operator, as often as the choice holds
 /// ```
-///
-/// A method with one plan for every call is an `AttentionOperator` itself.
 public protocol SelectiveAttention: Sendable {
     /// What was chosen, such as a mask, and what the method tells about it.
     associatedtype Selected: Sendable
@@ -24,10 +21,11 @@ public protocol SelectiveAttention: Sendable {
     /// - Parameters:
     ///   - query: `queryHeads` × `queryLength` × `headDim`. Any strides that keep channels adjacent, here and below.
     ///   - key: `kvHeads` × `keyLength` × `headDim`.
+    ///   - value: `kvHeads` × `keyLength` × `valueDim`.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` naming the operand that disagrees with the shape.
-    func select<Q: AttentionElement, K: AttentionElement>(
-        query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool
+    func select<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
+        query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Selected
 
     /// The plan of attention to what was chosen.
@@ -37,14 +35,6 @@ public protocol SelectiveAttention: Sendable {
 
 extension SelectiveAttention {
     public typealias Result = SelectiveAttentionResult<Selected>
-
-    /// Chooses from tensors `[heads, tokens, headDim]`.
-    /// - Throws: as `select` with views, and `.invalidShape` for another rank.
-    public func select<Q: AttentionElement, K: AttentionElement>(
-        query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> Selected {
-        try select(query: query.view(named: "query"), key: key.view(named: "key"), on: pool)
-    }
 
     /// Chooses, then attends into the caller's memory. No operand is copied, unless the method says so.
     ///
@@ -64,7 +54,7 @@ extension SelectiveAttention {
         try shape.check(
             query: query.geometry, key: key.geometry, value: value.geometry, output: output.geometry,
             logSumExpCount: logSumExp?.count)
-        let selected = try select(query: query, key: key, on: pool)
+        let selected = try select(query: query, key: key, value: value, on: pool)
         try attention(over: selected).run(
             query: query, key: key, value: value, output: output, logSumExp: logSumExp, on: pool)
         return selected
@@ -92,6 +82,37 @@ extension SelectiveAttention {
                 output: output, logSumExp: logSumExp, on: pool)
         }
         return Result(state: state, selected: selected)
+    }
+}
+
+/// Selective attention that predicts from queries and keys alone which keys matter.
+///
+/// ```swift
+/// let selected = try method.select(query: query, key: key)   // the choice alone
+/// let plan = try method.attention(over: selected)            // an operator, for as many calls as the choice holds
+/// ```
+public protocol PredictiveAttention: SelectiveAttention {
+    /// Chooses. See `SelectiveAttention.select`.
+    func select<Q: AttentionElement, K: AttentionElement>(
+        query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool
+    ) throws(SparseKernelsError) -> Selected
+}
+
+extension PredictiveAttention {
+    /// Chooses without a look at the values.
+    /// - Throws: as `select` without values.
+    public func select<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
+        query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, on pool: WorkerPool
+    ) throws(SparseKernelsError) -> Selected {
+        try select(query: query, key: key, on: pool)
+    }
+
+    /// Chooses from tensors `[heads, tokens, headDim]`.
+    /// - Throws: as `select` with views, and `.invalidShape` for another rank.
+    public func select<Q: AttentionElement, K: AttentionElement>(
+        query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Selected {
+        try select(query: query.view(named: "query"), key: key.view(named: "key"), on: pool)
     }
 }
 
