@@ -47,10 +47,9 @@ public struct SpargeAttentionPrefill: PredictiveAttention {
         _ shape: AttentionShape, _ configuration: SpargeAttentionConfiguration = SpargeAttentionConfiguration(),
         heads: [SpargeAttentionHead] = [.recommended], instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
-        guard heads.count == 1 || heads.count == shape.queryHeads else {
-            throw SparseKernelsError(
-                .invalidShape, "heads", expected: "1 or queryHeads (\(shape.queryHeads)) settings", actual: "\(heads.count)")
-        }
+        try require(
+            heads.count == 1 || heads.count == shape.queryHeads, .invalidShape, "heads",
+            expected: "1 or queryHeads (\(shape.queryHeads)) settings", actual: "\(heads.count)")
         for (index, head) in heads.enumerated() {
             if let threshold = head.pvSkipThreshold, !(threshold > 0 && threshold.isFinite) {
                 throw SparseKernelsError(

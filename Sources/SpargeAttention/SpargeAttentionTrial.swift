@@ -34,11 +34,9 @@ struct SpargeAttentionTrial {
             valueDim: whole.valueDim)
         var configuration = tuner.configuration
         if let slopes = configuration.modifiers.aliBiSlopes {
-            guard slopes.count == whole.queryHeads else {
-                throw SparseKernelsError(
-                    .invalidShape, "aliBiSlopes", expected: "one per query head (\(whole.queryHeads))",
-                    actual: "\(slopes.count)")
-            }
+            try require(
+                slopes.count == whole.queryHeads, .invalidShape, "aliBiSlopes",
+                expected: "one per query head (\(whole.queryHeads))", actual: "\(slopes.count)")
             configuration.modifiers.aliBiSlopes = [slopes[head]]
         }
         self.configuration = configuration

@@ -84,10 +84,9 @@ public struct SpargeAttentionTuner: Sendable {
         _ configuration: SpargeAttentionConfiguration = SpargeAttentionConfiguration(), relativeL1: Double = 0.07,
         pvRelativeL1: Double? = 0.08, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
-        guard relativeL1 > 0 && relativeL1.isFinite else {
-            throw SparseKernelsError(
-                .invalidArgument, "relativeL1", expected: "positive and finite", actual: "\(relativeL1)")
-        }
+        try require(
+            relativeL1 > 0 && relativeL1.isFinite, .invalidArgument, "relativeL1", expected: "positive and finite",
+            actual: "\(relativeL1)")
         if let pvRelativeL1, !(pvRelativeL1 > relativeL1 && pvRelativeL1.isFinite) {
             throw SparseKernelsError(
                 .invalidArgument, "pvRelativeL1", expected: "above relativeL1 (\(relativeL1)) and finite",
@@ -131,13 +130,11 @@ public struct SpargeAttentionTuner: Sendable {
         }
         for (index, sample) in samples.enumerated() {
             let shape = sample.shape
-            guard shape.queryHeads == first.queryHeads && shape.kvHeads == first.kvHeads && shape.headDim == first.headDim
-            else {
-                throw SparseKernelsError(
-                    .invalidShape, "samples[\(index)]",
-                    expected: "\(first.queryHeads) and \(first.kvHeads) heads of \(first.headDim) channels",
-                    actual: "\(shape.queryHeads) and \(shape.kvHeads) of \(shape.headDim)")
-            }
+            try require(
+                shape.queryHeads == first.queryHeads && shape.kvHeads == first.kvHeads && shape.headDim == first.headDim,
+                .invalidShape, "samples[\(index)]",
+                expected: "\(first.queryHeads) and \(first.kvHeads) heads of \(first.headDim) channels",
+                actual: "\(shape.queryHeads) and \(shape.kvHeads) of \(shape.headDim)")
         }
         var tuned: [TunedHead] = []
         var report = Progress(

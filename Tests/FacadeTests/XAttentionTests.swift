@@ -165,7 +165,7 @@ struct XAttentionTests {
         }
     }
 
-    // MARK: - Official mode
+    // MARK: - Released mode
 
     /// The specification's vector: d = 2, stride 2, blocks of 4, 12 tokens padded to 16.
     static func vector(isCausal: Bool, threshold: Double, chunk: Int) throws -> (plan: XAttentionPrefill, scores: BlockScores) {
@@ -206,7 +206,7 @@ struct XAttentionTests {
     }
 
     @Test(
-        "the official chunk",
+        "the released chunk",
         arguments: [
             (1, 2048), (2048, 2048), (2049, 4096), (8192, 8192), (16384, 16384), (16385, 8192), (65536, 4096), (65537, 2048),
             (1 << 20, 2048),
@@ -215,8 +215,8 @@ struct XAttentionTests {
         #expect(XAttentionPrefill.releasedChunkSize(keyLength: keyLength) == chunk)
     }
 
-    @Test("the official mode computes what the oracle makes of padded operands", arguments: [true, false])
-    func officialScores(_ isCausal: Bool) throws {
+    @Test("the released mode computes what the oracle makes of padded operands", arguments: [true, false])
+    func releasedScores(_ isCausal: Bool) throws {
         for (queries, keys) in [(50, 50), (18, 50), (64, 64)] {
             let work = try Workload(queryLength: queries, keyLength: keys)
             let prefill = try XAttentionPrefill(

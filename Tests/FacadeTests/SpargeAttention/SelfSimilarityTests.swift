@@ -124,8 +124,8 @@ struct SelfSimilarityTests {
         #expect(abs(similarities[0] - 1) < 1e-6 && abs(similarities[3] - 1) < 1e-6)
     }
 
-    @Test("the official rounding leaves ragged blocks and rows of zeros without a similarity")
-    func officialRounding() throws {
+    @Test("the released rounding leaves ragged blocks and rows of zeros without a similarity")
+    func releasedRounding() throws {
         var tensor = try tokensInRuns([1, 20, 8], seed: 4).converted(to: BFloat16.self)
         for channel in 0..<8 { tensor[flat: 8 * 5 + channel] = .zero }
         let partition = try BlockPartition(length: 20, blockSize: 8)

@@ -2,10 +2,10 @@ import SparseKernelsReference
 import Testing
 import XAttention
 
-/// The official selection, against the specification's vectors and a transcription with full sorts.
+/// The released selection, against the specification's vectors and a transcription with full sorts.
 @Suite("XAttention: released selection")
 struct XAttentionSelectionTests {
-    /// One row of the official function as the specification writes it: sorted lists, prefix sums, index 0 for the rejected.
+    /// One row of the released function as the specification writes it: sorted lists, prefix sums, index 0 for the rejected.
     static func transcription(_ row: [Double], _ threshold: Double, current: Int, chunk: Int, i: Int, causal: Bool) -> [Int] {
         let n = row.count
         let required = row.reduce(0, +) * threshold
@@ -66,7 +66,7 @@ struct XAttentionSelectionTests {
         var generator = SplitMix64(seed: 77)
         for (chunks, chunk, prefix) in [(1, 1, 0), (1, 7, 0), (3, 4, 0), (2, 3, 3), (1, 5, 10), (4, 1, 1)] {
             let (rows, columns) = (chunks * chunk, chunks * chunk + prefix)
-            // With a single block the official lists are longer than the row.
+            // With a single block the released lists are longer than the row.
             if causal && columns == 1 { continue }
             let grid = try BlockGrid(
                 queryLength: rows, keyLength: columns, queryBlockSize: 1, keyBlockSize: 1, isCausal: causal)
