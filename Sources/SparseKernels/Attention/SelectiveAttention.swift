@@ -34,6 +34,7 @@ public protocol SelectiveAttention: Sendable {
 }
 
 extension SelectiveAttention {
+    /// The attention of a call, and what it attended to.
     public typealias Result = SelectiveAttentionResult<Selected>
 
     /// Chooses, then attends into the caller's memory. No operand is copied, unless the method says so.
