@@ -45,7 +45,8 @@ let documentation: [Package.Dependency] =
 
 // MARK: - Façades
 
-// One module per paper: its words and defaults over the operators of SparseKernels, which it re-exports. No arithmetic.
+// One module per paper over the operators of SparseKernels, which it re-exports: its words, defaults and file formats, and the rules
+// that no other paper uses. What needs a kernel is an operator of SparseKernels, whoever uses it.
 let facades = [
     "XAttention", "MInference", "SpargeAttention", "DuoAttention", "Quest", "LServe", "Twilight", "SVDQuant", "QServe",
 ]

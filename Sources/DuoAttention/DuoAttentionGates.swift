@@ -21,11 +21,9 @@ public struct DuoAttentionGates: Hashable, Sendable {
             throw SparseKernelsError(.invalidShape, name, expected: "at least 1", actual: "\(extent)")
         }
         let (count, overflow) = layers.multipliedReportingOverflow(by: kvHeads)
-        guard !overflow && count == values.count else {
-            throw SparseKernelsError(
-                .invalidShape, "values", expected: "layers · kvHeads = \(layers) · \(kvHeads) values",
-                actual: "\(values.count)")
-        }
+        try require(
+            !overflow && count == values.count, .invalidShape, "values",
+            expected: "layers · kvHeads = \(layers) · \(kvHeads) values", actual: "\(values.count)")
         for (index, value) in values.enumerated() where !value.isFinite {
             throw SparseKernelsError(.invalidArgument, "values[\(index)]", expected: "finite", actual: "\(value)")
         }
@@ -47,11 +45,9 @@ public struct DuoAttentionGates: Hashable, Sendable {
             if content.isEmpty { continue }
             let fields = content.split(separator: UInt8(ascii: "\t"), omittingEmptySubsequences: false)
             if layers == 0 { kvHeads = fields.count }
-            guard fields.count == kvHeads else {
-                throw SparseKernelsError(
-                    .malformedFile, "tsv, line \(index + 1)", expected: "\(kvHeads) values, as the lines before",
-                    actual: "\(fields.count)")
-            }
+            try require(
+                fields.count == kvHeads, .malformedFile, "tsv, line \(index + 1)",
+                expected: "\(kvHeads) values, as the lines before", actual: "\(fields.count)")
             for (position, field) in fields.enumerated() {
                 guard let value = Self.number(field) else {
                     throw SparseKernelsError(
@@ -62,9 +58,7 @@ public struct DuoAttentionGates: Hashable, Sendable {
             }
             layers += 1
         }
-        guard layers > 0 else {
-            throw SparseKernelsError(.malformedFile, "tsv", expected: "a line of values per layer", actual: "no values")
-        }
+        try require(layers > 0, .malformedFile, "tsv", expected: "a line of values per layer", actual: "no values")
         try self.init(layers: layers, kvHeads: kvHeads, values: values)
     }
 
@@ -99,16 +93,14 @@ public struct DuoAttentionGates: Hashable, Sendable {
     /// The heads whose gate is at least `threshold` attend to everything.
     /// - Throws: `.invalidArgument` for NaN.
     public func heads(threshold: Double) throws(SparseKernelsError) -> DuoAttentionHeads {
-        guard !threshold.isNaN else {
-            throw SparseKernelsError(.invalidArgument, "threshold", expected: "a number", actual: "\(threshold)")
-        }
+        try require(!threshold.isNaN, .invalidArgument, "threshold", expected: "a number", actual: "\(threshold)")
         return try DuoAttentionHeads(layers: layers, kvHeads: kvHeads, isFull: values.map { $0 >= threshold })
     }
 
     /// The heads at or above the `sparsity` quantile of all gates attend to everything, so that about that fraction of heads streams.
     ///
     /// With n gates, ⌈sparsity·(n − 1)⌉ heads stream, which is what a linearly interpolated quantile gives for different gates. Equal
-    /// gates are told apart by position: the earlier one stays full longer. The official code adds random noise instead; see
+    /// gates are told apart by position: the earlier one stays full longer. The released code adds random noise instead; see
     /// `heads(sparsity:noise:)`.
     /// - Throws: `.invalidArgument` for a sparsity outside 0…1.
     public func heads(sparsity: Double) throws(SparseKernelsError) -> DuoAttentionHeads {
@@ -120,8 +112,8 @@ public struct DuoAttentionGates: Hashable, Sendable {
         return try DuoAttentionHeads(layers: layers, kvHeads: kvHeads, isFull: isFull)
     }
 
-    /// The official binarisation: noise in [0, 10⁻⁶) is added to every gate, and heads at or above the linearly interpolated quantile of
-    /// the sums are full. The official noise comes from numpy's global generator, unseeded unless the caller seeds it.
+    /// The released binarisation: noise in [0, 10⁻⁶) is added to every gate, and heads at or above the linearly interpolated quantile of
+    /// the sums are full. The released noise comes from numpy's global generator, unseeded unless the caller seeds it.
     /// - Throws: `.invalidArgument` for a sparsity outside 0…1.
     public func heads(
         sparsity: Double, noise: inout some RandomNumberGenerator
@@ -134,9 +126,8 @@ public struct DuoAttentionGates: Hashable, Sendable {
     }
 
     private static func check(_ sparsity: Double) throws(SparseKernelsError) {
-        guard sparsity >= 0 && sparsity <= 1 else {
-            throw SparseKernelsError(.invalidArgument, "sparsity", expected: "within 0...1", actual: "\(sparsity)")
-        }
+        try require(
+            sparsity >= 0 && sparsity <= 1, .invalidArgument, "sparsity", expected: "within 0...1", actual: "\(sparsity)")
     }
 
     /// numpy's `quantile` with linear interpolation, from the nearer end as there.

@@ -13,11 +13,9 @@ public struct DuoAttentionHeads: Hashable, Sendable {
             throw SparseKernelsError(.invalidShape, name, expected: "at least 1", actual: "\(extent)")
         }
         let (count, overflow) = layers.multipliedReportingOverflow(by: kvHeads)
-        guard !overflow && count == isFull.count else {
-            throw SparseKernelsError(
-                .invalidShape, "isFull", expected: "layers · kvHeads = \(layers) · \(kvHeads) values",
-                actual: "\(isFull.count)")
-        }
+        try require(
+            !overflow && count == isFull.count, .invalidShape, "isFull",
+            expected: "layers · kvHeads = \(layers) · \(kvHeads) values", actual: "\(isFull.count)")
         self.layers = layers
         self.kvHeads = kvHeads
         self.isFull = isFull

@@ -10,7 +10,7 @@ public import SparseKernels
 /// ```
 ///
 /// Keys hold the whole sequence and queries its end, so that one plan serves a prompt, a later chunk of it, and a decoding step. Keys are
-/// taken as they are: with rotary positions that they were given when they were computed, as in the official code.
+/// taken as they are: with rotary positions that they were given when they were computed, as in the released code.
 ///
 /// - Complexity: full heads as dense causal attention; streaming heads queryLength · (sinkTokens + localTokens) pairs, and with
 ///   `.cachedChunk` queryLength · queryLength / 2 more.
@@ -39,9 +39,9 @@ public struct DuoAttentionPrefill: AttentionOperator {
     /// - Parameters:
     ///   - shape: the sizes of the operands.
     ///   - heads: whether each key/value head is full, such as a layer of `DuoAttentionHeads`.
-    ///   - sinkTokens: tokens at the start that streaming heads see: 64 in the official evaluation; the gates were trained with
+    ///   - sinkTokens: tokens at the start that streaming heads see: 64 in the released evaluation; the gates were trained with
     ///     128.
-    ///   - localTokens: tokens up to the query's own that they see: 256 in the official evaluation.
+    ///   - localTokens: tokens up to the query's own that they see: 256 in the released evaluation.
     ///   - window: which tokens the local part of a streaming head has.
     ///   - modifiers: how scores become probabilities.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.

@@ -1,4 +1,5 @@
 internal import SparseKernels
+internal import XAttention
 
 /// `xattention.find_blocks`: the official selection from given sums, before and after post-processing.
 ///

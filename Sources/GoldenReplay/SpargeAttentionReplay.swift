@@ -1,4 +1,5 @@
 internal import Foundation
+internal import SpargeAttention
 internal import SparseKernels
 
 /// `spargeattn.block_map`: INT8 codes, block means, self-similarity and the block map. Every stage starts from official
@@ -86,7 +87,7 @@ private struct SpargeReplay<Element: AttentionElement> {
     }
 
     mutating func run() throws(SparseKernelsError) -> GoldenResult {
-        let mean = try SelfSimilarity.tokenMean(key, matchesOfficialRounding: true, instructionSet: instructionSet, on: pool)
+        let mean = try SelfSimilarity.tokenMean(key, roundsAsReleased: true, instructionSet: instructionSet, on: pool)
         try compareValues("out.k_mean", mean, ulps: 1)
         try compareCodes("q", query, mean: nil)
         try compareCodes("k", key, mean: keyMean)
@@ -124,7 +125,7 @@ private struct SpargeReplay<Element: AttentionElement> {
         let (tokens, channels) = (rows.shape[1], rows.shape[2])
         let partition = try BlockPartition(length: tokens, blockSize: blockSize)
         let quantised = try Int8BlockQuantization(
-            rows, blocks: partition, subtracting: mean, matchesOfficialRounding: true, instructionSet: instructionSet, on: pool)
+            rows, blocks: partition, subtracting: mean, roundsAsReleased: true, instructionSet: instructionSet, on: pool)
         let scales = try checked(golden.file.floatTensor("out.\(side)_scale"), "out.\(side)_scale", quantised.scales.shape)
         let codes = try checked(
             golden.file.tensor("out.\(side)_int8", as: Int8.self), "out.\(side)_int8", quantised.codes.shape)
@@ -151,7 +152,7 @@ private struct SpargeReplay<Element: AttentionElement> {
         _ settings: SpargeParameters.Variant
     ) throws(SparseKernelsError) -> BlockSummary {
         let summary = try SelfSimilarity.summary(
-            rows, blocks: partition, subtracting: mean, matchesOfficialRounding: true, instructionSet: instructionSet, on: pool)
+            rows, blocks: partition, subtracting: mean, roundsAsReleased: true, instructionSet: instructionSet, on: pool)
         let name = "out.\(side)_pooled_b\(partition.blockSize ?? 0)"
         try compareValues(name, summary.means, ulps: 1)
         let flags = try checked(

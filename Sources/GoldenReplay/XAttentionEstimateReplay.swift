@@ -67,9 +67,12 @@ func replayXAttentionEstimate(
         case .perHead: thresholds = try golden.file.tensor("in.threshold_per_head", as: Double.self).elements
         }
         let prefill = try XAttentionPrefill(
-            shape, stride: variant.stride, thresholds: thresholds, blockSize: parameters.blockSize,
-            isCausal: variant.isCausal ?? true, norm: parameters.norm, mode: .official(chunkSize: variant.chunk),
-            keepSink: variant.keepSink ?? false, keepRecent: variant.keepRecent ?? false, instructionSet: instructionSet)
+            shape,
+            XAttentionConfiguration(
+                stride: variant.stride, blockSize: parameters.blockSize, isCausal: variant.isCausal ?? true,
+                norm: parameters.norm, mode: .released(chunkSize: variant.chunk), keepSink: variant.keepSink ?? false,
+                keepRecent: variant.keepRecent ?? false),
+            thresholds: thresholds, instructionSet: instructionSet)
         let scores = try prefill.scores(query: query, key: key, on: pool)
 
         let exact = try golden.file.floatTensor("aux.\(name).f64_block_sums")

@@ -30,6 +30,8 @@ public struct LServeConfiguration: Hashable, Sendable {
     public var quantization: KVQuantization = .minimum
     /// How minima and maxima of pages are stored.
     public var metadataFormat: KVFormat = .float16
+    /// Factor on q·k; nil means 1/√headDim.
+    public var softmaxScale: Float?
 
     public init() {}
 

@@ -78,14 +78,13 @@ public final class LServeLayer {
     ///   - tokenCapacity: tokens that all sequences together can have in retrieval heads, at least 1; rounded up to whole
     ///     pages, with one more page per sequence for what does not fill a page.
     ///   - sequenceCapacity: sequences at the same time, at least 1.
-    ///   - softmaxScale: nil means 1/√headDim.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidShape` for no heads, and for query heads that are not a multiple; `.invalidArgument` for a number out
     ///   of its domain; otherwise as `KVCacheConfiguration`, `PagedAttention` and `PageSelector`.
     public init(
         queryHeads: Int, headDim: Int, valueDim: Int? = nil, isRetrieval heads: some Sequence<Bool>,
         configuration: LServeConfiguration = LServeConfiguration(), tokenCapacity: Int, sequenceCapacity: Int = 1,
-        softmaxScale: Float? = nil, instructionSet: InstructionSet? = nil
+        instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         let isRetrieval = Array(heads)
         try require(!isRetrieval.isEmpty, .invalidShape, "isRetrieval", expected: "one value per KV head", actual: "none")
@@ -104,7 +103,7 @@ public final class LServeLayer {
         self.isRetrieval = isRetrieval
         self.sequenceCapacity = sequenceCapacity
         self.instructionSet = try InstructionSet.resolve(instructionSet)
-        modifiers = ScoreModifiers(softmaxScale: softmaxScale)
+        modifiers = ScoreModifiers(softmaxScale: configuration.softmaxScale)
         let group = queryHeads / isRetrieval.count
         retrievalHeads = HeadGroup(isRetrieval, queryHeadsPerKVHead: group)
         streamingHeads = HeadGroup(isRetrieval.map { !$0 }, queryHeadsPerKVHead: group)
@@ -130,7 +129,7 @@ public final class LServeLayer {
         streamingCache = streaming
         if let retrieval {
             retrievalAttention = try PagedAttention(
-                queryHeads: retrievalHeads.query.count, configuration: retrieval.configuration, softmaxScale: softmaxScale,
+                queryHeads: retrievalHeads.query.count, configuration: retrieval.configuration, modifiers: modifiers,
                 instructionSet: instructionSet)
             selection = try ReusableSelection(
                 PageSelector(
@@ -144,7 +143,7 @@ public final class LServeLayer {
             streamingAttention = try PagedAttention(
                 queryHeads: streamingHeads.query.count, configuration: streaming.configuration,
                 mask: .streaming(sink: configuration.decodeSinkTokens, window: configuration.decodeLocalTokens),
-                softmaxScale: softmaxScale, instructionSet: instructionSet)
+                modifiers: modifiers, instructionSet: instructionSet)
         } else {
             streamingAttention = nil
         }

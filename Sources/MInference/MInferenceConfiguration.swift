@@ -2,7 +2,7 @@ internal import Foundation
 
 /// The patterns of a model's heads, as the offline search leaves them: layer → head → pattern.
 ///
-/// The JSON form is the official one, an array with one object per layer:
+/// The JSON form is the released one, an array with one object per layer:
 ///
 ///     [{"0": ["vertical_and_slash", 1000, 6096, 0.93], "1": ["stream_llm", 100, 800, 0.9], …}, …]
 ///
@@ -30,7 +30,7 @@ public struct MInferenceConfiguration: Hashable, Sendable {
         self.startingLayer = startingLayer
     }
 
-    /// Reads a file of the official form.
+    /// Reads a file of the released form.
     /// - Throws: `.inputOutput` when it cannot be read, otherwise as below.
     public init(path: String, startingLayer: Int = 0) throws(SparseKernelsError) {
         let data: Data
@@ -42,7 +42,7 @@ public struct MInferenceConfiguration: Hashable, Sendable {
         try self.init(json: data, named: path, startingLayer: startingLayer)
     }
 
-    /// Reads text of the official form.
+    /// Reads text of the released form.
     /// - Throws: `.malformedFile` naming the layer and head at fault when the text is not JSON of this form, has an unknown pattern,
     ///   or a number out of its domain.
     public init(json: String, startingLayer: Int = 0) throws(SparseKernelsError) {
@@ -50,17 +50,17 @@ public struct MInferenceConfiguration: Hashable, Sendable {
     }
 
     private init(json: Data, named name: String, startingLayer: Int) throws(SparseKernelsError) {
-        let decoded: [[String: OfficialEntry]]
+        let decoded: [[String: ReleasedEntry]]
         do {
-            decoded = try JSONDecoder().decode([[String: OfficialEntry]].self, from: json)
+            decoded = try JSONDecoder().decode([[String: ReleasedEntry]].self, from: json)
         } catch {
             throw Self.malformed(name, error)
         }
         layers = []
         self.startingLayer = startingLayer
-        for (layer, official) in decoded.enumerated() {
+        for (layer, released) in decoded.enumerated() {
             var entries: [Int: Entry] = [:]
-            for (key, entry) in official {
+            for (key, entry) in released {
                 let place = "\(name)[\(layer)][\"\(key)\"]"
                 guard let index = Int(key), index >= 0, String(index) == key else {
                     throw SparseKernelsError(.malformedFile, place, expected: "a head number as key", actual: key)
@@ -88,22 +88,22 @@ public struct MInferenceConfiguration: Hashable, Sendable {
         return heads
     }
 
-    /// The official JSON form.
+    /// The released JSON form.
     /// - Throws: `.invalidArgument` naming an entry that the form cannot hold: `.dense`, block-sparse heads of other numbers than 100
     ///   and 64, or a score that is not finite.
     public func json() throws(SparseKernelsError) -> String {
-        var official: [[String: OfficialEntry]] = []
+        var released: [[String: ReleasedEntry]] = []
         for (layer, entries) in layers.enumerated() {
-            var line: [String: OfficialEntry] = [:]
+            var line: [String: ReleasedEntry] = [:]
             for (index, entry) in entries {
-                line[String(index)] = try OfficialEntry(entry, named: "layers[\(layer)][\(index)]")
+                line[String(index)] = try ReleasedEntry(entry, named: "layers[\(layer)][\(index)]")
             }
-            official.append(line)
+            released.append(line)
         }
         let encoder = JSONEncoder()
         encoder.outputFormatting = .sortedKeys
         // Strings, integers and finite numbers: nothing that the encoder refuses.
-        return String(decoding: try! encoder.encode(official), as: UTF8.self)
+        return String(decoding: try! encoder.encode(released), as: UTF8.self)
     }
 
     private static func malformed(_ name: String, _ error: any Error) -> SparseKernelsError {
@@ -125,7 +125,7 @@ public struct MInferenceConfiguration: Hashable, Sendable {
 }
 
 /// `[pattern, number, number, score]`.
-private struct OfficialEntry: Codable {
+private struct ReleasedEntry: Codable {
     var pattern: String
     var first: Int
     var second: Int
@@ -160,7 +160,7 @@ private struct OfficialEntry: Codable {
         case .blockSparse(topK: 100, blockSize: 64): (pattern, first, second) = ("block_sparse", 100, 1)
         default:
             throw SparseKernelsError(
-                .invalidArgument, name, expected: "a pattern of the official form", actual: "\(entry.head)")
+                .invalidArgument, name, expected: "a pattern of the released form", actual: "\(entry.head)")
         }
         try require(
             entry.score.isFinite, .invalidArgument, "\(name).score", expected: "finite", actual: "\(entry.score)")

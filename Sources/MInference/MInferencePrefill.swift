@@ -11,7 +11,7 @@
 /// - Complexity: per vertical-slash head 64 · `keyLength` · `headDim` multiply-adds and an index over
 ///   `queryLength`/64 · (vertical + slash) lines; then what `BlockSparseAttention` costs for the kept keys.
 /// - Scratch: that of the operators; a vertical-slash head holds 64 · `keyLength` floats per thread.
-public struct MInferencePrefill: Sendable {
+public struct MInferencePrefill: PredictiveAttention {
     public let shape: AttentionShape
     /// One per query head.
     public let heads: [MInferenceHead]
@@ -56,17 +56,10 @@ public struct MInferencePrefill: Sendable {
     public struct Selected: Sendable {
         /// What each query head attended to.
         public let patterns: [HeadPattern]
+        /// The plan of attention over the patterns.
+        public let attention: BlockSparseAttention
         /// Kept fraction of the causal query-key pairs, over all query heads.
-        public let density: Double
-    }
-
-    /// Attention in the chosen patterns.
-    public struct Result: Sendable {
-        public let state: AttentionState
-        /// What each query head attended to.
-        public let patterns: [HeadPattern]
-        /// Kept fraction of the causal query-key pairs, over all query heads.
-        public let density: Double
+        public var density: Double { attention.density }
     }
 
     /// The pattern of every query head, for `BlockSparseAttention`.
@@ -105,64 +98,20 @@ public struct MInferencePrefill: Sendable {
         return patterns
     }
 
-    /// The pattern of every query head, from tensors `[heads, tokens, headDim]`.
-    /// - Throws: as above.
-    public func patterns<Q: AttentionElement, K: AttentionElement>(
-        query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> [HeadPattern] {
-        try patterns(query: query.view(named: "query"), key: key.view(named: "key"), on: pool)
-    }
-
-    /// Attends in the patterns that queries and keys ask for, into the caller's memory. No operand is copied.
-    ///
-    /// - Parameters:
-    ///   - query: `queryHeads` × `queryLength` × `headDim`. Any strides that keep channels adjacent, here and below.
-    ///   - key: `kvHeads` × `keyLength` × `headDim`.
-    ///   - value: `kvHeads` × `keyLength` × `valueDim`.
-    ///   - output: `queryHeads` × `queryLength` × `valueDim`.
-    ///   - logSumExp: natural log of the sum of exponentials over the kept keys of each row, `[queryHeads, queryLength]`.
-    ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidShape` naming the operand that disagrees with the shape; nothing is computed or written then.
-    @discardableResult
-    public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
-        query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, output: consuming MutableTensorView<O>,
-        logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
+    /// Chooses the pattern of every query head, and plans the attention over them, which tells their density.
+    /// - Throws: `.invalidShape` naming the operand that disagrees with the shape.
+    public func select<Q: AttentionElement, K: AttentionElement>(
+        query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Selected {
-        try shape.check(
-            query: query.geometry, key: key.geometry, value: value.geometry, output: output.geometry,
-            logSumExpCount: logSumExp?.count)
         let patterns = try patterns(query: query, key: key, on: pool)
         let attention = try BlockSparseAttention(
             shape, heads: patterns, isCausal: true, modifiers: ScoreModifiers(softmaxScale: softmaxScale),
             instructionSet: instructionSet)
-        try attention.run(query: query, key: key, value: value, output: output, logSumExp: logSumExp, on: pool)
-        return Selected(patterns: patterns, density: attention.density)
+        return Selected(patterns: patterns, attention: attention)
     }
 
-    /// Scores, selects and attends with tensors `[heads, tokens, channels]` into a tensor that is reused from call to call.
-    /// - Throws: as above.
-    @discardableResult
-    public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
-        query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, into output: inout Tensor<O>,
-        on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> Selected {
-        try run(
-            query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"),
-            output: output.mutableView(named: "output"), on: pool)
-    }
-
-    /// Attention of tensors `[heads, tokens, channels]` in the patterns that their queries and keys ask for.
-    /// - Throws: as `run`.
-    public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
-        query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> Result {
-        let (state, selected) = try AttentionState.computing(shape) { output, logSumExp throws(SparseKernelsError) in
-            try run(
-                query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"),
-                output: output, logSumExp: logSumExp, on: pool)
-        }
-        return Result(state: state, patterns: selected.patterns, density: selected.density)
-    }
+    /// The plan that was made with the selection.
+    public func attention(over selected: Selected) -> BlockSparseAttention { selected.attention }
 
     /// The index of every vertical-slash head, built head by head on the pool.
     private func keyRuns(

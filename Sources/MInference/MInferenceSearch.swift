@@ -5,12 +5,12 @@
 /// * `.paper`, the rule of the paper (algorithm 1, kernel-aware sparse pattern search): candidates of equal work, the smallest
 ///   output error wins. Work is that of an A-shape. Vertical-slash candidates fix the number of verticals and get as many slashes as the
 ///   work allows, block-sparse heads as many blocks.
-/// * `.released`, the rule of the published code (`search_pattern`): six candidates of unequal work, the largest recall of
+/// * `.released`, the rule of the released code (`search_pattern`): six candidates of unequal work, the largest recall of
 ///   attention mass wins, averaged over the queries from 2500 on. The winner is then relabelled, because the released kernels are used
 ///   for vertical-slash heads only: an A-shape becomes vertical-slash of the same numbers, block-sparse becomes (1000, 6096).
 ///
-/// Candidates are measured on what would run: index blocks of 64 and all. The published search looks at single lines instead, which
-/// `.released` does not imitate. It forces 30 distances, as published; `.paper` forces 100, as prefill does.
+/// Candidates are measured on what would run: index blocks of 64 and all. The released search looks at single lines instead, which
+/// `.released` does not imitate. It forces 30 distances, as released; `.paper` forces 100, as prefill does.
 ///
 /// - Complexity: dense attention once, and every candidate once; fitting slashes costs about 15 indices per head and candidate.
 public struct MInferenceSearch: Sendable {
@@ -18,7 +18,7 @@ public struct MInferenceSearch: Sendable {
         /// Equal work, least error. `initial` and `local` are the A-shape that sets the work, `verticals` the numbers of verticals
         /// to try.
         case paper(initial: Int = 1024, local: Int = 4096, verticals: [Int] = [30, 100, 500, 3500])
-        /// Most recall of the published candidates over queries from `firstQuery` on, relabelled.
+        /// Most recall of the released candidates over queries from `firstQuery` on, relabelled.
         case released(firstQuery: Int = 2500)
     }
 

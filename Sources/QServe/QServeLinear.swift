@@ -3,7 +3,7 @@ public import SparseKernels
 /// A linear layer with QServe's weights and 8-bit activations (W4A8): y = x̂ · Wᵀ + bias.
 ///
 /// Activations are quantised as the product runs, symmetrically, with one scale per token: scale = max |x| / 127, rounded to the element
-/// type of x, and code = x / scale to nearest even. The official engine works in fp16; with x in `Float16` codes and scales are its own,
+/// type of x, and code = x / scale to nearest even. The released engine works in fp16; with x in `Float16` codes and scales are its own,
 /// and with x in `Float` the scale is not rounded.
 ///
 ///     let layer = try QServeLinear(weight: weight, bias: bias)

@@ -19,9 +19,9 @@ public struct QuestDecode: Sendable {
     public enum Rule: String, Hashable, Sendable, CaseIterable {
         /// `evaluation/`: all pages are candidates, also the last one that tokens are being added to, and 3 pages are the
         /// least.
-        case accuracyCode
+        case releasedEvaluation
         /// `quest/`, the CUDA path: the last page is always kept and counts in the budget; no other minimum.
-        case kernel
+        case releasedKernels
     }
 
     public let rule: Rule
@@ -63,7 +63,7 @@ public struct QuestDecode: Sendable {
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidArgument` for a negative `denseLayers`; otherwise as `PageSelector` and `PagedAttention`.
     public init(
-        queryHeads: Int, configuration: KVCacheConfiguration, tokenBudget: Int, rule: Rule = .kernel,
+        queryHeads: Int, configuration: KVCacheConfiguration, tokenBudget: Int, rule: Rule = .releasedKernels,
         sharing: SelectionSharing = .queryHead, denseLayers: Int = 2, softmaxScale: Float? = nil,
         instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
@@ -72,9 +72,10 @@ public struct QuestDecode: Sendable {
         self.denseLayers = denseLayers
         selector = try PageSelector(
             queryHeads: queryHeads, configuration: configuration, tokenBudget: tokenBudget, sharing: sharing,
-            forcedLast: rule == .kernel ? 1 : 0, minimumPages: rule == .kernel ? 1 : 3)
+            forcedLast: rule == .releasedKernels ? 1 : 0, minimumPages: rule == .releasedKernels ? 1 : 3)
         attention = try PagedAttention(
-            queryHeads: queryHeads, configuration: configuration, softmaxScale: softmaxScale, instructionSet: instructionSet)
+            queryHeads: queryHeads, configuration: configuration, modifiers: ScoreModifiers(softmaxScale: softmaxScale),
+            instructionSet: instructionSet)
     }
 
     /// The pages of a step; nil in dense layers. Parameters and errors are those of `PageSelector.select`.

@@ -1,12 +1,10 @@
-public import SparseKernels
-
 /// The settings of a query head: which blocks are kept, and which products P·V are skipped in them.
 public struct SpargeAttentionHead: Hashable, Sendable {
-    /// How many of the self-similar blocks are kept: a ratio of all (`topk` in the official code) or probability mass (`cdfthreshd`).
+    /// How many of the self-similar blocks are kept: a ratio of all (`topk` in the released code) or probability mass (`cdfthreshd`).
     public var rule: SimilaritySelection.Rule
     /// Self-similarity at or under which a block is computed in any case (`simthreshd1`).
     public var similarityThreshold: Float
-    /// Tiles whose scores all lie this far below the running maximum add nothing (`pvthreshd`). In log2 units, as published: 50 leaves
+    /// Tiles whose scores all lie this far below the running maximum add nothing (`pvthreshd`). In log2 units, as released: 50 leaves
     /// out weights below 2⁻⁵⁰ and is off for all purposes. nil is off.
     public var pvSkipThreshold: Float?
 
@@ -16,7 +14,7 @@ public struct SpargeAttentionHead: Hashable, Sendable {
         self.pvSkipThreshold = pvSkipThreshold
     }
 
-    /// Keeps a ratio of the blocks, with the published similarity threshold of the `…_topk_…` entry points.
+    /// Keeps a ratio of the blocks, with the released similarity threshold of the `…_topk_…` entry points.
     public static func keepRatio(_ ratio: Double) -> SpargeAttentionHead {
         SpargeAttentionHead(.keepRatio(ratio), similarityThreshold: -0.1)
     }

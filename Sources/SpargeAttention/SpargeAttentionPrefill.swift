@@ -13,52 +13,43 @@ public import SparseKernels
 /// softmax over the products of means ranks the key blocks of every query block. Blocks whose tokens are unlike each other are computed
 /// in any case. See `SelfSimilarity` and `SimilaritySelection`.
 ///
-/// - Attention itself is single-precision and exact over the kept blocks: the official kernels' INT8 products are not reproduced. The
+/// - Attention itself is single-precision and exact over the kept blocks: the released kernels' INT8 products are not reproduced. The
 ///   codes and scales that they start from are in `Int8BlockQuantization`.
-/// - Causal grids are aligned at the end and causal inside the blocks of the diagonal. The official kernels align at the start, and
+/// - Causal grids are aligned at the end and causal inside the blocks of the diagonal. The released kernels align at the start, and
 ///   their Sage2 entry points are not causal inside blocks at all.
 /// - Complexity: prediction O(tokens · headDim + blocks² · headDim) per head; attention as `BlockSparseAttention`.
-public struct SpargeAttentionPrefill: Sendable {
+public struct SpargeAttentionPrefill: PredictiveAttention {
     public let shape: AttentionShape
+    public let configuration: SpargeAttentionConfiguration
     public let grid: BlockGrid
     /// One setting for all heads or one per query head.
     public let heads: [SpargeAttentionHead]
-    /// Whether keys are taken less their mean token before prediction.
-    public let smoothsKeys: Bool
-    /// Whether prediction rounds where the official code of 16-bit tensors rounds; see `SelfSimilarity`.
-    public let matchesOfficialRounding: Bool
-    public let modifiers: ScoreModifiers
     public let instructionSet: InstructionSet
     private let selection: SimilaritySelection
 
-    /// What a call gives: the attention over the kept blocks, and which they were.
-    public struct Result: Sendable {
-        public let state: AttentionState
-        public let mask: BlockMask
+    /// The plan of the released defaults, causal or not; errors as below.
+    public init(
+        _ shape: AttentionShape, heads: [SpargeAttentionHead] = [.recommended], isCausal: Bool,
+        instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        try self.init(
+            shape, SpargeAttentionConfiguration(isCausal: isCausal), heads: heads, instructionSet: instructionSet)
     }
 
     /// - Parameters:
     ///   - shape: the sizes of the operands.
+    ///   - configuration: what all heads have in common.
     ///   - heads: one setting for all heads or one per query head, such as `SpargeAttentionTuner` finds.
-    ///   - isCausal: whether keys after a query are hidden.
-    ///   - queryBlockSize: tokens of a block of queries.
-    ///   - keyBlockSize: tokens of a block of keys.
-    ///   - smoothsKeys: whether the mean key is subtracted before keys are coded.
-    ///   - keepsFirstColumn: keeps the first key block for every query block (`attention_sink`).
-    ///   - matchesOfficialRounding: whether means and codes are rounded as the released kernels round them.
-    ///   - modifiers: of attention; prediction uses its `softmaxScale` alone.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.invalidShape` for a wrong number of settings, or a block size below 1; `.invalidArgument` naming the setting outside its domain; `.unsupportedInstructionSet`.
+    /// - Throws: `.invalidShape` for a wrong number of settings, or a block size below 1; `.invalidArgument` naming the setting outside
+    ///   its domain; `.unsupportedInstructionSet`.
     public init(
-        _ shape: AttentionShape, heads: [SpargeAttentionHead] = [.recommended], isCausal: Bool = false,
-        queryBlockSize: Int = 128, keyBlockSize: Int = 64, smoothsKeys: Bool = true, keepsFirstColumn: Bool = false,
-        matchesOfficialRounding: Bool = false, modifiers: ScoreModifiers = ScoreModifiers(),
-        instructionSet: InstructionSet? = nil
+        _ shape: AttentionShape, _ configuration: SpargeAttentionConfiguration = SpargeAttentionConfiguration(),
+        heads: [SpargeAttentionHead] = [.recommended], instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
-        guard heads.count == 1 || heads.count == shape.queryHeads else {
-            throw SparseKernelsError(
-                .invalidShape, "heads", expected: "1 or queryHeads (\(shape.queryHeads)) settings", actual: "\(heads.count)")
-        }
+        try require(
+            heads.count == 1 || heads.count == shape.queryHeads, .invalidShape, "heads",
+            expected: "1 or queryHeads (\(shape.queryHeads)) settings", actual: "\(heads.count)")
         for (index, head) in heads.enumerated() {
             if let threshold = head.pvSkipThreshold, !(threshold > 0 && threshold.isFinite) {
                 throw SparseKernelsError(
@@ -67,30 +58,20 @@ public struct SpargeAttentionPrefill: Sendable {
             }
         }
         self.shape = shape
+        self.configuration = configuration
         self.heads = heads
-        self.smoothsKeys = smoothsKeys
-        self.matchesOfficialRounding = matchesOfficialRounding
-        self.modifiers = modifiers
         grid = try BlockGrid(
-            queryLength: shape.queryLength, keyLength: shape.keyLength, queryBlockSize: queryBlockSize,
-            keyBlockSize: keyBlockSize, isCausal: isCausal)
+            queryLength: shape.queryLength, keyLength: shape.keyLength, queryBlockSize: configuration.queryBlockSize,
+            keyBlockSize: configuration.keyBlockSize, isCausal: configuration.isCausal)
         selection = try SimilaritySelection(
-            grid: grid, heads: heads.map(\.selection), keepsFirstColumn: keepsFirstColumn,
-            softmaxScale: modifiers.softmaxScale, instructionSet: instructionSet)
+            grid: grid, heads: heads.map(\.selection), keepsFirstColumn: configuration.keepsFirstColumn,
+            softmaxScale: configuration.modifiers.softmaxScale, instructionSet: instructionSet)
         self.instructionSet = selection.instructionSet
     }
 
     /// The blocks that the prediction keeps, per query head.
-    /// - Throws: `.invalidShape` naming the tensor that disagrees with the shape.
-    public func mask<Q: AttentionElement, K: AttentionElement>(
-        query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> BlockMask {
-        try mask(query: query.view(named: "query"), key: key.view(named: "key"), on: pool)
-    }
-
-    /// The blocks that the prediction keeps, per query head.
     /// - Throws: `.invalidShape` naming the operand that disagrees with the shape.
-    public func mask<Q: AttentionElement, K: AttentionElement>(
+    public func select<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockMask {
         try shape.check(query: query.geometry)
@@ -113,7 +94,7 @@ public struct SpargeAttentionPrefill: Sendable {
     ) throws(SparseKernelsError) -> BlockSummary {
         try shape.check(query: query.geometry)
         return try SelfSimilarity.summary(
-            query, blocks: grid.query, matchesOfficialRounding: matchesOfficialRounding, instructionSet: instructionSet,
+            query, blocks: grid.query, roundsAsReleased: configuration.roundsAsReleased, instructionSet: instructionSet,
             on: pool)
     }
 
@@ -124,70 +105,21 @@ public struct SpargeAttentionPrefill: Sendable {
     ) throws(SparseKernelsError) -> BlockSummary {
         try shape.check(key: key.geometry)
         var mean: Tensor<Float>?
-        if smoothsKeys {
+        if configuration.smoothsKeys {
             mean = try SelfSimilarity.tokenMean(
-                key, matchesOfficialRounding: matchesOfficialRounding, instructionSet: instructionSet, on: pool)
+                key, roundsAsReleased: configuration.roundsAsReleased, instructionSet: instructionSet, on: pool)
         }
         return try SelfSimilarity.summary(
-            key, blocks: grid.key, subtracting: mean, matchesOfficialRounding: matchesOfficialRounding,
+            key, blocks: grid.key, subtracting: mean, roundsAsReleased: configuration.roundsAsReleased,
             instructionSet: instructionSet, on: pool)
     }
 
     /// The plan of attention over a mask, with the skip of P·V.
     /// - Throws: `.invalidShape` or `.invalidArgument` when the mask does not fit the shape.
     public func attention(over mask: BlockMask) throws(SparseKernelsError) -> BlockSparseAttention {
-        let plan = try BlockSparseAttention(shape, mask: mask, modifiers: modifiers, instructionSet: instructionSet)
+        let plan = try BlockSparseAttention(
+            shape, mask: mask, modifiers: configuration.modifiers, instructionSet: instructionSet)
         return try plan.skippingPV(
             below: (0..<shape.queryHeads).map { heads[heads.count == 1 ? 0 : $0].naturalSkipThreshold })
-    }
-
-    /// Predicts, then attends into the caller's memory. No operand is copied.
-    ///
-    /// - Parameters:
-    ///   - query: `queryHeads` × `queryLength` × `headDim`. Any strides that keep channels adjacent, here and below.
-    ///   - key: `kvHeads` × `keyLength` × `headDim`.
-    ///   - value: `kvHeads` × `keyLength` × `valueDim`.
-    ///   - output: `queryHeads` × `queryLength` × `valueDim`.
-    ///   - logSumExp: natural log of the sum of exponentials over the computed keys of each row, `[queryHeads, queryLength]`.
-    ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Returns: the blocks that were attended to, one head per query head.
-    /// - Throws: `.invalidShape` naming the operand that disagrees with the shape; nothing is computed or written then.
-    @discardableResult
-    public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
-        query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, output: consuming MutableTensorView<O>,
-        logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> BlockMask {
-        try shape.check(
-            query: query.geometry, key: key.geometry, value: value.geometry, output: output.geometry,
-            logSumExpCount: logSumExp?.count)
-        let mask = try mask(query: query, key: key, on: pool)
-        try attention(over: mask).run(
-            query: query, key: key, value: value, output: output, logSumExp: logSumExp, on: pool)
-        return mask
-    }
-
-    /// Scores, selects and attends with tensors `[heads, tokens, channels]` into a tensor that is reused from call to call.
-    /// - Throws: as above.
-    @discardableResult
-    public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
-        query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, into output: inout Tensor<O>,
-        on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> BlockMask {
-        try run(
-            query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"),
-            output: output.mutableView(named: "output"), on: pool)
-    }
-
-    /// Predicts, then attends with tensors `[heads, tokens, channels]` into new memory.
-    /// - Throws: as `run`.
-    public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
-        query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> Result {
-        let (state, mask) = try AttentionState.computing(shape) { output, logSumExp throws(SparseKernelsError) in
-            try run(
-                query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"),
-                output: output, logSumExp: logSumExp, on: pool)
-        }
-        return Result(state: state, mask: mask)
     }
 }

@@ -2,9 +2,10 @@ internal import SparseKernels
 
 /// One head of one sample, on which settings are tried: its operands, summaries and dense result are made once.
 struct SpargeAttentionTrial {
-    private let tuner: SpargeAttentionTuner
     private let shape: AttentionShape
-    private let modifiers: ScoreModifiers
+    /// That of the tuner, with the slope of this head alone.
+    private let configuration: SpargeAttentionConfiguration
+    private let instructionSet: InstructionSet?
     private let pool: WorkerPool
     private let query: Tensor<Float>
     private let key: Tensor<Float>
@@ -27,29 +28,29 @@ struct SpargeAttentionTrial {
         _ tuner: SpargeAttentionTuner, _ sample: SpargeAttentionTuner.Sample, head: Int, on pool: WorkerPool
     ) throws(SparseKernelsError) {
         let whole = sample.shape
-        self.tuner = tuner
         self.pool = pool
         shape = try AttentionShape(
             queryLength: whole.queryLength, keyLength: whole.keyLength, queryHeads: 1, kvHeads: 1, headDim: whole.headDim,
             valueDim: whole.valueDim)
-        var modifiers = tuner.modifiers
-        if let slopes = modifiers.aliBiSlopes {
-            guard slopes.count == whole.queryHeads else {
-                throw SparseKernelsError(
-                    .invalidShape, "aliBiSlopes", expected: "one per query head (\(whole.queryHeads))",
-                    actual: "\(slopes.count)")
-            }
-            modifiers.aliBiSlopes = [slopes[head]]
+        var configuration = tuner.configuration
+        if let slopes = configuration.modifiers.aliBiSlopes {
+            try require(
+                slopes.count == whole.queryHeads, .invalidShape, "aliBiSlopes",
+                expected: "one per query head (\(whole.queryHeads))", actual: "\(slopes.count)")
+            configuration.modifiers.aliBiSlopes = [slopes[head]]
         }
-        self.modifiers = modifiers
+        self.configuration = configuration
+        instructionSet = tuner.instructionSet
         let query = try Self.head(head, of: sample.query)
         let key = try Self.head(head / whole.queryHeadsPerKVHead, of: sample.key)
         let value = try Self.head(head / whole.queryHeadsPerKVHead, of: sample.value)
-        let prefill = try Self.prefill(.dense, tuner: tuner, shape: shape, modifiers: modifiers)
+        let prefill = try SpargeAttentionPrefill(
+            shape, configuration, heads: [.dense], instructionSet: tuner.instructionSet)
         querySummary = try prefill.querySummary(query.view(named: "query"), on: pool)
         keySummary = try prefill.keySummary(key.view(named: "key"), on: pool)
         dense = try DenseAttention(
-            shape, mask: tuner.isCausal ? .causal : .full, modifiers: modifiers, instructionSet: tuner.instructionSet)(
+            shape, mask: configuration.isCausal ? .causal : .full, modifiers: configuration.modifiers,
+            instructionSet: tuner.instructionSet)(
                 query: query, key: key, value: value, on: pool
             ).output
         (self.query, self.key, self.value) = (query, key, value)
@@ -87,16 +88,7 @@ struct SpargeAttentionTrial {
     }
 
     private func prefill(_ settings: SpargeAttentionHead) throws(SparseKernelsError) -> SpargeAttentionPrefill {
-        try Self.prefill(settings, tuner: tuner, shape: shape, modifiers: modifiers)
-    }
-
-    private static func prefill(
-        _ settings: SpargeAttentionHead, tuner: SpargeAttentionTuner, shape: AttentionShape, modifiers: ScoreModifiers
-    ) throws(SparseKernelsError) -> SpargeAttentionPrefill {
-        try SpargeAttentionPrefill(
-            shape, heads: [settings], isCausal: tuner.isCausal, queryBlockSize: tuner.queryBlockSize,
-            keyBlockSize: tuner.keyBlockSize, smoothsKeys: tuner.smoothsKeys, modifiers: modifiers,
-            instructionSet: tuner.instructionSet)
+        try SpargeAttentionPrefill(shape, configuration, heads: [settings], instructionSet: instructionSet)
     }
 
     /// One head of a tensor `[heads, tokens, channels]`, or the only one of `[tokens, channels]`.

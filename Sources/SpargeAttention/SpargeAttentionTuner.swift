@@ -3,7 +3,7 @@ public import SparseKernels
 /// Finds the settings of every head from sample operands, so that attention over the kept blocks stays within an error of dense attention
 /// and keeps as little as that allows.
 ///
-/// For each head and sample, the procedure of the official `autotune.py`:
+/// For each head and sample, the procedure of the released `autotune.py`:
 ///
 /// 1. The similarity threshold takes the values −1, −15/16, … 15/16.
 /// 2. For each, bisection finds the least mass of `.cdfThreshold`, to 0.001, whose relative L1 error Σ|o − o_dense| / Σ|o_dense| is
@@ -15,18 +15,15 @@ public import SparseKernels
 /// head takes the largest similarity threshold, mass and skip threshold in it. A head that leaves out a tenth or less on average becomes
 /// dense.
 ///
-/// - The bisections return the smallest value that was tried and met the error; the official ones return the next midpoint, untried.
+/// - The bisections return the smallest value that was tried and met the error; the released ones return the next midpoint, untried.
 /// - Deterministic; the number of attention runs is at most `maximumEvaluations` and usually far below, because equal masks are run once.
 public struct SpargeAttentionTuner: Sendable {
     /// Bound of the relative L1 error of the mask alone.
     public let relativeL1: Double
-    /// Bound with the skip of P·V; nil leaves `pvSkipThreshold` at 20, the official starting value.
+    /// Bound with the skip of P·V; nil leaves `pvSkipThreshold` at 20, the released starting value.
     public let pvRelativeL1: Double?
-    public let isCausal: Bool
-    public let queryBlockSize: Int
-    public let keyBlockSize: Int
-    public let smoothsKeys: Bool
-    public let modifiers: ScoreModifiers
+    /// What the plans that run with the settings will have.
+    public let configuration: SpargeAttentionConfiguration
     public let instructionSet: InstructionSet?
 
     /// Operands of one call: `[queryHeads, tokens, headDim]`, and `[kvHeads, tokens, …]` for keys and values.
@@ -78,24 +75,18 @@ public struct SpargeAttentionTuner: Sendable {
     }
 
     /// - Parameters:
-    ///   - relativeL1: official default 0.07; the paper uses 0.08 for Llama, 0.05 for CogVideoX and Mochi, 0.07 for Flux.
-    ///   - pvRelativeL1: above `relativeL1`; official default 0.08.
-    ///   - isCausal: whether keys after a query are hidden.
-    ///   - queryBlockSize: tokens of a block of queries.
-    ///   - keyBlockSize: tokens of a block of keys.
-    ///   - smoothsKeys: whether the mean key is subtracted before keys are coded.
-    ///   - modifiers: how scores become probabilities.
+    ///   - configuration: that of the plans that the settings are for.
+    ///   - relativeL1: released default 0.07; the paper uses 0.08 for Llama, 0.05 for CogVideoX and Mochi, 0.07 for Flux.
+    ///   - pvRelativeL1: above `relativeL1`; released default 0.08.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidArgument` for bounds that are not positive and finite, or not in this order.
     public init(
-        relativeL1: Double = 0.07, pvRelativeL1: Double? = 0.08, isCausal: Bool = false, queryBlockSize: Int = 128,
-        keyBlockSize: Int = 64, smoothsKeys: Bool = true, modifiers: ScoreModifiers = ScoreModifiers(),
-        instructionSet: InstructionSet? = nil
+        _ configuration: SpargeAttentionConfiguration = SpargeAttentionConfiguration(), relativeL1: Double = 0.07,
+        pvRelativeL1: Double? = 0.08, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
-        guard relativeL1 > 0 && relativeL1.isFinite else {
-            throw SparseKernelsError(
-                .invalidArgument, "relativeL1", expected: "positive and finite", actual: "\(relativeL1)")
-        }
+        try require(
+            relativeL1 > 0 && relativeL1.isFinite, .invalidArgument, "relativeL1", expected: "positive and finite",
+            actual: "\(relativeL1)")
         if let pvRelativeL1, !(pvRelativeL1 > relativeL1 && pvRelativeL1.isFinite) {
             throw SparseKernelsError(
                 .invalidArgument, "pvRelativeL1", expected: "above relativeL1 (\(relativeL1)) and finite",
@@ -103,11 +94,7 @@ public struct SpargeAttentionTuner: Sendable {
         }
         self.relativeL1 = relativeL1
         self.pvRelativeL1 = pvRelativeL1
-        self.isCausal = isCausal
-        self.queryBlockSize = queryBlockSize
-        self.keyBlockSize = keyBlockSize
-        self.smoothsKeys = smoothsKeys
-        self.modifiers = modifiers
+        self.configuration = configuration
         self.instructionSet = instructionSet
     }
 
@@ -143,13 +130,11 @@ public struct SpargeAttentionTuner: Sendable {
         }
         for (index, sample) in samples.enumerated() {
             let shape = sample.shape
-            guard shape.queryHeads == first.queryHeads && shape.kvHeads == first.kvHeads && shape.headDim == first.headDim
-            else {
-                throw SparseKernelsError(
-                    .invalidShape, "samples[\(index)]",
-                    expected: "\(first.queryHeads) and \(first.kvHeads) heads of \(first.headDim) channels",
-                    actual: "\(shape.queryHeads) and \(shape.kvHeads) of \(shape.headDim)")
-            }
+            try require(
+                shape.queryHeads == first.queryHeads && shape.kvHeads == first.kvHeads && shape.headDim == first.headDim,
+                .invalidShape, "samples[\(index)]",
+                expected: "\(first.queryHeads) and \(first.kvHeads) heads of \(first.headDim) channels",
+                actual: "\(shape.queryHeads) and \(shape.kvHeads) of \(shape.headDim)")
         }
         var tuned: [TunedHead] = []
         var report = Progress(

@@ -1,6 +1,6 @@
 public import SparseKernels
 
-/// The rule by which a quantised layer codes one token's activations, operation by operation as in the official engines.
+/// The rule by which a quantised layer codes one token's activations, operation by operation as in the released engines.
 ///
 /// With x of element type X, and round(·) the rounding to X (none for `Float`):
 ///

@@ -3,14 +3,26 @@ public import SparseKernels
 /// SpargeAttention's block prediction in `Double`: algorithm 1 of arXiv 2502.18137, but as in the released code the rows of the
 /// Gram matrix are normalised and the block that crosses the mass is left out.
 ///
-/// The product never calls this; tests compare `SelfSimilarity` and `SimilaritySelection` with it.
+/// Never dispatched to by the product; tests measure `SelfSimilarity` and `SimilaritySelection` of the module
+/// SpargeAttention against it.
 public struct ReferenceBlockPrediction: Sendable {
-    public let grid: BlockGrid
-    public let head: SimilaritySelection.Head
+    /// How many of the similar columns are kept.
+    public enum Rule: Sendable {
+        /// As many as together have at most this mass of probability.
+        case cdfThreshold(Double)
+        /// This fraction of all columns.
+        case keepRatio(Double)
+    }
 
-    public init(grid: BlockGrid, head: SimilaritySelection.Head) {
+    public let grid: BlockGrid
+    public let rule: Rule
+    /// Blocks whose similarity is not above this are kept in any case.
+    public let similarityThreshold: Float
+
+    public init(grid: BlockGrid, rule: Rule, similarityThreshold: Float) {
         self.grid = grid
-        self.head = head
+        self.rule = rule
+        self.similarityThreshold = similarityThreshold
     }
 
     /// A block of tokens.
@@ -71,7 +83,7 @@ public struct ReferenceBlockPrediction: Sendable {
     /// The kept columns of a row of blocks.
     public func row(_ row: Int, query: Block, keys: [Block]) -> Row {
         let reachable = Array(grid.reachableColumns(ofRow: row))
-        let threshold = Double(head.similarityThreshold)
+        let threshold = Double(similarityThreshold)
         var result = Row(columns: reachable)
         for block in [query] + reachable.map({ keys[$0] }) {
             result.similarityMargin = min(result.similarityMargin, abs(block.similarity - threshold))
@@ -82,7 +94,7 @@ public struct ReferenceBlockPrediction: Sendable {
         let ranked = similar.map { (column: $0, score: scale * dot(query.mean, keys[$0].mean)) }
             .sorted { ($0.score, $1.column) > ($1.score, $0.column) }
         let kept: Int
-        switch head.rule {
+        switch rule {
         case .keepRatio(let ratio):
             kept = max(1, Int(ratio * Double(grid.blockColumns)))
         case .cdfThreshold(1):

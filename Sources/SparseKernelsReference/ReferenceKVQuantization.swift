@@ -4,7 +4,7 @@
 ///     s = fp16((max − min)/(2ᵇ − 1))      z = fp16(−min·(2ᵇ − 1)/(max − min))      z: from the unrounded scale
 ///     q = clamp(rne(x/s + z), 0…2ᵇ − 1)   x′ = s·(q − z)
 ///
-/// The official INT4 store saturates to 0…255 and then keeps four bits, so that 16, which can result only from the rounding of
+/// The released INT4 store saturates to 0…255 and then keeps four bits, so that 16, which can result only from the rounding of
 /// s and z, becomes 0. Here it becomes 15. A row of equal values is 0/0 there. Here such a row, and one whose spread is too
 /// small for an fp16 scale or zero point, is stored as its largest value: codes are 0, z = ∓2ᵏ and s = fp16(|max|)·2⁻ᵏ, where k
 /// ≤ 14 is as large as possible with s a normal number.

@@ -1,4 +1,4 @@
-/// Pages of keys, their bounds, and the published rules that select pages, in `Double`.
+/// Pages of keys, their bounds and the released rules that choose among them, in `Double`.
 ///
 /// From the channelwise extremes of a page's keys, a query's score is an upper bound of its products with these keys:
 ///

@@ -87,7 +87,8 @@ public struct TwilightDecode: Sendable {
             queryHeads: queryHeads, configuration: configuration, topP: topP, sharing: rule == .paper ? .kvHead : .queryHead,
             upperBound: rule == .paper ? .maximum : .firstWeight, softmaxScale: softmaxScale)
         attention = try PagedAttention(
-            queryHeads: queryHeads, configuration: configuration, softmaxScale: softmaxScale, instructionSet: instructionSet)
+            queryHeads: queryHeads, configuration: configuration, modifiers: ScoreModifiers(softmaxScale: softmaxScale),
+            instructionSet: instructionSet)
         self.selector = selector
         self.rule = rule
         self.denseLayers = denseLayers

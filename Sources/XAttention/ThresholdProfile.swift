@@ -9,7 +9,7 @@
 /// ```swift
 /// var profile = try ThresholdProfile(queryHeads: 32)
 /// for (query, key) in texts { try profile.add(query: query, key: key) }
-/// let prefill = try XAttentionPrefill(shape, stride: 8, thresholds: profile.thresholds)
+/// let prefill = try XAttentionPrefill(shape, .init(stride: 8), thresholds: profile.thresholds)
 /// ```
 ///
 /// The paper's own search is `MinimumThresholdSearch`, which its authors did not release.

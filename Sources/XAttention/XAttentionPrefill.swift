@@ -16,103 +16,64 @@
 ///   `xattn_estimate` and `Xattention_prefill` in `xattn/src/Xattention.py` of mit-han-lab/x-attention.
 /// - Complexity: `AntidiagonalScoring`, `BlockSelection` and `BlockSparseAttention`, one after the other.
 /// - Scratch: that of the three operators; scores take 4 bytes per block and head.
-public struct XAttentionPrefill: Sendable {
-    /// Which rule turns scores into a mask.
-    public enum Mode: Hashable, Sendable {
-        /// Sink column and diagonal blocks first, when causal; then blocks by score until the mass is at least threshold × the
-        /// row's total. Nothing is padded, and the mask does not depend on any chunk.
-        case clean
-        /// What the released code computes, in `.float32`: sequences padded with zeros to whole chunks, padded keys taking part in
-        /// the softmax when not causal, and `XAttentionSelection` with its first-chunk rule. nil is the code's own choice of chunk,
-        /// `XAttentionPrefill.officialChunkSize(keyLength:)`.
-        case official(chunkSize: Int? = nil)
-    }
-
+public struct XAttentionPrefill: PredictiveAttention {
     /// What a call attended to.
     public struct Selected: Sendable {
         /// One head per query head.
         public let mask: BlockMask
-        /// The scores that the mask was made from, if asked for. In the official mode over the padded grid.
-        public let scores: BlockScores?
-        /// Kept fraction of the reachable blocks: of the causal area, when causal.
-        public var density: Double { mask.density }
-    }
-
-    /// What a call computed, and what it attended to.
-    public struct Result: Sendable {
-        public let state: AttentionState
-        /// One head per query head.
-        public let mask: BlockMask
-        /// The scores that the mask was made from, if asked for. In the official mode over the padded grid.
+        /// The scores that the mask was made from, if asked for. In the released mode over the padded grid.
         public let scores: BlockScores?
         /// Kept fraction of the reachable blocks: of the causal area, when causal.
         public var density: Double { mask.density }
     }
 
     public let shape: AttentionShape
-    /// Blocks of the mask.
-    public let grid: BlockGrid
-    /// Blocks of the scores: `grid`, or in the official mode its padded form.
-    public var scoredGrid: BlockGrid { scoring.grid }
-    public var stride: Int { scoring.stride }
+    public let configuration: XAttentionConfiguration
     /// Fraction of the mass to keep, one per query head.
     public let thresholds: [Double]
-    public let mode: Mode
-    public let keepSink: Bool
-    public let keepRecent: Bool
-    public let minimumBlocks: Int
-    /// Arithmetic of the scores.
+    /// Blocks of the mask.
+    public let grid: BlockGrid
+    /// Blocks of the scores: `grid`, or in the released mode its padded form.
+    public var scoredGrid: BlockGrid { scoring.grid }
+    /// Arithmetic of the scores: that of the configuration, or in the released mode `.float32`.
     public var precision: ScoringPrecision { scoring.precision }
 
     private let scoring: AntidiagonalScoring
     private let selection: Selection
-    private let softmaxScale: Float?
     private let instructionSet: InstructionSet
 
     private enum Selection {
         case clean(BlockSelection)
-        case official(XAttentionSelection)
+        case released(XAttentionSelection)
     }
 
     /// A plan with one threshold for all heads; parameters and errors as below.
     public init(
-        _ shape: AttentionShape, stride: Int = 16, threshold: Double = 0.9, blockSize: Int = 128, isCausal: Bool = true,
-        norm: Float = 1, mode: Mode = .clean, keepSink: Bool = false, keepRecent: Bool = false, minimumBlocks: Int = 1,
-        precision: ScoringPrecision = .int6, softmaxScale: Float? = nil, instructionSet: InstructionSet? = nil
+        _ shape: AttentionShape, _ configuration: XAttentionConfiguration = XAttentionConfiguration(), threshold: Double = 0.9,
+        instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         try Self.check(threshold, named: "threshold")
         try self.init(
-            shape, stride: stride, thresholds: Array(repeating: threshold, count: shape.queryHeads), blockSize: blockSize,
-            isCausal: isCausal, norm: norm, mode: mode, keepSink: keepSink, keepRecent: keepRecent,
-            minimumBlocks: minimumBlocks, precision: precision, softmaxScale: softmaxScale, instructionSet: instructionSet)
+            shape, configuration, thresholds: Array(repeating: threshold, count: shape.queryHeads),
+            instructionSet: instructionSet)
     }
 
     /// A plan with one threshold per query head.
     ///
     /// - Parameters:
-    ///   - shape: `queryLength` may be below `keyLength`: new queries after cached keys. In the official mode, `keyLength` −
+    ///   - shape: `queryLength` may be below `keyLength`: new queries after cached keys. In the released mode, `keyLength` −
     ///     `queryLength` must then be a multiple of the chunk.
-    ///   - stride: tokens per antidiagonal; the paper uses 8 and 16. Divides `blockSize`.
+    ///   - configuration: how blocks are scored and selected.
     ///   - thresholds: fractions of the mass, 0…1.
-    ///   - blockSize: tokens of a block, of queries and of keys.
-    ///   - isCausal: false for video and other bidirectional models.
-    ///   - norm: further divisor of the scores.
-    ///   - mode: the clean rules, or those of the released code.
-    ///   - keepSink: clean mode: every row keeps column 0. A causal plan does so in any case, so the flag matters only without
-    ///     the causal limit. Official mode: all blocks of query block 0 are kept, as published.
-    ///   - keepRecent: clean mode: every row keeps its diagonal blocks. A causal plan does so in any case. Official mode: the
-    ///     diagonal of the padded grid is kept.
-    ///   - minimumBlocks: blocks that every row keeps at least; clean mode only.
-    ///   - precision: arithmetic of the scores in clean mode. The official mode always scores in `.float32`.
-    ///   - softmaxScale: factor on q·k of scores and attention; nil means 1/√headDim.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidArgument` for thresholds outside 0…1, a stride that does not divide the block, a chunk that is no
-    ///   multiple of the block, and other options outside their domain; `.invalidShape` for a wrong number of thresholds and lengths that the official code would misalign; `.unsupportedInstructionSet`.
+    ///   multiple of the block, and other options outside their domain; `.invalidShape` for a wrong number of thresholds and lengths
+    ///   that the released code would misalign; `.unsupportedInstructionSet`.
     public init(
-        _ shape: AttentionShape, stride: Int = 16, thresholds: [Double], blockSize: Int = 128, isCausal: Bool = true,
-        norm: Float = 1, mode: Mode = .clean, keepSink: Bool = false, keepRecent: Bool = false, minimumBlocks: Int = 1,
-        precision: ScoringPrecision = .int6, softmaxScale: Float? = nil, instructionSet: InstructionSet? = nil
+        _ shape: AttentionShape, _ configuration: XAttentionConfiguration = XAttentionConfiguration(), thresholds: [Double],
+        instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
+        let (blockSize, stride, isCausal) = (configuration.blockSize, configuration.stride, configuration.isCausal)
         try require(
             thresholds.count == shape.queryHeads, .invalidShape, "thresholds",
             expected: "one per query head (\(shape.queryHeads))", actual: "\(thresholds.count)")
@@ -122,38 +83,36 @@ public struct XAttentionPrefill: Sendable {
             stride >= 1 && blockSize % stride == 0, .invalidArgument, "stride",
             expected: "a divisor of blockSize (\(blockSize))", actual: "\(stride)")
         self.shape = shape
+        self.configuration = configuration
         self.thresholds = thresholds
-        self.mode = mode
-        self.keepSink = keepSink
-        self.keepRecent = keepRecent
-        self.minimumBlocks = minimumBlocks
-        self.softmaxScale = softmaxScale
-        switch mode {
+        switch configuration.mode {
         case .clean:
             scoring = try AntidiagonalScoring(
-                shape, grid: grid, stride: stride, norm: norm, softmaxScale: softmaxScale, precision: precision,
-                instructionSet: instructionSet)
+                shape, grid: grid, stride: stride, norm: configuration.norm, softmaxScale: configuration.softmaxScale,
+                precision: configuration.precision, instructionSet: instructionSet)
             selection = .clean(
                 try BlockSelection(
-                    perHead: thresholds.map { .topP($0) }, minimumBlocks: minimumBlocks,
-                    sinkBlocks: isCausal || keepSink ? 1 : 0, recentBlocks: isCausal || keepRecent ? 1 : 0))
-        case .official(let chunkSize):
+                    perHead: thresholds.map { .topP($0) }, minimumBlocks: configuration.minimumBlocks,
+                    sinkBlocks: isCausal || configuration.keepSink ? 1 : 0,
+                    recentBlocks: isCausal || configuration.keepRecent ? 1 : 0))
+        case .released(let chunkSize):
             try require(
-                minimumBlocks == 1, .invalidArgument, "minimumBlocks", expected: "1 in the official mode",
-                actual: "\(minimumBlocks)")
-            let padding = try OfficialPadding(grid: grid, blockSize: blockSize, chunkSize: chunkSize)
+                configuration.minimumBlocks == 1, .invalidArgument, "minimumBlocks", expected: "1 in the released mode",
+                actual: "\(configuration.minimumBlocks)")
+            let padding = try ReleasedPadding(grid: grid, blockSize: blockSize, chunkSize: chunkSize)
             let padded = try AttentionShape(
                 queryLength: padding.queryLength, keyLength: padding.keyLength, queryHeads: shape.queryHeads,
                 kvHeads: shape.kvHeads, headDim: shape.headDim)
             var scoring = try AntidiagonalScoring(
-                padded, grid: BlockGrid(padded, blockSize: blockSize, isCausal: isCausal), stride: stride, norm: norm,
-                softmaxScale: softmaxScale, precision: .float32, instructionSet: instructionSet)
+                padded, grid: BlockGrid(padded, blockSize: blockSize, isCausal: isCausal), stride: stride,
+                norm: configuration.norm, softmaxScale: configuration.softmaxScale, precision: .float32,
+                instructionSet: instructionSet)
             scoring.scoredQueryTokens = shape.queryLength
             self.scoring = scoring
-            selection = .official(
+            selection = .released(
                 try XAttentionSelection(
-                    thresholds: thresholds, blocksPerChunk: padding.chunkSize / blockSize, keepSink: keepSink,
-                    keepRecent: keepRecent))
+                    thresholds: thresholds, blocksPerChunk: padding.chunkSize / blockSize, keepSink: configuration.keepSink,
+                    keepRecent: configuration.keepRecent))
         }
         self.instructionSet = scoring.instructionSet
     }
@@ -173,7 +132,7 @@ public struct XAttentionPrefill: Sendable {
     public func scores<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockScores {
-        // The official mode adds as many tokens to the queries as to the keys.
+        // The released mode adds as many tokens to the queries as to the keys.
         let scored = scoring.shape
         if scored.keyLength == shape.keyLength { return try scoring.run(query: query, key: key, on: pool) }
         try shape.check(query: query.geometry)
@@ -201,79 +160,27 @@ public struct XAttentionPrefill: Sendable {
         switch selection {
         case .clean(let selection):
             return try selection(scores, on: pool)
-        case .official(let selection):
+        case .released(let selection):
             // The padding lies at the ends: the mask of the real blocks is the upper left corner.
             let padded = try selection(scores)
             return try BlockMask(grid: grid, heads: padded.heads) { padded[$0, $1, $2] }
         }
     }
 
-    /// The blocks to attend to.
+    /// Scores all blocks, and keeps those that carry the mass. In the released mode queries and keys are copied where it pads them.
     /// - Throws: as `scores`.
-    public func mask<Q: AttentionElement, K: AttentionElement>(
+    public func select<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> BlockMask {
-        try mask(from: scores(query: query, key: key, on: pool), on: pool)
-    }
-
-    /// The blocks to attend to, from tensors `[heads, tokens, headDim]`.
-    /// - Throws: as `scores`.
-    public func mask<Q: AttentionElement, K: AttentionElement>(
-        query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> BlockMask {
-        try mask(query: query.view(named: "query"), key: key.view(named: "key"), on: pool)
-    }
-
-    /// Scores, selects and attends into the caller's memory. No operand is copied, but for queries and keys that the official mode
-    /// pads.
-    ///
-    /// - Parameters:
-    ///   - query: `queryHeads` × `queryLength` × `headDim`. Any strides that keep channels adjacent, here and below.
-    ///   - key: `kvHeads` × `keyLength` × `headDim`.
-    ///   - value: `kvHeads` × `keyLength` × `valueDim`.
-    ///   - output: `queryHeads` × `queryLength` × `valueDim`.
-    ///   - logSumExp: natural log of the sum of exponentials over the kept keys of each row, `[queryHeads, queryLength]`.
-    ///   - keepsScores: returns the scores as well.
-    ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidShape` naming the operand that disagrees with the plan; nothing is computed or written then.
-    @discardableResult
-    public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
-        query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, output: consuming MutableTensorView<O>,
-        logSumExp: consuming MutableSpan<Float>? = nil, keepsScores: Bool = false, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Selected {
-        try shape.check(
-            query: query.geometry, key: key.geometry, value: value.geometry, output: output.geometry,
-            logSumExpCount: logSumExp?.count)
         let scores = try scores(query: query, key: key, on: pool)
-        let mask = try mask(from: scores, on: pool)
-        let attention = try BlockSparseAttention(
-            shape, mask: mask, modifiers: ScoreModifiers(softmaxScale: softmaxScale), instructionSet: instructionSet)
-        try attention.run(query: query, key: key, value: value, output: output, logSumExp: logSumExp, on: pool)
-        return Selected(mask: mask, scores: keepsScores ? scores : nil)
+        return Selected(mask: try mask(from: scores, on: pool), scores: configuration.keepsScores ? scores : nil)
     }
 
-    /// Scores, selects and attends with tensors `[heads, tokens, channels]` into a tensor that is reused from call to call.
-    /// - Throws: as above.
-    @discardableResult
-    public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
-        query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, into output: inout Tensor<O>, keepsScores: Bool = false,
-        on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> Selected {
-        try run(
-            query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"),
-            output: output.mutableView(named: "output"), keepsScores: keepsScores, on: pool)
-    }
-
-    /// Scores, selects and attends with tensors `[heads, tokens, channels]` into new memory.
-    /// - Throws: as `run`.
-    public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
-        query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, keepsScores: Bool = false, on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> Result {
-        let (state, selected) = try AttentionState.computing(shape) { output, logSumExp throws(SparseKernelsError) in
-            try run(
-                query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"),
-                output: output, logSumExp: logSumExp, keepsScores: keepsScores, on: pool)
-        }
-        return Result(state: state, mask: selected.mask, scores: selected.scores)
+    /// The plan of attention over the blocks of a mask.
+    /// - Throws: `.invalidShape` or `.invalidArgument` for a mask that does not fit the shape.
+    public func attention(over selected: Selected) throws(SparseKernelsError) -> BlockSparseAttention {
+        try BlockSparseAttention(
+            shape, mask: selected.mask, modifiers: ScoreModifiers(softmaxScale: configuration.softmaxScale),
+            instructionSet: instructionSet)
     }
 }

@@ -6,113 +6,48 @@ import XAttention
 
 @Suite("Façades over the caller's memory")
 struct FacadeViewTests {
-    /// What the façades have in common.
-    enum Facade: Sendable {
-        case xAttention(XAttentionPrefill)
-        case mInference(MInferencePrefill)
-        case sparge(SpargeAttentionPrefill)
+    /// What a façade tells about its choice, in a form that compares.
+    struct Choice: Equatable {
+        var patterns: [HeadPattern]
+        var density: Double
+        var scores: BlockScores?
 
-        struct Choice: Equatable {
-            var patterns: [HeadPattern]
-            var density: Double
-            var scores: BlockScores?
-
-            init(_ patterns: [HeadPattern], density: Double) {
-                self.patterns = patterns
-                self.density = density
-            }
-
-            init(_ mask: BlockMask, scores: BlockScores? = nil) {
+        init(_ selected: some Sendable) throws {
+            switch selected {
+            case let selected as MInferencePrefill.Selected:
+                (patterns, density) = (selected.patterns, selected.density)
+            default:
+                let own = selected as? XAttentionPrefill.Selected
+                let mask = try #require(own?.mask ?? selected as? BlockMask)
                 patterns = (0..<mask.heads).map { .blockSparse(mask, head: $0) }
-                density = mask.density
-                self.scores = scores
-            }
-        }
-
-        func patterns<Q: AttentionElement, K: AttentionElement>(
-            query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
-        ) throws -> [HeadPattern] {
-            switch self {
-            case .xAttention(let prefill): Choice(try prefill.mask(query: query, key: key, on: pool)).patterns
-            case .mInference(let prefill): try prefill.patterns(query: query, key: key, on: pool)
-            case .sparge(let prefill): Choice(try prefill.mask(query: query, key: key, on: pool)).patterns
-            }
-        }
-
-        func patterns(query: Tensor<Float>, key: Tensor<Float>) throws -> [HeadPattern] {
-            switch self {
-            case .xAttention(let prefill): Choice(try prefill.mask(query: query, key: key)).patterns
-            case .mInference(let prefill): try prefill.patterns(query: query, key: key)
-            case .sparge(let prefill): Choice(try prefill.mask(query: query, key: key)).patterns
-            }
-        }
-
-        func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
-            query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, output: consuming MutableTensorView<O>,
-            logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
-        ) throws -> Choice {
-            switch self {
-            case .xAttention(let prefill):
-                let selected = try prefill.run(
-                    query: query, key: key, value: value, output: output, logSumExp: logSumExp, keepsScores: true, on: pool)
-                #expect(selected.density == selected.mask.density)
-                return Choice(selected.mask, scores: selected.scores)
-            case .mInference(let prefill):
-                let selected = try prefill.run(
-                    query: query, key: key, value: value, output: output, logSumExp: logSumExp, on: pool)
-                return Choice(selected.patterns, density: selected.density)
-            case .sparge(let prefill):
-                return Choice(
-                    try prefill.run(query: query, key: key, value: value, output: output, logSumExp: logSumExp, on: pool))
-            }
-        }
-
-        func callAsFunction(
-            query: Tensor<Float>, key: Tensor<Float>, value: Tensor<Float>
-        ) throws -> (state: AttentionState, choice: Choice) {
-            switch self {
-            case .xAttention(let prefill):
-                let result = try prefill(query: query, key: key, value: value, keepsScores: true)
-                return (result.state, Choice(result.mask, scores: result.scores))
-            case .mInference(let prefill):
-                let result = try prefill(query: query, key: key, value: value)
-                return (result.state, Choice(result.patterns, density: result.density))
-            case .sparge(let prefill):
-                let result = try prefill(query: query, key: key, value: value)
-                return (result.state, Choice(result.mask))
+                (density, scores) = (own?.density ?? mask.density, own?.scores)
             }
         }
     }
 
-    /// One of each, with small blocks. The official mode pads 75 and 165 tokens by 15, or not at all.
+    /// One of each, with small blocks. The released mode pads 75 and 165 tokens by 15, or not at all.
     enum Case: String, CaseIterable, Sendable {
-        case xAttention, xAttentionOfficial, xAttentionUnpadded, mInference, sparge
+        case xAttention, xAttentionReleased, xAttentionUnpadded, mInference, sparge
 
-        func facade(_ shape: AttentionShape, _ set: InstructionSet? = nil) throws -> Facade {
+        func facade(_ shape: AttentionShape, _ set: InstructionSet? = nil) throws -> any PredictiveAttention {
+            var configuration = XAttentionConfiguration(stride: 5, blockSize: 15, keepsScores: true)
             switch self {
-            case .xAttention:
-                return .xAttention(
-                    try XAttentionPrefill(shape, stride: 5, threshold: 0.7, blockSize: 15, instructionSet: set))
-            case .xAttentionOfficial, .xAttentionUnpadded:
-                let chunkSize = self == .xAttentionOfficial ? 90 : 15
-                return .xAttention(
-                    try XAttentionPrefill(
-                        shape, stride: 5, threshold: 0.7, blockSize: 15, mode: .official(chunkSize: chunkSize),
-                        instructionSet: set))
+            case .xAttention: break
+            case .xAttentionReleased: configuration.mode = .released(chunkSize: 90)
+            case .xAttentionUnpadded: configuration.mode = .released(chunkSize: 15)
             case .mInference:
-                return .mInference(
-                    try MInferencePrefill(
-                        shape,
-                        heads: [
-                            .verticalSlash(vertical: 31, slash: 60), .blockSparse(topK: 2, blockSize: 16),
-                            .aShape(initial: 3, local: 20), .dense,
-                        ], forcedDistances: 10, instructionSet: set))
+                return try MInferencePrefill(
+                    shape,
+                    heads: [
+                        .verticalSlash(vertical: 31, slash: 60), .blockSparse(topK: 2, blockSize: 16),
+                        .aShape(initial: 3, local: 20), .dense,
+                    ], forcedDistances: 10, instructionSet: set)
             case .sparge:
-                return .sparge(
-                    try SpargeAttentionPrefill(
-                        shape, heads: [.keepRatio(0.3)], isCausal: true, queryBlockSize: 16, keyBlockSize: 8,
-                        instructionSet: set))
+                return try SpargeAttentionPrefill(
+                    shape, .init(isCausal: true, queryBlockSize: 16, keyBlockSize: 8), heads: [.keepRatio(0.3)],
+                    instructionSet: set)
             }
+            return try XAttentionPrefill(shape, configuration, threshold: 0.7, instructionSet: set)
         }
     }
 
@@ -178,14 +113,19 @@ struct FacadeViewTests {
     @Test(
         "padded rows of 16-bit elements in the order tokens, heads give the bits of tensors", arguments: Case.allCases,
         InstructionSet.available)
-    func bits(_ method: Case, _ set: InstructionSet) throws {
+    func bits(_ method: Case, _ set: InstructionSet) throws { try Self.expectSameBits(method.facade(Self.shape(), set)) }
+
+    static func expectSameBits(_ facade: some PredictiveAttention) throws {
         let operands = try Operands()
-        let facade = try method.facade(operands.shape, set)
         let wide: (query: Tensor<Float>, key: Tensor<Float>, value: Tensor<Float>) = (
             operands.query.converted(), operands.key.converted(), operands.value.converted()
         )
         let expected = try facade(query: wide.query, key: wide.key, value: wide.value)
-        #expect(expected.choice.density < 0.9)
+        let choice = try Choice(expected.selected)
+        #expect(choice.density < 0.9)
+        var reused = try Tensor<Float>(expected.state.output.shape) { _ in .nan }
+        #expect(try Choice(facade.run(query: wide.query, key: wide.key, value: wide.value, into: &reused)) == choice)
+        #expect(reused == expected.state.output)
 
         // Gaps of the inputs hold NaN, so that reading one shows, and gaps of the output a guard, so that writing one does.
         let query = try Strided(operands.query, filler: BFloat16(Float.nan))
@@ -197,27 +137,31 @@ struct FacadeViewTests {
                 heads: operands.shape.queryHeads, tokens: operands.shape.queryLength, channels: operands.shape.valueDim,
                 filler: 12345.678)
             var logSumExp = [Float](repeating: .nan, count: expected.state.logSumExp.count)
-            let choice = try facade.run(
+            let selected = try facade.run(
                 query: query.view(), key: key.view(), value: value.view(),
                 output: MutableTensorView(output.elements.mutableSpan, geometry: wanted.geometry),
                 logSumExp: logSumExp.mutableSpan, on: pool)
             #expect(output.elements.map(\.bitPattern) == wanted.elements.map(\.bitPattern))
             #expect(logSumExp.map(\.bitPattern) == expected.state.logSumExp.elements.map(\.bitPattern))
-            #expect(choice == expected.choice)
-            #expect(try facade.patterns(query: query.view(), key: key.view(), on: pool) == choice.patterns)
+            #expect(try Choice(selected) == choice)
+            #expect(try Choice(facade.select(query: query.view(), key: key.view(), on: pool)) == choice)
         }
-        #expect(try facade.patterns(query: wide.query, key: wide.key) == expected.choice.patterns)
-        if case .xAttention(let prefill) = facade {
-            #expect(try prefill.scores(query: query.view(), key: key.view()) == expected.choice.scores)
+        let selected = try facade.select(query: wide.query, key: wide.key)
+        #expect(try Choice(selected) == choice)
+        let state = try facade.attention(over: selected)(query: wide.query, key: wide.key, value: wide.value)
+        #expect(state == expected.state)
+        if let prefill = facade as? XAttentionPrefill {
+            #expect(try prefill.scores(query: query.view(), key: key.view()) == choice.scores)
         }
     }
 
     @Test(
         "an operand of other extents is named, and nothing is written", arguments: Case.allCases,
         ["query", "key", "value", "output", "logSumExp"])
-    func errors(_ method: Case, _ operand: String) throws {
+    func errors(_ method: Case, _ operand: String) throws { try Self.expectErrors(method.facade(Self.shape()), operand) }
+
+    static func expectErrors(_ facade: some PredictiveAttention, _ operand: String) throws {
         let operands = try Operands()
-        let facade = try method.facade(operands.shape)
         let query = try Strided(operands.query, filler: .zero)
         let key = try Strided(operands.key, filler: .zero)
         let value = try Strided(operands.value, filler: .zero)
@@ -238,15 +182,16 @@ struct FacadeViewTests {
             #expect(output.elements.allSatisfy { $0 == 7 } && logSumExp.allSatisfy { $0 == 7 })
             if operand == "query" || operand == "key" {
                 expectError(.invalidShape, operand) {
-                    _ = try facade.patterns(query: query.view(changed("query")), key: key.view(changed("key")))
+                    _ = try facade.select(query: query.view(changed("query")), key: key.view(changed("key")), on: .shared)
                 }
             }
         }
     }
 
     @Test("tensors of a rank that is no operand's are named", arguments: Case.allCases)
-    func ranks(_ method: Case) throws {
-        let facade = try method.facade(Self.shape())
+    func ranks(_ method: Case) throws { try Self.expectRanks(method.facade(Self.shape())) }
+
+    static func expectRanks(_ facade: some PredictiveAttention) throws {
         let operands = try Operands()
         let (query, key) = (operands.query.converted(to: Float.self), operands.key.converted(to: Float.self))
         let value = operands.value.converted(to: Float.self)
@@ -261,17 +206,40 @@ struct FacadeViewTests {
         let shape = try AttentionShape(queryLength: 300, keyLength: 300, queryHeads: 2, kvHeads: 1, headDim: 16)
         let query = try Tensor<Float>.normal([2, 300, 16], seed: 1)
         let key = try Tensor<Float>.normal([1, 300, 16], seed: 2)
-        let xattention = try XAttentionPrefill(shape, threshold: 0.6, blockSize: 32)
+        let xattention = try XAttentionPrefill(shape, .init(blockSize: 32, keepsScores: true), threshold: 0.6)
         let minference = try MInferencePrefill(shape, heads: [.verticalSlash(vertical: 40, slash: 110)])
-        let sparge = try SpargeAttentionPrefill(shape, isCausal: true, queryBlockSize: 32, keyBlockSize: 32)
+        let sparge = try SpargeAttentionPrefill(shape, .init(isCausal: true, queryBlockSize: 32, keyBlockSize: 32))
         var output = try Tensor<Float>([2, 300, 16]) { _ in .nan }
 
-        let selected = try xattention.run(query: query, key: key, value: key, into: &output, keepsScores: true)
+        let selected = try xattention.run(query: query, key: key, value: key, into: &output)
         let expected = try xattention(query: query, key: key, value: key)
         #expect(output == expected.state.output && selected.mask == expected.mask && selected.scores != nil)
         let patterns = try minference.run(query: query, key: key, value: key, into: &output).patterns
         #expect(output == (try minference(query: query, key: key, value: key)).state.output && patterns.count == 2)
         let mask = try sparge.run(query: query, key: key, value: key, into: &output)
         #expect(output == (try sparge(query: query, key: key, value: key)).state.output && mask.heads == 2)
+    }
+    /// Dense attention that is causal unless the first value is positive: a choice from values, and an operator of another kind.
+    struct ByValue: SelectiveAttention {
+        let shape: AttentionShape
+
+        func select<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
+            query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, on pool: WorkerPool
+        ) throws(SparseKernelsError) -> Bool { value[0, 0, 0].floatValue <= 0 }
+
+        func attention(over isCausal: Bool) throws(SparseKernelsError) -> DenseAttention {
+            try DenseAttention(shape, mask: isCausal ? .causal : .full)
+        }
+    }
+
+    @Test("a method may look at the values and bring its own operator", arguments: [1, -1] as [Float])
+    func ownMethods(_ first: Float) throws {
+        let shape = try AttentionShape(queryLength: 9, keyLength: 9, queryHeads: 2, kvHeads: 1, headDim: 8)
+        let query = try Tensor<Float>.normal([2, 9, 8], seed: 1)
+        let value = try Tensor<Float>([1, 9, 8]) { $0 == 0 ? first : 1 }
+        let result = try ByValue(shape: shape)(query: query, key: value, value: value)
+        #expect(result.selected == (first <= 0))
+        let dense = try DenseAttention(shape, mask: first > 0 ? .full : .causal)
+        #expect(try result.state == dense(query: query, key: value, value: value))
     }
 }

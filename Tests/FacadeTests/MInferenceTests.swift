@@ -233,7 +233,8 @@ struct MInferenceSearchTests {
             #expect(choice.measurements.count == 4)
             #expect(choice.winner.measure == choice.measurements.map(\.measure).min() && choice.head == choice.winner.head)
             for measurement in choice.measurements {
-                let patterns = try MInferencePrefill(shape, heads: [measurement.head]).patterns(query: query, key: key)
+                let patterns = try MInferencePrefill(shape, heads: [measurement.head]).patterns(
+                    query: query.view(), key: key.view())
                 let pairs = try BlockSparseAttention(single, heads: [patterns[head]], isCausal: true).visiblePairs
                 let slack =
                     if case .verticalSlash(_, VerticalSlashSelection.minimumSlash) = measurement.head { 2.0 } else { 1.0 }

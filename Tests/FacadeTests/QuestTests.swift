@@ -35,7 +35,7 @@ struct QuestTests {
                 let expected =
                     length <= budget
                     ? ReferencePageSelection.largest(scores.count, of: scores)
-                    : rule == .kernel
+                    : rule == .releasedKernels
                         ? ReferencePageSelection.questKernel(scores, pageSize: 16, tokenBudget: budget)
                         : ReferencePageSelection.questAccuracy(scores, length: length, pageSize: 16, tokenBudget: budget)
                 // Products of 64 terms of about 1: far below this.
@@ -116,7 +116,7 @@ struct QuestTests {
         #expect(budgets.count >= 2)
         for budget in budgets {
             let quest = try QuestDecode(
-                queryHeads: query.shape[0], configuration: cache.configuration, tokenBudget: budget, rule: .accuracyCode,
+                queryHeads: query.shape[0], configuration: cache.configuration, tokenBudget: budget, rule: .releasedEvaluation,
                 denseLayers: 0)
             let selection = try #require(
                 try quest.select(query: query.view(), cache: cache, sequences: [sequence], layer: 0))

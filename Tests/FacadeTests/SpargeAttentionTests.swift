@@ -38,7 +38,7 @@ struct SpargeAttentionTests {
     /// are off by less than 4ε while unit rows come from rows longer than 1/(4X).
     static func expectMatchesOracle(_ operands: Operands, _ prefill: SpargeAttentionPrefill) throws {
         let shape = operands.shape
-        let mask = try prefill.mask(query: operands.query, key: operands.key)
+        let mask = try prefill.select(query: operands.query, key: operands.key)
         let largest = Double(max(operands.query.elements.map(abs).max() ?? 0, operands.key.elements.map(abs).max() ?? 0))
         let error = 40 * 0x1p-24 * largest * largest * Double(shape.headDim).squareRoot()
         var decided = 0
@@ -51,7 +51,7 @@ struct SpargeAttentionTests {
             let mean = ReferenceBlockPrediction.tokenMean(try operands.key.view(), head: kvHead)
             let keys = ReferenceBlockPrediction.blocks(
                 try operands.key.view(), head: kvHead, partition: prefill.grid.key,
-                subtracting: prefill.smoothsKeys ? mean : nil)
+                subtracting: prefill.configuration.smoothsKeys ? mean : nil)
             let queries = ReferenceBlockPrediction.blocks(
                 try operands.query.view(), head: head, partition: prefill.grid.query)
             for row in 0..<prefill.grid.blockRows {
@@ -75,13 +75,14 @@ struct SpargeAttentionTests {
                 try Self.expectMatchesOracle(
                     operands,
                     SpargeAttentionPrefill(
-                        operands.shape, heads: [head], isCausal: isCausal, queryBlockSize: 16, keyBlockSize: 8))
+                        operands.shape, .init(isCausal: isCausal, queryBlockSize: 16, keyBlockSize: 8), heads: [head]))
             }
             try Self.expectMatchesOracle(
                 operands,
                 SpargeAttentionPrefill(
-                    operands.shape, heads: [.recommended, .cdf, .keepRatio(1), .keepRatio(0.1)], isCausal: isCausal,
-                    queryBlockSize: 8, keyBlockSize: 16, smoothsKeys: false))
+                    operands.shape,
+                    .init(isCausal: isCausal, queryBlockSize: 8, keyBlockSize: 16, smoothsKeys: false),
+                    heads: [.recommended, .cdf, .keepRatio(1), .keepRatio(0.1)]))
         }
     }
 
@@ -89,8 +90,8 @@ struct SpargeAttentionTests {
     func attention(_ set: InstructionSet) throws {
         let operands = try Operands(queryLength: 90, keyLength: 130)
         let sparge = try SpargeAttentionPrefill(
-            operands.shape, heads: [.keepRatio(0.3)], isCausal: true, queryBlockSize: 16, keyBlockSize: 8,
-            keepsFirstColumn: true, instructionSet: set)
+            operands.shape, .init(isCausal: true, queryBlockSize: 16, keyBlockSize: 8, keepsFirstColumn: true),
+            heads: [.keepRatio(0.3)], instructionSet: set)
         let result = try sparge(query: operands.query, key: operands.key, value: operands.value)
         #expect(result.mask.density < 0.7 && result.mask.heads == 4)
         let reference = ReferenceAttention(operands.shape, mask: .causal)
@@ -168,12 +169,12 @@ struct SpargeAttentionTests {
         expect(.invalidArgument, "heads[0].keepRatio") {
             _ = try SpargeAttentionPrefill(operands.shape, heads: [.keepRatio(1.5)])
         }
-        expect(.invalidShape, "keyBlockSize") { _ = try SpargeAttentionPrefill(operands.shape, keyBlockSize: 0) }
+        expect(.invalidShape, "keyBlockSize") { _ = try SpargeAttentionPrefill(operands.shape, .init(keyBlockSize: 0)) }
         let longer = try AttentionShape(queryLength: 41, keyLength: 40, queryHeads: 4, kvHeads: 2, headDim: 16)
         #expect(throws: Never.self) { try SpargeAttentionPrefill(longer, isCausal: true) }
         let sparge = try SpargeAttentionPrefill(operands.shape)
-        expect(.invalidShape, "query") { _ = try sparge.mask(query: operands.key, key: operands.key) }
-        expect(.invalidShape, "key") { _ = try sparge.mask(query: operands.query, key: operands.query) }
+        expect(.invalidShape, "query") { _ = try sparge.select(query: operands.key, key: operands.key) }
+        expect(.invalidShape, "key") { _ = try sparge.select(query: operands.query, key: operands.query) }
         expect(.invalidShape, "value") {
             _ = try sparge(query: operands.query, key: operands.key, value: operands.query)
         }
@@ -186,7 +187,7 @@ struct SpargeAttentionTests {
         let operands = try Operands(queryLength: 160, keyLength: 160, queryHeads: 2, kvHeads: 1)
         let sample = try SpargeAttentionTuner.Sample(query: operands.query, key: operands.key, value: operands.value)
         let tuner = try SpargeAttentionTuner(
-            relativeL1: 0.2, pvRelativeL1: 0.25, isCausal: true, queryBlockSize: 16, keyBlockSize: 16)
+            .init(isCausal: true, queryBlockSize: 16, keyBlockSize: 16), relativeL1: 0.2, pvRelativeL1: 0.25)
         var reports: [SpargeAttentionTuner.Progress] = []
         let tuned = try tuner([sample]) { reports.append($0) }
         #expect(tuned.count == 2)
@@ -208,7 +209,7 @@ struct SpargeAttentionTests {
                 var heads = [SpargeAttentionHead](repeating: .dense, count: 2)
                 heads[head] = point.settings
                 let output = try SpargeAttentionPrefill(
-                    operands.shape, heads: heads, isCausal: true, queryBlockSize: 16, keyBlockSize: 16)(
+                    operands.shape, .init(isCausal: true, queryBlockSize: 16, keyBlockSize: 16), heads: heads)(
                         query: operands.query, key: operands.key, value: operands.value
                     ).state.output.elements
                 var (difference, magnitude) = (0.0, 0.0)
@@ -226,7 +227,8 @@ struct SpargeAttentionTests {
         let query = try Tensor<Float>.normal([1, 64, 8], seed: 4, scale: 0.01)
         let value = try Tensor<Float>.normal([1, 64, 8], seed: 5)
         let sample = try SpargeAttentionTuner.Sample(query: query, key: query, value: value)
-        let tuner = try SpargeAttentionTuner(relativeL1: 1e-4, pvRelativeL1: nil, queryBlockSize: 8, keyBlockSize: 8)
+        let tuner = try SpargeAttentionTuner(
+            .init(queryBlockSize: 8, keyBlockSize: 8), relativeL1: 1e-4, pvRelativeL1: nil)
         let tuned = try tuner([sample, sample])
         #expect(tuned.map(\.settings) == [.dense])
         #expect(tuned[0].points.map(\.sample) == [0, 1])

@@ -40,9 +40,9 @@ struct XAttentionTests {
             let work = try Workload(queryLength: queries, keyLength: keys)
             let threshold = 0.7
             let prefill = try XAttentionPrefill(
-                work.shape, stride: 4, threshold: threshold, blockSize: 16, isCausal: isCausal, precision: .float32,
+                work.shape, .init(stride: 4, blockSize: 16, isCausal: isCausal, precision: .float32), threshold: threshold,
                 instructionSet: set)
-            let mask = try prefill.mask(query: work.query, key: work.key)
+            let mask = try prefill.select(query: work.query, key: work.key).mask
             let exact = try ReferenceAntidiagonalScoring(work.shape, grid: prefill.grid, stride: 4)(
                 query: work.query.view(), key: work.key.view())
             let grid = prefill.grid
@@ -72,29 +72,31 @@ struct XAttentionTests {
         "is scoring, selection and block-sparse attention, one after the other", arguments: [ScoringPrecision.float32, .int6])
     func composition(_ precision: ScoringPrecision) throws {
         let work = try Workload(queryLength: 300, keyLength: 420, heads: 4, kvHeads: 2)
-        let prefill = try XAttentionPrefill(work.shape, stride: 8, threshold: 0.8, blockSize: 32, precision: precision)
-        let result = try prefill(query: work.query, key: work.key, value: work.value, keepsScores: true)
+        let configuration = XAttentionConfiguration(stride: 8, blockSize: 32, precision: precision, keepsScores: true)
+        let prefill = try XAttentionPrefill(work.shape, configuration, threshold: 0.8)
+        let result = try prefill(query: work.query, key: work.key, value: work.value)
         let scores = try AntidiagonalScoring(work.shape, grid: prefill.grid, stride: 8, precision: precision)(
             query: work.query, key: work.key)
         #expect(result.scores == scores)
-        #expect(prefill.scoredGrid == prefill.grid && prefill.precision == precision && prefill.stride == 8)
+        #expect(prefill.scoredGrid == prefill.grid && prefill.precision == precision && prefill.configuration == configuration)
         let mask = try BlockSelection(.topP(0.8), sinkBlocks: 1, recentBlocks: 1)(scores)
         #expect(result.mask == mask && result.density == mask.density)
         let state = try BlockSparseAttention(work.shape, mask: mask)(query: work.query, key: work.key, value: work.value)
         #expect(result.state == state)
-        #expect(try prefill(query: work.query, key: work.key, value: work.value).scores == nil)
+        let silent = try XAttentionPrefill(work.shape, .init(stride: 8, blockSize: 32, precision: precision), threshold: 0.8)
+        #expect(try silent(query: work.query, key: work.key, value: work.value).scores == nil)
     }
 
     @Test("per-head thresholds: every head as if alone; 1 is dense attention where no weight underflows")
     func perHead() throws {
         let work = try Workload(queryLength: 200, keyLength: 200, heads: 3, kvHeads: 3)
         let thresholds = [0, 0.6, 1]
-        let mixed = try XAttentionPrefill(work.shape, stride: 4, thresholds: thresholds, blockSize: 16)
+        let mixed = try XAttentionPrefill(work.shape, .init(stride: 4, blockSize: 16), thresholds: thresholds)
         #expect(mixed.thresholds == thresholds)
-        let mask = try mixed.mask(query: work.query, key: work.key)
+        let mask = try mixed.select(query: work.query, key: work.key).mask
         for (head, threshold) in thresholds.enumerated() {
-            let alone = try XAttentionPrefill(work.shape, stride: 4, threshold: threshold, blockSize: 16)
-                .mask(query: work.query, key: work.key)
+            let alone = try XAttentionPrefill(work.shape, .init(stride: 4, blockSize: 16), threshold: threshold)
+                .select(query: work.query, key: work.key).mask
             for row in 0..<13 { #expect(mask.columns(head: head, row: row) == alone.columns(head: head, row: row)) }
         }
         // Threshold 0 keeps sink and diagonal.
@@ -106,9 +108,11 @@ struct XAttentionTests {
         let work = try Workload(queryLength: 160, keyLength: 160)
         func rows(_ keepSink: Bool, _ keepRecent: Bool, minimum: Int = 1, isCausal: Bool = false) throws -> [Set<Int32>] {
             let mask = try XAttentionPrefill(
-                work.shape, stride: 4, threshold: 0, blockSize: 16, isCausal: isCausal, keepSink: keepSink,
-                keepRecent: keepRecent, minimumBlocks: minimum
-            ).mask(query: work.query, key: work.key)
+                work.shape,
+                .init(
+                    stride: 4, blockSize: 16, isCausal: isCausal, keepSink: keepSink, keepRecent: keepRecent,
+                    minimumBlocks: minimum), threshold: 0
+            ).select(query: work.query, key: work.key).mask
             return (0..<10).map { Set(mask.columns(head: 0, row: $0)) }
         }
         #expect(try rows(false, false).allSatisfy { $0.count == 1 })
@@ -123,11 +127,11 @@ struct XAttentionTests {
     @Test("new queries after cached keys keep what the whole prompt keeps there")
     func chunkedPrefill() throws {
         let work = try Workload(queryLength: 256, keyLength: 256)
-        let whole = try XAttentionPrefill(work.shape, stride: 4, blockSize: 16, precision: .float32)
-            .mask(query: work.query, key: work.key)
+        let configuration = XAttentionConfiguration(stride: 4, blockSize: 16, precision: .float32)
+        let whole = try XAttentionPrefill(work.shape, configuration).select(query: work.query, key: work.key).mask
         let tail = try Tensor<Float>([2, 64, 16]) { work.query[flat: $0 / 1024 * 4096 + 3072 + $0 % 1024] }
         let shape = try AttentionShape(queryLength: 64, keyLength: 256, queryHeads: 2, kvHeads: 1, headDim: 16)
-        let part = try XAttentionPrefill(shape, stride: 4, blockSize: 16, precision: .float32).mask(query: tail, key: work.key)
+        let part = try XAttentionPrefill(shape, configuration).select(query: tail, key: work.key).mask
         for head in 0..<2 {
             for row in 0..<4 { #expect(part.columns(head: head, row: row) == whole.columns(head: head, row: 12 + row)) }
         }
@@ -136,12 +140,13 @@ struct XAttentionTests {
     @Test("the same bits on 1, 2 and 7 threads, in every mode", arguments: InstructionSet.available)
     func threads(_ set: InstructionSet) throws {
         let work = try Workload(queryLength: 500, keyLength: 500, heads: 4, kvHeads: 2)
-        for mode in [XAttentionPrefill.Mode.clean, .official(chunkSize: 128)] {
-            let prefill = try XAttentionPrefill(work.shape, stride: 4, blockSize: 32, mode: mode, instructionSet: set)
-            let serial = try prefill(query: work.query, key: work.key, value: work.value, keepsScores: true, on: .serial)
+        for mode in [XAttentionConfiguration.Mode.clean, .released(chunkSize: 128)] {
+            let prefill = try XAttentionPrefill(
+                work.shape, .init(stride: 4, blockSize: 32, mode: mode, keepsScores: true), instructionSet: set)
+            let serial = try prefill(query: work.query, key: work.key, value: work.value, on: .serial)
             for threads in [2, 7] {
                 let pool = WorkerPool(threads: threads)
-                let result = try prefill(query: work.query, key: work.key, value: work.value, keepsScores: true, on: pool)
+                let result = try prefill(query: work.query, key: work.key, value: work.value, on: pool)
                 #expect(result.mask == serial.mask && result.state == serial.state && result.scores == serial.scores)
             }
         }
@@ -150,8 +155,8 @@ struct XAttentionTests {
     @Test("16-bit operands are widened exactly")
     func elementTypes() throws {
         let work = try Workload(queryLength: 100, keyLength: 120)
-        for mode in [XAttentionPrefill.Mode.clean, .official(chunkSize: 20)] {
-            let prefill = try XAttentionPrefill(work.shape, stride: 4, blockSize: 20, mode: mode)
+        for mode in [XAttentionConfiguration.Mode.clean, .released(chunkSize: 20)] {
+            let prefill = try XAttentionPrefill(work.shape, .init(stride: 4, blockSize: 20, mode: mode))
             let (query, key) = (work.query.converted(to: BFloat16.self), work.key.converted(to: Float16.self))
             let narrow = try prefill(query: query, key: key, value: work.value)
             let wide = try prefill(
@@ -160,7 +165,7 @@ struct XAttentionTests {
         }
     }
 
-    // MARK: - Official mode
+    // MARK: - Released mode
 
     /// The specification's vector: d = 2, stride 2, blocks of 4, 12 tokens padded to 16.
     static func vector(isCausal: Bool, threshold: Double, chunk: Int) throws -> (plan: XAttentionPrefill, scores: BlockScores) {
@@ -168,7 +173,7 @@ struct XAttentionTests {
         let key = try Tensor<Float>([1, 12, 2]) { Float((5 * ($0 / 2) + ($0 % 2 == 0 ? 1 : 3)) % 7 - 3) }
         let shape = try AttentionShape(queryLength: 12, keyLength: 12, queryHeads: 1, kvHeads: 1, headDim: 2)
         let prefill = try XAttentionPrefill(
-            shape, stride: 2, threshold: threshold, blockSize: 4, isCausal: isCausal, mode: .official(chunkSize: chunk))
+            shape, .init(stride: 2, blockSize: 4, isCausal: isCausal, mode: .released(chunkSize: chunk)), threshold: threshold)
         #expect(prefill.precision == .float32)
         return (prefill, try prefill.scores(query: query, key: key))
     }
@@ -201,21 +206,21 @@ struct XAttentionTests {
     }
 
     @Test(
-        "the official chunk",
+        "the released chunk",
         arguments: [
             (1, 2048), (2048, 2048), (2049, 4096), (8192, 8192), (16384, 16384), (16385, 8192), (65536, 4096), (65537, 2048),
             (1 << 20, 2048),
         ])
     func chunk(_ keyLength: Int, _ chunk: Int) {
-        #expect(XAttentionPrefill.officialChunkSize(keyLength: keyLength) == chunk)
+        #expect(XAttentionPrefill.releasedChunkSize(keyLength: keyLength) == chunk)
     }
 
-    @Test("the official mode computes what the oracle makes of padded operands", arguments: [true, false])
-    func officialScores(_ isCausal: Bool) throws {
+    @Test("the released mode computes what the oracle makes of padded operands", arguments: [true, false])
+    func releasedScores(_ isCausal: Bool) throws {
         for (queries, keys) in [(50, 50), (18, 50), (64, 64)] {
             let work = try Workload(queryLength: queries, keyLength: keys)
             let prefill = try XAttentionPrefill(
-                work.shape, stride: 4, blockSize: 16, isCausal: isCausal, mode: .official(chunkSize: 32))
+                work.shape, .init(stride: 4, blockSize: 16, isCausal: isCausal, mode: .released(chunkSize: 32)))
             let scores = try prefill.scores(query: work.query, key: work.key)
             func padded(_ tensor: Tensor<Float>, _ tokens: Int) throws -> Tensor<Float> {
                 let (length, width) = (tensor.shape[1], tensor.shape[2])
@@ -246,28 +251,30 @@ struct XAttentionTests {
         }
         expectError(.invalidShape, "thresholds") { _ = try XAttentionPrefill(shape, thresholds: [0.5]) }
         for stride in [0, -4, 3, 256] {
-            expectError(.invalidArgument, "stride") { _ = try XAttentionPrefill(shape, stride: stride) }
+            expectError(.invalidArgument, "stride") { _ = try XAttentionPrefill(shape, .init(stride: stride)) }
         }
-        expectError(.invalidShape, "queryBlockSize") { _ = try XAttentionPrefill(shape, blockSize: 0) }
-        expectError(.invalidArgument, "norm") { _ = try XAttentionPrefill(shape, norm: 0) }
-        expectError(.invalidArgument, "minimumBlocks") { _ = try XAttentionPrefill(shape, minimumBlocks: -1) }
+        expectError(.invalidShape, "queryBlockSize") { _ = try XAttentionPrefill(shape, .init(blockSize: 0)) }
+        expectError(.invalidArgument, "norm") { _ = try XAttentionPrefill(shape, .init(norm: 0)) }
+        expectError(.invalidArgument, "minimumBlocks") { _ = try XAttentionPrefill(shape, .init(minimumBlocks: -1)) }
         expectError(.invalidArgument, "minimumBlocks") {
-            _ = try XAttentionPrefill(shape, mode: .official(chunkSize: 128), minimumBlocks: 2)
+            _ = try XAttentionPrefill(shape, .init(mode: .released(chunkSize: 128), minimumBlocks: 2))
         }
         for chunk in [0, -128, 100] {
-            expectError(.invalidArgument, "chunkSize") { _ = try XAttentionPrefill(shape, mode: .official(chunkSize: chunk)) }
+            expectError(.invalidArgument, "chunkSize") {
+                _ = try XAttentionPrefill(shape, .init(mode: .released(chunkSize: chunk)))
+            }
         }
         // Queries that do not start at a chunk: the released code would align them with the padded end.
-        expectError(.invalidShape, "queryLength") { _ = try XAttentionPrefill(shape, mode: .official(chunkSize: 128)) }
+        expectError(.invalidShape, "queryLength") { _ = try XAttentionPrefill(shape, .init(mode: .released(chunkSize: 128))) }
         let long = try AttentionShape(queryLength: 300, keyLength: 100, queryHeads: 2, kvHeads: 1, headDim: 8)
         #expect(throws: Never.self) { try XAttentionPrefill(long) }
-        expectError(.invalidShape, "queryLength") { _ = try XAttentionPrefill(long, isCausal: false, mode: .official()) }
+        expectError(.invalidShape, "queryLength") { _ = try XAttentionPrefill(long, .init(isCausal: false, mode: .released())) }
 
         let work = try Workload(queryLength: 100, keyLength: 300, headDim: 8)
-        for mode in [XAttentionPrefill.Mode.clean, .official(chunkSize: 40)] {
-            let prefill = try XAttentionPrefill(shape, stride: 4, blockSize: 20, mode: mode)
-            expectError(.invalidShape, "query") { _ = try prefill.mask(query: work.key, key: work.key) }
-            expectError(.invalidShape, "key") { _ = try prefill.mask(query: work.query, key: work.query) }
+        for mode in [XAttentionConfiguration.Mode.clean, .released(chunkSize: 40)] {
+            let prefill = try XAttentionPrefill(shape, .init(stride: 4, blockSize: 20, mode: mode))
+            expectError(.invalidShape, "query") { _ = try prefill.select(query: work.key, key: work.key) }
+            expectError(.invalidShape, "key") { _ = try prefill.select(query: work.query, key: work.query) }
             expectError(.invalidShape, "value") {
                 _ = try prefill(query: work.query, key: work.key, value: work.query)
             }
@@ -296,7 +303,8 @@ struct XAttentionTests {
         let shape = try AttentionShape(
             queryLength: query.shape[1], keyLength: key.shape[1], queryHeads: query.shape[0], kvHeads: key.shape[0],
             headDim: query.shape[2])
-        let mask = try XAttentionPrefill(shape, precision: .float32, softmaxScale: 0.125).mask(query: query, key: key)
+        let mask = try XAttentionPrefill(shape, .init(precision: .float32, softmaxScale: 0.125))
+            .select(query: query, key: key).mask
         #expect(abs(mask.density(head: 0) - 0.101) < 0.0005)
         #expect(abs(mask.density(head: 1) - 0.091) < 0.0005)
     }

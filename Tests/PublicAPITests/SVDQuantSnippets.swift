@@ -65,14 +65,14 @@ struct SVDQuantSnippets {
         try packed.write(to: checkpointPath)
 
         let checkpoint = try SafetensorsFile(path: checkpointPath)
-        let official = try SVDQuantLinear(nunchaku: checkpoint, prefix: "transformer_blocks.0.mlp_fc1", epilogue: .gelu)
-        let finer = try official.with(activation: .int8PerGroup)  // the same weights, activations of 8 bits
-        print(official.activation, finer.activation)  // int4 int8PerGroup
+        let released = try SVDQuantLinear(nunchaku: checkpoint, prefix: "transformer_blocks.0.mlp_fc1", epilogue: .gelu)
+        let finer = try released.with(activation: .int8PerGroup)  // the same weights, activations of 8 bits
+        print(released.activation, finer.activation)  // int4 int8PerGroup
 
-        #expect(official.activation == .int4 && finer.activation == .int8PerGroup)
+        #expect(released.activation == .int4 && finer.activation == .int8PerGroup)
 
         var writer = SafetensorsWriter()
-        try official.write(to: &writer, prefix: "blocks.0.up")
+        try released.write(to: &writer, prefix: "blocks.0.up")
         try styled.write(to: &writer, prefix: "blocks.1.up")
         let file = try SafetensorsFile(bytes: writer.encoded())
         let model = try SVDQuantLinear.layers(in: file).map { try SVDQuantLinear(file: file, prefix: $0).linear }

@@ -19,7 +19,7 @@ struct SpargeAttentionSnippets {
         print(result.state.output.shape, result.mask.density)
 
         // The mask alone, to use it more than once.
-        let mask = try sparge.mask(query: query, key: key)
+        let mask = try sparge.select(query: query, key: key)
         let state = try sparge.attention(over: mask)(query: query, key: key, value: value)
 
         var output = try Tensor<Float16>(zeros: [1000, 4, 64])  // [tokens, heads, channels]
@@ -40,7 +40,7 @@ struct SpargeAttentionSnippets {
         let shape = try AttentionShape(queryLength: 200, keyLength: 200, queryHeads: 1, kvHeads: 1, headDim: 16)
 
         let sample = try SpargeAttentionTuner.Sample(query: query, key: key, value: value)
-        let tuner = try SpargeAttentionTuner(relativeL1: 0.08, pvRelativeL1: 0.09, isCausal: true)
+        let tuner = try SpargeAttentionTuner(.init(isCausal: true), relativeL1: 0.08, pvRelativeL1: 0.09)
         let tuned = try tuner([sample]) { print($0.head, $0.evaluations, "of at most", $0.maximumEvaluations) }
         let attention = try SpargeAttentionPrefill(shape, heads: tuned.map(\.settings), isCausal: true)
 

@@ -134,14 +134,14 @@ struct TemporaryOperandTests {
         func value() throws -> Tensor<Float> { try Self.pattern([1, 256, 32], 3) }
         let xattention = try XAttentionPrefill(shape)
         #expect(try xattention(query: query(), key: key(), value: value()).state.output.shape == [2, 256, 32])
-        #expect(try xattention.mask(query: query(), key: key()).grid.blockRows == 2)
+        #expect(try xattention.select(query: query(), key: key()).mask.grid.blockRows == 2)
         let minference = try MInferencePrefill(shape)
-        #expect(try minference.patterns(query: query(), key: key()).count == 2)
+        #expect(try minference.select(query: query(), key: key()).patterns.count == 2)
         let duo = try DuoAttentionPrefill(shape, heads: [true])
         #expect(try duo(query: query(), key: key(), value: value()).output.shape == [2, 256, 32])
         let sparge = try SpargeAttentionPrefill(shape)
         let mask = try sparge.mask(query: sparge.querySummary(query()), key: sparge.keySummary(key()))
-        #expect(try mask == sparge.mask(query: query(), key: key()))
+        #expect(try mask == sparge.select(query: query(), key: key()))
         let scoring = try AntidiagonalScoring(shape, grid: BlockGrid(queryLength: 256, keyLength: 256, isCausal: true))
         #expect(try scoring.run(query: query(), key: key()).values == scoring(query: query(), key: key()).values)
     }

@@ -18,8 +18,8 @@ struct XAttentionSnippets {
         print(result.density <= 1)  // kept fraction of the causal blocks
 
         let later = try AttentionShape(queryLength: 300, keyLength: 1000, queryHeads: 4, kvHeads: 2, headDim: 64)
-        let chunk = try XAttentionPrefill(later, stride: 8, thresholds: [0.9, 0.8, 0.95, 0.9])
-        let mask = try chunk.mask(query: newQuery, key: key)
+        let chunk = try XAttentionPrefill(later, .init(stride: 8), thresholds: [0.9, 0.8, 0.95, 0.9])
+        let mask = try chunk.select(query: newQuery, key: key).mask
         print(mask.grid.blockRows, mask.grid.blockColumns)  // 3 8
 
         #expect(result.state.output.shape == [4, 1000, 64] && result.density <= 1)
@@ -59,7 +59,7 @@ struct XAttentionSnippets {
 
         var profile = try ThresholdProfile(queryHeads: 4, stride: 8)
         try profile.add(query: query, key: key)  // one text; the largest threshold over texts counts
-        let tuned = try XAttentionPrefill(shape, stride: 8, thresholds: profile.thresholds)
+        let tuned = try XAttentionPrefill(shape, .init(stride: 8), thresholds: profile.thresholds)
 
         var search = try MinimumThresholdSearch(heads: 4, maximumReductions: 4)
         let outcome = search(maximumEvaluations: 100) { thresholds in

@@ -53,7 +53,7 @@ final class DecodeStep {
         lengths = try cache.sequences.map { try cache.cache.length(of: $0) }
         output = try Tensor(zeros: [query.shape[0], query.shape[1], configuration.valueDim])
         attention = try PagedAttention(
-            queryHeads: query.shape[0], configuration: configuration, softmaxScale: softmaxScale,
+            queryHeads: query.shape[0], configuration: configuration, modifiers: .init(softmaxScale: softmaxScale),
             sharesPrefixes: sharesPrefixes, instructionSet: set)
         func pages(_ budget: Int) throws -> PageSelector {
             try PageSelector(

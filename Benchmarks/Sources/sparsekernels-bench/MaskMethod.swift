@@ -107,9 +107,11 @@ extension MaskMethod {
             return try planned([.dense])
         case .xattention:
             let prefill = try XAttentionPrefill(
-                shape, stride: options.stride, threshold: options.threshold, isCausal: isCausal,
-                mode: options.official ? .official() : .clean, precision: options.precision,
-                softmaxScale: modifiers.softmaxScale, instructionSet: set)
+                shape,
+                .init(
+                    stride: options.stride, isCausal: isCausal, mode: options.official ? .released() : .clean,
+                    precision: options.precision, softmaxScale: modifiers.softmaxScale),
+                threshold: options.threshold, instructionSet: set)
             let scores = try clock.time("score") { try prefill.scores(query: query, key: key, on: pool) }
             return try planned(heads(of: clock.time("select") { try prefill.mask(from: scores, on: pool) }))
         case .minference:
@@ -117,11 +119,11 @@ extension MaskMethod {
             let prefill = try MInferencePrefill(
                 shape, heads: [.verticalSlash(vertical: options.vertical, slash: options.slash)],
                 softmaxScale: modifiers.softmaxScale, instructionSet: set)
-            return try planned(clock.time("estimate") { try prefill.patterns(query: query, key: key, on: pool) })
+            return try planned(clock.time("estimate") { try prefill.patterns(query: query.view(), key: key.view(), on: pool) })
         case .sparge:
             let prefill = try SpargeAttentionPrefill(
-                shape, heads: [.keepRatio(options.ratio)], isCausal: isCausal, modifiers: modifiers, instructionSet: set)
-            let mask = try clock.time("estimate") { try prefill.mask(query: query, key: key, on: pool) }
+                shape, .init(isCausal: isCausal, modifiers: modifiers), heads: [.keepRatio(options.ratio)], instructionSet: set)
+            let mask = try clock.time("estimate") { try prefill.select(query: query, key: key, on: pool) }
             let plan = try clock.time("plan") { try prefill.attention(over: mask) }
             return Estimate(patterns: heads(of: mask), plan: plan)
         case .streaming, .duo:

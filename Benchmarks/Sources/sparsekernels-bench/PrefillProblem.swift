@@ -28,8 +28,11 @@ final class PrefillProblem {
 
         func prefill(_ problem: PrefillProblem, _ set: InstructionSet) throws -> XAttentionPrefill {
             try XAttentionPrefill(
-                problem.shape, stride: stride, threshold: threshold, isCausal: problem.grid.isCausal, precision: precision,
-                softmaxScale: problem.modifiers.softmaxScale, instructionSet: set)
+                problem.shape,
+                .init(
+                    stride: stride, isCausal: problem.grid.isCausal, precision: precision,
+                    softmaxScale: problem.modifiers.softmaxScale),
+                threshold: threshold, instructionSet: set)
         }
     }
 
@@ -163,7 +166,7 @@ final class PrefillProblem {
         _ configuration: Configuration, _ set: InstructionSet, _ pool: WorkerPool
     ) throws -> BlockMask {
         if let mask = floatMasks[configuration] { return mask }
-        let mask = try configuration.prefill(self, set).mask(query: query, key: key, on: pool)
+        let mask = try configuration.prefill(self, set).select(query: query, key: key, on: pool).mask
         floatMasks[configuration] = mask
         return mask
     }

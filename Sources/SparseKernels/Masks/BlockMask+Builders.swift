@@ -45,11 +45,11 @@ extension BlockMask {
     ///
     /// Causal: for row i, D = keyLength − queryLength and blocks of B tokens, the window is the `localBlocks` blocks that end
     /// with block ⌈D/B⌉ + i, where the diagonal ends in a *full* row of blocks. In a ragged last row the diagonal may end a
-    /// block earlier; the window then has a block less, as in the official code. If query and key blocks differ in size, the
-    /// window ends with block ⌈(D + (i + 1)·queryBlockSize) / keyBlockSize⌉ − 1, as in the official backward pass. With blocks
+    /// block earlier; the window then has a block less, as in the released code. If query and key blocks differ in size, the
+    /// window ends with block ⌈(D + (i + 1)·queryBlockSize) / keyBlockSize⌉ − 1, as in the released backward pass. With blocks
     /// of variable sizes, which have no such nominal end, it ends with the block of the row's last query.
     ///
-    /// Not causal: the window is the last `localBlocks` key blocks of the *sequence*, the same for all rows, as in the official
+    /// Not causal: the window is the last `localBlocks` key blocks of the *sequence*, the same for all rows, as in the released
     /// code. For a window around each row use `slidingWindow` or `dilated`.
     ///
     /// Streaming counted in tokens is `HeadPattern.streaming`, or `aShape` as a mask.

@@ -28,7 +28,7 @@ extension BlockMask {
     /// Keeps the blocks with a key below `sinkTokens`, or one of the `localTokens` keys that end at the query's own position.
     ///
     /// This is the A-shape of MInference (arXiv 2407.02490, section 3.2; `streaming_forward`, with its defaults of 128 and
-    /// 3968). The official kernel hides the other tokens of the blocks; for that use `HeadPattern.streaming(sink:local:)`.
+    /// 3968). The released kernel hides the other tokens of the blocks; for that use `HeadPattern.streaming(sink:local:)`.
     /// - Throws: `.invalidArgument` for a grid that is not causal, a negative sink or a window below 1.
     /// - Complexity: O(rows + kept blocks).
     public static func aShape(
@@ -48,7 +48,7 @@ extension BlockMask {
     /// Keeps the blocks with a listed key (a vertical) or a listed distance from query to key (a slash).
     ///
     /// This is the vertical-slash pattern of MInference (arXiv 2407.02490, section 3.2), as the cover of the lines themselves.
-    /// The official index rounds diagonals to runs of 64 keys that start anywhere and keeps single keys between them: see
+    /// The released index rounds diagonals to runs of 64 keys that start anywhere and keeps single keys between them: see
     /// ``VerticalSlashIndex``, whose `blockCover` may have more blocks.
     ///
     /// - Parameters:

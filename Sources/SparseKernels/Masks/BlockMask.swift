@@ -140,25 +140,25 @@ public struct BlockMask: Hashable, Sendable {
 package func fraction(_ kept: Int, of total: Int) -> Double { total == 0 ? 1 : Double(kept) / Double(total) }
 
 /// Writes a mask row by row: call `keep` in ascending order, then `endRow`, for every row of every head.
-struct BlockMaskBuilder {
+package struct BlockMaskBuilder {
     let grid: BlockGrid
     let heads: Int
     private var rowOffsets = [0]
     private var columnIndices: [Int32] = []
 
-    init(grid: BlockGrid, heads: Int) {
+    package init(grid: BlockGrid, heads: Int) {
         self.grid = grid
         self.heads = heads
         rowOffsets.reserveCapacity(heads * grid.blockRows + 1)
     }
 
-    mutating func keep(_ column: Int) { columnIndices.append(Int32(truncatingIfNeeded: column)) }
+    package mutating func keep(_ column: Int) { columnIndices.append(Int32(truncatingIfNeeded: column)) }
 
-    mutating func keep(_ columns: Range<Int>) { for column in columns { keep(column) } }
+    package mutating func keep(_ columns: Range<Int>) { for column in columns { keep(column) } }
 
-    mutating func endRow() { rowOffsets.append(columnIndices.count) }
+    package mutating func endRow() { rowOffsets.append(columnIndices.count) }
 
-    var mask: BlockMask {
+    package var mask: BlockMask {
         precondition(rowOffsets.count == heads * grid.blockRows + 1, "a mask needs every row of every head")
         return BlockMask(unchecked: grid, heads: heads, rowOffsets: rowOffsets, columnIndices: columnIndices)
     }

@@ -133,7 +133,7 @@ public struct VerticalSlashIndex: Hashable, Sendable {
     }
 }
 
-/// Merges the lines of one block of queries after the other, as the official kernel does with one thread per block.
+/// Merges the lines of one block of queries after the other, as the released kernel does with one thread per block.
 private struct VerticalSlashBuilder {
     let lines: VerticalSlashLines
     let blockSize: Int

@@ -61,7 +61,7 @@ public enum TopP {
     }
 
     /// Throws unless `mass` is a fraction.
-    static func checkMass(_ mass: Double, named name: @autoclosure () -> String) throws(SparseKernelsError) {
+    package static func checkMass(_ mass: Double, named name: @autoclosure () -> String) throws(SparseKernelsError) {
         try require(mass >= 0 && mass <= 1, .invalidArgument, name(), expected: "within 0...1", actual: "\(mass)")
     }
 

@@ -23,8 +23,8 @@ struct PagedAttentionErrorsTests {
         ) {
             AttentionErrorsTests.expectError(code, argument, sourceLocation: sourceLocation) {
                 _ = try PagedAttention(
-                    queryHeads: queryHeads, configuration: configuration, mask: mask, softmaxScale: softmaxScale,
-                    logitsSoftCap: logitsSoftCap, instructionSet: set)
+                    queryHeads: queryHeads, configuration: configuration, mask: mask,
+                    modifiers: .init(softmaxScale: softmaxScale, logitsSoftCap: logitsSoftCap), instructionSet: set)
             }
         }
         for heads in [0, -2, 1, 3, Int.min] { expect(.invalidShape, "queryHeads", queryHeads: heads) }

@@ -66,8 +66,9 @@ final class PagedAttentionFixture {
         aliBiForm: AliBiForm = .signed, sharesPrefixes: Bool = true, _ set: InstructionSet = .portable
     ) throws -> PagedAttention {
         try PagedAttention(
-            queryHeads: queryHeads, configuration: cache.configuration, mask: mask, logitsSoftCap: logitsSoftCap,
-            aliBiSlopes: aliBiSlopes, aliBiForm: aliBiForm, sharesPrefixes: sharesPrefixes, instructionSet: set)
+            queryHeads: queryHeads, configuration: cache.configuration, mask: mask,
+            modifiers: .init(logitsSoftCap: logitsSoftCap, aliBiSlopes: aliBiSlopes, aliBiForm: aliBiForm),
+            sharesPrefixes: sharesPrefixes, instructionSet: set)
     }
 
     // MARK: - Exact results
@@ -106,16 +107,16 @@ final class PagedAttentionFixture {
         let slots = positions.map { rows.slots[$0] }
         let keys = positions.map { rows.keys[$0] }
         let values = positions.map { rows.values[$0] }
-        let (scale, cap) = (Double(attention.softmaxScale), attention.logitsSoftCap)
+        let (scale, cap) = (Double(attention.softmaxScale), attention.modifiers.logitsSoftCap)
         let unit = TokenErrorBound.scoreUnit(headDim: query.count)
         var scores = ReferencePagedAttention.scores(
             query: query, keys: keys, softmaxScale: scale, logitsSoftCap: cap.map { Double($0) })
         var bounds = TokenErrorBound.scores(query: query, scale: scale, key: key, keys: keys, slots: slots)
         let plain = scores
-        if let slope = attention.aliBiSlopes?[head] {
+        if let slope = attention.modifiers.aliBiSlopes?[head] {
             for (index, token) in positions.enumerated() {
                 let distance = Double(token - position)
-                let term = Double(slope) * (attention.aliBiForm == .symmetric ? -abs(distance) : distance)
+                let term = Double(slope) * (attention.modifiers.aliBiForm == .symmetric ? -abs(distance) : distance)
                 scores[index] += term
                 // The sum is rounded once.
                 bounds[index] += AttentionErrorBound.unitRoundoff * (abs(term) + abs(scores[index]))

@@ -219,7 +219,8 @@ struct PagedAttentionMaskTests {
         let configuration = try KVCacheConfiguration(kvHeads: 1, headDim: 8, pageCapacity: 1)
         func expect(_ code: SparseKernelsError.Code, _ argument: String, _ mask: KVMask = .causal, _ slopes: [Float]? = nil) {
             AttentionErrorsTests.expectError(code, argument) {
-                _ = try PagedAttention(queryHeads: 2, configuration: configuration, mask: mask, aliBiSlopes: slopes)
+                _ = try PagedAttention(
+                    queryHeads: 2, configuration: configuration, mask: mask, modifiers: .init(aliBiSlopes: slopes))
             }
         }
         expect(.invalidArgument, "mask.left", .window(left: -2, right: 1))

@@ -193,7 +193,7 @@ struct QuantizedCacheTests {
         let (cache, sequence) = try Self.cache(keys: keys, values: values, keyFormat: format, valueFormat: format, set)
         func attend(_ cap: Float?) throws -> AttentionState {
             try PagedAttention(
-                queryHeads: 3, configuration: cache.configuration, logitsSoftCap: cap, instructionSet: set)(
+                queryHeads: 3, configuration: cache.configuration, modifiers: .init(logitsSoftCap: cap), instructionSet: set)(
                     query: query, cache: cache, sequences: [sequence])
         }
         let free = try attend(nil)

@@ -8,17 +8,18 @@ struct LowRankSplitTests {
     private static func oracle(
         _ split: LowRankSplit, _ layer: OutlierLayer, codes: ClosedRange<Double> = -7...7
     ) throws -> ReferenceSVDQuant.Split {
-        let group = split.weightFormat.groupSize ?? layer.weight.shape[1]
+        let group = split.configuration.weightFormat.groupSize ?? layer.weight.shape[1]
         return ReferenceSVDQuant.split(
-            layer.weight.rows, inputs: layer.inputs.rows, rank: split.rank, iterations: split.iterations, groupSize: group,
-            rounding: rounding(to: split.scaleType)
+            layer.weight.rows, inputs: layer.inputs.rows, rank: split.configuration.rank,
+            iterations: split.configuration.iterations, groupSize: group,
+            rounding: rounding(to: split.configuration.scaleType)
         ) { ReferenceSVDQuant.roundedActivations($0, groupSize: group, codes: codes) }
     }
 
     @Test("iterations have the oracle's errors", arguments: [ElementType.float32, .float16, .bfloat16])
     func errors(_ type: ElementType) throws {
         let layer = try OutlierLayer(40, 96, tokens: 30, seed: 3)
-        let split = try LowRankSplit(rank: 6, iterations: 5, stopsEarly: true, method: .full, scaleType: type)
+        let split = try LowRankSplit(.init(rank: 6, iterations: 5, stopsEarly: true, method: .full, scaleType: type))
         let result = try split(layer.weight, calibration: layer.inputs)
         let expected = try Self.oracle(split, layer)
         #expect(result.errors.count == expected.errors.count)
@@ -32,7 +33,7 @@ struct LowRankSplitTests {
     @Test("a branch of full rank leaves nothing")
     func fullRank() throws {
         let layer = try OutlierLayer(7, 33, tokens: 9, seed: 4)
-        let result = try LowRankSplit(rank: 7, scaleType: .float32)(layer.weight, calibration: layer.inputs)
+        let result = try LowRankSplit(.init(rank: 7, scaleType: .float32))(layer.weight, calibration: layer.inputs)
         let scale = layer.weight.elements.map(abs).max() ?? 0
         // A product of 7 terms in single precision, and factors that are orthogonal to about the same precision.
         #expect(result.residual.elements.allSatisfy { abs($0) <= 64 * 0x1p-24 * 7 * scale })
@@ -42,7 +43,7 @@ struct LowRankSplitTests {
     func randomized(_ iterations: Int) throws {
         let layer = try OutlierLayer(64, 128, tokens: 40, seed: 5)
         let errors = try [SVDMethod.full, .randomized()].map { method in
-            let split = try LowRankSplit(rank: 8, iterations: iterations, method: method)
+            let split = try LowRankSplit(.init(rank: 8, iterations: iterations, method: method))
             return try #require(try split(layer.weight, calibration: layer.inputs).errors.min())
         }
         #expect(errors[1] <= 1.05 * errors[0])
@@ -51,18 +52,18 @@ struct LowRankSplitTests {
     @Test("without early stop all iterations run, and the best is kept")
     func allIterations() throws {
         let layer = try OutlierLayer(32, 64, tokens: 16, seed: 6)
-        let split = try LowRankSplit(rank: 4, iterations: 12, stopsEarly: false)
+        let split = try LowRankSplit(.init(rank: 4, iterations: 12, stopsEarly: false))
         let result = try split(layer.weight, calibration: layer.inputs)
         #expect(result.errors.count == 12)
         #expect(result.errors[result.keptIteration] == result.errors.min())
-        let stopped = try LowRankSplit(rank: 4, iterations: 12)(layer.weight, calibration: layer.inputs)
+        let stopped = try LowRankSplit(.init(rank: 4, iterations: 12))(layer.weight, calibration: layer.inputs)
         #expect(stopped.errors == Array(result.errors.prefix(stopped.errors.count)))
     }
 
     @Test("compensation starts from the error of plain rounding")
     func compensates() throws {
         let layer = try OutlierLayer(48, 64, tokens: 20, seed: 7)
-        let split = try LowRankSplit(rank: 3, compensates: true, scaleType: .float32)
+        let split = try LowRankSplit(.init(rank: 3, compensates: true, scaleType: .float32))
         let result = try split(layer.weight, calibration: layer.inputs)
         let quantized = layer.weight.rows.map { ReferenceSVDQuant.roundedWeights($0, groupSize: 64) }
         let factors = ReferenceSVDQuant.lowRankFactors(ReferenceSVDQuant.difference(layer.weight.rows, quantized), rank: 3)
@@ -77,8 +78,9 @@ struct LowRankSplitTests {
         let (parameters, smoothed) = (recorded.parameters, try recorded["out.weight_smoothed"])
         for (method, tolerance) in [(SVDMethod.full, 0.02), (.randomized(), 0.05)] {
             let split = try LowRankSplit(
-                rank: parameters.rank, iterations: parameters.iterations, stopsEarly: false, method: method,
-                activation: recorded.activation, scaleType: recorded.type, matchesOfficialRounding: true)
+                .init(
+                    rank: parameters.rank, iterations: parameters.iterations, stopsEarly: false, method: method,
+                    activation: recorded.activation, scaleType: recorded.type, roundsAsReleased: true))
             let result = try split(smoothed, calibration: recorded["out.x_smoothed"])
             for (error, expected) in zip(result.errors, parameters.errorHistory) {
                 #expect(abs(error - expected) <= tolerance * expected)
@@ -95,7 +97,7 @@ struct LowRankSplitTests {
         arguments: RecordedSplit.paths)
     func recordedCodes(_ path: String) throws {
         let recorded = try RecordedSplit(path)
-        let split = try LowRankSplit(rank: recorded.parameters.rank, scaleType: recorded.type, matchesOfficialRounding: true)
+        let split = try LowRankSplit(.init(rank: recorded.parameters.rank, scaleType: recorded.type, roundsAsReleased: true))
         let residual = try split.residual(
             of: recorded["out.weight_smoothed"], down: recorded["out.lora_down"], up: recorded["out.lora_up"])
         let expected = try recorded["out.residual"]
@@ -111,7 +113,7 @@ struct LowRankSplitTests {
     @Test("results are the same bits on any number of threads")
     func threads() throws {
         let layer = try OutlierLayer(300, 260, tokens: 70, seed: 8)
-        let split = try LowRankSplit(rank: 8, iterations: 3)
+        let split = try LowRankSplit(.init(rank: 8, iterations: 3))
         let results = try [1, 2, 7].map { try split(layer.weight, calibration: layer.inputs, on: WorkerPool(threads: $0)) }
         for result in results.dropFirst() {
             #expect(result.residual.bits == results[0].residual.bits && result.down.bits == results[0].down.bits)
@@ -121,7 +123,7 @@ struct LowRankSplitTests {
 
     @Test("a weight of zeros splits into zeros")
     func zeros() throws {
-        let result = try LowRankSplit(rank: 3)(Tensor(zeros: [5, 70]), calibration: .normal([4, 70], seed: 9))
+        let result = try LowRankSplit(.init(rank: 3))(Tensor(zeros: [5, 70]), calibration: .normal([4, 70], seed: 9))
         #expect((result.down.elements + result.up.elements + result.residual.elements).allSatisfy { $0.isFinite })
         #expect(result.up.elements.allSatisfy { $0 == 0 } && result.residual.elements.allSatisfy { $0 == 0 })
         #expect(result.errors == [0])
@@ -133,15 +135,15 @@ struct LowRankSplitTests {
             let error = #expect(throws: SparseKernelsError.self, performing: body)
             #expect(error?.code == code && error?.argument == argument, "\(String(describing: error))")
         }
-        fails(.invalidArgument, "rank") { _ = try LowRankSplit(rank: 0) }
-        fails(.invalidArgument, "rank") { _ = try LowRankSplit(rank: 1025) }
-        fails(.invalidArgument, "iterations") { _ = try LowRankSplit(iterations: 0) }
-        fails(.invalidArgument, "oversampling") { _ = try LowRankSplit(method: .randomized(oversampling: -1)) }
-        fails(.invalidElementType, "scaleType") { _ = try LowRankSplit(scaleType: .float64) }
+        fails(.invalidArgument, "rank") { _ = try LowRankSplit(.init(rank: 0)) }
+        fails(.invalidArgument, "rank") { _ = try LowRankSplit(.init(rank: 1025)) }
+        fails(.invalidArgument, "iterations") { _ = try LowRankSplit(.init(iterations: 0)) }
+        fails(.invalidArgument, "oversampling") { _ = try LowRankSplit(.init(method: .randomized(oversampling: -1))) }
+        fails(.invalidElementType, "scaleType") { _ = try LowRankSplit(.init(scaleType: .float64)) }
         let layer = try OutlierLayer(8, 20, tokens: 5, seed: 11)
-        let split = try LowRankSplit(rank: 9)
+        let split = try LowRankSplit(.init(rank: 9))
         fails(.invalidArgument, "rank") { _ = try split(layer.weight, calibration: layer.inputs) }
-        let small = try LowRankSplit(rank: 2)
+        let small = try LowRankSplit(.init(rank: 2))
         fails(.invalidShape, "weight") { _ = try small(layer.weight, calibration: .normal([5, 19], seed: 1)) }
         var bad = layer.weight
         bad[flat: 3] = .nan

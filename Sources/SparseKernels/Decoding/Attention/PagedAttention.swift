@@ -27,14 +27,10 @@ public struct PagedAttention: Sendable {
     public let queryHeads: Int
     public let configuration: KVCacheConfiguration
     public let mask: KVMask
-    /// Factor on q·k.
+    /// How scores become probabilities.
+    public let modifiers: ScoreModifiers
+    /// Factor on q·k: that of the modifiers, or 1/√headDim.
     public let softmaxScale: Float
-    /// Bound of the scores; nil is off.
-    public let logitsSoftCap: Float?
-    /// One ALiBi slope per query head; nil is off.
-    public let aliBiSlopes: [Float]?
-    /// The distance that the slopes multiply.
-    public let aliBiForm: AliBiForm
     /// Whether pages that several sequences share are attended for all of them at once. That is done in whole chunks of 1024
     /// tokens, under the causal mask and without a selection.
     public let sharesPrefixes: Bool
@@ -51,34 +47,25 @@ public struct PagedAttention: Sendable {
     ///   - queryHeads: a multiple of the cache's `kvHeads`.
     ///   - configuration: the configuration of the caches.
     ///   - mask: the tokens that a query attends.
-    ///   - softmaxScale: factor on q·k; 1/√headDim unless given.
-    ///   - logitsSoftCap: the cap in cap·tanh(score/cap), as in Gemma; nil is off.
-    ///   - aliBiSlopes: one slope per query head. After the cap, slope·(j − t) is added to the score of token j for query t;
-    ///     nil is off.
-    ///   - aliBiForm: `.symmetric` adds −slope·|j − t|, which differs for masks that show tokens after a query.
+    ///   - modifiers: how scores become probabilities. The forms of ALiBi differ for masks that show tokens after a query.
     ///   - sharesPrefixes: whether pages that several sequences of a call share are read once for all of them.
     ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
     /// - Throws: `.invalidShape` when `queryHeads` is not a multiple of `kvHeads` or slopes are not one per query head,
     ///   `.invalidArgument` for a scale, cap, slope or mask out of range, `.unsupportedInstructionSet`.
     public init(
-        queryHeads: Int, configuration: KVCacheConfiguration, mask: KVMask = .causal, softmaxScale: Float? = nil,
-        logitsSoftCap: Float? = nil, aliBiSlopes: [Float]? = nil, aliBiForm: AliBiForm = .signed, sharesPrefixes: Bool = true,
-        instructionSet: InstructionSet? = nil
+        queryHeads: Int, configuration: KVCacheConfiguration, mask: KVMask = .causal,
+        modifiers: ScoreModifiers = ScoreModifiers(), sharesPrefixes: Bool = true, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         try require(
             queryHeads >= 1 && queryHeads % configuration.kvHeads == 0, .invalidShape, "queryHeads",
             expected: "a multiple of kvHeads (\(configuration.kvHeads))", actual: "\(queryHeads)")
-        try ScoreModifiers(
-            softmaxScale: softmaxScale, logitsSoftCap: logitsSoftCap, aliBiSlopes: aliBiSlopes, aliBiForm: aliBiForm
-        ).validate(queryHeads: queryHeads)
+        try modifiers.validate(queryHeads: queryHeads)
         try mask.validate()
         self.queryHeads = queryHeads
         self.configuration = configuration
         self.mask = mask
-        self.softmaxScale = softmaxScale ?? 1 / Float(configuration.headDim).squareRoot()
-        self.logitsSoftCap = logitsSoftCap
-        self.aliBiSlopes = aliBiSlopes
-        self.aliBiForm = aliBiForm
+        self.modifiers = modifiers
+        softmaxScale = modifiers.softmaxScale ?? 1 / Float(configuration.headDim).squareRoot()
         self.sharesPrefixes = sharesPrefixes
         self.instructionSet = try InstructionSet.resolve(instructionSet)
         kernels = self.instructionSet.kernels

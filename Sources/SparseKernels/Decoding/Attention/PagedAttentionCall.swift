@@ -161,7 +161,7 @@ struct PagedAttentionCall {
         }
         let slots = (scratch + layout.slots).assumingMemoryBound(to: Int32.self)
         group.list.writeSlots(first..<first + entries, from: step.source, to: slots)
-        let aliBi = plan.aliBiSlopes.map {
+        let aliBi = plan.modifiers.aliBiSlopes.map {
             linearBiases($0, group, entries: first..<first + entries, step.source, scratch: scratch, layout)
         }
         let row = group.kvHead * batch.rowsPerHead + group.rows.lowerBound
@@ -170,7 +170,7 @@ struct PagedAttentionCall {
             key: storage.keyOperand(layer: layer, head: group.kvHead),
             value: storage.valueOperand(layer: layer, head: group.kvHead), slots: slots, count: entries,
             query: step.queries + row * configuration.headDim, queryStride: configuration.headDim, rows: group.rows.count,
-            visible: UnsafePointer(visible), softmaxScale: plan.softmaxScale, logitsSoftCap: plan.logitsSoftCap ?? 0,
+            visible: UnsafePointer(visible), softmaxScale: plan.softmaxScale, logitsSoftCap: plan.modifiers.logitsSoftCap ?? 0,
             aliBi: aliBi, records: step.records + record * step.recordStride, recordStride: step.recordStride,
             scratch: scratch + layout.kernel)
         plan.kernels.attendTokens(&arguments)
@@ -192,7 +192,8 @@ struct PagedAttentionCall {
             rowSlopes[index] = slopes[group.kvHead * plan.group + place.head]
         }
         return TokenAliBi(
-            slopes: rowSlopes, rowPositions: rowPositions, positions: positions, isSymmetric: plan.aliBiForm == .symmetric)
+            slopes: rowSlopes, rowPositions: rowPositions, positions: positions,
+            isSymmetric: plan.modifiers.aliBiForm == .symmetric)
     }
 
     // MARK: - Rows

@@ -31,13 +31,13 @@ public struct KVCacheConfiguration: Hashable, Sendable {
     ///   - valueDim: channels of a value, 1…256; `headDim` unless given.
     ///   - pageSize: 16, 32, 64 or 128 tokens.
     ///   - pageCapacity: pages of the pool. Memory is reserved at once; the system provides it when a page is first written.
-    ///   - format: the format of keys, and of values unless `valueFormat` is given.
-    ///   - valueFormat: the format of values.
-    ///   - quantization: the meaning of quantised codes; `.zeroPoint` is the published rule of QServe and LServe.
-    ///   - metadata: the metadata to store per logical page.
-    ///   - keepsKeyEstimates: whether an INT4 copy of the keys is stored. INT4 keys are their own estimates.
-    /// - Throws: `.invalidShape` for extents out of range or a pool that does not fit the address space, `.invalidArgument` for
-    ///   a page size or logical page size that is not supported, `.invalidElementType` for a metadata format that is not.
+    ///   - format: of keys, and of values unless `valueFormat` is given.
+    ///   - valueFormat: of values.
+    ///   - quantization: what the codes of quantised formats stand for; `.zeroPoint` is the released rule of QServe and LServe.
+    ///   - metadata: kept per logical page.
+    ///   - keepsKeyEstimates: whether an INT4 copy of the keys is kept. INT4 keys are their own estimates and need none.
+    /// - Throws: `.invalidShape` for extents out of range or a pool that does not fit the address space, `.invalidArgument` for a
+    ///   page size or logical page size that is not supported, `.invalidElementType` for a metadata format that is not.
     public init(
         layers: Int = 1, kvHeads: Int, headDim: Int, valueDim: Int? = nil, pageSize: Int = 64, pageCapacity: Int,
         format: KVFormat = .float16, valueFormat: KVFormat? = nil, quantization: KVQuantization = .minimum,

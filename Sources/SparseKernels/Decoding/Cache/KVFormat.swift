@@ -44,7 +44,7 @@ public enum KVQuantization: String, Sendable, CaseIterable {
     ///
     /// The zero point is stored in half precision, which has 11 bits. With 8-bit codes, rows whose distance from 0 is more than
     /// about eight times their range thus lose precision, at worst all of it: a row of 300…301 is stored as one value. The
-    /// official kernel masks codes to their bits where this clamps, which differs where rounding of s and z pushes a value
+    /// released kernel masks codes to their bits where this clamps, which differs where rounding of s and z pushes a value
     /// beyond the last code.
     case zeroPoint
 

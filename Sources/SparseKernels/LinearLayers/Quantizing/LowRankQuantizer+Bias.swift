@@ -42,7 +42,7 @@ extension LowRankQuantizer {
         return try Tensor([rows]) { Float(Double(bias?.span[$0] ?? 0) - sums[$0] * Double(shift)) }
     }
 
-    /// The bias that the official code stores: b − W·shift + up · (down · shift), in `Double`; nil without bias and shift.
+    /// The bias that the released code stores: b − W·shift + up · (down · shift), in `Double`; nil without bias and shift.
     ///
     /// It undoes the shift exactly where the residual W − up · down is not rounded. A running layer has a rounded residual and
     /// needs ``correctedBias(_:residual:smooth:shift:on:)``, which this quantiser uses.

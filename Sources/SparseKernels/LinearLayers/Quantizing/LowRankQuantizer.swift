@@ -33,15 +33,15 @@ public struct LowRankQuantizer: Sendable {
         public var weightFormat = WeightFormat.svdQuantInt4
         public var activation = ActivationFormat.int4
         public var smoothing = Smoothing.search()
-        /// The most iterations of the split, which stops at the first one that is worse. The official configuration has 100. On
+        /// The most iterations of the split, which stops at the first one that is worse. The released configuration has 100. On
         /// recorded layers the second iteration gains most, 12% of the squared error, and the fourth 1%.
         public var iterations = 4
         public var svd = SVDMethod.randomized()
         public var residual = ResidualRounding.roundToNearest
         /// The type to which factors, smoothing and scales are rounded: F16, BF16 or F32.
         public var scaleType = ElementType.float16
-        /// Whether Ŵ, up · down and R are rounded to `scaleType`, as in the official code, whose tensors have this type.
-        public var matchesOfficialRounding = false
+        /// Whether Ŵ, up · down and R are rounded to `scaleType`, as in the released code, whose tensors have this type.
+        public var roundsAsReleased = false
         /// The most calibration tokens, evenly spaced, for choosing among candidates and iterations. Ranges, GPTQ and final
         /// error use all.
         public var sampleTokens = 256
@@ -114,7 +114,7 @@ public struct LowRankQuantizer: Sendable {
 
         let storage = try StorageType(scaleType: configuration.scaleType)
         var smoothedWeight = smooth.map { weight.multiplyingColumns(by: $0, on: pool) } ?? weight
-        if configuration.matchesOfficialRounding { smoothedWeight = smoothedWeight.rounded(to: storage, on: pool) }
+        if configuration.roundsAsReleased { smoothedWeight = smoothedWeight.rounded(to: storage, on: pool) }
 
         var split: LowRankSplit.Result?
         if configuration.rank > 0 {
@@ -161,10 +161,11 @@ extension LowRankQuantizer {
     private var split: LowRankSplit {
         get throws(SparseKernelsError) {
             try LowRankSplit(
-                rank: configuration.rank, iterations: configuration.iterations, method: configuration.svd,
-                weightFormat: configuration.weightFormat, activation: configuration.activation,
-                scaleType: configuration.scaleType, matchesOfficialRounding: configuration.matchesOfficialRounding,
-                seed: configuration.seed)
+                LowRankSplit.Configuration(
+                    rank: configuration.rank, iterations: configuration.iterations, method: configuration.svd,
+                    weightFormat: configuration.weightFormat, activation: configuration.activation,
+                    scaleType: configuration.scaleType, roundsAsReleased: configuration.roundsAsReleased,
+                    seed: configuration.seed))
         }
     }
 

@@ -28,43 +28,54 @@ public struct LowRankSplit: Sendable {
         public let keptIteration: Int
     }
 
-    public let rank: Int
-    public let iterations: Int
-    /// Whether to stop at the first iteration that is worse than the best.
-    public let stopsEarly: Bool
-    /// Whether to start from the error of plain quantisation.
-    public let compensates: Bool
-    public let method: SVDMethod
-    public let weightFormat: WeightFormat
-    public let activation: ActivationFormat
-    /// The type to which factors and scales are rounded.
-    public let scaleType: ElementType
-    /// Whether up · down and the residual are rounded to `scaleType`, as in the official code, whose tensors have this type.
-    public let matchesOfficialRounding: Bool
-    /// The seed of the randomised decomposition.
-    public let seed: UInt64
+    /// How a weight is split.
+    public struct Configuration: Hashable, Sendable {
+        public var rank: Int
+        public var iterations: Int
+        /// Whether to stop at the first iteration that is worse than the best.
+        public var stopsEarly: Bool
+        /// Whether to start from the error of plain quantisation.
+        public var compensates: Bool
+        public var method: SVDMethod
+        public var weightFormat: WeightFormat
+        public var activation: ActivationFormat
+        /// The type to which factors and scales are rounded.
+        public var scaleType: ElementType
+        /// Whether up · down and the residual are rounded to `scaleType`, as in the released code.
+        public var roundsAsReleased: Bool
+        /// The seed of the randomised decomposition.
+        public var seed: UInt64
+
+        public init(
+            rank: Int = 32, iterations: Int = 1, stopsEarly: Bool = true, compensates: Bool = false,
+            method: SVDMethod = .randomized(), weightFormat: WeightFormat = .svdQuantInt4,
+            activation: ActivationFormat = .int4, scaleType: ElementType = .float16, roundsAsReleased: Bool = false,
+            seed: UInt64 = 0
+        ) {
+            self.rank = rank
+            self.iterations = iterations
+            self.stopsEarly = stopsEarly
+            self.compensates = compensates
+            self.method = method
+            self.weightFormat = weightFormat
+            self.activation = activation
+            self.scaleType = scaleType
+            self.roundsAsReleased = roundsAsReleased
+            self.seed = seed
+        }
+    }
+
+    public let configuration: Configuration
 
     /// - Throws: `.invalidArgument` for a rank outside 1…1024, fewer than 1 iteration or invalid options of `method`;
     ///   `.invalidElementType` for a scale type that is not F16, BF16 or F32.
-    public init(
-        rank: Int = 32, iterations: Int = 1, stopsEarly: Bool = true, compensates: Bool = false,
-        method: SVDMethod = .randomized(), weightFormat: WeightFormat = .svdQuantInt4, activation: ActivationFormat = .int4,
-        scaleType: ElementType = .float16, matchesOfficialRounding: Bool = false, seed: UInt64 = 0
-    ) throws(SparseKernelsError) {
+    public init(_ configuration: Configuration = Configuration()) throws(SparseKernelsError) {
+        let (rank, iterations) = (configuration.rank, configuration.iterations)
         try require((1...1024).contains(rank), .invalidArgument, "rank", expected: "1 to 1024", actual: "\(rank)")
         try require(iterations >= 1, .invalidArgument, "iterations", expected: "at least 1", actual: "\(iterations)")
-        _ = try LowRankFactorization(rank: rank, method: method, seed: seed)
-        _ = try WeightQuantizer(weightFormat, scaleType: scaleType)
-        self.rank = rank
-        self.iterations = iterations
-        self.stopsEarly = stopsEarly
-        self.compensates = compensates
-        self.method = method
-        self.weightFormat = weightFormat
-        self.activation = activation
-        self.scaleType = scaleType
-        self.matchesOfficialRounding = matchesOfficialRounding
-        self.seed = seed
+        _ = try LowRankFactorization(rank: rank, method: configuration.method, seed: configuration.seed)
+        _ = try WeightQuantizer(configuration.weightFormat, scaleType: configuration.scaleType)
+        self.configuration = configuration
     }
 
     /// Splits a weight.
@@ -87,13 +98,15 @@ public struct LowRankSplit: Sendable {
     func split(
         _ weight: Tensor<Float>, sample: CalibrationSample, smooth: Tensor<Float>? = nil, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Result {
+        let (rank, iterations, scaleType) = (configuration.rank, configuration.iterations, configuration.scaleType)
         try Self.check(rank: rank, of: weight)
         let storage = try StorageType(scaleType: scaleType)
-        let quantizer = try WeightQuantizer(weightFormat, scaleType: scaleType)
+        let quantizer = try WeightQuantizer(configuration.weightFormat, scaleType: scaleType)
         let rounding = ActivationRounding(
-            format: activation, groupSize: weightFormat.groupSize, storage: matchesOfficialRounding ? storage : .float32)
+            format: configuration.activation, groupSize: configuration.weightFormat.groupSize,
+            storage: configuration.roundsAsReleased ? storage : .float32)
         var target = weight
-        if compensates {
+        if configuration.compensates {
             try target.roundWeights(quantizer, columns: weight.shape[1], on: pool)
             target = try Self.difference(weight, target, on: pool)
         }
@@ -101,7 +114,7 @@ public struct LowRankSplit: Sendable {
         var errors: [Double] = []
         var previous: LowRankFactors?
         for iteration in 0..<iterations {
-            let factorization = try LowRankFactorization(rank: rank, method: method(at: iteration), seed: seed)
+            let factorization = try LowRankFactorization(rank: rank, method: method(at: iteration), seed: configuration.seed)
             let exact = try factorization(target, startingFrom: previous, on: pool)
             let factors = LowRankFactors(
                 down: exact.down.rounded(to: storage, on: pool), up: exact.up.rounded(to: storage, on: pool),
@@ -121,7 +134,7 @@ public struct LowRankSplit: Sendable {
             errors.append(error)
             if error <= best?.error ?? .infinity {
                 best = (error, iteration, factors)
-            } else if stopsEarly {
+            } else if configuration.stopsEarly {
                 break
             }
             if iteration + 1 < iterations { target = try Self.difference(weight, quantized, on: pool) }
@@ -136,7 +149,7 @@ public struct LowRankSplit: Sendable {
             singularValues: best.factors.singularValues, errors: errors, keptIteration: best.iteration)
     }
 
-    /// W − up · down, with the official rounding if the split uses it.
+    /// W − up · down, with the released rounding if the split uses it.
     ///
     /// - Parameters:
     ///   - weight: `[outFeatures, inFeatures]`.
@@ -156,7 +169,7 @@ public struct LowRankSplit: Sendable {
             expected: "[rank, \(columns)]", actual: "\(down.shape)")
         try require(
             up.shape == [rows, down.shape[0]], .invalidShape, "up", expected: "\([rows, down.shape[0]])", actual: "\(up.shape)")
-        let storage = matchesOfficialRounding ? try StorageType(scaleType: scaleType) : .float32
+        let storage = configuration.roundsAsReleased ? try StorageType(scaleType: configuration.scaleType) : .float32
         var residual = try Tensor<Float>(zeros: [rows, columns])
         try GEMM(m: rows, n: columns, k: down.shape[0]).run(a: up, b: down, into: &residual, on: pool)
         residual.updateRows(on: pool) { row, target in
@@ -174,6 +187,7 @@ public struct LowRankSplit: Sendable {
 
     /// After the first iteration the last factors are close to the next ones, so that one power iteration is enough.
     private func method(at iteration: Int) -> SVDMethod {
+        let method = configuration.method
         guard iteration > 0, case .randomized(let oversampling, let powerIterations) = method else { return method }
         return .randomized(oversampling: oversampling, powerIterations: min(powerIterations, 1))
     }

@@ -27,11 +27,11 @@ extension SmoothingCandidate: CustomStringConvertible {
 /// The order matters: of candidates with equal errors, the last one is chosen.
 /// - Source: deepcompressor, `SmoothCalibConfig.get_alpha_beta_pairs`, for a positive alpha.
 public enum SmoothingFamily: Hashable, Sendable, CaseIterable {
-    /// (i/n, 1 − i/n): n candidates. Official `beta: -1`.
+    /// (i/n, 1 − i/n): n candidates. Released `beta: -1`.
     case balanced
-    /// (i/n, 0), then (i/n, 1 − i/n): 2n − 1 candidates, 39 for n = 20. Official `beta: -2`, which SVDQuant uses.
+    /// (i/n, 0), then (i/n, 1 − i/n): 2n − 1 candidates, 39 for n = 20. Released `beta: -2`, which SVDQuant uses.
     case activationsThenBalanced
-    /// (i/n, 0), then (i/n, j/n): n² − n + 1 candidates, 381 for n = 20. Official `beta: -3`.
+    /// (i/n, 0), then (i/n, j/n): n² − n + 1 candidates, 381 for n = 20. Released `beta: -3`.
     case full
 
     /// The candidates, in the order in which they are tried.

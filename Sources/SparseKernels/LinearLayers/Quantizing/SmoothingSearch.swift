@@ -5,7 +5,7 @@ internal import KernelInterface
 /// Every candidate is tried on a sample of the calibration tokens: smooth, split off a branch of rank r, round the residual to
 /// nearest, quantise the activations, and compare the outputs. The smallest Σ |y − y_ref|² is chosen; of equals the last.
 ///
-/// The official search computes a full decomposition in `Double` per candidate. This one follows the leading subspace from
+/// The released search computes a full decomposition in `Double` per candidate. This one follows the leading subspace from
 /// candidate to candidate and stops each approximation when another sweep would gain less than 1% (`ScaledSubspace`). It
 /// evaluates the layer as one product in single precision. A candidate whose residual no scale can represent is not chosen.
 ///

@@ -1,22 +1,45 @@
 internal import KernelInterface
 
 /// Rows of an operand, widened to floats, less a mean of their head. The operators of SpargeAttention read them.
-struct CentredRows {
-    let operand: AttentionOperand
+///
+/// Holds the address of the operand, which must outlive it.
+package struct CentredRows {
+    private let operand: AttentionOperand
     /// `[heads, channels]`; nil subtracts nothing.
-    let mean: UnsafePointer<Float>?
+    private var mean: UnsafePointer<Float>?
     /// The type to which differences from the mean are rounded.
-    let rounding: StorageType
-    let kernels: any KernelTable.Type
+    private let rounding: StorageType
+    private let kernels: any KernelTable.Type
+
+    /// - Parameter roundsToElement: rounds differences to the mean to the element type of the operand.
+    package init<Element: AttentionElement>(
+        _ view: TensorView<Element>, roundsToElement: Bool, instructionSet: InstructionSet
+    ) {
+        operand = AttentionOperand(view)
+        rounding = roundsToElement ? operand.type : .float32
+        kernels = instructionSet.kernels
+    }
+
+    package var geometry: TensorGeometry { operand.geometry }
+
+    /// These rows less a mean `[heads, channels]`, which must outlive them.
+    package func subtracting(_ mean: UnsafePointer<Float>?) -> CentredRows {
+        var rows = self
+        rows.mean = mean
+        return rows
+    }
+
+    /// A value rounded as the differences are.
+    package func rounded(_ value: Float) -> Float { rounding.rounded(value) }
 
     /// The number of rows that are widened at a time, so that they are read from the first-level cache.
-    static let rowsPerStage = 16
+    private static let rowsPerStage = 16
 
     /// Bytes of scratch that `forEachStage` needs.
-    var scratchByteCount: Int { Self.rowsPerStage * operand.geometry.channels * 4 }
+    package var scratchByteCount: Int { Self.rowsPerStage * operand.geometry.channels * 4 }
 
     /// Calls `body(token, count, rows)` for runs of up to `rowsPerStage` tokens, in order.
-    func forEachStage(
+    package func forEachStage(
         of tokens: Range<Int>, head: Int, scratch: UnsafeMutableRawPointer,
         _ body: (_ token: Int, _ count: Int, _ rows: UnsafeMutablePointer<Float>) -> Void
     ) {
@@ -40,7 +63,7 @@ struct CentredRows {
     }
 
     /// Throws unless a partition and a mean `[heads, 1, channels]` fit an operand.
-    static func check(
+    package static func check(
         _ geometry: TensorGeometry, blocks partition: BlockPartition, mean: Tensor<Float>?
     ) throws(SparseKernelsError) {
         try require(

@@ -1,5 +1,5 @@
 /// The lengths that the released code pads sequences to, with zeros at the end.
-struct OfficialPadding {
+struct ReleasedPadding {
     let chunkSize: Int
     let queryLength: Int
     let keyLength: Int
@@ -7,14 +7,14 @@ struct OfficialPadding {
     /// - Throws: `.invalidArgument` for a chunk that is no positive multiple of the block, `.invalidShape` for lengths with which
     ///   the code would place the queries wrongly, or which overflow.
     init(grid: BlockGrid, blockSize: Int, chunkSize: Int?) throws(SparseKernelsError) {
-        let chunkSize = chunkSize ?? XAttentionPrefill.officialChunkSize(keyLength: grid.key.length)
+        let chunkSize = chunkSize ?? XAttentionPrefill.releasedChunkSize(keyLength: grid.key.length)
         try require(
             chunkSize >= 1 && chunkSize % blockSize == 0, .invalidArgument, "chunkSize",
             expected: "a positive multiple of blockSize (\(blockSize))", actual: "\(chunkSize)")
         // The code aligns the *padded* ends, which are the true ends only when both sequences are padded by as much.
         try require(
             grid.queryOffset >= 0 && grid.queryOffset % chunkSize == 0, .invalidShape, "queryLength",
-            expected: "keyLength (\(grid.key.length)) less a multiple of the chunk (\(chunkSize)) in the official mode, "
+            expected: "keyLength (\(grid.key.length)) less a multiple of the chunk (\(chunkSize)) in the released mode, "
                 + "which would misalign the queries otherwise",
             actual: "\(grid.query.length)")
         let padding = (chunkSize - grid.key.length % chunkSize) % chunkSize
@@ -31,7 +31,7 @@ extension XAttentionPrefill {
     /// 65537 keys on, such that chunk × keys stays at 2²⁸ or below.
     ///
     /// - Source: `Xattention_prefill` in `xattn/src/Xattention.py`, where no `chunk_size` is given.
-    public static func officialChunkSize(keyLength: Int) -> Int {
+    public static func releasedChunkSize(keyLength: Int) -> Int {
         var power = 1
         while power < keyLength { power *= 2 }
         return max(min(max(2048, power), (1 << 28) / power), 2048)

@@ -1,4 +1,4 @@
-internal import KernelInterface
+public import SparseKernels
 
 /// Rows as signed bytes, with one scale per block of tokens: x ≈ scale · code.
 ///
@@ -18,7 +18,7 @@ public struct Int8BlockQuantization: Sendable, Equatable {
     /// `[heads, blocks]`.
     public let scales: Tensor<Float>
 
-    /// What the official code adds to a scale.
+    /// What the released code adds to a scale.
     public static let scaleOffset: Float = 1e-7
 
     /// Quantises all rows of an operand.
@@ -27,30 +27,28 @@ public struct Int8BlockQuantization: Sendable, Equatable {
     ///   - operand: heads × tokens × channels, in any layout.
     ///   - partition: the blocks; its length is the operand's number of tokens.
     ///   - mean: `[heads, 1, channels]`, subtracted from every row; nil subtracts nothing.
-    ///   - matchesOfficialRounding: rounds differences to the mean to the element type, as the official code does.
+    ///   - roundsAsReleased: rounds differences to the mean to the element type, as the released code does.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` naming the argument that disagrees with the operand, `.unsupportedInstructionSet`.
     /// - Complexity: O(heads · tokens · channels). Scratch per thread: 64 bytes per channel.
     public init<Element: AttentionElement>(
         _ operand: TensorView<Element>, blocks partition: BlockPartition, subtracting mean: Tensor<Float>? = nil,
-        matchesOfficialRounding: Bool = false, instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared
+        roundsAsReleased: Bool = false, instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
         try CentredRows.check(operand.geometry, blocks: partition, mean: mean)
-        let kernels = try InstructionSet.resolve(instructionSet).kernels
+        let instructionSet = try InstructionSet.resolve(instructionSet)
         var codes = try Tensor<Int8>(zeros: [operand.heads, operand.tokens, operand.channels])
         var scales = try Tensor<Float>(zeros: [operand.heads, partition.count])
         // Pointers are used only until this call returns; the tensors outlive it.
-        let source = AttentionOperand(operand)
+        let source = CentredRows(operand, roundsToElement: roundsAsReleased, instructionSet: instructionSet)
         let offset = mean?.elements ?? []
         var codeSpan = codes.mutableSpan
         var scaleSpan = scales.mutableSpan
         offset.withUnsafeBufferPointer { offset in
             codeSpan.withUnsafeMutableBufferPointer { codes in
                 scaleSpan.withUnsafeMutableBufferPointer { scales in
-                    let rows = CentredRows(
-                        operand: source, mean: mean == nil ? nil : offset.baseAddress,
-                        rounding: matchesOfficialRounding ? source.type : .float32, kernels: kernels)
+                    let rows = source.subtracting(mean == nil ? nil : offset.baseAddress)
                     Call(rows: rows, partition: partition, codes: codes.baseAddress!, scales: scales.baseAddress!)
                         .run(on: pool)
                 }
@@ -69,14 +67,14 @@ public struct Int8BlockQuantization: Sendable, Equatable {
         let scales: UnsafeMutablePointer<Float>
 
         func run(on pool: WorkerPool) {
-            let geometry = rows.operand.geometry
+            let geometry = rows.geometry
             pool.run(
                 self, tasks: geometry.heads * partition.count,
                 work: 4 * geometry.heads * geometry.tokens * geometry.channels, scratchByteCount: rows.scratchByteCount)
         }
 
         func perform(task: Int, scratch: UnsafeMutableRawPointer) {
-            let geometry = rows.operand.geometry
+            let geometry = rows.geometry
             let head = task / partition.count
             let tokens = partition[task % partition.count]
             var maximum: Float = 0
@@ -101,10 +99,10 @@ extension Int8BlockQuantization {
     /// - Throws: as above.
     public init<Element: AttentionElement>(
         _ tensor: Tensor<Element>, blocks partition: BlockPartition, subtracting mean: Tensor<Float>? = nil,
-        matchesOfficialRounding: Bool = false, instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared
+        roundsAsReleased: Bool = false, instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
         try self.init(
-            tensor.view(), blocks: partition, subtracting: mean, matchesOfficialRounding: matchesOfficialRounding,
+            tensor.view(), blocks: partition, subtracting: mean, roundsAsReleased: roundsAsReleased,
             instructionSet: instructionSet, on: pool)
     }
 }

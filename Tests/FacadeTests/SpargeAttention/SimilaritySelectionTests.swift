@@ -1,6 +1,18 @@
-import SparseKernels
+import SpargeAttention
 import SparseKernelsReference
 import Testing
+
+extension ReferenceBlockPrediction {
+    /// The oracle of a head's settings.
+    init(grid: BlockGrid, head: SimilaritySelection.Head) {
+        let rule: Rule =
+            switch head.rule {
+            case .cdfThreshold(let mass): .cdfThreshold(mass)
+            case .keepRatio(let ratio): .keepRatio(ratio)
+            }
+        self.init(grid: grid, rule: rule, similarityThreshold: head.similarityThreshold)
+    }
+}
 
 @Suite("Similarity selection")
 struct SimilaritySelectionTests {

@@ -1,3 +1,5 @@
+public import SparseKernels
+
 /// A sequence reduced to its blocks: the mean of every block and the similarity of its tokens.
 ///
 /// SpargeAttention predicts from these which blocks of the attention matrix matter. The mean represents similar tokens well;

@@ -1,4 +1,4 @@
-internal import KernelInterface
+public import SparseKernels
 
 /// How alike the tokens of a block are: the mean cosine of all pairs, and the mean token beside it.
 ///
@@ -14,42 +14,40 @@ internal import KernelInterface
 public enum SelfSimilarity {
     /// Means and self-similarities of all blocks, in one pass.
     ///
-    /// With `matchesOfficialRounding` values are rounded where the official code rounds them: differences to the mean and the block
+    /// With `roundsAsReleased` values are rounded where the released code rounds them: differences to the mean and the block
     /// means to the element type, unit rows to half precision. A last block that is shorter than the others then has similarity NaN,
-    /// as there: the official kernel divides the padding rows 0/0. Rows of zeros give NaN for the same reason.
+    /// as there: the released kernel divides the padding rows 0/0. Rows of zeros give NaN for the same reason.
     ///
     /// - Parameters:
     ///   - operand: heads × tokens × channels, in any layout.
     ///   - partition: the blocks; its length is the operand's number of tokens.
     ///   - mean: `[heads, 1, channels]`, subtracted from every row; nil subtracts nothing. Keys are taken less their mean.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    ///   - matchesOfficialRounding: rounds where the released code stores 16 bits.
+    ///   - roundsAsReleased: rounds where the released code stores 16 bits.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` naming the argument that disagrees with the operand, `.unsupportedInstructionSet`.
     /// - Complexity: O(heads · tokens · channels). Scratch per thread: 80 bytes per channel.
     public static func summary<Element: AttentionElement>(
         _ operand: TensorView<Element>, blocks partition: BlockPartition, subtracting mean: Tensor<Float>? = nil,
-        matchesOfficialRounding: Bool = false, instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared
+        roundsAsReleased: Bool = false, instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockSummary {
         try CentredRows.check(operand.geometry, blocks: partition, mean: mean)
         let (heads, channels) = (operand.heads, operand.channels)
-        let kernels = try InstructionSet.resolve(instructionSet).kernels
+        let instructionSet = try InstructionSet.resolve(instructionSet)
         var means = try Tensor<Float>(zeros: [heads, partition.count, channels])
         var similarities = try Tensor<Float>(zeros: [heads, partition.count])
         if means.count == 0 { return try BlockSummary(partition: partition, means: means, similarities: similarities) }
         // Pointers are used only until this call returns; the tensors outlive it.
-        let source = AttentionOperand(operand)
+        let source = CentredRows(operand, roundsToElement: roundsAsReleased, instructionSet: instructionSet)
         let offset = mean?.elements ?? []
         var meanSpan = means.mutableSpan
         var similaritySpan = similarities.mutableSpan
         offset.withUnsafeBufferPointer { offset in
             meanSpan.withUnsafeMutableBufferPointer { means in
                 similaritySpan.withUnsafeMutableBufferPointer { similarities in
-                    let rows = CentredRows(
-                        operand: source, mean: mean == nil ? nil : offset.baseAddress,
-                        rounding: matchesOfficialRounding ? source.type : .float32, kernels: kernels)
+                    let rows = source.subtracting(mean == nil ? nil : offset.baseAddress)
                     Call(
-                        rows: rows, partition: partition, roundsAsOfficial: matchesOfficialRounding,
+                        rows: rows, partition: partition, roundsAsReleased: roundsAsReleased,
                         means: means.baseAddress!, similarities: similarities.baseAddress!
                     ).run(on: pool)
                 }
@@ -62,54 +60,54 @@ public enum SelfSimilarity {
     /// - Throws: as above, and `.invalidShape` for another rank.
     public static func summary<Element: AttentionElement>(
         _ tensor: Tensor<Element>, blocks partition: BlockPartition, subtracting mean: Tensor<Float>? = nil,
-        matchesOfficialRounding: Bool = false, instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared
+        roundsAsReleased: Bool = false, instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockSummary {
         try summary(
-            tensor.view(), blocks: partition, subtracting: mean, matchesOfficialRounding: matchesOfficialRounding,
+            tensor.view(), blocks: partition, subtracting: mean, roundsAsReleased: roundsAsReleased,
             instructionSet: instructionSet, on: pool)
     }
 
     /// The mean token of every head, `[heads, 1, channels]`, zeros for an operand without tokens: what keys are taken less of, so that what all keys share, which softmax
     /// cancels, does not make them look alike.
     ///
-    /// - Parameter matchesOfficialRounding: rounds the mean to the element type.
+    /// - Parameter roundsAsReleased: rounds the mean to the element type.
     /// - Parameter instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Parameter operand: `[heads, tokens, channels]`.
     /// - Parameter pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.unsupportedInstructionSet`.
     /// - Complexity: O(heads · tokens · channels).
     public static func tokenMean<Element: AttentionElement>(
-        _ operand: TensorView<Element>, matchesOfficialRounding: Bool = false, instructionSet: InstructionSet? = nil,
+        _ operand: TensorView<Element>, roundsAsReleased: Bool = false, instructionSet: InstructionSet? = nil,
         on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Tensor<Float> {
         // One block, also of no tokens, whose mean is 0.
         let whole = try BlockPartition(sizes: [operand.tokens])
         let mean = try BlockPooling.means(operand, blocks: whole, instructionSet: instructionSet, on: pool)
-        return matchesOfficialRounding ? mean.converted(to: Element.self).converted() : mean
+        return roundsAsReleased ? mean.converted(to: Element.self).converted() : mean
     }
 
     /// The mean token of every head of a tensor `[heads, tokens, channels]`.
     /// - Throws: as above, and `.invalidShape` for another rank.
     public static func tokenMean<Element: AttentionElement>(
-        _ tensor: Tensor<Element>, matchesOfficialRounding: Bool = false, instructionSet: InstructionSet? = nil,
+        _ tensor: Tensor<Element>, roundsAsReleased: Bool = false, instructionSet: InstructionSet? = nil,
         on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Tensor<Float> {
         try tokenMean(
-            tensor.view(), matchesOfficialRounding: matchesOfficialRounding, instructionSet: instructionSet, on: pool)
+            tensor.view(), roundsAsReleased: roundsAsReleased, instructionSet: instructionSet, on: pool)
     }
 
     /// One `summary`: a task is a block.
     private struct Call: PoolCall {
         let rows: CentredRows
         let partition: BlockPartition
-        let roundsAsOfficial: Bool
+        let roundsAsReleased: Bool
         let means: UnsafeMutablePointer<Float>
         let similarities: UnsafeMutablePointer<Float>
 
-        private var channels: Int { rows.operand.geometry.channels }
+        private var channels: Int { rows.geometry.channels }
 
         func run(on pool: WorkerPool) {
-            let geometry = rows.operand.geometry
+            let geometry = rows.geometry
             pool.run(
                 self, tasks: geometry.heads * partition.count,
                 work: 4 * geometry.heads * geometry.tokens * geometry.channels,
@@ -128,10 +126,10 @@ public enum SelfSimilarity {
             let size = Double(tokens.count)
             var square = 0.0
             for channel in 0..<channels {
-                mean[channel] = rows.rounding.rounded(Float(tokens.isEmpty ? 0 : sums[channel] / size))
+                mean[channel] = rows.rounded(Float(tokens.isEmpty ? 0 : sums[channel] / size))
                 square += unitSums[channel] * unitSums[channel]
             }
-            let isPadded = roundsAsOfficial && tokens.count < partition.blockSize ?? 0
+            let isPadded = roundsAsReleased && tokens.count < partition.blockSize ?? 0
             similarities[task] = isPadded ? .nan : Float(square / (size * size))
         }
 
@@ -140,7 +138,7 @@ public enum SelfSimilarity {
             _ row: UnsafePointer<Float>, sums: UnsafeMutablePointer<Double>, unitSums: UnsafeMutablePointer<Double>
         ) {
             let square = addSquaring(row, to: sums)
-            if roundsAsOfficial {
+            if roundsAsReleased {
                 let norm = Float(square.squareRoot())
                 for channel in 0..<channels { unitSums[channel] += Double(roundedToHalf(row[channel] / norm)) }
             } else if square != 0 {

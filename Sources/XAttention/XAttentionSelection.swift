@@ -1,22 +1,22 @@
 /// The selection of the released XAttention code, quirks included: what a parity test compares with.
 ///
-/// The official code works on sequences padded to whole *chunks* of queries and selects chunk by chunk. For a row of sums v with
+/// The released code works on sequences padded to whole *chunks* of queries and selects chunk by chunk. For a row of sums v with
 /// total T and threshold τ, all in `Double`:
 ///
 /// * Causal. The diagonal block is forced. Column 0 is forced too, but not in the chunk whose diagonal starts at column 0: there the
-///   official code overwrites it. Let F be the mass of the forced blocks, O₀ ≥ O₁ ≥ … the others. Ranked forced blocks first, rank p
+///   released code overwrites it. Let F be the mass of the forced blocks, O₀ ≥ O₁ ≥ … the others. Ranked forced blocks first, rank p
 ///   is kept iff E_p < τ·T, with E = 0, 0, F, F + O₀, F + O₀ + O₁, … With two forced blocks this is the clean rule: stop as soon as
 ///   the mass is reached. With one, in the *first chunk*, the list is late by one block: the largest other block is kept
 ///   unconditionally, and the mass leaves out the block added last. The mask therefore depends on the chunk size.
 /// * Not causal. Rank p is kept iff the mass of the ranks before it is below τ·T; nothing is forced.
 /// * In both modes, column 0 is kept whenever a block was rejected.
 /// * Afterwards: in causal grids blocks beyond the diagonal are dropped. Then `keepSink` keeps all columns of query block 0 (*row* 0, as
-///   published, and not column 0), and `keepRecent` the diagonal.
+///   released, and not column 0), and `keepRecent` the diagonal.
 ///
-/// Equal values are ranked by lower column; the official sorts leave their order open. A row with NaN rejects everything, so that
+/// Equal values are ranked by lower column; the released sorts leave their order open. A row with NaN rejects everything, so that
 /// only the forced blocks and column 0 remain.
 ///
-/// Clean selection is `BlockSelection`; `XAttentionPrefill` uses this one in its official mode.
+/// Clean selection is `BlockSelection`; `XAttentionPrefill` uses this one in its released mode.
 ///
 /// - Complexity: O(blocks + kept · log blockColumns) per head, on the calling thread.
 /// - Source: `find_blocks_chunked` in `xattn/src/utils.py` and the end of `xattn_estimate` in `xattn/src/Xattention.py`,

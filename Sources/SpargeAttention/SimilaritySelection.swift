@@ -1,4 +1,5 @@
 internal import Foundation
+public import SparseKernels
 
 /// SpargeAttention's prediction of the blocks that matter, from the block means and self-similarities of queries and keys.
 ///
@@ -198,7 +199,7 @@ public struct SimilaritySelection: Sendable {
             heap.heapify()
             switch head.rule {
             case .keepRatio(let ratio):
-                // In single precision, as the official code: 0.29 · 100 is 29.
+                // In single precision, as the released code: 0.29 · 100 is 29.
                 let count = max(1, Int(Float(ratio) * Float(grid.blockColumns)))
                 for _ in 0..<min(count, heap.count) {
                     flags[heap.first.index] = 1

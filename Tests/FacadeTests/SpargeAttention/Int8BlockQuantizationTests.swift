@@ -1,4 +1,4 @@
-import SparseKernels
+import SpargeAttention
 import SparseKernelsReference
 import Testing
 
@@ -36,7 +36,7 @@ struct Int8BlockQuantizationTests {
         let mean = try Tensor<Float>.normal([2, 1, 6], seed: 9)
         for rounds in [false, true] {
             let result = try Int8BlockQuantization(
-                tensor, blocks: partition, subtracting: mean, matchesOfficialRounding: rounds)
+                tensor, blocks: partition, subtracting: mean, roundsAsReleased: rounds)
             let differences = try Tensor<Float>(tensor.shape) { index in
                 let difference = tensor[flat: index].floatValue - mean[flat: index / 6 / 33 * 6 + index % 6]
                 return rounds ? BFloat16(difference).floatValue : difference

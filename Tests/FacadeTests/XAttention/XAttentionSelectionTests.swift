@@ -1,11 +1,11 @@
-import SparseKernels
 import SparseKernelsReference
 import Testing
+import XAttention
 
-/// The official selection, compared with the specification's vectors and a transcription with full sorts.
-@Suite("Selection: official XAttention")
-struct SelectionXAttentionTests {
-    /// One row of the official function as in the specification: sorted lists, prefix sums, and index 0 for rejected blocks.
+/// The released selection, compared with the specification's vectors and a transcription with full sorts.
+@Suite("XAttention: released selection")
+struct XAttentionSelectionTests {
+    /// One row of the released function as in the specification: sorted lists, prefix sums, and index 0 for rejected blocks.
     static func transcription(_ row: [Double], _ threshold: Double, current: Int, chunk: Int, i: Int, causal: Bool) -> [Int] {
         let n = row.count
         let required = row.reduce(0, +) * threshold
@@ -66,7 +66,7 @@ struct SelectionXAttentionTests {
         var generator = SplitMix64(seed: 77)
         for (chunks, chunk, prefix) in [(1, 1, 0), (1, 7, 0), (3, 4, 0), (2, 3, 3), (1, 5, 10), (4, 1, 1)] {
             let (rows, columns) = (chunks * chunk, chunks * chunk + prefix)
-            // With a single block, the official lists are longer than the row.
+            // With a single block, the released lists are longer than the row.
             if causal && columns == 1 { continue }
             let grid = try BlockGrid(
                 queryLength: rows, keyLength: columns, queryBlockSize: 1, keyBlockSize: 1, isCausal: causal)
@@ -121,25 +121,25 @@ struct SelectionXAttentionTests {
 
     @Test("bad arguments are refused")
     func errors() throws {
-        AttentionErrorsTests.expectError(.invalidShape, "thresholds") {
+        expectError(.invalidShape, "thresholds") {
             _ = try XAttentionSelection(thresholds: [], blocksPerChunk: 1)
         }
-        AttentionErrorsTests.expectError(.invalidArgument, "thresholds[1]") {
+        expectError(.invalidArgument, "thresholds[1]") {
             _ = try XAttentionSelection(thresholds: [0, 1.1], blocksPerChunk: 1)
         }
-        AttentionErrorsTests.expectError(.invalidArgument, "blocksPerChunk") {
+        expectError(.invalidArgument, "blocksPerChunk") {
             _ = try XAttentionSelection(thresholds: [0], blocksPerChunk: 0)
         }
         let grid = try BlockGrid(queryLength: 4, keyLength: 6, queryBlockSize: 1, keyBlockSize: 1, isCausal: true)
         let scores = try BlockScores(grid: grid, values: Tensor([1, 4, 6]) { _ in 1 })
-        AttentionErrorsTests.expectError(.invalidShape, "thresholds") {
+        expectError(.invalidShape, "thresholds") {
             _ = try XAttentionSelection(thresholds: [0, 1], blocksPerChunk: 2)(scores)
         }
-        AttentionErrorsTests.expectError(.invalidShape, "scores") {
+        expectError(.invalidShape, "scores") {
             _ = try XAttentionSelection(thresholds: [0], blocksPerChunk: 3)(scores)
         }
         let wide = try BlockGrid(queryLength: 6, keyLength: 4, queryBlockSize: 1, keyBlockSize: 1, isCausal: false)
-        AttentionErrorsTests.expectError(.invalidShape, "scores") {
+        expectError(.invalidShape, "scores") {
             _ = try XAttentionSelection(thresholds: [0], blocksPerChunk: 2)(
                 BlockScores(grid: wide, values: Tensor([1, 6, 4]) { _ in 1 }))
         }
