@@ -1,10 +1,10 @@
 internal import SparseKernels
 internal import XAttention
 
-/// `xattention.find_blocks`: the official selection from given sums, before and after post-processing.
+/// `xattention.find_blocks`: the released selection from given sums, before and after post-processing.
 ///
 /// Final masks are compared exactly. Before post-processing, blocks after the causal diagonal with sum 0 are not compared. In
-/// the first chunk the rule always keeps one block besides the diagonal, and the official sort, which is not stable, picks any
+/// the first chunk the rule always keeps one block besides the diagonal, and the released sort, which is not stable, picks any
 /// of equal zeros.
 func replayFindBlocks(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool

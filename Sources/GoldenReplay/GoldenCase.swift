@@ -1,7 +1,7 @@
 internal import Foundation
 public import SparseKernels
 
-/// A recorded call of an official implementation: a safetensors file with inputs `in.*`, expected outputs `out.*`, and the
+/// A recorded call of an released implementation: a safetensors file with inputs `in.*`, expected outputs `out.*`, and the
 /// operation and its parameters in the metadata.
 public struct GoldenCase: Sendable {
     public let file: SafetensorsFile

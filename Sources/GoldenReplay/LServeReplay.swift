@@ -138,7 +138,7 @@ private func compareLServeOperators(
         comparison.compare(
             "out.selected_pages[\(head)]", selection.members(head: head).map { Double($0) }, selected[head])
     }
-    // The official kernel keeps the current token in registers. Here it is appended, and may be the first of a page.
+    // The released kernel keeps the current token in registers. Here it is appended, and may be the first of a page.
     try cache.append(cached..<step.tokens)
     let expected = try golden.rows("out.attention_output", [step.heads, step.headDim])
     let streaming = try golden.rows("out.streaming_output", [step.heads, step.headDim])

@@ -9,8 +9,8 @@ internal import SparseKernels
 /// means one unit in the last place of the element type; similar flags equal unless the similarity is within 1e-3 of the
 /// threshold.
 ///
-/// The block map from the official means and flags must be exactly equal to `aux.…f64_block_map`, which is the same rule in
-/// float64. The official map is computed from 16-bit scores, probabilities and running sums, so it differs in some blocks, each
+/// The block map from the released means and flags must be exactly equal to `aux.…f64_block_map`, which is the same rule in
+/// float64. The released map is computed from 16-bit scores, probabilities and running sums, so it differs in some blocks, each
 /// of which must be a near-tie. Let u be the unit roundoff of the type. A score of magnitude at most M is rounded twice
 /// (product, scale), so two scores within σ = 2·(2uM) + 2u of each other may be swapped, where the last term is for rounded
 /// probabilities. A running sum of r probabilities may be off by μ = (√r + 4M)·u. A differing block passes when some block
@@ -262,7 +262,7 @@ private struct RankedRow {
         for index in ranked.indices { ranked[index].mass /= sum }
     }
 
-    /// Whether 16-bit rounding explains the difference of the official map at this column. See `replaySpargeBlockMap`.
+    /// Whether 16-bit rounding explains the difference of the released map at this column. See `replaySpargeBlockMap`.
     func isNearTie(_ column: Int, rule: SimilaritySelection.Rule, unitRoundoff u: Double) -> Bool {
         guard let rank = ranked.firstIndex(where: { $0.column == column }) else { return false }
         let largest = ranked.reduce(0) { max($0, abs($1.score)) }

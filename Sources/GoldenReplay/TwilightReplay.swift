@@ -7,7 +7,7 @@ internal import SparseKernelsReference
 /// It is replayed twice: by the oracles, and by `PageSelector`, `TokenPruner` and `PagedAttention` on a cache, as far as these
 /// follow the released code (see `compareTwilightOperators`). Tolerances as recorded: masks and estimated keys equal, outputs
 /// 1e-5. A top-p mask may differ where a sum of the bisection is within 1e-6 of p; no recorded row has one. No tolerance is
-/// recorded for weights; 1e-5 relative is used, because the official weights and scores are in single precision.
+/// recorded for weights; 1e-5 relative is used, because the released weights and scores are in single precision.
 func replayTwilight(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {

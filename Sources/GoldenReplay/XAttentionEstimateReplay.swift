@@ -1,14 +1,14 @@
 internal import SparseKernels
 internal import XAttention
 
-/// `xattention.estimate`: antidiagonal scores, block sums and the selection of the official code, for several strides,
+/// `xattention.estimate`: antidiagonal scores, block sums and the selection of the released code, for several strides,
 /// thresholds and chunks per case.
 ///
-/// * Sums are within 1e-4 of the exact ones (`aux.*.f64_block_sums`), and of the official 16-bit ones within their rounding:
+/// * Sums are within 1e-4 of the exact ones (`aux.*.f64_block_sums`), and of the released 16-bit ones within their rounding:
 ///   2e-2 relative plus 2.5e-2 in BF16, 3e-3 plus 2e-3 in FP16.
 /// * Masks equal `aux.*.f64_mask` on the whole padded grid, block by block: the errors of single-precision sums decide no
 ///   choice of the recorded cases, on any instruction set.
-/// * They differ from the official mask, made from 16-bit sums, in at most as many blocks as the case records.
+/// * They differ from the released mask, made from 16-bit sums, in at most as many blocks as the case records.
 /// * The façade's mask is the padded one cut to the real blocks.
 func replayXAttentionEstimate(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
@@ -30,7 +30,7 @@ func replayXAttentionEstimate(
             var isCausal: Bool?
             var keepSink: Bool?
             var keepRecent: Bool?
-            /// The number of blocks in which the official mask, from 16-bit sums, differs from the exact one.
+            /// The number of blocks in which the released mask, from 16-bit sums, differs from the exact one.
             var officialDifferences: Int
 
             enum CodingKeys: String, CodingKey {

@@ -78,7 +78,7 @@ struct QuantizationErrorCases {
         return variant
     }
 
-    /// The time that the official search spends on decompositions only. One is timed, and the others cost the same.
+    /// The time that the released search spends on decompositions only. One is timed, and the others cost the same.
     private func decompositions(of weight: Tensor<Float>) throws -> Variant {
         let factorization = try LowRankFactorization(rank: 32, method: .full)
         let clock = ContinuousClock()

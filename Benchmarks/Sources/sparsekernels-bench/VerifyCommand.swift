@@ -6,7 +6,7 @@ import SparseKernels
 struct VerifyCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "verify",
-        abstract: "Replays recorded calls of official implementations, one PASS or FAIL line each.",
+        abstract: "Replays recorded calls of released implementations, one PASS or FAIL line each.",
         discussion: "Operations known so far: \(GoldenReplay.operations.joined(separator: ", ")).")
 
     @OptionGroup var machine: MachineOptions

@@ -122,7 +122,7 @@ private func encodeFromZeroPoint(
     let (bottom, top) = (splat(0), splat(limit))
     var x = 0
     while x < channels {
-        // Not fused, as in the official code.
+        // Not fused, as in the released code.
         let value = load(row + x) * inverse + splat(zero)
         let code = nearest(minimum(maximum(value, bottom), top))
         UnsafeMutableRawPointer(codes + x).storeBytes(of: code, as: IntVector.self)
