@@ -14,7 +14,8 @@ let package = Package(
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
             ],
-            path: "Sources/SafetensorsFuzz",
+            // Two folders: the program, and what it shares with the tests of the package, where that is a target.
+            path: "Sources",
             swiftSettings: [
                 .enableUpcomingFeature("ExistentialAny"),
                 .enableUpcomingFeature("InternalImportsByDefault"),

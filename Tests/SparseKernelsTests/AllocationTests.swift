@@ -2,6 +2,7 @@
     import SparseKernels
     import SparseKernelsReference
     import Synchronization
+    import TestSupport
     import Testing
 
     /// No heap allocation inside `run`, on any thread, once the pool has its scratch.

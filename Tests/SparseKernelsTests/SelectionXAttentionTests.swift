@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// The official selection, against the specification's vectors and a transcription with full sorts.
@@ -121,25 +122,25 @@ struct SelectionXAttentionTests {
 
     @Test("bad arguments are refused")
     func errors() throws {
-        AttentionErrorsTests.expectError(.invalidShape, "thresholds") {
+        expectError(.invalidShape, "thresholds") {
             _ = try XAttentionSelection(thresholds: [], blocksPerChunk: 1)
         }
-        AttentionErrorsTests.expectError(.invalidArgument, "thresholds[1]") {
+        expectError(.invalidArgument, "thresholds[1]") {
             _ = try XAttentionSelection(thresholds: [0, 1.1], blocksPerChunk: 1)
         }
-        AttentionErrorsTests.expectError(.invalidArgument, "blocksPerChunk") {
+        expectError(.invalidArgument, "blocksPerChunk") {
             _ = try XAttentionSelection(thresholds: [0], blocksPerChunk: 0)
         }
         let grid = try BlockGrid(queryLength: 4, keyLength: 6, queryBlockSize: 1, keyBlockSize: 1, isCausal: true)
         let scores = try BlockScores(grid: grid, values: Tensor([1, 4, 6]) { _ in 1 })
-        AttentionErrorsTests.expectError(.invalidShape, "thresholds") {
+        expectError(.invalidShape, "thresholds") {
             _ = try XAttentionSelection(thresholds: [0, 1], blocksPerChunk: 2)(scores)
         }
-        AttentionErrorsTests.expectError(.invalidShape, "scores") {
+        expectError(.invalidShape, "scores") {
             _ = try XAttentionSelection(thresholds: [0], blocksPerChunk: 3)(scores)
         }
         let wide = try BlockGrid(queryLength: 6, keyLength: 4, queryBlockSize: 1, keyBlockSize: 1, isCausal: false)
-        AttentionErrorsTests.expectError(.invalidShape, "scores") {
+        expectError(.invalidShape, "scores") {
             _ = try XAttentionSelection(thresholds: [0], blocksPerChunk: 2)(
                 BlockScores(grid: wide, values: Tensor([1, 6, 4]) { _ in 1 }))
         }

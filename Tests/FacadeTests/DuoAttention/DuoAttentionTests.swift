@@ -1,5 +1,6 @@
 import DuoAttention
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("DuoAttention")
@@ -67,24 +68,17 @@ struct DuoAttentionTests {
 
     @Test("bad gates and rules are errors that name them")
     func gateErrors() throws {
-        func expect(
-            _ code: SparseKernelsError.Code, _ argument: String, sourceLocation: SourceLocation = #_sourceLocation,
-            _ body: () throws -> Void
-        ) {
-            let error = #expect(throws: SparseKernelsError.self, sourceLocation: sourceLocation) { try body() }
-            #expect(error?.code == code && error?.argument == argument, sourceLocation: sourceLocation)
-        }
-        expect(.invalidShape, "layers") { _ = try DuoAttentionGates(layers: 0, kvHeads: 1, values: []) }
-        expect(.invalidShape, "values") { _ = try DuoAttentionGates(layers: 2, kvHeads: 2, values: [1, 2, 3]) }
-        expect(.invalidShape, "values") { _ = try DuoAttentionGates(layers: .max, kvHeads: 2, values: []) }
-        expect(.invalidArgument, "values[1]") { _ = try DuoAttentionGates(layers: 1, kvHeads: 2, values: [1, .nan]) }
-        expect(.invalidShape, "isFull") { _ = try DuoAttentionHeads(layers: 1, kvHeads: 2, isFull: [true]) }
-        expect(.invalidShape, "kvHeads") { _ = try DuoAttentionHeads(layers: 1, kvHeads: 0, isFull: []) }
+        expectError(.invalidShape, "layers") { _ = try DuoAttentionGates(layers: 0, kvHeads: 1, values: []) }
+        expectError(.invalidShape, "values") { _ = try DuoAttentionGates(layers: 2, kvHeads: 2, values: [1, 2, 3]) }
+        expectError(.invalidShape, "values") { _ = try DuoAttentionGates(layers: .max, kvHeads: 2, values: []) }
+        expectError(.invalidArgument, "values[1]") { _ = try DuoAttentionGates(layers: 1, kvHeads: 2, values: [1, .nan]) }
+        expectError(.invalidShape, "isFull") { _ = try DuoAttentionHeads(layers: 1, kvHeads: 2, isFull: [true]) }
+        expectError(.invalidShape, "kvHeads") { _ = try DuoAttentionHeads(layers: 1, kvHeads: 0, isFull: []) }
         let gates = try DuoAttentionGates(layers: 1, kvHeads: 2, values: [0, 1])
         for sparsity in [-0.1, 1.1, .nan] {
-            expect(.invalidArgument, "sparsity") { _ = try gates.heads(sparsity: sparsity) }
+            expectError(.invalidArgument, "sparsity") { _ = try gates.heads(sparsity: sparsity) }
         }
-        expect(.invalidArgument, "threshold") { _ = try gates.heads(threshold: .nan) }
+        expectError(.invalidArgument, "threshold") { _ = try gates.heads(threshold: .nan) }
     }
 
     // MARK: - Attention
@@ -212,18 +206,11 @@ struct DuoAttentionTests {
     @Test("bad options are errors that name them")
     func badInput() throws {
         let shape = try AttentionShape(queryLength: 8, keyLength: 8, queryHeads: 4, kvHeads: 2, headDim: 8)
-        func expect(
-            _ code: SparseKernelsError.Code, _ argument: String, sourceLocation: SourceLocation = #_sourceLocation,
-            _ body: () throws -> DuoAttentionPrefill
-        ) {
-            let error = #expect(throws: SparseKernelsError.self, sourceLocation: sourceLocation) { _ = try body() }
-            #expect(error?.code == code && error?.argument == argument, sourceLocation: sourceLocation)
-        }
         let heads = Self.kvHeads
-        expect(.invalidShape, "heads") { try DuoAttentionPrefill(shape, heads: [true, false, true, false]) }
-        expect(.invalidArgument, "sinkTokens") { try DuoAttentionPrefill(shape, heads: heads, sinkTokens: -1) }
-        expect(.invalidArgument, "localTokens") { try DuoAttentionPrefill(shape, heads: heads, localTokens: 0) }
-        expect(.invalidArgument, "window.blocks") { try DuoAttentionPrefill(shape, heads: heads, window: .blocks(0)) }
+        expectError(.invalidShape, "heads") { _ = try DuoAttentionPrefill(shape, heads: [true, false, true, false]) }
+        expectError(.invalidArgument, "sinkTokens") { _ = try DuoAttentionPrefill(shape, heads: heads, sinkTokens: -1) }
+        expectError(.invalidArgument, "localTokens") { _ = try DuoAttentionPrefill(shape, heads: heads, localTokens: 0) }
+        expectError(.invalidArgument, "window.blocks") { _ = try DuoAttentionPrefill(shape, heads: heads, window: .blocks(0)) }
         let longer = try AttentionShape(queryLength: 9, keyLength: 8, queryHeads: 4, kvHeads: 2, headDim: 8)
         for window in [DuoAttentionPrefill.Window.tokens, .blocks(4), .cachedChunk] {
             #expect(throws: Never.self) { try DuoAttentionPrefill(longer, heads: heads, window: window) }

@@ -1,5 +1,6 @@
 import LServe
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("LServe")
@@ -241,7 +242,7 @@ struct LServeTests {
         ) {
             var configuration = Self.configuration()
             change(&configuration)
-            expectDecodeError(code, argument, sourceLocation: sourceLocation) {
+            expectError(code, argument, sourceLocation: sourceLocation) {
                 _ = try LServeLayer(
                     queryHeads: queryHeads, headDim: 16, isRetrieval: kinds, configuration: configuration,
                     tokenCapacity: tokens,
@@ -273,10 +274,10 @@ struct LServeTests {
         let (first, second) = try (layer.makeSequence(), layer.makeSequence())
         let sequence = try twin.makeSequence()
         #expect(try tokens.prefill(layer, first, 90) == tokens.prefill(twin, sequence, 90))
-        expectDecodeError(.capacityExceeded, "sequenceCapacity") { _ = try layer.makeSequence() }
-        expectDecodeError(.capacityExceeded, "sequenceCapacity") { _ = try layer.fork(first) }
-        expectDecodeError(.invalidArgument, "sequence") { _ = try tokens.prefill(layer, first, 3) }
-        expectDecodeError(.invalidShape, "key") {
+        expectError(.capacityExceeded, "sequenceCapacity") { _ = try layer.makeSequence() }
+        expectError(.capacityExceeded, "sequenceCapacity") { _ = try layer.fork(first) }
+        expectError(.invalidArgument, "sequence") { _ = try tokens.prefill(layer, first, 3) }
+        expectError(.invalidShape, "key") {
             let (key, value) = try (Tensor<Float>(zeros: [2, 4, 16]), Tensor<Float>(zeros: [3, 4, 12]))
             try layer.append(key: key.view(), value: value.view(), to: first)
         }
@@ -285,20 +286,20 @@ struct LServeTests {
             Tensor<Float>(zeros: [6, 2, 16]), Tensor<Float>(zeros: [3, 2, 16]), Tensor<Float>(zeros: [3, 2, 12])
         )
         value[flat: value.count - 1] = .infinity
-        expectDecodeError(.invalidArgument, "value") {
+        expectError(.invalidArgument, "value") {
             _ = try layer.decode(query: query.view(), key: key.view(), value: value.view(), sequences: [first, second])
         }
-        expectDecodeError(.invalidArgument, "sequences") {
+        expectError(.invalidArgument, "sequences") {
             _ = try layer.decode(query: query.view(), key: key.view(), value: value.view(), sequences: [first, first])
         }
         key = try .normal([3, 70, 16], seed: 1)
         value = try .normal([3, 70, 12], seed: 2)
         value[flat: value.count - 1] = .nan
-        expectDecodeError(.invalidArgument, "value") { try layer.append(key: key.view(), value: value.view(), to: first) }
+        expectError(.invalidArgument, "value") { try layer.append(key: key.view(), value: value.view(), to: first) }
         if kinds.contains(true) {
             key = try .normal([3, 200, 16], seed: 1)
             value = try .normal([3, 200, 12], seed: 2)
-            expectDecodeError(.capacityExceeded, "pageCapacity") {
+            expectError(.capacityExceeded, "pageCapacity") {
                 try layer.append(key: key.view(), value: value.view(), to: second)
             }
         }
@@ -308,16 +309,16 @@ struct LServeTests {
             #expect(try tokens.decode(layer, first, position) == tokens.decode(twin, sequence, position), "\(position)")
         }
         try layer.free(second)
-        expectDecodeError(.unknownSequence, "sequence") { _ = try layer.length(of: second) }
-        expectDecodeError(.unknownSequence, "sequence") { try layer.free(second) }
+        expectError(.unknownSequence, "sequence") { _ = try layer.length(of: second) }
+        expectError(.unknownSequence, "sequence") { try layer.free(second) }
     }
 
     // MARK: - Recorded steps
 
     @Test(
         "recorded steps: the same pages and windows, outputs within 1e-5",
-        .enabled(if: !RecordedSteps.files("lserve").isEmpty, "no goldens under SPARSEKERNELS_DATA"),
-        arguments: RecordedSteps.files("lserve"))
+        .enabled(if: !TestData.externalFiles(in: "goldens/lserve").isEmpty, TestData.absence),
+        arguments: TestData.externalFiles(in: "goldens/lserve"))
     func recorded(_ path: String) throws {
         let file = try SafetensorsFile(path: path)
         let (key, value) = try (file.tensor("in.k", as: Float16.self), file.tensor("in.v", as: Float16.self))

@@ -1,6 +1,7 @@
 import Foundation
 import MInference
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("MInference prefill")
@@ -113,24 +114,24 @@ struct MInferenceTests {
     func errors() throws {
         let shape = try AttentionShape(queryLength: 8, keyLength: 8, queryHeads: 2, kvHeads: 1, headDim: 4)
         let long = try AttentionShape(queryLength: 9, keyLength: 8, queryHeads: 2, kvHeads: 1, headDim: 4)
-        func expect(_ code: SparseKernelsError.Code, _ argument: String, _ body: () throws -> Void) {
-            let error = #expect(throws: SparseKernelsError.self) { try body() }
-            #expect(error?.code == code && error?.argument == argument)
-        }
         #expect(throws: Never.self) { try MInferencePrefill(long) }
-        expect(.invalidShape, "heads") { _ = try MInferencePrefill(shape, heads: [.dense, .dense, .dense]) }
-        expect(.invalidShape, "heads") { _ = try MInferencePrefill(shape, heads: []) }
-        expect(.invalidArgument, "heads[1].slash") {
+        expectError(.invalidShape, "heads") { _ = try MInferencePrefill(shape, heads: [.dense, .dense, .dense]) }
+        expectError(.invalidShape, "heads") { _ = try MInferencePrefill(shape, heads: []) }
+        expectError(.invalidArgument, "heads[1].slash") {
             _ = try MInferencePrefill(shape, heads: [.dense, .verticalSlash(vertical: 1, slash: -1)])
         }
-        expect(.invalidArgument, "heads[0].local") { _ = try MInferencePrefill(shape, heads: [.aShape(initial: 0, local: 0)]) }
-        expect(.invalidArgument, "heads[0].topK") { _ = try MInferencePrefill(shape, heads: [.blockSparse(topK: 0)]) }
-        expect(.invalidArgument, "heads[0].blockSize") { _ = try MInferencePrefill(shape, heads: [.blockSparse(blockSize: 0)]) }
-        expect(.invalidArgument, "forcedDistances") { _ = try MInferencePrefill(shape, forcedDistances: 0) }
-        expect(.invalidArgument, "softmaxScale") { _ = try MInferencePrefill(shape, softmaxScale: .nan) }
+        expectError(.invalidArgument, "heads[0].local") {
+            _ = try MInferencePrefill(shape, heads: [.aShape(initial: 0, local: 0)])
+        }
+        expectError(.invalidArgument, "heads[0].topK") { _ = try MInferencePrefill(shape, heads: [.blockSparse(topK: 0)]) }
+        expectError(.invalidArgument, "heads[0].blockSize") {
+            _ = try MInferencePrefill(shape, heads: [.blockSparse(blockSize: 0)])
+        }
+        expectError(.invalidArgument, "forcedDistances") { _ = try MInferencePrefill(shape, forcedDistances: 0) }
+        expectError(.invalidArgument, "softmaxScale") { _ = try MInferencePrefill(shape, softmaxScale: .nan) }
         let operand = try Tensor<Float>(zeros: [2, 8, 4])
         for head in [MInferenceHead.standard, .blockSparse(), .dense] {
-            expect(.invalidShape, "key") {
+            expectError(.invalidShape, "key") {
                 _ = try MInferencePrefill(shape, heads: [head])(query: operand, key: operand, value: operand)
             }
         }
@@ -275,13 +276,11 @@ struct MInferenceSearchTests {
     @Test("bad input is an error that names it")
     func errors() throws {
         let shape = try AttentionShape(queryLength: 80, keyLength: 80, queryHeads: 2, kvHeads: 1, headDim: 4)
-        func expect(_ code: SparseKernelsError.Code, _ argument: String, _ body: () throws -> Void) {
-            let error = #expect(throws: SparseKernelsError.self) { try body() }
-            #expect(error?.code == code && error?.argument == argument)
+        expectError(.invalidShape, "queryLength") { _ = try MInferenceSearch(shape, mode: .released()) }
+        expectError(.invalidArgument, "mode.firstQuery") { _ = try MInferenceSearch(shape, mode: .released(firstQuery: -1)) }
+        expectError(.invalidArgument, "mode.verticals[1]") {
+            _ = try MInferenceSearch(shape, mode: .paper(verticals: [1, -1]))
         }
-        expect(.invalidShape, "queryLength") { _ = try MInferenceSearch(shape, mode: .released()) }
-        expect(.invalidArgument, "mode.firstQuery") { _ = try MInferenceSearch(shape, mode: .released(firstQuery: -1)) }
-        expect(.invalidArgument, "mode.verticals[1]") { _ = try MInferenceSearch(shape, mode: .paper(verticals: [1, -1])) }
-        expect(.invalidArgument, "mode.local") { _ = try MInferenceSearch(shape, mode: .paper(local: 0)) }
+        expectError(.invalidArgument, "mode.local") { _ = try MInferenceSearch(shape, mode: .paper(local: 0)) }
     }
 }

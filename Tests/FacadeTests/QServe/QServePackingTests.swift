@@ -1,6 +1,7 @@
 import Foundation
 import QServe
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("QServe: packed tensors and files")

@@ -1,5 +1,6 @@
 import QServe
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("QServe: progressive quantisation")

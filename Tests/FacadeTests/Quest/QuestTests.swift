@@ -1,5 +1,6 @@
 import Quest
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("Quest")
@@ -89,13 +90,13 @@ struct QuestTests {
     func errors() throws {
         let configuration = try QuestDecode.cache(kvHeads: 2, headDim: 16, pageCapacity: 1)
         #expect(configuration.pageSize == 16 && configuration.metadata == PageMetadata(.minMax, logicalPageSize: 16))
-        expectDecodeError(.invalidArgument, "denseLayers") {
+        expectError(.invalidArgument, "denseLayers") {
             _ = try QuestDecode(queryHeads: 2, configuration: configuration, tokenBudget: 64, denseLayers: -1)
         }
-        expectDecodeError(.invalidArgument, "tokenBudget") {
+        expectError(.invalidArgument, "tokenBudget") {
             _ = try QuestDecode(queryHeads: 2, configuration: configuration, tokenBudget: 0)
         }
-        expectDecodeError(.invalidShape, "queryHeads") {
+        expectError(.invalidShape, "queryHeads") {
             _ = try QuestDecode(queryHeads: 3, configuration: configuration, tokenBudget: 64)
         }
     }
@@ -104,8 +105,8 @@ struct QuestTests {
 
     @Test(
         "recorded steps of the accuracy code: the same pages, outputs within 1e-5",
-        .enabled(if: !RecordedSteps.files("quest").isEmpty, "no goldens under SPARSEKERNELS_DATA"),
-        arguments: RecordedSteps.files("quest"))
+        .enabled(if: !TestData.externalFiles(in: "goldens/quest").isEmpty, TestData.absence),
+        arguments: TestData.externalFiles(in: "goldens/quest"))
     func recorded(_ path: String) throws {
         let file = try SafetensorsFile(path: path)
         let (key, value) = try (file.tensor("in.k", as: Float16.self), file.tensor("in.v", as: Float16.self))

@@ -1,5 +1,6 @@
 import SVDQuant
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("LoRA adapters on SVDQuant layers")
@@ -76,11 +77,11 @@ struct LoRAAdapterTests {
                 #expect(abs(actual.0 - expected.0) <= 0x1p-23 * expected.1)
             }
         }
-        Support.expect(.invalidArgument, "projections") { _ = try LoRAAdapter.fused([(nil, 3)]) }
-        Support.expect(.invalidArgument, "projections") { _ = try LoRAAdapter.fused([]) }
-        Support.expect(.invalidShape, "projections[1]") { _ = try LoRAAdapter.fused([(query, 5), (value, 4)]) }
-        Support.expect(.invalidShape, "projections[0]") { _ = try LoRAAdapter.fused([(nil, 0), (value, 3)]) }
-        Support.expect(.invalidShape, "projections[1]") {
+        expectError(.invalidArgument, "projections") { _ = try LoRAAdapter.fused([(nil, 3)]) }
+        expectError(.invalidArgument, "projections") { _ = try LoRAAdapter.fused([]) }
+        expectError(.invalidShape, "projections[1]") { _ = try LoRAAdapter.fused([(query, 5), (value, 4)]) }
+        expectError(.invalidShape, "projections[0]") { _ = try LoRAAdapter.fused([(nil, 0), (value, 3)]) }
+        expectError(.invalidShape, "projections[1]") {
             _ = try LoRAAdapter.fused([(query, 5), (Self.adapter(3, 13, rank: 2), 3)])
         }
     }
@@ -96,7 +97,7 @@ struct LoRAAdapterTests {
             #expect(abs(sum.0.0 + sum.1.0 - expected.0) <= 0x1p-40 * expected.1)
         }
         for range in [0..<0, -1..<3, 4..<13] {
-            Support.expect(.invalidArgument, "range") { _ = try adapter.inputs(range) }
+            expectError(.invalidArgument, "range") { _ = try adapter.inputs(range) }
         }
     }
 
@@ -133,7 +134,7 @@ struct LoRAAdapterTests {
             _ code: SparseKernelsError.Code, _ argument: String, _ tensors: [(String, [Int])],
             sourceLocation: SourceLocation = #_sourceLocation
         ) {
-            Support.expect(code, "f, \(argument)", sourceLocation: sourceLocation) {
+            expectError(code, "f, \(argument)", sourceLocation: sourceLocation) {
                 _ = try LoRAAdapter(file: Self.file(tensors), layer: "q")
             }
         }
@@ -157,7 +158,7 @@ struct LoRAAdapterTests {
         try writer.add("q.lora_A.weight", Tensor<Float>([2, 4]) { $0 == 3 ? .nan : 1 })
         try writer.add("q.lora_B.weight", Tensor<Float>(zeros: [3, 2]))
         let file = try SafetensorsFile(bytes: writer.encoded(), named: "f")
-        Support.expect(.malformedFile, "f, tensor \"q.lora_A.weight\"") { _ = try LoRAAdapter(file: file, layer: "q") }
+        expectError(.malformedFile, "f, tensor \"q.lora_A.weight\"") { _ = try LoRAAdapter(file: file, layer: "q") }
     }
 
     @Test("adapters of other layers and bad strengths are errors that name them")
@@ -165,16 +166,16 @@ struct LoRAAdapterTests {
         let layer = try Support.layer(6, 64)
         let good = try Self.adapter(6, 64, rank: 2)
         for adapter in [try Self.adapter(5, 64, rank: 2), try Self.adapter(6, 63, rank: 2)] {
-            Support.expect(.invalidShape, "adapters[1]") { _ = try layer.adding([(good, 1), (adapter, 1)]) }
+            expectError(.invalidShape, "adapters[1]") { _ = try layer.adding([(good, 1), (adapter, 1)]) }
         }
-        Support.expect(.invalidArgument, "adapters[0].strength") { _ = try layer.adding(good, strength: .nan) }
+        expectError(.invalidArgument, "adapters[0].strength") { _ = try layer.adding(good, strength: .nan) }
         let wide = try Self.adapter(6, 64, rank: 8188)
-        Support.expect(.invalidShape, "adapters") { _ = try layer.adding(wide) }
-        Support.expect(.invalidShape, "up") { _ = try LoRAAdapter(down: Tensor(zeros: [2, 4]), up: Tensor(zeros: [3, 3])) }
-        Support.expect(.invalidArgument, "alpha") {
+        expectError(.invalidShape, "adapters") { _ = try layer.adding(wide) }
+        expectError(.invalidShape, "up") { _ = try LoRAAdapter(down: Tensor(zeros: [2, 4]), up: Tensor(zeros: [3, 3])) }
+        expectError(.invalidArgument, "alpha") {
             _ = try LoRAAdapter(down: Tensor(zeros: [2, 4]), up: Tensor(zeros: [3, 2]), alpha: .infinity)
         }
-        Support.expect(.invalidShape, "bias") {
+        expectError(.invalidShape, "bias") {
             _ = try LoRAAdapter(down: Tensor(zeros: [2, 4]), up: Tensor(zeros: [3, 2]), bias: Tensor(zeros: [2]))
         }
     }

@@ -1,6 +1,7 @@
 import Foundation
 import SVDQuant
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// What adapter files of the wild say about a pair of factors, and what stands beside one: all of it counts, or is refused by name.
@@ -106,7 +107,7 @@ struct LoRAFactsTests {
         ] as [(String, Int, Float)] {
             #expect(try configuration.scale(ofLayer: layer, rank: rank) == scale, "\(layer)")
         }
-        Support.expect(.malformedFile, "JSON, \"r\"") { _ = try configuration.scale(ofLayer: "blocks.0.up", rank: 4) }
+        expectError(.malformedFile, "JSON, \"r\"") { _ = try configuration.scale(ofLayer: "blocks.0.up", rank: 4) }
         var stabilised = configuration
         stabilised.isRankStabilized = true
         #expect(try stabilised.scale(ofLayer: "blocks.0.up", rank: 16) == 2)
@@ -121,7 +122,7 @@ struct LoRAFactsTests {
         #expect(try LoRAAdapter(file: file, layer: layer, configuration: configuration).scale == 3)
         #expect(try LoRAAdapter(file: file, layer: layer, alpha: 5, configuration: configuration).scale == 3)
         #expect(try LoRAAdapter(file: file, layer: layer, alpha: 5, configuration: LoRAConfiguration()).scale == 1.25)
-        Support.expect(.malformedFile, "JSON, \"r\"") {
+        expectError(.malformedFile, "JSON, \"r\"") {
             _ = try LoRAAdapter(file: Self.file(Self.writer(rank: 3)), layer: "l", configuration: configuration)
         }
     }
@@ -151,7 +152,7 @@ struct LoRAFactsTests {
             "(((()*){9999}){9999}){9999}",
             String(repeating: "(", count: 100_000), #"\b"#,
         ] {
-            Support.expect(.invalidArgument, "configuration, \"alpha_pattern\"") { _ = try matches(bad, "a") }
+            expectError(.invalidArgument, "configuration, \"alpha_pattern\"") { _ = try matches(bad, "a") }
         }
     }
 
@@ -171,8 +172,8 @@ struct LoRAFactsTests {
         #expect(try LoRAAdapter(file: file, layer: "l", configuration: LoRAConfiguration(alpha: 4)).scale == 1)
         #expect(try LoRAConfiguration(path: config).isRankStabilized)
         try #"{"r": 4, "lora_alpha": "#.write(toFile: config, atomically: true, encoding: .utf8)
-        Support.expect(.malformedFile, config) { _ = try LoRAAdapter(file: file, layer: "base_model.model.l") }
-        Support.expect(.inputOutput, path + "/none") { _ = try LoRAConfiguration(path: path + "/none") }
+        expectError(.malformedFile, config) { _ = try LoRAAdapter(file: file, layer: "base_model.model.l") }
+        expectError(.inputOutput, path + "/none") { _ = try LoRAConfiguration(path: path + "/none") }
     }
 
     @Test("alpha of every type of numbers")
@@ -190,9 +191,9 @@ struct LoRAFactsTests {
             return try LoRAAdapter(file: Self.file(writer), layer: "l").scale
         }
         #expect(try raw(.float8E5M2, [0x42]) == 3)
-        Support.expect(.invalidElementType, "f, tensor \"l.alpha\"") { _ = try raw(.bool, [1]) }
-        Support.expect(.malformedFile, "f, tensor \"l.alpha\"") { _ = try scale(Float.nan) }
-        Support.expect(.malformedFile, "f, tensor \"l.alpha\"") { _ = try scale(Double(1), shape: [2]) }
+        expectError(.invalidElementType, "f, tensor \"l.alpha\"") { _ = try raw(.bool, [1]) }
+        expectError(.malformedFile, "f, tensor \"l.alpha\"") { _ = try scale(Float.nan) }
+        expectError(.malformedFile, "f, tensor \"l.alpha\"") { _ = try scale(Double(1), shape: [2]) }
     }
 
     // MARK: - Tensors beside a pair
@@ -208,7 +209,7 @@ struct LoRAFactsTests {
     func foreign(_ name: String) throws {
         for layer in ["l", "transformer.l", "lora_unet_l"] {
             let beside = try Self.writer(layer) { try $0.add("\(layer).\(name)", Tensor<Float>([2], [5, 7])) }
-            Support.expect(.malformedFile, "f, tensor \"\(layer).\(name)\"") {
+            expectError(.malformedFile, "f, tensor \"\(layer).\(name)\"") {
                 _ = try LoRAAdapter(file: Self.file(beside), layer: layer)
             }
             // A neighbour's is none of the layer's business.
@@ -222,7 +223,7 @@ struct LoRAFactsTests {
         if name.hasPrefix("lokr") || name.hasPrefix("hada") {
             var writer = SafetensorsWriter()
             try writer.add("l.\(name)", Tensor<Float>(zeros: [2, 2]))
-            Support.expect(.malformedFile, "f, tensor \"l.\(name)\"") {
+            expectError(.malformedFile, "f, tensor \"l.\(name)\"") {
                 _ = try LoRAAdapter(file: Self.file(writer), layer: "l")
             }
         }
@@ -296,8 +297,8 @@ struct LoRAFactsTests {
             }
         }
         #expect(try LoRAAdapter(down: Tensor(zeros: [8192, 64]), up: Tensor(zeros: [2, 8192])).rank == 8192)
-        Support.expect(.invalidShape, "adapters") { _ = try both.adding(a) }
-        Support.expect(.invalidShape, "down") {
+        expectError(.invalidShape, "adapters") { _ = try both.adding(a) }
+        expectError(.invalidShape, "down") {
             _ = try LoRAAdapter(down: Tensor(zeros: [8193, 64]), up: Tensor(zeros: [2, 8193]))
         }
     }

@@ -1,5 +1,6 @@
 import SVDQuant
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("LoRA files: names")
@@ -52,7 +53,7 @@ struct LoRANamesTests {
             #expect(LoRAAdapter.layers(in: file) == [layer])
             #expect(try Facts.output(LoRAAdapter(file: file, layer: layer)) == [64, 64])
             for (names, missing) in [(("\(layer).\(down)", "x"), up), (("x", "\(layer).\(up)"), down)] {
-                Support.expect(.notFound, "f, tensor \"\(layer).\(missing)\"") {
+                expectError(.notFound, "f, tensor \"\(layer).\(missing)\"") {
                     _ = try LoRAAdapter(file: Self.file(names), layer: layer)
                 }
             }
@@ -70,7 +71,7 @@ struct LoRANamesTests {
             let names = ("\(stored).lora_A.weight", "\(stored).lora_B.weight")
             let file = try Self.file(names, alpha: "\(stored).alpha")
             #expect(try LoRAAdapter(file: file, layer: "blocks.0.attn.q").scale == 0.5, "\(stored)")
-            Support.expect(.notFound, "f, layer \"blocks.0.attn.k\"") {
+            expectError(.notFound, "f, layer \"blocks.0.attn.k\"") {
                 _ = try LoRAAdapter(file: file, layer: "blocks.0.attn.k")
             }
             // A magnitude under the stored name counts as well.
@@ -78,7 +79,7 @@ struct LoRANamesTests {
             try writer.add(names.0, Tensor<Float>(zeros: [2, 64]))
             try writer.add(names.1, Tensor<Float>(zeros: [2, 2]))
             try writer.add("\(stored).dora_scale", Tensor<Float>(zeros: [2]))
-            Support.expect(.malformedFile, "f, tensor \"\(stored).dora_scale\"") {
+            expectError(.malformedFile, "f, tensor \"\(stored).dora_scale\"") {
                 _ = try LoRAAdapter(
                     file: SafetensorsFile(bytes: writer.encoded(), named: "f"), layer: "blocks.0.attn.q")
             }
@@ -90,7 +91,7 @@ struct LoRANamesTests {
             try writer.add("\(component).l.lora_B.weight", Tensor<Float>(zeros: [2, 2]))
         }
         let file = try SafetensorsFile(bytes: writer.encoded(), named: "f")
-        Support.expect(.notFound, "f, layer \"l\"") { _ = try LoRAAdapter(file: file, layer: "l") }
+        expectError(.notFound, "f, layer \"l\"") { _ = try LoRAAdapter(file: file, layer: "l") }
         #expect(throws: Never.self) { try LoRAAdapter(file: file, layer: "unet.l") }
     }
 
@@ -104,7 +105,7 @@ struct LoRANamesTests {
             try writer.add(first, Tensor<Float>(zeros: [2, 64]))
             try writer.add(second, Tensor<Float>(zeros: [2, 64]))
             let layer = first.hasPrefix("a") ? "a.q" : "l"
-            Support.expect(.malformedFile, "f, tensor \"\(first)\"") {
+            expectError(.malformedFile, "f, tensor \"\(first)\"") {
                 _ = try LoRAAdapter(file: SafetensorsFile(bytes: writer.encoded(), named: "f"), layer: layer)
             }
         }

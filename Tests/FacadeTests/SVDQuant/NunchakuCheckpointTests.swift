@@ -1,5 +1,6 @@
 import SVDQuant
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("Checkpoints of nunchaku")
@@ -98,7 +99,7 @@ struct NunchakuCheckpointTests {
         metadata: [String: String] = [:], sourceLocation: SourceLocation = #_sourceLocation,
         _ change: (inout SafetensorsWriter) throws -> Void = { _ in }
     ) {
-        Support.expect(code, "f, \(argument)", sourceLocation: sourceLocation) {
+        expectError(code, "f, \(argument)", sourceLocation: sourceLocation) {
             _ = try SVDQuantLinear(nunchaku: Self.file(format, without: removed, metadata: metadata, change), prefix: "b.0")
         }
     }
@@ -228,12 +229,12 @@ struct NunchakuCheckpointTests {
     func padding() throws {
         let file = try Self.file()
         for (outFeatures, inFeatures, argument) in [(0, 1, "outFeatures"), (129, 1, "outFeatures"), (1, 129, "inFeatures")] {
-            Support.expect(.invalidArgument, argument) {
+            expectError(.invalidArgument, argument) {
                 _ = try SVDQuantLinear(nunchaku: file, prefix: "b.0", outFeatures: outFeatures, inFeatures: inFeatures)
             }
         }
         for (outFeatures, inFeatures) in [(127, 128), (128, 127), (128, 126)] {
-            Support.expect(.malformedFile, "f, tensor \"b.0.qweight\"") {
+            expectError(.malformedFile, "f, tensor \"b.0.qweight\"") {
                 _ = try SVDQuantLinear(nunchaku: file, prefix: "b.0", outFeatures: outFeatures, inFeatures: inFeatures)
             }
         }
@@ -253,20 +254,20 @@ struct NunchakuCheckpointTests {
     func badExport() throws {
         var writer = SafetensorsWriter()
         let layer = try Self.layer(4, 64, .svdQuantInt4)
-        Support.expect(.invalidElementType, "elementType") {
+        expectError(.invalidElementType, "elementType") {
             try layer.writeNunchaku(to: &writer, prefix: "a", elementType: .float32)
         }
-        Support.expect(.invalidArgument, "weight") {
+        expectError(.invalidArgument, "weight") {
             try Support.layer(4, 64, .int8PerChannel).writeNunchaku(to: &writer, prefix: "a")
         }
-        Support.expect(.invalidArgument, "weight.scales") {
+        expectError(.invalidArgument, "weight.scales") {
             try Support.layer(4, 64, scaleType: .float16).writeNunchaku(to: &writer, prefix: "a")
         }
         #expect(try SafetensorsFile(bytes: writer.encoded()).tensors.isEmpty && writer.metadata.isEmpty)
         try layer.writeNunchaku(to: &writer, prefix: "a")
         let before = try writer.encoded()
-        Support.expect(.invalidArgument, "tensor name") { try layer.writeNunchaku(to: &writer, prefix: "a") }
-        Support.expect(.invalidArgument, "metadata \"quantization_config\"") {
+        expectError(.invalidArgument, "tensor name") { try layer.writeNunchaku(to: &writer, prefix: "a") }
+        expectError(.invalidArgument, "metadata \"quantization_config\"") {
             try Self.layer(4, 64, .nvfp4).writeNunchaku(to: &writer, prefix: "b")
         }
         #expect(try writer.encoded() == before)
@@ -349,24 +350,24 @@ struct NunchakuCheckpointTests {
         let writer = try Self.modulation(splits: 3, 12, 64, code: { _, _ in 7 }, scale: { _, _ in 1 }, bias: { _ in 0 })
         let file = try SafetensorsFile(bytes: writer.encoded(), named: "f")
         for splits in [0, 5, -3] {
-            Support.expect(.invalidArgument, "splits") {
+            expectError(.invalidArgument, "splits") {
                 _ = try SVDQuantLinear(nunchakuModulation: file, prefix: "n", splits: splits)
             }
         }
-        Support.expect(.notFound, "f, tensor \"m.qweight\"") {
+        expectError(.notFound, "f, tensor \"m.qweight\"") {
             _ = try SVDQuantLinear(nunchakuModulation: file, prefix: "m", splits: 3)
         }
-        Support.expect(.invalidElementType, "f, tensor \"b.0.qweight\"") {
+        expectError(.invalidElementType, "f, tensor \"b.0.qweight\"") {
             _ = try SVDQuantLinear(nunchakuModulation: Self.file(), prefix: "b.0", splits: 3)
         }
-        Support.expect(.invalidElementType, "f, tensor \"n.qweight\"") {
+        expectError(.invalidElementType, "f, tensor \"n.qweight\"") {
             _ = try SVDQuantLinear(nunchaku: file, prefix: "n")
         }
         func expect(
             _ code: SparseKernelsError.Code, _ name: String, sourceLocation: SourceLocation = #_sourceLocation,
             _ change: (inout SafetensorsWriter) throws -> Void
         ) {
-            Support.expect(code, "f, tensor \"n.\(name)\"", sourceLocation: sourceLocation) {
+            expectError(code, "f, tensor \"n.\(name)\"", sourceLocation: sourceLocation) {
                 var damaged = SafetensorsWriter()
                 try change(&damaged)
                 for entry in file.tensors where entry.name != "n.\(name)" {

@@ -1,5 +1,6 @@
 import SVDQuant
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("The layout of nunchaku")
@@ -77,17 +78,17 @@ struct NunchakuLayoutTests {
     @Test("shapes that are not whole tiles are errors")
     func badShapes() throws {
         for shape in [[128], [127, 64], [128, 63], [0, 64], [128, 0]] {
-            SVDQuantSupport.expect(.invalidShape, "codes") { _ = try NunchakuLayout.unpackedCodes(Tensor(zeros: shape)) }
+            expectError(.invalidShape, "codes") { _ = try NunchakuLayout.unpackedCodes(Tensor(zeros: shape)) }
         }
-        SVDQuantSupport.expect(.invalidShape, "codes") { _ = try NunchakuLayout.packedCodes(Tensor(zeros: [0, 4])) }
-        SVDQuantSupport.expect(.invalidShape, "scales") {
+        expectError(.invalidShape, "codes") { _ = try NunchakuLayout.packedCodes(Tensor(zeros: [0, 4])) }
+        expectError(.invalidShape, "scales") {
             _ = try NunchakuLayout.unpackedScales(Tensor<Float>(zeros: [3, 128]))
         }
-        SVDQuantSupport.expect(.invalidShape, "scales") {
+        expectError(.invalidShape, "scales") {
             _ = try NunchakuLayout.unpackedMicroScales(Tensor<UInt8>(zeros: [6, 128]))
         }
-        SVDQuantSupport.expect(.invalidShape, "vector") { _ = try NunchakuLayout.unpackedVector(Tensor<Float>(zeros: [64])) }
-        SVDQuantSupport.expect(.invalidShape, "down") { _ = try NunchakuLayout.unpackedDown(Tensor<Float>(zeros: [128, 17])) }
-        SVDQuantSupport.expect(.invalidShape, "up") { _ = try NunchakuLayout.unpackedUp(Tensor<Float>(zeros: [100, 16])) }
+        expectError(.invalidShape, "vector") { _ = try NunchakuLayout.unpackedVector(Tensor<Float>(zeros: [64])) }
+        expectError(.invalidShape, "down") { _ = try NunchakuLayout.unpackedDown(Tensor<Float>(zeros: [128, 17])) }
+        expectError(.invalidShape, "up") { _ = try NunchakuLayout.unpackedUp(Tensor<Float>(zeros: [100, 16])) }
     }
 }

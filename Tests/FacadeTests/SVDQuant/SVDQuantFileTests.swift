@@ -1,5 +1,6 @@
 import SVDQuant
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("SVDQuant files")
@@ -65,10 +66,10 @@ struct SVDQuantFileTests {
         var writer = SafetensorsWriter()
         try layer.write(to: &writer, prefix: "a")
         let before = try writer.encoded()
-        Support.expect(.invalidArgument, "tensor name") { try layer.write(to: &writer, prefix: "a") }
+        expectError(.invalidArgument, "tensor name") { try layer.write(to: &writer, prefix: "a") }
         #expect(try writer.encoded() == before)
         var foreign = SafetensorsWriter(metadata: ["format": "pt"])
-        Support.expect(.invalidArgument, "metadata \"format\"") { try layer.write(to: &foreign, prefix: "a") }
+        expectError(.invalidArgument, "metadata \"format\"") { try layer.write(to: &foreign, prefix: "a") }
     }
 
     // MARK: - Files that are wrong
@@ -97,7 +98,7 @@ struct SVDQuantFileTests {
             _ code: SparseKernelsError.Code, _ argument: String, _ changes: [String: String?],
             sourceLocation: SourceLocation = #_sourceLocation
         ) {
-            Support.expect(code, "f, \(argument)", sourceLocation: sourceLocation) {
+            expectError(code, "f, \(argument)", sourceLocation: sourceLocation) {
                 _ = try SVDQuantLinear(file: Self.file(changes), prefix: "a")
             }
         }
@@ -138,7 +139,7 @@ struct SVDQuantFileTests {
             _ code: SparseKernelsError.Code, _ name: String, prefix: String = "tensor ",
             sourceLocation: SourceLocation = #_sourceLocation, _ change: (inout SafetensorsWriter) throws -> Void
         ) {
-            Support.expect(code, "f, \(prefix)\"a.\(name)\"", sourceLocation: sourceLocation) {
+            expectError(code, "f, \(prefix)\"a.\(name)\"", sourceLocation: sourceLocation) {
                 _ = try SVDQuantLinear(file: Self.file([:], tensors: change), prefix: "a")
             }
         }

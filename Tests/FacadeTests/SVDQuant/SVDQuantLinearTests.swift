@@ -1,5 +1,6 @@
 import SVDQuant
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("SVDQuant layers")
@@ -142,28 +143,28 @@ struct SVDQuantLinearTests {
         ) throws {
             _ = try SVDQuantLinear(weight: weight, smooth: smooth, lowRank: lowRank, bias: bias, activation: activation)
         }
-        Support.expect(.invalidShape, "smooth") { try make(smooth: Support.smooth(64)) }
+        expectError(.invalidShape, "smooth") { try make(smooth: Support.smooth(64)) }
         for bad in [Float(0), -1, .nan, .infinity] {
             var smooth = good
             smooth[flat: 69] = bad
-            Support.expect(.invalidArgument, "smooth") { try make(smooth: smooth) }
+            expectError(.invalidArgument, "smooth") { try make(smooth: smooth) }
         }
-        Support.expect(.invalidShape, "lowRank") { try make(lowRank: Support.branch(4, 64, rank: 2)) }
-        Support.expect(.invalidShape, "lowRank") { try make(lowRank: Support.branch(5, 70, rank: 2)) }
-        Support.expect(.invalidShape, "bias") { try make(bias: Tensor(zeros: [5])) }
-        Support.expect(.invalidArgument, "bias") { try make(bias: Tensor([4], [0, 0, .nan, 0])) }
-        Support.expect(.invalidArgument, "shift") { try make(activation: .uint4(shift: -1)) }
+        expectError(.invalidShape, "lowRank") { try make(lowRank: Support.branch(4, 64, rank: 2)) }
+        expectError(.invalidShape, "lowRank") { try make(lowRank: Support.branch(5, 70, rank: 2)) }
+        expectError(.invalidShape, "bias") { try make(bias: Tensor(zeros: [5])) }
+        expectError(.invalidArgument, "bias") { try make(bias: Tensor([4], [0, 0, .nan, 0])) }
+        expectError(.invalidArgument, "shift") { try make(activation: .uint4(shift: -1)) }
         let layer = try Support.layer(4, 70)
-        Support.expect(.invalidArgument, "shift") { _ = try layer.with(activation: .uint4(shift: .infinity)) }
-        Support.expect(.invalidShape, "x") { _ = try layer(Tensor<Float>(zeros: [1, 71])) }
-        Support.expect(.invalidShape, "y") {
+        expectError(.invalidArgument, "shift") { _ = try layer.with(activation: .uint4(shift: .infinity)) }
+        expectError(.invalidShape, "x") { _ = try layer(Tensor<Float>(zeros: [1, 71])) }
+        expectError(.invalidShape, "y") {
             let x = try Tensor<Float>(zeros: [2, 70])
             var y = try Tensor<Float>(zeros: [2, 5])
             try layer.run(x: x.matrixView(named: "x"), y: y.mutableMatrixView(named: "y"))
         }
         var broken = try Tensor<Float>.normal([4, 70], seed: 1)
         broken[flat: 7] = .nan
-        Support.expect(.invalidArgument, "weight") {
+        expectError(.invalidArgument, "weight") {
             _ = try SVDQuantLinear(weight: broken, calibration: Tensor<Float>.normal([8, 70], seed: 2), rank: 2)
         }
     }
@@ -172,8 +173,8 @@ struct SVDQuantLinearTests {
     func noTokens() throws {
         let layer = try Support.layer(6, 64)
         #expect(try layer(Tensor<Float>(zeros: [0, 64])).shape == [0, 6])
-        Support.expect(.invalidShape, "x") { _ = try layer(Tensor<Float>(zeros: [0, 63])) }
-        Support.expect(.invalidShape, "calibration") {
+        expectError(.invalidShape, "x") { _ = try layer(Tensor<Float>(zeros: [0, 63])) }
+        expectError(.invalidShape, "calibration") {
             _ = try SVDQuantLinear(weight: .normal([6, 64], seed: 1), calibration: Tensor(zeros: [0, 64]), rank: 2)
         }
     }

@@ -76,15 +76,6 @@ enum SVDQuantSupport {
         return (difference / norm).squareRoot()
     }
 
-    static func expect(
-        _ code: SparseKernelsError.Code, _ argument: String, sourceLocation: SourceLocation = #_sourceLocation,
-        _ body: () throws -> Void
-    ) {
-        let error = #expect(throws: SparseKernelsError.self, sourceLocation: sourceLocation) { try body() }
-        #expect(
-            error?.code == code && error?.argument == argument, "\(error?.description ?? "")", sourceLocation: sourceLocation)
-    }
-
     /// Whether all parts have the same bits.
     static func areIdentical(_ a: SVDQuantLinear, _ b: SVDQuantLinear) -> Bool {
         func bits(_ tensor: Tensor<Float>?) -> [UInt32]? { tensor?.elements.map(\.bitPattern) }

@@ -1,5 +1,6 @@
 import SpargeAttention
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("SpargeAttention")
@@ -149,32 +150,25 @@ struct SpargeAttentionTests {
     @Test("bad settings and operands are errors that name them")
     func badInput() throws {
         let operands = try Operands(queryLength: 40, keyLength: 40)
-        func expect(
-            _ code: SparseKernelsError.Code, _ argument: String, sourceLocation: SourceLocation = #_sourceLocation,
-            _ body: () throws -> Void
-        ) {
-            let error = #expect(throws: SparseKernelsError.self, sourceLocation: sourceLocation) { try body() }
-            #expect(error?.code == code && error?.argument == argument, sourceLocation: sourceLocation)
-        }
-        expect(.invalidShape, "heads") {
+        expectError(.invalidShape, "heads") {
             _ = try SpargeAttentionPrefill(operands.shape, heads: [.cdf, .cdf])
         }
         for threshold: Float in [0, -1, .nan, .infinity] {
-            expect(.invalidArgument, "heads[0].pvSkipThreshold") {
+            expectError(.invalidArgument, "heads[0].pvSkipThreshold") {
                 let head = SpargeAttentionHead(.keepRatio(1), similarityThreshold: 0, pvSkipThreshold: threshold)
                 _ = try SpargeAttentionPrefill(operands.shape, heads: [head])
             }
         }
-        expect(.invalidArgument, "heads[0].keepRatio") {
+        expectError(.invalidArgument, "heads[0].keepRatio") {
             _ = try SpargeAttentionPrefill(operands.shape, heads: [.keepRatio(1.5)])
         }
-        expect(.invalidShape, "keyBlockSize") { _ = try SpargeAttentionPrefill(operands.shape, keyBlockSize: 0) }
+        expectError(.invalidShape, "keyBlockSize") { _ = try SpargeAttentionPrefill(operands.shape, keyBlockSize: 0) }
         let longer = try AttentionShape(queryLength: 41, keyLength: 40, queryHeads: 4, kvHeads: 2, headDim: 16)
         #expect(throws: Never.self) { try SpargeAttentionPrefill(longer, isCausal: true) }
         let sparge = try SpargeAttentionPrefill(operands.shape)
-        expect(.invalidShape, "query") { _ = try sparge.mask(query: operands.key, key: operands.key) }
-        expect(.invalidShape, "key") { _ = try sparge.mask(query: operands.query, key: operands.query) }
-        expect(.invalidShape, "value") {
+        expectError(.invalidShape, "query") { _ = try sparge.mask(query: operands.key, key: operands.key) }
+        expectError(.invalidShape, "key") { _ = try sparge.mask(query: operands.query, key: operands.query) }
+        expectError(.invalidShape, "value") {
             _ = try sparge(query: operands.query, key: operands.key, value: operands.query)
         }
     }
@@ -234,22 +228,15 @@ struct SpargeAttentionTests {
 
     @Test("bad bounds and samples are errors that name them")
     func tunerErrors() throws {
-        func expect(
-            _ argument: String, _ code: SparseKernelsError.Code = .invalidArgument,
-            sourceLocation: SourceLocation = #_sourceLocation, _ body: () throws -> Void
-        ) {
-            let error = #expect(throws: SparseKernelsError.self, sourceLocation: sourceLocation) { try body() }
-            #expect(error?.code == code && error?.argument == argument, sourceLocation: sourceLocation)
-        }
-        expect("relativeL1") { _ = try SpargeAttentionTuner(relativeL1: 0) }
-        expect("pvRelativeL1") { _ = try SpargeAttentionTuner(relativeL1: 0.1, pvRelativeL1: 0.1) }
-        expect("pvRelativeL1") { _ = try SpargeAttentionTuner(pvRelativeL1: .nan) }
+        expectError(.invalidArgument, "relativeL1") { _ = try SpargeAttentionTuner(relativeL1: 0) }
+        expectError(.invalidArgument, "pvRelativeL1") { _ = try SpargeAttentionTuner(relativeL1: 0.1, pvRelativeL1: 0.1) }
+        expectError(.invalidArgument, "pvRelativeL1") { _ = try SpargeAttentionTuner(pvRelativeL1: .nan) }
         let tuner = try SpargeAttentionTuner()
-        expect("samples", .invalidShape) { _ = try tuner([]) }
+        expectError(.invalidShape, "samples") { _ = try tuner([]) }
         let (small, large) = (try Tensor<Float>(zeros: [1, 4, 8]), try Tensor<Float>(zeros: [2, 4, 8]))
-        expect("samples[1]", .invalidShape) {
+        expectError(.invalidShape, "samples[1]") {
             _ = try tuner([.init(query: small, key: small, value: small), .init(query: large, key: large, value: large)])
         }
-        expect("value", .invalidShape) { _ = try SpargeAttentionTuner.Sample(query: large, key: small, value: large) }
+        expectError(.invalidShape, "value") { _ = try SpargeAttentionTuner.Sample(query: large, key: small, value: large) }
     }
 }

@@ -1,4 +1,5 @@
 import SparseKernelsReference
+import TestSupport
 import Testing
 import Twilight
 
@@ -190,13 +191,6 @@ struct TwilightTests {
     func errors() throws {
         let configuration = try TwilightDecode.cache(layers: 1, kvHeads: 2, headDim: 32, pageCapacity: 4)
         #expect(configuration.pageSize == 16 && configuration.keepsKeyEstimates && configuration.keyFormat == .float16)
-        func expectError(
-            _ code: SparseKernelsError.Code, _ argument: String, sourceLocation: SourceLocation = #_sourceLocation,
-            _ body: () throws -> Void
-        ) {
-            let error = #expect(throws: SparseKernelsError.self, sourceLocation: sourceLocation) { try body() }
-            #expect(error?.code == code && error?.argument == argument, sourceLocation: sourceLocation)
-        }
         func make(
             queryHeads: Int = 4, _ configuration: KVCacheConfiguration, _ selector: TwilightDecode.Selector = .everything,
             topP: Double = 0.85, denseLayers: Int = 2

@@ -1,16 +1,8 @@
 import Foundation
 import SparseKernelsReference
+import TestSupport
 import Testing
 import XAttention
-
-/// The error of a throwing expression, which must have this code and argument.
-func expectError(
-    _ code: SparseKernelsError.Code, _ argument: String, sourceLocation: SourceLocation = #_sourceLocation,
-    _ body: () throws -> Void
-) {
-    let error = #expect(throws: SparseKernelsError.self, sourceLocation: sourceLocation) { try body() }
-    #expect(error?.code == code && error?.argument == argument, "\(String(describing: error))", sourceLocation: sourceLocation)
-}
 
 @Suite("XAttention")
 struct XAttentionTests {
@@ -279,17 +271,11 @@ struct XAttentionTests {
 
     // MARK: - Captures
 
-    static let capture: String? = {
-        let package = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../..")
-            .standardizedFileURL
-        let data = ProcessInfo.processInfo.environment["SPARSEKERNELS_DATA"] ?? package.path + "/../shared"
-        let path = data + "/captures/lm-layer3-8192.safetensors"
-        return FileManager.default.fileExists(atPath: path) ? path : nil
-    }()
+    static let capture = TestData.externalFile("captures/lm-layer3-8192.safetensors")
 
     @Test(
         "densities of a captured layer are those of a plain single-precision transcription",
-        .enabled(if: capture != nil, "no captures under SPARSEKERNELS_DATA"))
+        .enabled(if: capture != nil, TestData.absence))
     func captured() throws {
         let file = try SafetensorsFile(path: #require(Self.capture))
         let (query, key) = try (file.tensor("query", as: Float16.self), file.tensor("key", as: Float16.self))

@@ -1,22 +1,11 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Everything a caller can get wrong is a typed error that names the argument, the rule and what came, and nothing is written.
 @Suite("Attention errors")
 struct AttentionErrorsTests {
-    /// The error of a throwing expression, which must have this code and argument and contain these texts.
-    static func expectError(
-        _ code: SparseKernelsError.Code, _ argument: String, containing texts: [String] = [],
-        sourceLocation: SourceLocation = #_sourceLocation, _ body: () throws -> Void
-    ) {
-        let error = #expect(throws: SparseKernelsError.self, sourceLocation: sourceLocation) { try body() }
-        guard let error else { return }
-        #expect(error.code == code, sourceLocation: sourceLocation)
-        #expect(error.argument == argument, sourceLocation: sourceLocation)
-        for text in texts { #expect(error.description.contains(text), sourceLocation: sourceLocation) }
-    }
-
     // MARK: - Shapes
 
     struct Extents: Sendable {
@@ -38,25 +27,25 @@ struct AttentionErrorsTests {
     func extentsBelowOne(_ extent: Int) {
         let s = "\(extent)"
         if extent < 0 {
-            Self.expectError(.invalidShape, "queryLength", containing: [s]) { _ = try Extents(queryLength: extent).shape() }
-            Self.expectError(.invalidShape, "keyLength", containing: [s]) { _ = try Extents(keyLength: extent).shape() }
+            expectError(.invalidShape, "queryLength", containing: [s]) { _ = try Extents(queryLength: extent).shape() }
+            expectError(.invalidShape, "keyLength", containing: [s]) { _ = try Extents(keyLength: extent).shape() }
         }
-        Self.expectError(.invalidShape, "queryHeads", containing: [s]) { _ = try Extents(queryHeads: extent).shape() }
-        Self.expectError(.invalidShape, "kvHeads", containing: [s]) { _ = try Extents(kvHeads: extent).shape() }
-        Self.expectError(.invalidShape, "headDim", containing: [s]) { _ = try Extents(headDim: extent).shape() }
-        Self.expectError(.invalidShape, "valueDim", containing: [s]) { _ = try Extents(valueDim: extent).shape() }
+        expectError(.invalidShape, "queryHeads", containing: [s]) { _ = try Extents(queryHeads: extent).shape() }
+        expectError(.invalidShape, "kvHeads", containing: [s]) { _ = try Extents(kvHeads: extent).shape() }
+        expectError(.invalidShape, "headDim", containing: [s]) { _ = try Extents(headDim: extent).shape() }
+        expectError(.invalidShape, "valueDim", containing: [s]) { _ = try Extents(valueDim: extent).shape() }
     }
 
     @Test("heads wider than the kernels' scratch are refused")
     func wideHeads() throws {
-        Self.expectError(.invalidShape, "headDim", containing: ["257", "256"]) { _ = try Extents(headDim: 257).shape() }
-        Self.expectError(.invalidShape, "valueDim", containing: ["257", "256"]) { _ = try Extents(valueDim: 257).shape() }
+        expectError(.invalidShape, "headDim", containing: ["257", "256"]) { _ = try Extents(headDim: 257).shape() }
+        expectError(.invalidShape, "valueDim", containing: ["257", "256"]) { _ = try Extents(valueDim: 257).shape() }
         #expect(try Extents(headDim: 256, valueDim: 256).shape().headDim == AttentionShape.maximumHeadDim)
     }
 
     @Test("query heads that key/value heads do not divide are refused", arguments: [(6, 4), (1, 2), (7, 3)])
     func headsThatDoNotDivide(_ heads: (Int, Int)) {
-        Self.expectError(.invalidShape, "queryHeads", containing: ["\(heads.0)", "\(heads.1)"]) {
+        expectError(.invalidShape, "queryHeads", containing: ["\(heads.0)", "\(heads.1)"]) {
             _ = try Extents(queryHeads: heads.0, kvHeads: heads.1).shape()
         }
     }
@@ -69,11 +58,11 @@ struct AttentionErrorsTests {
         let shape = try AttentionShape(query: query.view(), key: key.view(), value: value.view())
         #expect(shape == (try Extents(queryLength: 3, queryHeads: 4, kvHeads: 2, headDim: 8, valueDim: 6).shape()))
         let narrow = try Tensor<Float>(zeros: [2, 5, 9])
-        Self.expectError(.invalidShape, "key", containing: ["8", "9"]) {
+        expectError(.invalidShape, "key", containing: ["8", "9"]) {
             _ = try AttentionShape(query: query.view(), key: narrow.view(), value: value.view())
         }
         let short = try Tensor<Float>(zeros: [2, 4, 6])
-        Self.expectError(.invalidShape, "value", containing: ["5", "4"]) {
+        expectError(.invalidShape, "value", containing: ["5", "4"]) {
             _ = try AttentionShape(query: query.view(), key: key.view(), value: short.view())
         }
     }
@@ -81,7 +70,7 @@ struct AttentionErrorsTests {
     @Test("lengths whose work does not fit 63 bits are refused, not trapped on", arguments: InstructionSet.available)
     func hugeLengths(_ set: InstructionSet) throws {
         for (queries, keys) in [(Int.max, Int.max), (1 << 62, 1), (1 << 32, 1 << 32), (Int.max, 0), (0, 1 << 60)] {
-            Self.expectError(.invalidShape, "shape", containing: ["\(queries)", "\(keys)"]) {
+            expectError(.invalidShape, "shape", containing: ["\(queries)", "\(keys)"]) {
                 let shape = try Extents(queryLength: queries, keyLength: keys).shape()
                 _ = try DenseAttention(shape, mask: .causal(window: Int.max), instructionSet: set)
             }
@@ -103,7 +92,7 @@ struct AttentionErrorsTests {
             _ argument: String, _ text: String, _ modifiers: ScoreModifiers,
             code: SparseKernelsError.Code = .invalidArgument, sourceLocation: SourceLocation = #_sourceLocation
         ) {
-            Self.expectError(code, argument, containing: [text], sourceLocation: sourceLocation) {
+            expectError(code, argument, containing: [text], sourceLocation: sourceLocation) {
                 _ = try DenseAttention(shape, modifiers: modifiers, instructionSet: set)
             }
         }
@@ -129,7 +118,7 @@ struct AttentionErrorsTests {
     func badWindows(_ set: InstructionSet, _ window: Int) throws {
         let shape = try Extents().shape()
         for mask in [AttentionMask.full(window: window), .causal(window: window)] {
-            Self.expectError(.invalidArgument, "mask.window", containing: ["\(window)"]) {
+            expectError(.invalidArgument, "mask.window", containing: ["\(window)"]) {
                 _ = try DenseAttention(shape, mask: mask, instructionSet: set)
             }
         }
@@ -142,11 +131,11 @@ struct AttentionErrorsTests {
             (AttentionWindow(left: side, right: 1), "left"), (AttentionWindow(left: nil, right: side), "right"),
         ] {
             for isCausal in [true, false] {
-                Self.expectError(.invalidArgument, "mask.\(name)", containing: ["\(side)", "no limit"]) {
+                expectError(.invalidArgument, "mask.\(name)", containing: ["\(side)", "no limit"]) {
                     _ = try DenseAttention(
                         shape, mask: AttentionMask(isCausal: isCausal, window: window), instructionSet: set)
                 }
-                Self.expectError(.invalidArgument, "window.\(name)", containing: ["\(side)"]) {
+                expectError(.invalidArgument, "window.\(name)", containing: ["\(side)"]) {
                     _ = try BlockSparseAttention(
                         shape, heads: [.dense], isCausal: isCausal, window: window, instructionSet: set)
                 }

@@ -1,6 +1,7 @@
 import Foundation
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// How operands lie in memory: element types, layouts, strides, alignment and borders.

@@ -1,6 +1,7 @@
 import Foundation
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Merging: attention over parts of the keys becomes attention over all of them.
@@ -175,18 +176,18 @@ struct AttentionStateTests {
         let before = state
         for (heads, tokens, channels) in [(3, 11, 9), (4, 10, 9), (4, 11, 8), (11, 4, 9)] {
             let other = try AttentionState(heads: heads, tokens: tokens, valueDim: channels)
-            AttentionErrorsTests.expectError(
+            expectError(
                 .invalidShape, "other.output", containing: ["[4, 11, 9]", "[\(heads), \(tokens), \(channels)]"]
             ) { try state.merge(other) }
             #expect(state == before)
         }
-        AttentionErrorsTests.expectError(.invalidShape, "output", containing: ["[4, 11]"]) {
+        expectError(.invalidShape, "output", containing: ["[4, 11]"]) {
             _ = try AttentionState(output: Tensor(zeros: [4, 11]), logSumExp: Tensor(zeros: [4, 11]))
         }
-        AttentionErrorsTests.expectError(.invalidShape, "logSumExp", containing: ["[4, 11]", "[4, 12]"]) {
+        expectError(.invalidShape, "logSumExp", containing: ["[4, 11]", "[4, 12]"]) {
             _ = try AttentionState(output: Tensor(zeros: [4, 11, 9]), logSumExp: Tensor(zeros: [4, 12]))
         }
-        AttentionErrorsTests.expectError(.invalidShape, "shape", containing: ["-1"]) {
+        expectError(.invalidShape, "shape", containing: ["-1"]) {
             _ = try AttentionState(heads: -1, tokens: 2, valueDim: 3)
         }
     }

@@ -2,6 +2,7 @@ import Foundation
 import KernelInterface
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// The kernel of Twilight's pruning against the bisection in `Double`, one instruction set at a time.
@@ -236,8 +237,7 @@ struct PruneWeightsTests {
     @Test(
         "the official kernel's masks, recorded on a GPU", arguments: ["topp_micro", "topp_sink_l1024", "topp_nosink_l1001"])
     func official(_ name: String) throws {
-        let goldens = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../Goldens/twilight")
-        let file = try SafetensorsFile(path: goldens.appendingPathComponent("\(name).safetensors").standardizedFileURL.path)
+        let file = try SafetensorsFile(path: TestData.path("Tests/Goldens/twilight/\(name).safetensors"))
         let recorded = try file.tensor("in.weights", as: Float.self)
         let (rows, length) = (recorded.shape[0], recorded.shape[1])
         let elements = recorded.elements

@@ -1,6 +1,7 @@
 import KernelInterface
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// The matrix product: sizes around every block edge, strides, threads, non-finite input, borders.
@@ -207,7 +208,7 @@ struct GEMMTests {
             try gemm.run(a: a, b: b, into: &c)
             #expect(c.shape == [m, n] && c.elements.allSatisfy { $0.bitPattern == 0 }, "\(set)")
             var wrong = try Tensor<Float>(zeros: [m, n + 1])
-            AttentionErrorsTests.expectError(.invalidShape, "c", containing: ["\(m) × \(n)", "\(m) × \(n + 1)"]) {
+            expectError(.invalidShape, "c", containing: ["\(m) × \(n)", "\(m) × \(n + 1)"]) {
                 try gemm.run(a: a, b: b, into: &wrong)
             }
         }
@@ -301,18 +302,18 @@ struct GEMMTests {
     @Test("negative extents and products that overflow are refused", arguments: InstructionSet.available)
     func badExtents(_ set: InstructionSet) {
         for extent in [-1, Int.min] {
-            AttentionErrorsTests.expectError(.invalidShape, "m", containing: ["\(extent)"]) {
+            expectError(.invalidShape, "m", containing: ["\(extent)"]) {
                 _ = try GEMM(m: extent, n: 1, k: 1, instructionSet: set)
             }
-            AttentionErrorsTests.expectError(.invalidShape, "n", containing: ["\(extent)"]) {
+            expectError(.invalidShape, "n", containing: ["\(extent)"]) {
                 _ = try GEMM(m: 1, n: extent, k: 1, instructionSet: set)
             }
-            AttentionErrorsTests.expectError(.invalidShape, "k", containing: ["\(extent)"]) {
+            expectError(.invalidShape, "k", containing: ["\(extent)"]) {
                 _ = try GEMM(m: 1, n: 1, k: extent, instructionSet: set)
             }
         }
         for (m, n, k) in [(Int.max, 1, 1), (1, Int.max, 1), (1 << 32, 1 << 32, 1), (1 << 21, 1 << 21, 1 << 21)] {
-            AttentionErrorsTests.expectError(.invalidShape, "m, n, k", containing: ["\(m)"]) {
+            expectError(.invalidShape, "m, n, k", containing: ["\(m)"]) {
                 _ = try GEMM(m: m, n: n, k: k, instructionSet: set)
             }
         }
@@ -331,7 +332,7 @@ struct GEMMTests {
                     var c = try Tensor<Float>(wrong["c"]!) { _ in 77 }
                     let expected = "\(shape[0]) × \(shape[1])"
                     let actual = "\(wrong[argument]![0]) × \(wrong[argument]![1])"
-                    AttentionErrorsTests.expectError(.invalidShape, argument, containing: [expected, actual]) {
+                    expectError(.invalidShape, argument, containing: [expected, actual]) {
                         try gemm.run(a: a.matrixView(), b: b.matrixView(), c: c.mutableMatrixView())
                     }
                     #expect(c.elements.allSatisfy { $0 == 77 })
@@ -373,12 +374,12 @@ struct GEMMTests {
         let (a, short, x) = try (
             Tensor<Float>(zeros: [2, 3]), Tensor<Float>(zeros: [2]), Tensor<Float>(zeros: [3])
         )
-        AttentionErrorsTests.expectError(.invalidShape, "x", containing: ["3", "2"]) {
+        expectError(.invalidShape, "x", containing: ["3", "2"]) {
             var y = try Tensor<Float>(zeros: [2])
             var result = y.mutableSpan
             try OpenBLAS.multiplyVector(a: a.matrixView(), x: short.span, y: &result)
         }
-        AttentionErrorsTests.expectError(.invalidShape, "y", containing: ["2", "3"]) {
+        expectError(.invalidShape, "y", containing: ["2", "3"]) {
             var y = try Tensor<Float>(zeros: [3])
             var result = y.mutableSpan
             try OpenBLAS.multiplyVector(a: a.matrixView(), x: x.span, y: &result)
@@ -389,11 +390,11 @@ struct GEMMTests {
     func openBLASErrors() throws {
         let (a, b) = try (Tensor<Float>(zeros: [2, 3]), Tensor<Float>(zeros: [4, 5]))
         var c = try Tensor<Float>(zeros: [2, 5])
-        AttentionErrorsTests.expectError(.invalidShape, "b", containing: ["3", "4"]) {
+        expectError(.invalidShape, "b", containing: ["3", "4"]) {
             try OpenBLAS.multiply(a: a.matrixView(), b: b.matrixView(), c: c.mutableMatrixView())
         }
         let narrow = try Tensor<Float>(zeros: [3, 4])
-        AttentionErrorsTests.expectError(.invalidShape, "c", containing: ["2 × 4", "2 × 5"]) {
+        expectError(.invalidShape, "c", containing: ["2 × 4", "2 × 5"]) {
             try OpenBLAS.multiply(a: a.matrixView(), b: narrow.matrixView(), c: c.mutableMatrixView())
         }
     }

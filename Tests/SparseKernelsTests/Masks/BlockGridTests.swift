@@ -1,4 +1,5 @@
 import SparseKernels
+import TestSupport
 import Testing
 
 @Suite("Block grids")

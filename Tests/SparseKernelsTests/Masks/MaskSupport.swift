@@ -92,11 +92,3 @@ extension BlockMask {
         (0..<grid.blockRows).map { row in (0..<grid.blockColumns).map { self[head, row, $0] } }
     }
 }
-
-/// The error of a throwing expression, which must have this code and argument and contain these texts.
-func expectError(
-    _ code: SparseKernelsError.Code, _ argument: String, containing texts: String...,
-    sourceLocation: SourceLocation = #_sourceLocation, _ body: () throws -> Void
-) {
-    AttentionErrorsTests.expectError(code, argument, containing: texts, sourceLocation: sourceLocation, body)
-}

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("Vertical-slash selection and index")
@@ -118,26 +119,24 @@ struct VerticalSlashIndexTests {
 
     @Test("bad input is an error that names it")
     func errors() throws {
-        func expect(_ code: SparseKernelsError.Code, _ argument: String, _ body: () throws -> Void) {
-            let error = #expect(throws: SparseKernelsError.self) { try body() }
-            #expect(error?.code == code && error?.argument == argument)
-        }
         let lines = VerticalSlashLines(keys: [3], distances: [0, 9])
-        expect(.invalidShape, "length") { _ = try VerticalSlashIndex(lines, queryLength: -1, keyLength: 10) }
-        expect(.invalidShape, "keyLength") { _ = try VerticalSlashIndex(lines, queryLength: 11, keyLength: -1) }
-        expect(.invalidShape, "blockSize") {
+        expectError(.invalidShape, "length") { _ = try VerticalSlashIndex(lines, queryLength: -1, keyLength: 10) }
+        expectError(.invalidShape, "keyLength") { _ = try VerticalSlashIndex(lines, queryLength: 11, keyLength: -1) }
+        expectError(.invalidShape, "blockSize") {
             _ = try VerticalSlashIndex(lines, queryLength: 10, keyLength: 10, blockSize: 0)
         }
-        expect(.invalidArgument, "lines.distances") { _ = try VerticalSlashIndex(lines, queryLength: 9, keyLength: 9) }
-        expect(.invalidArgument, "lines.keys") {
+        expectError(.invalidArgument, "lines.distances") { _ = try VerticalSlashIndex(lines, queryLength: 9, keyLength: 9) }
+        expectError(.invalidArgument, "lines.keys") {
             _ = try VerticalSlashIndex(VerticalSlashLines(keys: [-1], distances: [0]), queryLength: 9, keyLength: 9)
         }
-        expect(.invalidArgument, "lines.distances") {
+        expectError(.invalidArgument, "lines.distances") {
             _ = try VerticalSlashIndex(VerticalSlashLines(keys: [], distances: [1, 2]), queryLength: 9, keyLength: 9)
         }
         let index = try VerticalSlashIndex(lines, queryLength: 10, keyLength: 10)
-        expect(.invalidShape, "grid") { _ = try index.blockCover(BlockGrid(queryLength: 9, keyLength: 10, isCausal: true)) }
-        expect(.invalidArgument, "grid") {
+        expectError(.invalidShape, "grid") {
+            _ = try index.blockCover(BlockGrid(queryLength: 9, keyLength: 10, isCausal: true))
+        }
+        expectError(.invalidArgument, "grid") {
             _ = try index.blockCover(BlockGrid(queryLength: 10, keyLength: 10, isCausal: false))
         }
     }

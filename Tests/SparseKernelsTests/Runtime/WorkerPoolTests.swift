@@ -6,7 +6,7 @@ import Testing
 
 /// Pools: the same bits on any number of threads, calls from many threads at once, scratch, and an orderly end.
 @Suite("Threads")
-struct AttentionThreadTests {
+struct WorkerPoolTests {
     /// Work above the cut-off, in 8 tasks: threads are woken.
     struct Workload {
         let shape: AttentionShape
@@ -135,7 +135,7 @@ struct AttentionThreadTests {
         let record = Record(tasks: tasks)
         for _ in 0..<3 {
             Self.run(pool, record, tasks: tasks, work: .max) { context, task, _ in
-                AttentionThreadTests.record(context).counts[task].value.wrappingAdd(1, ordering: .relaxed)
+                WorkerPoolTests.record(context).counts[task].value.wrappingAdd(1, ordering: .relaxed)
             }
         }
         #expect(record.counts.allSatisfy { $0.value.load(ordering: .relaxed) == 3 })
@@ -149,7 +149,7 @@ struct AttentionThreadTests {
             let words = scratch.bindMemory(to: Int.self, capacity: 512)
             for i in 0..<512 { words[i] = task }
             let isIntact = (0..<512).allSatisfy { words[$0] == task } && UInt(bitPattern: scratch) % 64 == 0
-            if isIntact { AttentionThreadTests.record(context).counts[0].value.wrappingAdd(1, ordering: .relaxed) }
+            if isIntact { WorkerPoolTests.record(context).counts[0].value.wrappingAdd(1, ordering: .relaxed) }
         }
         #expect(record.counts[0].value.load(ordering: .relaxed) == 200)
     }
@@ -160,7 +160,7 @@ struct AttentionThreadTests {
         let record = Record(tasks: 0)
         // Each task waits until all three have begun, which a single thread could never see; the limit only ends a failure.
         Self.run(pool, record, tasks: 3, work: .max) { context, _, _ in
-            let record = AttentionThreadTests.record(context)
+            let record = WorkerPoolTests.record(context)
             record.arrived.wrappingAdd(1, ordering: .sequentiallyConsistent)
             let limit = ContinuousClock.now + .seconds(20)
             while record.arrived.load(ordering: .sequentiallyConsistent) < 3 && ContinuousClock.now < limit { sched_yield() }
@@ -174,7 +174,7 @@ struct AttentionThreadTests {
         let pool = WorkerPool(threads: 3)
         let record = Record(tasks: 0)
         Self.run(pool, record, tasks: 50, work: WorkerPool.workCutoff - 1) { context, _, _ in
-            AttentionThreadTests.record(context).threadIDs.withLock { _ = $0.insert(Int(bitPattern: UInt(pthread_self()))) }
+            WorkerPoolTests.record(context).threadIDs.withLock { _ = $0.insert(Int(bitPattern: UInt(pthread_self()))) }
         }
         #expect(record.threadIDs.withLock { $0 } == [Int(bitPattern: UInt(pthread_self()))])
     }
@@ -192,16 +192,16 @@ struct AttentionThreadTests {
             do {
                 let pool = WorkerPool(threads: 3)
                 Self.run(pool, record, tasks: 3, work: .max) { context, _, _ in
-                    let record = AttentionThreadTests.record(context)
+                    let record = WorkerPoolTests.record(context)
                     record.arrived.wrappingAdd(1, ordering: .sequentiallyConsistent)
                     let limit = ContinuousClock.now + .seconds(20)
                     while record.arrived.load(ordering: .sequentiallyConsistent) < 3 && ContinuousClock.now < limit {
                         sched_yield()
                     }
-                    record.threadIDs.withLock { _ = $0.insert(AttentionThreadTests.kernelThreadID()) }
+                    record.threadIDs.withLock { _ = $0.insert(WorkerPoolTests.kernelThreadID()) }
                 }
             }
-            let workers = record.threadIDs.withLock { $0 }.subtracting([AttentionThreadTests.kernelThreadID()])
+            let workers = record.threadIDs.withLock { $0 }.subtracting([WorkerPoolTests.kernelThreadID()])
             #expect(workers.count == 2)
             // The kernel takes a thread off its list a moment after pthread_join returns.
             let limit = ContinuousClock.now + .seconds(10)

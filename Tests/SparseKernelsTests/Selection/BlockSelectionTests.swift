@@ -1,9 +1,10 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("Selection: blocks")
-struct SelectionBlockTests {
+struct BlockSelectionTests {
     static let rules: [BlockSelection.Rule] = [
         .topP(0), .topP(0.5), .topP(0.9), .topP(1), .topK(0), .topK(3), .topK(1000), .threshold(0.4), .threshold(-.infinity),
     ]
@@ -165,37 +166,37 @@ struct SelectionBlockTests {
     @Test("bad arguments are refused")
     func errors() throws {
         for mass in [-0.1, 1.5, .nan] {
-            AttentionErrorsTests.expectError(.invalidArgument, "rule.topP") { _ = try BlockSelection(.topP(mass)) }
-            AttentionErrorsTests.expectError(.invalidArgument, "rules[1].topP") {
+            expectError(.invalidArgument, "rule.topP") { _ = try BlockSelection(.topP(mass)) }
+            expectError(.invalidArgument, "rules[1].topP") {
                 _ = try BlockSelection(perHead: [.topK(1), .topP(mass)])
             }
         }
-        AttentionErrorsTests.expectError(.invalidArgument, "rule.topK") { _ = try BlockSelection(.topK(-1)) }
-        AttentionErrorsTests.expectError(.invalidArgument, "rule.threshold") { _ = try BlockSelection(.threshold(.nan)) }
-        AttentionErrorsTests.expectError(.invalidShape, "rules") { _ = try BlockSelection(perHead: []) }
-        AttentionErrorsTests.expectError(.invalidArgument, "minimumBlocks") {
+        expectError(.invalidArgument, "rule.topK") { _ = try BlockSelection(.topK(-1)) }
+        expectError(.invalidArgument, "rule.threshold") { _ = try BlockSelection(.threshold(.nan)) }
+        expectError(.invalidShape, "rules") { _ = try BlockSelection(perHead: []) }
+        expectError(.invalidArgument, "minimumBlocks") {
             _ = try BlockSelection(.topK(1), minimumBlocks: -1)
         }
-        AttentionErrorsTests.expectError(.invalidArgument, "sinkBlocks") { _ = try BlockSelection(.topK(1), sinkBlocks: -1) }
-        AttentionErrorsTests.expectError(.invalidArgument, "recentBlocks") {
+        expectError(.invalidArgument, "sinkBlocks") { _ = try BlockSelection(.topK(1), sinkBlocks: -1) }
+        expectError(.invalidArgument, "recentBlocks") {
             _ = try BlockSelection(.topK(1), recentBlocks: -1)
         }
         let grid = try BlockGrid(queryLength: 80, keyLength: 80, queryBlockSize: 16, keyBlockSize: 16, isCausal: true)
         let scores = try Self.scores(grid, heads: 3, seed: 4)
-        AttentionErrorsTests.expectError(.invalidShape, "rules") {
+        expectError(.invalidShape, "rules") {
             _ = try BlockSelection(perHead: [.topK(1), .topK(2)])(scores)
         }
         let full = try BlockGrid(queryLength: 80, keyLength: 80, queryBlockSize: 16, keyBlockSize: 16, isCausal: false)
-        AttentionErrorsTests.expectError(.invalidShape, "candidates.grid") {
+        expectError(.invalidShape, "candidates.grid") {
             _ = try BlockSelection(.topK(1))(scores, within: BlockMask(grid: full) { _, _, _ in true })
         }
-        AttentionErrorsTests.expectError(.invalidShape, "candidates.heads") {
+        expectError(.invalidShape, "candidates.heads") {
             _ = try BlockSelection(.topK(1))(scores, within: BlockMask(grid: grid, heads: 2) { _, _, _ in true })
         }
         var values = scores.values
         values[flat: 25 + 2 * 5 + 1] = -0.5
         let negative = try BlockScores(grid: grid, values: values)
-        AttentionErrorsTests.expectError(.invalidArgument, "scores[1, 2, 1]") { _ = try BlockSelection(.topP(0.5))(negative) }
+        expectError(.invalidArgument, "scores[1, 2, 1]") { _ = try BlockSelection(.topP(0.5))(negative) }
         _ = try BlockSelection(.topK(2))(negative)
     }
 }

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Top-p by a full sort in `Double`: what the heap must reproduce.
@@ -19,7 +20,7 @@ func sortedTopP(_ weights: [Float], mass: Double, minimumCount: Int = 0, forced:
 }
 
 @Suite("Selection: top-p")
-struct SelectionTopPTests {
+struct TopPTests {
     @Test("the element that crosses the mass is kept, and nothing after it")
     func crossing() throws {
         let weights: [Float] = [0.125, 0.5, 0.25, 0.125]
@@ -74,31 +75,31 @@ struct SelectionTopPTests {
     func errors() {
         let weights: [Float] = [1, 2]
         for mass in [-0.1, 1.1, .nan] {
-            AttentionErrorsTests.expectError(.invalidArgument, "mass") {
+            expectError(.invalidArgument, "mass") {
                 _ = try TopP.select(weights: weights.span, mass: mass)
             }
-            AttentionErrorsTests.expectError(.invalidArgument, "mass") {
+            expectError(.invalidArgument, "mass") {
                 _ = try TopP.bisection(weights: weights.span, mass: mass)
             }
         }
         for weight in [-1, .nan, .infinity] as [Float] {
-            AttentionErrorsTests.expectError(.invalidArgument, "weights[1]") {
+            expectError(.invalidArgument, "weights[1]") {
                 _ = try TopP.select(weights: [1, weight].span, mass: 0.5)
             }
-            AttentionErrorsTests.expectError(.invalidArgument, "weights[1]") {
+            expectError(.invalidArgument, "weights[1]") {
                 _ = try TopP.bisection(weights: [1, weight].span, mass: 0.5)
             }
         }
-        AttentionErrorsTests.expectError(.invalidArgument, "minimumCount") {
+        expectError(.invalidArgument, "minimumCount") {
             _ = try TopP.select(weights: weights.span, mass: 0.5, minimumCount: -1)
         }
-        AttentionErrorsTests.expectError(.invalidArgument, "forced[1]") {
+        expectError(.invalidArgument, "forced[1]") {
             _ = try TopP.select(weights: weights.span, mass: 0.5, forced: [0, 2])
         }
-        AttentionErrorsTests.expectError(.invalidArgument, "epsilon") {
+        expectError(.invalidArgument, "epsilon") {
             _ = try TopP.bisection(weights: weights.span, mass: 0.5, epsilon: .nan)
         }
-        AttentionErrorsTests.expectError(.invalidShape, "weights") {
+        expectError(.invalidShape, "weights") {
             _ = try TopP.bisection(weights: [Float]().span, mass: 0.5)
         }
     }

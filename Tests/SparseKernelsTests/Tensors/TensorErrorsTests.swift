@@ -1,30 +1,24 @@
 import SparseKernels
+import TestSupport
 import Testing
 
 /// Tensors and views refuse what does not fit their memory, and the sums that decide it do not overflow.
 @Suite("Tensor and view errors")
 struct TensorErrorsTests {
-    static func expectError(
-        _ code: SparseKernelsError.Code, _ argument: String, containing texts: [String] = [],
-        sourceLocation: SourceLocation = #_sourceLocation, _ body: () throws -> Void
-    ) {
-        AttentionErrorsTests.expectError(code, argument, containing: texts, sourceLocation: sourceLocation, body)
-    }
-
     // MARK: - Tensors
 
     @Test("a tensor refuses negative and overflowing extents and a wrong number of elements")
     func tensorShapes() throws {
-        Self.expectError(.invalidShape, "shape", containing: ["-1"]) { _ = try Tensor<Float>(zeros: [2, -1]) }
-        Self.expectError(.invalidShape, "shape", containing: ["\(Int.max)"]) { _ = try Tensor<Float>(zeros: [Int.max, 2]) }
+        expectError(.invalidShape, "shape", containing: ["-1"]) { _ = try Tensor<Float>(zeros: [2, -1]) }
+        expectError(.invalidShape, "shape", containing: ["\(Int.max)"]) { _ = try Tensor<Float>(zeros: [Int.max, 2]) }
         // The count fits, its bytes do not.
-        Self.expectError(.invalidShape, "shape", containing: ["bytes"]) { _ = try Tensor<Float>(zeros: [Int.max / 2]) }
-        Self.expectError(.invalidShape, "elements", containing: ["6", "5"]) {
+        expectError(.invalidShape, "shape", containing: ["bytes"]) { _ = try Tensor<Float>(zeros: [Int.max / 2]) }
+        expectError(.invalidShape, "elements", containing: ["6", "5"]) {
             _ = try Tensor<Float>([2, 3], [1, 2, 3, 4, 5])
         }
-        Self.expectError(.invalidShape, "shape") { _ = try Tensor<Int8>([-2, -3]) { _ in 0 } }
+        expectError(.invalidShape, "shape") { _ = try Tensor<Int8>([-2, -3]) { _ in 0 } }
         // A negative extent is one, also beside a zero.
-        Self.expectError(.invalidShape, "shape") { _ = try Tensor<Int8>(zeros: [0, -3]) }
+        expectError(.invalidShape, "shape") { _ = try Tensor<Int8>(zeros: [0, -3]) }
         #expect(try Tensor<Float>(zeros: [0, 5]).count == 0)
         #expect(try Tensor<Float>(zeros: []).count == 1)
     }
@@ -33,12 +27,12 @@ struct TensorErrorsTests {
     func tensorRanks() throws {
         for shape in [[], [4], [1, 2, 3, 4]] {
             var tensor = try Tensor<Float>(zeros: shape)
-            Self.expectError(.invalidShape, "query", containing: ["rank \(shape.count)"]) {
+            expectError(.invalidShape, "query", containing: ["rank \(shape.count)"]) {
                 _ = try tensor.view(named: "query")
             }
-            Self.expectError(.invalidShape, "tensor") { _ = try tensor.mutableView() }
-            Self.expectError(.invalidShape, "a", containing: ["\(shape)"]) { _ = try tensor.matrixView(named: "a") }
-            Self.expectError(.invalidShape, "matrix") { _ = try tensor.mutableMatrixView() }
+            expectError(.invalidShape, "tensor") { _ = try tensor.mutableView() }
+            expectError(.invalidShape, "a", containing: ["\(shape)"]) { _ = try tensor.matrixView(named: "a") }
+            expectError(.invalidShape, "matrix") { _ = try tensor.mutableMatrixView() }
         }
         // Operands of empty sequences have no tokens.
         for shape in [[2, 0, 3], [2, 3, 0]] {
@@ -47,7 +41,7 @@ struct TensorErrorsTests {
             #expect(try empty.mutableView().heads == 2)
         }
         let none = try Tensor<Float>(zeros: [0, 2, 3])
-        Self.expectError(.invalidShape, "tensor.heads", containing: ["0"]) { _ = try none.view() }
+        expectError(.invalidShape, "tensor.heads", containing: ["0"]) { _ = try none.view() }
         for shape in [[0, 3], [3, 0], [0, 0]] {
             var empty = try Tensor<Float>(zeros: shape)
             #expect(try empty.matrixView().rows == shape[0] && empty.matrixView().columns == shape[1])
@@ -153,18 +147,18 @@ struct TensorErrorsTests {
     @Test("a geometry refuses negative extents and no heads", arguments: [0, -3, Int.min])
     func geometryExtents(_ extent: Int) {
         let text = "\(extent)"
-        Self.expectError(.invalidShape, "key.heads", containing: [text]) {
+        expectError(.invalidShape, "key.heads", containing: [text]) {
             _ = try Self.geometry(extent, 3, 4, strides: (12, 4))
         }
         if extent == 0 { return }
-        Self.expectError(.invalidShape, "key.tokens", containing: [text]) {
+        expectError(.invalidShape, "key.tokens", containing: [text]) {
             _ = try Self.geometry(2, extent, 4, strides: (12, 4))
         }
-        Self.expectError(.invalidShape, "key.channels", containing: [text]) {
+        expectError(.invalidShape, "key.channels", containing: [text]) {
             _ = try Self.geometry(2, 3, extent, strides: (12, 4))
         }
         for layout in TensorLayout.allCases {
-            Self.expectError(.invalidShape, "tensor.tokens", containing: [text]) {
+            expectError(.invalidShape, "tensor.tokens", containing: [text]) {
                 _ = try TensorGeometry(heads: 2, tokens: extent, channels: 4, layout: layout)
             }
         }
@@ -172,10 +166,10 @@ struct TensorErrorsTests {
 
     @Test("strides below a row's channels are refused", arguments: [3, 0, -4, Int.min])
     func smallStrides(_ stride: Int) throws {
-        Self.expectError(.invalidStride, "key.tokenStride", containing: ["4", "\(stride)"]) {
+        expectError(.invalidStride, "key.tokenStride", containing: ["4", "\(stride)"]) {
             _ = try Self.geometry(2, 3, 4, strides: (12, stride))
         }
-        Self.expectError(.invalidStride, "key.headStride", containing: ["4", "\(stride)"]) {
+        expectError(.invalidStride, "key.headStride", containing: ["4", "\(stride)"]) {
             _ = try Self.geometry(2, 3, 4, strides: (stride, 4))
         }
         // An axis of extent 1 is never stepped along.
@@ -186,19 +180,19 @@ struct TensorErrorsTests {
     @Test("sizes that do not fit 63 bits are refused")
     func overflow() {
         let huge = Int.max
-        Self.expectError(.invalidShape, "key", containing: ["63 bits"]) { _ = try Self.geometry(3, 2, 4, strides: (huge, 4)) }
-        Self.expectError(.invalidShape, "key", containing: ["63 bits"]) { _ = try Self.geometry(2, 3, 4, strides: (12, huge)) }
-        Self.expectError(.invalidShape, "key", containing: ["63 bits"]) {
+        expectError(.invalidShape, "key", containing: ["63 bits"]) { _ = try Self.geometry(3, 2, 4, strides: (huge, 4)) }
+        expectError(.invalidShape, "key", containing: ["63 bits"]) { _ = try Self.geometry(2, 3, 4, strides: (12, huge)) }
+        expectError(.invalidShape, "key", containing: ["63 bits"]) {
             _ = try Self.geometry(huge, 3, 4, strides: (12, 4))
         }
-        Self.expectError(.invalidShape, "key", containing: ["63 bits"]) {
+        expectError(.invalidShape, "key", containing: ["63 bits"]) {
             _ = try Self.geometry(2, 2, 4, strides: (huge / 2 + 1, huge / 2 + 1))
         }
         for layout in TensorLayout.allCases {
-            Self.expectError(.invalidShape, "tensor") {
+            expectError(.invalidShape, "tensor") {
                 _ = try TensorGeometry(heads: huge, tokens: huge, channels: 2, layout: layout)
             }
-            Self.expectError(.invalidShape, "tensor") {
+            expectError(.invalidShape, "tensor") {
                 _ = try TensorGeometry(heads: 1 << 21, tokens: 1 << 21, channels: 1 << 21, layout: layout)
             }
         }
@@ -210,10 +204,10 @@ struct TensorErrorsTests {
         let needed = 20 + 2 * 5 + 4
         for count in [0, needed - 1] {
             var elements = Array(repeating: Float(0), count: count)
-            Self.expectError(.invalidShape, "tensor", containing: ["\(needed)", "\(count)"]) {
+            expectError(.invalidShape, "tensor", containing: ["\(needed)", "\(count)"]) {
                 _ = try TensorView(elements.span, geometry: geometry)
             }
-            Self.expectError(.invalidShape, "tensor", containing: ["\(needed)", "\(count)"]) {
+            expectError(.invalidShape, "tensor", containing: ["\(needed)", "\(count)"]) {
                 _ = try MutableTensorView(elements.mutableSpan, geometry: geometry)
             }
         }
@@ -227,11 +221,11 @@ struct TensorErrorsTests {
         var elements = Array(repeating: Float(0), count: 100)
         // Heads 8 apart, tokens 4 apart: token 2 of head 0 is token 0 of head 1.
         let overlapping = try Self.geometry(2, 3, 4, strides: (8, 4))
-        Self.expectError(.invalidStride, "output.headStride, output.tokenStride", containing: ["8", "4"]) {
+        expectError(.invalidStride, "output.headStride, output.tokenStride", containing: ["8", "4"]) {
             _ = try MutableTensorView(elements.mutableSpan, geometry: overlapping, named: "output")
         }
         let same = try Self.geometry(2, 3, 4, strides: (4, 4))
-        Self.expectError(.invalidStride, "tensor.headStride, tensor.tokenStride") {
+        expectError(.invalidStride, "tensor.headStride, tensor.tokenStride") {
             _ = try MutableTensorView(elements.mutableSpan, geometry: same)
         }
         #expect(try TensorView(elements.span, geometry: overlapping).heads == 2)
@@ -249,22 +243,22 @@ struct TensorErrorsTests {
     func matrices() throws {
         var elements = Array(repeating: Float(0), count: 23)
         for (rows, columns, argument) in [(-1, 3, "matrix.rows"), (3, -1, "matrix.columns"), (.min, 0, "matrix.rows")] {
-            Self.expectError(.invalidShape, argument) { _ = try MatrixView(elements.span, rows: rows, columns: columns) }
-            Self.expectError(.invalidShape, argument) {
+            expectError(.invalidShape, argument) { _ = try MatrixView(elements.span, rows: rows, columns: columns) }
+            expectError(.invalidShape, argument) {
                 _ = try MutableMatrixView(elements.mutableSpan, rows: rows, columns: columns)
             }
         }
-        Self.expectError(.invalidStride, "matrix.rowStride", containing: ["4", "3"]) {
+        expectError(.invalidStride, "matrix.rowStride", containing: ["4", "3"]) {
             _ = try MatrixView(elements.span, rows: 2, columns: 4, rowStride: 3)
         }
-        Self.expectError(.invalidStride, "matrix.rowStride", containing: ["-5"]) {
+        expectError(.invalidStride, "matrix.rowStride", containing: ["-5"]) {
             _ = try MutableMatrixView(elements.mutableSpan, rows: 2, columns: 4, rowStride: -5)
         }
         // Three rows of stride 10 end after 2·10 + 4 = 24 elements.
-        Self.expectError(.invalidShape, "matrix", containing: ["24", "23"]) {
+        expectError(.invalidShape, "matrix", containing: ["24", "23"]) {
             _ = try MatrixView(elements.span, rows: 3, columns: 4, rowStride: 10)
         }
-        Self.expectError(.invalidShape, "matrix", containing: ["63 bits"]) {
+        expectError(.invalidShape, "matrix", containing: ["63 bits"]) {
             _ = try MatrixView(elements.span, rows: 3, columns: 4, rowStride: Int.max)
         }
         #expect(try MatrixView(elements.span, rows: 3, columns: 3, rowStride: 10)[2, 2] == 0)

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Everything a caller of block-sparse attention can get wrong is a typed error that names the argument, the rule and what came.
@@ -11,13 +12,13 @@ struct BlockSparseErrorsTests {
         try AttentionShape(queryLength: 20, keyLength: 30, queryHeads: 6, kvHeads: 3, headDim: 8)
     }
 
-    /// The error of a plan with these patterns.
-    static func expectError(
+    /// Expects that a plan with these patterns is refused.
+    static func expectRefused(
         _ code: SparseKernelsError.Code, _ argument: String, containing texts: [String] = [], _ patterns: [HeadPattern],
         isCausal: Bool = true, modifiers: ScoreModifiers = ScoreModifiers(), pvSkipThreshold: Float? = nil,
         sourceLocation: SourceLocation = #_sourceLocation
     ) {
-        AttentionErrorsTests.expectError(code, argument, containing: texts, sourceLocation: sourceLocation) {
+        expectError(code, argument, containing: texts, sourceLocation: sourceLocation) {
             _ = try BlockSparseAttention(
                 shape(), heads: patterns, isCausal: isCausal, modifiers: modifiers, pvSkipThreshold: pvSkipThreshold)
         }
@@ -28,27 +29,27 @@ struct BlockSparseErrorsTests {
     @Test("options outside their domain are refused")
     func options() throws {
         for threshold: Float in [0, -0.0, -1, .nan, .infinity, -.infinity] {
-            Self.expectError(
+            Self.expectRefused(
                 .invalidArgument, "pvSkipThreshold", containing: ["\(threshold)"], [.dense], pvSkipThreshold: threshold)
         }
-        Self.expectError(.invalidArgument, "softmaxScale", [.dense], modifiers: ScoreModifiers(softmaxScale: .nan))
-        Self.expectError(.invalidArgument, "logitsSoftCap", [.dense], modifiers: ScoreModifiers(logitsSoftCap: 0))
-        Self.expectError(.invalidShape, "aliBiSlopes", [.dense], modifiers: ScoreModifiers(aliBiSlopes: [1]))
+        Self.expectRefused(.invalidArgument, "softmaxScale", [.dense], modifiers: ScoreModifiers(softmaxScale: .nan))
+        Self.expectRefused(.invalidArgument, "logitsSoftCap", [.dense], modifiers: ScoreModifiers(logitsSoftCap: 0))
+        Self.expectRefused(.invalidShape, "aliBiSlopes", [.dense], modifiers: ScoreModifiers(aliBiSlopes: [1]))
         // The same from the initialiser with a mask.
         let mask = try BlockMask(grid: BlockGrid(Self.shape(), blockSize: 8, isCausal: true)) { _, _, _ in true }
-        AttentionErrorsTests.expectError(.invalidArgument, "pvSkipThreshold", containing: ["-2"]) {
+        expectError(.invalidArgument, "pvSkipThreshold", containing: ["-2"]) {
             _ = try BlockSparseAttention(Self.shape(), mask: mask, pvSkipThreshold: -2)
         }
     }
 
     @Test("patterns must be 1, one per KV head or one per query head", arguments: [0, 2, 4, 5, 7, 12])
     func patternCounts(_ count: Int) throws {
-        Self.expectError(
+        Self.expectRefused(
             .invalidShape, "heads", containing: ["3", "6", "\(count)"], Array(repeating: .dense, count: count))
         if count > 0 {
             let grid = try BlockGrid(Self.shape(), blockSize: 8, isCausal: true)
             let mask = try BlockMask(grid: grid, heads: count) { _, _, _ in true }
-            AttentionErrorsTests.expectError(.invalidShape, "heads", containing: ["mask heads", "\(count)"]) {
+            expectError(.invalidShape, "heads", containing: ["mask heads", "\(count)"]) {
                 _ = try BlockSparseAttention(Self.shape(), mask: mask)
             }
         }
@@ -56,11 +57,12 @@ struct BlockSparseErrorsTests {
 
     @Test("streaming needs a causal plan, a sink of 0 or more and a window of 1 or more")
     func streaming() {
-        Self.expectError(.invalidArgument, "heads[0]", containing: ["causal"], [.streaming(sink: 1, local: 2)], isCausal: false)
+        Self.expectRefused(
+            .invalidArgument, "heads[0]", containing: ["causal"], [.streaming(sink: 1, local: 2)], isCausal: false)
         let later: [HeadPattern] = [.dense, .streaming(sink: -1, local: 2), .dense]
-        Self.expectError(.invalidArgument, "heads[1].sink", containing: ["-1"], later)
+        Self.expectRefused(.invalidArgument, "heads[1].sink", containing: ["-1"], later)
         for local in [0, -3, Int.min] {
-            Self.expectError(
+            Self.expectRefused(
                 .invalidArgument, "heads[0].local", containing: ["\(local)"], [.streaming(sink: 0, local: local)])
         }
     }
@@ -74,16 +76,16 @@ struct BlockSparseErrorsTests {
             ) { _, _, _ in true }
         }
         for head in [-1, 1] {
-            try Self.expectError(
+            try Self.expectRefused(
                 .invalidArgument, "heads[0].head", containing: ["\(head)"], [.blockSparse(mask(20, 30), head: head)])
         }
-        try Self.expectError(
+        try Self.expectRefused(
             .invalidShape, "heads[0].mask", containing: ["20 × 30", "19 × 30"], [.blockSparse(mask(19, 30), head: 0)])
-        try Self.expectError(
+        try Self.expectRefused(
             .invalidShape, "heads[2].mask", containing: ["20 × 32"], [.dense, .dense, .blockSparse(mask(20, 32), head: 0)])
         let full = try mask(20, 30, isCausal: false)
-        Self.expectError(.invalidArgument, "heads[0].mask", containing: ["not causal"], [.blockSparse(full, head: 0)])
-        try Self.expectError(
+        Self.expectRefused(.invalidArgument, "heads[0].mask", containing: ["not causal"], [.blockSparse(full, head: 0)])
+        try Self.expectRefused(
             .invalidArgument, "heads[0].mask", containing: ["not causal"], [.blockSparse(mask(20, 30), head: 0)],
             isCausal: false)
     }
@@ -96,8 +98,8 @@ struct BlockSparseErrorsTests {
                     query: BlockPartition(length: queries, blockSize: queries), keyLength: keys, runOffsets: [0, 1],
                     runs: [3..<9], keyOffsets: [0, single.count], keys: single))
         }
-        try Self.expectError(.invalidShape, "heads[0].runs", containing: ["20 × 30", "21 × 30"], [runs(21, 30)])
-        try Self.expectError(.invalidShape, "heads[0].runs", containing: ["20 × 29"], [runs(20, 29)])
+        try Self.expectRefused(.invalidShape, "heads[0].runs", containing: ["20 × 30", "21 × 30"], [runs(21, 30)])
+        try Self.expectRefused(.invalidShape, "heads[0].runs", containing: ["20 × 29"], [runs(20, 29)])
         #expect(throws: Never.self) {
             try BlockSparseAttention(Self.shape(), heads: [runs(20, 30, single: [1])], isCausal: true)
         }
@@ -111,7 +113,7 @@ struct BlockSparseErrorsTests {
             _ argument: String, containing texts: [String], _ sequences: [PackedSequence],
             sourceLocation: SourceLocation = #_sourceLocation
         ) {
-            AttentionErrorsTests.expectError(.invalidShape, argument, containing: texts, sourceLocation: sourceLocation) {
+            expectError(.invalidShape, argument, containing: texts, sourceLocation: sourceLocation) {
                 _ = try BlockSparseAttention(Self.shape(), sequences: sequences, isCausal: true)
             }
         }
@@ -135,7 +137,7 @@ struct BlockSparseErrorsTests {
         expect(
             "sequences[1].heads", containing: ["2"],
             [sequence(0..<10, 0..<10), sequence(10..<20, 0..<10, [.dense, .dense])])
-        AttentionErrorsTests.expectError(.invalidArgument, "sequences[1].heads[0].local", containing: ["0"]) {
+        expectError(.invalidArgument, "sequences[1].heads[0].local", containing: ["0"]) {
             let sequences = [sequence(0..<10, 0..<10), sequence(10..<20, 0..<10, [.streaming(sink: 0, local: 0)])]
             _ = try BlockSparseAttention(Self.shape(), sequences: sequences, isCausal: true)
         }
@@ -150,7 +152,7 @@ struct BlockSparseErrorsTests {
             runs: [Range<Int>] = [2..<5, 0..<9], keyOffsets: [Int] = [0, 1, 2], keys: [Int32] = [7, 9],
             sourceLocation: SourceLocation = #_sourceLocation
         ) {
-            AttentionErrorsTests.expectError(code, argument, containing: texts, sourceLocation: sourceLocation) {
+            expectError(code, argument, containing: texts, sourceLocation: sourceLocation) {
                 _ = try KeyRuns(
                     query: BlockPartition(length: 8, blockSize: 4), keyLength: 10, runOffsets: runOffsets, runs: runs,
                     keyOffsets: keyOffsets, keys: keys)
@@ -196,7 +198,7 @@ struct BlockSparseErrorsTests {
             let value = try Tensor<Float>(zeros: extents("value", [3, 30, 8]))
             var output = try Tensor<Float>(extents("output", [6, 20, 8])) { _ in 77 }
             var logSumExp = [Float](repeating: 77, count: 120)
-            AttentionErrorsTests.expectError(.invalidShape, argument) {
+            expectError(.invalidShape, argument) {
                 try attention.run(
                     query: query.view(), key: key.view(), value: value.view(), output: output.mutableView(),
                     logSumExp: logSumExp.mutableSpan)
@@ -207,7 +209,7 @@ struct BlockSparseErrorsTests {
         var output = try Tensor<Float>(zeros: [6, 20, 8])
         for count in [0, 119, 121] {
             var logSumExp = [Float](repeating: 77, count: count)
-            AttentionErrorsTests.expectError(.invalidShape, "logSumExp", containing: ["120", "\(count)"]) {
+            expectError(.invalidShape, "logSumExp", containing: ["120", "\(count)"]) {
                 try attention.run(
                     query: operands.query.view(), key: operands.key.view(), value: operands.value.view(),
                     output: output.mutableView(), logSumExp: logSumExp.mutableSpan)

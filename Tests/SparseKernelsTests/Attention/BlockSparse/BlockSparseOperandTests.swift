@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// How operands of block-sparse attention lie in memory: element types, layouts, strides and borders.

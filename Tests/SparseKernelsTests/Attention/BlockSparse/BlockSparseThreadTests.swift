@@ -2,6 +2,7 @@ import Dispatch
 import SparseKernels
 import SparseKernelsReference
 import Synchronization
+import TestSupport
 import Testing
 
 /// Block-sparse plans on pools: the same bits on any number of threads, from several callers, within the scratch they state, and

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Every error names the argument, and leaves outputs as they were.
@@ -21,7 +22,7 @@ struct PagedAttentionErrorsTests {
             softmaxScale: Float? = nil, logitsSoftCap: Float? = nil, set: InstructionSet? = nil,
             sourceLocation: SourceLocation = #_sourceLocation
         ) {
-            AttentionErrorsTests.expectError(code, argument, sourceLocation: sourceLocation) {
+            expectError(code, argument, sourceLocation: sourceLocation) {
                 _ = try PagedAttention(
                     queryHeads: queryHeads, configuration: configuration, mask: mask, softmaxScale: softmaxScale,
                     logitsSoftCap: logitsSoftCap, instructionSet: set)
@@ -81,7 +82,7 @@ struct PagedAttentionErrorsTests {
     ) throws {
         var call = call()
         try change(&call)
-        AttentionErrorsTests.expectError(code, argument, sourceLocation: sourceLocation) { _ = try call.run() }
+        expectError(code, argument, sourceLocation: sourceLocation) { _ = try call.run() }
     }
 
     @Test("the call that the others break")
@@ -109,16 +110,16 @@ struct PagedAttentionErrorsTests {
         try cache.append(key: row.view(), value: row.view(), to: sequence)
         for heads in [2, 1 << 40, Int.max] {
             let attention = try PagedAttention(queryHeads: heads, configuration: configuration)
-            AttentionErrorsTests.expectError(.invalidShape, "query") {
+            expectError(.invalidShape, "query") {
                 _ = try attention(query: row, cache: cache, sequences: [sequence])
             }
-            AttentionErrorsTests.expectError(.invalidShape, "query") {
+            expectError(.invalidShape, "query") {
                 var output = row
                 try attention.run(query: row.view(), cache: cache, sequences: [sequence], output: output.mutableView())
             }
         }
         let attention = try PagedAttention(queryHeads: 1, configuration: configuration)
-        AttentionErrorsTests.expectError(.invalidShape, "query") {
+        expectError(.invalidShape, "query") {
             _ = try attention(query: Tensor<Float>(zeros: [8]), cache: cache, sequences: [sequence])
         }
         let nothing = try attention(query: Tensor<Float>(zeros: [1, 0, 8]), cache: cache, sequences: [])

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("Paged attention: masks")
@@ -58,7 +59,7 @@ struct PagedAttentionMaskTests {
         #expect(bits(try state(attention)) == bits(before))
 
         func expectGone(_ mask: KVMask) {
-            AttentionErrorsTests.expectError(.notFound, "sequences[0]") {
+            expectError(.notFound, "sequences[0]") {
                 _ = try state(fixture.attention(queryHeads: 4, mask: mask))
             }
         }
@@ -216,7 +217,7 @@ struct PagedAttentionMaskTests {
     func errors() throws {
         let configuration = try KVCacheConfiguration(kvHeads: 1, headDim: 8, pageCapacity: 1)
         func expect(_ code: SparseKernelsError.Code, _ argument: String, _ mask: KVMask = .causal, _ slopes: [Float]? = nil) {
-            AttentionErrorsTests.expectError(code, argument) {
+            expectError(code, argument) {
                 _ = try PagedAttention(queryHeads: 2, configuration: configuration, mask: mask, aliBiSlopes: slopes)
             }
         }

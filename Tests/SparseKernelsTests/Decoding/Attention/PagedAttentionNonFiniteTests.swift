@@ -4,7 +4,7 @@ import Testing
 
 /// NaN and infinities in keys and values reach the queries that see them, and no other: the others keep their bits.
 @Suite("Paged attention: values that are not finite")
-struct PagedNonFiniteTests {
+struct PagedAttentionNonFiniteTests {
     /// `length` tokens of which `queries` are attended from, with one token spoiled.
     private func rows(
         _ format: KVFormat, length: Int, queries: Int, spoiled: (token: Int, key: Float?, value: Float?)?, queryHeads: Int,

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("Paged attention: selections")
@@ -111,7 +112,7 @@ struct PagedAttentionSelectionTests {
         #expect(bits(try state(pages)) == bits(before))
         #expect(bits(try state(tokens)) == bits(before))
         for unit in [1, 16] {
-            AttentionErrorsTests.expectError(.notFound, "sequences[3]") { _ = try state(Self.all(unit: unit, heads: 2)) }
+            expectError(.notFound, "sequences[3]") { _ = try state(Self.all(unit: unit, heads: 2)) }
         }
     }
 
@@ -123,7 +124,7 @@ struct PagedAttentionSelectionTests {
             _ code: SparseKernelsError.Code, _ argument: String, unit: Int = 1, sequences: Int = 1, heads: Int = 2,
             _ offsets: [Int], _ indices: [Int32] = [0, 1, 2], sourceLocation: SourceLocation = #_sourceLocation
         ) {
-            AttentionErrorsTests.expectError(code, argument, sourceLocation: sourceLocation) {
+            expectError(code, argument, sourceLocation: sourceLocation) {
                 _ = try KVSelection(unit: unit, sequences: sequences, heads: heads, offsets: offsets, indices: indices)
             }
         }

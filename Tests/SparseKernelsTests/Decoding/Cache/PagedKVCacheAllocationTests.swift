@@ -1,6 +1,7 @@
 #if os(Linux) && canImport(Glibc)
     import SparseKernels
     import SparseKernelsReference
+    import TestSupport
     import Testing
 
     /// Each test runs in a process of its own, because counting overwrites the allocation functions of the whole process.

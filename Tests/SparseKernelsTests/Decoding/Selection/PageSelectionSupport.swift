@@ -73,12 +73,3 @@ extension KVSelection {
     /// The lists of one sequence.
     func lists(sequence: Int) -> [[Int]] { (0..<heads).map { list(sequence: sequence, head: $0).map { Int($0) } } }
 }
-
-/// Expects an error, and that it names an argument.
-func expectError(
-    _ code: SparseKernelsError.Code, _ argument: String, sourceLocation: SourceLocation = #_sourceLocation,
-    _ body: () throws -> Void
-) {
-    let error = #expect(throws: SparseKernelsError.self, sourceLocation: sourceLocation) { try body() }
-    #expect(error?.code == code && error?.argument == argument, sourceLocation: sourceLocation)
-}

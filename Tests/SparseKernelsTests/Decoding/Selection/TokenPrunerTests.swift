@@ -1,6 +1,7 @@
 import KernelInterface
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Twilight's pruning over a cache against weights in `Double`, computed from the key estimates that the cache holds.

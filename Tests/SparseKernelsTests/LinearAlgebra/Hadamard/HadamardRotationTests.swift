@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Hadamard matrices of every order, and the rotations made of them.
@@ -156,19 +157,19 @@ struct HadamardRotationTests {
 
     @Test("unknown sizes and wrong operands are refused")
     func errors() throws {
-        AttentionErrorsTests.expectError(.invalidArgument, "count", containing: ["13696", "128", "172"]) {
+        expectError(.invalidArgument, "count", containing: ["13696", "128", "172"]) {
             _ = try HadamardRotation(count: 13696)
         }
-        AttentionErrorsTests.expectError(.invalidArgument, "count") { _ = try HadamardRotation(count: 0) }
+        expectError(.invalidArgument, "count") { _ = try HadamardRotation(count: 0) }
         for blockSize in [0, -4, 7, 128] {
-            AttentionErrorsTests.expectError(.invalidArgument, "blockSize", containing: ["\(blockSize)"]) {
+            expectError(.invalidArgument, "blockSize", containing: ["\(blockSize)"]) {
                 _ = try HadamardRotation(count: 96, blockSize: blockSize)
             }
         }
-        AttentionErrorsTests.expectError(.invalidArgument, "blockSize", containing: ["3"]) {
+        expectError(.invalidArgument, "blockSize", containing: ["3"]) {
             _ = try HadamardRotation(count: 96, blockSize: 3)
         }
-        AttentionErrorsTests.expectError(.invalidShape, "rows", containing: ["96", "95"]) {
+        expectError(.invalidShape, "rows", containing: ["96", "95"]) {
             _ = try HadamardRotation(count: 96)(Tensor<Float>(zeros: [2, 95]))
         }
     }

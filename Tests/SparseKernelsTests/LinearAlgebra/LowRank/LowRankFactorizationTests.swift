@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Truncated singular value decomposition: against known spectra, against each other, odd shapes, warm starts, borders.
@@ -190,15 +191,15 @@ struct LowRankFactorizationTests {
 
     @Test("ranks and options outside their domain are refused")
     func badOptions() throws {
-        AttentionErrorsTests.expectError(.invalidArgument, "rank", containing: ["0"]) { _ = try LowRankFactorization(rank: 0) }
-        AttentionErrorsTests.expectError(.invalidArgument, "oversampling", containing: ["-1"]) {
+        expectError(.invalidArgument, "rank", containing: ["0"]) { _ = try LowRankFactorization(rank: 0) }
+        expectError(.invalidArgument, "oversampling", containing: ["-1"]) {
             _ = try LowRankFactorization(rank: 1, method: .randomized(oversampling: -1))
         }
-        AttentionErrorsTests.expectError(.invalidArgument, "powerIterations", containing: ["-2"]) {
+        expectError(.invalidArgument, "powerIterations", containing: ["-2"]) {
             _ = try LowRankFactorization(rank: 1, method: .randomized(powerIterations: -2))
         }
         for method in Self.methods {
-            AttentionErrorsTests.expectError(.invalidArgument, "rank", containing: ["7", "5", "6"]) {
+            expectError(.invalidArgument, "rank", containing: ["7", "5", "6"]) {
                 _ = try LowRankFactorization(rank: 7, method: method)(Tensor<Float>(zeros: [5, 6]))
             }
         }
@@ -212,7 +213,7 @@ struct LowRankFactorizationTests {
         for value in [Float.nan, .infinity, -.infinity, 0x1p100] {
             var matrix = try Tensor<Float>.normal([70, 40], seed: 1)
             matrix[flat: 66 * 40 + 39] = value
-            AttentionErrorsTests.expectError(.invalidArgument, "matrix", containing: ["\(value)", "(66, 39)"]) {
+            expectError(.invalidArgument, "matrix", containing: ["\(value)", "(66, 39)"]) {
                 _ = try svd(matrix)
             }
         }
@@ -224,10 +225,10 @@ struct LowRankFactorizationTests {
     @Test("a start of another shape is refused")
     func badStart() throws {
         let start = try LowRankFactorization(rank: 2)(Tensor<Float>.normal([6, 8], seed: 1))
-        AttentionErrorsTests.expectError(.invalidShape, "start", containing: ["6 × 8", "8 × 6"]) {
+        expectError(.invalidShape, "start", containing: ["6 × 8", "8 × 6"]) {
             _ = try LowRankFactorization(rank: 2)(Tensor<Float>.normal([8, 6], seed: 1), startingFrom: start)
         }
-        AttentionErrorsTests.expectError(.invalidShape, "matrix") {
+        expectError(.invalidShape, "matrix") {
             _ = try LowRankFactorization(rank: 2)(Tensor<Float>(zeros: [8, 6, 2]))
         }
     }

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("AWQ, GPTQ and MatMulNBits tensors")
@@ -128,49 +129,42 @@ struct InterchangeTests {
 
     @Test("tensors that disagree are errors that name them")
     func badTensors() throws {
-        func expectError(
-            _ argument: String, _ code: SparseKernelsError.Code = .invalidShape, _ body: () throws -> Void,
-            sourceLocation: SourceLocation = #_sourceLocation
-        ) {
-            let error = #expect(throws: SparseKernelsError.self, sourceLocation: sourceLocation) { try body() }
-            #expect(error?.code == code && error?.argument == argument, sourceLocation: sourceLocation)
-        }
         func words(_ shape: [Int]) throws -> Tensor<Int32> { try Tensor(zeros: shape) }
         func floats(_ shape: [Int]) throws -> Tensor<Float> { try Tensor(zeros: shape) }
         func awq(_ q: [Int], _ z: [Int], _ s: [Int], _ groupSize: Int? = 32) throws {
             _ = try AWQLayout(qweight: words(q), qzeros: words(z), scales: floats(s), groupSize: groupSize)
         }
-        expectError("qweight") { try awq([64], [2, 1], [2, 8]) }
-        expectError("qweight") { try awq([0, 1], [2, 1], [2, 8]) }
-        expectError("qzeros") { try awq([64, 1], [3, 1], [2, 8]) }
-        expectError("scales") { try awq([64, 1], [2, 1], [2, 7]) }
-        expectError("groupSize", .invalidArgument) { try awq([64, 1], [2, 1], [2, 8], 48) }
+        expectError(.invalidShape, "qweight") { try awq([64], [2, 1], [2, 8]) }
+        expectError(.invalidShape, "qweight") { try awq([0, 1], [2, 1], [2, 8]) }
+        expectError(.invalidShape, "qzeros") { try awq([64, 1], [3, 1], [2, 8]) }
+        expectError(.invalidShape, "scales") { try awq([64, 1], [2, 1], [2, 7]) }
+        expectError(.invalidArgument, "groupSize") { try awq([64, 1], [2, 1], [2, 8], 48) }
         func gptq(_ q: [Int], _ z: [Int], _ s: [Int], _ g: [Int]? = nil) throws {
             _ = try GPTQLayout(
                 version: .v1, qweight: words(q), qzeros: words(z), scales: floats(s), groupIndices: g.map { try words($0) },
                 groupSize: 32)
         }
-        expectError("qweight") { try gptq([8], [2, 1], [2, 8]) }
-        expectError("qweight.outFeatures") { try gptq([8, 9], [2, 1], [2, 9]) }
-        expectError("qzeros") { try gptq([8, 8], [2, 2], [2, 8]) }
-        expectError("scales") { try gptq([8, 8], [2, 1], [1, 8]) }
-        expectError("groupIndices") { try gptq([8, 8], [2, 1], [2, 8], [63]) }
+        expectError(.invalidShape, "qweight") { try gptq([8], [2, 1], [2, 8]) }
+        expectError(.invalidShape, "qweight.outFeatures") { try gptq([8, 9], [2, 1], [2, 9]) }
+        expectError(.invalidShape, "qzeros") { try gptq([8, 8], [2, 2], [2, 8]) }
+        expectError(.invalidShape, "scales") { try gptq([8, 8], [2, 1], [1, 8]) }
+        expectError(.invalidShape, "groupIndices") { try gptq([8, 8], [2, 1], [2, 8], [63]) }
         func onnx(_ b: [Int], _ s: [Int], _ z: [Int]? = nil, k: Int = 40, blockSize: Int = 16) throws {
             _ = try MatMulNBitsLayout(
                 inFeatures: k, blockSize: blockSize, b: Tensor(zeros: b), scales: floats(s),
                 zeroPoints: z.map { try Tensor(zeros: $0) })
         }
         #expect(throws: Never.self) { try onnx([5, 3, 8], [15], [10]) }
-        expectError("b") { try onnx([5, 2, 8], [5, 3]) }
-        expectError("b") { try onnx([5, 24], [5, 3]) }
-        expectError("scales") { try onnx([5, 3, 8], [5, 2]) }
-        expectError("zeroPoints") { try onnx([5, 3, 8], [5, 3], [5, 3]) }
-        expectError("inFeatures") { try onnx([5, 3, 8], [5, 3], k: 0) }
+        expectError(.invalidShape, "b") { try onnx([5, 2, 8], [5, 3]) }
+        expectError(.invalidShape, "b") { try onnx([5, 24], [5, 3]) }
+        expectError(.invalidShape, "scales") { try onnx([5, 3, 8], [5, 2]) }
+        expectError(.invalidShape, "zeroPoints") { try onnx([5, 3, 8], [5, 3], [5, 3]) }
+        expectError(.invalidShape, "inFeatures") { try onnx([5, 3, 8], [5, 3], k: 0) }
         #expect(throws: Never.self) { try onnx([5, 1, 128], [5, 1], blockSize: 256) }
-        expectError("groupSize", .invalidArgument) { try onnx([5, 1, 20], [5, 1], blockSize: 40) }
+        expectError(.invalidArgument, "groupSize") { try onnx([5, 1, 20], [5, 1], blockSize: 40) }
         var scales = try floats([2, 8])
         scales[flat: 3] = .infinity
-        expectError("scales", .invalidArgument) {
+        expectError(.invalidArgument, "scales") {
             _ = try AWQLayout(qweight: words([64, 1]), qzeros: words([2, 1]), scales: scales, groupSize: 32).quantizedWeight()
         }
     }

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// The integers that a layer makes of its activations: the rule of the engines, code for code, on every level.
@@ -230,7 +231,7 @@ struct QuantizedActivationTests {
     func badInput() throws {
         let layer = try LayerParts(weight: WeightKind(.int4, 64).weight(1, 70, seed: 1), activation: .int4).layer(.portable)
         let x = try Tensor<Float>(zeros: [2, 69])
-        AttentionErrorsTests.expectError(.invalidShape, "x", containing: ["70", "69"]) {
+        expectError(.invalidShape, "x", containing: ["70", "69"]) {
             _ = try layer.quantized(x.matrixView(named: "x"))
         }
     }

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// What is fused around the product: smoothing, the low-rank branch, bias, epilogues; element types and strides of both operands.
@@ -57,11 +58,11 @@ struct QuantizedLinearBranchTests {
             #expect(try layer(Tensor<BFloat16>(zeros: [0, 70])).shape == [0, 5])
             var y = try Tensor<Float16>(zeros: [0, 5])
             try layer.run(Tensor<Float>(zeros: [0, 70]), into: &y)
-            AttentionErrorsTests.expectError(.invalidShape, "x", containing: ["70", "69"]) {
+            expectError(.invalidShape, "x", containing: ["70", "69"]) {
                 _ = try layer(Tensor<Float>(zeros: [0, 69]))
             }
             for shape in [[1, 5], [0, 6], [0], [5, 0]] {
-                AttentionErrorsTests.expectError(.invalidShape, "y", containing: shape.count == 2 ? ["0 × 5"] : ["rank 2"]) {
+                expectError(.invalidShape, "y", containing: shape.count == 2 ? ["0 × 5"] : ["rank 2"]) {
                     var y = try Tensor<Float>(zeros: shape)
                     try layer.run(Tensor<Float>(zeros: [0, 70]), into: &y)
                 }

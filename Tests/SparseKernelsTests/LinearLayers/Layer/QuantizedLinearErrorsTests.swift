@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Bad input: the code and the argument at fault, and nothing written.
@@ -27,26 +28,26 @@ struct QuantizedLinearErrorsTests {
         ] {
             let input = try Tensor<Float>.normal(x, seed: 1)
             var output = try Tensor<Float>(y) { _ in 77 }
-            AttentionErrorsTests.expectError(.invalidShape, argument, containing: texts) {
+            expectError(.invalidShape, argument, containing: texts) {
                 try layer.run(x: input.matrixView(), y: output.mutableMatrixView())
             }
             #expect(output.elements.allSatisfy { $0 == 77 })
         }
-        AttentionErrorsTests.expectError(.invalidShape, "x", containing: ["70", "69"]) {
+        expectError(.invalidShape, "x", containing: ["70", "69"]) {
             _ = try layer(Tensor<Float>(zeros: [3, 69]))
         }
-        AttentionErrorsTests.expectError(.invalidShape, "x") { _ = try layer(Tensor<Float>(zeros: [70])) }
+        expectError(.invalidShape, "x") { _ = try layer(Tensor<Float>(zeros: [70])) }
     }
 
     @Test("smoothing factors must be positive and as many as input features")
     func smooth() throws {
         for shape in [[69], [71], [1, 70], [70, 1], [0]] {
-            AttentionErrorsTests.expectError(.invalidShape, "smooth", containing: ["[70]", "\(shape)"]) {
+            expectError(.invalidShape, "smooth", containing: ["[70]", "\(shape)"]) {
                 _ = try Self.layer(smooth: Tensor(shape) { _ in 1 })
             }
         }
         for bad in [0, -0.0, -1, Float.nan, .infinity, -.infinity] {
-            AttentionErrorsTests.expectError(.invalidArgument, "smooth", containing: ["\(bad)"]) {
+            expectError(.invalidArgument, "smooth", containing: ["\(bad)"]) {
                 _ = try Self.layer(smooth: Tensor([70]) { $0 == 69 ? bad : 1 })
             }
         }
@@ -55,12 +56,12 @@ struct QuantizedLinearErrorsTests {
     @Test("a bias must be finite and as long as the output")
     func bias() throws {
         for shape in [[4], [6], [1, 5], [0]] {
-            AttentionErrorsTests.expectError(.invalidShape, "bias", containing: ["[5]", "\(shape)"]) {
+            expectError(.invalidShape, "bias", containing: ["[5]", "\(shape)"]) {
                 _ = try Self.layer(bias: Tensor(zeros: shape))
             }
         }
         for bad in [Float.nan, .infinity, -.infinity] {
-            AttentionErrorsTests.expectError(.invalidArgument, "bias", containing: ["\(bad)"]) {
+            expectError(.invalidArgument, "bias", containing: ["\(bad)"]) {
                 _ = try Self.layer(bias: Tensor([5]) { $0 == 4 ? bad : 1 })
             }
         }
@@ -68,29 +69,29 @@ struct QuantizedLinearErrorsTests {
 
     @Test("a low-rank branch must have the layer's extents, and finite factors")
     func lowRank() throws {
-        AttentionErrorsTests.expectError(.invalidShape, "lowRank", containing: ["70", "69"]) {
+        expectError(.invalidShape, "lowRank", containing: ["70", "69"]) {
             _ = try Self.layer(lowRank: LayerParts.branch(rank: 2, 5, 69, seed: 1))
         }
-        AttentionErrorsTests.expectError(.invalidShape, "lowRank", containing: ["5", "6"]) {
+        expectError(.invalidShape, "lowRank", containing: ["5", "6"]) {
             _ = try Self.layer(lowRank: LayerParts.branch(rank: 2, 6, 70, seed: 1))
         }
         func branch(_ down: [Int], _ up: [Int], bad: Float = 0, inUp: Bool = false) throws {
             _ = try LowRankBranch(
                 down: Tensor(down) { $0 == 1 && !inUp ? bad : 0 }, up: Tensor(up) { $0 == 1 && inUp ? bad : 0 })
         }
-        AttentionErrorsTests.expectError(.invalidShape, "down") { try branch([0, 70], [5, 0]) }
-        AttentionErrorsTests.expectError(.invalidShape, "down") { try branch([8193, 2], [2, 8193]) }
-        AttentionErrorsTests.expectError(.invalidShape, "down") { try branch([70], [5, 1]) }
-        AttentionErrorsTests.expectError(.invalidShape, "up", containing: ["3"]) { try branch([2, 70], [5, 3]) }
-        AttentionErrorsTests.expectError(.invalidShape, "up") { try branch([2, 70], [0, 2]) }
-        AttentionErrorsTests.expectError(.invalidArgument, "down") { try branch([2, 70], [5, 2], bad: .nan) }
-        AttentionErrorsTests.expectError(.invalidArgument, "up") { try branch([2, 70], [5, 2], bad: .infinity, inUp: true) }
+        expectError(.invalidShape, "down") { try branch([0, 70], [5, 0]) }
+        expectError(.invalidShape, "down") { try branch([8193, 2], [2, 8193]) }
+        expectError(.invalidShape, "down") { try branch([70], [5, 1]) }
+        expectError(.invalidShape, "up", containing: ["3"]) { try branch([2, 70], [5, 3]) }
+        expectError(.invalidShape, "up") { try branch([2, 70], [0, 2]) }
+        expectError(.invalidArgument, "down") { try branch([2, 70], [5, 2], bad: .nan) }
+        expectError(.invalidArgument, "up") { try branch([2, 70], [5, 2], bad: .infinity, inUp: true) }
     }
 
     @Test("a shift must be finite and not negative")
     func shift() {
         for bad in [-0.5, Float.nan, .infinity] {
-            AttentionErrorsTests.expectError(.invalidArgument, "shift", containing: ["\(bad)"]) {
+            expectError(.invalidArgument, "shift", containing: ["\(bad)"]) {
                 _ = try Self.layer(activation: .uint4(shift: bad))
             }
         }
@@ -99,7 +100,7 @@ struct QuantizedLinearErrorsTests {
     @Test("formats know their group sizes")
     func formats() throws {
         for size in [0, -1, 1, 8, 48, 256] {
-            AttentionErrorsTests.expectError(.invalidArgument, "groupSize", containing: ["\(size)"]) {
+            expectError(.invalidArgument, "groupSize", containing: ["\(size)"]) {
                 _ = try WeightFormat(.int4, groupSize: size)
             }
         }
@@ -122,16 +123,16 @@ struct QuantizedLinearErrorsTests {
                 offsets: values("offsets", offsets), channelScales: values("channelScales", channelScales))
         }
         try weight()
-        AttentionErrorsTests.expectError(.invalidShape, "codes", containing: ["64", "63"]) { try weight(codes: [5, 63]) }
-        AttentionErrorsTests.expectError(.invalidShape, "codes") { try weight(codes: [320]) }
-        AttentionErrorsTests.expectError(.invalidShape, "codes") { try weight(codes: [0, 64]) }
-        AttentionErrorsTests.expectError(.invalidShape, "inFeatures", containing: ["0"]) { try weight(inFeatures: 0) }
-        AttentionErrorsTests.expectError(.invalidShape, "scales", containing: ["[5, 2]"]) { try weight(scales: [2, 5]) }
-        AttentionErrorsTests.expectError(.invalidShape, "offsets", containing: ["[5, 2]"]) { try weight(offsets: [5, 1]) }
-        AttentionErrorsTests.expectError(.invalidShape, "channelScales", containing: ["[5]"]) { try weight(channelScales: [4]) }
+        expectError(.invalidShape, "codes", containing: ["64", "63"]) { try weight(codes: [5, 63]) }
+        expectError(.invalidShape, "codes") { try weight(codes: [320]) }
+        expectError(.invalidShape, "codes") { try weight(codes: [0, 64]) }
+        expectError(.invalidShape, "inFeatures", containing: ["0"]) { try weight(inFeatures: 0) }
+        expectError(.invalidShape, "scales", containing: ["[5, 2]"]) { try weight(scales: [2, 5]) }
+        expectError(.invalidShape, "offsets", containing: ["[5, 2]"]) { try weight(offsets: [5, 1]) }
+        expectError(.invalidShape, "channelScales", containing: ["[5]"]) { try weight(channelScales: [4]) }
         for name in ["scales", "offsets", "channelScales"] {
             for bad in [Float.nan, .infinity] {
-                AttentionErrorsTests.expectError(.invalidArgument, name, containing: ["\(bad)"]) {
+                expectError(.invalidArgument, name, containing: ["\(bad)"]) {
                     try weight(bad: bad, in: name)
                 }
             }

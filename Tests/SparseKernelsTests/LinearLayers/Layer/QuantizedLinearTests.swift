@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// The product itself: every weight format with every activation format, at awkward sizes, against the oracle.

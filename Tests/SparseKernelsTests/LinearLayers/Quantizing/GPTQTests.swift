@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// GPTQ against the textbook, against rounding to nearest, and at its edges.
@@ -114,19 +115,17 @@ struct GPTQTests {
     @Test("bad options and operands are named")
     func errors() throws {
         let quantizer = try WeightQuantizer(.svdQuantInt4)
-        func fails(_ code: SparseKernelsError.Code, _ argument: String, _ body: () throws -> Void) {
-            let error = #expect(throws: SparseKernelsError.self, performing: body)
-            #expect(error?.code == code && error?.argument == argument, "\(String(describing: error))")
-        }
-        fails(.invalidArgument, "damping") { _ = try GPTQ(quantizer, damping: 0) }
-        fails(.invalidArgument, "attempts") { _ = try GPTQ(quantizer, attempts: 0) }
-        fails(.invalidArgument, "blockSize") { _ = try GPTQ(quantizer, blockSize: 0) }
+        expectError(.invalidArgument, "damping") { _ = try GPTQ(quantizer, damping: 0) }
+        expectError(.invalidArgument, "attempts") { _ = try GPTQ(quantizer, attempts: 0) }
+        expectError(.invalidArgument, "blockSize") { _ = try GPTQ(quantizer, blockSize: 0) }
         let weight = try Tensor<Float>.normal([3, 10], seed: 1)
-        fails(.invalidShape, "weight") { _ = try GPTQ(quantizer)(weight, calibration: .normal([2, 9], seed: 2)) }
-        fails(.invalidShape, "calibration") { _ = try GPTQ(quantizer)(weight, calibration: .init(zeros: [0, 10])) }
-        fails(.invalidArgument, "calibration") {
+        expectError(.invalidShape, "weight") { _ = try GPTQ(quantizer)(weight, calibration: .normal([2, 9], seed: 2)) }
+        expectError(.invalidShape, "calibration") { _ = try GPTQ(quantizer)(weight, calibration: .init(zeros: [0, 10])) }
+        expectError(.invalidArgument, "calibration") {
             _ = try GPTQ(quantizer)(weight, calibration: Tensor([2, 10]) { $0 == 4 ? .infinity : 1 })
         }
-        fails(.invalidArgument, "calibration") { _ = try GPTQ(quantizer)(weight, calibration: Tensor([2, 10]) { _ in 1e25 }) }
+        expectError(.invalidArgument, "calibration") {
+            _ = try GPTQ(quantizer)(weight, calibration: Tensor([2, 10]) { _ in 1e25 })
+        }
     }
 }

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// The quantiser says how far its layer is off. The layer is evaluated here in `Double`, from the codes that its activations have when it
@@ -111,9 +112,9 @@ struct LowRankQuantizerErrorTests {
         }
         try correct()
         #expect(try LowRankQuantizer.correctedBias(nil, residual: weight, shift: 0) == nil)
-        AttentionErrorsTests.expectError(.invalidShape, "bias", containing: ["[3]", "[2]"]) { try correct([2]) }
-        AttentionErrorsTests.expectError(.invalidShape, "smooth") { try correct(smooth: Tensor(zeros: [69])) }
-        AttentionErrorsTests.expectError(.invalidArgument, "smooth") { try correct(smooth: Tensor(zeros: [70])) }
-        AttentionErrorsTests.expectError(.invalidArgument, "shift") { try correct(shift: .nan) }
+        expectError(.invalidShape, "bias", containing: ["[3]", "[2]"]) { try correct([2]) }
+        expectError(.invalidShape, "smooth") { try correct(smooth: Tensor(zeros: [69])) }
+        expectError(.invalidArgument, "smooth") { try correct(smooth: Tensor(zeros: [70])) }
+        expectError(.invalidArgument, "shift") { try correct(shift: .nan) }
     }
 }

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// The whole quantiser: what each part buys, what the running layer makes of it, and its borders.
@@ -148,7 +149,9 @@ struct LowRankQuantizerTests {
         #expect(try LowRankQuantizer.correctedBias(nil, weight: weight, shift: 1)?.shape == [9])
     }
 
-    @Test("recorded biases, to the last bit", .enabled(if: !RecordedSplit.paths.isEmpty), arguments: RecordedSplit.paths)
+    @Test(
+        "recorded biases, to the last bit", .enabled(if: !RecordedSplit.paths.isEmpty, TestData.absence),
+        arguments: RecordedSplit.paths)
     func recordedBias(_ path: String) throws {
         let recorded = try RecordedSplit(path)
         let bias = try LowRankQuantizer.correctedBias(
@@ -159,7 +162,7 @@ struct LowRankQuantizerTests {
     }
 
     @Test(
-        "recorded layers are quantised as well as recorded", .enabled(if: !RecordedSplit.paths.isEmpty),
+        "recorded layers are quantised as well as recorded", .enabled(if: !RecordedSplit.paths.isEmpty, TestData.absence),
         arguments: RecordedSplit.paths)
     func recorded(_ path: String) throws {
         let recorded = try RecordedSplit(path)
@@ -253,10 +256,6 @@ struct LowRankQuantizerTests {
 
     @Test("bad operands and options are named")
     func errors() throws {
-        func fails(_ code: SparseKernelsError.Code, _ argument: String, _ body: () throws -> Void) {
-            let error = #expect(throws: SparseKernelsError.self, performing: body)
-            #expect(error?.code == code && error?.argument == argument, "\(String(describing: error))")
-        }
         let layer = try OutlierLayer(6, 20, tokens: 5, seed: 38)
         let quantizer = try LowRankQuantizer(Self.configuration { $0.rank = 2 })
         for bad in [Float.nan, .infinity] {
@@ -264,40 +263,48 @@ struct LowRankQuantizerTests {
             weight[flat: 11] = bad
             inputs[flat: 99] = bad
             bias[flat: 0] = bad
-            fails(.invalidArgument, "weight") { _ = try quantizer(weight: weight, calibration: layer.inputs) }
-            fails(.invalidArgument, "calibration") { _ = try quantizer(weight: layer.weight, calibration: inputs) }
-            fails(.invalidArgument, "bias") { _ = try quantizer(weight: layer.weight, bias: bias, calibration: layer.inputs) }
+            expectError(.invalidArgument, "weight") { _ = try quantizer(weight: weight, calibration: layer.inputs) }
+            expectError(.invalidArgument, "calibration") { _ = try quantizer(weight: layer.weight, calibration: inputs) }
+            expectError(.invalidArgument, "bias") {
+                _ = try quantizer(weight: layer.weight, bias: bias, calibration: layer.inputs)
+            }
         }
-        fails(.invalidShape, "weight") { _ = try quantizer(weight: layer.weight, calibration: .normal([5, 21], seed: 1)) }
-        fails(.invalidShape, "calibration") { _ = try quantizer(weight: layer.weight, calibration: .init(zeros: [0, 20])) }
-        fails(.invalidShape, "bias") {
+        expectError(.invalidShape, "weight") {
+            _ = try quantizer(weight: layer.weight, calibration: .normal([5, 21], seed: 1))
+        }
+        expectError(.invalidShape, "calibration") {
+            _ = try quantizer(weight: layer.weight, calibration: .init(zeros: [0, 20]))
+        }
+        expectError(.invalidShape, "bias") {
             _ = try quantizer(weight: layer.weight, bias: .init(zeros: [5]), calibration: layer.inputs)
         }
         let wide = try LowRankQuantizer()
-        fails(.invalidArgument, "rank") { _ = try wide(weight: layer.weight, calibration: layer.inputs) }
+        expectError(.invalidArgument, "rank") { _ = try wide(weight: layer.weight, calibration: layer.inputs) }
         let huge = try Tensor<Float>([6, 20]) { _ in 1e30 }
-        fails(.invalidArgument, "calibration") { _ = try quantizer(weight: huge, calibration: huge) }
+        expectError(.invalidArgument, "calibration") { _ = try quantizer(weight: huge, calibration: huge) }
         // Beyond what sums of products can hold.
-        fails(.invalidArgument, "weight") {
+        expectError(.invalidArgument, "weight") {
             _ = try quantizer(weight: Tensor([6, 20]) { _ in 1e37 }, calibration: layer.inputs)
         }
         // FP16 has no scale for it, and none of the candidates helps.
-        fails(.invalidArgument, "weight") {
+        expectError(.invalidArgument, "weight") {
             _ = try quantizer(weight: Tensor([6, 20]) { _ in 1e29 }, calibration: layer.inputs)
         }
-        fails(.invalidArgument, "rank") { _ = try LowRankQuantizer(Self.configuration { $0.rank = -1 }) }
-        fails(.invalidArgument, "iterations") { _ = try LowRankQuantizer(Self.configuration { $0.iterations = 0 }) }
-        fails(.invalidArgument, "sampleTokens") { _ = try LowRankQuantizer(Self.configuration { $0.sampleTokens = 0 }) }
-        fails(.invalidArgument, "grids") { _ = try LowRankQuantizer(Self.configuration { $0.smoothing = .search(grids: 0) }) }
-        fails(.invalidArgument, "shift") {
+        expectError(.invalidArgument, "rank") { _ = try LowRankQuantizer(Self.configuration { $0.rank = -1 }) }
+        expectError(.invalidArgument, "iterations") { _ = try LowRankQuantizer(Self.configuration { $0.iterations = 0 }) }
+        expectError(.invalidArgument, "sampleTokens") { _ = try LowRankQuantizer(Self.configuration { $0.sampleTokens = 0 }) }
+        expectError(.invalidArgument, "grids") {
+            _ = try LowRankQuantizer(Self.configuration { $0.smoothing = .search(grids: 0) })
+        }
+        expectError(.invalidArgument, "shift") {
             _ = try LowRankQuantizer(Self.configuration { $0.activation = .uint4(shift: .nan) })
         }
-        fails(.invalidElementType, "scaleType") { _ = try LowRankQuantizer(Self.configuration { $0.scaleType = .int8 }) }
+        expectError(.invalidElementType, "scaleType") { _ = try LowRankQuantizer(Self.configuration { $0.scaleType = .int8 }) }
     }
 
-    static let model = ExternalData.files(in: "models/code-lm", prefix: "model").first
+    static let model = TestData.externalFile("models/code-lm/model.safetensors")
 
-    @Test("a trained layer on its own inputs", .enabled(if: model != nil))
+    @Test("a trained layer on its own inputs", .enabled(if: model != nil, TestData.absence))
     func trainedLayer() throws {
         let file = try SafetensorsFile(path: #require(Self.model))
         let prefix = "model.layers.0."

@@ -1,6 +1,7 @@
 import Foundation
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 
 // What the suites of SVDQuant's quantiser share: layers with outliers, matrices for the oracle, recorded cases.
 
@@ -84,20 +85,6 @@ extension Tensor<Float> {
     }
 }
 
-/// Recorded cases and models outside the package.
-enum ExternalData {
-    static let root: String = {
-        let package = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../../..")
-        return ProcessInfo.processInfo.environment["SPARSEKERNELS_DATA"] ?? package.standardizedFileURL.path + "/../shared"
-    }()
-
-    /// The files of `folder` whose names begin with `prefix`, by path.
-    static func files(in folder: String, prefix: String) -> [String] {
-        let names = (try? FileManager.default.contentsOfDirectory(atPath: "\(root)/\(folder)")) ?? []
-        return names.filter { $0.hasPrefix(prefix) && $0.hasSuffix(".safetensors") }.sorted().map { "\(root)/\(folder)/\($0)" }
-    }
-}
-
 /// A recorded `svdquant.linear`.
 struct RecordedSplit {
     struct Parameters: Decodable {
@@ -120,7 +107,7 @@ struct RecordedSplit {
     let parameters: Parameters
     let type: ElementType
 
-    static let paths = ExternalData.files(in: "goldens/svdquant", prefix: "l")
+    static let paths = TestData.externalFiles(in: "goldens/svdquant", prefix: "l")
 
     init(_ path: String) throws {
         file = try SafetensorsFile(path: path)

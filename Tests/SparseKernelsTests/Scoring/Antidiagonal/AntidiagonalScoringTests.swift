@@ -1,6 +1,7 @@
 import Foundation
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// A shape to score, with the awkward ends that tiles, groups and blocks can have.
@@ -256,9 +257,7 @@ struct AntidiagonalScoringTests {
     /// What the codes are for: on real attention their masks must be worth what the float masks are.
     @Test("masks of codes keep the attention mass of the float masks")
     func recall() throws {
-        let folder = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent(
-            "../../../Benchmarks/Data")
-        let file = try SafetensorsFile(path: folder.appendingPathComponent("lm-layer3-8192.safetensors").path)
+        let file = try SafetensorsFile(path: TestData.path("Benchmarks/Data/lm-layer3-8192.safetensors"))
         let (query, key) = (try file.floatTensor("query"), try file.floatTensor("key"))
         let shape = try AttentionShape(query: query.view(), key: key.view(), value: key.view())
         let grid = try BlockGrid(shape, isCausal: true)

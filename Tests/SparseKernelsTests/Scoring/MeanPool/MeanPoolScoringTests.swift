@@ -1,6 +1,7 @@
 import Foundation
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("Mean-pool scoring")
@@ -102,19 +103,15 @@ struct MeanPoolScoringTests {
     @Test("bad input is an error that names it")
     func errors() throws {
         let shape = try AttentionShape(queryLength: 60, keyLength: 90, queryHeads: 1, kvHeads: 1, headDim: 12)
-        func expect(_ code: SparseKernelsError.Code, _ argument: String, _ body: () throws -> Void) {
-            let error = #expect(throws: SparseKernelsError.self) { try body() }
-            #expect(error?.code == code && error?.argument == argument)
-        }
         let grid = try BlockGrid(shape, isCausal: true)
         let varying = try BlockGrid(
             query: BlockPartition(sizes: [60]), key: BlockPartition(sizes: [90]), isCausal: true)
-        expect(.invalidShape, "grid") {
+        expectError(.invalidShape, "grid") {
             _ = try MeanPoolScoring(shape, grid: BlockGrid(queryLength: 60, keyLength: 91, isCausal: true))
         }
-        expect(.invalidArgument, "scale") { _ = try MeanPoolScoring(shape, grid: grid, scale: .infinity) }
-        expect(.invalidArgument, "padding") { _ = try MeanPoolScoring(shape, grid: varying, padding: .zeros) }
+        expectError(.invalidArgument, "scale") { _ = try MeanPoolScoring(shape, grid: grid, scale: .infinity) }
+        expectError(.invalidArgument, "padding") { _ = try MeanPoolScoring(shape, grid: varying, padding: .zeros) }
         let operand = try Tensor<Float>(zeros: [1, 60, 12])
-        expect(.invalidShape, "key") { _ = try MeanPoolScoring(shape, grid: grid)(query: operand, key: operand) }
+        expectError(.invalidShape, "key") { _ = try MeanPoolScoring(shape, grid: grid)(query: operand, key: operand) }
     }
 }

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("Vertical and slash scoring")
@@ -117,25 +118,21 @@ struct VerticalSlashScoringTests {
     func errors() throws {
         let shape = try AttentionShape(queryLength: 8, keyLength: 16, queryHeads: 2, kvHeads: 1, headDim: 4)
         let long = try AttentionShape(queryLength: 17, keyLength: 16, queryHeads: 2, kvHeads: 1, headDim: 4)
-        func expect(_ code: SparseKernelsError.Code, _ argument: String, _ body: () throws -> Void) {
-            let error = #expect(throws: SparseKernelsError.self) { try body() }
-            #expect(error?.code == code && error?.argument == argument)
-        }
         #expect(try VerticalSlashScoring(long).lastQueries == 16)
-        expect(.invalidArgument, "lastQueries") { _ = try VerticalSlashScoring(shape, lastQueries: 0) }
-        expect(.invalidArgument, "lastQueries") { _ = try VerticalSlashScoring(shape, lastQueries: 385) }
-        expect(.invalidArgument, "softmaxScale") { _ = try VerticalSlashScoring(shape, softmaxScale: .nan) }
-        expect(.invalidArgument, "heads") { _ = try VerticalSlashScoring(shape, heads: [2]) }
+        expectError(.invalidArgument, "lastQueries") { _ = try VerticalSlashScoring(shape, lastQueries: 0) }
+        expectError(.invalidArgument, "lastQueries") { _ = try VerticalSlashScoring(shape, lastQueries: 385) }
+        expectError(.invalidArgument, "softmaxScale") { _ = try VerticalSlashScoring(shape, softmaxScale: .nan) }
+        expectError(.invalidArgument, "heads") { _ = try VerticalSlashScoring(shape, heads: [2]) }
         let operand = try Tensor<Float>(zeros: [2, 8, 4])
-        expect(.invalidShape, "key") { _ = try VerticalSlashScoring(shape)(query: operand, key: operand) }
-        expect(.invalidShape, "vertical") {
+        expectError(.invalidShape, "key") { _ = try VerticalSlashScoring(shape)(query: operand, key: operand) }
+        expectError(.invalidShape, "vertical") {
             _ = try VerticalSlashScores(vertical: Tensor(zeros: [3]), slash: Tensor(zeros: [3]))
         }
-        expect(.invalidShape, "slash") {
+        expectError(.invalidShape, "slash") {
             _ = try VerticalSlashScores(vertical: Tensor(zeros: [1, 3]), slash: Tensor(zeros: [1, 4]))
         }
-        expect(.invalidArgument, "slash") { _ = try VerticalSlashSelection(vertical: 1, slash: -1) }
-        expect(.invalidArgument, "forcedDistances") {
+        expectError(.invalidArgument, "slash") { _ = try VerticalSlashSelection(vertical: 1, slash: -1) }
+        expectError(.invalidArgument, "forcedDistances") {
             _ = try VerticalSlashSelection(vertical: 1, slash: 1, forcedDistances: 0)
         }
     }

@@ -1,5 +1,3 @@
-// Compiled twice: by the fuzzing program and, through a symbolic link, by the package's tests.
-
 import SparseKernels
 import SparseKernelsReference
 
@@ -16,17 +14,17 @@ extension SplitMix64 {
 ///
 /// Random bytes alone never get past the header's length. So most files start from a valid one or from a grammar, are damaged
 /// in one or a few places, and have their length corrected afterwards, which takes the damage as deep as it can get.
-struct SafetensorsMutator {
+package struct SafetensorsMutator {
     private var random: SplitMix64
     private let samples: [[UInt8]]
 
     /// - Parameter samples: valid files to start from. At least one.
-    init(seed: UInt64, samples: [[UInt8]]) {
+    package init(seed: UInt64, samples: [[UInt8]]) {
         random = SplitMix64(seed: seed)
         self.samples = samples
     }
 
-    mutating func next() -> [UInt8] {
+    package mutating func next() -> [UInt8] {
         switch random.below(16) {
         case 0: return randomBytes()
         case 1...4: return damaged(random.pick(samples))

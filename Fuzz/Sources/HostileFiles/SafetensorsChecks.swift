@@ -1,9 +1,7 @@
-// Compiled twice: by the fuzzing program and, through a symbolic link, by the package's tests.
-
-import SparseKernels
+package import SparseKernels
 
 /// Valid files of every element type, for a mutator to start from.
-func sampleSafetensors() throws(SparseKernelsError) -> [[UInt8]] {
+package func sampleSafetensors() throws(SparseKernelsError) -> [[UInt8]] {
     var every = SafetensorsWriter(metadata: ["format": "pt", "note": "é \"quoted\" \\ 😀\n"])
     for type in ElementType.allCases {
         // Four elements of six bits are three bytes.
@@ -35,7 +33,7 @@ private func pattern(_ count: Int) -> [UInt8] { (0..<count).map { UInt8(truncati
 /// - Returns: a sum over everything that was read, so that nothing is optimised away.
 /// - Throws: `SparseKernelsError` when the reader rejects the file, `BrokenPromise` when it takes a file that it should not.
 @discardableResult
-func readEverything(_ bytes: [UInt8], rewrites: Bool) throws -> UInt64 {
+package func readEverything(_ bytes: [UInt8], rewrites: Bool) throws -> UInt64 {
     let file = try SafetensorsFile(bytes: bytes)
     var sum: UInt64 = 0
     var covered = 0

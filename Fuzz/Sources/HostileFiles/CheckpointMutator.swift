@@ -1,13 +1,11 @@
-// Compiled twice: by the fuzzing program and, through a symbolic link, by the package's tests.
-
-import SparseKernels
+package import SparseKernels
 import SparseKernelsReference
 
 /// An endless sequence of damaged checkpoints: legal safetensors files whose tensors and metadata are not what a format asks for.
 ///
 /// Damage to bytes rarely gets past the header's checks, so that most files are taken apart, changed and written anew: names, types,
 /// shapes with the bytes to go with them, numbers, metadata. Some go through `SafetensorsMutator` instead.
-struct CheckpointMutator {
+package struct CheckpointMutator {
     private struct Entry {
         var name: String
         var type: ElementType
@@ -25,7 +23,7 @@ struct CheckpointMutator {
     private let samples: [File]
 
     /// - Parameter samples: valid files to start from. At least one.
-    init(seed: UInt64, samples: [[UInt8]]) throws(SparseKernelsError) {
+    package init(seed: UInt64, samples: [[UInt8]]) throws(SparseKernelsError) {
         random = SplitMix64(seed: seed)
         headers = SafetensorsMutator(seed: seed, samples: samples)
         var files: [File] = []
@@ -41,7 +39,7 @@ struct CheckpointMutator {
         self.samples = files
     }
 
-    mutating func next() throws(SparseKernelsError) -> [UInt8] {
+    package mutating func next() throws(SparseKernelsError) -> [UInt8] {
         if random.chance(1, of: 8) { return headers.next() }
         var file = random.pick(samples)
         if random.chance(1, of: 16) { file = merged(file, random.pick(samples)) }

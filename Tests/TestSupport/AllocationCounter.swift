@@ -9,12 +9,12 @@
     /// functions that count and call the original. It cannot be taken back: install it in a process of its own, an exit test.
     ///
     /// Not seen: memory mapped directly, and allocations that the C library makes inside itself.
-    enum AllocationCounter {
+    package enum AllocationCounter {
         /// Allocations so far.
-        static var count: Int { allocations.load(ordering: .relaxed) }
+        package static var count: Int { allocations.load(ordering: .relaxed) }
 
         /// Starts counting. Returns how many addresses were overwritten.
-        static func install() -> Int {
+        package static func install() -> Int {
             // Globals are initialised on first use, which may allocate and must not happen inside a counting function.
             _ = (allocations.load(ordering: .relaxed), originals.malloc)
             typealias Visit = @convention(c) (UnsafeRawPointer, Int, UnsafeMutableRawPointer?) -> CInt

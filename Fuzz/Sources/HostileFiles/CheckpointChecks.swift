@@ -1,12 +1,10 @@
-// Compiled twice: by the fuzzing program and, through a symbolic link, by the package's tests.
-
 import QServe
 import SVDQuant
-import SparseKernels
+package import SparseKernels
 import SparseKernelsReference
 
 /// Small valid checkpoints of every kind that is imported, for a mutator to start from.
-func sampleCheckpoints() throws(SparseKernelsError) -> [[UInt8]] {
+package func sampleCheckpoints() throws(SparseKernelsError) -> [[UInt8]] {
     try [svdQuantSample()] + nunchakuSamples()
         + [loraSample(), qserveSample(), awqSample(), gptqSample()].map {
             writer throws(SparseKernelsError) in try writer.encoded()
@@ -90,7 +88,7 @@ private func gptqSample() throws(SparseKernelsError) -> SafetensorsWriter {
 /// - Returns: how many imports succeeded.
 /// - Throws: `SparseKernelsError` when the file is not safetensors at all, `BrokenPromise` for a layer that should not have been accepted.
 @discardableResult
-func importEverything(_ bytes: [UInt8]) throws -> Int {
+package func importEverything(_ bytes: [UInt8]) throws -> Int {
     let file = try SafetensorsFile(bytes: bytes)
     // A layer's name is a tensor's without its last part or, for adapters, its last two.
     var layers: Set<String> = [""]
