@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Sequences without tokens, and queries before the first key: every operator gives what dense attention defines, output 0 and LSE −∞.

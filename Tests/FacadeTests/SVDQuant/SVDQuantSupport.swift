@@ -1,5 +1,6 @@
 import SVDQuant
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Layers of random parts, and what they compute in `Double`.
@@ -78,12 +79,8 @@ enum SVDQuantSupport {
 
     /// Whether all parts have the same bits.
     static func areIdentical(_ a: SVDQuantLinear, _ b: SVDQuantLinear) -> Bool {
-        func bits(_ tensor: Tensor<Float>?) -> [UInt32]? { tensor?.elements.map(\.bitPattern) }
-        return a.weight.format == b.weight.format && a.weight.inFeatures == b.weight.inFeatures
-            && a.weight.codes == b.weight.codes && bits(a.weight.scales) == bits(b.weight.scales)
-            && bits(a.weight.offsets) == bits(b.weight.offsets)
-            && bits(a.weight.channelScales) == bits(b.weight.channelScales) && bits(a.smooth) == bits(b.smooth)
-            && bits(a.lowRank?.down) == bits(b.lowRank?.down) && bits(a.lowRank?.up) == bits(b.lowRank?.up)
-            && bits(a.bias) == bits(b.bias) && a.activation == b.activation && a.epilogue == b.epilogue
+        a.weight.isIdentical(to: b.weight) && a.smooth?.bits == b.smooth?.bits && a.lowRank?.down.bits == b.lowRank?.down.bits
+            && a.lowRank?.up.bits == b.lowRank?.up.bits && a.bias?.bits == b.bias?.bits && a.activation == b.activation
+            && a.epilogue == b.epilogue
     }
 }

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// The bias that `run` adds to the scores: its shapes, its strides, and −∞ as a mask.

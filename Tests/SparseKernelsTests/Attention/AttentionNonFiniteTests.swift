@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// NaN, infinities and huge numbers reach the rows that see them, as IEEE arithmetic has it, and no other row.

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Soft caps far from 1: what their quotients with the scale would lose must not be lost.

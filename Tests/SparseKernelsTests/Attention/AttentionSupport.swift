@@ -25,11 +25,6 @@ extension AttentionElement {
     }
 }
 
-extension Tensor where Element: AttentionElement {
-    /// The bits of every element, so that NaN and the sign of zero take part in a comparison. 16-bit types widen exactly.
-    var bits: [UInt32] { elements.map(\.floatValue.bitPattern) }
-}
-
 /// Attention into new memory of element type `O`.
 func attend<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
     _ attention: some AttentionOperator, query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>,

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Windows with a left and a right side, as `window_size` of FlashAttention, and the symmetric form of ALiBi.

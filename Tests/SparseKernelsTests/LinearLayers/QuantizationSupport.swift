@@ -13,14 +13,6 @@ extension WeightFormat {
     }()
 }
 
-extension QuantizedWeight {
-    /// Whether two weights are the same, bit for bit.
-    func isIdentical(to other: QuantizedWeight) -> Bool {
-        format == other.format && inFeatures == other.inFeatures && codes == other.codes && scales.bits == other.scales.bits
-            && offsets?.bits == other.offsets?.bits && channelScales?.bits == other.channelScales?.bits
-    }
-}
-
 extension Tensor<Float> {
     /// Normal values by Box and Muller: unlike `normal`, with the tails that the extremes of large groups come from.
     static func gaussian(_ shape: [Int], seed: UInt64) throws -> Tensor<Float> {

@@ -2,6 +2,7 @@ import Foundation
 import SparseKernels
 import SparseKernelsReference
 import Synchronization
+import TestSupport
 import Testing
 
 /// Pools: the same bits on any number of threads, calls from many threads at once, scratch, and an orderly end.

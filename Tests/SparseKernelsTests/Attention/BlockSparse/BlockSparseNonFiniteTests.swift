@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// NaN and infinities in keys and values reach the rows that see them and no other row, bit for bit, under every pattern.

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Patterns other than masks of equal blocks: token streaming, runs and single keys, clusters, and mixes of them.

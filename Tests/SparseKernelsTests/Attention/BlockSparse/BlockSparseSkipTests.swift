@@ -1,6 +1,7 @@
 import Foundation
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Skipping P·V where all scores of a step lie `pvSkipThreshold` or more below the running maxima.

@@ -2,6 +2,7 @@ import Foundation
 import SparseKernels
 import SparseKernelsReference
 import Synchronization
+import TestSupport
 import Testing
 
 @Suite("Paged attention")

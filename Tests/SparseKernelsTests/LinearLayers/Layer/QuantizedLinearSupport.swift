@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 // What the suites of quantised layers share: weights of every format, layers with their oracle, and the comparison.

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Tokens that are alike in runs: a direction per run of 16 tokens, of random strength, and noise; all of it around a common offset.
