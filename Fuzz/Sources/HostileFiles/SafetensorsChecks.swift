@@ -143,7 +143,7 @@ private func rewrite(_ file: SafetensorsFile) throws {
 }
 
 extension RawSpan {
-    func isEqual(to other: RawSpan) -> Bool {
+    package func isEqual(to other: RawSpan) -> Bool {
         guard byteCount == other.byteCount else { return false }
         for i in byteOffsets
         where unsafeLoad(fromByteOffset: i, as: UInt8.self) != other.unsafeLoad(fromByteOffset: i, as: UInt8.self) {

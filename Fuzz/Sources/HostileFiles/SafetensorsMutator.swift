@@ -1,13 +1,13 @@
-import SparseKernels
+package import SparseKernels
 import SparseKernelsReference
 
 extension SplitMix64 {
     /// From 0 to `bound` - 1.
-    mutating func below(_ bound: Int) -> Int { bound <= 1 ? 0 : Int(truncatingIfNeeded: next() >> 1) % bound }
+    package mutating func below(_ bound: Int) -> Int { bound <= 1 ? 0 : Int(truncatingIfNeeded: next() >> 1) % bound }
 
-    mutating func chance(_ numerator: Int, of denominator: Int) -> Bool { below(denominator) < numerator }
+    package mutating func chance(_ numerator: Int, of denominator: Int) -> Bool { below(denominator) < numerator }
 
-    mutating func pick<T>(_ items: [T]) -> T { items[below(items.count)] }
+    package mutating func pick<T>(_ items: [T]) -> T { items[below(items.count)] }
 }
 
 /// An endless sequence of damaged safetensors files, and a few intact ones.
