@@ -47,11 +47,15 @@ func referenceRows<Q: AttentionElement, K: AttentionElement, V: AttentionElement
     let shape = reference.shape
     var rows: [ReferenceAttention.Row] = []
     for head in 0..<shape.queryHeads {
+        let kvHead = head / shape.queryHeadsPerKVHead
+        let (queries, keys, values) = try (
+            query.view().rows(head: head), key.view().rows(head: kvHead), value.view().rows(head: kvHead)
+        )
         for token in 0..<shape.queryLength {
             let line = (bias.map { $0.shape[0] == 1 ? 0 : head } ?? 0) * shape.queryLength + token
             rows.append(
-                try reference.row(
-                    head: head, token: token, query: query.view(), key: key.view(), value: value.view(),
+                reference.row(
+                    head: head, token: token, query: queries[token], keys: keys, values: values,
                     bias: { j in bias.map { Double($0[flat: line * shape.keyLength + j]) } ?? 0 },
                     hides: { hides(token, $0) }))
         }

@@ -61,10 +61,14 @@ func referenceRows<Q: AttentionElement, K: AttentionElement, V: AttentionElement
     let reference = ReferenceAttention(shape, modifiers: modifiers)
     var rows: [ReferenceAttention.Row] = []
     for head in 0..<shape.queryHeads {
+        let kvHead = head / shape.queryHeadsPerKVHead
+        let (queries, keys, values) = try (
+            query.view().rows(head: head), key.view().rows(head: kvHead), value.view().rows(head: kvHead)
+        )
         for token in 0..<shape.queryLength {
             rows.append(
-                try reference.row(
-                    head: head, token: token, query: query.view(), key: key.view(), value: value.view(),
+                reference.row(
+                    head: head, token: token, query: queries[token], keys: keys, values: values,
                     hides: { !sees(head, token, $0) }))
         }
     }
