@@ -9,10 +9,13 @@ import PackageDescription
     let vectorLevels = [("AVX2", "x86-64-v3"), ("AVX512", "x86-64-v4")]
     let levelDefine: [SwiftSetting] = [.define("SPARSEKERNELS_X86_LEVELS")]
     let portableFlags: [SwiftSetting] = [.unsafeFlags(["-Ounchecked"])]
+    // Most of the time of tests goes to oracles. They are optimised in debug builds too, with all checks of the language.
+    let oracleFlags: [SwiftSetting] = [.unsafeFlags(["-O"], .when(configuration: .debug))]
 #else
     let vectorLevels: [(String, String)] = []
     let levelDefine: [SwiftSetting] = []
     let portableFlags: [SwiftSetting] = []
+    let oracleFlags: [SwiftSetting] = []
 #endif
 
 // x86-64-v4 has no VNNI, which every core of interest with AVX-512 has: the level means F, BW, DQ, VL and VNNI.
@@ -75,20 +78,31 @@ let package = Package(
             ] + vectorLevels.map { .byName(name: "Kernels\($0.0)") },
             swiftSettings: language + views + levelDefine),
         .target(
-            name: "SparseKernelsReference", dependencies: ["SparseKernels"], swiftSettings: language + views),
+            name: "SparseKernelsReference", dependencies: ["SparseKernels"], swiftSettings: language + views + oracleFlags),
         .target(
             name: "GoldenReplay",
             dependencies: ["SparseKernels", "SparseKernelsReference"] + facades.map { .byName(name: $0) },
-            swiftSettings: language + views),
+            swiftSettings: language + views + oracleFlags),
         .target(name: "KernelInterface", swiftSettings: language),
+        // What several test targets share.
+        .target(
+            name: "TestSupport", dependencies: ["SparseKernels"], path: "Tests/TestSupport",
+            swiftSettings: language + views + oracleFlags),
+        // Damaged files and what must be true of those that are accepted. The fuzzing program compiles the same folder.
+        .target(
+            name: "HostileFiles", dependencies: ["SparseKernels", "SparseKernelsReference", "QServe", "SVDQuant"],
+            path: "Fuzz/Sources/HostileFiles", swiftSettings: language + views),
         .testTarget(
-            name: "SparseKernelsTests", dependencies: ["SparseKernels", "SparseKernelsReference", "KernelInterface"],
+            name: "SparseKernelsTests",
+            dependencies: ["SparseKernels", "SparseKernelsReference", "KernelInterface", "TestSupport", "HostileFiles"],
             swiftSettings: language + views),
         .testTarget(
-            name: "GoldenReplayTests", dependencies: ["GoldenReplay", "SparseKernels"], swiftSettings: language + views),
+            name: "GoldenReplayTests", dependencies: ["GoldenReplay", "SparseKernels", "TestSupport"],
+            swiftSettings: language + views),
         .testTarget(
             name: "FacadeTests",
-            dependencies: ["SparseKernels", "SparseKernelsReference"] + facades.map { .byName(name: $0) },
+            dependencies: ["SparseKernels", "SparseKernelsReference", "TestSupport", "HostileFiles"]
+                + facades.map { .byName(name: $0) },
             swiftSettings: language + views),
         // Built as a client builds: no settings of this package, no @testable.
         .testTarget(

@@ -4,7 +4,14 @@ import PackageDescription
 let package = Package(
     name: "SparseKernelsFuzz",
     platforms: [.macOS("26.0")],
-    dependencies: [.package(name: "SparseKernels", path: "..")],
+    traits: [
+        .trait(name: "OpenBLAS", description: "Nothing here needs it; passed on, to share a build with what does.")
+    ],
+    dependencies: [
+        .package(
+            name: "SparseKernels", path: "..",
+            traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))])
+    ],
     targets: [
         .executableTarget(
             name: "safetensors-fuzz",
@@ -14,7 +21,8 @@ let package = Package(
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
             ],
-            path: "Sources/SafetensorsFuzz",
+            // Two folders: the program, and what it shares with the tests of the package, where that is a target.
+            path: "Sources",
             swiftSettings: [
                 .enableUpcomingFeature("ExistentialAny"),
                 .enableUpcomingFeature("InternalImportsByDefault"),

@@ -44,15 +44,20 @@ public struct ReferenceAntidiagonalScoring: Sendable {
     public func antidiagonal<Q: AttentionElement, K: AttentionElement>(
         head: Int, queryGroup i: Int, keyGroup j: Int, query: TensorView<Q>, key: TensorView<K>
     ) -> Double {
+        let kvHead = head / shape.queryHeadsPerKVHead
+        return antidiagonal(
+            queryGroup: i, keyGroup: j, query: { query.row(head: head, token: $0) }, key: { key.row(head: kvHead, token: $0) })
+    }
+
+    private func antidiagonal(
+        queryGroup i: Int, keyGroup j: Int, query: (Int) -> [Double], key: (Int) -> [Double]
+    ) -> Double {
         var sum = 0.0
         for s in 0..<stride {
             let (row, column) = (i * stride + stride - 1 - s, j * stride + s)
             if row >= shape.queryLength || column >= shape.keyLength { continue }
-            for c in 0..<shape.headDim {
-                sum +=
-                    Double(query[head, row, c].floatValue)
-                    * Double(key[head / shape.queryHeadsPerKVHead, column, c].floatValue)
-            }
+            let (q, k) = (query(row), key(column))
+            for c in 0..<shape.headDim { sum += q[c] * k[c] }
         }
         return sum
     }
@@ -66,11 +71,12 @@ public struct ReferenceAntidiagonalScoring: Sendable {
         let offset = (shape.keyLength - shape.queryLength + stride - 1) / stride
         var scores = [Double](repeating: 0, count: shape.queryHeads * grid.blockRows * grid.blockColumns)
         for head in 0..<shape.queryHeads {
+            let (queries, keys) = (query.rows(head: head), key.rows(head: head / shape.queryHeadsPerKVHead))
             for i in 0..<scored {
                 let visible = grid.isCausal ? min(keyGroups, i + offset + 1) : keyGroups
                 var weights: [Double] = []
                 for j in 0..<visible {
-                    let sum = antidiagonal(head: head, queryGroup: i, keyGroup: j, query: query, key: key)
+                    let sum = antidiagonal(queryGroup: i, keyGroup: j, query: { queries[$0] }, key: { keys[$0] })
                     weights.append(softmaxScale / (Double(stride) * norm) * sum)
                 }
                 let maximum = weights.max() ?? 0

@@ -69,18 +69,37 @@ public struct ReferenceAttention: Sendable {
         bias: (Int) -> Double = { _ in 0 }, hides: (Int) -> Bool = { _ in false }
     ) -> Row {
         let kvHead = head / shape.queryHeadsPerKVHead
+        return row(
+            head: head, token: token, query: query.row(head: head, token: token),
+            key: { key.row(head: kvHead, token: $0) }, value: { Double(value[kvHead, $0, $1].floatValue) }, bias: bias,
+            hides: hides)
+    }
+
+    /// As above, from the query's row and the rows of its KV head, for callers with many queries.
+    package func row(
+        head: Int, token: Int, query: [Double], keys: [[Double]], values: [[Double]],
+        bias: (Int) -> Double = { _ in 0 }, hides: (Int) -> Bool = { _ in false }
+    ) -> Row {
+        row(
+            head: head, token: token, query: query, key: { keys[$0] }, value: { values[$0][$1] }, bias: bias, hides: hides)
+    }
+
+    private func row(
+        head: Int, token: Int, query q: [Double], key: (Int) -> [Double], value: (Int, Int) -> Double,
+        bias: (Int) -> Double, hides: (Int) -> Bool
+    ) -> Row {
         let scale = modifiers.softmaxScale.map(Double.init) ?? 1 / Double(shape.headDim).squareRoot()
         let position = token + shape.keyLength - shape.queryLength
-        let q = (0..<shape.headDim).map { Double(query[head, token, $0].floatValue) }
 
         var keys: [Int] = []
         var scores: [Double] = []
         var magnitudes: [Double] = []
         for j in 0..<shape.keyLength where isVisible(query: token, key: j) && !hides(j) {
+            let k = key(j)
             var score = 0.0
             var magnitude = 0.0
             for c in 0..<shape.headDim {
-                let term = scale * q[c] * Double(key[kvHead, j, c].floatValue)
+                let term = scale * q[c] * k[c]
                 score += term
                 magnitude += abs(term)
             }
@@ -102,7 +121,7 @@ public struct ReferenceAttention: Sendable {
         }
         return Row(
             head: head, token: token, valueDim: shape.valueDim, scores: scores, magnitudes: magnitudes,
-            value: { Double(value[kvHead, keys[$0], $1].floatValue) })
+            value: { value(keys[$0], $1) })
     }
 }
 

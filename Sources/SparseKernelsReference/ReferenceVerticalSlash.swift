@@ -33,15 +33,16 @@ public struct ReferenceVerticalSlash: Sendable {
         slash = vertical
         verticalBound = vertical
         slashBound = vertical
+        let keys = key.rows(head: kvHead)
         for row in shape.queryLength - rows..<shape.queryLength {
+            let q = query.row(head: head, token: row)
             let position = row + shape.keyLength - shape.queryLength
             var scores: [Double] = []
             var magnitudes: [Double] = []
             for c in 0...position {
                 var (score, magnitude) = (0.0, 0.0)
                 for channel in 0..<shape.headDim {
-                    let term =
-                        scale * Double(query[head, row, channel].floatValue) * Double(key[kvHead, c, channel].floatValue)
+                    let term = scale * q[channel] * keys[c][channel]
                     score += term
                     magnitude += abs(term)
                 }

@@ -31,26 +31,8 @@ func expectRow(
     #expect(worst <= bound.output, "\(label()): output", sourceLocation: sourceLocation)
 }
 
-/// Expects an error, and that it names an argument.
-func expectDecodeError(
-    _ code: SparseKernelsError.Code, _ argument: String, sourceLocation: SourceLocation = #_sourceLocation,
-    _ body: () throws -> Void
-) {
-    let error = #expect(throws: SparseKernelsError.self, sourceLocation: sourceLocation) { try body() }
-    #expect(error?.code == code && error?.argument == argument, sourceLocation: sourceLocation)
-}
-
-/// Recorded decoding steps, where `SPARSEKERNELS_DATA` or `../shared` has them.
+/// Recorded decoding steps.
 enum RecordedSteps {
-    static func files(_ folder: String) -> [String] {
-        let package = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../..")
-            .standardizedFileURL
-        let data = ProcessInfo.processInfo.environment["SPARSEKERNELS_DATA"] ?? package.path + "/../shared"
-        let path = "\(data)/goldens/\(folder)"
-        let names = (try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []
-        return names.filter { $0.hasSuffix(".safetensors") }.sorted().map { "\(path)/\($0)" }
-    }
-
     /// `in.q`, `[heads, headDim]`, as queries of one token.
     static func query(_ file: SafetensorsFile) throws -> Tensor<Float16> {
         let query = try file.tensor("in.q", as: Float16.self)

@@ -1,6 +1,7 @@
 import MInference
 import SpargeAttention
 import SparseKernelsReference
+import TestSupport
 import Testing
 import XAttention
 

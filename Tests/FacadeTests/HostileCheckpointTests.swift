@@ -1,3 +1,4 @@
+import HostileFiles
 import QServe
 import SVDQuant
 import Testing

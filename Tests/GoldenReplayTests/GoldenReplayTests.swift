@@ -1,21 +1,17 @@
 import Foundation
 import GoldenReplay
 import SparseKernels
+import TestSupport
 import Testing
 
-/// The recorded cases that ship with the package, and all of them where `SPARSEKERNELS_DATA` has them.
+/// The recorded cases that ship with the package, and all of them where external data are.
 enum Goldens {
-    static let package = URL(fileURLWithPath: #filePath)
-        .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
-    static let shipped = package.appendingPathComponent("Tests/Goldens").path
+    static let shipped = TestData.path("Tests/Goldens")
 
     /// The full set, as far as its operations can be replayed.
-    static let external: [String] = {
-        let data = ProcessInfo.processInfo.environment["SPARSEKERNELS_DATA"] ?? package.path + "/../shared"
-        return files(data + "/goldens").filter { path in
-            (try? GoldenCase(path: path).operation).map(GoldenReplay.operations.contains) ?? false
-        }
-    }()
+    static let external = TestData.externalFiles(in: "goldens").filter { path in
+        (try? GoldenCase(path: path).operation).map(GoldenReplay.operations.contains) ?? false
+    }
 
     static func files(_ folder: String) -> [String] { (try? GoldenReplay.files(in: [folder])) ?? [] }
 }
@@ -36,7 +32,7 @@ struct GoldenReplayTests {
 
     @Test(
         "agrees with the full set of cases",
-        .enabled(if: !Goldens.external.isEmpty, "no goldens under SPARSEKERNELS_DATA"),
+        .enabled(if: !Goldens.external.isEmpty, TestData.absence),
         arguments: Goldens.external)
     func external(_ path: String) throws {
         let result = try GoldenReplay.run(path: path, instructionSet: InstructionSet.selected())

@@ -31,4 +31,24 @@ struct ManifestTests {
         let documented = list.matches(of: /- (\w+)/).map { String($0.output.1) }
         #expect(documented.sorted() == products.sorted())
     }
+
+    /// CI relies on it: with the trait it runs the suites of these folders only, and those of façades.
+    @Test("the trait OpenBLAS reaches algebra and quantisers only")
+    func traitReach() throws {
+        let sources = Self.package.appendingPathComponent("Sources")
+        let paths = try FileManager.default.subpathsOfDirectory(atPath: sources.path).filter { $0.hasSuffix(".swift") }
+        var conditional: [String] = []
+        for path in paths {
+            let text = try Self.text("Sources/\(path)")
+            if text.contains(/#(if|elseif)[^\n]*OpenBLAS/) { conditional.append(path) }
+            let seesTrait = ["SparseKernels/LinearAlgebra/", "SparseKernels/LinearLayers/"].contains { path.hasPrefix($0) }
+            if path.hasPrefix("SparseKernels/") && !seesTrait {
+                #expect(!text.contains(/OpenBLAS|LowRankFactorization|LowRankQuantizer/), "\(path)")
+            }
+        }
+        #expect(
+            conditional.sorted() == [
+                "SparseKernels/LinearAlgebra/LowRank/OpenBLAS+SVD.swift", "SparseKernels/LinearAlgebra/OpenBLAS.swift",
+            ])
+    }
 }

@@ -2,6 +2,7 @@
     import SparseKernels
     import SparseKernelsReference
     import Synchronization
+    import TestSupport
     import Testing
 
     /// `run` allocates nothing on the heap, on any thread, once the pool has its scratch.

@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// Without keys, or for queries before the first key, every operator gives what dense attention does: output 0 and LSE −∞.

@@ -1,4 +1,5 @@
 import SparseKernelsReference
+import TestSupport
 import Testing
 import XAttention
 

@@ -1,4 +1,5 @@
 import Foundation
+import TestSupport
 import Testing
 
 #if DEBUG
@@ -14,17 +15,11 @@ import Testing
         return writer
     }
 
-    private func expectFailure(
-        _ fragment: String, sourceLocation: SourceLocation = #_sourceLocation, body: () throws -> Void
-    ) {
-        let error = #expect(throws: SparseKernelsError.self, sourceLocation: sourceLocation) { try body() }
-        #expect(error?.code == .inputOutput, sourceLocation: sourceLocation)
-        #expect(error?.description.contains(fragment) ?? false, "\(error!)", sourceLocation: sourceLocation)
-    }
-
     @Test func missingDirectory() throws {
         let directory = try TemporaryDirectory()
-        expectFailure("No such file or directory") { try writer(1).write(to: "\(directory.path)/none/f.safetensors") }
+        expectError(.inputOutput, describing: "No such file or directory") {
+            try writer(1).write(to: "\(directory.path)/none/f.safetensors")
+        }
         #expect(directory.contents == [])
     }
 
@@ -36,7 +31,7 @@ import Testing
             ("\(directory.path)/d", "directory"), ("\(directory.path)/d/", "directory"), (directory.path, "directory"),
             ("", "an empty string"), ("a\0b", "zero bytes"),
         ]
-        for (path, message) in failures { expectFailure(message) { try writer(1).write(to: path) } }
+        for (path, message) in failures { expectError(.inputOutput, describing: message) { try writer(1).write(to: path) } }
         #expect(directory.contents == ["d"])
         #expect(directory.bytes("d/file") == Array("keep".utf8))
         #expect(try FileManager.default.contentsOfDirectory(atPath: "\(directory.path)/d") == ["file"])
@@ -48,7 +43,9 @@ import Testing
         try writer(1).write(to: "\(directory.path)/f.safetensors")
         chmod(directory.path, 0o500)
         defer { chmod(directory.path, 0o700) }
-        expectFailure("Permission denied") { try writer(2).write(to: "\(directory.path)/f.safetensors") }
+        expectError(.inputOutput, describing: "Permission denied") {
+            try writer(2).write(to: "\(directory.path)/f.safetensors")
+        }
         #expect(directory.contents == ["f.safetensors"])
         #expect(try directory.bytes("f.safetensors") == writer(1).encoded())
     }
@@ -91,7 +88,7 @@ import Testing
                 room -= written
                 return written
             }
-            expectFailure("No space left on device") {
+            expectError(.inputOutput, describing: "No space left on device") {
                 try AtomicFile.replace(path, writeCall: limited) { file throws(SparseKernelsError) in
                     try file.append([UInt8](repeating: 7, count: 100).span.bytes)
                 }
@@ -104,7 +101,7 @@ import Testing
             let directory = try TemporaryDirectory()
             let path = "\(directory.path)/f"
             try Data("old".utf8).write(to: URL(fileURLWithPath: path))
-            expectFailure("the producer failed") {
+            expectError(.inputOutput, describing: "the producer failed") {
                 try AtomicFile.replace(path) { file throws(SparseKernelsError) in
                     try file.append([1, 2, 3].span.bytes)
                     throw SparseKernelsError(.inputOutput, "x", expected: "y", actual: "the producer failed")
@@ -135,7 +132,7 @@ import Testing
 
         @Test func aWriteThatMakesNoProgressFails() throws {
             let directory = try TemporaryDirectory()
-            expectFailure("Input/output error") {
+            expectError(.inputOutput, describing: "Input/output error") {
                 try AtomicFile.replace("\(directory.path)/f", writeCall: { _, _, _ in 0 }) {
                     file throws(SparseKernelsError) in try file.append([1].span.bytes)
                 }

@@ -1,5 +1,7 @@
 import Foundation
+import HostileFiles
 import SparseKernels
+import TestSupport
 import Testing
 
 @Suite struct SafetensorsFileTests {
@@ -15,42 +17,32 @@ import Testing
         return try SafetensorsFile(bytes: writer.encoded(), named: "sample.safetensors")
     }
 
-    private func expectError(
-        _ code: SparseKernelsError.Code, _ fragments: String..., sourceLocation: SourceLocation = #_sourceLocation,
-        body: () throws -> Void
-    ) {
-        let error = #expect(throws: SparseKernelsError.self, sourceLocation: sourceLocation) { try body() }
-        #expect(error?.code == code, sourceLocation: sourceLocation)
-        for fragment in fragments {
-            #expect(error?.description.contains(fragment) ?? false, "\(error!)", sourceLocation: sourceLocation)
-        }
-    }
-
     @Test func unknownNamesListSimilarOnes() throws {
         let file = try sample()
         expectError(
-            .notFound, "sample.safetensors, tensor \"layers.0.kez\"", "one of its 5 tensors, such as \"layers.0.key\""
+            .notFound, describing: "sample.safetensors, tensor \"layers.0.kez\"",
+            "one of its 5 tensors, such as \"layers.0.key\""
         ) {
             _ = try file.span("layers.0.kez", as: Float.self).count
         }
-        expectError(.notFound, "\"layers.1.key\"") { _ = try file.tensor("layers.2.key", as: Float.self) }
-        expectError(.notFound, "such as") { _ = try file.bytes("").byteCount }
+        expectError(.notFound, describing: "\"layers.1.key\"") { _ = try file.tensor("layers.2.key", as: Float.self) }
+        expectError(.notFound, describing: "such as") { _ = try file.bytes("").byteCount }
         #expect(file["nothing"] == nil)
         let empty = try SafetensorsFile(bytes: SafetensorsWriter().encoded())
-        expectError(.notFound, "which has no tensors") { _ = try empty.entry(named: "x") }
+        expectError(.notFound, describing: "which has no tensors") { _ = try empty.entry(named: "x") }
     }
 
     @Test func otherTypesAreRefused() throws {
         let file = try sample()
-        expectError(.invalidElementType, "\"layers.0.key\" must be read as F32", "got I32 (Int32)") {
+        expectError(.invalidElementType, describing: "\"layers.0.key\" must be read as F32", "got I32 (Int32)") {
             _ = try file.span("layers.0.key", as: Int32.self).count
         }
-        expectError(.invalidElementType, "read as BF16") { _ = try file.tensor("layers.1.key", as: Float.self) }
-        expectError(.invalidElementType, "read as BOOL, which the file holds, in UInt8, got I8") {
+        expectError(.invalidElementType, describing: "read as BF16") { _ = try file.tensor("layers.1.key", as: Float.self) }
+        expectError(.invalidElementType, describing: "read as BOOL, which the file holds, in UInt8, got I8") {
             _ = try file.tensor("mask", as: Int8.self)
         }
-        expectError(.invalidElementType, "F32, F16 or BF16, got BOOL") { _ = try file.floatTensor("mask") }
-        expectError(.invalidElementType, "read as F8_E4M3") { _ = try file.tensor("tiny", as: UInt8.self) }
+        expectError(.invalidElementType, describing: "F32, F16 or BF16, got BOOL") { _ = try file.floatTensor("mask") }
+        expectError(.invalidElementType, describing: "read as F8_E4M3") { _ = try file.tensor("tiny", as: UInt8.self) }
     }
 
     @Test func operandsFollowTheLayout() throws {
@@ -61,7 +53,9 @@ import Testing
         #expect(tokens.heads == 3 && tokens.tokens == 2 && tokens.channels == 4 && tokens[1, 1, 0] == 16)
         let one = try file.tensorView("layers.0.value", as: Float.self)
         #expect(one.heads == 1 && one.tokens == 6 && one[0, 5, 3] == 23)
-        expectError(.invalidShape, "rank 1, [2]") { _ = try file.tensorView("layers.1.key", as: BFloat16.self).heads }
+        expectError(.invalidShape, describing: "rank 1, [2]") {
+            _ = try file.tensorView("layers.1.key", as: BFloat16.self).heads
+        }
     }
 
     // MARK: - Alignment
@@ -80,7 +74,9 @@ import Testing
         if (8 + header.utf8.count) % 4 == 0 {
             #expect(try file.span("x", as: Float.self)[1] == -2)
         } else {
-            expectError(.misalignedData, "aligned to 4 bytes", "`tensor(_:as:)`", "file offset \(8 + header.utf8.count)") {
+            expectError(
+                .misalignedData, describing: "aligned to 4 bytes", "`tensor(_:as:)`", "file offset \(8 + header.utf8.count)"
+            ) {
                 _ = try file.span("x", as: Float.self).count
             }
         }
@@ -128,19 +124,21 @@ import Testing
 
     @Test func unreadablePaths() throws {
         let directory = try TemporaryDirectory()
-        expectError(.inputOutput, "/none.safetensors", "No such file or directory") {
+        expectError(.inputOutput, describing: "/none.safetensors", "No such file or directory") {
             _ = try SafetensorsFile(path: "\(directory.path)/none.safetensors")
         }
-        expectError(.inputOutput, "a regular file, got a directory") { _ = try SafetensorsFile(path: directory.path) }
-        expectError(.inputOutput, "got an empty string") { _ = try SafetensorsFile(path: "") }
-        expectError(.inputOutput, "without zero bytes") { _ = try SafetensorsFile(path: "/tmp\0/x") }
+        expectError(.inputOutput, describing: "a regular file, got a directory") {
+            _ = try SafetensorsFile(path: directory.path)
+        }
+        expectError(.inputOutput, describing: "got an empty string") { _ = try SafetensorsFile(path: "") }
+        expectError(.inputOutput, describing: "without zero bytes") { _ = try SafetensorsFile(path: "/tmp\0/x") }
         #expect(FileManager.default.createFile(atPath: "\(directory.path)/empty", contents: nil))
-        expectError(.malformedFile, "/empty must be a safetensors file, got an empty file") {
+        expectError(.malformedFile, describing: "/empty must be a safetensors file, got an empty file") {
             _ = try SafetensorsFile(path: "\(directory.path)/empty")
         }
         let pipe = "\(directory.path)/pipe"
         if mkfifo(pipe, 0o600) == 0 {
-            expectError(.inputOutput, "got a pipe, socket or device") { _ = try SafetensorsFile(path: pipe) }
+            expectError(.inputOutput, describing: "got a pipe, socket or device") { _ = try SafetensorsFile(path: pipe) }
         }
     }
 }

@@ -1,26 +1,16 @@
 import Foundation
 import SparseKernels
+import TestSupport
 import Testing
 
-/// Files that the reference implementation wrote, in the directories `goldens` and `captures` of the directory that the
-/// environment variable `SPARSEKERNELS_DATA` names, or of `../shared`.
-private let dataDirectory: String =
-    ProcessInfo.processInfo.environment["SPARSEKERNELS_DATA"]
-    ?? URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../../../../shared")
-    .standardizedFileURL.path
-
-private let foreignFiles: [String] = ["goldens", "captures"].flatMap { folder in
-    let root = "\(dataDirectory)/\(folder)"
-    let names = FileManager.default.enumerator(atPath: root)?.compactMap { $0 as? String } ?? []
-    return names.filter { $0.hasSuffix(".safetensors") }.sorted().map { "\(folder)/\($0)" }
-}
+/// Files that the reference implementation wrote.
+private let foreignFiles = ["goldens", "captures"].flatMap { TestData.externalFiles(in: $0) }
 
 @Suite struct SafetensorsForeignFileTests {
     @Test(
-        .enabled(if: !foreignFiles.isEmpty, "no safetensors files in \(dataDirectory)/goldens and captures"),
-        arguments: foreignFiles)
+        .enabled(if: !foreignFiles.isEmpty, TestData.absence), arguments: foreignFiles)
     func isReadCompletely(_ path: String) throws {
-        let file = try SafetensorsFile(path: "\(dataDirectory)/\(path)")
+        let file = try SafetensorsFile(path: path)
         #expect(!file.tensors.isEmpty)
         for entry in file.tensors {
             let bytes = try file.bytes(entry.name)
@@ -34,7 +24,7 @@ private let foreignFiles: [String] = ["goldens", "captures"].flatMap { folder in
             }
         }
         // Foundation parses the header independently.
-        let contents = try Data(contentsOf: URL(fileURLWithPath: "\(dataDirectory)/\(path)"), options: .alwaysMapped)
+        let contents = try Data(contentsOf: URL(fileURLWithPath: path), options: .alwaysMapped)
         let length = contents.prefix(8).reversed().reduce(0) { $0 << 8 | Int($1) }
         let header = try #require(
             try JSONSerialization.jsonObject(with: contents[8..<8 + length]) as? [String: [String: Any]])

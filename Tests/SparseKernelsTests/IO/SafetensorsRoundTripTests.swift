@@ -1,5 +1,6 @@
 import Foundation
 import SparseKernels
+import TestSupport
 import Testing
 
 @Suite struct SafetensorsRoundTripTests {
@@ -195,23 +196,22 @@ import Testing
         var writer = SafetensorsWriter()
         let tensor = try Tensor<Float>([2], [1, 2])
         try writer.add("x", tensor)
-        func expectError(_ code: SparseKernelsError.Code, _ fragment: String, _ body: () throws -> Void) {
-            let error = #expect(throws: SparseKernelsError.self) { try body() }
-            #expect(error?.code == code)
-            #expect(error?.description.contains(fragment) ?? false, "\(String(describing: error))")
-        }
-        expectError(.invalidArgument, "\"x\" again") { try writer.add("x", tensor) }
-        expectError(.invalidArgument, "__metadata__") { try writer.add("__metadata__", tensor) }
-        expectError(.invalidShape, "8 bytes for F32 [2]") {
+        expectError(.invalidArgument, describing: "\"x\" again") { try writer.add("x", tensor) }
+        expectError(.invalidArgument, describing: "__metadata__") { try writer.add("__metadata__", tensor) }
+        expectError(.invalidShape, describing: "8 bytes for F32 [2]") {
             try writer.add("y", elementType: .float32, shape: [2], bytes: [1, 2, 3])
         }
-        expectError(.invalidShape, "63 bits") {
+        expectError(.invalidShape, describing: "63 bits") {
             try writer.add("y", elementType: .float32, shape: [.max, 2], bytes: [])
         }
-        expectError(.invalidShape, "0 or more") { try writer.add("y", elementType: .float32, shape: [-1], bytes: []) }
+        expectError(.invalidShape, describing: "0 or more") {
+            try writer.add("y", elementType: .float32, shape: [-1], bytes: [])
+        }
         let marked = "a" + String(repeating: "\u{301}", count: 31)
-        expectError(.invalidArgument, "30 combining marks") { try writer.add(marked, tensor) }
-        expectError(.invalidArgument, "metadata key") { _ = try SafetensorsWriter(metadata: [marked: ""]).encoded() }
+        expectError(.invalidArgument, describing: "30 combining marks") { try writer.add(marked, tensor) }
+        expectError(.invalidArgument, describing: "metadata key") {
+            _ = try SafetensorsWriter(metadata: [marked: ""]).encoded()
+        }
         #expect(try SafetensorsFile(bytes: writer.encoded()).tensors.map(\.name) == ["x"])
     }
 }

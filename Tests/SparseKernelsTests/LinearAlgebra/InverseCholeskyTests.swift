@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 /// GPTQ's factor: compared with GPTQ's own three steps in Double, around block edges, and for matrices that have none.
@@ -85,16 +86,16 @@ struct InverseCholeskyTests {
 
     @Test("shapes and elements outside the domain are refused")
     func errors() throws {
-        AttentionErrorsTests.expectError(.invalidShape, "matrix", containing: ["3 × 4"]) {
+        expectError(.invalidShape, "matrix", containing: ["3 × 4"]) {
             _ = try InverseCholesky(of: Tensor<Float>(zeros: [3, 4]))
         }
         for value in [Float.nan, .infinity, 0x1p100] {
-            AttentionErrorsTests.expectError(.invalidArgument, "matrix", containing: ["(1, 2)"]) {
+            expectError(.invalidArgument, "matrix", containing: ["(1, 2)"]) {
                 var h = try Self.hessian(4).tensor
                 h[flat: 6] = value
                 _ = try InverseCholesky(of: h)
             }
-            AttentionErrorsTests.expectError(.invalidArgument, "damping", containing: ["\(value)"]) {
+            expectError(.invalidArgument, "damping", containing: ["\(value)"]) {
                 _ = try InverseCholesky(of: Self.hessian(4).tensor, damping: value)
             }
         }

@@ -1,1 +1,0 @@
-../../../Fuzz/Sources/SafetensorsFuzz/SafetensorsMutator.swift
