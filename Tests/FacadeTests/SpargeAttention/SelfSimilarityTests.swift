@@ -1,7 +1,6 @@
 import SpargeAttention
 import SparseKernelsReference
 import TestSupport
-import TestSupport
 import Testing
 
 /// Tokens that are alike in runs: one direction of random strength per 16 tokens, plus noise, around a common offset.

@@ -85,20 +85,6 @@ extension Tensor<Float> {
     }
 }
 
-/// Recorded cases and models that are not part of the package.
-enum ExternalData {
-    static let root: String = {
-        let package = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../../..")
-        return ProcessInfo.processInfo.environment["SPARSEKERNELS_DATA"] ?? package.standardizedFileURL.path + "/../shared"
-    }()
-
-    /// The paths of the files in `folder` whose names begin with `prefix`.
-    static func files(in folder: String, prefix: String) -> [String] {
-        let names = (try? FileManager.default.contentsOfDirectory(atPath: "\(root)/\(folder)")) ?? []
-        return names.filter { $0.hasPrefix(prefix) && $0.hasSuffix(".safetensors") }.sorted().map { "\(root)/\(folder)/\($0)" }
-    }
-}
-
 /// A recorded `svdquant.linear`.
 struct RecordedSplit {
     struct Parameters: Decodable {
