@@ -9,6 +9,8 @@ public struct ReportTable: Sendable {
     public let title: String
     private let table: TextTable
     private let metrics: [Metric]
+    /// How many of the metrics stand before instruction set and threads.
+    private let describingCount: Int
     private let names: NameColumn
     /// With one baseline for all rows its name stands in the header, otherwise behind each factor.
     private let baselineWidth: Int
@@ -43,10 +45,8 @@ public struct ReportTable: Sendable {
         self.title = title
         self.metrics = describing + measured
         self.baselineWidth = baselineWidth
-        isaPosition = describing.count
+        describingCount = describing.count
     }
-
-    private let isaPosition: Int
 
     private static func speedup(over baselines: [String], _ metric: Metric) -> TextTable.Column {
         if baselines.count == 1 { return .init(metric.name, "\(metric.unit) \(baselines[0])", width: metric.width) }
@@ -68,7 +68,7 @@ public struct ReportTable: Sendable {
 
     public func line(_ row: BenchmarkRow) -> String {
         var cells = metrics.map { metric in metric == .speedup ? speedup(row) : metric.text(row[metric]) }
-        cells.insert(contentsOf: [row.isa, String(row.threads)], at: isaPosition)
+        cells.insert(contentsOf: [row.isa, String(row.threads)], at: describingCount)
         return table.line([names.text(row.caseName)] + cells + [row.status.rawValue])
     }
 
