@@ -1,7 +1,7 @@
 # The commands of the README. They install what is missing first.
 #
 #   make bench            speed tables (BENCH_FLAGS="--json out.json --isa all" for more; without --quick: BENCH_FLAGS=)
-#   make test             all tests of the package, the benchmarks and the tools
+#   make test             all tests of the package and of the packages nested in it
 #   make tools            the command line, Tools/.build/release/sparsekernels
 #   make quantize MODEL=in.safetensors OUT=out.safetensors QUANTIZE_FLAGS="--calibration tokens.safetensors"
 #
@@ -26,6 +26,8 @@ quantize: tools
 
 test: dependencies
 	$(SWIFT) test $(TRAITS)
+	$(SWIFT) test --package-path Terminal
+	$(SWIFT) test $(TRAITS) --package-path Models
 	$(SWIFT) test $(TRAITS) --package-path Benchmarks
 	$(SWIFT) test $(TRAITS) --package-path Tools
 
@@ -37,15 +39,15 @@ ifneq ($(findstring OpenBLAS,$(TRAITS)),)
 	@Scripts/install-dependencies
 endif
 
+# What is formatted and linted.
+NESTED = Terminal Models Benchmarks Tools Fuzz Examples
+FORMATTED = Package.swift Sources Tests $(wildcard $(foreach package,$(NESTED),$(addprefix $(package)/,Package.swift Sources Tests)))
+
 format:
-	$(SWIFT) format --in-place --recursive Sources Tests Benchmarks/Sources Benchmarks/Tests Tools/Sources Tools/Tests \
-		Fuzz/Sources Examples/Sources Package.swift Benchmarks/Package.swift Tools/Package.swift Fuzz/Package.swift \
-		Examples/Package.swift
+	$(SWIFT) format --in-place --recursive $(FORMATTED)
 
 lint:
-	$(SWIFT) format lint --strict --recursive Sources Tests Benchmarks/Sources Benchmarks/Tests Tools/Sources Tools/Tests \
-		Fuzz/Sources Examples/Sources Package.swift Benchmarks/Package.swift Tools/Package.swift Fuzz/Package.swift \
-		Examples/Package.swift
+	$(SWIFT) format lint --strict --recursive $(FORMATTED)
 
 hygiene: dependencies
 	Scripts/check-symbols $(TRAITS)
@@ -59,4 +61,4 @@ docs:
 	done
 
 clean:
-	rm -rf .build Benchmarks/.build Tools/.build Fuzz/.build Examples/.build
+	rm -rf .build $(addsuffix /.build,$(NESTED))

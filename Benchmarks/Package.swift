@@ -12,11 +12,6 @@ let language: [SwiftSetting] = [
 let package = Package(
     name: "SparseKernelsBenchmarks",
     platforms: [.macOS("26.0")],
-    // For the other nested packages.
-    products: [
-        .library(name: "BenchmarkReport", targets: ["BenchmarkReport"]),
-        .library(name: "ModelRunner", targets: ["ModelRunner"]),
-    ],
     traits: [
         .trait(name: "OpenBLAS", description: "Adds OpenBLAS as a dense baseline; passed on to SparseKernels.")
     ],
@@ -24,13 +19,21 @@ let package = Package(
         .package(
             name: "SparseKernels", path: "..",
             traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
+        // For layers of trained models with the activations that come into them.
+        .package(
+            name: "SparseKernelsModels", path: "../Models",
+            traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
+        // For progress, tables, formats of numbers and charts.
+        .package(name: "SparseKernelsTerminal", path: "../Terminal"),
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     ],
     targets: [
         .executableTarget(
             name: "sparsekernels-bench",
             dependencies: [
-                "BenchmarkReport", "ModelRunner",
+                "BenchmarkReport",
+                .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
+                .product(name: "Terminal", package: "SparseKernelsTerminal"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
                 .product(name: "GoldenReplay", package: "SparseKernels"),
@@ -41,17 +44,14 @@ let package = Package(
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: language),
-        // Works on measured numbers and knows no kernel, so its tests build in seconds.
-        .target(name: "BenchmarkReport", swiftSettings: language),
-        // Runs the trained models from which benchmarks and tools take real activations.
+        // What is done with numbers once they are measured. It knows no kernel, so its tests need none.
         .target(
-            name: "ModelRunner",
-            dependencies: [
-                .product(name: "SparseKernels", package: "SparseKernels"),
-                .product(name: "SparseKernelsReference", package: "SparseKernels"),
-            ],
+            name: "BenchmarkReport", dependencies: [.product(name: "Terminal", package: "SparseKernelsTerminal")],
             swiftSettings: language),
-        .testTarget(name: "BenchmarkReportTests", dependencies: ["BenchmarkReport"], swiftSettings: language),
+        .testTarget(
+            name: "BenchmarkReportTests",
+            dependencies: ["BenchmarkReport", .product(name: "Terminal", package: "SparseKernelsTerminal")],
+            swiftSettings: language),
     ],
     swiftLanguageModes: [.v6]
 )

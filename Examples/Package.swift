@@ -6,7 +6,12 @@ import PackageDescription
 let package = Package(
     name: "SparseKernelsExamples",
     platforms: [.macOS("26.0")],
-    dependencies: [.package(name: "SparseKernels", path: "..")],
+    dependencies: [
+        .package(name: "SparseKernels", path: ".."),
+        // For code-length alone. Nested packages have no URL, so a client takes over what it needs of them.
+        .package(name: "SparseKernelsModels", path: "../Models"),
+        .package(name: "SparseKernelsTerminal", path: "../Terminal"),
+    ],
     targets: [
         .executableTarget(
             name: "dense-attention",
@@ -22,5 +27,12 @@ let package = Package(
             ]),
         .executableTarget(
             name: "capture-attention", dependencies: [.product(name: "SparseKernels", package: "SparseKernels")]),
+        .executableTarget(
+            name: "code-length",
+            dependencies: [
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
+                .product(name: "Terminal", package: "SparseKernelsTerminal"),
+            ]),
     ]
 )

@@ -20,10 +20,12 @@ let package = Package(
         .package(
             name: "SparseKernels", path: "..",
             traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
-        // Provides the progress line, the formats of numbers and the model for calibration data.
+        // For the model that calibration data comes from.
         .package(
-            name: "SparseKernelsBenchmarks", path: "../Benchmarks",
+            name: "SparseKernelsModels", path: "../Models",
             traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
+        // For the progress line, tables and the formats of numbers. Not from Benchmarks, which nothing else depends on.
+        .package(name: "SparseKernelsTerminal", path: "../Terminal"),
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     ],
     targets: [
@@ -32,8 +34,8 @@ let package = Package(
             name: "SparseKernelsTool",
             dependencies: [
                 "ModelQuantization",
-                .product(name: "BenchmarkReport", package: "SparseKernelsBenchmarks"),
-                .product(name: "ModelRunner", package: "SparseKernelsBenchmarks"),
+                .product(name: "Terminal", package: "SparseKernelsTerminal"),
+                .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
@@ -42,7 +44,7 @@ let package = Package(
         .target(
             name: "ModelQuantization",
             dependencies: [
-                .product(name: "BenchmarkReport", package: "SparseKernelsBenchmarks"),
+                .product(name: "Terminal", package: "SparseKernelsTerminal"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
                 .product(name: "SVDQuant", package: "SparseKernels"),
@@ -55,15 +57,6 @@ let package = Package(
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
                 .product(name: "SVDQuant", package: "SparseKernels"),
-            ],
-            swiftSettings: language),
-        // These tests are here and not in Benchmarks, whose tests build without kernels.
-        .testTarget(
-            name: "ModelRunnerTests",
-            dependencies: [
-                .product(name: "ModelRunner", package: "SparseKernelsBenchmarks"),
-                .product(name: "SparseKernels", package: "SparseKernels"),
-                .product(name: "SparseKernelsReference", package: "SparseKernels"),
             ],
             swiftSettings: language),
     ],

@@ -42,29 +42,10 @@ import Testing
         #expect(SelectionRecall.leastBudget(reaching: 0.001, step: 16, limit: 1000, recall: recall) == 16)
     }
 
-    @Test func timeOverContextHasACurvePerLabel() {
-        func row(_ name: String, _ seconds: Double?, threads: Int = 2) -> BenchmarkRow {
-            BenchmarkRow(
-                op: "decode.step", caseName: name, isa: "avx2", threads: threads,
-                timing: seconds.map { Summary(median: $0, min: $0, max: $0) })
-        }
-        let chart = LineChart(
-            title: "", subtitle: "a CPU",
-            decodeRows: [
-                row("8192 b1 f16 dense", 0.002), row("8192 b1 f16 dense", 0.009), row("8192 b1 f16 dense", 0.004, threads: 1),
-                row("8192 b8 f16 dense", 0.001), row("32768 b1 f16 dense", 0.008), row("8192 b1 f16 Quest 4096", 0.001),
-                row("8192 b1 int4 dense", nil),
-            ], labels: ["f16 dense", "f16 Quest 4096", "int4 dense"])
-        #expect(chart.series.map(\.name) == ["f16 dense", "f16 Quest 4096"])
-        #expect(chart.series[0].points.map(\.x) == [8192, 32768] && chart.series[0].points.map(\.y) == [2, 8])
-        #expect(chart.subtitle == "a CPU, avx2, 2 threads")
-        #expect(!chart.svg().isEmpty)
-    }
-
     @Test func aRateIsBytesOverTime() {
         var row = Samples.complete
-        #expect(abs(row.readGigabytesPerSecond! - 2) < 1e-12)
-        row.medianSeconds = nil
-        #expect(row.readGigabytesPerSecond == nil)
+        #expect(abs(row[.readRate]! - 2) < 1e-12)
+        row[.medianSeconds] = nil
+        #expect(row[.readRate] == nil)
     }
 }

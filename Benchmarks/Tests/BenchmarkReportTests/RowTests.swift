@@ -26,41 +26,55 @@ import Testing
         #expect(Set(try keys(Samples.bare).keys) == ["op", "case", "isa", "threads"])
     }
 
+    @Test func metricsComeBackFromJSON() throws {
+        let copy = try JSONDecoder().decode(BenchmarkRow.self, from: JSONEncoder().encode(Samples.complete))
+        #expect(copy == Samples.complete)
+        for metric in Metric.all { #expect(copy[metric] != nil && copy[metric] == Samples.complete[metric], "\(metric.key)") }
+        #expect(Set(Metric.all.map(\.key)).count == Metric.all.count)
+    }
+
+    @Test func aMetricOfALaterVersionIsKept() throws {
+        let text = #"{"op": "gemm", "case": "a", "isa": "avx2", "threads": 1, "watts": 7.5, "density": 1}"#
+        let row = try JSONDecoder().decode(BenchmarkRow.self, from: Data(text.utf8))
+        #expect(row[.density] == 1)
+        #expect(try keys(row)["watts"] as? Double == 7.5)
+    }
+
     @Test func anErrorOfZeroIsWritten() throws {
         var row = Samples.bare
-        row.error = 0
+        row[.error] = 0
         #expect(try keys(row)["error"] as? Double == 0)
     }
 
     @Test(arguments: [Double.nan, .infinity, -.infinity])
     func anErrorThatIsNoNumberIsLeftOutAndFails(error: Double) throws {
         var row = Samples.complete
-        row.error = error
-        row.speedup = error
+        row[.error] = error
+        row[.speedup] = error
         let object = try keys(row)
         #expect(object["error"] == nil && object["speedup"] == nil)
         #expect(object["verified"] as? Bool == false)
     }
 
     @Test func whatIsDerivedIsNotWritten() {
-        #expect(Samples.complete.efficiency == 7.01 * 0.125)
-        #expect(Samples.complete.baselineShare == 1 / 7.01)
+        #expect(Samples.complete[.efficiency] == 7.01 * 0.125)
+        #expect(Samples.complete[.baselineShare] == 1 / 7.01)
         var row = Samples.complete
         row.baseline = "run"
-        #expect(row.efficiency == nil && row.baselineShare != nil)
-        row.speedup = nil
-        #expect(row.baselineShare == nil)
+        #expect(row[.efficiency] == nil && row[.baselineShare] != nil)
+        row[.speedup] = nil
+        #expect(row[.baselineShare] == nil)
     }
 
     @Test func statusHasTwoThresholds() {
         var row = Samples.complete
-        row.errorBound = 1
+        row[.errorBound] = 1
         let expected: [(Double, BenchmarkRow.Status)] = [(0, .ok), (0.5, .ok), (0.51, .warn), (1, .warn), (1.01, .fail)]
         for (error, status) in expected {
-            row.error = error
+            row[.error] = error
             #expect(row.status == status, "error \(error)")
         }
-        row.error = 0
+        row[.error] = 0
         row.verified = false
         #expect(row.status == .fail)
         #expect(Samples.bare.status == .unchecked)
@@ -98,8 +112,23 @@ import Testing
         let copy = try Report(contentsOf: path)
         #expect(copy.machine == report.machine)
         #expect(copy.rows[0] == report.rows[0])
-        #expect(copy.rows[2].error == nil && copy.rows[2].verified == false)
+        #expect(copy.rows[2][.error] == nil && copy.rows[2].verified == false)
         #expect(try copy.json() == report.json())
+    }
+
+    /// Reports of all versions since the first one.
+    @Test func storedReportsLoadAndKeepTheirNumbers() throws {
+        let folder = (0..<3).reduce(URL(fileURLWithPath: #filePath)) { url, _ in url.deletingLastPathComponent() }
+        let results = folder.appendingPathComponent("Results").path
+        let names = try FileManager.default.contentsOfDirectory(atPath: results).filter { $0.hasSuffix(".json") }
+        #expect(names.count >= 15)
+        for name in names {
+            let data = try Data(contentsOf: URL(fileURLWithPath: "\(results)/\(name)"))
+            let stored = try #require(try JSONSerialization.jsonObject(with: data) as? NSDictionary)
+            let report = try JSONDecoder().decode(Report.self, from: data)
+            #expect(try JSONSerialization.jsonObject(with: report.json()) as? NSDictionary == stored, "\(name)")
+            #expect(report.tables().map(\.rows.count).reduce(0, +) == report.rows.count)
+        }
     }
 
     @Test func thisMachineIsDescribed() {

@@ -1,38 +1,38 @@
-internal import BenchmarkReport
 internal import Foundation
+internal import Terminal
 
 /// The table for people: a line per layer, with widths that depend on the names that will appear. Long names are shown without
 /// their middle; the report for programs has the whole names.
 public struct LayerTable: Sendable {
     private let names: NameColumn
-    private var nameWidth: Int { max(5, names.width) }
+    private let table: TextTable
 
     /// The most characters of a name, which makes a line of 120.
     private static let nameLimit = 34
 
-    public init(layers: [ModelPlan.Layer]) { names = NameColumn(layers.map { printable($0.name) }, limit: Self.nameLimit) }
+    public init(layers: [ModelPlan.Layer]) {
+        names = NameColumn(layers.map { printable($0.name) }, limit: Self.nameLimit)
+        table = TextTable([.init("Layer", width: names.width, alignment: .left)] + Self.columns)
+    }
 
     /// The shown form of a layer's name.
     public func name(_ layer: String) -> String { names.text(printable(layer)) }
 
-    private static let columns: [(name: String, unit: String, width: Int)] = [
-        ("N × K", "", 13), ("Rank", "", 4), ("Act.", "", 5), ("Size", "B/weight", 8), ("α", "", 4), ("β", "", 4),
-        ("RTN", "error %", 7), ("Smooth", "error %", 7), ("SVDQuant", "error %", 8), ("Time", "s", 6),
+    private static let columns: [TextTable.Column] = [
+        .init("N × K", width: 13), .init("Rank"), .init("Act.", width: 5), .init("Size", "B/weight"), .init("α", width: 4),
+        .init("β", width: 4), .init("RTN", "error %"), .init("Smooth", "error %"), .init("SVDQuant", "error %"),
+        .init("Time", "s", width: 6),
     ]
 
     /// The names, the units and a rule.
-    public var header: [String] {
-        let names = line("Layer", Self.columns.map(\.name))
-        return [names, line("", Self.columns.map(\.unit)), String(repeating: "─", count: names.count)]
-    }
+    public var header: [String] { table.header }
 
     /// The line of a layer. If the layer is from an earlier run, its time is in parentheses.
     public func line(_ report: LayerReport, isReused: Bool) -> String {
         let seconds = String(format: "%.1f", report.seconds)
-        return line(
-            name(report.layer),
+        return table.line(
             [
-                "\(report.outFeatures) × \(report.inFeatures)", "\(report.rank)", report.activation,
+                name(report.layer), "\(report.outFeatures) × \(report.inFeatures)", "\(report.rank)", report.activation,
                 String(format: "%.3f", report.bytesPerWeight), exponent(report.alpha), exponent(report.beta),
                 Format.percent(report.roundedError), Format.percent(report.smoothedError), Format.percent(report.outputError),
                 isReused ? "(\(seconds))" : seconds,
@@ -44,10 +44,9 @@ public struct LayerTable: Sendable {
         func mean(_ values: [Double]) -> Double? { values.isEmpty ? nil : values.reduce(0, +) / Double(values.count) }
         let weights = reports.reduce(0) { $0 + $1.outFeatures * $1.inFeatures }
         let bytes = reports.reduce(0) { $0 + $1.bytesPerWeight * Double($1.outFeatures * $1.inFeatures) }
-        return line(
-            "all \(reports.count)",
+        return table.line(
             [
-                "", "", "", String(format: "%.3f", bytes / Double(max(1, weights))), "", "",
+                "all \(reports.count)", "", "", "", String(format: "%.3f", bytes / Double(max(1, weights))), "", "",
                 Format.percent(mean(reports.map(\.roundedError))), Format.percent(mean(reports.compactMap(\.smoothedError))),
                 Format.percent(mean(reports.map(\.outputError))),
                 String(format: "%.1f", reports.reduce(0) { $0 + $1.seconds }),
@@ -66,11 +65,4 @@ public struct LayerTable: Sendable {
     }
 
     private func exponent(_ value: Double?) -> String { value.map { String(format: "%.2f", $0) } ?? "" }
-
-    private func line(_ name: String, _ cells: [String]) -> String {
-        func space(_ text: String, _ width: Int) -> String { String(repeating: " ", count: max(0, width - text.count)) }
-        return zip(cells, Self.columns).reduce(name + space(name, nameWidth)) {
-            $0 + "  " + space($1.0, $1.1.width) + $1.0
-        }
-    }
 }

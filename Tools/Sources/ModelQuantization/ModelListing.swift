@@ -1,7 +1,7 @@
-internal import BenchmarkReport
 internal import Foundation
 internal import SVDQuant
 public import SparseKernels
+internal import Terminal
 
 /// The contents of a safetensors file for people: a line per tensor, and one per layer in SVDQuant form.
 ///
@@ -76,12 +76,11 @@ public struct ModelListing: Sendable {
             // The other cells come from the file too. None is that long in a regular file.
             [names.text(row[0])] + row.dropFirst().map { NameColumn([$0], limit: Self.cellLimit).text($0) }
         }
-        let widths = header.indices.map { column in ([header] + rows).map { $0[column].count }.max()! }
-        return [""]
-            + ([header] + rows).map { cells in
-                let padded = zip(cells, widths).map { $0 + String(repeating: " ", count: $1 - $0.count) }
-                return padded.joined(separator: "  ").trimmingCharacters(in: .whitespaces)
-            }
+        let table = TextTable(
+            header.indices.map { column in
+                .init(header[column], width: rows.map { $0[column].count }.max()!, alignment: .left)
+            })
+        return [""] + ([header] + rows).map { table.line($0).trimmingCharacters(in: .whitespaces) }
     }
 }
 

@@ -1,8 +1,8 @@
 import ArgumentParser
-import BenchmarkReport
 import ModelQuantization
-import ModelRunner
 import SparseKernels
+import SparseKernelsModels
+import Terminal
 
 struct CalibrateCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
@@ -53,7 +53,7 @@ struct CalibrateCommand: ParsableCommand {
         }
         let sequences = stride(from: 0, to: bytes.count, by: context).map { Array(bytes[$0..<min($0 + context, bytes.count)]) }
         let pool = threads.map { WorkerPool(threads: $0) } ?? .shared
-        let progress = terminalProgress(total: sequences.count, work: Double(bytes.count))
+        let progress = ProgressLine.onTerminal(total: sequences.count, work: Double(bytes.count))
         var recorder = try CalibrationRecorder(capacity: tokens, seed: seed)
         var bits = 0.0
         for (index, sequence) in sequences.enumerated() {

@@ -1,6 +1,7 @@
 import ArgumentParser
 import ModelQuantization
 import SparseKernels
+import Terminal
 
 struct InspectCommand: ParsableCommand {
     static let configuration = CommandConfiguration(

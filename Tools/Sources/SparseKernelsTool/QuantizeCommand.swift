@@ -1,8 +1,8 @@
 public import ArgumentParser
-import BenchmarkReport
 import Foundation
 public import ModelQuantization
 import SparseKernels
+import Terminal
 
 struct QuantizeCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
@@ -136,7 +136,8 @@ struct QuantizeCommand: ParsableCommand {
             "stopped; finished layers are in \(output).partial, and the same command goes on")
         defer { withExtendedLifetime(interruptMessage) {} }
         let table = LayerTable(layers: Array(planned))
-        let progress = quiet ? nil : terminalProgress(total: planned.count, work: planned.reduce(0) { $0 + Double($1.size) })
+        let progress =
+            quiet ? nil : ProgressLine.onTerminal(total: planned.count, work: planned.reduce(0) { $0 + Double($1.size) })
         if !quiet {
             printNow("\(quantizer.model.name): \(planned.count) of \(quantizer.plan.layers.count) layers, \(quantizer.options)")
             printNow("calibration: \(quantizer.calibration.summary)\n")

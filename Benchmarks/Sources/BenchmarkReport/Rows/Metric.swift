@@ -1,0 +1,139 @@
+import Terminal
+
+/// A number that rows may have. Its declaration has all there is to say about it: the key in the JSON report, the column, and the tables
+/// that show the column. A new one is a declaration below and its place in `all`; cases then put values in.
+public struct Metric: Sendable {
+    /// In the JSON report.
+    public let key: String
+    let name: String
+    let unit: String
+    let width: Int
+    let text: @Sendable (Double?) -> String
+    /// A column is there when its table is one of these and a row of it has a value.
+    let sections: Set<ReportSection>
+    /// From other numbers of the row; nil for one that the row stores.
+    let derived: (@Sendable (BenchmarkRow) -> Double?)?
+
+    /// - Parameters:
+    ///   - key: in the JSON report, where derived metrics do not stand.
+    ///   - name, unit: head of the column.
+    ///   - width: characters of the widest number that the format makes for sensible input, such as "0.00123".
+    init(
+        _ key: String, _ name: String = "", _ unit: String = "", width: Int = 0,
+        in sections: Set<ReportSection> = [], format text: @escaping @Sendable (Double?) -> String = number,
+        derived: (@Sendable (BenchmarkRow) -> Double?)? = nil
+    ) {
+        (self.key, self.name, self.unit, self.width) = (key, name, unit, width)
+        (self.sections, self.text, self.derived) = (sections, text, derived)
+    }
+}
+
+extension Metric: Hashable {
+    public static func == (a: Metric, b: Metric) -> Bool { a.key == b.key }
+    public func hash(into hasher: inout Hasher) { hasher.combine(key) }
+}
+
+// MARK: - All of them
+
+extension Metric {
+    /// Those of what was asked for, whose columns stand behind the name of the case.
+    static let describing: [Metric] = [density, oracleDensity, keptTokens, budgetTokens]
+
+    /// Those of what was measured, whose columns stand behind instruction set and threads.
+    static let measured: [Metric] = [
+        medianSeconds, relativeSpread, bytesRead, readRate, actualGFLOPS, effectiveGFLOPS, weightRate, roofFraction,
+        quantizationSeconds, speedup, sameFormatSpeedup, efficiency, baselineShare, scoringShare, bytesPerToken, recall,
+        outputError, error, errorBound,
+    ]
+
+    /// All that have a column, in the order of the columns.
+    public static let all = describing + measured
+
+    /// Kept part of the blocks, weights or tokens, from 0 to 1.
+    public static let density = Metric(
+        "density", "Dens.", "%", width: 5, in: [.blockSparse, .scoring, .prefill, .decodeQuality], format: percent)
+    /// The least density at which any choice of blocks has this recall.
+    public static let oracleDensity = Metric(
+        "oracle_density", "Oracle", "%", width: 5, in: [.prefill, .decodeQuality], format: percent)
+    /// Tokens that a query head attends to, on average.
+    public static let keptTokens = Metric("tokens_kept", "Kept", "tokens", width: 6, in: [.decodeQuality])
+    /// Tokens that a fixed budget of pages needs for the same recall.
+    public static let budgetTokens = Metric("tokens_budget", "Budget", "tokens", width: 6, in: [.decodeQuality])
+
+    public static let medianSeconds = Metric(
+        "median_s", "Median", "ms", width: 7, in: timed, format: { Format.number($0.map { $0 * 1e3 }) })
+    public static let minSeconds = Metric("min_s")
+    public static let maxSeconds = Metric("max_s")
+    /// Half the range over the median.
+    public static let relativeSpread = Metric("spread", "Spread", "± %", width: 5, in: timed, format: percent) { row in
+        guard let median = row[.medianSeconds], let min = row[.minSeconds], let max = row[.maxSeconds] else { return nil }
+        return Summary(median: median, min: min, max: max).relativeSpread
+    }
+    /// Bytes of the KV cache that must be read for the result, in the time of the row: keys, values, scales, page metadata, estimates.
+    public static let bytesRead = Metric(
+        "bytes_read", "Read", "MB", width: 6, in: [.decode], format: { Format.number($0.map { $0 / 1e6 }) })
+    /// `bytesRead` over the median time, in 10⁹ per second.
+    public static let readRate = Metric("read_gbs", "Rate", "GB/s", width: 6, in: [.decode], format: number) { row in
+        guard let bytes = row[.bytesRead], let seconds = row[.medianSeconds], seconds > 0 else { return nil }
+        return bytes / seconds / 1e9
+    }
+    /// Operations done per second, in 10⁹.
+    public static let actualGFLOPS = Metric(
+        "gflops_actual", "Actual", "GFLOP/s", width: 7, in: [.matrixProduct, .denseAttention, .blockSparse, .scoring])
+    /// Operations that the dense operator would have needed, per second, in 10⁹.
+    public static let effectiveGFLOPS = Metric(
+        "gflops_effective", "Effect.", "GFLOP/s", width: 7, in: [.denseAttention, .quantizedProduct])
+    /// Bytes of weights that a run reads, with their scales, per second, in 10⁹.
+    public static let weightRate = Metric("gbytes_per_s", "Weights", "GB/s", width: 7, in: [.quantizedProduct])
+    /// Speed as a part of the roof that bounds this case: 1 is the roof itself.
+    public static let roofFraction = Metric(
+        "roof_fraction", "Roof", "%", width: 5,
+        in: [.matrixProduct, .denseAttention, .blockSparse, .quantizedProduct, .decode], format: percent)
+    /// What making the layer took, once: search of the smoothing, factorisation and rounding.
+    public static let quantizationSeconds = Metric("quantize_s", "Quant.", "s", width: 7, in: [.quantizationError])
+
+    public static let baselineSeconds = Metric("baseline_s")
+    /// `baselineSeconds / medianSeconds`, or better the median of the ratios of interleaved rounds. Of `quantizationSeconds` where a row
+    /// has no other time.
+    public static let speedup = Metric("speedup", "Speed", "×", width: 6, in: .all(but: [.decodeUpkeep, .decodeQuality]))
+    /// As `speedup`, over the dense operator with the cache in the same format.
+    public static let sameFormatSpeedup = Metric("speedup_same_format", "Dense", "×", width: 6, in: [.decode])
+    /// Speed-up over dense times density: 1 when the time is proportional to what is kept.
+    public static let efficiency = Metric("efficiency", "Effic.", "%", width: 5, in: [.blockSparse], format: percent) { row in
+        guard row.baseline == BenchmarkRow.denseBaseline, let speedup = row[.speedup] else { return nil }
+        return row[.density].map { speedup * $0 }
+    }
+    /// Time as a part of the baseline's.
+    public static let baselineShare = Metric(
+        "baseline_share", "Time", "% base", width: 5, in: [.blockSparse, .scoring, .prefill, .decodeUpkeep], format: percent
+    ) { row in row[.speedup].map { 1 / $0 } }
+    /// Part of the time that goes into choosing pages and tokens.
+    public static let scoringShare = Metric("scoring_share", "Score", "%", width: 5, in: [.decode], format: percent)
+    /// Memory of one token in the cache, over all KV heads of a layer, with scales, metadata and estimates.
+    public static let bytesPerToken = Metric("bytes_per_token", "Memory", "B/token", width: 7, in: [.decodeUpkeep])
+
+    /// Part of the attention mass that the selection covers, from 0 to 1.
+    public static let recall = Metric(
+        "recall", "Recall", "%", width: 5, in: [.scoring, .prefill, .decodeQuality], format: percent)
+    /// What the selection or the quantisation costs in accuracy: ‖output − exact output‖ / ‖exact output‖, where exact means the dense
+    /// operator or the single-precision layer. `error`, in contrast, is that of the arithmetic.
+    public static let outputError = Metric(
+        "output_error", "O.err.", "%", width: 5, in: [.prefill, .quantizedProduct, .quantizationError, .decodeQuality],
+        format: percent)
+    public static let error = Metric(
+        "error", "Error", width: 7, in: .all(but: [.decodeUpkeep]), format: { Format.scientific($0) })
+    /// The derived tolerance that `error` must not exceed. Not in every table, whose lines would be too long for a terminal.
+    public static let errorBound = Metric(
+        "error_bound", "Bound", width: 7,
+        in: [.matrixProduct, .denseAttention, .scoring, .quantizedProduct, .quantizationError],
+        format: { Format.scientific($0) })
+
+    private static let timed = Set<ReportSection>.all(but: [.quantizationError, .decodeQuality])
+
+    static let number: @Sendable (Double?) -> String = { Format.number($0) }
+    private static let percent: @Sendable (Double?) -> String = { Format.percent($0) }
+}
+
+extension Set<ReportSection> {
+    fileprivate static func all(but others: Set) -> Set { Set(ReportSection.allCases).subtracting(others) }
+}

@@ -1,0 +1,45 @@
+/// The tables of a report: which operations stand in which table. Metrics say in which of them they are worth a column.
+///
+/// Dense attention that is timed beside sparse rows is named like them (`prefill.dense`), so that it is in their table.
+public enum ReportSection: String, CaseIterable, Sendable {
+    case matrixProduct, denseAttention, blockSparse, scoring, prefill, quantizedProduct, quantizationError
+    case decode, decodeUpkeep, decodeQuality
+
+    public init(op: String) {
+        let owner = Self.allCases.first { section in section.prefixes.contains { op.hasPrefix($0) } }
+        self = owner ?? .denseAttention
+    }
+
+    private var prefixes: [String] {
+        switch self {
+        case .matrixProduct: ["gemm"]
+        case .denseAttention: ["attention.dense"]
+        case .blockSparse: ["attention.blocksparse", "attention.plan"]
+        case .scoring: ["scoring"]
+        case .prefill: ["prefill"]
+        case .quantizedProduct: ["quant.product"]
+        case .quantizationError: ["quant.error"]
+        case .decode: ["decode.step"]
+        case .decodeUpkeep: ["decode.upkeep"]
+        case .decodeQuality: ["decode.quality"]
+        }
+    }
+
+    public var title: String {
+        switch self {
+        case .matrixProduct: "Single-precision matrix product"
+        case .denseAttention: "Dense attention"
+        case .blockSparse: "Block-sparse attention"
+        case .scoring: "Block scoring"
+        case .prefill: "Prefill, end to end"
+        case .quantizedProduct: "Linear layers with quantised weights"
+        case .quantizationError: "What quantising a layer costs in accuracy, and in time"
+        case .decode: "Decoding from a paged cache, time of a token in a layer"
+        case .decodeUpkeep: "Keeping a paged cache"
+        case .decodeQuality: "What page and token selection keep of dense attention"
+        }
+    }
+
+    /// What is worth a column, in the order of the columns.
+    public var metrics: [Metric] { Metric.all.filter { $0.sections.contains(self) } }
+}

@@ -1,0 +1,8 @@
+/// Every family of cases, in the order of the tables.
+var caseFamilies: [any CaseFamily.Type] {
+    [
+        GEMMCases.self, AttentionCases.self, SparseAttentionCases.self, ScoringCases.self, PrefillCases.self,
+        QuantizedGEMMCases.self, QuantizationErrorCases.self, DecodeCases.self, DecodeUpkeepCases.self,
+        DecodeQualityCases.self,
+    ]
+}

@@ -1,0 +1,43 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// Trained models over the operators of SparseKernels: architectures, loading, recording. A package of its own, so that a client of the
+// kernels gets no models, and so that benchmarks, tools and examples share them without depending on each other.
+
+let language: [SwiftSetting] = [
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+]
+
+let package = Package(
+    name: "SparseKernelsModels",
+    platforms: [.macOS("26.0")],
+    products: [.library(name: "SparseKernelsModels", targets: ["SparseKernelsModels"])],
+    traits: [
+        .trait(name: "OpenBLAS", description: "Passed on to SparseKernels.")
+    ],
+    dependencies: [
+        .package(
+            name: "SparseKernels", path: "..",
+            traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))])
+    ],
+    targets: [
+        .target(
+            name: "SparseKernelsModels",
+            dependencies: [
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "SparseKernelsReference", package: "SparseKernels"),
+            ],
+            swiftSettings: language),
+        .testTarget(
+            name: "SparseKernelsModelsTests",
+            dependencies: [
+                "SparseKernelsModels",
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "SparseKernelsReference", package: "SparseKernels"),
+            ],
+            swiftSettings: language),
+    ],
+    swiftLanguageModes: [.v6]
+)

@@ -1,0 +1,92 @@
+import Foundation
+import Testing
+
+@testable import Terminal
+
+#if canImport(FoundationXML)
+    import FoundationXML
+#endif
+
+@Suite struct ChartTests {
+    private static let bars = BarChart(
+        title: "Roof <of> \"A & B\"", subtitle: "it's", axisTitle: "percent", categories: ["n4096 h8 d64", "tiny"],
+        series: [.init("avx512", [0.912, nil]), .init("portable", [1.004, 0.0005])])
+    private static let lines = LineChart(
+        title: "Speed-up", xAxis: .init("density", scale: .logarithmic, style: .percent),
+        yAxis: .init("speed-up", scale: .logarithmic, style: .times),
+        series: [.init("a & b", [(1, 0.95), (0.5, 1.8), (0.05, 14), (0, 20), (.nan, 1)]), .init("b", [])],
+        ideal: .init("1 / density") { 1 / $0 })
+
+    /// The contents that a parser finds in the text of a chart; nil if it is not well-formed.
+    private func parse(_ svg: String) -> Contents? {
+        let contents = Contents()
+        let parser = XMLParser(data: Data(svg.utf8))
+        parser.delegate = contents
+        return parser.parse() ? contents : nil
+    }
+
+    @Test func chartsAreWellFormed() throws {
+        for svg in [Self.bars.svg(), Self.lines.svg()] {
+            let contents = try #require(parse(svg))
+            #expect(contents.elements.first == "svg")
+            #expect(!svg.contains("nan") && !svg.contains("inf"))
+        }
+    }
+
+    @Test func textIsEscaped() throws {
+        let contents = try #require(parse(Self.bars.svg()))
+        #expect(contents.texts.contains("Roof <of> \"A & B\""))
+        #expect(contents.texts.contains("it's"))
+        #expect(SVGCanvas.escape("<a&\"b'\u{1}>é") == "&lt;a&amp;&quot;b&#39; &gt;é")
+    }
+
+    @Test func outputIsDeterministic() {
+        #expect(Self.bars.svg() == Self.bars.svg())
+        #expect(Self.lines.svg() == Self.lines.svg())
+    }
+
+    @Test func nothingToShowIsStillAChart() throws {
+        _ = try #require(parse(BarChart(title: "", categories: [], series: []).svg()))
+        _ = try #require(parse(LineChart(title: "", xAxis: .init("x"), yAxis: .init("y"), series: []).svg()))
+        let point = LineChart(title: "", xAxis: .init("x"), yAxis: .init("y"), series: [.init("a", [(5, 5)])])
+        _ = try #require(parse(point.svg()))
+    }
+
+    @Test func bothScalesEncloseTheirValuesWithRoundTicks() {
+        let linear = ChartAxis(values: [3, 97], scale: .linear, includingZero: true)
+        #expect(linear.ticks == [0, 20, 40, 60, 80, 100])
+        let logarithmic = ChartAxis(values: [0.03, 0.9, 0, -1, .nan], scale: .logarithmic)
+        #expect(logarithmic.ticks.map { AxisStyle.percent.text($0) } == ["2 %", "5 %", "10 %", "20 %", "50 %", "100 %"])
+        #expect(ChartAxis(values: [1e-6, 1e6], scale: .logarithmic).ticks.count == 13)
+        for scale in [AxisScale.linear, .logarithmic] {
+            for value in [1e-9, 0.2, 1, 3, 1e9] {
+                let axis = ChartAxis(values: [value, value * 7], scale: scale)
+                #expect(axis.range.contains(value) && axis.range.contains(value * 7), "\(scale) \(value)")
+                #expect((2...20).contains(axis.ticks.count))
+            }
+        }
+    }
+}
+
+private final class Contents: NSObject, XMLParserDelegate {
+    var elements: [String] = []
+    var texts: [String] = []
+    private var text = ""
+
+    func parser(
+        _ parser: XMLParser, didStartElement elementName: String, namespaceURI: String?, qualifiedName: String?,
+        attributes: [String: String] = [:]
+    ) {
+        elements.append(elementName)
+        text = ""
+    }
+
+    func parser(_ parser: XMLParser, foundCharacters string: String) {
+        text += string
+    }
+
+    func parser(_ parser: XMLParser, didEndElement elementName: String, namespaceURI: String?, qualifiedName: String?) {
+        texts.append(text)
+        text = ""
+    }
+}
