@@ -62,7 +62,7 @@ public struct ReferenceQuantizedLinear: Sendable {
         return Token(row: quantization(x, smooth: smooth), projection: projection)
     }
 
-    /// One output, and the possible error of `Float` arithmetic on the same codes. Docs/QuantizedLinear.md derives the bound.
+    /// One output, and the possible error of `Float` arithmetic on the same codes. Docs/Operators/QuantizedLinear.md derives the bound.
     public func output(of token: Token, column n: Int) -> (value: Double, errorBound: Double) {
         var z = bias.map { Double($0[n]) } ?? 0
         var bound = QuantizedLinearErrorBound(inFeatures: weight.inFeatures, rank: rank)

@@ -19,7 +19,7 @@ public enum OpenBLAS {
         ///
         /// A processor that is newer than the library may get a kernel set that is years older: OpenBLAS 0.3.21 takes a
         /// fifth-generation Xeon for a Prescott and a Zen 5 for a Haswell, and is slower by up to a factor of six. Set the
-        /// environment variable `OPENBLAS_CORETYPE` before the process starts to choose another one (see `Docs/GEMM.md`).
+        /// environment variable `OPENBLAS_CORETYPE` before the process starts to choose another one (see `Docs/Operators/GEMM.md`).
         public static var coreName: String? { String(cString: openblas_get_corename()) }
 
         /// C = A·B or A·Bᵀ by `cblas_sgemm`.

@@ -1,4 +1,4 @@
-// Saves a cache as a safetensors file. Docs/PagedKVCache.md describes the schema.
+// Saves a cache as a safetensors file. Docs/Operators/PagedKVCache.md describes the schema.
 
 extension PagedKVCache {
     /// Names of tensors and metadata in a file. Tensors of pages have the names of `KVSection.Kind`.

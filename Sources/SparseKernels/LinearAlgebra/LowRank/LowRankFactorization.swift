@@ -37,7 +37,7 @@ public struct LowRankFactors: Sendable {
 ///
 /// The randomised method gives the same bits for a seed on any number of threads. It finds the leading subspace of a spectrum
 /// that decays. When the spectrum is flat, the factors are as good as the best ones up to a few per cent of what rank r can
-/// explain, which is little then (see `Docs/LowRank.md`).
+/// explain, which is little then (see `Docs/Operators/LowRank.md`).
 ///
 /// - Complexity: randomised: 2 · (powerIterations + 1) · N · K · (rank + oversampling) multiply-adds. Full: about
 ///   20 · N · K · min(N, K) in `Double` through LAPACK.
