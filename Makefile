@@ -1,9 +1,4 @@
-# The commands of the README. They install what is missing first.
-#
-#   make bench            speed tables (BENCH_FLAGS="--json out.json --isa all" for more; without --quick: BENCH_FLAGS=)
-#   make test             all tests of the package and of the packages nested in it
-#   make tools            the command line, Tools/.build/release/sparsekernels
-#   make quantize MODEL=in.safetensors OUT=out.safetensors QUANTIZE_FLAGS="--calibration tokens.safetensors"
+# The commands of the README, which `make` prints. Each installs what it needs first.
 #
 # The package has no default trait, and plain `swift build` and `swift test` need the toolchain only. These commands turn OpenBLAS on, to
 # compare with it and to test what uses it; `make test TRAITS=` leaves it out and installs nothing.
@@ -13,28 +8,37 @@ TRAITS ?= --traits OpenBLAS
 BENCH_FLAGS ?= --quick
 QUANTIZE_FLAGS ?=
 
-.PHONY: bench tools quantize test verify dependencies format lint hygiene docs clean
+.DEFAULT_GOAL := help
+.PHONY: help bench tools quantize test verify tables dependencies format lint hygiene docs clean
 
-bench: dependencies
+help: ## print this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r target text; do \
+		printf 'make %-12s %s\n' "$$target" "$$text"; done
+
+bench: dependencies ## speed tables; BENCH_FLAGS="--json out.json --isa all" for more, BENCH_FLAGS= for all rows
 	$(SWIFT) run $(TRAITS) --package-path Benchmarks -c release sparsekernels-bench $(BENCH_FLAGS)
 
-tools: dependencies
+tools: dependencies ## the command line, Tools/.build/release/sparsekernels
 	$(SWIFT) build $(TRAITS) --package-path Tools -c release --product sparsekernels
 
-quantize: tools
+quantize: tools ## a model file in 4 bits: MODEL=in.safetensors OUT=out.safetensors QUANTIZE_FLAGS="--calibration tokens.safetensors"
 	Tools/.build/release/sparsekernels quantize $(MODEL) --output $(OUT) $(QUANTIZE_FLAGS)
 
-test: dependencies
+# Nested packages share the objects of the package: what they depend on is compiled once.
+test: dependencies ## all tests, those of the nested packages too; TRAITS= does without OpenBLAS
 	$(SWIFT) test $(TRAITS)
 	$(SWIFT) test --package-path Terminal
-	$(SWIFT) test $(TRAITS) --package-path Models
-	$(SWIFT) test $(TRAITS) --package-path Benchmarks
-	$(SWIFT) test $(TRAITS) --package-path Tools
+	for package in Models Benchmarks Tools; do \
+		$(SWIFT) test $(TRAITS) --package-path $$package --scratch-path $(CURDIR)/.build || exit 1; \
+	done
 
-verify: dependencies
+verify: dependencies ## recorded cases of released code through the benchmark
 	$(SWIFT) run $(TRAITS) --package-path Benchmarks -c release sparsekernels-bench verify $(CURDIR)/Tests/Goldens
 
-dependencies:
+tables: dependencies ## write the tables of README and Docs again, from Benchmarks/Results
+	$(SWIFT) run $(TRAITS) --package-path Benchmarks -c release sparsekernels-bench tables
+
+dependencies: ## install OpenBLAS where it is missing
 ifneq ($(findstring OpenBLAS,$(TRAITS)),)
 	@Scripts/install-dependencies
 endif
@@ -43,22 +47,23 @@ endif
 NESTED = Terminal Models Benchmarks Tools Fuzz Examples
 FORMATTED = Package.swift Sources Tests $(wildcard $(foreach package,$(NESTED),$(addprefix $(package)/,Package.swift Sources Tests)))
 
-format:
+format: ## format all Swift files
 	$(SWIFT) format --in-place --recursive $(FORMATTED)
 
-lint:
+lint: ## check format and links
 	$(SWIFT) format lint --strict --recursive $(FORMATTED)
+	Scripts/check-links
 
-hygiene: dependencies
+hygiene: dependencies ## check the symbols of every level
 	Scripts/check-symbols $(TRAITS)
 
 # Every product, as the Swift Package Index builds them.
 DOCUMENTED = $(shell sed -n '/documentation_targets:/,$$s/^ *- //p' .spi.yml)
 
-docs:
+docs: ## documentation of all products, with warnings as errors
 	@for target in $(DOCUMENTED); do \
 		SPARSEKERNELS_DOCS=1 $(SWIFT) package generate-documentation --target $$target --warnings-as-errors || exit 1; \
 	done
 
-clean:
+clean: ## remove everything that was built
 	rm -rf .build $(addsuffix /.build,$(NESTED))

@@ -154,11 +154,6 @@ public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVe
 @_alwaysEmitIntoClient @inline(__always)
 public var tokenTile: Int { 4 }
 
-/// The sums of a token, one vector per row.
-public typealias TokenSums = (r0: Vector, r1: Vector, r2: Vector, r3: Vector)
-/// The same sums of products of codes.
-public typealias TokenCodeSums = (r0: CodeVector, r1: CodeVector, r2: CodeVector, r3: CodeVector)
-
 /// Adds lanes, so that every group of four has partial sums of the four rows.
 @_alwaysEmitIntoClient @_transparent
 func rowGroups(_ t: TokenSums) -> CodeVector {

@@ -200,11 +200,6 @@ public func lookUp(_ codes: CodeVector, _ table: UnsafePointer<UInt8>) -> CodeVe
 @_alwaysEmitIntoClient @inline(__always)
 public var tokenTile: Int { 2 }
 
-/// The sums of a token, one vector per row.
-public typealias TokenSums = (r0: Vector, r1: Vector, r2: Vector, r3: Vector)
-/// The same sums of products of codes.
-public typealias TokenCodeSums = (r0: CodeVector, r1: CodeVector, r2: CodeVector, r3: CodeVector)
-
 @_alwaysEmitIntoClient @_transparent
 func rowSums(_ t: TokenCodeSums) -> IntVector {
     let (a, b, c, d) = t
