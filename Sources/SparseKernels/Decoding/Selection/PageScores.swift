@@ -24,20 +24,20 @@ extension PageSelector {
     ) throws(SparseKernelsError) -> PageScores {
         try check(query.geometry, cache, sequences: 1)
         var tables = ScoredPages(try PageTables(of: [sequence], in: cache, layer: layer), rows: [0])
-        let scoring = PageScoring(self, query: AttentionOperand(query), cache: cache, layer: layer)
-        tables.plan(chunkPages: scoring.chunkPages, lists: lists) { _ in true }
+        let scorer = PageScorer(self, query: AttentionOperand(query), cache: cache, layer: layer)
+        tables.cut(chunkPages: scorer.chunkPages, lists: lists) { _ in true }
         let placement = tables.sequences[0]
         let positions = tables.positions(of: placement)
-        let logicalPages = positions.reduce(0) { $0 + scoring.logicalPages(at: $1, length: placement.length) }
+        let logicalPages = positions.reduce(0) { $0 + scorer.logicalPages(at: $1, length: placement.length) }
         var logical = try Tensor<Float>(zeros: [queryHeads, logicalPages])
         var pages = try Tensor<Float>(zeros: [lists, positions.count])
         var keys = [Int32](repeating: 0, count: tables.keyCount)
         let logicalBase = logical.mutableAddress()
         keys.withUnsafeMutableBufferPointer { keys in
             guard let base = keys.baseAddress else { return }
-            tables.withPlan { plan in
+            tables.withAddresses { scored in
                 PageScoringCall(
-                    scoring: scoring, plan: plan, listsPerHead: lists / configuration.kvHeads, keys: base,
+                    scorer: scorer, scored: scored, listsPerHead: lists / configuration.kvHeads, keys: base,
                     logical: logicalBase, logicalStride: logicalPages
                 ).run(on: pool)
             }

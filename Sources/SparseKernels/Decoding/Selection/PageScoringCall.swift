@@ -1,7 +1,7 @@
 /// Scores the pages of some sequences. A task is a chunk of pages of one key/value head.
 struct PageScoringCall: PoolCall {
-    let scoring: PageScoring
-    let plan: ScoredPages.Plan
+    let scorer: PageScorer
+    let scored: ScoredPages.Addresses
     let listsPerHead: Int
     /// Indexed by sequence, list and page.
     let keys: UnsafeMutablePointer<Int32>
@@ -10,21 +10,21 @@ struct PageScoringCall: PoolCall {
     var logicalStride = 0
 
     func run(on pool: WorkerPool) {
-        let pages = plan.chunks.reduce(0) { $0 + $1.pages.count }
+        let pages = scored.chunks.reduce(0) { $0 + $1.pages.count }
         pool.run(
-            self, tasks: plan.chunks.count * scoring.kvHeads, work: scoring.kvHeads * scoring.work(pages: pages),
-            scratchByteCount: scoring.scratchByteCount)
+            self, tasks: scored.chunks.count * scorer.kvHeads, work: scorer.kvHeads * scorer.work(pages: pages),
+            scratchByteCount: scorer.scratchByteCount)
     }
 
     func perform(task: Int, scratch: UnsafeMutableRawPointer) {
-        let chunk = plan.chunks[task / scoring.kvHeads]
-        let head = task % scoring.kvHeads
-        let sequence = plan.sequences[chunk.sequence]
+        let chunk = scored.chunks[task / scorer.kvHeads]
+        let head = task % scorer.kvHeads
+        let sequence = scored.sequences[chunk.sequence]
         let count = sequence.pages.count
-        scoring.score(
-            head: head, pages: plan.entries! + sequence.pages.lowerBound, range: chunk.pages, length: sequence.length,
+        scorer.score(
+            head: head, pages: scored.entries! + sequence.pages.lowerBound, range: chunk.pages, length: sequence.length,
             token: sequence.row, lists: listsPerHead, keys: keys + sequence.firstKey + head * listsPerHead * count,
-            keyStride: count, logical: logical.map { $0 + head * scoring.group * logicalStride }, logicalStride: logicalStride,
+            keyStride: count, logical: logical.map { $0 + head * scorer.group * logicalStride }, logicalStride: logicalStride,
             scratch: scratch)
     }
 }

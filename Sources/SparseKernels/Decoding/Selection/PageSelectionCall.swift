@@ -1,7 +1,7 @@
 /// Chooses among scored pages. A task is a key/value head of a sequence.
 struct PageSelectionCall: PoolCall {
     let selector: PageSelector
-    let plan: ScoredPages.Plan
+    let scored: ScoredPages.Addresses
     let maximumPages: Int
     let listsPerHead: Int
     /// The keys of the scores, indexed by sequence, list and page.
@@ -12,18 +12,18 @@ struct PageSelectionCall: PoolCall {
 
     func run(on pool: WorkerPool) {
         let heads = selector.configuration.kvHeads
-        let pages = plan.chunks.reduce(0) { $0 + $1.pages.count }
+        let pages = scored.chunks.reduce(0) { $0 + $1.pages.count }
         // Ranking reads the keys about five times.
         pool.run(
-            self, tasks: plan.sequences.count * heads, work: 8 * heads * listsPerHead * pages,
+            self, tasks: scored.sequences.count * heads, work: 8 * heads * listsPerHead * pages,
             scratchByteCount: TopK.scratchByteCount(maximumPages))
     }
 
     func perform(task: Int, scratch: UnsafeMutableRawPointer) {
         let heads = selector.configuration.kvHeads
-        let sequence = plan.sequences[task / heads]
+        let sequence = scored.sequences[task / heads]
         let count = sequence.pages.count
-        guard count > 0, let entries = plan.entries else { return }
+        guard count > 0, let entries = scored.entries else { return }
         let pages = entries + sequence.pages.lowerBound
         let kept = selector.keptCount(pages: count, length: sequence.length)
         for list in task * listsPerHead..<(task + 1) * listsPerHead {

@@ -130,9 +130,9 @@ public struct PageSelector: Sendable {
         query: AttentionOperand, cache: PagedKVCache, tables: PageTables, rows: [Int], layer: Int, on pool: WorkerPool
     ) -> KVSelection {
         var tables = ScoredPages(tables, rows: rows)
-        let scoring = PageScoring(self, query: query, cache: cache, layer: layer)
+        let scorer = PageScorer(self, query: query, cache: cache, layer: layer)
         let listsPerHead = lists / configuration.kvHeads
-        tables.plan(chunkPages: scoring.chunkPages, lists: lists) { sequence in
+        tables.cut(chunkPages: scorer.chunkPages, lists: lists) { sequence in
             let kept = keptCount(pages: sequence.pages.count, length: sequence.length)
             return kept < sequence.pages.count && kept > forcedFirst + forcedLast
         }
@@ -147,11 +147,11 @@ public struct PageSelector: Sendable {
             guard let positions = buffer.baseAddress else { return }
             pool.withWorkspace(byteCount: tables.keyCount * MemoryLayout<Int32>.stride) { workspace in
                 let keys = workspace.bindMemory(to: Int32.self, capacity: tables.keyCount)
-                tables.withPlan { plan in
-                    PageScoringCall(scoring: scoring, plan: plan, listsPerHead: listsPerHead, keys: keys).run(on: pool)
+                tables.withAddresses { scored in
+                    PageScoringCall(scorer: scorer, scored: scored, listsPerHead: listsPerHead, keys: keys).run(on: pool)
                     offsets.withUnsafeBufferPointer { offsets in
                         PageSelectionCall(
-                            selector: self, plan: plan, maximumPages: tables.maximumPages, listsPerHead: listsPerHead,
+                            selector: self, scored: scored, maximumPages: tables.maximumPages, listsPerHead: listsPerHead,
                             keys: keys, offsets: offsets.baseAddress!, positions: positions
                         ).run(on: pool)
                     }

@@ -24,7 +24,7 @@ struct ScoredPages {
     }
 
     /// The addresses that scoring and ranking read.
-    struct Plan {
+    struct Addresses {
         let sequences: UnsafeBufferPointer<Sequence>
         let entries: UnsafePointer<Page>?
         let chunks: UnsafeBufferPointer<Chunk>
@@ -52,7 +52,7 @@ struct ScoredPages {
     }
 
     /// Cuts the pages of the sequences to score into chunks, and assigns the positions of their keys.
-    mutating func plan(chunkPages: Int, lists: Int, scored: (Sequence) -> Bool) {
+    mutating func cut(chunkPages: Int, lists: Int, scored: (Sequence) -> Bool) {
         for index in sequences.indices where scored(sequences[index]) {
             let count = sequences[index].pages.count
             sequences[index].firstKey = keyCount
@@ -73,10 +73,10 @@ struct ScoredPages {
         }
     }
 
-    /// As `withPointers`, with the chunks of `plan`.
-    func withPlan(_ body: (Plan) -> Void) {
+    /// As `withPointers`, with the chunks of `cut`.
+    func withAddresses(_ body: (Addresses) -> Void) {
         withPointers { sequences, entries in
-            chunks.withUnsafeBufferPointer { body(Plan(sequences: sequences, entries: entries, chunks: $0)) }
+            chunks.withUnsafeBufferPointer { body(Addresses(sequences: sequences, entries: entries, chunks: $0)) }
         }
     }
 }

@@ -4,7 +4,7 @@ internal import KernelInterface
 ///
 /// Metadata are key rows of 2·headDim channels, kmax followed by kmin. The query is (max(q, 0), min(q, 0)), so that one product
 /// is Σ max(q_c·kmax_c, q_c·kmin_c), because kmax_c ≥ kmin_c. The kernel for tokens can therefore score pages.
-struct PageScoring {
+struct PageScorer {
     let kernels: any KernelTable.Type
     let storage: KVStorage
     let layer: Int
