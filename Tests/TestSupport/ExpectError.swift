@@ -9,7 +9,7 @@ package func expectError(
     expectError(code, argument, containing: texts, sourceLocation: sourceLocation, body)
 }
 
-/// As above, for helpers that are given a list of texts.
+/// The same for helpers with a list of texts.
 package func expectError(
     _ code: SparseKernelsError.Code, _ argument: String, containing texts: [String],
     sourceLocation: SourceLocation = #_sourceLocation, _ body: () throws -> Void
