@@ -40,7 +40,7 @@ struct CaptureAttentionExample {
         print("\(outputPath): output \(state.output.shape), logSumExp \(state.logSumExp.shape)")
     }
 
-    /// Views use the file's own memory, so nothing is converted or copied first. They cannot outlive `file`, as the compiler checks.
+    /// Views use the file's memory, so nothing is converted or copied first. The compiler checks that `file` outlives them.
     static func attend<Element: AttentionElement>(
         _ file: SafetensorsFile, as type: Element.Type
     ) throws(SparseKernelsError) -> AttentionState {
