@@ -15,7 +15,7 @@ public struct DuoAttentionGates: Hashable, Sendable {
     ///   - layers: number of layers of the model.
     ///   - kvHeads: key/value heads of a layer.
     ///   - values: row-major `[layers, kvHeads]`; clipped to 0…1.
-    /// - Throws: `.invalidShape` for an extent below 1 or a wrong number of values, `.invalidArgument` for values that are not finite.
+    /// - Throws: `.invalidShape` for an extent below 1 or a wrong number of values, `.invalidArgument` for non-finite values.
     public init(layers: Int, kvHeads: Int, values: [Double]) throws(SparseKernelsError) {
         for (name, extent) in [("layers", layers), ("kvHeads", kvHeads)] where extent < 1 {
             throw SparseKernelsError(.invalidShape, name, expected: "at least 1", actual: "\(extent)")

@@ -47,8 +47,8 @@ public struct ProgressiveQuantizer: Hashable, Sendable {
 
     /// Quantises a weight `[outFeatures, inFeatures]`.
     ///
-    /// The result has `scales` = s2, `offsets` = zero and `channelScales` = s1, or per channel `scales` = s1 and `offsets` = zero. The
-    /// last group of a row may be short.
+    /// The result has `scales` = s2, `offsets` = zero and `channelScales` = s1, or per channel `scales` = s1 and `offsets` =
+    /// zero. The last group of a row may be short.
     ///
     /// - Throws: `.invalidShape` unless the weight has rank 2; `.invalidArgument` for an element that is not finite, a row
     ///   whose scale or zero is beyond fp16, or a bracket outside −128…127.

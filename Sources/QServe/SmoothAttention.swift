@@ -76,7 +76,7 @@ public struct SmoothAttention: Hashable, Sendable {
 
     /// The query projection or its bias with rows multiplied by λ.
     ///
-    /// - Parameter projection: `[queryHeads · headDim, …]`; a multiple of `kvHeads` heads, of which neighbours share a key head.
+    /// - Parameter projection: `[queryHeads · headDim, …]`; a multiple of `kvHeads` heads, where neighbours share one.
     /// - Throws: `.invalidShape` for another number of rows.
     public func scaledQuery(_ projection: Tensor<Float>) throws(SparseKernelsError) -> Tensor<Float> {
         let rows = projection.shape.first ?? 0

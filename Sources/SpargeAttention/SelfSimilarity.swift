@@ -9,8 +9,8 @@ public import SparseKernels
 /// The right-hand side needs no matrix of n × n cosines. A row of zeros has no direction and counts as u_i = 0.
 ///
 /// - Results are bitwise the same for every number of threads and every instruction set.
-/// - Source: SpargeAttn, `spas_sage_attn/utils.py`, `triton_bmm_pool_sim_simmean`. The paper divides the Gram matrix by its largest
-///   entry; the released code normalises rows, as here.
+/// - Source: SpargeAttn, `spas_sage_attn/utils.py`, `triton_bmm_pool_sim_simmean`. The paper divides the Gram matrix by its
+///   largest entry; the released code normalises rows, as here.
 public enum SelfSimilarity {
     /// Computes the means and self-similarities of all blocks in one pass.
     ///

@@ -56,8 +56,8 @@ public struct SimilaritySelection: Sendable {
     ///   - keepsFirstColumn: whether every row keeps the first block of keys.
     ///   - softmaxScale: factor on the products of means; nil means 1/√headDim.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.invalidShape` for no settings, `.invalidArgument` for a rule outside 0…1, a similarity threshold or a scale that is
-    ///   not finite, `.unsupportedInstructionSet`.
+    /// - Throws: `.invalidShape` for no settings, `.invalidArgument` for a rule outside 0…1, a similarity threshold or a scale
+    ///   that is not finite, `.unsupportedInstructionSet`.
     public init(
         grid: BlockGrid, heads: [Head], keepsFirstColumn: Bool = false, softmaxScale: Float? = nil,
         instructionSet: InstructionSet? = nil

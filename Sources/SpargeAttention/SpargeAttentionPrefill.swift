@@ -41,8 +41,8 @@ public struct SpargeAttentionPrefill: PredictiveAttention {
     ///   - configuration: the settings that all heads share.
     ///   - heads: one setting for all heads, or one per query head, such as those from `SpargeAttentionTuner`.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.invalidShape` for a wrong number of settings, or a block size below 1; `.invalidArgument` naming the setting outside
-    ///   its domain; `.unsupportedInstructionSet`.
+    /// - Throws: `.invalidShape` for a wrong number of settings, or a block size below 1; `.invalidArgument` naming the setting
+    ///   outside its domain; `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, _ configuration: SpargeAttentionConfiguration = SpargeAttentionConfiguration(),
         heads: [SpargeAttentionHead] = [.recommended], instructionSet: InstructionSet? = nil

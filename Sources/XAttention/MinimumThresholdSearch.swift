@@ -87,8 +87,8 @@ public struct MinimumThresholdSearch: Sendable {
     }
 
     /// Makes a search from one threshold per head.
-    /// - Throws: `.invalidShape` for no thresholds; `.invalidArgument` for thresholds outside 0…1, a factor outside 0..<1, or limits
-    ///   outside 1...2²⁰.
+    /// - Throws: `.invalidShape` for no thresholds; `.invalidArgument` for thresholds outside 0…1, a factor outside 0..<1, or
+    ///   limits outside 1...2²⁰.
     public init(
         start: [Double], factor: Double = 0.9, maximumReductions: Int = 1000, stepsPerHead: Int = 1
     ) throws(SparseKernelsError) {

@@ -11,8 +11,8 @@
 /// their ends.
 ///
 /// - Results are bitwise the same for every number of threads.
-/// - Source: Xu et al., "XAttention: Block Sparse Attention with Antidiagonal Scoring" (ICML 2025, arXiv 2503.16428), Algorithm 1;
-///   `xattn_estimate` and `Xattention_prefill` in `xattn/src/Xattention.py` of mit-han-lab/x-attention.
+/// - Source: Algorithm 1 of Xu et al., "XAttention: Block Sparse Attention with Antidiagonal Scoring" (ICML 2025, arXiv
+///   2503.16428); `xattn_estimate` and `Xattention_prefill` in `xattn/src/Xattention.py` of mit-han-lab/x-attention.
 /// - Complexity: the sum of `AntidiagonalScoring`, `BlockSelection` and `BlockSparseAttention`.
 /// - Scratch: that of the three operators; scores take 4 bytes per block and head.
 public struct XAttentionPrefill: PredictiveAttention {

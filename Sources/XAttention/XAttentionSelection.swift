@@ -30,7 +30,7 @@ public struct XAttentionSelection: Sendable {
     public let keepSink: Bool
     public let keepRecent: Bool
 
-    /// - Throws: `.invalidArgument` for thresholds outside 0…1 or less than one block per chunk, `.invalidShape` for no thresholds.
+    /// - Throws: `.invalidArgument` for thresholds outside 0…1 or chunks of no block, `.invalidShape` for no thresholds.
     public init(
         thresholds: [Double], blocksPerChunk: Int, keepSink: Bool = false, keepRecent: Bool = false
     ) throws(SparseKernelsError) {

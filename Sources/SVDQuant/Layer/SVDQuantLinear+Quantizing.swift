@@ -12,8 +12,8 @@ extension SVDQuantLinear {
     ///   - bias: `[outFeatures]`; nil for none.
     ///   - calibration: `[tokens, inFeatures]`, typical inputs of the layer.
     ///   - rank: rank of the branch: 32 in the paper, 16 to 128 in its studies; 0 for no branch.
-    ///   - activation: the activation format of the search and of the layer. After a GELU use `.uint4(shift:
-    ///     ActivationFormat.geluShift)`; the bias is corrected.
+    ///   - activation: the format of activations in the search and in the layer. After a GELU use
+    ///     `.uint4(shift: ActivationFormat.geluShift)`; the bias is corrected.
     ///   - epilogue: operations after the layer.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     ///   - pool: the threads to use. The call blocks until they are done.

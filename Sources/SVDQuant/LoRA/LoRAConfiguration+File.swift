@@ -15,7 +15,7 @@ extension LoRAConfiguration {
     /// - Parameters:
     ///   - file: the adapter's file.
     ///   - layer: the layer's name in the file, whose first part may name the component.
-    /// - Throws: `.malformedFile` as `init(json:named:)`, or when the metadata cover several components, none of them the layer's.
+    /// - Throws: `.malformedFile` as `init(json:named:)`, or for metadata about several components, none of them the layer's.
     static func inMetadata(of file: SafetensorsFile, layer: String) throws(SparseKernelsError) -> LoRAConfiguration? {
         var parts: [String: LoRAConfiguration] = [:]
         func apply(_ key: String, _ value: JSONText, source: String, defaultAlpha: Float?) throws(SparseKernelsError) {

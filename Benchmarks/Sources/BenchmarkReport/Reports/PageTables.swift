@@ -2,10 +2,10 @@ public import Foundation
 
 /// Tables in Markdown pages that are made from stored reports, so that no number in a page is typed.
 ///
-/// A table is a line `<!-- table: FILE.json OPTIONS -->`, a fenced block, whose contents are replaced, and a line `<!-- end
-/// -->`. `FILE.json` is a report in `Benchmarks/Results`. Options are `section=NAME`, `filter=TEXT` (as in `--filter`, in
-/// quotation marks if it has spaces), `isa=NAME`, `threads=COUNT` and `columns=KEY` (keys of the JSON report), with commas
-/// between several. Without options the table has all rows.
+/// A table is a line `<!-- table: FILE.json OPTIONS -->`, a fenced block with the rows, and a line `<!-- end -->`. `FILE.json`
+/// is a report in `Benchmarks/Results`. Options are `section=NAME`, `filter=TEXT` (as in `--filter`, in quotation marks if it
+/// has spaces), `isa=NAME`, `threads=COUNT` and `columns=KEY` (keys of the JSON report), with commas between several. Without
+/// options the table has all rows.
 public struct PageTables {
     private let results: URL
 
