@@ -18,8 +18,7 @@ public import SparseKernels
 /// - Not `Sendable`: it must not be called from two threads at once. Results are bitwise the same for every number of threads.
 /// - Source: `omniserve/modeling/models/llama_w8a8_unpad.py` and its kernels.
 /// - Complexity: prefill as `BlockSparseAttention`. A decoding step reads `tokenBudget` tokens per retrieval head, the metadata
-///   of all its logical pages every `selectionInterval` steps, and decodeSinkTokens + decodeLocalTokens tokens per streaming
-///   head.
+///   of all its logical pages every `selectionInterval` steps, and decodeSinkTokens + decodeLocalTokens per streaming head.
 public final class LServeLayer {
     /// A sequence of a layer. Numbers are never reused, so that a freed sequence is recognised.
     public struct SequenceID: Hashable, Sendable {
@@ -40,8 +39,7 @@ public final class LServeLayer {
     /// Whether each key/value head is a retrieval head.
     public let isRetrieval: [Bool]
     public let sequenceCapacity: Int
-    /// The cache of the retrieval heads in ascending order; nil when there are none. Only for inspection: the layer does not
-    /// notice changes.
+    /// The cache of the retrieval heads in ascending order; nil without any. For inspection: the layer does not notice changes.
     public let retrievalCache: PagedKVCache?
     /// The cache of the streaming heads in ascending order; nil when there are none.
     public let streamingCache: PagedKVCache?

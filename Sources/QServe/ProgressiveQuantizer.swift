@@ -35,8 +35,7 @@ public struct ProgressiveQuantizer: Hashable, Sendable {
 
     /// - Parameters:
     ///   - groupSize: 16, 32, 64 or 128; nil means per channel. QServe itself and its files only have 128.
-    ///   - range: 1 to 127; unused per channel. Above `protectiveRange`, weights whose brackets exceed a signed byte cannot be
-    ///     quantised.
+    ///   - range: 1 to 127; unused per channel. Above `protectiveRange`, quantisation fails if a bracket exceeds a signed byte.
     /// - Throws: `.invalidArgument` for other values.
     public init(groupSize: Int? = 128, range: Int = ProgressiveQuantizer.protectiveRange) throws(SparseKernelsError) {
         _ = try WeightFormat(.uint4, groupSize: groupSize)

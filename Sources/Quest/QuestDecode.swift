@@ -17,8 +17,7 @@ public import SparseKernels
 public struct QuestDecode: Sendable {
     /// Which of the two released implementations selects pages.
     public enum Rule: String, Hashable, Sendable, CaseIterable {
-        /// `evaluation/`: all pages are candidates, including the last one, which is still being filled; at least 3 pages are
-        /// kept.
+        /// `evaluation/`: all pages are candidates, including the last one, which is being filled; at least 3 are kept.
         case releasedEvaluation
         /// `quest/`, the CUDA path: the last page is always kept and counts in the budget; there is no other minimum.
         case releasedKernels
@@ -56,8 +55,7 @@ public struct QuestDecode: Sendable {
     ///   - configuration: the configuration of the caches, such as one made by `cache(…)`.
     ///   - tokenBudget: largest number of tokens that a step reads, `tokenBudget` / `pageSize` pages, rounded down.
     ///   - rule: the released implementation to follow.
-    ///   - sharing: one list per query head, as in both implementations, or one per key/value head, which reads every page once
-    ///     per group.
+    ///   - sharing: one list per query head, as in both implementations, or one per key/value head, which reads pages once per group.
     ///   - denseLayers: 2 in the paper; 0 for none.
     ///   - softmaxScale: factor on q·k; nil means 1/√headDim.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.

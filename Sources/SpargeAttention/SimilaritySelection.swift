@@ -17,8 +17,7 @@ public import SparseKernels
 /// - A block is self-similar when its similarity is above the threshold (NaN is not). Blocks of non-finite score are kept.
 /// - Results are the same for every number of threads. Instruction sets may rank scores differently that agree up to rounding.
 /// - Source: SpargeAttn, `spas_sage_attn/utils.py`, `get_block_map_meansim`; arXiv 2502.18137, section 3.2.
-/// - Complexity: O(heads · blockRows · blockColumns · channels). Memory: one head's block scores, and 8 bytes of scratch per
-///   column and thread.
+/// - Complexity: O(heads · blockRows · blockColumns · channels). Memory: a head's scores; 8 bytes per column and thread.
 public struct SimilaritySelection: Sendable {
     /// How many of the self-similar columns are kept.
     public enum Rule: Hashable, Sendable {

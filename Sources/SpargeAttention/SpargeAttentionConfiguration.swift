@@ -1,7 +1,6 @@
 public import SparseKernels
 
-/// The settings of SpargeAttention that all heads share, with the released defaults. `SpargeAttentionHead` has the settings of
-/// one head.
+/// The settings that all heads share, with the released defaults. `SpargeAttentionHead` has those of one head.
 public struct SpargeAttentionConfiguration: Hashable, Sendable {
     /// Whether keys after a query are hidden.
     public var isCausal: Bool

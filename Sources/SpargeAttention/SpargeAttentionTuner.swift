@@ -1,7 +1,6 @@
 public import SparseKernels
 
-/// Finds settings for every head from sample operands, with as few kept blocks as a bound on the error against dense attention
-/// allows.
+/// Finds settings for every head from sample operands, with as few blocks as an error bound allows.
 ///
 /// Each head and sample goes through the procedure of the released `autotune.py`:
 ///
@@ -15,8 +14,7 @@ public import SparseKernels
 /// total wins, and the head takes the largest similarity threshold, mass and skip threshold in it. A head that drops a tenth or
 /// less on average becomes dense.
 ///
-/// - The bisections return the smallest tried value that met the error; the released ones return the next midpoint without
-///   trying it.
+/// - The bisections return the smallest tried value that met the error; the released ones return the next midpoint, untried.
 /// - Deterministic. At most `maximumEvaluations` attention runs, usually far fewer, because equal masks run once.
 public struct SpargeAttentionTuner: Sendable {
     /// Bound on the relative L1 error of the mask alone.

@@ -24,8 +24,7 @@ public struct XAttentionConfiguration: Hashable, Sendable {
     /// In clean mode every row keeps column 0, which matters only without causality, as causal plans always keep it. In
     /// released mode all blocks of query block 0 are kept.
     public var keepSink: Bool
-    /// In clean mode every row keeps its diagonal blocks, as causal plans always do. In released mode the diagonal of the
-    /// padded grid is kept.
+    /// In clean mode every row keeps its diagonal blocks, as causal plans always do; in released mode those of the padded grid.
     public var keepRecent: Bool
     /// Smallest number of blocks that every row keeps, in clean mode only.
     public var minimumBlocks: Int

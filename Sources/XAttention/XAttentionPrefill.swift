@@ -7,8 +7,7 @@
 /// print(result.mask.density)
 /// ```
 ///
-/// Chunked prefill needs no state: pass the new queries and all keys so far. Queries and keys of any lengths are aligned at
-/// their ends.
+/// Chunked prefill needs no state: pass the new queries and all keys so far. Any lengths are allowed, aligned at the ends.
 ///
 /// - Results are bitwise the same for every number of threads.
 /// - Source: Algorithm 1 of Xu et al., "XAttention: Block Sparse Attention with Antidiagonal Scoring" (ICML 2025, arXiv

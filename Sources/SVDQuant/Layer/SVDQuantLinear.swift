@@ -100,8 +100,7 @@ extension SVDQuantLinear {
     /// The same weights with activations in another format.
     ///
     /// For changes to or from `.uint4`, the bias changes by the contribution of the shift, W_q · (shift / smooth), with the
-    /// quantised residual (`LowRankQuantizer.correctedBias(_:residual:smooth:shift:on:)`). So both layers are equal for exact
-    /// activations.
+    /// quantised residual (`LowRankQuantizer.correctedBias(_:residual:smooth:shift:on:)`). Both agree for exact activations.
     ///
     /// - Throws: `.invalidArgument` for a shift that is negative or not finite.
     /// - Complexity: O(1), or O(inFeatures · outFeatures) when the shift changes.

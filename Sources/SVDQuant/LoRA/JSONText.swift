@@ -1,7 +1,6 @@
 internal import SparseKernels
 
-/// A JSON text whose objects keep the order of their members, because in adapter configurations the first matching pattern
-/// counts.
+/// A JSON text whose objects keep the order of their members, because the first matching pattern of an adapter counts.
 ///
 /// Accepts the output of Python's `json` with up to 32 levels of nesting. Among members with equal keys the last one counts, at
 /// the position of the first, as in Python.

@@ -3,8 +3,7 @@ public import SparseKernels
 extension LoRAAdapter {
     /// The sorted names of the layers that have factors in a file.
     ///
-    /// Old attention processors of diffusers use other names for layers: `attn1.processor.to_out_lora` is listed as
-    /// `attn1.to_out.0`.
+    /// Names by old attention processors of diffusers are translated: `attn1.processor.to_out_lora` to `attn1.to_out.0`.
     public static func layers(in file: SafetensorsFile) -> [String] {
         Set(file.tensors.compactMap { LoRANames.layer(ofFactor: $0.name) }).sorted()
     }

@@ -68,8 +68,7 @@ public struct LoRAAdapter: Sendable {
     /// Projections with identical factors `down` share them, and their factors `up` are stacked. Otherwise the factors `down`
     /// are stacked, and `up` is block-diagonal. Projections without an adapter get zeros.
     ///
-    /// - Parameter projections: the adapters in the order of the layer's outputs, nil for none, each with its number of
-    ///   outputs.
+    /// - Parameter projections: adapters in the order of the outputs, nil for none, each with its number of outputs.
     /// - Throws: `.invalidArgument` when no projection has an adapter; `.invalidShape` for numbers of outputs or inputs that
     ///   disagree, or a total rank above `LowRankBranch.maximumRank`.
     /// - Source: nunchaku, `lora/flux/nunchaku_converter.py`.

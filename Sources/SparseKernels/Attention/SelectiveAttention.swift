@@ -2,8 +2,7 @@
 ///
 /// A method implements three requirements: `shape`, `select` and `attention(over:)`. Extensions add calls with tensors,
 /// attention into the caller's memory, and attention into new memory that also returns the selection. Methods that choose
-/// without the values, as most do, conform to `PredictiveAttention`. A method with the same plan for every call is an
-/// `AttentionOperator`.
+/// without the values, as most do, conform to `PredictiveAttention`. With one plan for all calls it is an `AttentionOperator`.
 ///
 /// ```swift
 /// let result = try method(query: query, key: key, value: value)   // result.state, and the properties of `Selected`
