@@ -9,8 +9,7 @@ import SparseKernels
 ///
 /// The time of scoring depends on the metadata, and the time of attention on the budget, so other metadata than the default
 /// have rows at one budget only. When a selection is used for n steps, a step takes the time of attending and 1/n of that of
-/// selecting. Both are measured separately and added round by round. Decoding is bound by memory: there are no rows for
-/// fewer threads.
+/// selecting. Both are measured separately and added round by round. Memory bounds decoding: no rows have fewer threads.
 struct DecodeCases: CaseFamily {
     let run: RunContext
 
