@@ -55,7 +55,7 @@ public struct QuestDecode: Sendable {
     ///   - configuration: the configuration of the caches, such as one made by `cache(…)`.
     ///   - tokenBudget: largest number of tokens that a step reads, `tokenBudget` / `pageSize` pages, rounded down.
     ///   - rule: the released implementation to follow.
-    ///   - sharing: one list per query head, as in both implementations, or one per key/value head, which reads pages once per group.
+    ///   - sharing: one list per query head, as in both releases, or one per key/value head, which reads pages once per group.
     ///   - denseLayers: 2 in the paper; 0 for none.
     ///   - softmaxScale: factor on q·k; nil means 1/√headDim.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
