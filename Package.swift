@@ -4,12 +4,12 @@ import PackageDescription
 // MARK: - Instruction sets
 
 // One set of kernel sources is compiled once per level. The flags below apply to those targets only, so a client needs none.
-// They are x86-64 flags: on other hosts the portable level is the only one, and the package has no unsafe flags at all.
+// They are x86-64 flags: other hosts have the portable level only, and the package then has no unsafe flags.
 #if arch(x86_64)
     let vectorLevels = [("AVX2", "x86-64-v3"), ("AVX512", "x86-64-v4")]
     let levelDefine: [SwiftSetting] = [.define("SPARSEKERNELS_X86_LEVELS")]
     let portableFlags: [SwiftSetting] = [.unsafeFlags(["-Ounchecked"])]
-    // Most of the time of tests goes to oracles. They are optimised in debug builds too, with all checks of the language.
+    // Tests spend most of their time in oracles. These are also optimised in debug builds, with all checks of the language.
     let oracleFlags: [SwiftSetting] = [.unsafeFlags(["-O"], .when(configuration: .debug))]
 #else
     let vectorLevels: [(String, String)] = []
@@ -18,7 +18,7 @@ import PackageDescription
     let oracleFlags: [SwiftSetting] = []
 #endif
 
-// x86-64-v4 has no VNNI, which every core of interest with AVX-512 has: the level means F, BW, DQ, VL and VNNI.
+// This level means F, BW, DQ, VL and VNNI. x86-64-v4 lacks VNNI, which every relevant core with AVX-512 has.
 func levelFlags(_ march: String) -> [SwiftSetting] {
     var flags = ["-Ounchecked", "-Xcc", "-march=\(march)"]
     if march == "x86-64-v4" { flags += ["-Xcc", "-mavx512vnni"] }
@@ -41,15 +41,15 @@ func level(_ name: String, _ settings: [SwiftSetting]) -> [Target] {
     ]
 }
 
-// Only who builds the documentation needs the plug-in; a client of the kernels resolves nothing.
+// Only builds of the documentation need the plug-in. Clients of the kernels have nothing to resolve.
 let documentation: [Package.Dependency] =
     Context.environment["SPARSEKERNELS_DOCS"] == nil
     ? [] : [.package(url: "https://github.com/swiftlang/swift-docc-plugin", from: "1.5.0")]
 
 // MARK: - Façades
 
-// One module per paper over the operators of SparseKernels, which it re-exports: its words, defaults and file formats, and the rules
-// that no other paper uses. What needs a kernel is an operator of SparseKernels, whoever uses it.
+// One module per paper over the operators of SparseKernels, which it re-exports. It has the paper's terms, defaults and file
+// formats, and rules that no other paper uses. Code that needs a kernel belongs to SparseKernels.
 let facades = [
     "XAttention", "MInference", "SpargeAttention", "DuoAttention", "Quest", "LServe", "Twilight", "SVDQuant", "QServe",
 ]
@@ -64,7 +64,7 @@ let package = Package(
         .library(name: "SparseKernelsReference", targets: ["SparseKernelsReference"]),
         .library(name: "GoldenReplay", targets: ["GoldenReplay"]),
     ] + facades.map { .library(name: $0, targets: [$0]) },
-    // None is on by default: the toolchain alone builds, tests and serves a client. OpenBLAS is what benchmarks compare with.
+    // No trait is on by default: the toolchain is enough to build, test and use the package. Benchmarks compare with OpenBLAS.
     traits: [
         .trait(name: "OpenBLAS", description: "Dense algebra and SVD through the system's OpenBLAS and LAPACKE.")
     ],
@@ -84,11 +84,11 @@ let package = Package(
             dependencies: ["SparseKernels", "SparseKernelsReference"] + facades.map { .byName(name: $0) },
             swiftSettings: language + views + oracleFlags),
         .target(name: "KernelInterface", swiftSettings: language),
-        // What several test targets share.
+        // Code that several test targets share.
         .target(
             name: "TestSupport", dependencies: ["SparseKernels"], path: "Tests/TestSupport",
             swiftSettings: language + views + oracleFlags),
-        // Damaged files and what must be true of those that are accepted. The fuzzing program compiles the same folder.
+        // Damaged files, and checks of those that are accepted. The fuzzing program compiles the same folder.
         .target(
             name: "HostileFiles", dependencies: ["SparseKernels", "SparseKernelsReference", "QServe", "SVDQuant"],
             path: "Fuzz/Sources/HostileFiles", swiftSettings: language + views),
@@ -104,7 +104,7 @@ let package = Package(
             dependencies: ["SparseKernels", "SparseKernelsReference", "TestSupport", "HostileFiles"]
                 + facades.map { .byName(name: $0) },
             swiftSettings: language + views),
-        // Built as a client builds: no settings of this package, no @testable.
+        // Built as in a client: without settings of this package, without @testable.
         .testTarget(
             name: "PublicAPITests", dependencies: ["SparseKernels"] + facades.map { .byName(name: $0) }),
         .systemLibrary(name: "CIntrinsics"),

@@ -1,7 +1,7 @@
 // swift-tools-version: 6.2
 import PackageDescription
 
-// A separate package, so that a client of the kernels never downloads dependencies of the benchmarks.
+// A separate package, so that clients of the kernels never download the dependencies of the benchmarks.
 
 let language: [SwiftSetting] = [
     .enableUpcomingFeature("ExistentialAny"),
@@ -19,11 +19,11 @@ let package = Package(
         .package(
             name: "SparseKernels", path: "..",
             traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
-        // For layers of trained models with the activations that come into them.
+        // For layers of trained models with their recorded inputs.
         .package(
             name: "SparseKernelsModels", path: "../Models",
             traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
-        // For progress, tables, formats of numbers and charts.
+        // For progress, tables, number formats and charts.
         .package(name: "SparseKernelsTerminal", path: "../Terminal"),
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     ],
@@ -44,7 +44,7 @@ let package = Package(
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: language),
-        // What is done with numbers once they are measured. It knows no kernel, so its tests need none.
+        // The processing of measured numbers. It uses no kernels, so its tests need none.
         .target(
             name: "BenchmarkReport", dependencies: [.product(name: "Terminal", package: "SparseKernelsTerminal")],
             swiftSettings: language),

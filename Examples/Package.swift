@@ -1,14 +1,14 @@
 // swift-tools-version: 6.2
 import PackageDescription
 
-// Programs to copy from. A client's manifest looks like this one, with a URL and a version in place of the path.
+// Example programs. The manifest of a client looks like this one, with a URL and a version instead of the path.
 
 let package = Package(
     name: "SparseKernelsExamples",
     platforms: [.macOS("26.0")],
     dependencies: [
         .package(name: "SparseKernels", path: ".."),
-        // For code-length alone. Nested packages have no URL, so a client takes over what it needs of them.
+        // Only code-length needs it. Nested packages have no URL, so a client copies the parts that it needs.
         .package(name: "SparseKernelsModels", path: "../Models"),
         .package(name: "SparseKernelsTerminal", path: "../Terminal"),
     ],

@@ -21,7 +21,7 @@ let package = Package(
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
             ],
-            // Two folders: the program, and what it shares with the tests of the package, where that is a target.
+            // `Sources` has two folders: the program, and code that the package's tests share, where it is a target.
             path: "Sources",
             swiftSettings: [
                 .enableUpcomingFeature("ExistentialAny"),

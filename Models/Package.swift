@@ -1,8 +1,8 @@
 // swift-tools-version: 6.2
 import PackageDescription
 
-// Trained models over the operators of SparseKernels: architectures, loading, recording. A package of its own, so that a client of the
-// kernels gets no models, and so that benchmarks, tools and examples share them without depending on each other.
+// Trained models over the operators of SparseKernels: architectures, loading, recording. They are a separate package, so that
+// clients of the kernels get no models, and benchmarks, tools and examples share them without depending on each other.
 
 let language: [SwiftSetting] = [
     .enableUpcomingFeature("ExistentialAny"),

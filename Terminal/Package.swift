@@ -1,8 +1,8 @@
 // swift-tools-version: 6.2
 import PackageDescription
 
-// What people see of a long computation: progress, tables, numbers, charts. A package of its own, because benchmarks, tools and examples
-// all show such things, and because it knows no kernel: it builds and tests in seconds, and none of them has to depend on another.
+// Output for people during long computations: progress, tables, numbers, charts. It is a separate package, so that benchmarks,
+// tools and examples share it without depending on each other. It uses no kernels, so it builds and tests in seconds.
 
 let language: [SwiftSetting] = [
     .enableUpcomingFeature("ExistentialAny"),

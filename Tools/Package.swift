@@ -1,7 +1,7 @@
 // swift-tools-version: 6.2
 import PackageDescription
 
-// A separate package, so that a client of the kernels never downloads dependencies of the command line.
+// A separate package, so that clients of the kernels never download the dependencies of the command line.
 
 let language: [SwiftSetting] = [
     .enableUpcomingFeature("ExistentialAny"),
@@ -20,11 +20,11 @@ let package = Package(
         .package(
             name: "SparseKernels", path: "..",
             traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
-        // For the model that calibration data comes from.
+        // For the model that calibration data come from.
         .package(
             name: "SparseKernelsModels", path: "../Models",
             traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
-        // For the progress line, tables and the formats of numbers. Not from Benchmarks, which nothing else depends on.
+        // For the progress line, tables and number formats.
         .package(name: "SparseKernelsTerminal", path: "../Terminal"),
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     ],

@@ -1,21 +1,21 @@
 public import SparseKernels
 
-/// The trained gates of a model: one α in 0…1 per layer and key/value head. Heads with a large α need all of the context (retrieval heads);
-/// for the others the first tokens and the last ones do (streaming heads).
+/// The trained gates of a model: one α in 0…1 per layer and key/value head. Heads with a large α need the whole context
+/// (retrieval heads); the others need only the first and last tokens (streaming heads).
 ///
 /// Source: DuoAttention (Xiao et al., 2024, arXiv 2410.10819), section 2.2; `duo_attn/utils.py`, `load_attn_pattern` and
 /// `sparsify_attention_heads`.
 public struct DuoAttentionGates: Hashable, Sendable {
     public let layers: Int
     public let kvHeads: Int
-    /// Row-major `[layers, kvHeads]`, clipped to 0…1.
+    /// The gates, row-major `[layers, kvHeads]`, clipped to 0…1.
     public let values: [Double]
 
     /// - Parameters:
-    ///   - layers: layers of the model.
+    ///   - layers: number of layers of the model.
     ///   - kvHeads: key/value heads of a layer.
     ///   - values: row-major `[layers, kvHeads]`; clipped to 0…1.
-    /// - Throws: `.invalidShape` for an extent below 1 or a wrong number of values, `.invalidArgument` for values that are not finite.
+    /// - Throws: `.invalidShape` for an extent below 1 or a wrong number of values, `.invalidArgument` for non-finite values.
     public init(layers: Int, kvHeads: Int, values: [Double]) throws(SparseKernelsError) {
         for (name, extent) in [("layers", layers), ("kvHeads", kvHeads)] where extent < 1 {
             throw SparseKernelsError(.invalidShape, name, expected: "at least 1", actual: "\(extent)")
@@ -32,10 +32,10 @@ public struct DuoAttentionGates: Hashable, Sendable {
         self.values = values.map { min(1, max(0, $0)) }
     }
 
-    /// The contents of `full_attention_heads.tsv`: a line per layer, values separated by tabs. Empty lines and what follows `#` are
-    /// left out, as numpy's `loadtxt` does.
-    /// - Throws: `.malformedFile` naming the line, and the value in it, for anything that is not a finite decimal number, for lines of
-    ///   different lengths, and for a text without values.
+    /// Reads the contents of `full_attention_heads.tsv`: a line per layer, with values separated by tabs. Empty lines and the
+    /// text after a `#` are ignored, as in numpy's `loadtxt`.
+    /// - Throws: `.malformedFile` naming the line, and the value if one is at fault, for anything that is not a finite decimal
+    ///   number, lines of different lengths, and a text without values.
     public init(tsv text: String) throws(SparseKernelsError) {
         var values: [Double] = []
         var layers = 0
@@ -62,7 +62,7 @@ public struct DuoAttentionGates: Hashable, Sendable {
         try self.init(layers: layers, kvHeads: kvHeads, values: values)
     }
 
-    /// Without blanks, tabs excepted within, and without the carriage return of foreign line ends.
+    /// Removes spaces, tabs and carriage returns, which foreign line ends have, at both ends.
     private static func trimmed(_ text: Substring.UTF8View) -> Substring.UTF8View {
         func isBlank(_ byte: UInt8) -> Bool { byte == 32 || byte == 9 || byte == 13 }
         var text = text
@@ -70,7 +70,7 @@ public struct DuoAttentionGates: Hashable, Sendable {
         return text.drop(while: isBlank)
     }
 
-    /// A decimal number: what `Double.init` also takes (hexadecimal, "nan", "inf") is none.
+    /// A decimal number, or nil. `Double.init` also accepts hexadecimal numbers, "nan" and "inf", which are not.
     private static func number(_ field: Substring.UTF8View) -> Double? {
         let field = trimmed(field)
         let isDecimal = field.allSatisfy { byte in
@@ -90,18 +90,17 @@ public struct DuoAttentionGates: Hashable, Sendable {
 
     // MARK: - Binarisation
 
-    /// The heads whose gate is at least `threshold` attend to everything.
+    /// The heads for a threshold: those with a gate of at least `threshold` attend to everything.
     /// - Throws: `.invalidArgument` for NaN.
     public func heads(threshold: Double) throws(SparseKernelsError) -> DuoAttentionHeads {
         try require(!threshold.isNaN, .invalidArgument, "threshold", expected: "a number", actual: "\(threshold)")
         return try DuoAttentionHeads(layers: layers, kvHeads: kvHeads, isFull: values.map { $0 >= threshold })
     }
 
-    /// The heads at or above the `sparsity` quantile of all gates attend to everything, so that about that fraction of heads streams.
+    /// The heads for a sparsity: all but about that fraction, those at or above the `sparsity` quantile of all gates, are full.
     ///
-    /// With n gates, ⌈sparsity·(n − 1)⌉ heads stream, which is what a linearly interpolated quantile gives for different gates. Equal
-    /// gates are told apart by position: the earlier one stays full longer. The released code adds random noise instead; see
-    /// `heads(sparsity:noise:)`.
+    /// With n gates, ⌈sparsity·(n − 1)⌉ heads stream, as with a linearly interpolated quantile of distinct gates. Among equal
+    /// gates the later ones stream first. The released code adds random noise instead; see `heads(sparsity:noise:)`.
     /// - Throws: `.invalidArgument` for a sparsity outside 0…1.
     public func heads(sparsity: Double) throws(SparseKernelsError) -> DuoAttentionHeads {
         try Self.check(sparsity)
@@ -112,8 +111,9 @@ public struct DuoAttentionGates: Hashable, Sendable {
         return try DuoAttentionHeads(layers: layers, kvHeads: kvHeads, isFull: isFull)
     }
 
-    /// The released binarisation: noise in [0, 10⁻⁶) is added to every gate, and heads at or above the linearly interpolated quantile of
-    /// the sums are full. The released noise comes from numpy's global generator, unseeded unless the caller seeds it.
+    /// The heads for a sparsity as released: noise in [0, 10⁻⁶) is added to every gate, and heads at or above the linearly
+    /// interpolated quantile of the sums are full. The released noise comes from numpy's global generator, which has no seed
+    /// unless the caller sets one.
     /// - Throws: `.invalidArgument` for a sparsity outside 0…1.
     public func heads(
         sparsity: Double, noise: inout some RandomNumberGenerator
@@ -130,7 +130,7 @@ public struct DuoAttentionGates: Hashable, Sendable {
             sparsity >= 0 && sparsity <= 1, .invalidArgument, "sparsity", expected: "within 0...1", actual: "\(sparsity)")
     }
 
-    /// numpy's `quantile` with linear interpolation, from the nearer end as there.
+    /// numpy's `quantile` with linear interpolation, which starts from the nearer end.
     static func quantile(_ values: [Double], _ fraction: Double) -> Double {
         let sorted = values.sorted()
         let position = fraction * Double(sorted.count - 1)

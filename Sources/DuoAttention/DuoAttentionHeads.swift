@@ -1,10 +1,10 @@
 public import SparseKernels
 
-/// Which key/value heads of a model attend to everything, and which to the first and last tokens only.
+/// The key/value heads of a model that attend to everything. The others attend to the first and last tokens only.
 public struct DuoAttentionHeads: Hashable, Sendable {
     public let layers: Int
     public let kvHeads: Int
-    /// Row-major `[layers, kvHeads]`.
+    /// Whether each head is full, row-major `[layers, kvHeads]`.
     public let isFull: [Bool]
 
     /// - Throws: `.invalidShape` for an extent below 1 or a wrong number of values.
@@ -27,6 +27,6 @@ public struct DuoAttentionHeads: Hashable, Sendable {
         return isFull[layer * kvHeads..<(layer + 1) * kvHeads]
     }
 
-    /// Fraction of heads that stream, over all layers.
+    /// Fraction of the heads of all layers that stream.
     public var sparsity: Double { Double(isFull.count { !$0 }) / Double(isFull.count) }
 }

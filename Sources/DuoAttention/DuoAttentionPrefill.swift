@@ -1,6 +1,6 @@
 public import SparseKernels
 
-/// DuoAttention (Xiao et al., 2024, arXiv 2410.10819): full attention in some key/value heads, the first and last tokens in the others.
+/// DuoAttention (Xiao et al., 2024, arXiv 2410.10819): full attention in some key/value heads, first and last tokens in others.
 ///
 /// ```swift
 /// let gates = try DuoAttentionGates(tsv: text)
@@ -9,26 +9,26 @@ public import SparseKernels
 /// let state = try attention(query: q, key: k, value: v)
 /// ```
 ///
-/// Keys hold the whole sequence and queries its end, so that one plan serves a prompt, a later chunk of it, and a decoding step. Keys are
-/// taken as they are: with rotary positions that they were given when they were computed, as in the released code.
+/// Keys are those of the whole sequence, and queries those of its end, so that one plan serves a prompt, a later chunk of it,
+/// or a decoding step. Keys have rotary positions applied from when they were computed, as in the released code.
 ///
-/// - Complexity: full heads as dense causal attention; streaming heads queryLength · (sinkTokens + localTokens) pairs, and with
-///   `.cachedChunk` queryLength · queryLength / 2 more.
+/// - Complexity: dense causal attention in full heads; queryLength · (sinkTokens + localTokens) pairs in streaming heads, and
+///   queryLength · queryLength / 2 more with `.cachedChunk`.
 public struct DuoAttentionPrefill: AttentionOperator {
-    /// What a query of a streaming head sees.
+    /// The tokens that a query of a streaming head attends to.
     public enum Window: Hashable, Sendable {
-        /// The first `sinkTokens` tokens and the `localTokens` that end with the query's own: the definition of the paper. It does not
-        /// depend on how a prompt is cut into chunks.
+        /// The first `sinkTokens` tokens and the `localTokens` that end with the query's own, as the paper defines it. The
+        /// result does not depend on how a prompt is cut into chunks.
         case tokens
-        /// The same in whole blocks of this many tokens, both counts rounded up: the mask that the gates are trained with (128).
+        /// As `.tokens`, with both counts rounded up to whole blocks of this size. The gates were trained with blocks of 128.
         case blocks(Int)
-        /// What the released code's cache holds, and the chunk itself: the first `sinkTokens` and the last `localTokens` of the tokens
-        /// before the chunk, and the chunk up to the query. The first chunk, which has nothing before it, is full attention.
+        /// The contents of the released code's cache and the chunk: the first `sinkTokens` and the last `localTokens` of the
+        /// tokens before the chunk, and the chunk up to the query. The first chunk, which has no cache, is full attention.
         case cachedChunk
     }
 
     public let shape: AttentionShape
-    /// Per key/value head.
+    /// Whether each key/value head is full.
     public let isFull: [Bool]
     public let sinkTokens: Int
     public let localTokens: Int
@@ -39,13 +39,13 @@ public struct DuoAttentionPrefill: AttentionOperator {
     /// - Parameters:
     ///   - shape: the sizes of the operands.
     ///   - heads: whether each key/value head is full, such as a layer of `DuoAttentionHeads`.
-    ///   - sinkTokens: tokens at the start that streaming heads see: 64 in the released evaluation; the gates were trained with
-    ///     128.
-    ///   - localTokens: tokens up to the query's own that they see: 256 in the released evaluation.
-    ///   - window: which tokens the local part of a streaming head has.
+    ///   - sinkTokens: tokens at the start for streaming heads: 64 in the released evaluation; the gates were trained with 128.
+    ///   - localTokens: tokens up to the query's own for streaming heads: 256 in the released evaluation.
+    ///   - window: the rule for the tokens of streaming heads.
     ///   - modifiers: how scores become probabilities.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.invalidShape` unless there is one value per key/value head; `.invalidArgument` for negative sinks, no local tokens, or blocks below 1; `.unsupportedInstructionSet`.
+    /// - Throws: `.invalidShape` unless there is one value per key/value head; `.invalidArgument` for negative sinks, no local
+    ///   tokens, or blocks below 1; `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, heads: some Sequence<Bool>, sinkTokens: Int = 64, localTokens: Int = 256,
         window: Window = .tokens, modifiers: ScoreModifiers = ScoreModifiers(), instructionSet: InstructionSet? = nil
@@ -67,7 +67,7 @@ public struct DuoAttentionPrefill: AttentionOperator {
         self.window = window
     }
 
-    /// What a streaming head sees.
+    /// The pattern of a streaming head.
     private static func pattern(
         _ shape: AttentionShape, sinkTokens: Int, localTokens: Int, window: Window
     ) throws(SparseKernelsError) -> HeadPattern {
@@ -85,7 +85,7 @@ public struct DuoAttentionPrefill: AttentionOperator {
         case .cachedChunk:
             let past = shape.keyLength - shape.queryLength
             var runs = cachedKeys(past: past, sinkTokens: sinkTokens, localTokens: localTokens)
-            // Nothing is left out: no past, or one that the cache holds as a whole.
+            // Attention is dense without a past, and with one that the cache has as a whole.
             guard let last = runs.last, runs != [0..<past] else { return .dense }
             runs[runs.count - 1] = last.lowerBound..<shape.keyLength
             return try .runs(
@@ -97,11 +97,11 @@ public struct DuoAttentionPrefill: AttentionOperator {
 
     private static func blocks(of tokens: Int, _ size: Int) -> Int { tokens == 0 ? 0 : (tokens - 1) / size + 1 }
 
-    /// Positions of the tokens that a streaming cache holds after `past` tokens: all of them while they fit, then the first
-    /// `sinkTokens` and the last `localTokens`.
+    /// Positions of the tokens in a streaming cache after `past` tokens: all tokens while they fit, then the first `sinkTokens`
+    /// and the last `localTokens`.
     ///
-    /// Attention of a chunk over these keys and the chunk, packed one after the other, is dense causal attention aligned at the end, and
-    /// equals what `.cachedChunk` gives over the whole sequence.
+    /// For a chunk, dense causal attention over these keys followed by the chunk's, aligned at the end, equals `.cachedChunk`
+    /// over the whole sequence.
     public static func cachedKeys(past: Int, sinkTokens: Int = 64, localTokens: Int = 256) -> [Range<Int>] {
         if past <= 0 { return [] }
         let local = max(0, past - max(0, localTokens))

@@ -1,18 +1,18 @@
 public import SparseKernels
 
 extension LServeLayer {
-    /// Attention of a prompt, and its keys and values into the caches.
+    /// Computes the attention of a prompt and stores its keys and values in the caches.
     ///
-    /// Retrieval heads attend to all of the prompt, streaming heads to `prefillSinkTokens` and `prefillLocalTokens`, from the
-    /// keys and values as they are given; what is stored is rounded to the format.
+    /// Retrieval heads attend to the whole prompt, streaming heads to `prefillSinkTokens` and `prefillLocalTokens`. Attention
+    /// uses the given keys and values; the stored ones are rounded to the format.
     ///
     /// - Parameters:
     ///   - query: `[queryHeads, tokens, headDim]`.
     ///   - key: `[kvHeads, tokens, headDim]`.
     ///   - value: `[kvHeads, tokens, valueDim]`.
-    ///   - sequence: without tokens so far.
+    ///   - sequence: a sequence without tokens.
     ///   - pool: the threads to use.
-    /// - Returns: output and LSE of all heads, in the order of the model.
+    /// - Returns: output and LSE of all heads, in the model's order.
     /// - Throws: `.invalidArgument` for a sequence that has tokens; otherwise as `append`. The layer is unchanged then.
     public func prefill<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, sequence: SequenceID, on pool: WorkerPool = .shared
@@ -36,19 +36,19 @@ extension LServeLayer {
         return state
     }
 
-    /// One step of decoding for one token of every sequence.
+    /// Performs one step of decoding for one token of every sequence.
     ///
-    /// Pages are selected from what the caches hold before the step, then the tokens are appended, and each query attends to
-    /// the chosen pages and to the page of its own token.
+    /// Pages are selected from the caches as they were before the step. Then the tokens are appended, and each query attends to
+    /// the selected pages and to the page of its own token.
     ///
     /// - Parameters:
     ///   - query: `[queryHeads, sequences, headDim]`: token i is the next one of `sequences[i]`.
     ///   - key: `[kvHeads, sequences, headDim]`.
     ///   - value: `[kvHeads, sequences, valueDim]`.
-    ///   - sequences: each once, of any lengths.
+    ///   - sequences: distinct sequences of any lengths.
     ///   - pool: the threads to use.
-    /// - Returns: output `[queryHeads, sequences, valueDim]` and LSE, in the order of the model's heads.
-    /// - Throws: `.invalidArgument` for a sequence that is named twice; otherwise as `append`. The layer is unchanged then.
+    /// - Returns: output `[queryHeads, sequences, valueDim]` and LSE, with the heads in the model's order.
+    /// - Throws: `.invalidArgument` for a repeated sequence; otherwise as `append`. The layer is unchanged then.
     public func decode<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, sequences: [SequenceID],
         on pool: WorkerPool = .shared
@@ -64,7 +64,7 @@ extension LServeLayer {
         for sequence in sequences { before.append(try entry(of: sequence)) }
 
         let retrievalQuery = try Tensor(query, heads: retrievalHeads.query, tokens: 0..<count)
-        // A copy, so that a step whose tokens cannot be stored is not remembered.
+        // A copy, because the selection of a step whose tokens cannot be stored must not be kept.
         var reusable = selection
         var pages: KVSelection?
         if let cache = retrievalCache {

@@ -1,19 +1,19 @@
 public import SparseKernels
 
 extension LServeLayer {
-    /// Pages that an `append` puts into the streaming cache before it gives back what no later query sees.
+    /// Number of pages that an `append` adds to the streaming cache before it frees those that no later query attends to.
     static let slicePages = 16
 
-    /// Appends tokens without attending: a prompt whose attention was computed elsewhere.
+    /// Appends tokens without attention, for a prompt whose attention was computed elsewhere.
     ///
     /// - Parameters:
-    ///   - key: `[kvHeads, tokens, headDim]`, all heads in the order of the model.
+    ///   - key: `[kvHeads, tokens, headDim]`, with all heads in the model's order.
     ///   - value: `[kvHeads, tokens, valueDim]`.
-    ///   - sequence: gets the tokens; its next step selects pages anew.
+    ///   - sequence: the sequence that gets the tokens. Its next step selects pages anew.
     ///   - pool: the threads to use.
     /// - Throws: `.unknownSequence`; `.invalidShape` for other extents; `.capacityExceeded`; `.invalidArgument` for elements
-    ///   that the formats do not take. The layer is unchanged then.
-    /// - Complexity: O(elements). Copies of up to `slicePages` pages are made on the way.
+    ///   that the formats cannot hold. The layer is unchanged then.
+    /// - Complexity: O(elements). Scratch: copies of up to `slicePages` pages.
     public func append<K: AttentionElement, V: AttentionElement>(
         key: TensorView<K>, value: TensorView<V>, to sequence: SequenceID, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
@@ -31,7 +31,7 @@ extension LServeLayer {
             }
         }
         if let cache = streamingCache, let name = entry.streaming {
-            // Slices are given back on the way, which nothing can undo: so they go to a copy that takes the sequence's place.
+            // Freeing slices cannot be undone. So this works on a copy, which then replaces the sequence.
             do throws(SparseKernelsError) {
                 entry.streaming = try replacing(name, in: cache) { copy throws(SparseKernelsError) in
                     for tokens in slices(key.tokens) {
@@ -51,7 +51,7 @@ extension LServeLayer {
         if let name = entry.retrieval { selection?.forget(name) }
     }
 
-    /// Appends token i to `sequences[i]`, for a decoding step.
+    /// Appends token i to `sequences[i]` for a decoding step.
     /// - Throws: as `append`; the layer is unchanged then.
     func appendStep<K: AttentionElement, V: AttentionElement>(
         key: TensorView<K>, value: TensorView<V>, to sequences: [SequenceID], on pool: WorkerPool
@@ -77,7 +77,7 @@ extension LServeLayer {
         for sequence in sequences { entries[sequence]?.length += 1 }
     }
 
-    /// Gives back pages of streaming heads that no query from position `length` on sees.
+    /// Frees the pages of streaming heads that no query from position `length` on attends to.
     func discardHidden(
         _ cache: PagedKVCache, _ name: PagedKVCache.SequenceID, length: Int
     ) throws(SparseKernelsError) {
@@ -87,7 +87,7 @@ extension LServeLayer {
         }
     }
 
-    /// A copy of a sequence that `change` has changed, in its place; the sequence itself when `change` throws.
+    /// Replaces a sequence by a copy that `change` has changed, and keeps the sequence when `change` throws.
     private func replacing(
         _ name: PagedKVCache.SequenceID, in cache: PagedKVCache,
         _ change: (PagedKVCache.SequenceID) throws(SparseKernelsError) -> Void
@@ -103,7 +103,7 @@ extension LServeLayer {
         return copy
     }
 
-    /// Some tokens of the heads of a kind, into their cache.
+    /// Stores some tokens of the heads of one kind in their cache.
     private func store<K: AttentionElement, V: AttentionElement>(
         _ key: TensorView<K>, _ value: TensorView<V>, _ tokens: Range<Int>, of heads: HeadGroup, in cache: PagedKVCache,
         _ name: PagedKVCache.SequenceID, on pool: WorkerPool

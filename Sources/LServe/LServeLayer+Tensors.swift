@@ -1,7 +1,7 @@
 public import SparseKernels
 
 extension LServeLayer {
-    /// Attention of a prompt of tensors `[heads, tokens, channels]`, and its keys and values into the caches. See `prefill` with views.
+    /// Computes the attention of a prompt and stores its keys and values, from tensors `[heads, tokens, channels]`.
     /// - Throws: as `prefill` with views, and `.invalidShape` for another rank.
     public func prefill<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, sequence: SequenceID, on pool: WorkerPool = .shared
@@ -11,7 +11,7 @@ extension LServeLayer {
             sequence: sequence, on: pool)
     }
 
-    /// One step of decoding with tensors `[heads, sequences, channels]`. See `decode` with views.
+    /// Performs one step of decoding with tensors `[heads, sequences, channels]`. See `decode` with views.
     /// - Throws: as `decode` with views, and `.invalidShape` for another rank.
     public func decode<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, sequences: [SequenceID], on pool: WorkerPool = .shared
@@ -21,7 +21,7 @@ extension LServeLayer {
             sequences: sequences, on: pool)
     }
 
-    /// Appends tokens `[kvHeads, tokens, channels]` without attending. See `append` with views.
+    /// Appends tokens `[kvHeads, tokens, channels]` without attention. See `append` with views.
     /// - Throws: as `append` with views, and `.invalidShape` for another rank.
     public func append<K: AttentionElement, V: AttentionElement>(
         key: Tensor<K>, value: Tensor<V>, to sequence: SequenceID, on pool: WorkerPool = .shared

@@ -1,11 +1,10 @@
 public import SparseKernels
 
-/// Attention of one layer after LServe (Yang et al., MLSys 2025, arXiv 2502.14866): its key/value heads are of two kinds, each
-/// with a cache of its own.
+/// Attention of one layer after LServe (Yang et al., MLSys 2025, arXiv 2502.14866), with two kinds of key/value heads.
 ///
-/// *Streaming* heads read the first tokens and the last ones, and their cache gives back what lies between. *Retrieval* heads
-/// keep every token; in prefill they read all of them, when decoding the pages that `PageSelector` chooses. Which head is which
-/// comes from DuoAttention's gates, `DuoAttentionGates.heads(sparsity:)`.
+/// *Streaming* heads attend to the first and the last tokens, and their cache frees the pages between. *Retrieval* heads keep
+/// every token: they attend to all of them in prefill, and to the pages that `PageSelector` selects in decoding. Each kind has
+/// its own cache. DuoAttention's gates tell the kinds apart: `DuoAttentionGates.heads(sparsity:)`.
 ///
 /// ```swift
 /// let layer = try LServeLayer(queryHeads: 32, headDim: 128, isRetrieval: heads[0], tokenCapacity: 131_072)
@@ -14,20 +13,19 @@ public import SparseKernels
 /// let next = try layer.decode(query: q.view(), key: k.view(), value: v.view(), sequences: [sequence])
 /// ```
 ///
-/// Keys come with rotary positions applied. Heads stay in the order of the model, in operands and results.
+/// Keys have rotary positions applied. Heads have the model's order in operands and results.
 ///
-/// - Not `Sendable`: one caller at a time. Results are bitwise the same for every number of threads.
+/// - Not `Sendable`: it must not be called from two threads at once. Results are bitwise the same for every number of threads.
 /// - Source: `omniserve/modeling/models/llama_w8a8_unpad.py` and its kernels.
-/// - Complexity: prefill as `BlockSparseAttention`; a decoding step reads `tokenBudget` tokens per retrieval head, and the
-///   metadata of all of its logical pages every `selectionInterval` steps, and decodeSinkTokens + decodeLocalTokens tokens per
-///   streaming head.
+/// - Complexity: prefill as `BlockSparseAttention`. A decoding step reads `tokenBudget` tokens per retrieval head, the metadata
+///   of all its logical pages every `selectionInterval` steps, and decodeSinkTokens + decodeLocalTokens per streaming head.
 public final class LServeLayer {
-    /// A sequence of a layer. Numbers are never used again, so that a freed sequence is recognised.
+    /// A sequence of a layer. Numbers are never reused, so that a freed sequence is recognised.
     public struct SequenceID: Hashable, Sendable {
         let number: Int
     }
 
-    /// Where the tokens of a sequence are.
+    /// The location of a sequence's tokens.
     struct Entry {
         var retrieval: PagedKVCache.SequenceID?
         var streaming: PagedKVCache.SequenceID?
@@ -38,13 +36,12 @@ public final class LServeLayer {
     public let queryHeads: Int
     public let headDim: Int
     public let valueDim: Int
-    /// Per key/value head.
+    /// Whether each key/value head is a retrieval head.
     public let isRetrieval: [Bool]
     public let sequenceCapacity: Int
-    /// Of the retrieval heads, in ascending order; nil when there are none. For inspection: what is written here is not known
-    /// to the layer.
+    /// The cache of the retrieval heads in ascending order; nil without any. For inspection: the layer does not notice changes.
     public let retrievalCache: PagedKVCache?
-    /// Of the streaming heads, in ascending order; nil when there are none.
+    /// The cache of the streaming heads in ascending order; nil when there are none.
     public let streamingCache: PagedKVCache?
 
     let retrievalHeads: HeadGroup
@@ -57,9 +54,9 @@ public final class LServeLayer {
     var entries: [SequenceID: Entry] = [:]
     private var nextNumber = 0
 
-    /// The heads of a kind.
+    /// The heads of one kind.
     struct HeadGroup {
-        /// Ascending.
+        /// Key/value heads in ascending order.
         let kv: [Int]
         let query: [Int]
 
@@ -72,15 +69,15 @@ public final class LServeLayer {
     /// - Parameters:
     ///   - queryHeads: a multiple of the number of key/value heads.
     ///   - headDim: channels of queries and keys.
-    ///   - valueDim: channels of values; nil: `headDim`.
-    ///   - heads: whether each key/value head keeps the whole context, such as a layer of `DuoAttentionHeads`.
+    ///   - valueDim: channels of values; nil means `headDim`.
+    ///   - heads: whether each key/value head is a retrieval head, such as a layer of `DuoAttentionHeads`.
     ///   - configuration: pages, budget and windows.
-    ///   - tokenCapacity: tokens that all sequences together can have in retrieval heads, at least 1; rounded up to whole
-    ///     pages, with one more page per sequence for what does not fill a page.
-    ///   - sequenceCapacity: sequences at the same time, at least 1.
+    ///   - tokenCapacity: tokens of all sequences together in retrieval heads, at least 1; rounded up to whole pages, plus one
+    ///     page per sequence for a partly filled page.
+    ///   - sequenceCapacity: largest number of sequences at the same time, at least 1.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.invalidShape` for no heads, and for query heads that are not a multiple; `.invalidArgument` for a number out
-    ///   of its domain; otherwise as `KVCacheConfiguration`, `PagedAttention` and `PageSelector`.
+    /// - Throws: `.invalidShape` for no heads, or query heads that are not a multiple; `.invalidArgument` for a number out of
+    ///   its domain; otherwise as `KVCacheConfiguration`, `PagedAttention` and `PageSelector`.
     public init(
         queryHeads: Int, headDim: Int, valueDim: Int? = nil, isRetrieval heads: some Sequence<Bool>,
         configuration: LServeConfiguration = LServeConfiguration(), tokenCapacity: Int, sequenceCapacity: Int = 1,
@@ -122,7 +119,7 @@ public final class LServeLayer {
             .minMax, logicalPageSize: configuration.logicalPageSize, format: configuration.metadataFormat)
         let tokenPages = LServeConfiguration.pages(tokenCapacity, configuration.pageSize)
         let retrieval = try cache(retrievalHeads, pages: tokenPages + sequenceCapacity, metadata: metadata)
-        // One sequence more than there can be, and a slice on top: what an `append` holds that may have to be undone.
+        // One sequence above the capacity and one slice, which an `append` needs in case it is undone.
         let held = configuration.streamingPagesPerSequence * (sequenceCapacity + 1)
         let streaming = try cache(streamingHeads, pages: held + Self.slicePages, metadata: nil)
         retrievalCache = retrieval
@@ -151,14 +148,14 @@ public final class LServeLayer {
 
     // MARK: - Sequences
 
-    /// A sequence without tokens.
+    /// Makes a sequence without tokens.
     /// - Throws: `.capacityExceeded` when there are `sequenceCapacity` sequences.
     public func makeSequence() throws(SparseKernelsError) -> SequenceID {
         try requireRoom()
         return add(Entry(retrieval: retrievalCache?.makeSequence(), streaming: streamingCache?.makeSequence()))
     }
 
-    /// A sequence with the tokens of another one, whose pages both share until one writes to them.
+    /// Makes a sequence with the tokens of another one. Both share each page until one writes to it.
     /// - Throws: `.unknownSequence`; `.capacityExceeded` when there are `sequenceCapacity` sequences.
     public func fork(_ sequence: SequenceID) throws(SparseKernelsError) -> SequenceID {
         let parent = try entry(of: sequence)
@@ -169,7 +166,7 @@ public final class LServeLayer {
         return add(child)
     }
 
-    /// Gives back what a sequence has.
+    /// Frees a sequence and its pages.
     /// - Throws: `.unknownSequence`.
     public func free(_ sequence: SequenceID) throws(SparseKernelsError) {
         let entry = try entry(of: sequence)
@@ -181,7 +178,7 @@ public final class LServeLayer {
         entries[sequence] = nil
     }
 
-    /// Tokens of a sequence, those included that streaming heads no longer hold.
+    /// Number of tokens of a sequence, including those that streaming heads no longer have.
     /// - Throws: `.unknownSequence`.
     public func length(of sequence: SequenceID) throws(SparseKernelsError) -> Int { try entry(of: sequence).length }
 
@@ -208,10 +205,10 @@ public final class LServeLayer {
 
     // MARK: - Memory
 
-    /// Bytes of both pools.
+    /// Bytes of the page pools of both caches.
     public var byteCount: Int { (retrievalCache?.byteCount ?? 0) + (streamingCache?.byteCount ?? 0) }
-    /// Bytes of the pages that sequences hold, in both pools.
+    /// Bytes of the pages that belong to sequences, in both caches.
     public var usedByteCount: Int { (retrievalCache?.usedByteCount ?? 0) + (streamingCache?.usedByteCount ?? 0) }
-    /// Selections made so far, one per sequence and step that did not reuse.
+    /// Number of selections so far: one per sequence and step without reuse.
     public var selectionCount: Int { selection?.selectionCount ?? 0 }
 }

@@ -1,15 +1,15 @@
 internal import Foundation
 
-/// The patterns of a model's heads, as the offline search leaves them: layer → head → pattern.
+/// The attention patterns of a model's heads, by layer and head, as found by the offline search.
 ///
 /// The JSON form is the released one, an array with one object per layer:
 ///
 ///     [{"0": ["vertical_and_slash", 1000, 6096, 0.93], "1": ["stream_llm", 100, 800, 0.9], …}, …]
 ///
-/// The numbers are (vertical, slash) for `vertical_and_slash` and (initial, local) for `stream_llm`. `block_sparse` ignores them: it
-/// keeps 100 blocks of 64. The last number is the score that the search gave the pattern.
+/// The numbers are (vertical, slash) for `vertical_and_slash` and (initial, local) for `stream_llm`. `block_sparse` ignores
+/// them: it always keeps 100 blocks of 64. The last number is the score that the search gave the pattern.
 public struct MInferenceConfiguration: Hashable, Sendable {
-    /// A head's pattern and what the search measured for it.
+    /// The pattern of a head and the score that the search gave it.
     public struct Entry: Hashable, Sendable {
         public var head: MInferenceHead
         public var score: Double
@@ -20,9 +20,9 @@ public struct MInferenceConfiguration: Hashable, Sendable {
         }
     }
 
-    /// For every layer, the heads that have an entry.
+    /// The entries of every layer, by head.
     public var layers: [[Int: Entry]]
-    /// Layers before this one are dense.
+    /// The first layer with these patterns. Earlier layers are dense.
     public var startingLayer: Int
 
     public init(layers: [[Int: Entry]], startingLayer: Int = 0) {
@@ -30,8 +30,8 @@ public struct MInferenceConfiguration: Hashable, Sendable {
         self.startingLayer = startingLayer
     }
 
-    /// Reads a file of the released form.
-    /// - Throws: `.inputOutput` when it cannot be read, otherwise as below.
+    /// Reads a file in the released form.
+    /// - Throws: `.inputOutput` when the file cannot be read, otherwise as `init(json:startingLayer:)`.
     public init(path: String, startingLayer: Int = 0) throws(SparseKernelsError) {
         let data: Data
         do {
@@ -42,9 +42,9 @@ public struct MInferenceConfiguration: Hashable, Sendable {
         try self.init(json: data, named: path, startingLayer: startingLayer)
     }
 
-    /// Reads text of the released form.
-    /// - Throws: `.malformedFile` naming the layer and head at fault when the text is not JSON of this form, has an unknown pattern,
-    ///   or a number out of its domain.
+    /// Reads a text in the released form.
+    /// - Throws: `.malformedFile` naming the layer and head when the text is not JSON of this form, has an unknown pattern, or
+    ///   has a number out of its domain.
     public init(json: String, startingLayer: Int = 0) throws(SparseKernelsError) {
         try self.init(json: Data(json.utf8), named: "json", startingLayer: startingLayer)
     }
@@ -89,8 +89,8 @@ public struct MInferenceConfiguration: Hashable, Sendable {
     }
 
     /// The released JSON form.
-    /// - Throws: `.invalidArgument` naming an entry that the form cannot hold: `.dense`, block-sparse heads of other numbers than 100
-    ///   and 64, or a score that is not finite.
+    /// - Throws: `.invalidArgument` naming an entry that the form cannot express: `.dense`, block-sparse heads with numbers
+    ///   other than 100 and 64, or a score that is not finite.
     public func json() throws(SparseKernelsError) -> String {
         var released: [[String: ReleasedEntry]] = []
         for (layer, entries) in layers.enumerated() {
@@ -102,7 +102,7 @@ public struct MInferenceConfiguration: Hashable, Sendable {
         }
         let encoder = JSONEncoder()
         encoder.outputFormatting = .sortedKeys
-        // Strings, integers and finite numbers: nothing that the encoder refuses.
+        // The encoder accepts all strings, integers and finite numbers, so it cannot fail.
         return String(decoding: try! encoder.encode(released), as: UTF8.self)
     }
 
@@ -113,7 +113,7 @@ public struct MInferenceConfiguration: Hashable, Sendable {
             case .dataCorrupted(let context): context
             default: nil
             }
-        // Layer, then head: Foundation gives a key like "0" an integer value as well.
+        // The path is layer, then head. Foundation gives a key like "0" an integer value as well.
         let path = (context?.codingPath ?? []).enumerated().map { level, key in
             level == 0 ? "[\(key.intValue ?? 0)]" : "[\"\(key.stringValue)\"]"
         }
@@ -140,7 +140,7 @@ private struct ReleasedEntry: Codable {
             score = try container.decode(Double.self)
             if container.isAtEnd { return }
         } catch {}
-        // Foundation's own errors do not always say where, and not all of them are decoding errors.
+        // Foundation's own errors do not always name the place, and not all of them are decoding errors.
         throw DecodingError.dataCorrupted(
             DecodingError.Context(codingPath: decoder.codingPath, debugDescription: "an entry of another form"))
     }

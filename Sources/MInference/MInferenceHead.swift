@@ -1,21 +1,21 @@
-/// What one head of a layer does in prefill: MInference's patterns, assigned offline and filled in from each prompt.
+/// The attention pattern of one head in prefill: chosen offline, and filled in from each prompt.
 public enum MInferenceHead: Hashable, Sendable {
-    /// The heaviest keys and distances, from the attention of the last 64 queries. See `VerticalSlashSelection` for what counts as
-    /// kept in any case, and for the least numbers.
+    /// The keys and distances with the largest attention from the last 64 queries. `VerticalSlashSelection` documents which are
+    /// always kept, and the smallest numbers.
     case verticalSlash(vertical: Int, slash: Int)
-    /// The best `topK` key blocks of every query block by the product of their means. The paper's block size is 64.
+    /// The `topK` key blocks of every query block with the largest product of block means. The paper's block size is 64.
     case blockSparse(topK: Int = 100, blockSize: Int = 64)
-    /// The first `initial` keys and the `local` keys that end at the query: a streaming head.
+    /// A streaming head: the first `initial` keys and the `local` keys that end at the query.
     case aShape(initial: Int, local: Int)
-    /// Every key.
+    /// All keys.
     case dense
 
-    /// What a head does that no configuration mentions.
+    /// The pattern of heads that a configuration does not mention.
     public static let standard = MInferenceHead.verticalSlash(vertical: 1000, slash: 6096)
     /// The library's own A-shape.
     public static let standardAShape = MInferenceHead.aShape(initial: 128, local: 3968)
 
-    /// Throws unless the numbers are in their domains.
+    /// Throws unless all numbers are in their domains.
     func validate(named name: @autoclosure () -> String) throws(SparseKernelsError) {
         func check(_ field: String, _ value: Int, least: Int) throws(SparseKernelsError) {
             try require(

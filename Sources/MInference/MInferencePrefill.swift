@@ -1,23 +1,23 @@
-/// MInference prefill: every head attends in the pattern it was assigned, filled in from the prompt.
+/// MInference prefill: every head attends with its assigned pattern, filled in from the prompt.
 ///
 /// ```swift
 /// let prefill = try MInferencePrefill(shape, heads: [.verticalSlash(vertical: 1000, slash: 6096)])
 /// let result = try prefill(query: q, key: k, value: v)   // result.state, result.patterns, result.density
 /// ```
 ///
-/// - Attention is causal, queries aligned at the end of the keys. Rotary embeddings have been applied.
+/// - Attention is causal, aligned at the end of the keys. Queries and keys have rotary embeddings applied.
 /// - Results are bitwise the same for every number of threads.
 /// - Source: MInference (arXiv 2407.02490), microsoft/MInference. Deviations are listed in Docs/Papers/MInference.md.
-/// - Complexity: per vertical-slash head 64 · `keyLength` · `headDim` multiply-adds and an index over
-///   `queryLength`/64 · (vertical + slash) lines; then what `BlockSparseAttention` costs for the kept keys.
-/// - Scratch: that of the operators; a vertical-slash head holds 64 · `keyLength` floats per thread.
+/// - Complexity: per vertical-slash head 64 · `keyLength` · `headDim` multiply-adds and an index of `queryLength`/64 ·
+///   (vertical + slash) lines, plus `BlockSparseAttention` over the kept keys.
+/// - Scratch: that of the operators; a vertical-slash head uses 64 · `keyLength` floats per thread.
 public struct MInferencePrefill: PredictiveAttention {
     public let shape: AttentionShape
-    /// One per query head.
+    /// The patterns, one per query head.
     public let heads: [MInferenceHead]
-    /// Factor on q·k in attention and in vertical-slash scoring.
+    /// Factor on q·k in attention and in vertical-slash scoring; nil means 1/√headDim.
     public let softmaxScale: Float?
-    /// Smallest distances that vertical-slash heads keep in any case.
+    /// Number of the smallest distances that vertical-slash heads always keep.
     public let forcedDistances: Int
     /// The instruction set that runs.
     public let instructionSet: InstructionSet
@@ -25,8 +25,8 @@ public struct MInferencePrefill: PredictiveAttention {
     /// - Parameters:
     ///   - shape: the sizes of the operands.
     ///   - heads: one pattern for all query heads, or one per query head.
-    ///   - softmaxScale: 1/√headDim unless given.
-    ///   - forcedDistances: 100 as released; the released pattern search uses 30.
+    ///   - softmaxScale: factor on q·k; nil means 1/√headDim.
+    ///   - forcedDistances: number of the smallest distances that are always kept: 100 as released, 30 in the released search.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidShape` for 2³⁰ keys or a wrong number of patterns; `.invalidArgument` naming the
     ///   number of a pattern that is out of its domain; `.unsupportedInstructionSet`.
@@ -52,13 +52,13 @@ public struct MInferencePrefill: PredictiveAttention {
         self.instructionSet = try InstructionSet.resolve(instructionSet)
     }
 
-    /// What a call attended to.
+    /// The patterns of a call and the plan of attention.
     public struct Selected: Sendable {
-        /// What each query head attended to.
+        /// The pattern of each query head.
         public let patterns: [HeadPattern]
         /// The plan of attention over the patterns.
         public let attention: BlockSparseAttention
-        /// Kept fraction of the causal query-key pairs, over all query heads.
+        /// Kept fraction of the causal query-key pairs of all query heads.
         public var density: Double { attention.density }
     }
 
@@ -98,7 +98,7 @@ public struct MInferencePrefill: PredictiveAttention {
         return patterns
     }
 
-    /// Chooses the pattern of every query head, and plans the attention over them, which tells their density.
+    /// Chooses the pattern of every query head and makes the plan of attention over the patterns, which has their density.
     /// - Throws: `.invalidShape` naming the operand that disagrees with the shape.
     public func select<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
@@ -110,10 +110,10 @@ public struct MInferencePrefill: PredictiveAttention {
         return Selected(patterns: patterns, attention: attention)
     }
 
-    /// The plan that was made with the selection.
+    /// The plan that `select` made.
     public func attention(over selected: Selected) -> BlockSparseAttention { selected.attention }
 
-    /// The index of every vertical-slash head, built head by head on the pool.
+    /// The indices of all vertical-slash heads, built head by head on the pool.
     private func keyRuns(
         _ scores: VerticalSlashScores, heads indices: [Int], on pool: WorkerPool
     ) -> [Swift.Result<KeyRuns, SparseKernelsError>] {
@@ -132,7 +132,7 @@ public struct MInferencePrefill: PredictiveAttention {
         }
     }
 
-    /// One mask for the block-sparse heads of a block size. Other heads keep a block per row there, which nobody reads.
+    /// One mask for all block-sparse heads with one block size. In it, the other heads have one unused block per row.
     private func blockMask<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, blockSize: Int, on pool: WorkerPool
     ) throws(SparseKernelsError) -> BlockMask {

@@ -1,7 +1,7 @@
 internal import Foundation
 
 extension MInferenceSearch {
-    /// What is tried: for each candidate, its pattern for every query head.
+    /// The candidates, each with its pattern for every query head.
     func candidates<Q: AttentionElement, K: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool
     ) throws(SparseKernelsError) -> [[MInferenceHead]] {
@@ -40,7 +40,7 @@ extension MInferenceSearch {
         }
     }
 
-    /// The most blocks of 64 per row whose pairs, counted in whole blocks, stay within the budget; at least 1.
+    /// The largest number of blocks of 64 per row whose pairs, counted in whole blocks, stay within the budget; at least 1.
     private func blocks(within budget: Int) throws(SparseKernelsError) -> Int {
         let grid = try BlockGrid(shape, blockSize: 64, isCausal: true)
         func pairs(_ count: Int) -> Int {
@@ -56,7 +56,7 @@ extension MInferenceSearch {
         return low
     }
 
-    /// The most slashes whose index stays within the budget beside the verticals; at least the released minimum.
+    /// The largest number of slashes whose index, with the verticals, stays within the budget; at least the released minimum.
     private func slashes(
         within budget: Int, vertical: Int, _ scores: VerticalSlashScores, head: Int, _ oneHead: AttentionShape
     ) throws(SparseKernelsError) -> Int {
@@ -73,7 +73,7 @@ extension MInferenceSearch {
 }
 
 extension AttentionState {
-    /// The part of a query's attention mass over all keys that the keys of this state hold: e^(LSE − LSE_all), 1 at most.
+    /// The fraction of a query's attention mass over all keys that is on the keys of this state: min(1, e^(LSE − LSE_all)).
     func keptMass(of all: AttentionState, row: Int) -> Double {
         min(1, exp(Double(logSumExp[flat: row]) - Double(all.logSumExp[flat: row])))
     }

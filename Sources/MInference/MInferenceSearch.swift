@@ -1,24 +1,24 @@
-/// The offline pattern search: which pattern suits each head, measured on one prompt.
+/// The offline pattern search, which finds a pattern for each head by measurements on one prompt.
 ///
-/// Two rules:
+/// There are two rules:
 ///
-/// * `.paper`, the rule of the paper (algorithm 1, kernel-aware sparse pattern search): candidates of equal work, the smallest
-///   output error wins. Work is that of an A-shape. Vertical-slash candidates fix the number of verticals and get as many slashes as the
-///   work allows, block-sparse heads as many blocks.
-/// * `.released`, the rule of the released code (`search_pattern`): six candidates of unequal work, the largest recall of
-///   attention mass wins, averaged over the queries from 2500 on. The winner is then relabelled, because the released kernels are used
-///   for vertical-slash heads only: an A-shape becomes vertical-slash of the same numbers, block-sparse becomes (1000, 6096).
+/// * `.paper`, the rule of the paper (algorithm 1, kernel-aware sparse pattern search): among candidates of equal work the
+///   smallest output error wins. The work is that of an A-shape. Vertical-slash candidates have fixed numbers of verticals and
+///   as many slashes as the work allows, block-sparse heads as many blocks.
+/// * `.released`, the rule of the released code (`search_pattern`): among six candidates of unequal work the largest recall of
+///   attention mass wins, averaged over the queries from 2500 on. The winner is then relabelled, because released kernels run
+///   vertical-slash heads only: an A-shape becomes vertical-slash with its numbers, block-sparse becomes (1000, 6096).
 ///
-/// Candidates are measured on what would run: index blocks of 64 and all. The released search looks at single lines instead, which
-/// `.released` does not imitate. It forces 30 distances, as released; `.paper` forces 100, as prefill does.
+/// Candidates are measured as they run, with index blocks of 64. The released search measures single lines instead, which
+/// `.released` does not imitate. `.released` forces 30 distances, as released; `.paper` forces 100, as prefill does.
 ///
-/// - Complexity: dense attention once, and every candidate once; fitting slashes costs about 15 indices per head and candidate.
+/// - Complexity: one attention per candidate and a dense one; fitting slashes takes about 15 indices per head and candidate.
 public struct MInferenceSearch: Sendable {
     public enum Mode: Hashable, Sendable {
-        /// Equal work, least error. `initial` and `local` are the A-shape that sets the work, `verticals` the numbers of verticals
-        /// to try.
+        /// Smallest error at equal work. `initial` and `local` are the A-shape that defines the work, `verticals` the numbers
+        /// of verticals that are tried.
         case paper(initial: Int = 1024, local: Int = 4096, verticals: [Int] = [30, 100, 500, 3500])
-        /// Most recall of the released candidates over queries from `firstQuery` on, relabelled.
+        /// Largest recall of the released candidates over queries from `firstQuery` on, then relabelled.
         case released(firstQuery: Int = 2500)
     }
 
@@ -36,19 +36,19 @@ public struct MInferenceSearch: Sendable {
 
     /// The result for one head.
     public struct Choice: Hashable, Sendable {
-        /// The pattern to use: the winner's, or what the released code relabels it to.
+        /// The pattern to use: the winner, or the pattern to which the released code relabels it.
         public let head: MInferenceHead
         /// The winner as measured.
         public let winner: Measurement
-        /// All candidates, in the order they were tried; of equal ones the first wins.
+        /// All candidates, in the order in which they were tried. Among equal ones the first wins.
         public let measurements: [Measurement]
 
-        /// The entry of a configuration.
+        /// The entry for a configuration.
         public var entry: MInferenceConfiguration.Entry { .init(head, score: winner.measure) }
     }
 
-    /// - Throws: `.invalidShape` for more queries than keys, or no query from `firstQuery` on; `.invalidArgument` for numbers out of
-    ///   their domains; `.unsupportedInstructionSet`.
+    /// - Throws: `.invalidShape` for more queries than keys, or no query from `firstQuery` on; `.invalidArgument` for numbers
+    ///   out of their domains; `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, mode: Mode = .paper(), softmaxScale: Float? = nil, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
@@ -73,7 +73,7 @@ public struct MInferenceSearch: Sendable {
             .instructionSet
     }
 
-    /// Searches on one layer's operands `[heads, tokens, channels]`: a choice per query head.
+    /// Chooses the pattern of every query head from one layer's operands `[heads, tokens, channels]`.
     /// - Throws: `.invalidShape` naming the operand that disagrees with the shape.
     public func callAsFunction<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, value: Tensor<V>, on pool: WorkerPool = .shared
@@ -133,7 +133,7 @@ public struct MInferenceSearch: Sendable {
         return difference == 0 ? 0 : (difference / norm).squareRoot()
     }
 
-    /// The kept attention mass e^(LSE − LSE_dense) of a query, averaged over those that are measured.
+    /// The kept attention mass e^(LSE − LSE_dense), averaged over the measured queries of a head.
     private func recall(_ state: AttentionState, _ dense: AttentionState, head: Int) -> Double {
         guard case .released(let first) = mode else { preconditionFailure("recall is the released measure") }
         var sum = 0.0

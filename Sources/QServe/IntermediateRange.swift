@@ -1,27 +1,27 @@
 public import SparseKernels
 
-/// The signed bytes between the two levels of a progressively quantised weight, s2 · q − zero: how far they reach, and whether they fit.
+/// The range check for the signed bytes s2 · q − zero between the two levels of a progressively quantised weight.
 ///
-/// QServe's kernels compute them in bytes that wrap around. Only its quantiser keeps them in range; neither its packers nor its engine
-/// look (omniserve issues 59 and 60), so that third-party weights can be silently wrong there. Everything here that reads or writes its
-/// format looks.
+/// QServe's kernels compute these bytes with wrap-around. QServe's quantiser keeps them in range, but its packers and engine do
+/// not check (omniserve issues 59 and 60), so third-party weights can be wrong there without an error. All readers and writers
+/// of the format in this module check.
 public struct IntermediateRange: Hashable, Sendable {
     public let lowest: Int
     public let highest: Int
-    /// Elements outside −128…127.
+    /// Number of elements outside −128…127.
     public let violations: Int
-    /// The first row that has one.
+    /// The first row with such an element.
     public let firstViolatingRow: Int?
 
-    /// Every byte fits.
+    /// Whether all elements fit into signed bytes.
     public var fits: Bool { violations == 0 }
 
-    /// Looks at all codes.
+    /// Checks all codes.
     /// - Parameters:
-    ///   - weight: 4-bit unsigned codes in groups, with `scales` = s2, `offsets` = zero and `channelScales` = s1.
+    ///   - weight: unsigned 4-bit codes in groups, with `scales` = s2, `offsets` = zero and `channelScales` = s1.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidArgument` for a weight of another form, an s2 that is no integer of 0…127, and a zero that is no integer of
-    ///   −127…128, which is stored as the signed byte −zero.
+    /// - Throws: `.invalidArgument` for a weight of another form, an s2 that is not an integer of 0…127, or a zero that is not
+    ///   an integer of −127…128, which is stored as the signed byte −zero.
     /// - Complexity: O(outFeatures · inFeatures), rows in parallel.
     public init(_ weight: QuantizedWeight, on pool: WorkerPool = .shared) throws(SparseKernelsError) {
         guard weight.format.code == .uint4, let groupSize = weight.format.groupSize, weight.channelScales != nil,

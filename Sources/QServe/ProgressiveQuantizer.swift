@@ -1,6 +1,6 @@
 public import SparseKernels
 
-/// QServe's progressive quantisation of a linear layer's weight: 8 bits per output channel, then 4 bits per group inside those 8.
+/// QServe's progressive quantisation of a linear layer's weight: to 8 bits per output channel, then to 4 bits per group.
 ///
 /// With groups, for row n and its group j:
 ///
@@ -9,34 +9,33 @@ public import SparseKernels
 ///     q   = clamp(rne((w + zero) / s2), 0, 15)
 ///     W ≈ s1 · (s2 · q − zero)
 ///
-/// where rne rounds to the nearest integer, ties to even. The bracket is what a kernel multiplies with 8-bit activations, so it must
-/// fit a signed byte: see `protectiveRange`. Without groups ("per channel") there is one level:
+/// where rne rounds to the nearest integer, ties to even. Kernels multiply the bracket with 8-bit activations, so it must fit
+/// into a signed byte: see `protectiveRange`. Without groups ("per channel") there is one level:
 ///
 ///     s1  = fp16((max W − min W) / 15)    zero = fp16(−min W)             of the row
 ///     q   = clamp(rne((W + zero) / s1), 0, 15)
 ///     W ≈ s1 · q − zero
 ///
-/// A scale of 0, that of a row or group of equal elements, becomes 1: nothing is divided by zero, and a row of zeros stays one.
+/// A scale of 0, from a row or group of equal elements, becomes 1. This avoids divisions by zero, and rows of zeros stay zero.
 ///
-/// Source: QServe (Lin et al., 2024, arXiv 2405.04532), section 4.1, in the form that deepcompressor ships ("PostScale" zeros, level 2
+/// Source: QServe (Lin et al., 2024, arXiv 2405.04532), section 4.1, in the form of deepcompressor ("PostScale" zeros, level 2
 /// from W/s1 and not from rounded bytes).
 public struct ProgressiveQuantizer: Hashable, Sendable {
-    /// Input features that share s2 and zero; nil: one level, per channel.
+    /// Number of input features that share s2 and zero; nil means one level, per channel.
     public let groupSize: Int?
-    /// What the largest magnitude of a row becomes in level 1.
+    /// The magnitude in level 1 of the largest element of a row.
     public let range: Int
 
-    /// The largest range for which no bracket leaves −128…127; the paper's 119 holds it too.
+    /// The largest range for which every bracket is in −128…127. This also holds for the paper's 119.
     ///
-    /// With w in ±120, s2 ≤ 16. Rounding q adds at most s2/2 to max w, so that s2 ≤ 15 ends below 127.5. For s2 = 16 and q = 15 the
-    /// quotient was above 14½ (a tie rounds to 14), hence max w + zero > 232, zero ≥ 113 and 16 · 15 − zero ≤ 127. The lowest bracket
-    /// is −zero ≥ −120.
+    /// With w in ±120, s2 ≤ 16. Rounding q adds at most s2/2 to max w, so that s2 ≤ 15 ends below 127.5. For s2 = 16 and q = 15
+    /// the quotient was above 14½ (a tie rounds to 14), hence max w + zero > 232, zero ≥ 113 and 16 · 15 − zero ≤ 127. The
+    /// lowest bracket is −zero ≥ −120.
     public static let protectiveRange = 120
 
     /// - Parameters:
-    ///   - groupSize: 16, 32, 64 or 128, which is QServe's own and the only one that its files hold; nil: per channel.
-    ///   - range: 1 to 127. Above `protectiveRange` quantisation fails for weights whose brackets leave a signed byte. Not used per
-    ///     channel.
+    ///   - groupSize: 16, 32, 64 or 128; nil means per channel. QServe itself and its files only have 128.
+    ///   - range: 1 to 127; unused per channel. Above `protectiveRange`, quantisation fails if a bracket exceeds a signed byte.
     /// - Throws: `.invalidArgument` for other values.
     public init(groupSize: Int? = 128, range: Int = ProgressiveQuantizer.protectiveRange) throws(SparseKernelsError) {
         _ = try WeightFormat(.uint4, groupSize: groupSize)
@@ -47,11 +46,11 @@ public struct ProgressiveQuantizer: Hashable, Sendable {
 
     /// Quantises a weight `[outFeatures, inFeatures]`.
     ///
-    /// The result has `scales` = s2, `offsets` = zero and `channelScales` = s1, or per channel `scales` = s1 and `offsets` = zero. The
-    /// last group of a row may be short.
+    /// The result has `scales` = s2, `offsets` = zero and `channelScales` = s1, or per channel `scales` = s1 and `offsets` =
+    /// zero. The last group of a row may be short.
     ///
-    /// - Throws: `.invalidShape` unless the weight has rank 2; `.invalidArgument` for an element that is not finite, a row whose scale
-    ///   or zero is beyond fp16, and a bracket outside −128…127.
+    /// - Throws: `.invalidShape` unless the weight has rank 2; `.invalidArgument` for an element that is not finite, a row
+    ///   whose scale or zero is beyond fp16, or a bracket outside −128…127.
     /// - Complexity: O(outFeatures · inFeatures), rows in parallel. Results are bitwise the same for every number of threads.
     public func callAsFunction(
         _ weight: Tensor<Float>, on pool: WorkerPool = .shared

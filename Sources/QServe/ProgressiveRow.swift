@@ -2,20 +2,20 @@ internal import SparseKernels
 
 /// One quantised row of a weight.
 struct ProgressiveRow: Sendable {
-    /// Why a row cannot be quantised.
+    /// The reason why a row cannot be quantised.
     enum Failure: Error {
         case notFinite, scaleOverflow, bracketOverflow
     }
 
-    /// Pairs of nibbles, the even column in the low one.
+    /// Pairs of nibbles, with the even column in the low nibble.
     private(set) var codes: [UInt8]
     private(set) var scales: [Float] = []
     private(set) var offsets: [Float] = []
     private(set) var channelScale: Float = 1
 
     /// - Parameters:
-    ///   - groupSize: nil: one level.
-    ///   - byteCount: of the codes, padding included.
+    ///   - groupSize: nil means one level.
+    ///   - byteCount: bytes of the codes, including padding.
     init(_ row: Span<Float>, groupSize: Int?, range: Float, byteCount: Int) throws(Failure) {
         codes = [UInt8](repeating: 0, count: byteCount)
         let (low, high) = try Self.extremes(of: row)
@@ -30,7 +30,7 @@ struct ProgressiveRow: Sendable {
         }
     }
 
-    /// One level: scale and zero in fp16.
+    /// Quantises one level, with scale and zero in fp16.
     private mutating func quantizeChannel(_ row: Span<Float>, low: Float, high: Float) throws(Failure) {
         let rounded = try Self.half((high - low) / 15)
         let scale = rounded == 0 ? 1 : rounded
@@ -40,10 +40,10 @@ struct ProgressiveRow: Sendable {
         offsets.append(zero)
     }
 
-    /// Level 2 of one group: scale and zero are integers.
+    /// Quantises level 2 of one group. Scale and zero are integers.
     private mutating func quantizeGroup(_ row: Span<Float>, _ members: Range<Int>, range: Float) throws(Failure) {
         let channelScale = channelScale
-        // The scale was rounded, so that |w| can come out a little above the range; far above it where fp16 is subnormal.
+        // The scale was rounded, so |w| can be a little above the range, and far above it where fp16 is subnormal.
         func levelOne(_ column: Int) -> Float { max(-range, min(range, row[column] / channelScale)) }
 
         var (low, high) = (Float.infinity, -Float.infinity)
@@ -55,7 +55,7 @@ struct ProgressiveRow: Sendable {
         let rounded = ((high - low) / 15).rounded(.toNearestOrEven)
         let scale = rounded == 0 ? 1 : rounded
         let zero = (-low).rounded(.toNearestOrEven)
-        // Codes grow with the weight: no bracket of the group is outside these two.
+        // Codes grow with the weight, so all brackets of the group are between these two.
         guard
             Float(Self.code((high + zero) / scale)) * scale - zero <= 127,
             Float(Self.code((low + zero) / scale)) * scale - zero >= -128

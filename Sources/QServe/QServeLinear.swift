@@ -2,14 +2,14 @@ public import SparseKernels
 
 /// A linear layer with QServe's weights and 8-bit activations (W4A8): y = x̂ · Wᵀ + bias.
 ///
-/// Activations are quantised as the product runs, symmetrically, with one scale per token: scale = max |x| / 127, rounded to the element
-/// type of x, and code = x / scale to nearest even. The released engine works in fp16; with x in `Float16` codes and scales are its own,
-/// and with x in `Float` the scale is not rounded.
+/// Activations are quantised during the product, symmetrically, with one scale per token: scale = max |x| / 127, rounded to the
+/// element type of x, and code = x / scale, rounded to nearest even. The released engine uses fp16: with x in `Float16` codes
+/// and scales are equal to its own. With x in `Float` the scale is not rounded.
 ///
 ///     let layer = try QServeLinear(weight: weight, bias: bias)
 ///     let y = try layer(x)
 public struct QServeLinear: Sendable {
-    /// The weight as the kernels read it, and the bias. The logical weight is not kept.
+    /// The weight, packed for the kernels, and the bias. The logical weight is not kept.
     public let linear: QuantizedLinear
 
     public var outFeatures: Int { linear.outFeatures }
@@ -20,10 +20,10 @@ public struct QServeLinear: Sendable {
     /// - Parameters:
     ///   - weight: `[outFeatures, inFeatures]`.
     ///   - bias: `[outFeatures]`.
-    ///   - quantizer: how; QServe's groups of 128 by default.
+    ///   - quantizer: the settings; QServe's groups of 128 by default.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: what the quantizer throws, and as `init(quantized:bias:instructionSet:on:)`.
+    /// - Throws: the errors of the quantizer and of `init(quantized:bias:instructionSet:on:)`.
     public init(
         weight: Tensor<Float>, bias: Tensor<Float>? = nil, quantizer: ProgressiveQuantizer? = nil,
         instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared
@@ -32,16 +32,16 @@ public struct QServeLinear: Sendable {
         try self.init(quantized: quantizer(weight, on: pool), bias: bias, instructionSet: instructionSet, on: pool)
     }
 
-    /// A layer of a file.
+    /// Reads a layer of a file.
     ///
     /// - Parameters:
-    ///   - file: a QServe checkpoint; it is copied from, and need not stay open.
-    ///   - prefix: the layer's name in it, such as `model.layers.0.mlp.down_proj`; empty: none.
+    ///   - file: a QServe checkpoint. Its data are copied, so it need not stay open.
+    ///   - prefix: the layer's name in the file, such as `model.layers.0.mlp.down_proj`; empty for none.
     ///   - order: the packer that made the file.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: as `QServeTensors.init(file:prefix:)`; `.malformedFile` for negative scales and bytes between the levels that do not fit;
-    ///   `.unsupportedInstructionSet`.
+    /// - Throws: as `QServeTensors.init(file:prefix:)`; `.malformedFile` for negative scales or bytes between the levels that
+    ///   do not fit; `.unsupportedInstructionSet`.
     public init(
         file: SafetensorsFile, prefix: String = "", order: QServeTensors.Order, instructionSet: InstructionSet? = nil,
         on pool: WorkerPool = .shared
@@ -53,11 +53,11 @@ public struct QServeLinear: Sendable {
         try self.init(checked: weight, bias: tensors.bias, instructionSet: instructionSet)
     }
 
-    /// A layer of packed tensors.
+    /// Makes a layer from packed tensors.
     ///
     /// - Parameters:
     ///   - tensors: the packed tensors.
-    ///   - order: the packer that made them.
+    ///   - order: the packer that made the tensors.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: as `QServeTensors.weight(order:on:)`, and `.unsupportedInstructionSet`.
@@ -69,14 +69,14 @@ public struct QServeLinear: Sendable {
             checked: tensors.weight(order: order, on: pool), bias: tensors.bias, instructionSet: instructionSet)
     }
 
-    /// A layer with a weight that was quantised before.
+    /// Makes a layer from a quantised weight.
     ///
     /// - Parameters:
-    ///   - weight: of the form that `ProgressiveQuantizer` makes: uint4 with offsets, in groups with channel scales or per channel.
+    ///   - weight: in the form of `ProgressiveQuantizer`: uint4 with offsets, in groups with channel scales or per channel.
     ///   - bias: `[outFeatures]`.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidArgument` for a weight of another form for bytes between the levels that do not fit, and for a bias that is
+    /// - Throws: `.invalidArgument` for a weight of another form, bytes between the levels that do not fit, or a bias that is
     ///   not finite; `.invalidShape` for another shape of the bias; `.unsupportedInstructionSet`.
     public init(
         quantized weight: QuantizedWeight, bias: Tensor<Float>? = nil, instructionSet: InstructionSet? = nil,
@@ -120,7 +120,7 @@ public struct QServeLinear: Sendable {
         try linear.run(x: x, y: y, on: pool)
     }
 
-    /// y for the rows of x, in a new tensor `[tokens, outFeatures]`.
+    /// Computes y for the rows of x in a new tensor `[tokens, outFeatures]`.
     /// - Throws: as `run`.
     public func callAsFunction<X: AttentionElement>(
         _ x: Tensor<X>, on pool: WorkerPool = .shared

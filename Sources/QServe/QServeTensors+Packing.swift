@@ -1,10 +1,10 @@
 public import SparseKernels
 
-// `qweight` is cut into blocks of 32 rows × 32 columns, row of blocks by row of blocks, 512 bytes each. Within a block, row
-// 16a + 8b + c and column 16d + 4e + f are a nibble of byte (((4c + e)·2 + d)·2 + b)·4 + f, the low one for a = 0: two rows 16 apart
-// share a byte. (Spec: omniserve's `from_linear`; deepcompressor's packer makes the same bytes.)
+// `qweight` consists of blocks of 32 rows × 32 columns, 512 bytes each, in row-major order. In a block, row 16a + 8b + c and
+// column 16d + 4e + f are a nibble of byte (((4c + e)·2 + d)·2 + b)·4 + f, the low one for a = 0: two rows at a distance of 16
+// share a byte. (Sources: omniserve's `from_linear`; deepcompressor's packer makes the same bytes.)
 
-/// The byte of a block that holds column `column` of row `row`, both below 32; rows `row` and `row ^ 16` share it.
+/// The byte in a block of column `column` and row `row`, both below 32. Rows `row` and `row ^ 16` share it.
 private func byteInBlock(row: Int, column: Int) -> Int {
     let (b, c) = (row / 8 % 2, row % 8)
     let (d, e, f) = (column / 16, column / 4 % 4, column % 4)
@@ -16,14 +16,14 @@ private let blockBytes = QServeTensors.block * QServeTensors.block / 2
 extension QServeTensors {
     // MARK: - Unpacking
 
-    /// The logical weight.
+    /// Unpacks the logical weight.
     ///
-    /// With groups, every s2 · q − zero is checked to fit a signed byte, as the kernels that the file was made for need it.
+    /// With groups, every s2 · q − zero must fit into a signed byte, as the kernels for such files require.
     ///
     /// - Parameters:
-    ///   - order: the packer that made the file. Without meaning per channel.
+    ///   - order: the packer that made the file; unused per channel.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidArgument` naming `s2_scales` for a negative scale, `s2_zeros` for bytes that do not fit.
+    /// - Throws: `.invalidArgument` naming `s2_scales` for a negative scale, or `s2_zeros` for bytes that do not fit.
     /// - Complexity: O(outFeatures · inFeatures), rows in parallel.
     public func weight(order: Order, on pool: WorkerPool = .shared) throws(SparseKernelsError) -> QuantizedWeight {
         let (rows, rowBytes) = (outFeatures, inFeatures / 2)
@@ -69,16 +69,16 @@ extension QServeTensors {
 
     // MARK: - Packing
 
-    /// Packs a weight of the form that `ProgressiveQuantizer` makes.
+    /// Packs a weight in the form of `ProgressiveQuantizer`.
     ///
     /// - Parameters:
     ///   - weight: uint4 in groups of 128 with integer scales and offsets and channel scales, or per channel with offsets.
-    ///   - order: the packer to agree with. Without meaning per channel.
+    ///   - order: the packer whose order is used; unused per channel.
     ///   - bias: `[outFeatures]`.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidArgument` for a weight of another form, one that the bytes between the levels do not fit, and scales that fp16
-    ///   does not hold exactly; `.invalidShape` for extents that are no multiples of 32 rows and 128 columns (per channel 32), and for
-    ///   another shape of the bias.
+    /// - Throws: `.invalidArgument` for a weight of another form, bytes between the levels that do not fit, or scales that fp16
+    ///   does not hold exactly; `.invalidShape` for extents that are not multiples of 32 rows and 128 columns (per channel 32),
+    ///   or another shape of the bias.
     public init(
         packing weight: QuantizedWeight, order: Order, bias: Tensor<Float>? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {

@@ -3,14 +3,14 @@ public import SparseKernels
 extension QServeTensors {
     private static func name(_ tensor: String, in layer: String) -> String { layer.isEmpty ? tensor : "\(layer).\(tensor)" }
 
-    /// Reads a layer of a file: `qweight`, `s1_scales`, either `s2_scales` and `s2_zeros` or `s1_szeros`, and `bias` where there is one.
+    /// Reads a layer of a file: `qweight`, `s1_scales`, `s2_scales` and `s2_zeros` or `s1_szeros`, and `bias` if there is one.
     ///
     /// - Parameters:
     ///   - file: a QServe checkpoint.
-    ///   - prefix: the layer's name in it, such as `model.layers.0.mlp.down_proj`; empty: none.
-    /// - Throws: `.notFound` for a tensor that is missing; `.invalidElementType` for tensors of other formats that use the same names, such as
-    ///   AWQ's `qweight`; `.malformedFile` for the tensors of both variants, shapes that disagree, and numbers that are not finite. Messages
-    ///   name the file and the tensor.
+    ///   - prefix: the layer's name in the file, such as `model.layers.0.mlp.down_proj`; empty for none.
+    /// - Throws: `.notFound` for a missing tensor; `.invalidElementType` for tensors of other formats with the same names, such
+    ///   as AWQ's `qweight`; `.malformedFile` for the tensors of both variants, shapes that disagree, or numbers that are not
+    ///   finite. Messages name the file and the tensor.
     public init(file: SafetensorsFile, prefix: String = "") throws(SparseKernelsError) {
         func name(_ tensor: String) -> String { Self.name(tensor, in: prefix) }
         let isPerChannel = file[name("s1_szeros")] != nil
@@ -35,7 +35,7 @@ extension QServeTensors {
         }
     }
 
-    /// What `make` gives. An error about a tensor becomes one of the file.
+    /// Returns the result of `make`, and turns an error about a tensor into one about the file.
     static func naming<Value>(
         _ file: SafetensorsFile, _ layer: String, _ make: () throws(SparseKernelsError) -> Value
     ) throws(SparseKernelsError) -> Value {
@@ -49,13 +49,13 @@ extension QServeTensors {
         }
     }
 
-    /// Adds the layer's tensors to a file, scales, zeros and bias as `F16`.
+    /// Adds the layer's tensors to a file, with scales, zeros and bias as `F16`.
     ///
     /// - Parameters:
-    ///   - writer: the file to be.
-    ///   - prefix: the layer's name in it; empty: none.
-    /// - Throws: `.invalidArgument` for names that are taken, and for values that fp16 does not hold exactly, a bias excepted, which is
-    ///   rounded and must not overflow.
+    ///   - writer: the writer of the file.
+    ///   - prefix: the layer's name in the file; empty for none.
+    /// - Throws: `.invalidArgument` for names that are taken, and for values that fp16 does not hold exactly. The bias is
+    ///   rounded instead, and must not overflow.
     public func write(to writer: inout SafetensorsWriter, prefix: String = "") throws(SparseKernelsError) {
         try Self.requireHalf(s1Scales, "s1_scales")
         if let s1SZeros { try Self.requireHalf(s1SZeros, "s1_szeros") }

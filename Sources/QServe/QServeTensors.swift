@@ -1,6 +1,6 @@
 public import SparseKernels
 
-/// The tensors of one linear layer as QServe's files hold them: packed for the registers of its CUDA kernels.
+/// The tensors of one linear layer as in QServe's files, which pack them for the registers of its CUDA kernels.
 ///
 /// | Name | Element | Shape | |
 /// |---|---|---|---|
@@ -10,17 +10,17 @@ public import SparseKernels
 /// | `s1_szeros` | `F16` | `[outFeatures]` | zero; per channel |
 /// | `bias` | `F16` | `[outFeatures]` | optional |
 ///
-/// Docs/Layouts/QServe.md has the bytes. Logical weights are `QuantizedWeight`s of the form that `ProgressiveQuantizer` makes.
+/// Docs/Layouts/QServe.md describes the bytes. Logical weights are `QuantizedWeight`s in the form of `ProgressiveQuantizer`.
 public struct QServeTensors: Sendable {
-    /// In which order `s2_scales` and `s2_zeros` keep the 32 channels of a block. A file does not say, and a wrong choice mixes up
-    /// channels, mostly without an error.
+    /// The order in `s2_scales` and `s2_zeros` of the 32 channels of a block. Files do not state it, and a wrong choice
+    /// exchanges channels, mostly without an error.
     public enum Order: String, Hashable, Sendable, CaseIterable {
-        /// 0, 8, 16, 24, 1, 9, …: omniserve's own packer, its published checkpoints, and lmquant.
+        /// 0, 8, 16, 24, 1, 9, …: the order of omniserve's own packer, its released checkpoints, and lmquant.
         case omniserve
-        /// 0, 8, 1, 9, …, 7, 15, 16, 24, …: deepcompressor's packer.
+        /// 0, 8, 1, 9, …, 7, 15, 16, 24, …: the order of deepcompressor's packer.
         case deepcompressor
 
-        /// The channel at a place of a block.
+        /// The channel at a position in a block.
         func channel(at place: Int) -> Int {
             switch self {
             case .omniserve: place % 4 * 8 + place / 4
@@ -29,27 +29,27 @@ public struct QServeTensors: Sendable {
         }
     }
 
-    /// Input features of a group; the only size that the format has.
+    /// Input features per group, the only size in this format.
     public static let groupSize = 128
     /// Rows and columns of a block of `qweight`.
     static let block = 32
 
     public let qweight: Tensor<Int8>
     public let s1Scales: Tensor<Float>
-    /// Per channel only.
+    /// The zeros per channel; nil with groups.
     public let s1SZeros: Tensor<Float>?
-    /// With groups only.
+    /// The scales of level 2; nil per channel.
     public let s2Scales: Tensor<Int8>?
-    /// With groups only; negated, as the format has them.
+    /// The negated zeros of level 2, as in the files; nil per channel.
     public let s2Zeros: Tensor<Int8>?
     public let bias: Tensor<Float>?
 
     public var outFeatures: Int { qweight.shape[0] }
     public var inFeatures: Int { qweight.shape[1] * 2 }
 
-    /// Tensors of a layer with groups.
-    /// - Throws: `.invalidShape` naming the tensor that disagrees with the others or with the blocks of the format; `.invalidArgument` for a
-    ///   scale or bias that is not finite.
+    /// Makes the tensors of a layer with groups.
+    /// - Throws: `.invalidShape` naming the tensor that disagrees with the others or with the format's blocks;
+    ///   `.invalidArgument` for a scale or bias that is not finite.
     public init(
         qweight: Tensor<Int8>, s1Scales: Tensor<Float>, s2Scales: Tensor<Int8>, s2Zeros: Tensor<Int8>,
         bias: Tensor<Float>? = nil
@@ -57,8 +57,8 @@ public struct QServeTensors: Sendable {
         try self.init(qweight, s1Scales, s2: (s2Scales, s2Zeros), bias: bias)
     }
 
-    /// Tensors of a layer per channel.
-    /// - Throws: as above.
+    /// Makes the tensors of a layer without groups, per channel.
+    /// - Throws: as the initialiser with groups.
     public init(
         qweight: Tensor<Int8>, s1Scales: Tensor<Float>, s1SZeros: Tensor<Float>, bias: Tensor<Float>? = nil
     ) throws(SparseKernelsError) {

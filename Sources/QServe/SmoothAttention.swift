@@ -1,15 +1,16 @@
 internal import Foundation
 public import SparseKernels
 
-/// Moves the outliers of keys into the queries, so that a 4-bit key cache quantises keys without them: Q·Kᵀ = (Q·Λ)·(K·Λ⁻¹)ᵀ.
+/// Moves outliers from keys to queries, so that a 4-bit key cache can quantise keys without them: Q·Kᵀ = (Q·Λ)·(K·Λ⁻¹)ᵀ.
 ///
-/// λ of a key channel is max |K|^α over all tokens, and 1 where the channel is 0. It is folded into the projections: rows of W_q are
-/// multiplied by λ and rows of W_k divided by it. Rotary embedding comes between projection and product and mixes two channels of a
-/// head, so that both take the larger λ of the two; then it commutes with Λ. All query heads that share a key head take its λ.
+/// λ of a key channel is max |K|^α over all tokens, and 1 where the channel is 0. It is folded into the projections: rows of
+/// W_q are multiplied by λ, and rows of W_k are divided by it. Rotary embedding comes between projection and product and mixes
+/// two channels of a head, so both channels get the larger λ of the two, which makes Λ commute with it. Query heads use the λ
+/// of their key head.
 ///
 /// Source: QServe (arXiv 2405.04532), section 4.2; lmquant, `SmoothAttentionCalibrator` and `smooth_attention`.
 public struct SmoothAttention: Hashable, Sendable {
-    /// Which channels of a head rotary embedding mixes.
+    /// The channels of a head that rotary embedding mixes.
     public enum RotaryPairs: Hashable, Sendable, CaseIterable {
         /// None: the model has no rotary embedding, or applies it before the projection.
         case none
@@ -24,16 +25,16 @@ public struct SmoothAttention: Hashable, Sendable {
     /// λ, row-major `[kvHeads, headDim]`.
     public let factors: [Float]
 
-    /// The exponent of the paper and of the shipped configurations.
+    /// The exponent of the paper and of the released configurations.
     public static let defaultAlpha: Float = 0.5
 
     /// - Parameters:
     ///   - keys: calibration tokens `[tokens, kvHeads · headDim]`, before or after rotary embedding.
-    ///   - kvHeads: key heads.
+    ///   - kvHeads: number of key heads.
     ///   - rotaryPairs: the pairs of the model's rotary embedding.
-    ///   - alpha: 0 to 1; 0 leaves everything as it is.
-    /// - Throws: `.invalidShape` for keys that are not `kvHeads` heads, or heads of an odd width with pairs; `.invalidArgument` for an
-    ///   exponent outside 0…1 and keys that are not finite.
+    ///   - alpha: 0 to 1; 0 changes nothing.
+    /// - Throws: `.invalidShape` for keys without `kvHeads` heads, or heads of odd width with pairs; `.invalidArgument` for an
+    ///   exponent outside 0…1 or keys that are not finite.
     public init(
         keys: Tensor<Float>, kvHeads: Int, rotaryPairs: RotaryPairs = .halves, alpha: Float = SmoothAttention.defaultAlpha
     ) throws(SparseKernelsError) {
@@ -73,9 +74,9 @@ public struct SmoothAttention: Hashable, Sendable {
         }
     }
 
-    /// The query projection, or its bias, with rows multiplied by λ.
+    /// The query projection or its bias with rows multiplied by λ.
     ///
-    /// - Parameter projection: `[queryHeads · headDim, …]`; query heads are a multiple of `kvHeads`, neighbours sharing a key head.
+    /// - Parameter projection: `[queryHeads · headDim, …]`; a multiple of `kvHeads` heads, where neighbours share one.
     /// - Throws: `.invalidShape` for another number of rows.
     public func scaledQuery(_ projection: Tensor<Float>) throws(SparseKernelsError) -> Tensor<Float> {
         let rows = projection.shape.first ?? 0
@@ -88,7 +89,7 @@ public struct SmoothAttention: Hashable, Sendable {
         }
     }
 
-    /// The key projection, or its bias, with rows divided by λ.
+    /// The key projection or its bias with rows divided by λ.
     ///
     /// - Parameter projection: `[kvHeads · headDim, …]`.
     /// - Throws: `.invalidShape` for another number of rows.

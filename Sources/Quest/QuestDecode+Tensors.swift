@@ -1,7 +1,7 @@
 public import SparseKernels
 
 extension QuestDecode {
-    /// The pages of a step under queries `[queryHeads, sequences, headDim]`; nil in dense layers. See `select` with a view.
+    /// The pages of a step for queries `[queryHeads, sequences, headDim]`; nil in dense layers. See `select` with a view.
     /// - Throws: as `PageSelector.select`.
     public func select<Q: AttentionElement>(
         query: Tensor<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int,

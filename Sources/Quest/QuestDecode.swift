@@ -1,6 +1,6 @@
 public import SparseKernels
 
-/// Quest (Tang et al., ICML 2024, arXiv 2406.10774): every decoding step attends to the pages whose keys can score highest.
+/// Quest (Tang et al., ICML 2024, arXiv 2406.10774): decoding over the pages whose keys have the highest possible scores.
 ///
 /// ```swift
 /// let configuration = try QuestDecode.cache(layers: 32, kvHeads: 32, headDim: 128, pageCapacity: 2048)
@@ -8,39 +8,38 @@ public import SparseKernels
 /// let state = try quest(query: query, cache: cache, sequences: [sequence], layer: layer)
 /// ```
 ///
-/// A step's keys are appended before the call: the query is that of the last token. Prompts are attended densely, by
-/// `DenseAttention` or by `attention` without a selection.
+/// Append a step's keys before the call: the query belongs to the last token. Prompts use dense attention, by `DenseAttention`
+/// or by `attention` without a selection.
 ///
 /// - Results are bitwise the same for every number of threads.
 /// - Source: Algorithm 1; `evaluation/quest_attention.py` and `quest/` of mit-han-lab/Quest.
-/// - Complexity: of a context of L tokens a step reads L/pageSize metadata rows and `tokenBudget` tokens.
+/// - Complexity: for a context of L tokens, a step reads L/pageSize metadata rows and `tokenBudget` tokens.
 public struct QuestDecode: Sendable {
-    /// Which of the two released implementations chooses pages.
+    /// Which of the two released implementations selects pages.
     public enum Rule: String, Hashable, Sendable, CaseIterable {
-        /// `evaluation/`: all pages are candidates, also the last one that tokens are being added to, and 3 pages are the
-        /// least.
+        /// `evaluation/`: all pages are candidates, including the last one, which is being filled; at least 3 are kept.
         case releasedEvaluation
-        /// `quest/`, the CUDA path: the last page is always kept and counts in the budget; no other minimum.
+        /// `quest/`, the CUDA path: the last page is always kept and counts in the budget; there is no other minimum.
         case releasedKernels
     }
 
     public let rule: Rule
-    /// Layers 0..<`denseLayers` attend to everything.
+    /// Number of layers at the start that attend to everything.
     public let denseLayers: Int
     public let selector: PageSelector
-    /// What attends: `selector`'s pages, or everything where there is no selection.
+    /// The attention over `selector`'s pages, or over everything without a selection.
     public let attention: PagedAttention
 
-    /// A cache as Quest has it: minima and maxima for every page.
+    /// A cache configuration for Quest, with minima and maxima for every page.
     ///
     /// - Parameters:
-    ///   - layers: of the model.
+    ///   - layers: layers of the model.
     ///   - kvHeads: key/value heads of a layer.
     ///   - headDim: channels of keys, and of values unless `valueDim` says otherwise.
-    ///   - valueDim: channels of values; nil: `headDim`.
+    ///   - valueDim: channels of values; nil means `headDim`.
     ///   - pageSize: 16 in the paper and in all released scripts.
     ///   - pageCapacity: pages of the pool.
-    ///   - format: of keys and values.
+    ///   - format: storage format of keys and values.
     /// - Throws: as `KVCacheConfiguration`.
     public static func cache(
         layers: Int = 1, kvHeads: Int, headDim: Int, valueDim: Int? = nil, pageSize: Int = 16, pageCapacity: Int,
@@ -53,13 +52,12 @@ public struct QuestDecode: Sendable {
 
     /// - Parameters:
     ///   - queryHeads: a multiple of the cache's `kvHeads`.
-    ///   - configuration: of the caches that it runs on, such as `cache(…)`.
-    ///   - tokenBudget: tokens that a step may read; `tokenBudget` / `pageSize` pages, rounded down.
-    ///   - rule: which release to follow.
-    ///   - sharing: a list per query head, as both releases have it; or one per key/value head, which reads every page once per
-    ///     group.
-    ///   - denseLayers: 2 in the paper, 0 for none.
-    ///   - softmaxScale: nil means 1/√headDim.
+    ///   - configuration: the configuration of the caches, such as one made by `cache(…)`.
+    ///   - tokenBudget: largest number of tokens that a step reads, `tokenBudget` / `pageSize` pages, rounded down.
+    ///   - rule: the released implementation to follow.
+    ///   - sharing: one list per query head, as in both releases, or one per key/value head, which reads pages once per group.
+    ///   - denseLayers: 2 in the paper; 0 for none.
+    ///   - softmaxScale: factor on q·k; nil means 1/√headDim.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidArgument` for a negative `denseLayers`; otherwise as `PageSelector` and `PagedAttention`.
     public init(
@@ -87,13 +85,13 @@ public struct QuestDecode: Sendable {
         return try selector.select(query: query, cache: cache, sequences: sequences, layer: layer, on: pool)
     }
 
-    /// One step of decoding: selects, and attends to what was selected.
+    /// Performs one step of decoding: selects pages and attends to them.
     ///
     /// - Parameters:
     ///   - query: `[queryHeads, sequences, headDim]`: token i is the last one of `sequences[i]`.
-    ///   - cache: with the keys and values of these tokens.
-    ///   - sequences: of any lengths.
-    ///   - layer: of the cache, counted as `denseLayers` counts them.
+    ///   - cache: a cache that already has the keys and values of these tokens.
+    ///   - sequences: sequences of any lengths.
+    ///   - layer: a layer of the cache; those below `denseLayers` are dense.
     ///   - pool: the threads to use.
     /// - Throws: as `PageSelector.select` and `PagedAttention.run`.
     public func callAsFunction<Q: AttentionElement>(

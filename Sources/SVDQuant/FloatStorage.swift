@@ -1,9 +1,9 @@
 internal import SparseKernels
 
-// Floating-point tensors that were computed in `Float` and are kept in fewer bits.
+// Storage in fewer bits of floating-point tensors that were computed in `Float`.
 
 extension ElementType {
-    /// The bytes of the nearest value of this type, ties to even, little-endian. `F32`, `F16`, `BF16` and `F8_E4M3`.
+    /// Appends the nearest value of this type, ties to even, little-endian. For `F32`, `F16`, `BF16` and `F8_E4M3`.
     func appendNearest(_ value: Float, to bytes: inout [UInt8]) {
         func append(_ bits: some FixedWidthInteger) {
             withUnsafeBytes(of: bits.littleEndian) { bytes.append(contentsOf: $0) }
@@ -17,7 +17,7 @@ extension ElementType {
         }
     }
 
-    /// Whether this type has the value, the sign of zero included.
+    /// Whether this type represents the value exactly, including the sign of zero.
     func holds(_ value: Float) -> Bool {
         switch self {
         case .float32: true
@@ -43,7 +43,7 @@ extension SafetensorsWriter {
         try add(name, elementType: type, shape: tensor.shape, bytes: bytes)
     }
 
-    /// Adds a tensor in the first of the types that has all of its values, or else as `F32`.
+    /// Adds a tensor in the first of the types that represents all its values exactly, otherwise as `F32`.
     /// - Throws: `.invalidArgument` for a name that is taken.
     mutating func addExact(
         _ name: String, _ tensor: Tensor<Float>, as types: [ElementType]
@@ -55,8 +55,8 @@ extension SafetensorsWriter {
 }
 
 extension SafetensorsFile {
-    /// A copy of a tensor of `F32`, `F16`, `BF16` or `F8_E4M3` as `Float`, exactly.
-    /// - Throws: `.notFound`; `.invalidElementType` when the file holds another type.
+    /// Copies a tensor of `F32`, `F16`, `BF16` or `F8_E4M3` to `Float`, exactly.
+    /// - Throws: `.notFound`; `.invalidElementType` when the file has another type.
     func storedFloats(_ tensorName: String) throws(SparseKernelsError) -> Tensor<Float> {
         guard try entry(named: tensorName).elementType == .float8E4M3 else { return try floatTensor(tensorName) }
         let stored = try tensor(tensorName, as: E4M3.self)

@@ -1,15 +1,15 @@
 public import SparseKernels
 
-/// A sequence reduced to its blocks: the mean of every block and the similarity of its tokens.
+/// The blocks of a sequence, each reduced to its mean and the similarity of its tokens.
 ///
-/// SpargeAttention predicts from these which blocks of the attention matrix matter. The mean represents similar tokens well;
-/// blocks of dissimilar tokens are always computed.
+/// SpargeAttention predicts from these summaries which blocks of the attention matrix matter. A mean represents similar tokens
+/// well; blocks of dissimilar tokens are always computed.
 public struct BlockSummary: Sendable, Equatable {
     public let partition: BlockPartition
-    /// `[heads, blocks, channels]`: the mean over the tokens of each block.
+    /// The mean over the tokens of each block, `[heads, blocks, channels]`.
     public let means: Tensor<Float>
-    /// `[heads, blocks]`: the mean cosine of all pairs of tokens of the block, 0…1 up to rounding. NaN in blocks that are empty
-    /// or have non-finite values; selection keeps those.
+    /// The mean cosine of all pairs of tokens of each block, `[heads, blocks]`, 0…1 up to rounding. It is NaN for blocks that
+    /// are empty or have non-finite values; selection keeps these blocks.
     public let similarities: Tensor<Float>
 
     public var heads: Int { means.shape[0] }

@@ -1,24 +1,24 @@
 public import SparseKernels
 
-/// Rows as signed bytes, with one scale per block of tokens: x ≈ scale · code.
+/// Rows quantised to signed bytes with one scale per block of tokens: x ≈ scale · code.
 ///
-/// For a block, less a mean of the whole sequence when one is given:
+/// For a block, with m the mean of the whole sequence, or 0 when none is given:
 ///
 ///     y = x − m        scale = max|y| / 127 + 10⁻⁷        code = trunc(y/scale ± ½), the sign being that of y
 ///
-/// Rounding is half away from zero. The added 10⁻⁷ keeps blocks of zeros from dividing by zero, and every code within ±127.
-/// Elements that are not finite, or whose block has an infinite maximum, get code 0 where y/scale is NaN.
+/// Rounding is half away from zero. The added 10⁻⁷ prevents a division by zero in blocks of zeros, and keeps every code within
+/// ±127. An element gets code 0 where y/scale is NaN: for elements that are not finite, or whose block has an infinite maximum.
 ///
 /// - Results are bitwise the same for every number of threads and every instruction set.
 /// - Source: SpargeAttn, `spas_sage_attn/utils.py`, `qk_quantize`, after SageAttention.
 public struct Int8BlockQuantization: Sendable, Equatable {
     public let partition: BlockPartition
-    /// `[heads, tokens, channels]`.
+    /// The codes, `[heads, tokens, channels]`.
     public let codes: Tensor<Int8>
-    /// `[heads, blocks]`.
+    /// The scales, `[heads, blocks]`.
     public let scales: Tensor<Float>
 
-    /// What the released code adds to a scale.
+    /// The constant that the released code adds to a scale.
     public static let scaleOffset: Float = 1e-7
 
     /// Quantises all rows of an operand.
@@ -40,7 +40,7 @@ public struct Int8BlockQuantization: Sendable, Equatable {
         let instructionSet = try InstructionSet.resolve(instructionSet)
         var codes = try Tensor<Int8>(zeros: [operand.heads, operand.tokens, operand.channels])
         var scales = try Tensor<Float>(zeros: [operand.heads, partition.count])
-        // Pointers are used only until this call returns; the tensors outlive it.
+        // Pointers are used only until this call returns, and the tensors outlive it.
         let source = CentredRows(operand, roundsToElement: roundsAsReleased, instructionSet: instructionSet)
         let offset = mean?.elements ?? []
         var codeSpan = codes.mutableSpan
@@ -59,7 +59,7 @@ public struct Int8BlockQuantization: Sendable, Equatable {
         self.scales = scales
     }
 
-    /// One quantisation: a task is a block.
+    /// One call of the quantiser. Each task is a block.
     private struct Call: PoolCall {
         let rows: CentredRows
         let partition: BlockPartition
@@ -96,7 +96,7 @@ public struct Int8BlockQuantization: Sendable, Equatable {
 
 extension Int8BlockQuantization {
     /// Quantises all rows of a tensor `[heads, tokens, channels]`.
-    /// - Throws: as above.
+    /// - Throws: as the initialiser with a view.
     public init<Element: AttentionElement>(
         _ tensor: Tensor<Element>, blocks partition: BlockPartition, subtracting mean: Tensor<Float>? = nil,
         roundsAsReleased: Bool = false, instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared

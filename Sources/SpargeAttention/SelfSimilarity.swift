@@ -1,27 +1,27 @@
 public import SparseKernels
 
-/// How alike the tokens of a block are: the mean cosine of all pairs, and the mean token beside it.
+/// The self-similarity of blocks, which is the mean cosine of all pairs of tokens in a block, and the mean token.
 ///
-/// For a block of n rows x_i, less a mean m of the whole sequence when one is given:
+/// For a block of n rows x_i, with m the mean of the whole sequence, or 0 when none is given:
 ///
 ///     y_i = x_i − m        mean = Σ y_i / n        u_i = y_i / ‖y_i‖        similarity = Σ_ij u_i·u_j / n² = ‖Σ u_i‖² / n²
 ///
 /// The right-hand side needs no matrix of n × n cosines. A row of zeros has no direction and counts as u_i = 0.
 ///
 /// - Results are bitwise the same for every number of threads and every instruction set.
-/// - Source: SpargeAttn, `spas_sage_attn/utils.py`, `triton_bmm_pool_sim_simmean`. The paper divides the Gram matrix by its largest
-///   entry; the released code normalises rows, as here.
+/// - Source: SpargeAttn, `spas_sage_attn/utils.py`, `triton_bmm_pool_sim_simmean`. The paper divides the Gram matrix by its
+///   largest entry; the released code normalises rows, as here.
 public enum SelfSimilarity {
-    /// Means and self-similarities of all blocks, in one pass.
+    /// Computes the means and self-similarities of all blocks in one pass.
     ///
-    /// With `roundsAsReleased` values are rounded where the released code rounds them: differences to the mean and the block
-    /// means to the element type, unit rows to half precision. A last block that is shorter than the others then has similarity NaN,
-    /// as there: the released kernel divides the padding rows 0/0. Rows of zeros give NaN for the same reason.
+    /// `roundsAsReleased` rounds where the released code does: differences to the mean and the block means to the element type,
+    /// unit rows to half precision. A last block that is shorter than the others then has similarity NaN, because the released
+    /// kernel divides the padding rows 0/0. Rows of zeros also give NaN.
     ///
     /// - Parameters:
     ///   - operand: heads × tokens × channels, in any layout.
     ///   - partition: the blocks; its length is the operand's number of tokens.
-    ///   - mean: `[heads, 1, channels]`, subtracted from every row; nil subtracts nothing. Keys are taken less their mean.
+    ///   - mean: `[heads, 1, channels]`, subtracted from every row; nil for none. SpargeAttention subtracts that of keys.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     ///   - roundsAsReleased: rounds where the released code stores 16 bits.
     ///   - pool: the threads to use. The call blocks until they are done.
@@ -37,7 +37,7 @@ public enum SelfSimilarity {
         var means = try Tensor<Float>(zeros: [heads, partition.count, channels])
         var similarities = try Tensor<Float>(zeros: [heads, partition.count])
         if means.count == 0 { return try BlockSummary(partition: partition, means: means, similarities: similarities) }
-        // Pointers are used only until this call returns; the tensors outlive it.
+        // Pointers are used only until this call returns, and the tensors outlive it.
         let source = CentredRows(operand, roundsToElement: roundsAsReleased, instructionSet: instructionSet)
         let offset = mean?.elements ?? []
         var meanSpan = means.mutableSpan
@@ -56,8 +56,8 @@ public enum SelfSimilarity {
         return try BlockSummary(partition: partition, means: means, similarities: similarities)
     }
 
-    /// Means and self-similarities of all blocks of a tensor `[heads, tokens, channels]`.
-    /// - Throws: as above, and `.invalidShape` for another rank.
+    /// Computes the means and self-similarities of all blocks of a tensor `[heads, tokens, channels]`.
+    /// - Throws: as `summary` with a view, and `.invalidShape` for another rank.
     public static func summary<Element: AttentionElement>(
         _ tensor: Tensor<Element>, blocks partition: BlockPartition, subtracting mean: Tensor<Float>? = nil,
         roundsAsReleased: Bool = false, instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared
@@ -67,27 +67,29 @@ public enum SelfSimilarity {
             instructionSet: instructionSet, on: pool)
     }
 
-    /// The mean token of every head, `[heads, 1, channels]`, zeros for an operand without tokens: what keys are taken less of, so that what all keys share, which softmax
-    /// cancels, does not make them look alike.
+    /// The mean token of every head, `[heads, 1, channels]`; zeros for an operand without tokens.
     ///
-    /// - Parameter roundsAsReleased: rounds the mean to the element type.
-    /// - Parameter instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Parameter operand: `[heads, tokens, channels]`.
-    /// - Parameter pool: the threads to use. The call blocks until they are done.
+    /// Subtracting it from keys removes their common part, which softmax cancels, and which would make all keys look similar.
+    ///
+    /// - Parameters:
+    ///   - operand: `[heads, tokens, channels]`.
+    ///   - roundsAsReleased: rounds the mean to the element type.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.unsupportedInstructionSet`.
     /// - Complexity: O(heads · tokens · channels).
     public static func tokenMean<Element: AttentionElement>(
         _ operand: TensorView<Element>, roundsAsReleased: Bool = false, instructionSet: InstructionSet? = nil,
         on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Tensor<Float> {
-        // One block, also of no tokens, whose mean is 0.
+        // One block holds all tokens. Without tokens its mean is 0.
         let whole = try BlockPartition(sizes: [operand.tokens])
         let mean = try BlockPooling.means(operand, blocks: whole, instructionSet: instructionSet, on: pool)
         return roundsAsReleased ? mean.converted(to: Element.self).converted() : mean
     }
 
     /// The mean token of every head of a tensor `[heads, tokens, channels]`.
-    /// - Throws: as above, and `.invalidShape` for another rank.
+    /// - Throws: as `tokenMean` with a view, and `.invalidShape` for another rank.
     public static func tokenMean<Element: AttentionElement>(
         _ tensor: Tensor<Element>, roundsAsReleased: Bool = false, instructionSet: InstructionSet? = nil,
         on pool: WorkerPool = .shared
@@ -96,7 +98,7 @@ public enum SelfSimilarity {
             tensor.view(), roundsAsReleased: roundsAsReleased, instructionSet: instructionSet, on: pool)
     }
 
-    /// One `summary`: a task is a block.
+    /// One call of `summary`. Each task is a block.
     private struct Call: PoolCall {
         let rows: CentredRows
         let partition: BlockPartition
@@ -147,7 +149,7 @@ public enum SelfSimilarity {
             }
         }
 
-        /// Adds a row to sums and returns the sum of its squares: four chains of additions, as one would wait for its own result.
+        /// Adds a row to sums and returns the sum of its squares, in four chains, as one would wait for each addition.
         private func addSquaring(_ row: UnsafePointer<Float>, to sums: UnsafeMutablePointer<Double>) -> Double {
             let whole = channels & ~3
             var squares = SIMD4<Double>.zero

@@ -1,38 +1,36 @@
 internal import Foundation
 public import SparseKernels
 
-/// SpargeAttention's prediction of the blocks that matter, from the block means and self-similarities of queries and keys.
+/// SpargeAttention's prediction of important blocks, from the block means and self-similarities of queries and keys.
 ///
-/// For every row of blocks, with q̄ and k̄ the means, over the reachable columns whose key block is self-similar:
+/// With q̄ and k̄ the means, for every row of blocks and over the reachable columns whose key block is self-similar:
 ///
 ///     s_j = softmaxScale · q̄ · k̄_j        p = softmax(s)
 ///
-/// * `.cdfThreshold(t)` keeps the most probable columns as long as their probabilities add up to at most t. The column that crosses
-///   t is *not* kept.
-/// * `.keepRatio(r)` keeps the ⌊r · blockColumns⌋ most probable columns, of all columns also when causal.
+/// * `.cdfThreshold(t)` keeps the most probable columns while the sum of their probabilities is at most t. The column that
+///   crosses t is *not* kept.
+/// * `.keepRatio(r)` keeps the ⌊r · blockColumns⌋ most probable columns. All columns count, also when causal.
 ///
-/// At least one column is kept. Then every reachable column whose key block is not self-similar is kept, and every reachable column
-/// of the rows whose query block is not, because a mean does not stand for unlike tokens. Ties go to the lower column.
+/// At least one column is kept. Reachable columns whose key block is not self-similar are kept, and all in rows whose query
+/// block is not, because a mean does not represent dissimilar tokens. Ties go to the lower column.
 ///
-/// - A block is self-similar when its similarity is above the threshold; NaN is not. A score that is not finite keeps its block.
-/// - Results are the same for every number of threads. Scores that agree up to rounding may be ranked differently by different
-///   instruction sets.
+/// - A block is self-similar when its similarity is above the threshold (NaN is not). Blocks of non-finite score are kept.
+/// - Results are the same for every number of threads. Instruction sets may rank scores differently that agree up to rounding.
 /// - Source: SpargeAttn, `spas_sage_attn/utils.py`, `get_block_map_meansim`; arXiv 2502.18137, section 3.2.
-/// - Complexity: O(heads · blockRows · blockColumns · channels). Memory: one head's block scores; scratch of 8 bytes per column and
-///   thread.
+/// - Complexity: O(heads · blockRows · blockColumns · channels). Memory: a head's scores; 8 bytes per column and thread.
 public struct SimilaritySelection: Sendable {
-    /// How many of the similar columns are kept.
+    /// How many of the self-similar columns are kept.
     public enum Rule: Hashable, Sendable {
-        /// Probability mass that is not exceeded, 0…1; 1 keeps every column.
+        /// Largest sum of probabilities of the kept columns, 0…1; 1 keeps every column.
         case cdfThreshold(Double)
-        /// Fraction of all columns, 0…1. SpargeAttn calls it `topk`.
+        /// Fraction of all columns that is kept, 0…1. SpargeAttn calls it `topk`.
         case keepRatio(Double)
     }
 
     /// The settings of a query head.
     public struct Head: Hashable, Sendable {
         public var rule: Rule
-        /// Self-similarity at or under which a block is kept whatever its score; −1 drops nothing but NaN, 1 keeps everything.
+        /// Blocks with a self-similarity up to this one are always kept; −1 keeps only those with NaN, 1 keeps all blocks.
         public var similarityThreshold: Float
 
         public init(_ rule: Rule, similarityThreshold: Float) {
@@ -42,22 +40,23 @@ public struct SimilaritySelection: Sendable {
     }
 
     public let grid: BlockGrid
-    /// One setting for all heads or one per query head.
+    /// The settings: one for all heads, or one per query head.
     public let heads: [Head]
     /// Whether column 0, the attention sink, is always kept.
     public let keepsFirstColumn: Bool
     /// Factor on q̄·k̄; nil means 1/√channels.
     public let softmaxScale: Float?
-    /// The instruction set of the products of means.
+    /// The instruction set that computes the products of means.
     public let instructionSet: InstructionSet
 
-    /// - Parameter heads: one setting for all heads or one per query head.
-    /// - Parameter grid: blocks over the tokens.
-    /// - Parameter instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Parameter keepsFirstColumn: keeps the first block of keys in every row.
-    /// - Parameter softmaxScale: factor on the products of means; nil means 1/√headDim.
-    /// - Throws: `.invalidShape` for no settings, `.invalidArgument` for a rule outside 0…1, a similarity threshold or a scale that is
-    ///   not finite, `.unsupportedInstructionSet`.
+    /// - Parameters:
+    ///   - grid: blocks over the tokens.
+    ///   - heads: one setting for all heads, or one per query head.
+    ///   - keepsFirstColumn: whether every row keeps the first block of keys.
+    ///   - softmaxScale: factor on the products of means; nil means 1/√headDim.
+    ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    /// - Throws: `.invalidShape` for no settings, `.invalidArgument` for a rule outside 0…1, a similarity threshold or a scale
+    ///   that is not finite, `.unsupportedInstructionSet`.
     public init(
         grid: BlockGrid, heads: [Head], keepsFirstColumn: Bool = false, softmaxScale: Float? = nil,
         instructionSet: InstructionSet? = nil
@@ -86,7 +85,7 @@ public struct SimilaritySelection: Sendable {
         self.instructionSet = try InstructionSet.resolve(instructionSet)
     }
 
-    /// The mask, one head per query head. Query head h reads key head h / (query heads / key heads).
+    /// The mask, with one head per query head. Query head h uses key head h / (query heads / key heads).
     /// - Throws: `.invalidShape` naming the summary that disagrees with the grid, the settings or the other summary.
     public func callAsFunction(
         query: BlockSummary, key: BlockSummary, on pool: WorkerPool = .shared
@@ -138,12 +137,12 @@ public struct SimilaritySelection: Sendable {
         return builder.mask
     }
 
-    /// Writes the flags of one head's reachable blocks.
+    /// Sets the flags of one head's reachable blocks.
     private func select(
         _ head: Head, scores: Tensor<Float>, querySimilarities: Span<Float>, keySimilarities: Span<Float>, scale: Float,
         into kept: inout Tensor<UInt8>, on pool: WorkerPool
     ) {
-        // Pointers are used only until this call returns; what they point into outlives it.
+        // Pointers are used only until this call returns, and the memory behind them outlives it.
         let scoreSpan = scores.span
         var keptSpan = kept.mutableSpan
         scoreSpan.withUnsafeBufferPointer { scores in
@@ -161,7 +160,7 @@ public struct SimilaritySelection: Sendable {
         }
     }
 
-    /// The selection of one head: a task is a row of blocks.
+    /// The selection of one head. Each task is a row of blocks.
     private struct Call: PoolCall {
         let grid: BlockGrid
         let head: Head
@@ -172,7 +171,7 @@ public struct SimilaritySelection: Sendable {
         let keySimilarities: UnsafePointer<Float>
         let kept: UnsafeMutablePointer<UInt8>
 
-        /// Multiply-adds that a column costs about as much as: an exponential and its place in the heap.
+        /// Approximate cost of a column in multiply-adds: an exponential and the insertion into the heap.
         private static let workPerColumn = 64
 
         func run(on pool: WorkerPool) {
@@ -199,7 +198,7 @@ public struct SimilaritySelection: Sendable {
             heap.heapify()
             switch head.rule {
             case .keepRatio(let ratio):
-                // In single precision, as the released code: 0.29 · 100 is 29.
+                // In single precision as in the released code, where 0.29 · 100 is 29.
                 let count = max(1, Int(Float(ratio) * Float(grid.blockColumns)))
                 for _ in 0..<min(count, heap.count) {
                     flags[heap.first.index] = 1
@@ -211,7 +210,7 @@ public struct SimilaritySelection: Sendable {
             if keepsFirstColumn && !reachable.isEmpty { flags[0] = 1 }
         }
 
-        /// Keeps ranked columns while their probabilities add up to at most `mass`, and at least one.
+        /// Keeps ranked columns while the sum of their probabilities is at most `mass`, and at least one column.
         private func keepMass(
             _ mass: Double, of heap: inout DescendingHeap, reachable: Range<Int>, scores: UnsafePointer<Float>, maximum: Float,
             flags: UnsafeMutablePointer<UInt8>
@@ -225,7 +224,7 @@ public struct SimilaritySelection: Sendable {
                 let (score, column) = heap.first
                 heap.removeFirst()
                 sum += weight(score)
-                // All of the mass is every column, whatever the rounding of the sums.
+                // A mass of 1 keeps every column, even when the sums are rounded.
                 if !isFirst && mass < 1 && sum > mass * total { return }
                 flags[column] = 1
                 isFirst = false

@@ -1,21 +1,20 @@
 public import SparseKernels
 
-/// How SpargeAttention predicts blocks and attends, for all heads alike. The defaults are the released ones; what differs by head is
-/// `SpargeAttentionHead`.
+/// The settings that all heads share, with the released defaults. `SpargeAttentionHead` has those of one head.
 public struct SpargeAttentionConfiguration: Hashable, Sendable {
     /// Whether keys after a query are hidden.
     public var isCausal: Bool
-    /// Tokens of a block of queries.
+    /// Tokens per block of queries.
     public var queryBlockSize: Int
-    /// Tokens of a block of keys.
+    /// Tokens per block of keys.
     public var keyBlockSize: Int
-    /// Whether keys are taken less their mean token before prediction.
+    /// Whether prediction subtracts the mean token from keys.
     public var smoothsKeys: Bool
-    /// Keeps the first key block for every query block (`attention_sink`).
+    /// Whether every query block keeps the first key block (`attention_sink`).
     public var keepsFirstColumn: Bool
-    /// Whether prediction rounds where the released code of 16-bit tensors rounds; see `SelfSimilarity`.
+    /// Whether prediction rounds where the released code for 16-bit tensors does; see `SelfSimilarity`.
     public var roundsAsReleased: Bool
-    /// Of attention; prediction uses its `softmaxScale` alone.
+    /// How scores become probabilities in attention. Prediction uses its `softmaxScale` alone.
     public var modifiers: ScoreModifiers
 
     public init(

@@ -9,7 +9,7 @@ extension SpargeAttentionPrefill {
         try querySummary(query.view(named: "query"), on: pool)
     }
 
-    /// Block means and self-similarities of keys `[heads, tokens, headDim]`, less their mean token.
+    /// Block means and self-similarities of keys `[heads, tokens, headDim]`, after subtracting their mean token.
     /// - Throws: `.invalidShape` when the tensor disagrees with the shape.
     public func keySummary<K: AttentionElement>(
         _ key: Tensor<K>, on pool: WorkerPool = .shared

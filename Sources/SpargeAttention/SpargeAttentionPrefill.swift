@@ -1,7 +1,7 @@
 public import SparseKernels
 
-/// SpargeAttention (Zhang et al., 2025, arXiv 2502.18137): prefill and bidirectional attention over the blocks that block means predict
-/// to matter, with the products P·V of negligible tiles left out.
+/// SpargeAttention (Zhang et al., 2025, arXiv 2502.18137): prefill and bidirectional attention over blocks predicted from block
+/// means, which skips the products P·V of negligible tiles.
 ///
 /// ```swift
 /// let sparge = try SpargeAttentionPrefill(shape, isCausal: true)
@@ -9,25 +9,25 @@ public import SparseKernels
 /// print(result.mask.density)
 /// ```
 ///
-/// Prediction works on blocks of 128 queries and 64 keys: keys are taken less their mean token, blocks are reduced to their means, and
-/// softmax over the products of means ranks the key blocks of every query block. Blocks whose tokens are unlike each other are computed
-/// in any case. See `SelfSimilarity` and `SimilaritySelection`.
+/// Prediction uses blocks of 128 queries and 64 keys: it subtracts their mean token from keys, reduces blocks to their means,
+/// and ranks the key blocks of every query block by softmax over the products of means. Blocks of dissimilar tokens are always
+/// computed. See `SelfSimilarity` and `SimilaritySelection`.
 ///
-/// - Attention itself is single-precision and exact over the kept blocks: the released kernels' INT8 products are not reproduced. The
-///   codes and scales that they start from are in `Int8BlockQuantization`.
-/// - Causal grids are aligned at the end and causal inside the blocks of the diagonal. The released kernels align at the start, and
-///   their Sage2 entry points are not causal inside blocks at all.
+/// - Attention itself is in single precision and exact over the kept blocks. It does not reproduce the INT8 products of the
+///   released kernels; `Int8BlockQuantization` computes the codes and scales that they use.
+/// - Causal grids are aligned at the end and causal inside the diagonal blocks. The released kernels align at the start, and
+///   their Sage2 entry points are not causal inside blocks.
 /// - Complexity: prediction O(tokens · headDim + blocks² · headDim) per head; attention as `BlockSparseAttention`.
 public struct SpargeAttentionPrefill: PredictiveAttention {
     public let shape: AttentionShape
     public let configuration: SpargeAttentionConfiguration
     public let grid: BlockGrid
-    /// One setting for all heads or one per query head.
+    /// The settings: one for all heads, or one per query head.
     public let heads: [SpargeAttentionHead]
     public let instructionSet: InstructionSet
     private let selection: SimilaritySelection
 
-    /// The plan of the released defaults, causal or not; errors as below.
+    /// Makes a plan with the released defaults, causal or not. Errors are those of the initialiser with a configuration.
     public init(
         _ shape: AttentionShape, heads: [SpargeAttentionHead] = [.recommended], isCausal: Bool,
         instructionSet: InstructionSet? = nil
@@ -38,11 +38,11 @@ public struct SpargeAttentionPrefill: PredictiveAttention {
 
     /// - Parameters:
     ///   - shape: the sizes of the operands.
-    ///   - configuration: what all heads have in common.
-    ///   - heads: one setting for all heads or one per query head, such as `SpargeAttentionTuner` finds.
+    ///   - configuration: the settings that all heads share.
+    ///   - heads: one setting for all heads, or one per query head, such as those from `SpargeAttentionTuner`.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.invalidShape` for a wrong number of settings, or a block size below 1; `.invalidArgument` naming the setting outside
-    ///   its domain; `.unsupportedInstructionSet`.
+    /// - Throws: `.invalidShape` for a wrong number of settings, or a block size below 1; `.invalidArgument` naming the setting
+    ///   outside its domain; `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, _ configuration: SpargeAttentionConfiguration = SpargeAttentionConfiguration(),
         heads: [SpargeAttentionHead] = [.recommended], instructionSet: InstructionSet? = nil
@@ -69,7 +69,7 @@ public struct SpargeAttentionPrefill: PredictiveAttention {
         self.instructionSet = selection.instructionSet
     }
 
-    /// The blocks that the prediction keeps, per query head.
+    /// Predicts the blocks that every query head keeps.
     /// - Throws: `.invalidShape` naming the operand that disagrees with the shape.
     public func select<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
@@ -79,7 +79,7 @@ public struct SpargeAttentionPrefill: PredictiveAttention {
         return try mask(query: querySummary(query, on: pool), key: keySummary(key, on: pool), on: pool)
     }
 
-    /// The blocks that the prediction keeps, from summaries that were made before.
+    /// Predicts the blocks from existing summaries.
     /// - Throws: `.invalidShape` naming the summary that disagrees with the shape.
     public func mask(
         query: BlockSummary, key: BlockSummary, on pool: WorkerPool = .shared
@@ -98,7 +98,7 @@ public struct SpargeAttentionPrefill: PredictiveAttention {
             on: pool)
     }
 
-    /// Block means and self-similarities of the keys, less their mean token.
+    /// Block means and self-similarities of the keys, after subtracting their mean token.
     /// - Throws: `.invalidShape` when the operand disagrees with the shape.
     public func keySummary<K: AttentionElement>(
         _ key: TensorView<K>, on pool: WorkerPool = .shared
@@ -114,7 +114,7 @@ public struct SpargeAttentionPrefill: PredictiveAttention {
             instructionSet: instructionSet, on: pool)
     }
 
-    /// The plan of attention over a mask, with the skip of P·V.
+    /// The plan of attention over a mask, with the skipping of P·V.
     /// - Throws: `.invalidShape` or `.invalidArgument` when the mask does not fit the shape.
     public func attention(over mask: BlockMask) throws(SparseKernelsError) -> BlockSparseAttention {
         let plan = try BlockSparseAttention(

@@ -1,9 +1,9 @@
 internal import SparseKernels
 
-/// One head of one sample, on which settings are tried: its operands, summaries and dense result are made once.
+/// One head of one sample, for trying settings. Its operands, summaries and dense result are computed once.
 struct SpargeAttentionTrial {
     private let shape: AttentionShape
-    /// That of the tuner, with the slope of this head alone.
+    /// The tuner's configuration, with the slope of this head alone.
     private let configuration: SpargeAttentionConfiguration
     private let instructionSet: InstructionSet?
     private let pool: WorkerPool
@@ -15,13 +15,13 @@ struct SpargeAttentionTrial {
     private let dense: Tensor<Float>
     private var errors: [Run: Double] = [:]
 
-    /// What an attention run depends on. Different settings often give the same mask.
+    /// The inputs of an attention run, for reusing results: different settings often give the same mask.
     private struct Run: Hashable {
         var mask: BlockMask
         var pvSkipThreshold: Float?
     }
 
-    /// Attention runs so far, the dense one included.
+    /// Number of attention runs so far, including the dense one.
     var evaluations: Int { errors.count + 1 }
 
     init(

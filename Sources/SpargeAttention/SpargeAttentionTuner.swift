@@ -1,28 +1,27 @@
 public import SparseKernels
 
-/// Finds the settings of every head from sample operands, so that attention over the kept blocks stays within an error of dense attention
-/// and keeps as little as that allows.
+/// Finds settings for every head from sample operands, with as few blocks as an error bound allows.
 ///
-/// For each head and sample, the procedure of the released `autotune.py`:
+/// Each head and sample goes through the procedure of the released `autotune.py`:
 ///
 /// 1. The similarity threshold takes the values −1, −15/16, … 15/16.
-/// 2. For each, bisection finds the least mass of `.cdfThreshold`, to 0.001, whose relative L1 error Σ|o − o_dense| / Σ|o_dense| is
-///    below `relativeL1`.
-/// 3. With that mask, bisection finds the least `pvSkipThreshold`, to 0.1 in 0…50, whose error is below `pvRelativeL1`.
-/// 4. The loop ends once less than a tenth of the blocks is left out: higher similarity thresholds leave out less.
+/// 2. For each value, bisection finds the smallest mass of `.cdfThreshold`, to 0.001, whose relative L1 error Σ|o − o_dense| /
+///    Σ|o_dense| is below `relativeL1`.
+/// 3. With that mask, bisection finds the smallest `pvSkipThreshold`, to 0.1 in 0…50, whose error is below `pvRelativeL1`.
+/// 4. The loop ends when less than a tenth of the blocks is dropped, because higher similarity thresholds drop fewer.
 ///
-/// Then pairs of neighbouring similarity thresholds form groups, over all samples. The group that leaves out most in total wins, and the
-/// head takes the largest similarity threshold, mass and skip threshold in it. A head that leaves out a tenth or less on average becomes
-/// dense.
+/// Then pairs of neighbouring similarity thresholds form groups, over all samples. The group with the most dropped blocks in
+/// total wins, and the head takes the largest similarity threshold, mass and skip threshold in it. A head that drops a tenth or
+/// less on average becomes dense.
 ///
-/// - The bisections return the smallest value that was tried and met the error; the released ones return the next midpoint, untried.
-/// - Deterministic; the number of attention runs is at most `maximumEvaluations` and usually far below, because equal masks are run once.
+/// - The bisections return the smallest tried value that met the error; the released ones return the next midpoint, untried.
+/// - Deterministic. At most `maximumEvaluations` attention runs, usually far fewer, because equal masks run once.
 public struct SpargeAttentionTuner: Sendable {
-    /// Bound of the relative L1 error of the mask alone.
+    /// Bound on the relative L1 error of the mask alone.
     public let relativeL1: Double
-    /// Bound with the skip of P·V; nil leaves `pvSkipThreshold` at 20, the released starting value.
+    /// Bound on the same error with skipping of P·V; nil leaves `pvSkipThreshold` at 20, the released starting value.
     public let pvRelativeL1: Double?
-    /// What the plans that run with the settings will have.
+    /// The configuration of the plans that will use the settings.
     public let configuration: SpargeAttentionConfiguration
     public let instructionSet: InstructionSet?
 
@@ -45,7 +44,7 @@ public struct SpargeAttentionTuner: Sendable {
         }
     }
 
-    /// One similarity threshold of one sample, with what the bisections found.
+    /// The result of the bisections at one similarity threshold of one sample.
     public struct Point: Hashable, Sendable {
         public var sample: Int
         public var settings: SpargeAttentionHead
@@ -53,7 +52,7 @@ public struct SpargeAttentionTuner: Sendable {
         public var density: Double
     }
 
-    /// The outcome of one head.
+    /// The result for one head.
     public struct TunedHead: Hashable, Sendable {
         public var settings: SpargeAttentionHead
         /// Mean kept fraction over the points of the winning group.
@@ -62,22 +61,22 @@ public struct SpargeAttentionTuner: Sendable {
         public var points: [Point]
     }
 
-    /// Where the tuning is. Reported after every point.
+    /// The progress of the tuning, reported after every point.
     public struct Progress: Hashable, Sendable {
         public var head: Int
         public var heads: Int
         public var sample: Int
         public var samples: Int
         public var similarityThreshold: Float
-        /// Attention runs so far, and the most there can be.
+        /// Number of attention runs so far, and the largest possible number.
         public var evaluations: Int
         public var maximumEvaluations: Int
     }
 
     /// - Parameters:
-    ///   - configuration: that of the plans that the settings are for.
-    ///   - relativeL1: released default 0.07; the paper uses 0.08 for Llama, 0.05 for CogVideoX and Mochi, 0.07 for Flux.
-    ///   - pvRelativeL1: above `relativeL1`; released default 0.08.
+    ///   - configuration: the configuration of the plans that will use the settings.
+    ///   - relativeL1: 0.07 as released; the paper uses 0.08 for Llama, 0.05 for CogVideoX and Mochi, 0.07 for Flux.
+    ///   - pvRelativeL1: above `relativeL1`; 0.08 as released.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidArgument` for bounds that are not positive and finite, or not in this order.
     public init(
@@ -98,30 +97,30 @@ public struct SpargeAttentionTuner: Sendable {
         self.instructionSet = instructionSet
     }
 
-    /// Similarity thresholds per unit.
+    /// Number of similarity thresholds per unit.
     private static let granularity = 16
     private static let massPrecision = 0.001
     private static let skipPrecision = 0.1
     private static let skipRange = 50.0
-    /// Left-out fraction below which a threshold, or a head, is not worth it.
+    /// Smallest dropped fraction at which a threshold, or a sparse head, is still worthwhile.
     private static let leastSparsity = 0.1
 
-    /// The most attention runs per head and sample: the dense one, and 11 + 10 bisection steps per similarity threshold. From 0.1 the
-    /// remaining 0.9 is halved to 0.001 in 10 steps; from 20 the remaining 30 is halved to 0.1 in 9.
+    /// The largest number of attention runs per head and sample: the dense one, and 11 + 10 bisection steps per similarity
+    /// threshold. From 0.1 the remaining 0.9 is halved to 0.001 in 10 steps; from 20 the remaining 30 is halved to 0.1 in 9.
     public static let evaluationsPerHead = 1 + 2 * granularity * (11 + 10)
 
-    /// The most attention runs of a call.
+    /// The largest number of attention runs of a call.
     public func maximumEvaluations(_ samples: [Sample]) -> Int {
         (samples.first?.shape.queryHeads ?? 0) * samples.count * Self.evaluationsPerHead
     }
 
-    /// The settings of every query head.
+    /// Finds the settings of every query head.
     ///
     /// - Parameters:
     ///   - samples: at least one; they may differ in length but not in heads and channels.
     ///   - pool: the threads to use. The call blocks until they are done.
     ///   - progress: called on the caller's thread.
-    /// - Throws: `.invalidShape` for no samples, samples that disagree, and what `SpargeAttentionPrefill` throws.
+    /// - Throws: `.invalidShape` for no samples or samples that disagree, and the errors of `SpargeAttentionPrefill`.
     public func callAsFunction(
         _ samples: [Sample], on pool: WorkerPool = .shared, progress: (Progress) -> Void = { _ in }
     ) throws(SparseKernelsError) -> [TunedHead] {
@@ -161,7 +160,7 @@ public struct SpargeAttentionTuner: Sendable {
         return tuned
     }
 
-    /// Both bisections at one similarity threshold.
+    /// Runs both bisections at one similarity threshold.
     private func point(
         _ trial: inout SpargeAttentionTrial, sample: Int, similarityThreshold: Float
     ) throws(SparseKernelsError) -> Point {
@@ -188,7 +187,7 @@ public struct SpargeAttentionTuner: Sendable {
         return Point(sample: sample, settings: settings(mass, Float(skips.high)), density: density)
     }
 
-    /// The winning group's largest settings, or dense.
+    /// The largest settings of the winning group, or dense settings.
     private static func choose(_ points: [Point]) -> TunedHead {
         var groups = [[Point]](repeating: [], count: granularity)
         for point in points {

@@ -1,7 +1,7 @@
 public import SparseKernels
 
 extension TwilightDecode {
-    /// The first step alone, whatever the layer: pages or tokens that are candidates of the second; nil for all.
+    /// Runs the first step alone, in any layer: the pages or tokens that are candidates of the second step; nil for all tokens.
     ///
     /// Arguments and errors are those of `decode`.
     public func select<Q: AttentionElement>(
@@ -25,7 +25,7 @@ extension TwilightDecode {
         case .quest(.fraction(let fraction)):
             var lists = SelectionLists()
             for (row, length) in tables.lengths.enumerated() {
-                // Every sequence has a budget of its own, and a selector has one for all.
+                // A selector has one budget for all sequences, but here every sequence has its own.
                 let selector = try pageSelector(tokenBudget: max(1, Int(fraction * Double(length))))
                 lists.append(
                     try selector.select(query: query, cache: cache, tables: tables, rows: [row], layer: layer, on: pool))
@@ -35,7 +35,7 @@ extension TwilightDecode {
     }
 
     func pageSelector(tokenBudget: Int) throws(SparseKernelsError) -> PageSelector {
-        // The released selector rounds a budget up to pages.
+        // The released selector rounds budgets up to whole pages.
         let pageSize = configuration.pageSize
         let isExact = tokenBudget % pageSize == 0 || tokenBudget < 1 || tokenBudget > Int.max - pageSize
         let rounded = isExact ? tokenBudget : (tokenBudget / pageSize + 1) * pageSize
@@ -44,7 +44,7 @@ extension TwilightDecode {
             sharing: rule == .paper ? .kvHead : .queryHead, forcedLast: rule == .paper ? 1 : 0, minimumPages: 1)
     }
 
-    /// The first `sink` and the last `recent` tokens of sequences of some lengths.
+    /// The first `sink` and the last `recent` tokens of sequences with the given lengths.
     private func streaming(_ lengths: [Int], sink: Int, recent: Int) throws(SparseKernelsError) -> KVSelection {
         var lists = SelectionLists()
         for length in lengths {
@@ -55,19 +55,19 @@ extension TwilightDecode {
     }
 }
 
-/// Lists of selections, one after the other.
+/// The joined lists of several selections.
 private struct SelectionLists {
     private var offsets = [0]
     private var indices: [Int32] = []
 
-    /// One list of two runs of tokens.
+    /// Appends one list of two runs of tokens.
     mutating func append(_ first: Range<Int>, _ second: Range<Int>) {
         for token in first { indices.append(Int32(truncatingIfNeeded: token)) }
         for token in second { indices.append(Int32(truncatingIfNeeded: token)) }
         offsets.append(indices.count)
     }
 
-    /// All lists of a selection.
+    /// Appends all lists of a selection.
     mutating func append(_ selection: KVSelection) {
         for offset in selection.offsets.dropFirst() { offsets.append(indices.count + offset) }
         indices += selection.indices

@@ -1,7 +1,7 @@
 public import SparseKernels
 
 extension TwilightDecode {
-    /// The first step alone, under queries `[queryHeads, sequences, headDim]`. See `select` with a view.
+    /// Runs the first step alone, for queries `[queryHeads, sequences, headDim]`. See `select` with a view.
     /// - Throws: as `decode`.
     public func select<Q: AttentionElement>(
         query: Tensor<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,
@@ -10,7 +10,7 @@ extension TwilightDecode {
         try select(query: query.view(named: "query"), cache: cache, sequences: sequences, layer: layer, on: pool)
     }
 
-    /// Both steps without the attention, under queries `[queryHeads, sequences, headDim]`. See `prune` with a view.
+    /// Runs both steps without the attention, for queries `[queryHeads, sequences, headDim]`. See `prune` with a view.
     /// - Throws: as `decode`.
     public func prune<Q: AttentionElement>(
         query: Tensor<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,

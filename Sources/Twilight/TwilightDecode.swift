@@ -1,7 +1,7 @@
 public import SparseKernels
 
-/// Twilight (Lin et al., NeurIPS 2025, arXiv 2502.02770): a selector with a generous budget, then as few of its tokens as hold a
-/// fraction p of their attention mass, then exact attention over those.
+/// Twilight (Lin et al., NeurIPS 2025, arXiv 2502.02770): decoding with a selector of generous budget, whose tokens are pruned
+/// to the smallest set with a fraction p of their attention mass, and exact attention over that set.
 ///
 /// ```swift
 /// let configuration = try TwilightDecode.cache(layers: 32, kvHeads: 8, headDim: 128, pageCapacity: 4096)
@@ -11,54 +11,54 @@ public import SparseKernels
 /// print(step.state.output.shape, step.meanTokens)
 /// ```
 ///
-/// The mass is estimated from a 4-bit copy of the keys that the cache keeps, and is a fraction of what the selector kept: with
-/// `.everything` of the whole sequence.
+/// The mass is estimated from a 4-bit copy of the keys in the cache. It is a fraction of the mass of the selector's tokens;
+/// with `.everything`, of the whole sequence.
 ///
-/// - Complexity: per key/value head of headDim d and length L, with pages of 16, a budget B₀ and B₁ kept tokens, a step reads L/8·d
-///   numbers of page metadata, B₀·d/2 bytes of estimates, and the keys and values of B₁ tokens.
-/// - Scratch: that of `PageSelector`, `TokenPruner` and `PagedAttention`, one after the other.
+/// - Complexity: per key/value head of headDim d and length L, with pages of 16, a budget B₀ and B₁ kept tokens, a step reads
+///   L/8·d numbers of page metadata, B₀·d/2 bytes for estimates, and the keys and values of B₁ tokens.
+/// - Scratch: that of `PageSelector`, `TokenPruner` and `PagedAttention`, which run one after the other.
 public struct TwilightDecode: Sendable {
-    /// The first step: which tokens are candidates.
+    /// The first step, which selects the candidates.
     public enum Selector: Hashable, Sendable {
-        /// The pages of the highest bounds. The cache must have metadata of minima and maxima.
+        /// The pages with the highest bounds. The cache must have minima and maxima as metadata.
         case quest(Budget)
-        /// The first tokens and the last ones. Static: it costs nothing.
+        /// The first and the last tokens. This selection is static and costs nothing.
         case streaming(sink: Int, recent: Int)
         /// All tokens.
         case everything
     }
 
-    /// B₀: tokens of a sequence that the selector keeps.
+    /// B₀, the number of tokens of a sequence that the selector keeps.
     public enum Budget: Hashable, Sendable {
         case tokens(Int)
         /// This fraction of each sequence, rounded down. The paper suggests 1/4.
         case fraction(Double)
     }
 
-    /// Where paper and released code differ.
+    /// The version to follow where the paper and the released code differ.
     public enum Rule: String, Hashable, Sendable, CaseIterable {
-        /// The query heads of a group share a list in both steps, the union in the second one. The last page is always a candidate.
-        /// The bisection starts from the largest weight.
+        /// The query heads of a group share a list in both steps; in the second step it is the union. The last page is always a
+        /// candidate. The bisection starts from the largest weight.
         case paper
-        /// Every query head has lists of its own. The last page is a page as any other. The bisection starts from the weight of token
-        /// 0, and keeps far more than p where that is no sink.
+        /// Every query head has its own lists. The last page has no special treatment. The bisection starts from the weight of
+        /// token 0, and so keeps far more than p when token 0 is not a sink.
         case released
     }
 
-    /// What one decoding step did.
+    /// The result of one decoding step.
     public struct Step: Sendable {
-        /// Output `[queryHeads, sequences, valueDim]` and LSE over the tokens that were read.
+        /// Output `[queryHeads, sequences, valueDim]` and LSE over the kept tokens.
         public let state: AttentionState
-        /// What was kept; nil in a dense layer.
+        /// The kept tokens; nil in a dense layer.
         public let pruning: TokenPruning?
 
-        /// Tokens that a list has, on average over sequences and heads; nil in a dense layer.
+        /// Mean number of kept tokens over sequences and heads; nil in a dense layer.
         public var meanTokens: Double? { pruning?.meanTokens }
     }
 
     public let selector: Selector
     public let rule: Rule
-    /// The first layers, in which all tokens are read.
+    /// Number of layers at the start that attend to all tokens.
     public let denseLayers: Int
     /// The second step.
     public let pruner: TokenPruner
@@ -68,16 +68,16 @@ public struct TwilightDecode: Sendable {
 
     /// - Parameters:
     ///   - queryHeads: a multiple of `kvHeads`.
-    ///   - configuration: of the caches to decode from; `cache` makes one.
+    ///   - configuration: the configuration of the caches, such as one made by `cache`.
     ///   - selector: the first step. The released configurations have a budget of 8192 tokens.
-    ///   - topP: p. 0.85 in the released configurations; the paper has 0.95 for Llama-2 and Llama-3.
-    ///   - rule: of the paper, or of the released code.
+    ///   - topP: the fraction p. 0.85 in the released configurations; the paper uses 0.95 for Llama-2 and Llama-3.
+    ///   - rule: the paper's rule or the released one.
     ///   - denseLayers: 2 in the released configurations.
-    ///   - softmaxScale: nil: 1/√headDim.
-    ///   - instructionSet: of the attention; nil: the best, or what `SPARSEKERNELS_ISA` names.
-    /// - Throws: `.invalidShape` for query heads that are not a multiple; `.invalidArgument` for a budget below 1 token or outside
-    ///   0…1, negative sinks, fewer than 1 recent token, a negative number of layers, a p outside 0…1, and for `.quest` without
-    ///   metadata; `.unsupportedInstructionSet`.
+    ///   - softmaxScale: factor on q·k; nil means 1/√headDim.
+    ///   - instructionSet: the level of the attention; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
+    /// - Throws: `.invalidShape` for query heads that are not a multiple; `.invalidArgument` for a budget below 1 token or
+    ///   outside 0…1, negative sinks, fewer than 1 recent token, a negative number of layers, a p outside 0…1, and `.quest`
+    ///   without metadata; `.unsupportedInstructionSet`.
     public init(
         queryHeads: Int, configuration: KVCacheConfiguration, selector: Selector = .quest(.tokens(8192)), topP: Double = 0.85,
         rule: Rule = .paper, denseLayers: Int = 2, softmaxScale: Float? = nil, instructionSet: InstructionSet? = nil
@@ -109,16 +109,16 @@ public struct TwilightDecode: Sendable {
         }
     }
 
-    /// A cache as the paper has it: pages with minima and maxima, and a 4-bit copy of the keys.
+    /// A cache configuration as in the paper: minima and maxima of pages, and a 4-bit copy of the keys.
     ///
     /// - Parameters:
     ///   - layers: attention layers that share the page tables.
     ///   - kvHeads: key/value heads of a layer.
     ///   - headDim: channels of keys, and of values unless `valueDim` says otherwise.
-    ///   - valueDim: channels of values; nil: `headDim`.
+    ///   - valueDim: channels of values; nil means `headDim`.
     ///   - pageSize: 16 in the released configurations (`chunk_size`).
     ///   - pageCapacity: pages of the pool.
-    ///   - format: of keys and values.
+    ///   - format: storage format of keys and values.
     /// - Throws: as `KVCacheConfiguration`.
     public static func cache(
         layers: Int = 1, kvHeads: Int, headDim: Int, valueDim: Int? = nil, pageSize: Int = 16, pageCapacity: Int,
@@ -132,15 +132,15 @@ public struct TwilightDecode: Sendable {
 
     // MARK: - Steps
 
-    /// Select, prune, attend: one query token of every sequence, which is the last token of its sequence.
+    /// Performs one step of decoding: selects, prunes and attends, for the last token of every sequence.
     ///
     /// - Parameters:
-    ///   - query: `[queryHeads, sequences, headDim]`. With rotary positions applied, as the keys have.
-    ///   - cache: holds the sequences' last tokens already; nothing may write it meanwhile.
-    ///   - sequences: of any lengths.
-    ///   - layer: whose keys and values are read. The first `denseLayers` layers are not pruned.
+    ///   - query: `[queryHeads, sequences, headDim]`, with rotary positions applied as in the keys.
+    ///   - cache: a cache that already has the sequences' last tokens and that nothing changes during the call.
+    ///   - sequences: sequences of any lengths.
+    ///   - layer: the layer of the cache that is read. The first `denseLayers` layers are not pruned.
     ///   - pool: the threads to use.
-    /// - Returns: output and LSE, and what was kept.
+    /// - Returns: output, LSE and the kept tokens.
     /// - Throws: as `PageSelector.select`, `TokenPruner.prune` and `PagedAttention` do.
     public func decode<Q: AttentionElement>(
         query: Tensor<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,
@@ -156,7 +156,7 @@ public struct TwilightDecode: Sendable {
         return Step(state: state, pruning: pruning)
     }
 
-    /// Select and prune, whatever the layer. Arguments and errors are those of `decode`.
+    /// Selects and prunes, in any layer. Arguments and errors are those of `decode`.
     public func prune<Q: AttentionElement>(
         query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], layer: Int = 0,
         on pool: WorkerPool = .shared

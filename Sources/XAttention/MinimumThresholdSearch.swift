@@ -1,13 +1,13 @@
-/// The smallest thresholds that a model bears, by dynamic programming over the heads: the search that the XAttention paper
-/// describes and whose code was never released.
+/// Searches the smallest thresholds that keep a model's performance, by dynamic programming over the heads.
 ///
-/// All heads start at a threshold (0.9); one *reduction* multiplies one head's threshold by `factor` (0.9). With D[h][m] the best
-/// performance after exactly m reductions among the first h heads,
+/// The XAttention paper describes this search, but its code was not released. All heads start at a threshold (0.9); one
+/// *reduction* multiplies one head's threshold by `factor` (0.9). With D[h][m] the best performance after exactly m reductions
+/// among the first h heads,
 ///
 ///     D[h][m] = max( D[h−1][m],  P(h, m) )
 ///
-/// where P(h, m) is the performance after lowering head h by one step in the state that gave D[h−1][m−1]. What performance is, the
-/// paper leaves open: the caller brings a function that scores a vector of thresholds, such as the accuracy on a calibration set.
+/// where P(h, m) is the performance after lowering head h by one step in the state of D[h−1][m−1]. The paper does not define
+/// performance: the caller passes a function that scores a vector of thresholds, such as the accuracy on a calibration set.
 ///
 /// ```swift
 /// var search = try MinimumThresholdSearch(heads: 32, maximumReductions: 32)
@@ -15,20 +15,20 @@
 /// print(outcome.best.thresholds)
 /// ```
 ///
-/// - The paper's recurrence lowers a head once. `stepsPerHead` = K allows up to K steps: D[h][m] is then the best of lowering head h
-///   by k ≤ K steps in the states of D[h−1][m−k]. Or search again with the thresholds found as the new start.
-/// - Of equal performance the lower density wins, then more reductions, then the state found first: fewer steps of later heads.
-///   NaN counts as −∞.
-/// - Evaluations are remembered by thresholds: after a search that stopped at `maximumEvaluations`, the same call goes on where it
-///   was. Two runs make the same evaluations in the same order.
+/// - In the paper's recurrence a head is lowered once. `stepsPerHead` = K allows up to K steps: D[h][m] is then the best result
+///   of lowering head h by k ≤ K steps in the states of D[h−1][m−k]. Another way is to search again from the thresholds found.
+/// - At equal performance the lower density wins, then more reductions, then the state found first, which has fewer steps of
+///   later heads. NaN counts as −∞.
+/// - Evaluations are cached by thresholds: after a search that stopped at `maximumEvaluations`, the same call continues from
+///   there. Two runs make the same evaluations in the same order.
 /// - Complexity: `plannedEvaluations` evaluations, at most heads · `maximumReductions` · K; memory for as many vectors.
 /// - Source: arXiv 2503.16428, section "Minimum threshold prediction".
 public struct MinimumThresholdSearch: Sendable {
-    /// What the caller measured for a vector of thresholds.
+    /// The caller's measurement for a vector of thresholds.
     public struct Evaluation: Hashable, Sendable {
         /// Larger is better.
         public var performance: Double
-        /// Breaks ties: smaller is better. Leave it out and only the number of reductions does.
+        /// Smaller is better at equal performance. Without it, only the number of reductions breaks ties.
         public var density: Double
 
         public init(performance: Double, density: Double = 0) {
@@ -39,44 +39,44 @@ public struct MinimumThresholdSearch: Sendable {
 
     /// A state of the search.
     public struct Candidate: Hashable, Sendable {
-        /// Steps of every head; they add up to `reductions`.
+        /// The number of steps of every head. Their sum is `reductions`.
         public let steps: [Int]
         public let thresholds: [Double]
         public let evaluation: Evaluation
         public var reductions: Int { steps.reduce(0, +) }
     }
 
-    /// What a search found.
+    /// The result of a search.
     public struct Outcome: Sendable {
-        /// The best state for every number of reductions that was reached, ascending from 0.
+        /// The best state for every number of reductions that was reached, in ascending order from 0.
         public let candidates: [Candidate]
         /// False when the search stopped at `maximumEvaluations`.
         public let isComplete: Bool
-        /// Evaluations that this call made.
+        /// Number of evaluations in this call.
         public let evaluations: Int
 
-        /// The best state of all.
+        /// The best of all states.
         public var best: Candidate { candidates.dropFirst().reduce(candidates[0]) { isBetter($1, $0) ? $1 : $0 } }
 
-        /// The state of most reductions whose performance is at least `performance`, if any.
+        /// The state with the most reductions whose performance is at least `performance`; nil if there is none.
         public func candidate(performanceAtLeast performance: Double) -> Candidate? {
             candidates.last { $0.evaluation.performance >= performance }
         }
     }
 
-    /// Thresholds before any reduction.
+    /// The thresholds before any reduction.
     public let start: [Double]
     public let factor: Double
-    /// M: reductions over all heads.
+    /// M, the largest number of reductions over all heads.
     public let maximumReductions: Int
-    /// K: reductions of one head.
+    /// K, the largest number of reductions of one head.
     public let stepsPerHead: Int
-    /// Evaluations remembered from earlier calls.
+    /// Number of evaluations cached by earlier calls.
     public var rememberedEvaluations: Int { remembered.count }
     private var remembered: [[Double]: Evaluation] = [:]
 
-    /// A search from one threshold for all heads.
-    /// - Throws: as the initialiser from a vector; `.invalidShape` for no heads.
+    /// Makes a search from one threshold for all heads.
+    /// - Throws: as the initialiser with one threshold per head; `.invalidShape` for no heads.
     public init(
         heads: Int, start: Double = 0.9, factor: Double = 0.9, maximumReductions: Int = 1000, stepsPerHead: Int = 1
     ) throws(SparseKernelsError) {
@@ -86,9 +86,9 @@ public struct MinimumThresholdSearch: Sendable {
             stepsPerHead: stepsPerHead)
     }
 
-    /// A search from one threshold per head.
-    /// - Throws: `.invalidShape` for no thresholds; `.invalidArgument` for thresholds outside 0…1, a factor outside 0..<1, or limits
-    ///   outside 1...2²⁰.
+    /// Makes a search from one threshold per head.
+    /// - Throws: `.invalidShape` for no thresholds; `.invalidArgument` for thresholds outside 0…1, a factor outside 0..<1, or
+    ///   limits outside 1...2²⁰.
     public init(
         start: [Double], factor: Double = 0.9, maximumReductions: Int = 1000, stepsPerHead: Int = 1
     ) throws(SparseKernelsError) {
@@ -110,27 +110,27 @@ public struct MinimumThresholdSearch: Sendable {
         self.stepsPerHead = stepsPerHead
     }
 
-    /// Evaluations of a complete search that remembers nothing.
+    /// Number of evaluations of a complete search with an empty cache.
     public var plannedEvaluations: Int {
         start.indices.reduce(1) { $0 + transitions(head: $1).count }
     }
 
-    /// Searches.
+    /// Runs the search.
     ///
     /// - Parameters:
-    ///   - maximumEvaluations: new evaluations to make at most in this call; at least one is made.
+    ///   - maximumEvaluations: largest number of new evaluations in this call; at least one is made.
     ///   - progress: called after every new evaluation with the number made in this call and `plannedEvaluations`.
-    ///   - evaluate: scores a vector of thresholds, one per head. What it throws ends the search; what was measured before is remembered.
+    ///   - evaluate: scores a vector of thresholds, one per head. An error ends the search; earlier evaluations stay cached.
     public mutating func callAsFunction<Failure: Error>(
         maximumEvaluations: Int = .max, progress: (_ made: Int, _ planned: Int) -> Void = { _, _ in },
         evaluate: (_ thresholds: [Double]) throws(Failure) -> Evaluation
     ) throws(Failure) -> Outcome {
         let planned = plannedEvaluations
         var made = 0
-        // D[h] in place: heads one by one and reductions downwards, so that entries below are still those of the heads before.
+        // D[h] is updated in place, downwards in reductions, so that lower entries are still those of the previous head.
         var best = [Candidate?](repeating: nil, count: reachableReductions(heads: start.count) + 1)
         var isComplete = true
-        /// Nil when the limit is reached.
+        /// Returns nil when the limit is reached.
         func measure(_ steps: [Int]) throws(Failure) -> Candidate? {
             let thresholds = zip(start, steps).map { (0..<$1).reduce($0) { threshold, _ in threshold * factor } }
             if let evaluation = remembered[thresholds] {
@@ -160,10 +160,10 @@ public struct MinimumThresholdSearch: Sendable {
         return Outcome(candidates: best.compactMap { $0 }, isComplete: isComplete, evaluations: made)
     }
 
-    /// Reductions that the first heads can have together: 0 and up to this.
+    /// The largest number of reductions that the first heads can have together.
     private func reachableReductions(heads: Int) -> Int { min(maximumReductions, heads * stepsPerHead) }
 
-    /// The new states of a head in the order they are measured: `reductions` in all, `steps` of them its own.
+    /// The new states of a head in the order of measurement: total reductions, and the head's own steps among them.
     private func transitions(head: Int) -> [(reductions: Int, steps: Int)] {
         let before = reachableReductions(heads: head)
         var transitions: [(reductions: Int, steps: Int)] = []
@@ -176,7 +176,7 @@ public struct MinimumThresholdSearch: Sendable {
     }
 }
 
-/// Larger performance, then smaller density, then more reductions.
+/// Compares by larger performance, then smaller density, then more reductions.
 private func isBetter(
     _ a: MinimumThresholdSearch.Candidate, _ b: MinimumThresholdSearch.Candidate
 ) -> Bool {

@@ -1,17 +1,17 @@
-/// The lengths that the released code pads sequences to, with zeros at the end.
+/// The lengths to which the released code pads sequences with zeros at the end.
 struct ReleasedPadding {
     let chunkSize: Int
     let queryLength: Int
     let keyLength: Int
 
-    /// - Throws: `.invalidArgument` for a chunk that is no positive multiple of the block, `.invalidShape` for lengths with which
-    ///   the code would place the queries wrongly, or which overflow.
+    /// - Throws: `.invalidArgument` for a chunk that is not a positive multiple of the block, `.invalidShape` for lengths that
+    ///   overflow or for which the released code would misalign the queries.
     init(grid: BlockGrid, blockSize: Int, chunkSize: Int?) throws(SparseKernelsError) {
         let chunkSize = chunkSize ?? XAttentionPrefill.releasedChunkSize(keyLength: grid.key.length)
         try require(
             chunkSize >= 1 && chunkSize % blockSize == 0, .invalidArgument, "chunkSize",
             expected: "a positive multiple of blockSize (\(blockSize))", actual: "\(chunkSize)")
-        // The code aligns the *padded* ends, which are the true ends only when both sequences are padded by as much.
+        // The released code aligns the padded ends. They are the true ends only when both sequences have the same padding.
         try require(
             grid.queryOffset >= 0 && grid.queryOffset % chunkSize == 0, .invalidShape, "queryLength",
             expected: "keyLength (\(grid.key.length)) less a multiple of the chunk (\(chunkSize)) in the released mode, "
@@ -27,10 +27,11 @@ struct ReleasedPadding {
 }
 
 extension XAttentionPrefill {
-    /// The chunk that the released code chooses: 2048 up to 2048 keys, growing to 16384 at 16384 keys, and falling back to 2048 from
-    /// 65537 keys on, such that chunk × keys stays at 2²⁸ or below.
+    /// The chunk size that the released code chooses.
     ///
-    /// - Source: `Xattention_prefill` in `xattn/src/Xattention.py`, where no `chunk_size` is given.
+    /// It is 2048 up to 2048 keys, grows to 16384 at 16384 keys, and falls back to 2048 from 65537 keys on, so that chunk ×
+    /// keys stays at or below 2²⁸.
+    /// - Source: `Xattention_prefill` in `xattn/src/Xattention.py`, called without `chunk_size`.
     public static func releasedChunkSize(keyLength: Int) -> Int {
         var power = 1
         while power < keyLength { power *= 2 }

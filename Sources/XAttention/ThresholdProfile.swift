@@ -1,10 +1,10 @@
-/// Thresholds per head from example texts: the profiling heuristic that was released with XAttention.
+/// Thresholds per head from example texts, by the heuristic that was released with XAttention.
 ///
 /// For every text, head and block row I, with R the true attention mass of the blocks and X XAttention's estimate of it:
 ///
-/// 1. take the smallest set of blocks whose R reaches `mass` (0.9) of the row;
-/// 2. t_I = the smallest X in that set, so that keeping blocks with X ≥ t_I covers the set;
-/// 3. the head's threshold is Σ_{X ≥ t_I} X / ΣX over all rows, the largest over the texts.
+/// 1. Take the smallest set of blocks whose R reaches `mass` (0.9) of the row.
+/// 2. Let t_I be the smallest X in that set. Keeping the blocks with X ≥ t_I then covers the set.
+/// 3. The head's threshold is Σ_{X ≥ t_I} X / ΣX over all rows, the largest over the texts.
 ///
 /// ```swift
 /// var profile = try ThresholdProfile(queryHeads: 32)
@@ -12,9 +12,9 @@
 /// let prefill = try XAttentionPrefill(shape, .init(stride: 8), thresholds: profile.thresholds)
 /// ```
 ///
-/// The paper's own search is `MinimumThresholdSearch`, which its authors did not release.
+/// The search of the paper, whose code was not released, is `MinimumThresholdSearch`.
 ///
-/// - Complexity: per text, one full pass of exact scores (stride 1): about half the work of dense attention.
+/// - Complexity: one full pass of exact scores (stride 1) per text: about half the work of dense attention.
 /// - Source: `xattn/threshold/profile_threshold/profile_threshold.py` of mit-han-lab/x-attention.
 public struct ThresholdProfile: Sendable {
     public let stride: Int
@@ -23,18 +23,18 @@ public struct ThresholdProfile: Sendable {
     public let mass: Double
     /// The largest threshold over the texts so far, per query head; 0 before the first.
     public private(set) var thresholds: [Double]
-    /// Texts so far.
+    /// Number of texts so far.
     public private(set) var texts = 0
     private let instructionSet: InstructionSet
 
     /// - Parameters:
     ///   - queryHeads: heads of the queries.
-    ///   - stride: of the estimate; 8 in the released script. Use the one that prefill will use.
-    ///   - blockSize: tokens of a block, of queries and of keys.
+    ///   - stride: stride of the estimate: 8 in the released script. Use the one of the prefill.
+    ///   - blockSize: tokens per block of queries and of keys.
     ///   - mass: the fraction of the mass that a threshold must keep, 0…1.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.invalidShape` for no heads or blocks below one token, `.invalidArgument` for a stride that does not divide the block
-    ///   or a mass outside 0…1, `.unsupportedInstructionSet`.
+    /// - Throws: `.invalidShape` for no heads or blocks below one token, `.invalidArgument` for a stride that does not divide
+    ///   the block or a mass outside 0…1, `.unsupportedInstructionSet`.
     public init(
         queryHeads: Int, stride: Int = 8, blockSize: Int = 128, mass: Double = 0.9, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
@@ -52,7 +52,7 @@ public struct ThresholdProfile: Sendable {
         thresholds = Array(repeating: 0, count: queryHeads)
     }
 
-    /// Profiles one text: the queries and keys of one layer, causal.
+    /// Adds one text, given by the queries and keys of one layer. Attention is causal.
     ///
     /// - Parameters:
     ///   - query: `[queryHeads, queryLength, headDim]`.
@@ -60,7 +60,7 @@ public struct ThresholdProfile: Sendable {
     ///   - softmaxScale: factor on q·k; nil means 1/√headDim.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Returns: the thresholds of this text alone.
-    /// - Throws: `.invalidShape` for operands that disagree with each other or with `queryHeads`; the profile is unchanged then.
+    /// - Throws: `.invalidShape` for operands that disagree with each other or `queryHeads`; the profile is unchanged then.
     @discardableResult
     public mutating func add<Q: AttentionElement, K: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, softmaxScale: Float? = nil, on pool: WorkerPool = .shared
@@ -86,15 +86,15 @@ public struct ThresholdProfile: Sendable {
         return found
     }
 
-    /// The thresholds, one per head, that follow from true masses and estimates over one grid.
+    /// Computes the thresholds, one per head, from true masses and estimates over the same grid.
     ///
     /// - Parameters:
     ///   - masses: true masses of the blocks.
-    ///   - estimates: what the estimator makes of them, over the same grid.
-    ///   - stride: of the estimates, whose rows add up to tokens / `stride`.
+    ///   - estimates: the estimated masses of the blocks.
+    ///   - stride: stride of the estimates, whose rows sum to tokens / `stride`.
     ///   - mass: the fraction of the mass that a threshold must keep, 0…1.
-    /// - Throws: `.invalidShape` when the two disagree, `.invalidArgument` for a mass outside 0…1, and masses that are negative, infinite
-    ///   or NaN.
+    /// - Throws: `.invalidShape` when the two disagree, `.invalidArgument` for a mass outside 0…1, and for block masses that
+    ///   are negative, infinite or NaN.
     public static func thresholds(
         masses: BlockScores, estimates: BlockScores, stride: Int, mass: Double = 0.9
     ) throws(SparseKernelsError) -> [Double] {
@@ -118,7 +118,7 @@ public struct ThresholdProfile: Sendable {
                     if estimate >= least { kept += Double(estimate) }
                 }
             }
-            // The released code has the estimates in tokens when it adds 1e-8 to the total.
+            // The released code's estimates are in tokens when it adds 1e-8 to the total.
             result.append(kept * Double(stride) / (total * Double(stride) + 1e-8))
         }
         return result

@@ -1,39 +1,38 @@
-/// How XAttention scores and selects. The defaults are those of the paper's clean rules.
+/// How XAttention scores and selects blocks. By default it follows the paper's clean rules.
 public struct XAttentionConfiguration: Hashable, Sendable {
-    /// Which rule turns scores into a mask.
+    /// The rule that turns scores into a mask.
     public enum Mode: Hashable, Sendable {
-        /// Sink column and diagonal blocks first, when causal; then blocks by score until the mass is at least threshold × the
-        /// row's total. Nothing is padded, and the mask does not depend on any chunk.
+        /// Keeps the sink column and the diagonal blocks first, when causal, and then blocks by score until the mass is at
+        /// least threshold × the row's total. There is no padding, and the mask does not depend on chunks.
         case clean
-        /// What the released code computes, in `.float32`: sequences padded with zeros to whole chunks, padded keys taking part in
-        /// the softmax when not causal, and `XAttentionSelection` with its first-chunk rule. nil is the code's own choice of chunk,
-        /// `XAttentionPrefill.releasedChunkSize(keyLength:)`.
+        /// The rules of the released code, in `.float32`: sequences are padded with zeros to whole chunks, padded keys take
+        /// part in the softmax when not causal, and `XAttentionSelection` selects with its first-chunk rule. A nil chunk size
+        /// means the released choice, `XAttentionPrefill.releasedChunkSize(keyLength:)`.
         case released(chunkSize: Int? = nil)
     }
 
-    /// Tokens per antidiagonal; the paper uses 8 and 16. Divides `blockSize`.
+    /// Tokens per antidiagonal, a divisor of `blockSize`. The paper uses 8 and 16.
     public var stride: Int
-    /// Tokens of a block, of queries and of keys.
+    /// Tokens per block of queries and of keys.
     public var blockSize: Int
-    /// False for video and other bidirectional models.
+    /// Whether attention is causal: false for video and other bidirectional models.
     public var isCausal: Bool
-    /// Further divisor of the scores.
+    /// An additional divisor of the scores.
     public var norm: Float
-    /// The clean rules, or those of the released code.
+    /// The rule for the mask: the clean one or the released one.
     public var mode: Mode
-    /// Clean mode: every row keeps column 0. A causal plan does so in any case, so the flag matters only without the causal limit.
-    /// Released mode: all blocks of query block 0 are kept.
+    /// In clean mode every row keeps column 0, which matters only without causality, as causal plans always keep it. In
+    /// released mode all blocks of query block 0 are kept.
     public var keepSink: Bool
-    /// Clean mode: every row keeps its diagonal blocks. A causal plan does so in any case. Released mode: the diagonal of the padded
-    /// grid is kept.
+    /// In clean mode every row keeps its diagonal blocks, as causal plans always do; in released mode those of the padded grid.
     public var keepRecent: Bool
-    /// Blocks that every row keeps at least; clean mode only.
+    /// Smallest number of blocks that every row keeps, in clean mode only.
     public var minimumBlocks: Int
-    /// Arithmetic of the scores in clean mode. The released mode always scores in `.float32`.
+    /// Arithmetic of the scores in clean mode. The released mode always uses `.float32`.
     public var precision: ScoringPrecision
-    /// Factor on q·k of scores and attention; nil means 1/√headDim.
+    /// Factor on q·k in scores and attention; nil means 1/√headDim.
     public var softmaxScale: Float?
-    /// Whether the scores are returned with the mask.
+    /// Whether results include the scores.
     public var keepsScores: Bool
 
     public init(

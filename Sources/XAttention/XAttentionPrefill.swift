@@ -1,5 +1,4 @@
-/// XAttention for prefill: score every block by its strided antidiagonals, keep the blocks that carry a fraction of the mass,
-/// attend to those exactly.
+/// XAttention for prefill: exact attention over the blocks with most of the mass, as estimated from strided antidiagonals.
 ///
 /// ```swift
 /// let shape = try AttentionShape(queryLength: 8192, keyLength: 8192, queryHeads: 32, kvHeads: 8, headDim: 128)
@@ -8,34 +7,33 @@
 /// print(result.mask.density)
 /// ```
 ///
-/// Chunked prefill needs no state: give the new queries and all keys so far. The two are aligned at their ends, whatever their
-/// lengths.
+/// Chunked prefill needs no state: pass the new queries and all keys so far. Any lengths are allowed, aligned at the ends.
 ///
 /// - Results are bitwise the same for every number of threads.
-/// - Source: Xu et al., "XAttention: Block Sparse Attention with Antidiagonal Scoring" (ICML 2025, arXiv 2503.16428), Algorithm 1;
-///   `xattn_estimate` and `Xattention_prefill` in `xattn/src/Xattention.py` of mit-han-lab/x-attention.
-/// - Complexity: `AntidiagonalScoring`, `BlockSelection` and `BlockSparseAttention`, one after the other.
+/// - Source: Algorithm 1 of Xu et al., "XAttention: Block Sparse Attention with Antidiagonal Scoring" (ICML 2025, arXiv
+///   2503.16428); `xattn_estimate` and `Xattention_prefill` in `xattn/src/Xattention.py` of mit-han-lab/x-attention.
+/// - Complexity: the sum of `AntidiagonalScoring`, `BlockSelection` and `BlockSparseAttention`.
 /// - Scratch: that of the three operators; scores take 4 bytes per block and head.
 public struct XAttentionPrefill: PredictiveAttention {
-    /// What a call attended to.
+    /// The mask of a call, and its scores on request.
     public struct Selected: Sendable {
-        /// One head per query head.
+        /// The kept blocks, with one head per query head.
         public let mask: BlockMask
-        /// The scores that the mask was made from, if asked for. In the released mode over the padded grid.
+        /// The scores behind the mask, if the configuration keeps them. In released mode they cover the padded grid.
         public let scores: BlockScores?
-        /// Kept fraction of the reachable blocks: of the causal area, when causal.
+        /// Kept fraction of the reachable blocks: of the causal area when causal.
         public var density: Double { mask.density }
     }
 
     public let shape: AttentionShape
     public let configuration: XAttentionConfiguration
-    /// Fraction of the mass to keep, one per query head.
+    /// Fraction of the mass that is kept, one per query head.
     public let thresholds: [Double]
-    /// Blocks of the mask.
+    /// The blocks of the mask.
     public let grid: BlockGrid
-    /// Blocks of the scores: `grid`, or in the released mode its padded form.
+    /// The blocks of the scores: `grid`, padded in released mode.
     public var scoredGrid: BlockGrid { scoring.grid }
-    /// Arithmetic of the scores: that of the configuration, or in the released mode `.float32`.
+    /// Arithmetic of the scores: that of the configuration, or `.float32` in released mode.
     public var precision: ScoringPrecision { scoring.precision }
 
     private let scoring: AntidiagonalScoring
@@ -47,7 +45,7 @@ public struct XAttentionPrefill: PredictiveAttention {
         case released(XAttentionSelection)
     }
 
-    /// A plan with one threshold for all heads; parameters and errors as below.
+    /// Makes a plan with one threshold for all heads. Parameters and errors are those of the initialiser with `thresholds`.
     public init(
         _ shape: AttentionShape, _ configuration: XAttentionConfiguration = XAttentionConfiguration(), threshold: Double = 0.9,
         instructionSet: InstructionSet? = nil
@@ -58,17 +56,17 @@ public struct XAttentionPrefill: PredictiveAttention {
             instructionSet: instructionSet)
     }
 
-    /// A plan with one threshold per query head.
+    /// Makes a plan with one threshold per query head.
     ///
     /// - Parameters:
-    ///   - shape: `queryLength` may be below `keyLength`: new queries after cached keys. In the released mode, `keyLength` −
+    ///   - shape: `queryLength` may be below `keyLength`, for new queries after cached keys. In released mode `keyLength` −
     ///     `queryLength` must then be a multiple of the chunk.
     ///   - configuration: how blocks are scored and selected.
     ///   - thresholds: fractions of the mass, 0…1.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.invalidArgument` for thresholds outside 0…1, a stride that does not divide the block, a chunk that is no
-    ///   multiple of the block, and other options outside their domain; `.invalidShape` for a wrong number of thresholds and lengths
-    ///   that the released code would misalign; `.unsupportedInstructionSet`.
+    /// - Throws: `.invalidArgument` for thresholds outside 0…1, a stride that does not divide the block, a chunk that is not a
+    ///   multiple of the block, and other options outside their domain; `.invalidShape` for a wrong number of thresholds and
+    ///   lengths that the released code would misalign; `.unsupportedInstructionSet`.
     public init(
         _ shape: AttentionShape, _ configuration: XAttentionConfiguration = XAttentionConfiguration(), thresholds: [Double],
         instructionSet: InstructionSet? = nil
@@ -132,7 +130,7 @@ public struct XAttentionPrefill: PredictiveAttention {
     public func scores<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockScores {
-        // The released mode adds as many tokens to the queries as to the keys.
+        // The released mode pads queries and keys by the same number of tokens.
         let scored = scoring.shape
         if scored.keyLength == shape.keyLength { return try scoring.run(query: query, key: key, on: pool) }
         try shape.check(query: query.geometry)
@@ -143,7 +141,7 @@ public struct XAttentionPrefill: PredictiveAttention {
     }
 
     /// Scores from tensors `[heads, tokens, headDim]`.
-    /// - Throws: as above.
+    /// - Throws: as `scores` with views, and `.invalidShape` for another rank.
     public func scores<Q: AttentionElement, K: AttentionElement>(
         query: Tensor<Q>, key: Tensor<K>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> BlockScores {
@@ -161,13 +159,13 @@ public struct XAttentionPrefill: PredictiveAttention {
         case .clean(let selection):
             return try selection(scores, on: pool)
         case .released(let selection):
-            // The padding lies at the ends: the mask of the real blocks is the upper left corner.
+            // Padding is at the ends, so the mask of the real blocks is the upper left corner.
             let padded = try selection(scores)
             return try BlockMask(grid: grid, heads: padded.heads) { padded[$0, $1, $2] }
         }
     }
 
-    /// Scores all blocks, and keeps those that carry the mass. In the released mode queries and keys are copied where it pads them.
+    /// Scores all blocks and keeps those with most of the mass. In released mode queries and keys that need padding are copied.
     /// - Throws: as `scores`.
     public func select<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool = .shared

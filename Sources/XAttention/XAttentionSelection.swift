@@ -1,35 +1,36 @@
-/// The selection of the released XAttention code, quirks included: what a parity test compares with.
+/// The selection of the released XAttention code with all its quirks, for comparison with that code.
 ///
-/// The released code works on sequences padded to whole *chunks* of queries and selects chunk by chunk. For a row of sums v with
-/// total T and threshold τ, all in `Double`:
+/// The released code pads sequences to whole *chunks* of queries and selects chunk by chunk. For a row of sums v with total T
+/// and threshold τ, all in `Double`:
 ///
-/// * Causal. The diagonal block is forced. Column 0 is forced too, but not in the chunk whose diagonal starts at column 0: there the
-///   released code overwrites it. Let F be the mass of the forced blocks, O₀ ≥ O₁ ≥ … the others. Ranked forced blocks first, rank p
-///   is kept iff E_p < τ·T, with E = 0, 0, F, F + O₀, F + O₀ + O₁, … With two forced blocks this is the clean rule: stop as soon as
-///   the mass is reached. With one, in the *first chunk*, the list is late by one block: the largest other block is kept
-///   unconditionally, and the mass leaves out the block added last. The mask therefore depends on the chunk size.
-/// * Not causal. Rank p is kept iff the mass of the ranks before it is below τ·T; nothing is forced.
+/// * Causal: the diagonal block is forced. Column 0 is forced too, except in the chunk whose diagonal starts at column 0, where
+///   the released code overwrites it. Let F be the mass of the forced blocks and O₀ ≥ O₁ ≥ … the masses of the others. Forced
+///   blocks have the first ranks, and rank p is kept iff E_p < τ·T, with E = 0, 0, F, F + O₀, F + O₀ + O₁, … With two forced
+///   blocks this is the clean rule: stop as soon as the mass is reached. With one, in the *first chunk*, E is late by one
+///   block: the largest other block is always kept, and the mass excludes the block added last. The mask therefore depends on
+///   the chunk size.
+/// * Not causal: rank p is kept iff the mass of the earlier ranks is below τ·T; nothing is forced.
 /// * In both modes, column 0 is kept whenever a block was rejected.
-/// * Afterwards: in causal grids blocks beyond the diagonal are dropped. Then `keepSink` keeps all columns of query block 0 (*row* 0, as
-///   released, and not column 0), and `keepRecent` the diagonal.
+/// * Afterwards, causal grids drop blocks beyond the diagonal. Then `keepSink` keeps all columns of query block 0 (*row* 0, as
+///   released, not column 0), and `keepRecent` keeps the diagonal.
 ///
-/// Equal values are ranked by lower column; the released sorts leave their order open. A row with NaN rejects everything, so that
-/// only the forced blocks and column 0 remain.
+/// Among equal values the lower column ranks first; the released sorts do not define an order. A row with NaN rejects
+/// everything, and so keeps only the forced blocks and column 0.
 ///
-/// Clean selection is `BlockSelection`; `XAttentionPrefill` uses this one in its released mode.
+/// `BlockSelection` has the clean selection. `XAttentionPrefill` uses this type in its released mode.
 ///
 /// - Complexity: O(blocks + kept · log blockColumns) per head, on the calling thread.
 /// - Source: `find_blocks_chunked` in `xattn/src/utils.py` and the end of `xattn_estimate` in `xattn/src/Xattention.py`,
 ///   mit-han-lab/x-attention.
 public struct XAttentionSelection: Sendable {
-    /// One threshold for all heads, or one per head.
+    /// The thresholds: one for all heads, or one per head.
     public let thresholds: [Double]
     /// Block rows per chunk: `chunk_size` / block size.
     public let blocksPerChunk: Int
     public let keepSink: Bool
     public let keepRecent: Bool
 
-    /// - Throws: `.invalidArgument` for thresholds outside 0…1 or less than one block per chunk, `.invalidShape` for no thresholds.
+    /// - Throws: `.invalidArgument` for thresholds outside 0…1 or chunks of no block, `.invalidShape` for no thresholds.
     public init(
         thresholds: [Double], blocksPerChunk: Int, keepSink: Bool = false, keepRecent: Bool = false
     ) throws(SparseKernelsError) {
@@ -45,19 +46,19 @@ public struct XAttentionSelection: Sendable {
         self.keepRecent = keepRecent
     }
 
-    /// The mask of the padded grid, after post-processing.
+    /// The mask of the padded grid after post-processing.
     ///
-    /// It may list blocks beyond the causal diagonal (`keepSink`), which attention ignores.
+    /// It may contain blocks beyond the causal diagonal (`keepSink`), which attention ignores.
     ///
     /// - Parameter scores: sums over the padded grid, whose rows are whole chunks.
-    /// - Throws: `.invalidShape` for scores whose heads do not fit the thresholds, whose rows are not whole chunks, or which have
-    ///   more rows than columns.
+    /// - Throws: `.invalidShape` for scores whose heads do not match the thresholds, whose rows are not whole chunks, or which
+    ///   have more rows than columns.
     public func callAsFunction(_ scores: BlockScores) throws(SparseKernelsError) -> BlockMask {
         try select(scores, postProcesses: true)
     }
 
-    /// The chunks' masks put together, before post-processing: what `find_blocks_chunked` returns.
-    /// - Throws: as above.
+    /// The joined masks of all chunks before post-processing: the result of `find_blocks_chunked`.
+    /// - Throws: as `callAsFunction(_:)`.
     public func blocksBeforePostProcessing(_ scores: BlockScores) throws(SparseKernelsError) -> BlockMask {
         try select(scores, postProcesses: false)
     }
@@ -65,7 +66,7 @@ public struct XAttentionSelection: Sendable {
     private func select(_ scores: BlockScores, postProcesses: Bool) throws(SparseKernelsError) -> BlockMask {
         let grid = scores.grid
         let columns = grid.blockColumns
-        // Where row 0 stands on the key axis, in blocks of the padded sequences.
+        // The position of row 0 on the key axis, in blocks of the padded sequences.
         let offset = columns - grid.blockRows
         try require(
             thresholds.count == 1 || thresholds.count == scores.heads, .invalidShape, "thresholds",
@@ -117,7 +118,7 @@ public struct XAttentionSelection: Sendable {
         }
         required *= threshold
         others.heapify()
-        // E of the current rank. Ranks of forced blocks only decide whether column 0 comes in.
+        // E of the current rank. The ranks of forced blocks only decide whether column 0 is added.
         var mass = 0.0
         var taken: [Double] = []
         for rank in 0..<values.count {

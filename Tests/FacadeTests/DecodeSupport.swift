@@ -3,7 +3,7 @@ import SparseKernels
 import SparseKernelsReference
 import Testing
 
-// What the suites of decoding façades share.
+// Helpers of the suites of decoding façades.
 
 extension Tensor where Element: AttentionElement {
     /// Some tokens of every head, `[heads, tokens, channels]`.
@@ -17,7 +17,7 @@ extension Tensor where Element: AttentionElement {
     }
 }
 
-/// Compares one row of a state with the oracle over some positions, under the bound derived from its data.
+/// Compares one row of a state with the oracle over some positions, with the bound derived from its data.
 func expectRow(
     _ state: AttentionState, head: Int, token: Int, query: [Double], keys: [[Double]], values: [[Double]], positions: [Int],
     _ label: @autoclosure () -> String, sourceLocation: SourceLocation = #_sourceLocation

@@ -7,7 +7,7 @@ import XAttention
 
 @Suite("Façades over the caller's memory")
 struct FacadeViewTests {
-    /// What a façade tells about its choice, in a form that compares.
+    /// The properties of a façade's selection, in a comparable form.
     struct Choice: Equatable {
         var patterns: [HeadPattern]
         var density: Double
@@ -26,7 +26,7 @@ struct FacadeViewTests {
         }
     }
 
-    /// One of each, with small blocks. The released mode pads 75 and 165 tokens by 15, or not at all.
+    /// One case of each façade, with small blocks. The released mode pads 75 and 165 tokens by 15, or not at all.
     enum Case: String, CaseIterable, Sendable {
         case xAttention, xAttentionReleased, xAttentionUnpadded, mInference, sparge
 
@@ -56,7 +56,7 @@ struct FacadeViewTests {
         try AttentionShape(queryLength: 75, keyLength: 165, queryHeads: 4, kvHeads: 2, headDim: 20, valueDim: 12)
     }
 
-    /// Rows `[tokens, heads, channels]` with gaps after every row and token, which hold `filler`.
+    /// Rows `[tokens, heads, channels]` with gaps after every row and token, filled with `filler`.
     struct Strided<Element: AttentionElement> {
         var elements: [Element]
         let geometry: TensorGeometry
@@ -78,7 +78,7 @@ struct FacadeViewTests {
             }
         }
 
-        /// The view, of other extents if asked for.
+        /// The view, with other extents on request.
         @_lifetime(borrow self)
         func view(_ change: Change = .none) throws -> TensorView<Element> {
             try TensorView(elements.span, geometry: change.applied(to: geometry))
@@ -128,7 +128,7 @@ struct FacadeViewTests {
         #expect(try Choice(facade.run(query: wide.query, key: wide.key, value: wide.value, into: &reused)) == choice)
         #expect(reused == expected.state.output)
 
-        // Gaps of the inputs hold NaN, so that reading one shows, and gaps of the output a guard, so that writing one does.
+        // Gaps of the inputs contain NaN, which reveals reads, and gaps of the output a guard, which reveals writes.
         let query = try Strided(operands.query, filler: BFloat16(Float.nan))
         let key = try Strided(operands.key, filler: .nan)
         let value = try Strided(operands.value, filler: .nan)
@@ -220,7 +220,7 @@ struct FacadeViewTests {
         let mask = try sparge.run(query: query, key: key, value: key, into: &output)
         #expect(output == (try sparge(query: query, key: key, value: key)).state.output && mask.heads == 2)
     }
-    /// Dense attention that is causal unless the first value is positive: a choice from values, and an operator of another kind.
+    /// Dense attention that is causal unless the first value is positive: a selection from values, and another operator.
     struct ByValue: SelectiveAttention {
         let shape: AttentionShape
 

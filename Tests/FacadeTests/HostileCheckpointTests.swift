@@ -10,7 +10,7 @@ struct HostileCheckpointTests {
         for sample in try sampleCheckpoints() { #expect(try importEverything(sample) > 0) }
     }
 
-    /// The fuzzing program in `Fuzz/` runs the same generator for as long as one likes.
+    /// The fuzzing program in `Fuzz/` runs the same generator without a limit.
     @Test("a thousand damaged checkpoints only give typed errors")
     func damaged() throws {
         var mutator = try CheckpointMutator(seed: 4, samples: sampleCheckpoints())

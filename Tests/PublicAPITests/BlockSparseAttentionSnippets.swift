@@ -1,7 +1,7 @@
 import SparseKernels
 import Testing
 
-/// The snippets of Docs/Operators/BlockSparseAttention.md, and what their comments promise.
+/// The snippets of Docs/Operators/BlockSparseAttention.md, with checks of their comments.
 @Suite("Snippets: block-sparse attention")
 struct BlockSparseAttentionSnippets {
     static func pattern(_ shape: [Int], _ step: Int) throws -> Tensor<Float> {
@@ -27,7 +27,7 @@ struct BlockSparseAttentionSnippets {
         print(windowed.density)  // kept pairs of those that window and causal limit leave
         #expect(windowed.visiblePairs < attention.visiblePairs && windowed.density < 1)
 
-        // 1 + 2 + 3 + 4 · 5 of 36 blocks are kept.
+        // The mask keeps 1 + 2 + 3 + 4 · 5 of 36 blocks.
         #expect(mask.nonzeroBlocks() == 26 && grid.reachableBlocks == 36)
         #expect(state.output.shape == [8, 512, 64] && state.logSumExp.shape == [8, 512])
     }
@@ -50,7 +50,7 @@ struct BlockSparseAttentionSnippets {
         let attention = try BlockSparseAttention(shape, heads: patterns, isCausal: true)
         let state = try attention(query: query, key: key, value: value)
 
-        // The dense head is dense attention.
+        // The second head is dense attention.
         let dense = try DenseAttention(shape, mask: .causal)(query: query, key: key, value: value)
         for index in 1600..<3200 { #expect(state.output[flat: index] == dense.output[flat: index]) }
         #expect(state.output != dense.output)
@@ -70,7 +70,7 @@ struct BlockSparseAttentionSnippets {
             ], isCausal: true)
         let state = try batch(query: query, key: key, value: value)
 
-        // 30 queries of 2 + 16 keys, and one of 50, on four heads.
+        // On four heads, 30 queries see 2 + 16 keys each, and one query sees 50.
         #expect(batch.visiblePairs == 4 * (30 * 18 + 50))
         #expect(state.logSumExp.elements.allSatisfy { $0.isFinite })
     }
@@ -88,7 +88,7 @@ struct BlockSparseAttentionSnippets {
         try state.merge(BlockSparseAttention(shape, mask: complement)(query: query, key: key, value: value))
 
         let dense = try DenseAttention(shape, mask: .causal)(query: query, key: key, value: value)
-        // Values are at most 1, scores below 16: the bound of Docs/Operators/DenseAttention.md stays under 1e-4.
+        // Values are at most 1 and scores below 16, so the bound of Docs/Operators/DenseAttention.md is below 1e-4.
         for index in 0..<dense.output.count {
             #expect(abs(dense.output[flat: index] - state.output[flat: index]) < 1e-4)
         }

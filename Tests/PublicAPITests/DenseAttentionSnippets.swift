@@ -1,7 +1,7 @@
 import SparseKernels
 import Testing
 
-/// The snippets of Docs/Operators/DenseAttention.md, and what their comments promise.
+/// The snippets of Docs/Operators/DenseAttention.md, with checks of their comments.
 @Suite("Snippets: dense attention")
 struct DenseAttentionSnippets {
     static func pattern(_ shape: [Int], _ step: Int) throws -> Tensor<Float> {
@@ -43,7 +43,7 @@ struct DenseAttentionSnippets {
             modifiers: ScoreModifiers(aliBiSlopes: slopes, aliBiForm: .symmetric))
         let state = try local(query: query, key: key, value: value)
 
-        // 161 keys of every query, less those before key 0 and after key 511.
+        // 161 keys for every query, minus those before key 0 and after key 511.
         #expect(local.visiblePairs == 8 * (512 * 161 - 128 * 129 / 2 - 32 * 33 / 2))
         #expect(state.logSumExp.elements.allSatisfy { $0.isFinite })
     }
@@ -91,7 +91,7 @@ struct DenseAttentionSnippets {
         }
         let all = try DenseAttention(whole)(
             query: query, key: joined(key, otherKey), value: joined(value, otherValue))
-        // Values are at most 1, scores below 16: the bound of Docs/Operators/DenseAttention.md stays under 1e-4.
+        // Values are at most 1 and scores below 16, so the bound of Docs/Operators/DenseAttention.md is below 1e-4.
         for index in 0..<all.output.count {
             #expect(abs(all.output[flat: index] - state.output[flat: index]) < 1e-4)
         }

@@ -1,7 +1,7 @@
 import DuoAttention
 import Testing
 
-/// The snippets of Docs/Papers/DuoAttention.md, and what their comments promise.
+/// The snippets of Docs/Papers/DuoAttention.md, with checks of their comments.
 @Suite("Snippets: DuoAttention")
 struct DuoAttentionSnippets {
     static func pattern(_ shape: [Int], _ step: Int) throws -> Tensor<Float> {

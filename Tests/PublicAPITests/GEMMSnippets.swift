@@ -15,7 +15,7 @@ struct GEMMSnippets {
         var result = try Tensor<Float>(zeros: [tokens, outFeatures])
         try gemm.run(a: activations, b: weights, into: &result)
 
-        // Small integers: exact.
+        // Small integers are exact.
         let expected = (0..<inFeatures).reduce(Float(0)) {
             $0 + activations[flat: 3 * inFeatures + $1] * weights[flat: 4 * inFeatures + $1]
         }

@@ -2,7 +2,7 @@ import DuoAttention
 import LServe
 import Testing
 
-/// The snippets of Docs/Papers/LServe.md, and what their comments promise.
+/// The snippets of Docs/Papers/LServe.md, with checks of their comments.
 @Suite("Snippets: LServe")
 struct LServeSnippets {
     static func pattern(_ shape: [Int], _ step: Int) throws -> Tensor<Float> {

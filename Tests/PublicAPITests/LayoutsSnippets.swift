@@ -15,7 +15,7 @@ struct LayoutsSnippets {
         let blocks = try GGMLBlocks(quantizing: weight, as: .q4_0)
 
         #expect(try values == quantized.dequantized() && layout.qweight.shape == [64, 1])
-        // Scales are about 1/15, and rounding is off by half of one at most, or a little more at the ends.
+        // Scales are about 1/15, and the rounding error is at most half a scale, or a little more at the ends.
         #expect((0..<weight.count).allSatisfy { abs(values[flat: $0] - weight[flat: $0]) < 0.04 })
         #expect(blocks.bytes.shape == [8, 36])
     }

@@ -4,7 +4,7 @@ import Testing
 /// The snippets of Docs/Operators/LowRank.md.
 @Suite("Snippets: LowRank")
 struct LowRankSnippets {
-    /// Rank 16 and a little of everything else.
+    /// A matrix of rank 16 with a small part of full rank.
     private func matrix(_ rows: Int, _ columns: Int) throws -> Tensor<Float> {
         var generator = SplitMix64(seed: 1)
         let factors = (0..<16 * (rows + columns)).map { _ in generator.normal() }

@@ -1,7 +1,7 @@
 import MInference
 import Testing
 
-/// The snippets of Docs/Papers/MInference.md, and what their comments promise.
+/// The snippets of Docs/Papers/MInference.md, with checks of their comments.
 @Suite("Snippets: MInference")
 struct MInferenceSnippets {
     static func operands(_ tokens: Int) throws -> (Tensor<Float>, Tensor<Float>, Tensor<Float>) {

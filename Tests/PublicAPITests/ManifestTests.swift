@@ -1,7 +1,7 @@
 import Foundation
 import Testing
 
-/// What the manifest promises to strangers, and lists that must agree with it.
+/// The promises of the manifest to clients, and the lists that must agree with it.
 @Suite("Manifest")
 struct ManifestTests {
     private static let package = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
@@ -32,7 +32,7 @@ struct ManifestTests {
         #expect(documented.sorted() == products.sorted())
     }
 
-    /// CI relies on it: with the trait it runs the suites of these folders only, and those of façades.
+    /// CI relies on this: with the trait it only runs the suites of these folders and those of façades.
     @Test("the trait OpenBLAS reaches algebra and quantisers only")
     func traitReach() throws {
         let sources = Self.package.appendingPathComponent("Sources")

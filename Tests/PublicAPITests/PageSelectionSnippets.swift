@@ -1,7 +1,7 @@
 import SparseKernels
 import Testing
 
-/// The snippets of Docs/Operators/PageSelection.md, and what their comments promise.
+/// The snippets of Docs/Operators/PageSelection.md, with checks of their comments.
 @Suite("Snippets: page selection")
 struct PageSelectionSnippets {
     static func pattern(_ shape: [Int], _ step: Int) throws -> Tensor<Float> {

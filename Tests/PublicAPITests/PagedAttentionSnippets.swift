@@ -1,7 +1,7 @@
 import SparseKernels
 import Testing
 
-/// The snippets of Docs/Operators/PagedAttention.md, and what their comments promise.
+/// The snippets of Docs/Operators/PagedAttention.md, with checks of their comments.
 @Suite("Snippets: paged attention")
 struct PagedAttentionSnippets {
     static func pattern(_ shape: [Int], _ step: Int) throws -> Tensor<Float> {

@@ -2,7 +2,7 @@ import Foundation
 import QServe
 import Testing
 
-/// The snippets of Docs/Papers/QServe.md, and what their comments promise.
+/// The snippets of Docs/Papers/QServe.md, with checks of their comments.
 @Suite("Snippets: QServe")
 struct QServeSnippets {
     static func pattern(_ shape: [Int], _ step: Int) throws -> Tensor<Float> {

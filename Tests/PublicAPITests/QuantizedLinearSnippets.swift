@@ -1,10 +1,10 @@
 import SparseKernels
 import Testing
 
-/// The snippets of Docs/Operators/QuantizedLinear.md, and what their comments promise.
+/// The snippets of Docs/Operators/QuantizedLinear.md, with checks of their comments.
 @Suite("Snippets: quantised linear layers")
 struct QuantizedLinearSnippets {
-    /// A layer of 48 × 128 whose weight is 1/64 everywhere: codes 1 with a scale of 1/64.
+    /// A layer of 48 × 128 with weights of 1/64: codes of 1 with a scale of 1/64.
     static func weight() throws -> (codes: Tensor<UInt8>, scales: Tensor<Float>) {
         try (Tensor([48, 64]) { _ in 0x11 }, Tensor([48, 2]) { _ in 1.0 / 64 })
     }
@@ -32,7 +32,7 @@ struct QuantizedLinearSnippets {
 
         #expect(y.shape == [10, 48])
         #expect(activations.codes.shape == [10, 128] && activations.scales.shape == [10, 2])
-        // x / 2 is 7, −1, …: scale 1. Integers and powers of two: exact. 64·(7 − 1)/64, and 32 times 64·(14 − 2)/8 · ¼.
+        // x / 2 is 7, −1, …: the scale is 1. Integers and powers of 2 are exact: 64·(7 − 1)/64, and 32 times 64·(14 − 2)/8 · ¼.
         #expect(activations.codes[flat: 0] == 7 && activations.codes[flat: 1] == -1 && activations.scales[flat: 0] == 1)
         #expect(y[flat: 3 * 48 + 5] == 6 + 768 + 5)
     }
@@ -55,7 +55,7 @@ struct QuantizedLinearSnippets {
         try exact.run(x: rows, y: MutableMatrixView(result.mutableSpan, rows: 10, columns: 48, rowStride: 64))
         try fast.run(x, into: &halves)  // a Tensor<Float16> of [10, 48]
 
-        // Σ −3…4 is 4, sixteen times, over 64; GELU(1) = 0.8412, with the error of 8-bit codes.
+        // Σ −3…4 is 4, sixteen times, divided by 64. GELU(1) = 0.8412, with the error of 8-bit codes.
         #expect(result[9 * 64 + 47] == 1 && result[9 * 64 + 48] == 0)
         #expect(abs(Float(halves[flat: 479]) - 0.8412) < 0.01)
     }

@@ -1,7 +1,7 @@
 import Quest
 import Testing
 
-/// The snippets of Docs/Papers/Quest.md, and what their comments promise.
+/// The snippets of Docs/Papers/Quest.md, with checks of their comments.
 @Suite("Snippets: Quest")
 struct QuestSnippets {
     static func pattern(_ shape: [Int], _ step: Int) throws -> Tensor<Float> {
@@ -27,7 +27,7 @@ struct QuestSnippets {
 
         #expect(dense.output.shape == [8, 1, 64] && sparse.output.shape == [8, 1, 64])
         #expect(pages?.list(sequence: 0, head: 0).count == 16)
-        // Fewer keys, less mass.
+        // Fewer keys have less mass.
         #expect(zip(sparse.logSumExp.elements, dense.logSumExp.elements).allSatisfy { $0 < $1 })
     }
 }

@@ -2,7 +2,7 @@ import Foundation
 import SVDQuant
 import Testing
 
-/// The snippets of Docs/Papers/SVDQuant.md, and what their comments promise.
+/// The snippets of Docs/Papers/SVDQuant.md, with checks of their comments.
 @Suite("Snippets: SVDQuant")
 struct SVDQuantSnippets {
     static func pattern(_ shape: [Int], _ step: Int) throws -> Tensor<Float> {

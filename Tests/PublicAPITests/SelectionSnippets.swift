@@ -1,7 +1,7 @@
 import SparseKernels
 import Testing
 
-/// The snippets of Docs/Operators/Selection.md, and what their comments promise.
+/// The snippets of Docs/Operators/Selection.md, with checks of their comments.
 @Suite("Snippets: selection")
 struct SelectionSnippets {
     @Test("blocks")

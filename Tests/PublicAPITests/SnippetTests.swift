@@ -1,19 +1,19 @@
 import Foundation
 import Testing
 
-/// Every Swift block of the guides is compiled and run: it stands, line for line, in a test of this folder.
+/// Every Swift block of the guides is compiled and run, because its lines are also in a test of this folder.
 @Suite("Snippets of the guides")
 struct SnippetTests {
     private static let tests = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
     private static let package = tests.appendingPathComponent("../..").standardizedFileURL
 
-    /// Lines without indentation, and without empty ones and imports.
+    /// The lines without indentation, omitting empty ones and imports.
     private static func lines(_ text: Substring) -> [String] {
         text.split(separator: "\n").map { $0.trimmingCharacters(in: .whitespaces) }
             .filter { !$0.isEmpty && !$0.hasPrefix("import ") }
     }
 
-    /// README and every page below `Docs` that has a Swift block.
+    /// README and every page below `Docs` with a Swift block.
     private static let guides: [String] = {
         let docs = package.appendingPathComponent("Docs").path
         let paths = (try? FileManager.default.subpathsOfDirectory(atPath: docs)) ?? []
@@ -23,7 +23,7 @@ struct SnippetTests {
         }
     }()
 
-    /// `GEMM` of `Docs/Operators/GEMM.md`. The index of a folder goes by the name of the folder.
+    /// The name for `Docs/Operators/GEMM.md` is `GEMM`. The index of a folder has the folder's name.
     private static func name(of path: String) -> String {
         let parts = path.dropLast(".md".count).split(separator: "/").map(String.init)
         return parts.last == "README" && parts.count > 1 ? parts[parts.count - 2] : parts[parts.count - 1]

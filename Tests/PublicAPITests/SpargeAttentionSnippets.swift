@@ -1,7 +1,7 @@
 import SpargeAttention
 import Testing
 
-/// The snippets of Docs/Papers/SpargeAttention.md, and what their comments promise.
+/// The snippets of Docs/Papers/SpargeAttention.md, with checks of their comments.
 @Suite("Snippets: SpargeAttention")
 struct SpargeAttentionSnippets {
     static func pattern(_ shape: [Int], _ step: Int) throws -> Tensor<Float> {
@@ -29,7 +29,7 @@ struct SpargeAttentionSnippets {
 
         #expect(kept == mask && output[flat: 3 * 64] == Float16(state.output[flat: 3 * 1000 * 64]))
         #expect(mask == result.mask && state == result.state && mask.density < 1)
-        // Blocks counted in the guide: 673 attention runs.
+        // The guide states 673 attention runs.
         #expect(SpargeAttentionTuner.evaluationsPerHead == 673)
     }
 

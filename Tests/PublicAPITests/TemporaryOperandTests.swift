@@ -10,8 +10,8 @@ import Testing
 import Twilight
 import XAttention
 
-/// Client code that hands the results of throwing functions to a call, in place. With views of such temporaries Swift 6.3.1 crashes
-/// ("Instruction does not dominate all uses"), so every call has a form with tensors; that this file compiles is the point.
+/// Client code that passes results of throwing functions directly to a call. With views of such temporaries Swift 6.3.1 crashes
+/// ("Instruction does not dominate all uses"), so every call has a form with tensors. The test is that this file compiles.
 @Suite("Operands that are temporaries")
 struct TemporaryOperandTests {
     static func pattern(_ shape: [Int], _ step: Int = 7) throws -> Tensor<Float> {
@@ -38,7 +38,7 @@ struct TemporaryOperandTests {
         }
     }
 
-    /// Views of these are errors: "lifetime-dependent value escapes its scope".
+    /// Views of these operands are errors: "lifetime-dependent value escapes its scope".
     @Test("elements of collections and variable properties of classes")
     func places() throws {
         final class Model {

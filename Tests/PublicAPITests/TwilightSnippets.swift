@@ -1,7 +1,7 @@
 import Testing
 import Twilight
 
-/// The snippets of Docs/Papers/Twilight.md, and what their comments promise.
+/// The snippets of Docs/Papers/Twilight.md, with checks of their comments.
 @Suite("Snippets: Twilight")
 struct TwilightSnippets {
     static func pattern(_ shape: [Int], _ step: Int) throws -> Tensor<Float> {

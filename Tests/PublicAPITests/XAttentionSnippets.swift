@@ -1,7 +1,7 @@
 import Testing
 import XAttention
 
-/// The snippets of Docs/Papers/XAttention.md, and what their comments promise.
+/// The snippets of Docs/Papers/XAttention.md, with checks of their comments.
 @Suite("Snippets: XAttention")
 struct XAttentionSnippets {
     @Test("prefill")
@@ -43,7 +43,7 @@ struct XAttentionSnippets {
         print(selected.mask.density)
 
         #expect(selected.mask.heads == 4 && selected.density <= 1)
-        // Token 0 sees key 0 alone, so that each pair of heads has the row of its KV head.
+        // Token 0 sees key 0 alone, so each pair of heads has the value row of its KV head.
         #expect((0..<256).allSatisfy { output[$0] == Float(values[$0 / 128 * 64 + $0 % 64]) })
     }
 

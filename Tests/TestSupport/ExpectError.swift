@@ -9,7 +9,7 @@ package func expectError(
     expectError(code, argument, containing: texts, sourceLocation: sourceLocation, body)
 }
 
-/// As above, for helpers that are given a list of texts.
+/// The same for helpers with a list of texts.
 package func expectError(
     _ code: SparseKernelsError.Code, _ argument: String, containing texts: [String],
     sourceLocation: SourceLocation = #_sourceLocation, _ body: () throws -> Void
@@ -20,7 +20,7 @@ package func expectError(
     for text in texts { #expect(error.description.contains(text), sourceLocation: sourceLocation) }
 }
 
-/// Expects an error with this code, whose description contains these texts, for errors whose argument is a path.
+/// Expects an error with this code, whose description contains these texts. Use it when the argument is a path.
 package func expectError(
     _ code: SparseKernelsError.Code, describing texts: String..., sourceLocation: SourceLocation = #_sourceLocation,
     _ body: () throws -> Void

@@ -1,13 +1,13 @@
 import Foundation
 package import SparseKernels
 
-/// Memory with an inaccessible page right before or right after it: touching anything outside faults.
+/// Memory with an inaccessible page directly before or after it, so that an access outside it faults on that side.
 package final class FencedMemory<Element: TensorElement> {
     package let elements: UnsafeMutableBufferPointer<Element>
     private let mapping: UnsafeMutableRawPointer
     private let byteCount: Int
 
-    /// - Parameter fencesEnd: the page after the last element is inaccessible; else the page before the first one.
+    /// - Parameter fencesEnd: whether the inaccessible page is after the last element, and not before the first one.
     package init(_ values: [Element], fencesEnd: Bool) {
         let page = Int(sysconf(Int32(_SC_PAGESIZE)))
         let used = values.count * MemoryLayout<Element>.stride

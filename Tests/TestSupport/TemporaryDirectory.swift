@@ -1,6 +1,6 @@
 import Foundation
 
-/// A directory that is removed when the test is over.
+/// A directory that is removed when the test ends.
 package final class TemporaryDirectory {
     package let path: String
 

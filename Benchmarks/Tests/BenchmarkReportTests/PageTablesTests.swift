@@ -37,7 +37,7 @@ struct PageTablesTests {
         #expect(lines[0...2] == ["before", "<!-- table: a.json section=matrixProduct -->", "```text"])
         #expect(Array(lines[3..<7]) == expected)
         #expect(lines[7...] == ["```", "<!-- end -->", "after"])
-        // Nothing is left to do the second time, also with empty lines around the block.
+        // A second update changes nothing, even with empty lines around the block.
         let again = try updated("<!-- table: a.json section=matrixProduct -->", block: [""] + Array(lines[2...7]) + [""])
         #expect(again.contains(lines[3..<7].joined(separator: "\n")))
     }

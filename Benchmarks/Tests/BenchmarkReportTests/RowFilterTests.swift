@@ -22,7 +22,7 @@ struct RowFilterTests {
         for text in ["denseAttention", "dense attention", "Dense-Attention"] { #expect(found(text) == ["attention.dense"]) }
         #expect(found("n 2048 D 64") == ["attention.dense"] && found("quest") == ["decode.quality"])
         #expect(found("tile,QUEST, 512³") == ["gemm.tile", "gemm", "decode.quality"])
-        // Operation and name together, as they stand in a report.
+        // Operation and name together, as in a report.
         #expect(found("dense lm-layer3") == ["prefill.dense"])
         #expect(found("softmax").isEmpty)
     }

@@ -116,7 +116,7 @@ import Testing
         #expect(try copy.json() == report.json())
     }
 
-    /// Reports of all versions since the first one.
+    /// Reports of all versions.
     @Test func storedReportsLoadAndKeepTheirNumbers() throws {
         let folder = (0..<3).reduce(URL(fileURLWithPath: #filePath)) { url, _ in url.deletingLastPathComponent() }
         let results = folder.appendingPathComponent("Results").path

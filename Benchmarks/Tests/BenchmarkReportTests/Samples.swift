@@ -1,6 +1,6 @@
 import BenchmarkReport
 
-/// Made-up rows like those of a real run: long and short names, several baselines, small and large numbers.
+/// Artificial rows like those of a real run: long and short names, several baselines, small and large numbers.
 enum Samples {
     static let complete = timed(
         BenchmarkRow(

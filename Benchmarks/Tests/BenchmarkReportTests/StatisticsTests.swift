@@ -52,7 +52,7 @@ import Testing
     }
 
     @Test func speedupIsTheMedianOfTheRatiosOfRounds() {
-        // The machine slows down in the second round, for both, which does not change the ratio of the round.
+        // Both slow down in the second round, which does not change the ratio of the round.
         let result = InterleavedSamples(names: ["sparse", "dense"], samples: [[1, 10, 1], [4, 40, 5]])
         #expect(result.speedup(of: "sparse", over: "dense") == 4)
         #expect(result.summary(of: "dense") == Summary(median: 5, min: 4, max: 40))

@@ -1,8 +1,8 @@
 import SparseKernels
 import SparseKernelsReference
 
-/// What a block mask leaves of causal attention: the mask as a picture, its density, and how far the result is from attention over
-/// all keys, and from attention over the kept keys in `Double`.
+/// The effects of a block mask on causal attention: a picture of the mask, its density, and the distance of the result from
+/// attention over all keys and from attention over the kept keys in `Double`.
 ///
 ///     swift run --package-path Examples -c release block-sparse-attention
 @main
@@ -13,7 +13,7 @@ struct BlockSparseAttentionExample {
         let dense = try DenseAttention(shape, mask: .causal)(query: query, key: key, value: value)
         let grid = try BlockGrid(shape, blockSize: 64, isCausal: true)
 
-        // Sinks and a window of whole blocks; every second block further off, or fewer.
+        // Sinks and a window in whole blocks, and every `step`-th of the other blocks.
         for (name, step) in [("sink and window", Int.max), ("with every fourth block", 4), ("everything", 1)] {
             let distant = try BlockMask(grid: grid) { _, row, column in (row - column) % step == 0 && row != column }
             let mask = try BlockMask.streaming(grid, sinkBlocks: 1, localBlocks: 3).union(distant)
@@ -26,7 +26,7 @@ struct BlockSparseAttentionExample {
         }
     }
 
-    /// Keys of the same topic are alike, and a query looks for a topic; near tokens mostly have the same one.
+    /// Operands with topics: keys of the same topic are similar, a query asks for a topic, and near tokens mostly share one.
     static func operands(
         _ shape: AttentionShape
     ) throws -> (query: Tensor<Float>, key: Tensor<Float>, value: Tensor<Float>) {
@@ -41,7 +41,7 @@ struct BlockSparseAttentionExample {
         )
     }
 
-    /// One row by the textbook, over the keys that the mask keeps.
+    /// Compares one row with the textbook formula over the keys that the mask keeps.
     static func report(
         _ state: AttentionState, _ shape: AttentionShape, _ mask: BlockMask, _ query: Tensor<Float>, _ key: Tensor<Float>,
         _ value: Tensor<Float>

@@ -1,13 +1,13 @@
 import Foundation
 import SparseKernels
 
-/// Attention of tensors in a safetensors file, read where they lie, and the result in another one.
+/// Attention of tensors in a safetensors file, which are read in place. The result goes to another file.
 ///
 ///     swift run --package-path Examples -c release capture-attention \
 ///         Benchmarks/Data/lm-layer3-8192.safetensors attention.safetensors
 ///
-/// The file has tensors `query`, `key` and `value`, `[heads, tokens, headDim]`, of one element type: F32, F16 or BF16. Its metadata
-/// may hold `softmaxScale` and `causal`.
+/// The file has tensors `query`, `key` and `value`, `[heads, tokens, headDim]`, of one element type: F32, F16 or BF16.
+/// `softmaxScale` and `causal` in its metadata are optional.
 @main
 struct CaptureAttentionExample {
     static func main() {
@@ -18,7 +18,7 @@ struct CaptureAttentionExample {
         do {
             try attend(CommandLine.arguments[1], into: CommandLine.arguments[2])
         } catch {
-            // Says which argument, file or tensor is at fault, what was expected and what came.
+            // The error names the argument, file or tensor, and the expected and actual values.
             print(error)
             exit(1)
         }
@@ -40,7 +40,7 @@ struct CaptureAttentionExample {
         print("\(outputPath): output \(state.output.shape), logSumExp \(state.logSumExp.shape)")
     }
 
-    /// Views are the file's own memory, so nothing is converted or copied up front. The compiler keeps them from outliving `file`.
+    /// Views use the file's memory, so nothing is converted or copied first. The compiler checks that `file` outlives them.
     static func attend<Element: AttentionElement>(
         _ file: SafetensorsFile, as type: Element.Type
     ) throws(SparseKernelsError) -> AttentionState {

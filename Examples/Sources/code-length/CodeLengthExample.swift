@@ -3,7 +3,7 @@ import SparseKernels
 import SparseKernelsModels
 import Terminal
 
-/// How well a byte-level Llama model predicts a text, in bits per byte.
+/// The quality of a byte-level Llama model's predictions of a text, in bits per byte.
 ///
 ///     swift run --package-path Examples -c release code-length MODEL-FOLDER TEXT
 ///

@@ -1,7 +1,7 @@
 import SparseKernels
 import SparseKernelsReference
 
-/// Causal attention of random tensors, and how far one row of it is from attention in `Double`.
+/// Causal attention of random tensors, and the distance of one row from attention in `Double`.
 ///
 ///     swift run --package-path Examples -c release dense-attention
 @main
@@ -13,13 +13,13 @@ struct DenseAttentionExample {
         let key = try Tensor<Float>.normal([2, 1024, 64], seed: 2)
         let value = try Tensor<Float>.normal([2, 1024, 64], seed: 3)
 
-        // The plan is made once per shape and run as often as needed.
+        // A plan is made once per shape, and runs any number of times.
         let attention = try DenseAttention(shape, mask: .causal)
         let state = try attention(query: query, key: key, value: value)
         print("instruction set \(attention.instructionSet), \(WorkerPool.shared.threads) threads")
         print("output \(state.output.shape), LSE \(state.logSumExp.shape)")
 
-        // One row, by the textbook.
+        // One row by the textbook formula.
         let (head, token) = (5, 700)
         let row = try ReferenceAttention(shape, mask: .causal)
             .row(head: head, token: token, query: query.view(), key: key.view(), value: value.view())

@@ -1,4 +1,4 @@
-/// A promise of code that reads files, which did not hold.
+/// The failure of a promise that code for reading files makes.
 package struct BrokenPromise: Error, CustomStringConvertible {
     package let description: String
 }

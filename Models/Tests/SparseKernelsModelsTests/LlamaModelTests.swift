@@ -4,7 +4,7 @@ import SparseKernelsModels
 import SparseKernelsReference
 import Testing
 
-/// A folder with a Llama model of two layers and random weights, removed when the test is over.
+/// A folder with a Llama model of two layers and random weights. It is removed when the test ends.
 final class TinyLlama {
     let folder = NSTemporaryDirectory() + "sparsekernels-llama-\(UUID().uuidString)"
     static let linearLayers = [

@@ -1,9 +1,9 @@
 public import SparseKernels
 
-// Layers in safetensors files. Docs/Layouts/SVDQuantFile.md has the schema.
+// Layers in safetensors files. Docs/Layouts/SVDQuantFile.md describes the schema.
 
 extension SVDQuantLinear {
-    /// Names of tensors and metadata. A layer's own stand behind its name and a dot.
+    /// Names of tensors and metadata. In files, they follow the layer's name and a dot.
     private enum Name {
         static let format = "format"
         static let formatValue = "sparsekernels.svdquant"
@@ -36,13 +36,12 @@ extension SVDQuantLinear {
 
     // MARK: - Writing
 
-    /// Puts a file with this layer alone at `path`, in one step: an existing file is either replaced by the complete new one or
-    /// left as it is.
+    /// Writes a file with this layer alone, in one step. An existing file is either replaced completely or left unchanged.
     ///
     /// - Parameters:
-    ///   - path: where the file goes.
-    ///   - prefix: the layer's name in it; empty: none.
-    /// - Throws: `.inputOutput`, or as `write(to:prefix:)` of a writer.
+    ///   - path: path of the file.
+    ///   - prefix: the layer's name in the file; empty for none.
+    /// - Throws: `.inputOutput`, or the errors of `write(to:prefix:)` with a writer.
     public func write(to path: String, prefix: String = "") throws(SparseKernelsError) {
         var writer = SafetensorsWriter()
         try write(to: &writer, prefix: prefix)
@@ -51,20 +50,20 @@ extension SVDQuantLinear {
 
     /// Adds the layer to a file that may have other layers, tensors and metadata.
     ///
-    /// Every tensor of floats gets the smallest type that holds all its values exactly: what was quantised in 16 bits takes 16
-    /// bits, and reading gives back the same bits.
+    /// Each floating-point tensor has the smallest type that represents all its values exactly: 16 bits for 16-bit
+    /// quantisation, for example. Reading returns the same bits.
     ///
     /// - Parameters:
-    ///   - writer: the file.
-    ///   - prefix: the layer's name in the file; empty: none.
-    /// - Throws: `.invalidArgument` for a name that is taken, or a writer whose metadata say another format.
+    ///   - writer: the writer of the file.
+    ///   - prefix: the layer's name in the file; empty for none.
+    /// - Throws: `.invalidArgument` for a name that is taken, or a writer whose metadata state another format.
     public func write(to writer: inout SafetensorsWriter, prefix: String) throws(SparseKernelsError) {
         for (key, value) in [(Name.format, Name.formatValue), (Name.version, Name.versionValue)] {
             try require(
                 writer.metadata[key] ?? value == value, .invalidArgument, "metadata \(quoted(key))",
                 expected: "absent or \(quoted(value))", actual: quoted(writer.metadata[key] ?? ""))
         }
-        // On a copy, so that a name that is taken leaves the file as it was.
+        // A copy, so that a name that is taken leaves the file unchanged.
         var result = writer
         func add(
             _ name: String, _ tensor: Tensor<Float>?, as types: [ElementType] = [.float16, .bfloat16]
@@ -106,7 +105,7 @@ extension SVDQuantLinear {
 
     // MARK: - Reading
 
-    /// The names of the layers in a file, sorted; the empty name for a layer without one.
+    /// The sorted names of the layers in a file. A layer without a name has the empty one.
     /// - Throws: `.notFound` or `.malformedFile` when the file is of another format or version.
     public static func layers(in file: SafetensorsFile) throws(SparseKernelsError) -> [String] {
         for (key, value) in [(Name.format, Name.formatValue), (Name.version, Name.versionValue)] {
@@ -119,13 +118,13 @@ extension SVDQuantLinear {
         }.sorted()
     }
 
-    /// Reads a layer of a file that `write` has put at `path`.
+    /// Reads a layer of the file at `path`, written by `write`.
     ///
     /// - Parameters:
-    ///   - path: where the file is.
-    ///   - prefix: the layer's name in it.
+    ///   - path: path of the file.
+    ///   - prefix: the layer's name in the file.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.inputOutput` when the file cannot be read, otherwise as below.
+    /// - Throws: `.inputOutput` when the file cannot be read, otherwise as `init(file:prefix:instructionSet:)`.
     public init(path: String, prefix: String = "", instructionSet: InstructionSet? = nil) throws(SparseKernelsError) {
         try self.init(file: SafetensorsFile(path: path), prefix: prefix, instructionSet: instructionSet)
     }
@@ -133,13 +132,13 @@ extension SVDQuantLinear {
     /// Reads a layer of a file that may have other layers and tensors.
     ///
     /// - Parameters:
-    ///   - file: the file; it is copied from, and need not stay open.
-    ///   - prefix: the layer's name in it.
+    ///   - file: the file. Its data are copied, so it need not stay open.
+    ///   - prefix: the layer's name in the file.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.malformedFile` when the file is of another format or version, or its contents are not a layer; `.notFound`
-    ///   for a layer, a tensor or an entry of the metadata that is missing; `.invalidElementType` for a tensor of another type;
-    ///   `.unsupportedInstructionSet`. Messages name the file, the tensor, what was expected and what was found.
-    /// - Complexity: proportional to the layer's tensors, whatever the metadata say.
+    ///   for a missing layer, tensor or metadata entry; `.invalidElementType` for a tensor of another type;
+    ///   `.unsupportedInstructionSet`. Messages name the file, the tensor, and the expected and actual values.
+    /// - Complexity: proportional to the size of the layer's tensors, whatever the metadata state.
     public init(file: SafetensorsFile, prefix: String = "", instructionSet: InstructionSet? = nil)
         throws(SparseKernelsError)
     {
@@ -183,7 +182,7 @@ extension SVDQuantLinear {
         }
     }
 
-    /// The entries of one layer.
+    /// The tensors and metadata of one layer.
     private struct LayerReader {
         let file: SafetensorsFile
         let layer: String
@@ -211,7 +210,7 @@ extension SVDQuantLinear {
             try choice(Name.epilogue, Epilogue.inFiles, \.fileName)
         }
 
-        /// A count of at least 1, or 0 if that is allowed, below 2³¹: no sum or product of two of them overflows.
+        /// A count of at least 1, or 0 if allowed, below 2³¹, so that no sum or product of two counts overflows.
         func extent(_ name: String, orNone: Bool = false) throws(SparseKernelsError) -> Int {
             let key = Name.of(name, in: layer)
             let value = try file.integer(key)
@@ -220,7 +219,7 @@ extension SVDQuantLinear {
             return value
         }
 
-        /// What the layer is said to have.
+        /// The tensors that the layer has according to its metadata.
         func tensorNames(hasBranch: Bool) throws(SparseKernelsError) -> Set<String> {
             let key = Name.of(Name.tensors, in: layer)
             let text = try file.text(key)

@@ -1,25 +1,25 @@
 public import SparseKernels
 
 extension SVDQuantLinear {
-    /// Quantises a layer: searches smoothing factors on the calibration tokens, takes the low-rank branch off the smoothed
-    /// weight and rounds the rest to nearest.
+    /// Quantises a layer: searches smoothing factors on calibration tokens, subtracts the low-rank branch from the smoothed
+    /// weight and rounds the residual to nearest.
     ///
-    /// `LowRankQuantizer` has more settings, such as the format, and tells what the search found: pass its result to
+    /// `LowRankQuantizer` has more settings, such as the format, and returns the results of the search. Pass them to
     /// `init(_:activation:)`.
     ///
     /// - Parameters:
     ///   - weight: `[outFeatures, inFeatures]`. Projections of one input, such as q, k and v, may be stacked.
-    ///   - bias: `[outFeatures]`; nil: none.
-    ///   - calibration: `[tokens, inFeatures]`, inputs that the layer gets to see.
-    ///   - rank: of the branch; the paper has 32, and 16 to 128 in its studies. 0: no branch.
-    ///   - activation: the format that the search takes for granted, and that the layer runs with. For the layer behind a GELU
-    ///     take `.uint4(shift: ActivationFormat.geluShift)`; the bias is corrected.
-    ///   - epilogue: what follows the layer.
+    ///   - bias: `[outFeatures]`; nil for none.
+    ///   - calibration: `[tokens, inFeatures]`, typical inputs of the layer.
+    ///   - rank: rank of the branch: 32 in the paper, 16 to 128 in its studies; 0 for no branch.
+    ///   - activation: the format of activations in the search and in the layer. After a GELU use
+    ///     `.uint4(shift: ActivationFormat.geluShift)`; the bias is corrected.
+    ///   - epilogue: operations after the layer.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: `.invalidShape` for tensors that disagree or are empty; `.invalidArgument` for an element that is not finite,
     ///   or a rank above an extent of the weight; `.unsupportedInstructionSet`.
-    /// - Complexity: that of `LowRankQuantizer`: 39 trials of a factorisation and a product with some tokens.
+    /// - Complexity: that of `LowRankQuantizer`: 39 trials, each a factorisation and a product with some tokens.
     public init(
         weight: Tensor<Float>, bias: Tensor<Float>? = nil, calibration: Tensor<Float>, rank: Int = 32,
         activation: ActivationFormat = .int4, epilogue: Epilogue = .none, instructionSet: InstructionSet? = nil,
@@ -32,13 +32,13 @@ extension SVDQuantLinear {
         try self.init(result, activation: activation, epilogue: epilogue, instructionSet: instructionSet)
     }
 
-    /// The layer that a quantiser has made.
+    /// Makes a layer from the result of a quantiser.
     ///
     /// - Parameters:
-    ///   - result: its parts.
-    ///   - activation: the format that the quantiser was told. For another one take the layer `with(activation:)`, which keeps
-    ///     the bias right.
-    ///   - epilogue: what follows the layer.
+    ///   - result: the parts of the layer.
+    ///   - activation: the format that the quantiser used. For another format use `with(activation:)` of the layer, which
+    ///     corrects the bias.
+    ///   - epilogue: operations after the layer.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.unsupportedInstructionSet`.
     public init(

@@ -1,7 +1,7 @@
 public import SparseKernels
 
-/// A linear layer in SVDQuant form (Li et al., 2024, arXiv 2411.05007): a 4-bit residual behind smoothing, and a low-rank
-/// branch in higher precision.
+/// A linear layer in SVDQuant form (Li et al., 2024, arXiv 2411.05007): a smoothed 4-bit residual and a low-rank branch in
+/// higher precision.
 ///
 ///     y = epilogue(Q(x / smooth) · weightᵀ + (x · downᵀ) · upᵀ + bias)
 ///
@@ -11,35 +11,35 @@ public import SparseKernels
 /// try layer.write(to: "layer.safetensors")
 /// ```
 ///
-/// The layer has two forms of the same numbers: logical tensors, row-major and independent of the instruction set, which are
-/// saved, exported and extended by adapters; and `linear`, packed for one instruction set, which runs. Who only runs a layer
-/// keeps `linear` and lets the layer go: then half a byte per weight is held, and scales.
+/// The layer stores the same numbers in two forms: logical tensors, row-major and independent of the instruction set, for
+/// saving, exporting and adding adapters; and `linear`, packed for one instruction set, for running. A program that only runs a
+/// layer can keep `linear` alone, which needs half a byte per weight, and scales.
 public struct SVDQuantLinear: Sendable {
     /// The residual R = W · diag(smooth) − up · (down · diag(smooth)), quantised, in the smoothed basis.
     public let weight: QuantizedWeight
-    /// `[inFeatures]`, what activations are divided by before they are quantised; nil: nothing.
+    /// The divisors of activations before quantisation, `[inFeatures]`; nil for none.
     public let smooth: Tensor<Float>?
-    /// The branch; it takes activations as they come, neither smoothed nor shifted.
+    /// The low-rank branch. Its activations are neither smoothed nor shifted.
     public let lowRank: LowRankBranch?
-    /// `[outFeatures]`. Includes what undoes the shift of `.uint4`.
+    /// The bias, `[outFeatures]`. It includes the correction for the shift of `.uint4`.
     public let bias: Tensor<Float>?
     /// The same layer, packed for the instruction set that runs it.
     public let linear: QuantizedLinear
 
-    /// A layer of given parts.
+    /// Makes a layer from its parts.
     ///
     /// - Parameters:
     ///   - weight: the residual, in the smoothed basis.
     ///   - smooth: `[inFeatures]`, positive.
-    ///   - lowRank: its factor `down` acts on raw activations: what the paper calls A is already divided by `smooth`.
-    ///   - bias: `[outFeatures]`; for `.uint4` it has to undo the shift.
-    ///   - activation: `.int4` as published, or `.int8PerGroup` and `.int8PerToken` (W4A8) and `.float` (W4A16), which lose
-    ///     less with the same weights.
-    ///   - epilogue: what follows the layer.
+    ///   - lowRank: the branch. Its factor `down` acts on raw activations: the paper's A already divided by `smooth`.
+    ///   - bias: `[outFeatures]`; with `.uint4` it must correct the shift.
+    ///   - activation: `.int4` as released; `.int8PerGroup` and `.int8PerToken` (W4A8) and `.float` (W4A16) lose less accuracy
+    ///     with the same weights.
+    ///   - epilogue: operations after the layer.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: `.invalidShape` for parts that disagree with the weight, `.invalidArgument` for smoothing factors that are not
     ///   positive and finite, or a bias or shift that is not finite; `.unsupportedInstructionSet`.
-    /// - Complexity: O(inFeatures · outFeatures), which packs the weight.
+    /// - Complexity: O(inFeatures · outFeatures), for packing the weight.
     public init(
         weight: QuantizedWeight, smooth: Tensor<Float>? = nil, lowRank: LowRankBranch? = nil, bias: Tensor<Float>? = nil,
         activation: ActivationFormat = .int4, epilogue: Epilogue = .none, instructionSet: InstructionSet? = nil
@@ -49,7 +49,7 @@ public struct SVDQuantLinear: Sendable {
             bias: bias, activation: activation, epilogue: epilogue)
     }
 
-    /// A layer whose weight is packed already.
+    /// Makes a layer whose weight is already packed.
     private init(
         weight: QuantizedWeight, packed: PackedWeight, smooth: Tensor<Float>?, lowRank: LowRankBranch?, bias: Tensor<Float>?,
         activation: ActivationFormat, epilogue: Epilogue
@@ -66,10 +66,10 @@ public struct SVDQuantLinear: Sendable {
     public var inFeatures: Int { weight.inFeatures }
     public var activation: ActivationFormat { linear.activation }
     public var epilogue: Epilogue { linear.epilogue }
-    /// The rank of the branch, adapters included; 0 without one.
+    /// Rank of the branch, including adapters; 0 without a branch.
     public var rank: Int { lowRank?.rank ?? 0 }
 
-    /// Bytes that `linear` holds. The logical tensors, which the layer keeps for saving, are not in it.
+    /// Bytes of `linear`. They exclude the logical tensors, which the layer keeps for saving.
     public var byteCount: Int { linear.byteCount }
 
     /// Computes y for the rows of x.
@@ -85,7 +85,7 @@ public struct SVDQuantLinear: Sendable {
         try linear.run(x: x, y: y, on: pool)
     }
 
-    /// y for the rows of x, in a new tensor.
+    /// Computes y for the rows of x in a new tensor.
     /// - Throws: as `run`.
     public func callAsFunction<X: AttentionElement>(_ x: Tensor<X>, on pool: WorkerPool = .shared)
         throws(SparseKernelsError) -> Tensor<Float>
@@ -99,8 +99,8 @@ public struct SVDQuantLinear: Sendable {
 extension SVDQuantLinear {
     /// The same weights with activations in another format.
     ///
-    /// To or from `.uint4`, the bias changes by what its shift adds: W_q · (shift / smooth), with the residual as it is
-    /// quantised (`LowRankQuantizer.correctedBias(_:residual:smooth:shift:on:)`). So both layers compute the same where activations are exact.
+    /// For changes to or from `.uint4`, the bias changes by the contribution of the shift, W_q · (shift / smooth), with the
+    /// quantised residual (`LowRankQuantizer.correctedBias(_:residual:smooth:shift:on:)`). Both agree for exact activations.
     ///
     /// - Throws: `.invalidArgument` for a shift that is negative or not finite.
     /// - Complexity: O(1), or O(inFeatures · outFeatures) when the shift changes.
@@ -118,7 +118,7 @@ extension SVDQuantLinear {
     }
 
     /// The same layer with another epilogue.
-    /// - Throws: nothing in practice: the parts have been checked.
+    /// - Throws: nothing in practice, because the parts have been checked.
     public func with(epilogue: Epilogue) throws(SparseKernelsError) -> SVDQuantLinear {
         try SVDQuantLinear(
             weight: weight, packed: linear.weight, smooth: smooth, lowRank: lowRank, bias: bias, activation: activation,

@@ -1,9 +1,9 @@
 internal import SparseKernels
 
-/// A JSON text whose objects keep the order of their members: in configurations of adapters the first pattern that matches counts.
+/// A JSON text whose objects keep the order of their members, because the first matching pattern of an adapter counts.
 ///
-/// Takes what Python's `json` writes, and no more than 32 levels of nesting. Of members with equal keys the last one counts, at the place
-/// of the first, as there.
+/// Accepts the output of Python's `json` with up to 32 levels of nesting. Among members with equal keys the last one counts, at
+/// the position of the first, as in Python.
 indirect enum JSONText: Equatable {
     case null
     case bool(Bool)
@@ -17,7 +17,7 @@ indirect enum JSONText: Equatable {
         var value: JSONText
     }
 
-    /// nil for a text that is not JSON.
+    /// Returns nil for a text that is not JSON.
     init?(_ text: String) {
         let bytes = Array(text.utf8)
         var scanner = JSONScanner(bytes.span, source: "JSON")
@@ -31,7 +31,7 @@ indirect enum JSONText: Equatable {
 
     var members: [Member]? { if case .object(let members) = self { members } else { nil } }
 
-    /// What a message shows of it.
+    /// A short description for messages.
     var summary: String {
         switch self {
         case .null: "null"

@@ -1,32 +1,32 @@
 public import SparseKernels
 
 extension LoRAAdapter {
-    /// The names of the layers that a file has factors for, sorted.
+    /// The sorted names of the layers that have factors in a file.
     ///
-    /// Old attention processors of diffusers call a layer by other names: `attn1.processor.to_out_lora` is listed as `attn1.to_out.0`.
+    /// Names by old attention processors of diffusers are translated: `attn1.processor.to_out_lora` to `attn1.to_out.0`.
     public static func layers(in file: SafetensorsFile) -> [String] {
         Set(file.tensors.compactMap { LoRANames.layer(ofFactor: $0.name) }).sorted()
     }
 
     /// Reads the adapter of a layer.
     ///
-    /// Factors are matrices, or kernels of 1 × 1 convolutions, of `F64`, `F32`, `F16`, `BF16` or 8-bit floats, under the names of PEFT,
-    /// kohya-ss and diffusers, old ones included (listed in Docs/Papers/SVDQuant.md). A bias of `up` and a difference of the bias of
-    /// the layer (`diff_b`) are read where they are.
+    /// Factors are matrices or kernels of 1 × 1 convolutions, of `F64`, `F32`, `F16`, `BF16` or 8-bit floats, under the names
+    /// of PEFT, kohya-ss and diffusers, including old ones (see Docs/Papers/SVDQuant.md). Biases of `up` and differences of the
+    /// layer's bias (`diff_b`) are also read.
     ///
-    /// What scales the factors is the first of these: a tensor `alpha` of the layer, of any type of numbers; the metadata of the file
-    /// (`lora_adapter_metadata`, or entries such as `transformer.lora_alpha`); `configuration`; `alpha`; `adapter_config.json` beside a
-    /// file that was opened by its path; 1.
+    /// The alpha that scales the factors is the first that exists of: a tensor `alpha` of the layer, of any numeric type; the
+    /// metadata of the file (`lora_adapter_metadata`, or entries such as `transformer.lora_alpha`); `configuration`; `alpha`;
+    /// `adapter_config.json` in the folder of a file that was opened by its path. Without any of these the scale is 1.
     ///
     /// - Parameters:
     ///   - file: the adapter's file.
-    ///   - layer: the layer's name in the file, which is what stands before `.lora_`, or in the model: names that the file has behind
-    ///     `base_model.model.`, `transformer.`, `unet.` or `diffusion_model.`, or with underscores behind `lora_unet_`, are found too.
-    ///   - alpha: what the file leaves out.
-    ///   - configuration: more of what the file leaves out. `adapter_config.json` is not looked for then.
-    /// - Throws: `.notFound` when a factor is missing, or several layers go by the name; `.invalidElementType` for another type;
+    ///   - layer: the layer's name in the file (the part before `.lora_`) or in the model. Names are also found after
+    ///     `base_model.model.`, `transformer.`, `unet.` or `diffusion_model.`, and with underscores after `lora_unet_`.
+    ///   - alpha: the alpha, if the file has none.
+    ///   - configuration: further settings, if the file has none. With it, `adapter_config.json` is not read.
+    /// - Throws: `.notFound` when a factor is missing, or several layers have the name; `.invalidElementType` for another type;
     ///   `.malformedFile` for shapes that disagree, values that are not finite, factors under two names, a configuration that
-    ///   disagrees with the factors, and tensors that change the layer in a way that a pair of factors cannot: magnitudes (DoRA), LoKr,
+    ///   disagrees with the factors, and tensors whose change to the layer is not a pair of factors: magnitudes (DoRA), LoKr,
     ///   LoHa, trained weights and others. Messages name the file and the tensor.
     public init(
         file: SafetensorsFile, layer: String, alpha: Float? = nil, configuration: LoRAConfiguration? = nil

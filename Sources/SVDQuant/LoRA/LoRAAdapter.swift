@@ -2,14 +2,14 @@ public import SparseKernels
 
 /// A low-rank adapter of one linear layer: y += strength · (scale · (x · downᵀ) · upᵀ + scale · bias).
 ///
-/// `SVDQuantLinear.adding` appends it to the layer's own branch; the weight stays as it is quantised. The smoothing of the
-/// layer does not concern it, because the branch takes activations as they come.
+/// `SVDQuantLinear.adding` appends it to the layer's own branch, and the quantised weight does not change. The layer's
+/// smoothing does not affect it, because the branch gets activations that are not smoothed.
 public struct LoRAAdapter: Sendable {
     /// `down` is `[rank, inFeatures]` (A), `up` is `[outFeatures, rank]` (B).
     public let factors: LowRankBranch
-    /// alpha / rank, alpha / √rank where the adapter is rank-stabilised, or 1 without an alpha.
+    /// alpha / rank, alpha / √rank for rank-stabilised adapters, or 1 without an alpha.
     public let scale: Float
-    /// `[outFeatures]`; nil: none.
+    /// The bias, `[outFeatures]`; nil for none.
     public let bias: Tensor<Float>?
 
     public var rank: Int { factors.rank }
@@ -19,7 +19,7 @@ public struct LoRAAdapter: Sendable {
     /// - Parameters:
     ///   - down: `[rank, inFeatures]`, with a rank of 1 to `LowRankBranch.maximumRank`.
     ///   - up: `[outFeatures, rank]`.
-    ///   - alpha: the adapter is scaled by alpha / rank; nil: not at all.
+    ///   - alpha: scales the adapter by alpha / rank; nil for no scaling.
     ///   - bias: `[outFeatures]`.
     /// - Throws: `.invalidShape` for shapes that disagree, `.invalidArgument` for elements or an alpha that are not finite.
     public init(
@@ -30,8 +30,8 @@ public struct LoRAAdapter: Sendable {
         try self.init(down: down, up: up, scale: alpha.map { $0 / Float(max(1, rank)) } ?? 1, bias: bias, biasDifference: nil)
     }
 
-    /// - Parameter biasDifference: `[outFeatures]`, added to the layer's bias unscaled. It has no place of its own, so the scale moves into
-    ///   `up` and the bias where there is one.
+    /// - Parameter biasDifference: `[outFeatures]`, added to the layer's bias unscaled. The adapter cannot store it apart, so
+    ///   if there is one, the scale moves into `up` and the bias.
     init(
         down: Tensor<Float>, up: Tensor<Float>, scale: Float, bias: Tensor<Float>?, biasDifference: Tensor<Float>?
     ) throws(SparseKernelsError) {
@@ -65,13 +65,12 @@ public struct LoRAAdapter: Sendable {
 
     /// The adapter of projections that one layer computes together, such as q, k and v.
     ///
-    /// Projections whose factors `down` are identical share them, and their factors `up` are stacked. Otherwise the factors
-    /// `down` are stacked and `up` is block-diagonal. A projection without an adapter gets zeros.
+    /// Projections with identical factors `down` share them, and their factors `up` are stacked. Otherwise the factors `down`
+    /// are stacked, and `up` is block-diagonal. Projections without an adapter get zeros.
     ///
-    /// - Parameter projections: in the order of the layer's outputs, each with its number of outputs; nil where a projection
-    ///   has none.
-    /// - Throws: `.invalidArgument` when none has an adapter; `.invalidShape` for other numbers of outputs or inputs than the
-    ///   rest, or a total rank beyond `LowRankBranch.maximumRank`.
+    /// - Parameter projections: adapters in the order of the outputs, nil for none, each with its number of outputs.
+    /// - Throws: `.invalidArgument` when no projection has an adapter; `.invalidShape` for numbers of outputs or inputs that
+    ///   disagree, or a total rank above `LowRankBranch.maximumRank`.
     /// - Source: nunchaku, `lora/flux/nunchaku_converter.py`.
     public static func fused(_ projections: [(adapter: LoRAAdapter?, outFeatures: Int)]) throws(SparseKernelsError)
         -> LoRAAdapter
@@ -117,9 +116,9 @@ public struct LoRAAdapter: Sendable {
             bias: present.contains { $0.bias != nil } ? Tensor([outFeatures], bias) : nil)
     }
 
-    /// The adapter of a layer that sees some of the inputs, for a layer that is split by columns, such as the output projection
-    /// of a FLUX single block. `up` is the same for all parts; the bias goes to the part with the first input.
-    /// - Throws: `.invalidArgument` for an empty range, or one that leaves the inputs.
+    /// The adapter for one part of a layer that is split by inputs, such as the output projection of a FLUX single block. `up`
+    /// is the same for all parts; the part with the first input gets the bias.
+    /// - Throws: `.invalidArgument` for an empty range, or one that exceeds the inputs.
     public func inputs(_ range: Range<Int>) throws(SparseKernelsError) -> LoRAAdapter {
         try require(
             !range.isEmpty && range.lowerBound >= 0 && range.upperBound <= inFeatures, .invalidArgument, "range",
@@ -136,13 +135,13 @@ public struct LoRAAdapter: Sendable {
 // MARK: - Adding
 
 extension SVDQuantLinear {
-    /// The layer with adapters: ranks are concatenated, nothing is quantised again. To take them off, keep the layer without.
+    /// Appends adapters to the branch, without new quantisation. Keep the original layer to remove them later.
     ///
     ///     down'' = [down; A₁; A₂; …]        up'' = [up, strength₁ · scale₁ · B₁, strength₂ · scale₂ · B₂, …]
     ///
-    /// - Parameter adapters: with their strengths; a strength of 0 adds ranks that do nothing.
-    /// - Throws: `.invalidShape` for an adapter of another layer, or a total rank beyond `LowRankBranch.maximumRank`; `.invalidArgument` for a
-    ///   strength that is not finite.
+    /// - Parameter adapters: adapters with their strengths. A strength of 0 adds ranks without effect.
+    /// - Throws: `.invalidShape` for an adapter of another layer, or a total rank above `LowRankBranch.maximumRank`;
+    ///   `.invalidArgument` for a strength that is not finite.
     /// - Complexity: O(rank · (inFeatures + outFeatures)).
     public func adding(_ adapters: [(adapter: LoRAAdapter, strength: Float)]) throws(SparseKernelsError) -> SVDQuantLinear {
         for (index, (adapter, strength)) in adapters.enumerated() {
@@ -180,14 +179,14 @@ extension SVDQuantLinear {
         return try with(lowRank: LowRankBranch(down: down, up: Tensor([outFeatures, total], up)), bias: bias)
     }
 
-    /// The layer with one adapter.
-    /// - Throws: as above.
+    /// Appends one adapter to the branch.
+    /// - Throws: as `adding(_:)`.
     public func adding(_ adapter: LoRAAdapter, strength: Float = 1) throws(SparseKernelsError) -> SVDQuantLinear {
         try adding([(adapter, strength)])
     }
 }
 
-/// Matrices of the same width, one above the other.
+/// Stacks matrices of the same width.
 private func stacked(_ matrices: [Tensor<Float>]) throws(SparseKernelsError) -> Tensor<Float> {
     let rows = matrices.reduce(0) { $0 + $1.shape[0] }
     return try Tensor([rows, matrices[0].shape[1]], matrices.flatMap(\.elements))

@@ -1,21 +1,21 @@
 internal import Foundation
 internal import SparseKernels
 
-// Configurations that come with an adapter's file: in its metadata, or as `adapter_config.json` beside it.
+// Configurations in the metadata of an adapter's file, or in `adapter_config.json` beside it.
 
 extension LoRAConfiguration {
-    /// The entry in which diffusers keeps the configurations of a file, as JSON.
+    /// The metadata entry in which diffusers keeps the configurations of a file, as JSON.
     private static let metadataKey = "lora_adapter_metadata"
 
-    /// What the metadata say about the layers of a component; nil when they say nothing.
+    /// Reads the metadata about the layers of a component; nil without any.
     ///
-    /// Keys are those of `adapter_config.json`, alone or behind the name of a component and a dot, `transformer.lora_alpha`, either in the
-    /// JSON object `lora_adapter_metadata` or as entries of their own.
+    /// Keys are those of `adapter_config.json`, alone or after a component's name and a dot (`transformer.lora_alpha`), either
+    /// in the JSON object `lora_adapter_metadata` or as separate entries.
     ///
     /// - Parameters:
     ///   - file: the adapter's file.
-    ///   - layer: the layer's name in it, whose first part may name the component.
-    /// - Throws: `.malformedFile` as `init(json:named:)`, or when the metadata are about several components and the layer is of none.
+    ///   - layer: the layer's name in the file, whose first part may name the component.
+    /// - Throws: `.malformedFile` as `init(json:named:)`, or for metadata about several components, none of them the layer's.
     static func inMetadata(of file: SafetensorsFile, layer: String) throws(SparseKernelsError) -> LoRAConfiguration? {
         var parts: [String: LoRAConfiguration] = [:]
         func apply(_ key: String, _ value: JSONText, source: String, defaultAlpha: Float?) throws(SparseKernelsError) {
@@ -26,7 +26,7 @@ extension LoRAConfiguration {
             try part.apply(name, value)
             parts[component] = part
         }
-        // Entries of their own first, so that the JSON object goes before them.
+        // Separate entries come first, so that the JSON object overrides them.
         for (key, text) in file.metadata.sorted(by: { $0.key < $1.key }) where key != metadataKey {
             if keys.contains(split(key).name) { try apply(key, plainValue(text), source: key, defaultAlpha: nil) }
         }
@@ -60,7 +60,7 @@ extension LoRAConfiguration {
         return nil
     }
 
-    /// `adapter_config.json` in the folder of a file that was opened by its path; nil without one.
+    /// Reads `adapter_config.json` in the folder of a file that was opened by its path; nil if there is none.
     static func beside(_ file: SafetensorsFile) throws(SparseKernelsError) -> LoRAConfiguration? {
         let manager = FileManager.default
         guard manager.fileExists(atPath: file.name) else { return nil }
@@ -69,13 +69,13 @@ extension LoRAConfiguration {
         return manager.fileExists(atPath: path) ? try LoRAConfiguration(path: path) : nil
     }
 
-    /// The part before the last dot, and the key behind it.
+    /// Splits a key at the last dot into component and name.
     private static func split(_ key: String) -> (component: String, name: String) {
         guard let dot = key.lastIndex(of: ".") else { return ("", key) }
         return (String(key[..<dot]), String(key[key.index(after: dot)...]))
     }
 
-    /// Which components a layer may be of, by its name.
+    /// The components to which a layer may belong according to its name.
     private static func components(ofLayer layer: String) -> [String] {
         for known in ["transformer", "transformer_2", "unet", "text_encoder", "text_encoder_2", "text_encoder_3"] {
             if layer.hasPrefix(known + ".") { return [known] }
@@ -86,7 +86,7 @@ extension LoRAConfiguration {
         return []
     }
 
-    /// Text of an entry of its own: JSON, or a word as Python prints it.
+    /// Parses the text of a separate entry: JSON, or a word as printed by Python.
     private static func plainValue(_ text: String) -> JSONText {
         switch text {
         case "True": .bool(true)

@@ -1,28 +1,28 @@
 internal import Foundation
 public import SparseKernels
 
-/// What scales a low-rank adapter, where its file does not say: `lora_alpha`, `r` and their kin of PEFT's `adapter_config.json`.
+/// The scaling of an adapter whose file does not state it: `lora_alpha`, `r` and similar members of `adapter_config.json`.
 ///
-/// The scale of a layer is alpha / rank, or alpha / √rank for rank-stabilised adapters. Patterns give some layers values of their own. They
-/// are matched as in PEFT: a pattern is a regular expression for a layer's whole name or for what stands behind one of its dots, and the
-/// first that matches counts.
+/// The scale of a layer is alpha / rank, or alpha / √rank for rank-stabilised adapters. Patterns give some layers other values.
+/// As in PEFT, a pattern is a regular expression for a layer's whole name or for the part after one of its dots, and the first
+/// match counts.
 ///
 ///     let configuration = try LoRAConfiguration(path: "adapter/adapter_config.json")
 ///     let adapter = try LoRAAdapter(file: file, layer: layer, configuration: configuration)
 ///
 /// - Source: PEFT, `LoraConfig` and `get_pattern_key`.
 public struct LoRAConfiguration: Sendable {
-    /// `lora_alpha`; nil: the adapter is not scaled, but for layers with a pattern.
+    /// `lora_alpha`; nil means no scaling, except for layers that match a pattern.
     public var alpha: Float?
-    /// `r`; nil: whatever rank the factors have.
+    /// `r`; nil means the rank of the factors.
     public var rank: Int?
-    /// `use_rslora`: alpha / √rank in place of alpha / rank.
+    /// `use_rslora`: alpha / √rank instead of alpha / rank.
     public var isRankStabilized: Bool
     /// `alpha_pattern`.
     public var alphaPatterns: [(pattern: String, alpha: Float)]
     /// `rank_pattern`.
     public var rankPatterns: [(pattern: String, rank: Int)]
-    /// Where it comes from, for messages: the file, or the metadata entry.
+    /// The origin for messages: the file or the metadata entry.
     var source = "configuration"
 
     public init(
@@ -48,11 +48,11 @@ public struct LoRAConfiguration: Sendable {
     /// Reads the text of `adapter_config.json`.
     ///
     /// - Parameters:
-    ///   - text: a JSON object. Without `lora_alpha` it means PEFT's default, 8.
-    ///   - name: what messages call it.
-    /// - Throws: `.malformedFile`, naming the key, for text that is not such an object, values of another kind, and adapters that are
-    ///   more than a pair of factors: another `peft_type` than LORA, `use_dora`, factors that start from a changed weight
-    ///   (`init_lora_weights` of PiSSA and its kin), or layers that are repeated.
+    ///   - text: a JSON object. Without `lora_alpha`, PEFT's default of 8 applies.
+    ///   - name: the name of the text in messages.
+    /// - Throws: `.malformedFile`, naming the key, for text that is not such an object, values of another kind, and adapters
+    ///   that are not just a pair of factors: a `peft_type` other than LORA, `use_dora`, factors that start from a changed
+    ///   weight (`init_lora_weights` of PiSSA and similar), or repeated layers.
     public init(json text: String, named name: String = "JSON") throws(SparseKernelsError) {
         guard let members = JSONText(text)?.members else {
             throw SparseKernelsError(
@@ -63,18 +63,18 @@ public struct LoRAConfiguration: Sendable {
         for member in members { try apply(member.key, member.value) }
     }
 
-    /// `lora_alpha` of `LoraConfig`.
+    /// The default of `lora_alpha` in `LoraConfig`.
     static let defaultAlpha: Float = 8
 
     // MARK: - The scale of a layer
 
-    /// What the adapter of a layer is multiplied by; nil without an alpha.
+    /// The factor on the adapter of a layer; nil without an alpha.
     ///
     /// - Parameters:
-    ///   - layer: its name in the model.
-    ///   - rank: of its factors.
-    /// - Throws: `.invalidArgument`, or `.malformedFile` when the configuration comes from a file, for a rank that is not that of the
-    ///   factors, an alpha that is not finite, or a pattern that cannot be read.
+    ///   - layer: the layer's name in the model.
+    ///   - rank: rank of its factors.
+    /// - Throws: `.invalidArgument`, or `.malformedFile` when the configuration comes from a file, for a rank that differs from
+    ///   that of the factors, an alpha that is not finite, or a pattern that cannot be read.
     public func scale(ofLayer layer: String, rank: Int) throws(SparseKernelsError) -> Float? {
         let alpha = try first(alphaPatterns.map { ($0.pattern, $0.alpha) }, "alpha_pattern", layer) ?? self.alpha
         guard let alpha else { return nil }
@@ -102,7 +102,7 @@ public struct LoRAConfiguration: Sendable {
 
     // MARK: - Members of an object
 
-    /// Takes over a member. Those that say nothing about the scale are passed over.
+    /// Applies a member. Members that do not affect the scale are ignored.
     mutating func apply(_ key: String, _ value: JSONText) throws(SparseKernelsError) {
         switch key {
         case "lora_alpha":

@@ -1,6 +1,6 @@
 internal import SparseKernels
 
-/// How files name the factors of a layer.
+/// The names that files use for the factors of a layer.
 ///
 /// | Layer `a.q` | By |
 /// |---|---|
@@ -10,15 +10,15 @@ internal import SparseKernels
 /// | `a.q.lora_linear_layer.down.weight`, … | diffusers before 0.22, text encoders |
 /// | `a.processor.q_lora.down.weight`, `a.q_lora.down.weight`, … | diffusers before 0.22, attention |
 enum LoRANames {
-    /// What stands behind a stem: of both factors.
+    /// The parts of the names of both factors after the stem.
     struct Endings {
         let down: String
         let up: String
     }
 
-    /// A layer's two factors.
+    /// The two factors of a layer.
     struct Pair {
-        /// The part that all names of the layer begin with.
+        /// The common start of all names of the layer.
         let stem: String
         let down: String
         let up: String
@@ -41,7 +41,7 @@ enum LoRANames {
         Endings(down: ".lora_linear_layer.down.weight", up: ".lora_linear_layer.up.weight"),
     ]
     private static let plain = Endings(down: ".down.weight", up: ".up.weight")
-    /// Modules that old attention processors call otherwise: in their own names, and in the model's.
+    /// Modules with other names in old attention processors: the name there, and the model's.
     private static let renamed = [
         (old: "to_out_lora", new: "to_out.0"), (old: "to_q_lora", new: "q_proj"), (old: "to_k_lora", new: "k_proj"),
         (old: "to_v_lora", new: "v_proj"), (old: "to_out_lora", new: "out_proj"),
@@ -49,12 +49,12 @@ enum LoRANames {
 
     // MARK: - From a layer to its factors
 
-    /// All names that the factors of a layer may have, but for those with an adapter's own name.
+    /// All possible names of a layer's factors, except those with an adapter's name.
     static func pairs(ofLayer layer: String) -> [Pair] {
         endings.map { Pair(layer, $0) } + oldStems(ofLayer: layer).map { Pair($0, plain) }
     }
 
-    /// Factors with the name of an adapter, `layer.lora_A.style.weight`, of which one name is given.
+    /// The factors of a layer with an adapter's name, `layer.lora_A.style.weight`, from the name of one of them.
     static func namedPair(_ name: String, ofLayer layer: String) -> Pair? {
         guard name.hasPrefix(layer + ".lora_"), name.hasSuffix(".weight") else { return nil }
         let parts = name.dropFirst(layer.count + 1).split(separator: ".", omittingEmptySubsequences: false)
@@ -62,9 +62,9 @@ enum LoRANames {
         return Pair(layer, Endings(down: ".lora_A.\(parts[1]).weight", up: ".lora_B.\(parts[1]).weight"))
     }
 
-    /// What old attention processors call a layer.
+    /// The names that old attention processors use for a layer.
     static func oldStems(ofLayer layer: String) -> [String] {
-        // A layer that is called by such a name itself.
+        // The layer itself has such a name.
         if layer.hasSuffix("_lora") || layer.split(separator: ".").last?.contains("_lora") == true { return [layer] }
         var stems: [String] = []
         func add(_ ending: some StringProtocol, _ old: String) {
@@ -83,7 +83,7 @@ enum LoRANames {
 
     // MARK: - From a tensor to its layer
 
-    /// The layer that a factor belongs to; nil for other tensors.
+    /// The layer to which a factor belongs; nil for other tensors.
     static func layer(ofFactor name: String) -> String? {
         for endings in endings {
             for ending in [endings.down, endings.up] where name.hasSuffix(ending) {
@@ -93,7 +93,7 @@ enum LoRANames {
         for ending in [plain.down, plain.up] where name.hasSuffix(ending) {
             return layer(ofOldStem: String(name.dropLast(ending.count)))
         }
-        // With an adapter's name.
+        // Names with an adapter's name.
         for factor in [".lora_A.", ".lora_B."] {
             guard let range = name.utf8.firstRange(of: Array(factor.utf8)), name.hasSuffix(".weight") else { continue }
             let rest = name[range.upperBound...].dropLast(".weight".count)
@@ -102,11 +102,11 @@ enum LoRANames {
         return nil
     }
 
-    /// The layer that an old attention processor calls so; nil for names of other things.
+    /// The layer for the name that an old attention processor uses; nil for names of other things.
     private static func layer(ofOldStem stem: String) -> String? {
         let leaf = stem.lastIndex(of: ".").map { stem[stem.index(after: $0)...] } ?? stem[...]
         guard leaf.contains("_lora") else { return nil }
-        // Numbered ones, of Flux adapters by XLabs, have no module of their own.
+        // Numbered names, in Flux adapters by XLabs, have no module of their own.
         guard leaf.hasSuffix("_lora"), leaf.count < stem.count else { return stem }
         var parent = stem.dropLast(leaf.count)
         let isTextEncoder = parent.hasSuffix("self_attn.")
@@ -120,29 +120,29 @@ enum LoRANames {
     private static let wrappers = ["base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet."]
     private static let underscored = ["lora_unet_", "lora_transformer_", "lora_te_", "lora_te1_", "lora_te2_", "lycoris_"]
 
-    /// The layer's name without what files put before it.
+    /// The layer's name without the prefixes that files add.
     static func bare(_ layer: String) -> String {
         for wrapper in wrappers where layer.hasPrefix(wrapper) { return String(layer.dropFirst(wrapper.count)) }
         return layer
     }
 
-    /// What the layer may be called in files that do not have it under its own name.
+    /// The other names that a layer may have in files.
     static func spellings(ofLayer layer: String) -> [String] {
         let bare = bare(layer)
         let dashed = String(bare.map { $0 == "." ? "_" : $0 })
         return ([bare] + wrappers.map { $0 + bare } + underscored.map { $0 + dashed }).filter { $0 != layer }
     }
 
-    // MARK: - What changes a layer and is no pair
+    // MARK: - Tensors that change a layer and are not pairs
 
-    /// Parts of names, first behind the layer's, of what other kinds of adapters keep.
+    /// The start of the name, after the layer's, of tensors that other kinds of adapters have.
     private static let foreign = [
         "lora_", "lora.", "lokr_", "hada_", "oft_", "boft_", "ia3_", "vera_", "randlora_", "dora_", "hra_", "fourierft_",
         "vblora_", "shira_", "miss_", "bone_", "modules_to_save", "magnitude",
     ]
     private static let weights = ["a1.weight", "a2.weight", "b1.weight", "b2.weight"]
 
-    /// Whether a tensor belongs to the layer itself, by what stands behind the layer's name and a dot, and not to a module inside it.
+    /// Whether a tensor, by its name after the layer's and a dot, belongs to the layer itself and not to a module inside it.
     static func isOfLayer(_ rest: Substring) -> Bool {
         !rest.contains(".") || weights.contains { $0 == rest }
             || foreign.contains { rest.hasPrefix($0) }

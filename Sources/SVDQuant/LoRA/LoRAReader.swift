@@ -6,11 +6,11 @@ struct LoRAReader {
     /// The layer's name in the file.
     let layer: String
     let pair: LoRANames.Pair
-    /// The tensor that says alpha; nil without one.
+    /// The name of the tensor with alpha; nil without one.
     let alphaName: String?
     var biasDifferenceName: String { "\(layer).diff_b" }
 
-    /// Finds the factors, and refuses what stands beside them and cannot be read.
+    /// Finds the factors, and throws for other tensors of the layer that cannot be read.
     init(file: SafetensorsFile, layer: String) throws(SparseKernelsError) {
         self.file = file
         var name = layer
@@ -28,7 +28,7 @@ struct LoRAReader {
             }
         }
         self.layer = name
-        // Before all else: a file without a pair may have the layer in another form.
+        // This comes first, because a file without a pair may have the layer in another form.
         if let foreign = Self.firstForeign(ofLayer: name, in: file, beside: found) {
             throw SparseKernelsError(
                 .malformedFile, "\(file.name), tensor \(quoted(foreign.name))",
@@ -58,7 +58,7 @@ struct LoRAReader {
 
     // MARK: - Finding
 
-    /// The pairs of which the file has a part.
+    /// The pairs of which the file has at least one part.
     private static func pairs(ofLayer layer: String, in file: SafetensorsFile) -> [LoRANames.Pair] {
         var pairs = LoRANames.pairs(ofLayer: layer).filter { file[$0.down] != nil || file[$0.up] != nil }
         for entry in file.tensors where entry.name.utf8.starts(with: layer.utf8) {
@@ -68,9 +68,9 @@ struct LoRAReader {
         return pairs
     }
 
-    /// A tensor of the layer that is neither a part of the pairs nor a number beside them.
+    /// A tensor of the layer that is neither part of the pairs nor a number beside them.
     ///
-    /// A layer's own weight and bias are in files that hold a model with its adapter; a bias alone is one that was trained.
+    /// A layer's own weight and bias occur together in files with a model and its adapter; a bias alone was trained.
     private static func firstForeign(
         ofLayer layer: String, in file: SafetensorsFile, beside pairs: [LoRANames.Pair] = []
     ) -> SafetensorsEntry? {
@@ -87,7 +87,7 @@ struct LoRAReader {
                     if file["\(stem).base_layer.weight"] != nil { continue }
                 case let rest:
                     if !LoRANames.isOfLayer(rest) { continue }
-                    // Without a pair in sight, a name is foreign only if it is that of an adapter.
+                    // Without any pair, a name is foreign only if it belongs to an adapter.
                     if pairs.isEmpty && LoRANames.layer(ofFactor: entry.name) != nil { continue }
                 }
                 return entry
@@ -113,14 +113,14 @@ struct LoRAReader {
         let entry = try file.entry(named: name)
         switch entry.elementType {
         case .float64, .float8E4M3, .float8E5M2: break
-        // Its error names the types that are usual.
+        // The error of this call names the usual types.
         default: return try file.floatTensor(name)
         }
         let bytes = try file.bytes(name)
         return try Tensor(entry.shape) { Float(Self.number(bytes, at: $0, entry.elementType) ?? .nan) }
     }
 
-    /// What the factors are multiplied by.
+    /// The factor on the product of the factors.
     func scale(
         rank: Int, alpha: Float?, configuration: LoRAConfiguration?
     ) throws(SparseKernelsError) -> Float {
@@ -153,12 +153,12 @@ struct LoRAReader {
         return try LoRAConfiguration.beside(file)?.scale(ofLayer: module, rank: rank) ?? 1
     }
 
-    /// What is added to the layer's bias; nil: nothing.
+    /// The addition to the layer's bias; nil for none.
     func biasDifference() throws(SparseKernelsError) -> Tensor<Float>? {
         file[biasDifferenceName] == nil ? nil : try floats(biasDifferenceName)
     }
 
-    /// An element of a tensor of numbers that are not 16-bit floats; nil for other types.
+    /// An element of a numeric tensor other than 16-bit floats; nil for other types.
     private static func number(_ bytes: RawSpan, at index: Int, _ type: ElementType) -> Double? {
         bytes.withUnsafeBytes { bytes in
             func load<Value: BitwiseCopyable>(_ type: Value.Type) -> Value {
@@ -182,7 +182,7 @@ struct LoRAReader {
         }
     }
 
-    /// Sign, five bits of exponent with bias 15, two of mantissa, infinities and NaN as IEEE has them.
+    /// The value of a sign bit, five bits of exponent with bias 15 and two of mantissa, with infinities and NaN as in IEEE 754.
     private static func valueOfE5M2(_ bits: UInt8) -> Double {
         let (exponent, mantissa) = (Int(bits >> 2 & 31), Double(bits & 3))
         let magnitude: Double =

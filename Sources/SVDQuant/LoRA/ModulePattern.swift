@@ -1,13 +1,13 @@
-/// A pattern that names modules of a model, as PEFT's `rank_pattern` and `alpha_pattern` have them: a regular expression for the whole name
-/// or for what stands behind one of its dots, `(.*\.)?(pattern)$`.
+/// A pattern for the names of a model's modules, as in PEFT's `rank_pattern` and `alpha_pattern`: a regular expression for the
+/// whole name or for the part after one of its dots, `(.*\.)?(pattern)$`.
 ///
-/// Most are plain names. Of regular expressions this reads characters, `.`, classes, `\d \w \s` and their opposites, escaped characters,
-/// groups, alternatives, `^ $`, and the repetitions `* + ? {m} {m,} {m,n}`, lazy or not. All states run side by side, so that no pattern
-/// takes longer than its length times that of the name.
+/// Most patterns are plain names. The supported regular expressions have characters, `.`, classes, `\d \w \s` and their
+/// opposites, escaped characters, groups, alternatives, `^ $`, and the repetitions `* + ? {m} {m,} {m,n}`, lazy or not. All
+/// states advance in parallel, so that matching takes at most the pattern's length times the name's.
 struct ModulePattern {
     private let program: [Instruction]
 
-    /// nil for an expression that this type does not read, such as one that looks ahead.
+    /// Returns nil for an unsupported expression, such as one with lookahead.
     init?(_ pattern: String) {
         var parser = Parser(Array(pattern.unicodeScalars))
         guard let tree = parser.alternatives(depth: 0), parser.isAtEnd else { return nil }
@@ -16,7 +16,7 @@ struct ModulePattern {
         program = compiler.program + [.match]
     }
 
-    /// Whether the name, or what stands behind one of its dots, is one that the pattern describes.
+    /// Whether the pattern matches the name, or the part after one of its dots.
     func matches(_ name: String) -> Bool {
         let text = Array(name.unicodeScalars)
         var starts = Set<Int>([0])
@@ -36,7 +36,7 @@ struct ModulePattern {
         return false
     }
 
-    /// Adds a state and those that it leads to without a character.
+    /// Adds a state and the states that it reaches without a character.
     private func follow(_ state: Int, into states: inout StateSet, at position: Int, of count: Int) {
         var pending = [state]
         while let state = pending.popLast() {
@@ -69,7 +69,7 @@ struct ModulePattern {
 // MARK: - Programs
 
 extension ModulePattern {
-    /// Some characters, or all others.
+    /// Some characters, or all except them.
     struct Scalars {
         var ranges: [ClosedRange<Unicode.Scalar>]
         var isNegated = false
@@ -104,7 +104,7 @@ extension ModulePattern {
         var program: [Instruction] = []
         private var steps = 0
 
-        /// False when the program, or the work of making it, becomes too long.
+        /// Returns false when the program, or the work to make it, becomes too long.
         mutating func add(_ tree: Tree) -> Bool {
             steps += 1
             guard program.count < 4096 && steps < 1 << 16 else { return false }
@@ -194,14 +194,14 @@ extension ModulePattern {
                 default: return tree
                 }
                 position += 1
-                // Lazy repetitions match the same names.
+                // Lazy repetitions match the same names as greedy ones.
                 _ = take("?")
                 tree = .repeated(tree, least: least, most: most)
             }
             return tree
         }
 
-        /// `{m}`, `{m,}` or `{m,n}`, up to its brace, which stays.
+        /// Parses `{m}`, `{m,}` or `{m,n}` without its closing brace.
         private mutating func bounds() -> (Int, Int?)? {
             position += 1
             guard let least = number() else { return nil }
@@ -252,7 +252,7 @@ extension ModulePattern {
             case "t": return Scalars(ranges: ["\t"..."\t"])
             case "n": return Scalars(ranges: ["\n"..."\n"])
             default:
-                // Other letters and digits mean something else than themselves.
+                // Other escaped letters and digits are not literal characters.
                 return Scalars.words.contains(scalar) && scalar != "_" ? nil : Scalars(ranges: [scalar...scalar])
             }
         }

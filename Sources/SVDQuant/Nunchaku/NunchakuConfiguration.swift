@@ -1,7 +1,7 @@
 internal import Foundation
 internal import SparseKernels
 
-/// `quantization_config` in the metadata of a merged checkpoint: what the tensors are meant to be.
+/// `quantization_config` in the metadata of a merged checkpoint, which states the formats of the tensors.
 ///
 ///     {"method": "svdquant", "weight": {"dtype": "int4", "group_size": 64, …}, "activation": {"dtype": "int4", …}}
 enum NunchakuConfiguration {
@@ -23,9 +23,9 @@ enum NunchakuConfiguration {
         var activation: Part?
     }
 
-    /// Throws unless the metadata say nothing, or say that precision.
+    /// Throws unless the metadata state this precision or none.
     ///
-    /// A file of the other kind of numbers would otherwise run, and give noise.
+    /// A file of the other precision would otherwise run with meaningless results.
     static func check(_ file: SafetensorsFile, is precision: NunchakuPrecision) throws(SparseKernelsError) {
         guard let text = file.metadata[key] else { return }
         let configuration: Object
@@ -51,7 +51,7 @@ enum NunchakuConfiguration {
         }
     }
 
-    /// The text of a file of that precision, as `nunchaku.merge_safetensors` writes it.
+    /// The text for a file of that precision, as written by `nunchaku.merge_safetensors`.
     static func text(_ precision: NunchakuPrecision) -> String {
         let (weight, activation) =
             precision == .int4 ? ("null", "null") : (#"[null, "fp8_e4m3_nan"]"#, #""fp8_e4m3_nan""#)

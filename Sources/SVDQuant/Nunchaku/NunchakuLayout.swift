@@ -1,10 +1,10 @@
 public import SparseKernels
 
-/// The order in which nunchaku's GPU kernels keep the tensors of a layer.
+/// The order of the tensors of a layer in memory for nunchaku's GPU kernels.
 ///
-/// The shapes that a checkpoint states are nominal: memory is in the order of tensor-core fragments, and reading it as rows and
-/// columns gives noise. Packing takes row-major tensors, pads outputs and inputs to multiples of 128 and ranks to multiples of
-/// 16, and reorders. Unpacking takes padded tensors and leaves the padding in place. Docs/Layouts/Nunchaku.md has the formulas
+/// The shapes in a checkpoint are nominal: memory has the order of tensor-core fragments, and reading it as rows and columns
+/// gives meaningless values. Packing takes row-major tensors, pads outputs and inputs to multiples of 128 and ranks to
+/// multiples of 16, and reorders. Unpacking takes padded tensors and keeps the padding. Docs/Layouts/Nunchaku.md has formulas
 /// with pictures.
 ///
 /// - Source: `deepcompressor/backend/nunchaku/utils.py`, `NunchakuWeightPacker`, at commit 69f3473.
@@ -25,27 +25,27 @@ public enum NunchakuLayout {
         return 4 * word + k % 8 / 2
     }
 
-    /// The place of element n of a vector: a bias, channel scales, or smoothing factors.
+    /// The position of element n of a vector: a bias, channel scales, or smoothing factors.
     public static func vectorIndex(_ n: Int) -> Int { n / 16 * 16 + n % 8 / 2 * 4 + n % 16 / 8 * 2 + n % 2 }
 
-    /// The place of the scale of row n and a group of 64 columns.
+    /// The position of the scale of row n and a group of 64 columns.
     public static func scaleIndex(row n: Int, group: Int, groups: Int) -> Int {
         (n / 128 * groups + group) * 128 + vectorIndex(n % 128)
     }
 
-    /// The place of the scale of row n and a group of 16 columns; `groups` is a multiple of 4.
+    /// The position of the scale of row n and a group of 16 columns; `groups` is a multiple of 4.
     public static func microScaleIndex(row n: Int, group: Int, groups: Int) -> Int {
         let tile = (n / 128 * (groups / 4) + group / 4) * 8 + n % 8
         return ((tile * 4 + n % 32 / 8) * 4 + n % 128 / 32) * 4 + group % 4
     }
 
-    /// The place of element i, c of the factor `down`.
+    /// The position of element i, c of the factor `down`.
     public static func downIndex(rank i: Int, input c: Int, ranks: Int) -> Int {
         let tile = c / 16 * (ranks / 16) + i / 16
         return tile * 256 + i % 8 * 32 + c % 8 / 2 * 8 + i % 16 / 8 * 4 + c % 16 / 8 * 2 + c % 2
     }
 
-    /// The place of element c, i of the factor `up`.
+    /// The position of element c, i of the factor `up`.
     public static func upIndex(output c: Int, rank i: Int, ranks: Int) -> Int {
         let tile = c / 16 * (ranks / 16) + i / 16
         return tile * 256 + c % 8 * 32 + i % 8 / 2 * 8 + c % 16 / 8 * 4 + i % 16 / 8 * 2 + i % 2
@@ -63,7 +63,7 @@ public enum NunchakuLayout {
 
     // MARK: - Codes
 
-    /// `[outFeatures, inFeatures / 2]`, the even column in the low nibble, to the same shape, padded with code 0.
+    /// Packs codes `[outFeatures, inFeatures / 2]`, the even column in the low nibble, to the same shape, padded with code 0.
     /// - Throws: `.invalidShape` unless the tensor is a matrix.
     public static func packedCodes(_ codes: Tensor<UInt8>) throws(SparseKernelsError) -> Tensor<UInt8> {
         let shape = try matrix("codes", codes.shape)
@@ -71,7 +71,7 @@ public enum NunchakuLayout {
         return try packed(codes, to: [rows, bytes], filling: 0) { codeByte(row: $0, column: 2 * $1, inFeatures: 2 * bytes) }
     }
 
-    /// The reverse, padding included.
+    /// Reverses `packedCodes`. The result includes the padding.
     /// - Throws: `.invalidShape` unless both extents are whole tiles.
     public static func unpackedCodes(_ codes: Tensor<UInt8>) throws(SparseKernelsError) -> Tensor<UInt8> {
         let shape = try matrix("codes", codes.shape, tiles: (featureTile, featureTile / 2))
@@ -80,8 +80,8 @@ public enum NunchakuLayout {
 
     // MARK: - Scales
 
-    /// `[outFeatures, groups]`, groups of 64, to nominal `[groups, outFeatures]`, padded to an even number of groups, which is
-    /// 128 columns.
+    /// Packs scales `[outFeatures, groups]`, groups of 64, to nominal `[groups, outFeatures]`, padded to an even number of
+    /// groups, which is 128 columns.
     /// - Throws: `.invalidShape` unless the tensor is a matrix.
     public static func packedScales<Element: TensorElement>(
         _ scales: Tensor<Element>, filling fill: Element
@@ -91,7 +91,7 @@ public enum NunchakuLayout {
         return try packed(scales, to: [groups, rows], filling: fill) { scaleIndex(row: $0, group: $1, groups: groups) }
     }
 
-    /// The reverse, padding included.
+    /// Reverses `packedScales`. The result includes the padding.
     /// - Throws: `.invalidShape` unless both extents are whole tiles.
     public static func unpackedScales<Element: TensorElement>(
         _ scales: Tensor<Element>
@@ -100,8 +100,8 @@ public enum NunchakuLayout {
         return try unpacked(scales, to: [rows, groups]) { scaleIndex(row: $0, group: $1, groups: groups) }
     }
 
-    /// `[outFeatures, groups]`, groups of 16, to nominal `[groups, outFeatures]`, padded to a multiple of 4 groups, which is 64
-    /// columns.
+    /// Packs scales `[outFeatures, groups]`, groups of 16, to nominal `[groups, outFeatures]`, padded to a multiple of 4
+    /// groups, which is 64 columns.
     /// - Throws: `.invalidShape` unless the tensor is a matrix.
     public static func packedMicroScales<Element: TensorElement>(
         _ scales: Tensor<Element>, filling fill: Element
@@ -111,7 +111,7 @@ public enum NunchakuLayout {
         return try packed(scales, to: [groups, rows], filling: fill) { microScaleIndex(row: $0, group: $1, groups: groups) }
     }
 
-    /// The reverse, padding included.
+    /// Reverses `packedMicroScales`. The result includes the padding.
     /// - Throws: `.invalidShape` unless both extents are whole tiles.
     public static func unpackedMicroScales<Element: TensorElement>(
         _ scales: Tensor<Element>
@@ -122,7 +122,7 @@ public enum NunchakuLayout {
 
     // MARK: - Vectors
 
-    /// `[features]` to the same shape, padded.
+    /// Packs a vector `[features]` to the same shape, padded.
     /// - Throws: `.invalidShape` unless the tensor has one axis.
     public static func packedVector<Element: TensorElement>(
         _ vector: Tensor<Element>, filling fill: Element
@@ -132,7 +132,7 @@ public enum NunchakuLayout {
         return try packed(column, to: [padded(count, featureTile)], filling: fill) { n, _ in vectorIndex(n) }
     }
 
-    /// The reverse, padding included.
+    /// Reverses `packedVector`. The result includes the padding.
     /// - Throws: `.invalidShape` unless the tensor has one axis of whole tiles.
     public static func unpackedVector<Element: TensorElement>(
         _ vector: Tensor<Element>
@@ -143,7 +143,7 @@ public enum NunchakuLayout {
 
     // MARK: - Low-rank factors
 
-    /// `[rank, inFeatures]` to nominal `[inFeatures, rank]`, padded with zeros.
+    /// Packs a factor `[rank, inFeatures]` to nominal `[inFeatures, rank]`, padded with zeros.
     /// - Throws: `.invalidShape` unless the tensor is a matrix.
     public static func packedDown<Element: TensorElement>(
         _ down: Tensor<Element>
@@ -153,7 +153,7 @@ public enum NunchakuLayout {
         return try packed(down, to: [inputs, ranks], filling: .zero) { downIndex(rank: $0, input: $1, ranks: ranks) }
     }
 
-    /// The reverse, padding included.
+    /// Reverses `packedDown`. The result includes the padding.
     /// - Throws: `.invalidShape` unless both extents are whole tiles.
     public static func unpackedDown<Element: TensorElement>(
         _ down: Tensor<Element>
@@ -162,7 +162,7 @@ public enum NunchakuLayout {
         return try unpacked(down, to: [ranks, inputs]) { downIndex(rank: $0, input: $1, ranks: ranks) }
     }
 
-    /// `[outFeatures, rank]` to the same shape, padded with zeros.
+    /// Packs a factor `[outFeatures, rank]` to the same shape, padded with zeros.
     /// - Throws: `.invalidShape` unless the tensor is a matrix.
     public static func packedUp<Element: TensorElement>(
         _ up: Tensor<Element>
@@ -172,7 +172,7 @@ public enum NunchakuLayout {
         return try packed(up, to: [outputs, ranks], filling: .zero) { upIndex(output: $0, rank: $1, ranks: ranks) }
     }
 
-    /// The reverse, padding included.
+    /// Reverses `packedUp`. The result includes the padding.
     /// - Throws: `.invalidShape` unless both extents are whole tiles.
     public static func unpackedUp<Element: TensorElement>(
         _ up: Tensor<Element>
@@ -187,7 +187,7 @@ public enum NunchakuLayout {
 extension NunchakuLayout {
     static func padded(_ extent: Int, _ tile: Int) -> Int { (extent + tile - 1) / tile * tile }
 
-    /// Puts the elements of a matrix where `index` says, and `fill` everywhere else.
+    /// Moves the elements of a matrix to the positions from `index`, and writes `fill` elsewhere.
     private static func packed<Element: TensorElement>(
         _ matrix: Tensor<Element>, to shape: [Int], filling fill: Element, index: (Int, Int) -> Int
     ) throws(SparseKernelsError) -> Tensor<Element> {
@@ -202,7 +202,7 @@ extension NunchakuLayout {
         return result
     }
 
-    /// Takes the elements of a matrix, or of a vector, from where `index` says.
+    /// Reads the elements of a matrix or vector at the positions from `index`.
     private static func unpacked<Element: TensorElement>(
         _ tensor: Tensor<Element>, to shape: [Int], index: (Int, Int) -> Int
     ) throws(SparseKernelsError) -> Tensor<Element> {
@@ -235,7 +235,7 @@ extension NunchakuLayout {
 }
 
 extension Tensor {
-    /// A matrix or vector cut off, or extended, at its ends.
+    /// A copy of a matrix or vector that is cut or extended at its ends.
     func resized(to newShape: [Int], filling fill: Element = .zero) throws(SparseKernelsError) -> Tensor {
         if newShape == shape { return self }
         let (columns, newColumns) = (shape.count == 2 ? shape[1] : 1, newShape.count == 2 ? newShape[1] : 1)
@@ -248,7 +248,7 @@ extension Tensor {
 }
 
 extension Tensor<UInt8> {
-    /// Whether rows of nibbles, the even column in the low one, have only zeros outside the given part.
+    /// Whether rows of nibbles, the even column in the low nibble, are zero outside the given part.
     func hasOnlyZeros(outsideRows rows: Int, nibbles: Int) -> Bool {
         let (bytes, codes) = (shape[1], span)
         for row in 0..<shape[0] {

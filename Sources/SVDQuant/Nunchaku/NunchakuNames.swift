@@ -1,10 +1,10 @@
 internal import SparseKernels
 
-/// What tensors are called in a nunchaku checkpoint.
+/// The names of tensors in a nunchaku checkpoint.
 public enum NunchakuNames: String, Hashable, Sendable, CaseIterable {
-    /// The C++ engine's: `smooth`, `lora_down`, `lora_up`.
+    /// The names of the C++ engine: `smooth`, `lora_down`, `lora_up`.
     case v1
-    /// The Python modules' since nunchaku 1.0: `smooth_factor`, `proj_down`, `proj_up`.
+    /// The names of the Python modules since nunchaku 1.0: `smooth_factor`, `proj_down`, `proj_up`.
     case v2
 
     var smooth: String { self == .v1 ? "smooth" : "smooth_factor" }
@@ -12,7 +12,7 @@ public enum NunchakuNames: String, Hashable, Sendable, CaseIterable {
     var down: String { self == .v1 ? "lora_down" : "proj_down" }
     var up: String { self == .v1 ? "lora_up" : "proj_up" }
 
-    // The same in both.
+    // These are the same in both versions.
     static let codes = "qweight"
     static let scales = "wscales"
     static let zeros = "wzeros"
@@ -29,6 +29,6 @@ enum NunchakuPrecision: CaseIterable {
 
     var format: WeightFormat { self == .int4 ? .svdQuantInt4 : .nvfp4 }
     var groupSize: Int { self == .int4 ? 64 : 16 }
-    /// What `quantization_config` calls it.
+    /// The name in `quantization_config`.
     var dtype: String { self == .int4 ? "int4" : "fp4_e2m1_all" }
 }

@@ -4,7 +4,7 @@ internal import SparseKernels
 struct NunchakuReader {
     let file: SafetensorsFile
     let layer: String
-    /// The type that all 16-bit tensors of the layer have, and who has it. nil: whatever the first one has.
+    /// The type of all 16-bit tensors of the layer, and the first tensor with it; nil before the first.
     private var sixteenBit: (type: ElementType, owner: String)?
 
     init(file: SafetensorsFile, layer: String) {
@@ -14,17 +14,17 @@ struct NunchakuReader {
 
     func name(_ suffix: String) -> String { NunchakuNames.of(suffix, in: layer) }
 
-    /// The name, of two, that the file has.
+    /// The one of two names that the file has.
     /// - Throws: `.notFound` when it has none, `.malformedFile` when it has both.
     func name(_ names: [String]) throws(SparseKernelsError) -> String {
         let found = names.filter { file[name($0)] != nil }
         try file.requireTensor(
             found.count <= 1, name(names[0]), expected: "absent beside \(quoted(name(names.last ?? "")))", actual: "both")
-        // The error of a tensor that is not there has names that are.
+        // The error for a missing tensor lists existing names.
         return try file.entry(named: name(found.first ?? names[0])).name
     }
 
-    /// A tensor of a given shape and of the layer's 16-bit type.
+    /// Reads a tensor of a given shape and of the layer's 16-bit type.
     mutating func floats(_ name: String, _ shape: [Int]) throws(SparseKernelsError) -> Tensor<Float> {
         let entry = try file.entry(named: name)
         try requireType(entry, [.bfloat16, .float16])
@@ -37,7 +37,7 @@ struct NunchakuReader {
         return try file.floatTensor(name)
     }
 
-    /// The codes of a matrix of whole tiles: bytes `[outFeatures, inFeatures / 2]`.
+    /// Reads the codes of a matrix of whole tiles: bytes `[outFeatures, inFeatures / 2]`.
     func codes() throws(SparseKernelsError) -> Tensor<UInt8> {
         let entry = try file.entry(named: name(NunchakuNames.codes))
         try requireType(entry, [.int8, .uint8])
@@ -50,7 +50,7 @@ struct NunchakuReader {
         return try Tensor(entry.shape, file.bytes(entry.name).withUnsafeBytes { Array($0) })
     }
 
-    /// INT4 or FP4: what the scales' type says. Their shape and the metadata have to agree.
+    /// INT4 or FP4, as the scales' type tells. The shape of the scales and the metadata must agree.
     func precision(outFeatures: Int, inFeatures: Int) throws(SparseKernelsError) -> NunchakuPrecision {
         let entry = try file.entry(named: name(NunchakuNames.scales))
         try requireType(entry, [.bfloat16, .float16, .float8E4M3])
@@ -66,7 +66,7 @@ struct NunchakuReader {
         return precision
     }
 
-    /// The rank of the branch, of which the factor `down` has this name.
+    /// The rank of the branch whose factor `down` has this name.
     func rank(_ downName: String) throws(SparseKernelsError) -> Int {
         let entry = try file.entry(named: downName)
         let tile = NunchakuLayout.rankTile
@@ -78,9 +78,9 @@ struct NunchakuReader {
         return entry.shape[1]
     }
 
-    /// The scales of the rows: `wtscale` · `wcscales`, each 1 where it is missing. nil: 1 in all rows.
+    /// The scales of the rows, `wtscale` · `wcscales`, with 1 for a missing factor; nil for 1 in all rows.
     ///
-    /// Scales of FP4 groups are multiples of one of the two: without both the weights would be thousands of times too large.
+    /// Scales of FP4 groups are relative to one of the two: without both, weights would be thousands of times too large.
     mutating func channelScales(
         _ outFeatures: Int, _ precision: NunchakuPrecision
     ) throws(SparseKernelsError) -> Tensor<Float>? {

@@ -1,17 +1,17 @@
 public import SparseKernels
 
 extension SVDQuantLinear {
-    /// Reads a modulation linear (adaLN) of a nunchaku checkpoint, such as `transformer_blocks.0.norm1.linear`: W4A16, unsigned
-    /// codes in groups of 64 with a zero per group, and low-rank factors if it has some.
+    /// Reads a modulation linear (adaLN) of a nunchaku checkpoint, such as `transformer_blocks.0.norm1.linear`: W4A16, with
+    /// unsigned codes in groups of 64, a zero per group, and optional low-rank factors.
     ///
-    /// In the checkpoint the outputs of the splits (shift, scale, gate, …) alternate, output i of split s being row i · splits
-    /// + s, and the bias of the splits that become 1 + scale has the 1 in it. Both are undone: the layer has the model's own
+    /// In the checkpoint the outputs of the splits (shift, scale, gate, …) alternate: output i of split s is row i · splits +
+    /// s. The bias of splits that act as 1 + scale includes the 1. Reading reverses both, so the layer has the model's own
     /// outputs.
     ///
     /// - Parameters:
     ///   - file: the checkpoint.
-    ///   - prefix: the layer's name in it.
-    ///   - splits: 6 in FLUX double blocks, 3 in single ones; 1 leaves rows and bias as they are.
+    ///   - prefix: the layer's name in the checkpoint.
+    ///   - splits: 6 in FLUX double blocks, 3 in single ones; 1 keeps rows and bias unchanged.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
     /// - Throws: as for W4A4 layers, and `.invalidArgument` for splits that do not divide the outputs.
     /// - Complexity: O(inFeatures · outFeatures).
@@ -42,7 +42,7 @@ extension SVDQuantLinear {
             factors = (try reader.floats(downName, [rank, columns]), try reader.floats(upName, [rows, rank]))
         }
 
-        /// Where row n of the model is in the checkpoint.
+        /// The row of the checkpoint for row n of the model.
         func stored(_ n: Int) -> Int { n % (rows / splits) * splits + n / (rows / splits) }
         let words = try file.bytes(entry.name)
         let codes = try Tensor<UInt8>([rows, columns / 2]) { index in
@@ -55,7 +55,7 @@ extension SVDQuantLinear {
             return code(column) | code(column + 1) << 4
         }
         do throws(SparseKernelsError) {
-            // The checkpoint adds its zeros; a weight subtracts its offsets.
+            // The checkpoint adds its zeros, but a weight subtracts its offsets.
             let weight = try QuantizedWeight(
                 format: WeightFormat(.uint4, groupSize: 64), inFeatures: columns, codes: codes,
                 scales: Tensor([rows, groups]) { scales[flat: $0 % groups * rows + stored($0 / groups)] },

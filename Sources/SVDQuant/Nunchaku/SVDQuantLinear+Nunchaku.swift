@@ -5,24 +5,24 @@ extension SVDQuantLinear {
 
     /// Reads a W4A4 layer of a nunchaku checkpoint: packed INT4 or NVFP4 weights, smoothing factors and low-rank factors.
     ///
-    /// Which of the two it is, the type of `wscales` says; its shape and `quantization_config` in the metadata have to agree.
-    /// Names of both versions are understood.
+    /// The type of `wscales` tells INT4 from NVFP4. Its shape and `quantization_config` in the metadata must agree. Names of
+    /// both versions are accepted.
     ///
     /// - Parameters:
     ///   - file: the checkpoint.
-    ///   - prefix: the layer's name in it, such as `transformer_blocks.0.qkv_proj`.
-    ///   - activation: nil is what the engine does: `.fp4` for FP4 weights; for INT4 weights `.uint4(shift: 11/64)` in second
+    ///   - prefix: the layer's name in the checkpoint, such as `transformer_blocks.0.qkv_proj`.
+    ///   - activation: nil means the engine's format: `.fp4` for FP4 weights; for INT4 weights `.uint4(shift: 11/64)` in second
     ///     layers of MLPs (`mlp_fc2`, `mlp_context_fc2`, `ff.net.2`, `ff_context.net.2`), which follow a GELU, and `.int4`
-    ///     elsewhere. For another format take the layer `with(activation:)`, which keeps the bias right.
-    ///   - epilogue: what follows the layer. The checkpoint does not say.
-    ///   - outFeatures: outputs without the padding to a multiple of 128; nil: all.
-    ///   - inFeatures: inputs without it; nil: all.
+    ///     elsewhere. For another format use `with(activation:)` of the layer, which corrects the bias.
+    ///   - epilogue: operations after the layer, which the checkpoint does not state.
+    ///   - outFeatures: outputs without the padding to a multiple of 128; nil for all.
+    ///   - inFeatures: inputs without the padding to a multiple of 128; nil for all.
     ///   - instructionSet: the level that runs; nil means the best of this machine, or what `SPARSEKERNELS_ISA` says.
-    /// - Throws: `.notFound` for a tensor that is missing, with names that are there, such as the `wtscale` of an FP4 layer that has
-    ///   no `wcscales` either; `.invalidElementType` for a type that a
-    ///   tensor cannot have, or FP16 beside BF16; `.malformedFile` for shapes that are not whole tiles or disagree, a
-    ///   configuration of the other precision, numbers that are not finite, smoothing factors that are not positive, or padding
-    ///   that is not 0; `.invalidArgument` for features that the layer does not have; `.unsupportedInstructionSet`.
+    /// - Throws: `.notFound` for a missing tensor, with names that exist, such as the `wtscale` of an FP4 layer without
+    ///   `wcscales`; `.invalidElementType` for a type that a tensor cannot have, or FP16 beside BF16; `.malformedFile` for
+    ///   shapes that are not whole tiles or disagree, a configuration of the other precision, numbers that are not finite,
+    ///   smoothing factors that are not positive, or padding that is not 0; `.invalidArgument` for features that the layer does
+    ///   not have; `.unsupportedInstructionSet`.
     /// - Complexity: O(inFeatures · outFeatures).
     public init(
         nunchaku file: SafetensorsFile, prefix: String, activation: ActivationFormat? = nil, epilogue: Epilogue = .none,
@@ -88,7 +88,7 @@ extension SVDQuantLinear {
         }
     }
 
-    /// What the engine does with the activations of a layer of that name.
+    /// The engine's format for the activations of a layer with that name.
     private static func engineActivation(_ precision: NunchakuPrecision, layer: String) -> ActivationFormat {
         if precision == .fp4 { return .fp4 }
         let followsGELU = ["mlp_fc2", "mlp_context_fc2", "ff.net.2", "ff_context.net.2"].contains {
@@ -101,19 +101,19 @@ extension SVDQuantLinear {
 
     /// Adds the layer to a nunchaku checkpoint, padded and packed.
     ///
-    /// Scales have to be values of the element type already, so that codes keep their meaning: those of a layer that was quantised
-    /// with F16 scales often need `.float16`, which the error says. Smoothing factors, low-rank factors and the bias are rounded to
-    /// it. A layer without smoothing gets ones, one without branch a rank of 16 zeros, one without bias zeros. The metadata get
-    /// the `quantization_config` of the precision. Nothing says how activations are quantised: the engine shifts those of
-    /// second layers of MLPs, by 11/64, and takes others as they are, so a layer of `.uint4` belongs under such a name.
+    /// Scales must already be values of the element type, so that codes keep their meaning. Those of a layer that was quantised
+    /// with F16 scales often need `.float16`, as the error states. Smoothing factors, low-rank factors and the bias are rounded
+    /// to the type. A layer without smoothing gets ones, without branch a rank of 16 zeros, without bias zeros. The metadata
+    /// get the `quantization_config` of the precision. Nothing states the activation format: the engine shifts activations of
+    /// second layers of MLPs by 11/64, and no others, so a layer of `.uint4` needs such a name.
     ///
     /// - Parameters:
     ///   - writer: the checkpoint.
-    ///   - prefix: the layer's name in it.
+    ///   - prefix: the layer's name in the checkpoint.
     ///   - elementType: `.bfloat16` or `.float16`, the type of the model. All layers of a checkpoint should have the same.
     ///   - names: v1 for the C++ engine, v2 for the Python modules.
-    /// - Throws: `.invalidArgument` for weights that are not symmetric INT4 in groups of 64 or NVFP4, scales that the type does
-    ///   not have, or a checkpoint of the other precision; `.invalidElementType` for another element type.
+    /// - Throws: `.invalidArgument` for weights that are not symmetric INT4 in groups of 64 or NVFP4, scales that the type
+    ///   cannot represent, or a checkpoint of the other precision; `.invalidElementType` for another element type.
     public func writeNunchaku(
         to writer: inout SafetensorsWriter, prefix: String, elementType: ElementType = .bfloat16, names: NunchakuNames = .v1
     ) throws(SparseKernelsError) {
@@ -133,7 +133,7 @@ extension SVDQuantLinear {
         let scaleType = precision == .fp4 ? ElementType.float8E4M3 : elementType
         try requireValues("weight.scales", weight.scales, of: scaleType, elementType)
 
-        // On a copy, so that a name that is taken leaves the checkpoint as it was.
+        // A copy, so that a name that is taken leaves the checkpoint unchanged.
         var result = writer
         func add(_ name: String, _ tensor: Tensor<Float>, as type: ElementType? = nil) throws(SparseKernelsError) {
             try result.addRounded(NunchakuNames.of(name, in: prefix), tensor, to: type ?? elementType)
@@ -172,7 +172,7 @@ extension SVDQuantLinear {
         writer = result
     }
 
-    /// Throws unless the type has all the elements, with what would help: the other element type, or another scale type of the quantiser.
+    /// Throws unless the type represents all elements. The error suggests another element or scale type.
     private func requireValues(
         _ name: String, _ tensor: Tensor<Float>, of type: ElementType, _ elementType: ElementType
     ) throws(SparseKernelsError) {

@@ -1,22 +1,22 @@
-/// Attention that first chooses, from the operands of the call, which keys each query sees, and then attends to those exactly.
+/// Exact attention over keys that are first chosen for each query from the operands of the call.
 ///
-/// A method implements three requirements: `shape`, `select` and `attention(over:)`. It is given the rest: tensors in the place of
-/// views, attention into the caller's memory, and attention into new memory together with what was selected. Methods that choose
-/// without the values, as most do, are a `PredictiveAttention`. One with the same plan for every call is an `AttentionOperator`.
+/// A method implements three requirements: `shape`, `select` and `attention(over:)`. Extensions add calls with tensors,
+/// attention into the caller's memory, and attention into new memory that also returns the selection. Methods that choose
+/// without the values, as most do, conform to `PredictiveAttention`. With one plan for all calls it is an `AttentionOperator`.
 ///
 /// ```swift
 /// let result = try method(query: query, key: key, value: value)   // result.state, and the properties of `Selected`
 /// ```
 public protocol SelectiveAttention: Sendable {
-    /// What was chosen, such as a mask, and what the method tells about it.
+    /// The selection, such as a mask, with the properties that results have.
     associatedtype Selected: Sendable
-    /// The operator that attends: `BlockSparseAttention`, or one that does more, such as reordering tokens before and after.
+    /// The operator that attends: `BlockSparseAttention`, or one with more steps, such as reordering tokens.
     associatedtype Attention: AttentionOperator = BlockSparseAttention
 
     /// The sizes that operands must have.
     var shape: AttentionShape { get }
 
-    /// Chooses.
+    /// Chooses the keys of each query.
     ///
     /// - Parameters:
     ///   - query: `queryHeads` × `queryLength` × `headDim`. Any strides that keep channels adjacent, here and below.
@@ -28,16 +28,16 @@ public protocol SelectiveAttention: Sendable {
         query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Selected
 
-    /// The plan of attention to what was chosen.
-    /// - Throws: `.invalidShape` or `.invalidArgument` for a choice that does not fit the shape.
+    /// The plan of attention over a selection.
+    /// - Throws: `.invalidShape` or `.invalidArgument` for a selection that does not fit the shape.
     func attention(over selected: Selected) throws(SparseKernelsError) -> Attention
 }
 
 extension SelectiveAttention {
-    /// The attention of a call, and what it attended to.
+    /// The attention of a call and its selection.
     public typealias Result = SelectiveAttentionResult<Selected>
 
-    /// Chooses, then attends into the caller's memory. No operand is copied, unless the method says so.
+    /// Chooses, then attends into the caller's memory. No operand is copied, unless the method's documentation says so.
     ///
     /// - Parameters:
     ///   - query: `queryHeads` × `queryLength` × `headDim`. Any strides that keep channels adjacent, here and below.
@@ -46,7 +46,7 @@ extension SelectiveAttention {
     ///   - output: `queryHeads` × `queryLength` × `valueDim`.
     ///   - logSumExp: natural log of the sum of exponentials over the kept keys of each row, `[queryHeads, queryLength]`.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidShape` naming the operand that disagrees with the shape; nothing is computed or written then.
+    /// - Throws: `.invalidShape` naming the operand that disagrees with the shape; then nothing is computed or written.
     @discardableResult
     public func run<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, output: consuming MutableTensorView<O>,
@@ -93,14 +93,14 @@ extension SelectiveAttention {
 /// let plan = try method.attention(over: selected)            // an operator, for as many calls as the choice holds
 /// ```
 public protocol PredictiveAttention: SelectiveAttention {
-    /// Chooses. See `SelectiveAttention.select`.
+    /// Chooses the keys of each query. See `SelectiveAttention.select`.
     func select<Q: AttentionElement, K: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Selected
 }
 
 extension PredictiveAttention {
-    /// Chooses without a look at the values.
+    /// Chooses without using the values.
     /// - Throws: as `select` without values.
     public func select<Q: AttentionElement, K: AttentionElement, V: AttentionElement>(
         query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>, on pool: WorkerPool
@@ -117,7 +117,7 @@ extension PredictiveAttention {
     }
 }
 
-/// What a call of a `SelectiveAttention` computed, and what it attended to: the properties of `selected` are properties of the result.
+/// The attention of a call to `SelectiveAttention`, and its selection, whose properties are also properties of the result.
 @dynamicMemberLookup
 public struct SelectiveAttentionResult<Selected: Sendable>: Sendable {
     public let state: AttentionState
@@ -127,6 +127,6 @@ public struct SelectiveAttentionResult<Selected: Sendable>: Sendable {
 }
 
 extension SelectiveAttentionResult where Selected == BlockMask {
-    /// The blocks that were attended to, one head per query head.
+    /// The kept blocks, with one head per query head.
     public var mask: BlockMask { selected }
 }

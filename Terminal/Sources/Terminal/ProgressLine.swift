@@ -38,7 +38,7 @@ public final class ProgressLine {
             now: { clock.now - origin })
     }
 
-    /// The line of a run whose rows are progress enough where they go to a log: nil without a terminal.
+    /// The line of a run whose rows show enough progress in a log: nil without a terminal.
     public static func onTerminal(total: Int, work: Double? = nil) -> ProgressLine? {
         hasTerminal ? ProgressLine(total: total, work: work) : nil
     }

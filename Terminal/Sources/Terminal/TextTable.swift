@@ -1,14 +1,14 @@
 /// A table for people: a header of two lines, name over unit, a rule, and a line for each row.
 ///
-/// Rows may arrive one by one, minutes apart, so the widths of the columns are settled beforehand. All lines have the same length as long
-/// as no cell is wider than its column; cells are never cut.
+/// Rows may arrive one by one, minutes apart, so column widths are fixed in advance. All lines have the same length as long as
+/// no cell is wider than its column; cells are never cut.
 public struct TextTable: Sendable {
     public enum Alignment: Sendable { case left, right }
 
     public struct Column: Sendable {
         public let name: String
         public let unit: String
-        /// Characters of the widest cell, and at least those of name and unit.
+        /// Characters of the widest cell; at least those of name and unit.
         public let width: Int
         public let alignment: Alignment
 
@@ -27,15 +27,15 @@ public struct TextTable: Sendable {
     private let gap: String
 
     /// - Parameters:
-    ///   - columns: from left to right.
-    ///   - lineWidth: columns are two spaces apart if that fits into so many characters, otherwise one.
+    ///   - columns: the columns from left to right.
+    ///   - lineWidth: columns are two spaces apart if that fits into this many characters, otherwise one.
     public init(_ columns: [Column], lineWidth: Int = .max) {
         self.columns = columns
         let width = columns.reduce(0) { $0 + $1.width } + 2 * (columns.count - 1)
         gap = width <= lineWidth ? "  " : " "
     }
 
-    /// Names, units and a rule.
+    /// The names, the units and a rule.
     public var header: [String] {
         let names = line(columns.map(\.name))
         return [names, line(columns.map(\.unit)), String(repeating: "─", count: names.count)]

@@ -36,7 +36,7 @@ struct NameColumnTests {
         let twin = NameColumn([long], limit: 12).text(long)
         let pair = NameColumn([long, twin], limit: 12)
         #expect(pair.text(twin) == twin && pair.text(long) != twin && pair.text(long).count <= 12)
-        // A name that was not among those of the table.
+        // A name that is not in the table.
         #expect(column.text(String(repeating: "y", count: 50)).count == 12)
     }
 }

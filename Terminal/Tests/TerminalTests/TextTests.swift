@@ -20,7 +20,7 @@ import Testing
         let table = TextTable(columns)
         #expect(table.header == ["Case    Median  Thr", "            ms     ", String(repeating: "─", count: 19)])
         #expect(table.line(["tiny", "1.23", "16"]) == "tiny      1.23   16")
-        // One space where two do not fit.
+        // Columns are one space apart where two do not fit.
         #expect(TextTable(columns, lineWidth: 18).line(["tiny", "1.23", "16"]) == "tiny     1.23  16")
         #expect(TextTable(columns, lineWidth: 19).line(["tiny", "1.23", "16"]).count == 19)
     }

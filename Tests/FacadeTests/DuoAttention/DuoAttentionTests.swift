@@ -32,7 +32,7 @@ struct DuoAttentionTests {
         #expect((error?.actual.count ?? 0) < 50)
     }
 
-    /// numpy: `alpha >= quantile(alpha, sparsity)` with linear interpolation, for gates that all differ.
+    /// The rule in numpy for distinct gates: `alpha >= quantile(alpha, sparsity)` with linear interpolation.
     @Test("different gates are split at the interpolated quantile", arguments: [0, 0.1, 0.25, 0.5, 0.6, 0.75, 0.9, 1])
     func quantile(_ sparsity: Double) throws {
         for count in [1, 2, 3, 7, 16] {
@@ -61,7 +61,7 @@ struct DuoAttentionTests {
             let heads = try gates.heads(sparsity: sparsity, noise: &first)
             #expect(heads == (try gates.heads(sparsity: sparsity, noise: &second)))
             #expect(heads.sparsity == sparsity)
-            // Noise decides between equal gates only.
+            // Noise only decides between equal gates.
             #expect(sparsity == 0 || (!heads.isFull[4] && !heads.isFull[7]))
         }
     }
@@ -93,7 +93,7 @@ struct DuoAttentionTests {
         )
     }
 
-    /// Compares with the oracle, under the rule for what a streaming head sees: the query's and the key's position.
+    /// Compares with the oracle. `sees` is the rule for streaming heads, from the positions of query and key.
     static func expectMatches(
         _ attention: DuoAttentionPrefill, sourceLocation: SourceLocation = #_sourceLocation,
         sees: (_ position: Int, _ key: Int) -> Bool

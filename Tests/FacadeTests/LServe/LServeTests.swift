@@ -5,7 +5,7 @@ import Testing
 
 @Suite("LServe")
 struct LServeTests {
-    /// Small pages and windows, and formats in which nothing is rounded.
+    /// Small pages and windows, with formats that round nothing.
     static func configuration(_ sharing: SelectionSharing = .kvHead) -> LServeConfiguration {
         var configuration = LServeConfiguration()
         configuration.pageSize = 16
@@ -32,12 +32,12 @@ struct LServeTests {
             tokenCapacity: tokens, sequenceCapacity: sequences)
     }
 
-    /// A sequence's tokens, prompt and what follows.
+    /// The tokens of a sequence: the prompt and the following ones.
     struct Tokens {
         let query: Tensor<Float>
         let key: Tensor<Float>
         let value: Tensor<Float>
-        /// The same by head and token, for the oracle.
+        /// The same tokens by head and token, for the oracle.
         let (queryRows, keyRows, valueRows): ([[[Double]]], [[[Double]]], [[[Double]]])
 
         init(_ length: Int, kvHeads: Int = 3, seed: UInt64) throws {
@@ -86,7 +86,7 @@ struct LServeTests {
 
     // MARK: - Decoding
 
-    /// The pages that the selector's rule gives for the tokens before `position`: per query head.
+    /// The pages that the selector's rule selects from the tokens before `position`, per query head.
     static func pages(_ tokens: Tokens, position: Int, sharing: SelectionSharing) throws -> [[Int]] {
         if position == 0 { return Array(repeating: [], count: queryHeads) }
         let scores = (0..<queryHeads).map { head in
@@ -98,7 +98,7 @@ struct LServeTests {
             let members = sharing == .queryHead ? head..<head + 1 : head / 2 * 2..<head / 2 * 2 + 2
             let best = scores[head].indices.map { page in members.map { scores[$0][page] }.max()! }
             let chosen = ReferencePageSelection.lserve(best, cachedTokens: position, pageSize: 16, tokenBudget: 64)
-            // Products of 32 terms of about 1 are off by far less.
+            // The error of products of 32 terms of about 1 is far smaller.
             #expect(chosen.margin > 1e-5)
             return chosen.indices
         }
@@ -120,7 +120,7 @@ struct LServeTests {
                 (pages, selected) = (try Self.pages(tokens, position: position, sharing: sharing), position)
             }
             let state = try tokens.decode(layer, sequence, position)
-            // The pages of all tokens since the selection, the current one included.
+            // The pages of all tokens since the selection, including the current one.
             let later = Set(selected / 16...position / 16)
             for head in 0..<queryHeads {
                 let positions =
@@ -200,7 +200,7 @@ struct LServeTests {
         for position in 101..<140 {
             #expect(try tokens.decode(layer, child, position).output.shape == [6, 1, 12])
         }
-        // The twin has not seen the child's tokens.
+        // The twin does not see the child's tokens.
         let state = try other.decode(layer, twin, 101)
         let fresh = try layer.makeSequence()
         _ = try tokens.prefill(layer, fresh, 101)
@@ -281,7 +281,7 @@ struct LServeTests {
             let (key, value) = try (Tensor<Float>(zeros: [2, 4, 16]), Tensor<Float>(zeros: [3, 4, 12]))
             try layer.append(key: key.view(), value: value.view(), to: first)
         }
-        // An element that no code stands for, in the second sequence of a step and late in a prompt.
+        // An element that no code represents, in the second sequence of a step and late in a prompt.
         var (query, key, value) = try (
             Tensor<Float>(zeros: [6, 2, 16]), Tensor<Float>(zeros: [3, 2, 16]), Tensor<Float>(zeros: [3, 2, 12])
         )

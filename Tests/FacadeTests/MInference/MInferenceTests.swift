@@ -14,7 +14,7 @@ struct MInferenceTests {
         )
     }
 
-    /// Whether a pattern shows a key to a query, by its definition.
+    /// Whether a query sees a key, by the definition of the pattern.
     static func sees(_ pattern: HeadPattern, _ query: Int, _ key: Int, _ shape: AttentionShape) -> Bool {
         let position = query + shape.keyLength - shape.queryLength
         if key > position { return false }
@@ -87,7 +87,7 @@ struct MInferenceTests {
             let result = try MInferencePrefill(shape, heads: [head])(query: query, key: key, value: value)
             #expect(result.density == 1, "\(head)")
             for index in 0..<dense.output.count {
-                // Values are below 6; the orders of sums differ.
+                // Values are below 6, and the orders of sums differ.
                 #expect(abs(result.state.output[flat: index] - dense.output[flat: index]) < 1e-5)
             }
         }
@@ -202,21 +202,21 @@ struct MInferenceConfigurationTests {
 
 @Suite("MInference search")
 struct MInferenceSearchTests {
-    /// Heads that look at one place: 0 at the last tokens, 1 at one key in the middle.
+    /// Heads that attend to one place: head 0 to the last tokens, head 1 to one key in the middle.
     static func structured(_ length: Int) throws -> (AttentionShape, Tensor<Float>, Tensor<Float>, Tensor<Float>) {
         let shape = try AttentionShape(queryLength: length, keyLength: length, queryHeads: 2, kvHeads: 2, headDim: 16)
         var query = try Tensor<Float>.normal([2, length, 16], seed: 1, scale: 0.1)
         var key = try Tensor<Float>.normal([2, length, 16], seed: 2, scale: 0.1)
         let value = try Tensor<Float>.normal([2, length, 16], seed: 3)
         for token in 0..<length {
-            // Head 0: a slow rotation in two channels, so that neighbours score high.
+            // Head 0 rotates slowly in two channels, so that neighbours have high scores.
             let angle = Double(token) * 0.02
             let (x, y) = (Float(cos(angle)), Float(sin(angle)))
             query[flat: token * 16] = 8 * x
             query[flat: token * 16 + 1] = 8 * y
             key[flat: token * 16] = 8 * x
             key[flat: token * 16 + 1] = 8 * y
-            // Head 1: every query looks for key length / 3.
+            // In head 1 every query asks for key length / 3.
             query[flat: (length + token) * 16] = 8
         }
         key[flat: (length + length / 3) * 16] = 8
@@ -242,7 +242,7 @@ struct MInferenceSearchTests {
                 #expect(Double(pairs) <= slack * Double(budget), "\(measurement)")
             }
         }
-        // Key 500 is in nobody's window, so that the A-shape misses it, and verticals find it.
+        // No window includes key 500, so the A-shape misses it, and verticals find it.
         if case .aShape = choices[1].head { Issue.record("head 1 attends to a key in the middle") }
         #expect(choices[1].winner.measure < 0.1 && choices[1].measurements[0].measure > 0.5)
     }

@@ -5,7 +5,7 @@ import Testing
 
 @Suite("QServe: linear layer")
 struct QServeLinearTests {
-    /// y in `Double` from codes, and Σ |terms|.
+    /// y in `Double` from codes, and the sum of the magnitudes of its terms.
     static func reference(
         _ x: [Float], _ weight: QuantizedWeight, row: Int, bias: Double, halfScale: Bool
     ) -> (value: Double, magnitude: Double) {
@@ -21,7 +21,7 @@ struct QServeLinearTests {
                 Double(weight.offsets?[flat: group] ?? 0)
             )
             value += scale * code * channel * (s * q - zero)
-            // The two parts of a bracket may be summed apart.
+            // The two parts of a bracket may be summed separately.
             magnitude += abs(scale * code) * channel * (s * q + abs(zero))
         }
         return (value, magnitude)

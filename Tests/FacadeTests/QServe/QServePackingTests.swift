@@ -11,8 +11,8 @@ struct QServePackingTests {
             Tensor<Float>.normal([rows, columns], seed: UInt64(rows + columns), scale: 0.02))
     }
 
-    /// Both packers reshape to [N/32, 2, 2, 8, K/32, 2, 4, 4], move the axes to [1, 0, 4, 3, 6, 5, 2, 7] and put the second half of the first
-    /// one into the high nibbles.
+    /// Both packers reshape to [N/32, 2, 2, 8, K/32, 2, 4, 4], move the axes to [1, 0, 4, 3, 6, 5, 2, 7] and put the second
+    /// half of the first axis into the high nibbles.
     @Test("codes lie where the official reshape and permute put them", arguments: [nil, 128] as [Int?])
     func bytes(_ groupSize: Int?) throws {
         let (rows, columns) = (96, 256)
@@ -146,7 +146,7 @@ struct QServePackingTests {
             expectError(.notFound, "f, tensor \"\(name)\"") { try read(without: name) }
         }
         expectError(.malformedFile, "f, tensor \"s1_szeros\"") { try read { try $0.add("s1_szeros", halves) } }
-        // AWQ and GPTQ have 32-bit words under the same name.
+        // AWQ and GPTQ use 32-bit words under the same name.
         expectError(.invalidElementType, "f, tensor \"qweight\"") {
             try read(without: "qweight") { try $0.add("qweight", Tensor<Int32>(zeros: [64, 32])) }
         }
@@ -173,7 +173,7 @@ struct QServePackingTests {
         expectError(.malformedFile, "f, tensor \"s2_scales\"") {
             try read(without: "s2_scales") { try $0.add("s2_scales", Tensor<Int8>([2, 64]) { _ in -1 }) }
         }
-        // Scales that are too large, and zeros with the other sign: the engine would wrap around.
+        // With scales that are too large, and zeros of the other sign, the engine would wrap around.
         expectError(.malformedFile, "f, tensor \"s2_zeros\"") {
             try read(without: "s2_scales") { try $0.add("s2_scales", Tensor<Int8>([2, 64]) { _ in 100 }) }
         }

@@ -7,8 +7,8 @@ import Testing
 struct QServeQuantizerTests {
     static let groupSizes: [Int?] = [nil, 16, 32, 64, 128]
 
-    /// Rounded as the oracle would round, or on the other side of a tie that `Float` cannot tell: quotients are below 16.5 or, for zeros,
-    /// 120.5, and come out of three operations.
+    /// Whether a value is rounded as in the oracle, or to the other side of a tie that `Float` cannot distinguish: quotients
+    /// are below 16.5 or, for zeros, 120.5, and result from three operations.
     static func isRounded(_ value: Float, _ quotient: Double) -> Bool {
         abs(Double(value) - quotient) <= 0.5 + 3 * 128 * 0x1p-24
     }
@@ -52,8 +52,8 @@ struct QServeQuantizerTests {
             for column in 0..<256 {
                 let group = row * quantized.groups + (groupSize.map { column / $0 } ?? 0)
                 let channel = quantized.channelScales?[flat: row] ?? 1
-                // Per channel, s1 is off by 2⁻¹¹ of itself, fifteen times, and the zero by 2⁻¹¹ of at most 15 s1. In groups s2 and zero are off
-                // by ½, and the range of level 1 by 2⁻¹¹ of 120.
+                // Per channel, the error of s1 is 2⁻¹¹ of itself, fifteen times, and that of the zero 2⁻¹¹ of at most 15 s1. In
+                // groups, the errors of s2 and zero are ½, and that of the range of level 1 is 2⁻¹¹ of 120.
                 let clipping: Float = groupSize == nil ? 30 * 0x1p-11 * quantized.scales[flat: group] : 15 * 0.5 + 0.5 + 0.06
                 let bound = channel * (quantized.scales[flat: group] / 2 + clipping) * (1 + 0x1p-20)
                 let value = weight[flat: row * 256 + column]
@@ -85,8 +85,8 @@ struct QServeQuantizerTests {
         for (row, value) in rows.enumerated() {
             for column in 0..<256 {
                 let (actual, expected) = (quantized.value(row: row, column: column), value(column))
-                // A unit of s1 = max/120 and half a step of its fifteenths; 2⁻²⁵ that fp16 cannot tell from 0; and per channel 2⁻¹¹ of
-                // scale and zero, whose difference the values are.
+                // One unit of s1 = max/120 and half a step of a fifteenth of it; 2⁻²⁵, which fp16 rounds to 0; and per channel
+                // 2⁻¹¹ of scale and zero, whose difference the values are.
                 let rounding = (0..<256).reduce(Float(0)) { max($0, abs(value($1))) } * (groupSize == nil ? 0x1p-10 : 0)
                 let bound = abs(expected) / 15 + rounding + 0x1p-25
                 #expect(abs(actual - expected) <= bound, "(\(row), \(column)): \(actual), \(expected)")
@@ -97,7 +97,7 @@ struct QServeQuantizerTests {
 
     @Test("no byte between the levels leaves its range, whatever the extremes of a group", arguments: [119, 120])
     func protectiveRange(_ range: Int) throws {
-        // The first group holds the maximum of the row and makes s1 = 1; the second one runs through its extremes and what lies between.
+        // The first group has the row's maximum, which makes s1 = 1; the second one runs from its minimum to its maximum.
         let steps = 2 * range
         let lows = (0...steps).map { Float($0 - steps) / 2 }
         let quantizer = try ProgressiveQuantizer(groupSize: 16, range: range)
@@ -118,7 +118,7 @@ struct QServeQuantizerTests {
 
     @Test("a wider range fails where it overflows, and only there")
     func widerRange() throws {
-        // s2 = rne(239.5 / 15) = 16 and zero = 112: the top code is rne(239 / 16) = 15, and 240 − 112 = 128.
+        // s2 = rne(239.5 / 15) = 16 and zero = 112: the largest code is rne(239 / 16) = 15, and 240 − 112 = 128.
         var weight = try Tensor<Float>(zeros: [3, 128])
         weight[flat: 128] = 127
         weight[flat: 129] = -112.5

@@ -24,7 +24,7 @@ struct QServeSmoothAttentionTests {
 
     /// Rotates the pairs of a head by `angle`.
     private static func rotated(_ head: [Double], by angle: Double, _ pairs: SmoothAttention.RotaryPairs) -> [Double] {
-        // Any rotation will do; this one needs no library: cos and sin from a rational parametrisation.
+        // Any angle works. A rational parametrisation of cos and sin needs no library.
         let (c, s) = ((1 - angle * angle) / (1 + angle * angle), 2 * angle / (1 + angle * angle))
         var result = head
         for i in 0..<head.count / 2 {
@@ -70,12 +70,12 @@ struct QServeSmoothAttentionTests {
                     ) -> (sum: Double, magnitude: Double) {
                         let q = Self.rotated(project(query, queryBias, token: i, head: head), by: Double(i) / 3, pairs)
                         let k = Self.rotated(project(key, keyBias, token: j, head: kvHead), by: Double(j) / 3, pairs)
-                        // What rounding of one weight can do is in proportion to all terms of a projection, cancelled or not.
+                        // The error of one rounded weight is proportional to all terms of a projection, also cancelled ones.
                         return (zip(q, k).reduce(0) { $0 + $1.0 * $1.1 }, Double(headDim * inputs * inputs) * 16)
                     }
                     let plain = score(query, key, biases.query, biases.key)
                     let smoothed = score(scaled.0, scaled.1, scaledBiases.0, scaledBiases.1)
-                    // Each scaled weight is rounded once: 2⁻²⁴ of it.
+                    // Each scaled weight is rounded once, by 2⁻²⁴ of itself.
                     #expect(abs(plain.sum - smoothed.sum) <= 2 * 0x1p-24 * plain.magnitude)
                 }
             }

@@ -32,14 +32,14 @@ struct QuestTests {
             for head in 0..<4 {
                 let q = query.rows(ofHead: head)[0]
                 let scores = ReferencePageSelection(keys: key.rows(ofHead: head / 2), pageSize: 16).scores(query: q)
-                // Both releases leave out a page of a context that fits the budget but is no whole number of pages.
+                // A context within the budget keeps all pages. Both releases omit one unless the pages are full.
                 let expected =
                     length <= budget
                     ? ReferencePageSelection.largest(scores.count, of: scores)
                     : rule == .releasedKernels
                         ? ReferencePageSelection.questKernel(scores, pageSize: 16, tokenBudget: budget)
                         : ReferencePageSelection.questAccuracy(scores, length: length, pageSize: 16, tokenBudget: budget)
-                // Products of 64 terms of about 1: far below this.
+                // The error of products of 64 terms of about 1 is far below this.
                 #expect(expected.margin > 1e-4)
                 let pages = selection.list(sequence: 0, head: head).map { Int($0) }
                 #expect(pages == expected.indices, "budget \(budget), head \(head)")

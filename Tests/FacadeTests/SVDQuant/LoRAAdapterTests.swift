@@ -56,7 +56,7 @@ struct LoRAAdapterTests {
         for n in 0..<outFeatures {
             let expected = before[n].value + deltas.0[n].0 + deltas.1[n].0
             let magnitude = before[n].magnitude + deltas.0[n].1 + deltas.1[n].1
-            // As for the layer itself, and one rounding of each scaled factor.
+            // The bound of the layer itself, and one rounding of each scaled factor.
             let bound = Double(inFeatures + both.rank + 5) * 0x1p-24 * magnitude
             #expect(abs(Double(after[flat: n]) - expected) <= bound)
         }

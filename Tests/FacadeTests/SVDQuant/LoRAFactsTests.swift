@@ -4,12 +4,12 @@ import SparseKernelsReference
 import TestSupport
 import Testing
 
-/// What adapter files of the wild say about a pair of factors, and what stands beside one: all of it counts, or is refused by name.
+/// Every fact about a pair of factors in adapter files, and every tensor beside them, is applied or rejected by name.
 @Suite("LoRA files: what decides the result")
 struct LoRAFactsTests {
     private typealias Support = SVDQuantSupport
 
-    /// A = 1 (rank × 64) and B = 1 (2 × rank), under the names of PEFT unless others are given, and more tensors.
+    /// A = 1 (rank × 64) and B = 1 (2 × rank), under the names of PEFT by default, and more tensors.
     static func writer(
         _ layer: String = "l", rank: Int = 1, names: (String, String) = ("lora_A.weight", "lora_B.weight"),
         metadata: [String: String] = [:], _ more: (inout SafetensorsWriter) throws -> Void = { _ in }
@@ -25,7 +25,7 @@ struct LoRAFactsTests {
         try SafetensorsFile(bytes: writer.encoded(), named: "f")
     }
 
-    /// What a layer of zeros gives for ones with the adapter: rank · 64 · scale.
+    /// The outputs of a layer of zeros with the adapter for inputs of one: rank · 64 · scale.
     static func output(_ adapter: LoRAAdapter) throws -> [Float] {
         let layer = try SVDQuantLinear(
             weight: WeightQuantizer(.svdQuantInt4)(Tensor<Float>(zeros: [2, 64])), activation: .float)
@@ -51,7 +51,7 @@ struct LoRAFactsTests {
         let adapter = try LoRAAdapter(file: file, layer: "transformer.l")
         #expect(adapter.scale == 4)
         #expect(try Self.output(adapter) == [256, 256])
-        // What the file says goes before what the caller says, and a tensor before both.
+        // The file precedes the caller's alpha, and a tensor precedes both.
         #expect(try LoRAAdapter(file: file, layer: "transformer.l", alpha: 3).scale == 4)
         let withTensor = try Self.writer("transformer.l", metadata: metadata) {
             try $0.add("transformer.l.alpha", Tensor<Float>([], [2]))
@@ -83,12 +83,12 @@ struct LoRAFactsTests {
         expect("\"rank_pattern, l\"", ["rank_pattern": #"{"l": "one"}"#])
         expect("lora_adapter_metadata", ["lora_adapter_metadata": "{"])
         expect("lora_adapter_metadata", ["lora_adapter_metadata": #"["r"]"#])
-        // A key that takes time quadratic in its marks to compare.
+        // A key whose comparison takes time quadratic in its marks.
         let marks = String(repeating: "\u{301}", count: 200_000)
         expect("lora_adapter_metadata", ["lora_adapter_metadata": "{\"a\(marks)\": 1, \"r\": 1}"])
         expect("\"peft_type\"", ["lora_adapter_metadata": #"{"peft_type": "LOHA"}"#])
         expect("\"init_lora_weights\"", ["lora_adapter_metadata": #"{"init_lora_weights": "pissa_niter_16"}"#])
-        // Two components, and a layer that does not say of which it is.
+        // Two components, and a layer whose name states neither.
         expect("metadata", ["unet.lora_alpha": "4", "text_encoder.lora_alpha": "2"])
     }
 
@@ -114,7 +114,7 @@ struct LoRAFactsTests {
         #expect(try stabilised.scale(ofLayer: "blocks.1.attn.q", rank: 9) == Float(8.0 / 3))
         #expect(try LoRAConfiguration().scale(ofLayer: "a", rank: 3) == nil)
         #expect(try LoRAConfiguration(alpha: 6).scale(ofLayer: "a", rank: 3) == 2)
-        // PEFT's default.
+        // This is PEFT's default.
         #expect(try LoRAConfiguration(json: #"{"r": 2}"#).scale(ofLayer: "a", rank: 2) == 4)
 
         let file = try Self.file(Self.writer("base_model.model.blocks.1.attn.k", rank: 4))
@@ -144,7 +144,7 @@ struct LoRAFactsTests {
         ] {
             #expect(try matches(pattern, name) == expected, "\(pattern), \(name)")
         }
-        // Whatever a file has for a pattern is read or refused, and in no time.
+        // Every pattern in a file is read or rejected quickly.
         let long = String(repeating: "a", count: 4000)
         #expect(try !matches("(a+)+b", long) && !matches("(a|aa)*(a|aa)*b", long))
         for bad in [
@@ -212,14 +212,14 @@ struct LoRAFactsTests {
             expectError(.malformedFile, "f, tensor \"\(layer).\(name)\"") {
                 _ = try LoRAAdapter(file: Self.file(beside), layer: layer)
             }
-            // A neighbour's is none of the layer's business.
+            // A tensor of a neighbour does not concern the layer.
             let elsewhere = try Self.writer(layer) {
                 try $0.add("\(layer)2.\(name)", Tensor<Float>([2], [5, 7]))
                 try $0.add("m.\(name)", Tensor<Float>([2], [5, 7]))
             }
             #expect(throws: Never.self) { try LoRAAdapter(file: Self.file(elsewhere), layer: layer) }
         }
-        // Alone, too: the layer is there, in a form that is not read.
+        // The same without a pair: the layer exists in a form that is not supported.
         if name.hasPrefix("lokr") || name.hasPrefix("hada") {
             var writer = SafetensorsWriter()
             try writer.add("l.\(name)", Tensor<Float>(zeros: [2, 2]))
@@ -292,7 +292,7 @@ struct LoRAFactsTests {
                         magnitude += abs(factor * sum)
                     }
                 }
-                // Some 10⁻⁶ of what is added up.
+                // The relative tolerance is about 10⁻⁵ of the summed magnitudes.
                 #expect(abs(Double(y[flat: m * 3 + n]) - expected) <= 1e-5 * magnitude)
             }
         }

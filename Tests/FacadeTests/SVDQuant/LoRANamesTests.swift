@@ -16,7 +16,7 @@ struct LoRANamesTests {
         return try SafetensorsFile(bytes: writer.encoded(), named: "f")
     }
 
-    /// A layer of the model, and what stands before `down.weight` and `up.weight`, or before `lora_A` and `lora_B`.
+    /// A layer of the model, and the names before `down.weight` and `up.weight`, or before `lora_A` and `lora_B`.
     @Test(
         "old names of diffusers: what attention processors call a module",
         arguments: [
@@ -74,7 +74,7 @@ struct LoRANamesTests {
             expectError(.notFound, "f, layer \"blocks.0.attn.k\"") {
                 _ = try LoRAAdapter(file: file, layer: "blocks.0.attn.k")
             }
-            // A magnitude under the stored name counts as well.
+            // A magnitude under the stored name also counts.
             var writer = SafetensorsWriter()
             try writer.add(names.0, Tensor<Float>(zeros: [2, 64]))
             try writer.add(names.1, Tensor<Float>(zeros: [2, 2]))
@@ -84,7 +84,7 @@ struct LoRANamesTests {
                     file: SafetensorsFile(bytes: writer.encoded(), named: "f"), layer: "blocks.0.attn.q")
             }
         }
-        // Two components that have a layer of that name.
+        // Two components with a layer of that name.
         var writer = SafetensorsWriter()
         for component in ["transformer", "unet"] {
             try writer.add("\(component).l.lora_A.weight", Tensor<Float>(zeros: [2, 64]))

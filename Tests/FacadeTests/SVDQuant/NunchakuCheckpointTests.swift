@@ -7,7 +7,7 @@ import Testing
 struct NunchakuCheckpointTests {
     private typealias Support = SVDQuantSupport
 
-    /// A layer whose tensors are values of bfloat16, and which is therefore exported without loss.
+    /// A layer whose tensors are values of bfloat16, so that export loses nothing.
     private static func layer(_ outFeatures: Int, _ inFeatures: Int, _ format: WeightFormat, rank: Int = 20) throws
         -> SVDQuantLinear
     {
@@ -43,7 +43,7 @@ struct NunchakuCheckpointTests {
             }
             let (y, expected, all) = (try imported(x), try layer(x), try padded(wide))
             for index in 0..<y.count {
-                // Ranks that were filled up add zeros, which may change the order of a sum.
+                // Padded ranks add zeros, which may change the order of a sum.
                 #expect(abs(y[flat: index] - expected[flat: index]) <= 1e-4)
                 #expect(
                     abs(all[flat: index / outFeatures * padded.outFeatures + index % outFeatures] - expected[flat: index])
@@ -74,9 +74,9 @@ struct NunchakuCheckpointTests {
         #expect(try SVDQuantLinear(nunchaku: file, prefix: "ff.net.2", activation: .float).activation == .float)
     }
 
-    // MARK: - Files that are wrong
+    // MARK: - Invalid files
 
-    /// An exported layer with some tensors replaced, or removed, and other metadata.
+    /// An exported layer with some tensors replaced or removed, and other metadata.
     private static func file(
         _ format: WeightFormat = .svdQuantInt4, without removed: [String] = [], metadata: [String: String] = [:],
         _ change: (inout SafetensorsWriter) throws -> Void = { _ in }
@@ -119,7 +119,7 @@ struct NunchakuCheckpointTests {
         ] { expect(.malformedFile, "metadata \"\(key)\"", metadata: [key: text]) }
         #expect(try SVDQuantLinear(nunchaku: Self.file(metadata: [key: "{}"]), prefix: "b.0").rank == 32)
 
-        // Scales of one precision in the shape, or the type, of the other.
+        // Scales of one precision with the shape or type of the other.
         expect(.malformedFile, "tensor \"b.0.wscales\"") { try $0.add("b.0.wscales", Tensor<BFloat16>(zeros: [8, 128])) }
         expect(.malformedFile, "tensor \"b.0.wscales\"") { try $0.add("b.0.wscales", Tensor<E4M3>(zeros: [2, 128])) }
         expect(.malformedFile, "tensor \"b.0.wscales\"", .nvfp4) { try $0.add("b.0.wscales", Tensor<E4M3>(zeros: [2, 128])) }
@@ -148,7 +148,7 @@ struct NunchakuCheckpointTests {
         }
         expect(.malformedFile, "tensor \"b.0.lora_up\"") { try $0.add("b.0.lora_up", Tensor<BFloat16>(zeros: [128, 16])) }
         expect(.malformedFile, "tensor \"b.0.bias\"") { try $0.add("b.0.bias", Tensor<BFloat16>(zeros: [256])) }
-        // FP16 beside BF16.
+        // FP16 together with BF16.
         for name in ["smooth", "bias", "wcscales"] {
             expect(.invalidElementType, "tensor \"b.0.\(name)\"") {
                 try $0.add("b.0.\(name)", elementType: .float16, shape: [128], bytes: [UInt8](repeating: 0, count: 256))
@@ -193,7 +193,7 @@ struct NunchakuCheckpointTests {
         let scaled = try SVDQuantLinear(nunchaku: copy(without: [scale], adding: [(channels, scales)]), prefix: "b.0")
         #expect(scaled.weight.channelScales?.elements.allSatisfy { $0 == 0.5 } == true)
         #expect(throws: Never.self) { try SVDQuantLinear(nunchaku: copy(without: [channels]), prefix: "b.0") }
-        // A layer whose scale is 1 is written with it.
+        // A scale of 1 is also written.
         let weight = try Support.weight(128, 128, .nvfp4)
         let one = try SVDQuantLinear(
             weight: QuantizedWeight(format: .nvfp4, inFeatures: 128, codes: weight.codes, scales: weight.scales),
@@ -211,14 +211,14 @@ struct NunchakuCheckpointTests {
         let back = try SVDQuantLinear(
             nunchaku: SafetensorsFile(bytes: Self.export(layer, elementType: .float16).encoded()), prefix: "b.0")
         #expect(back.weight.scales == weight.scales)
-        // Powers of two are values of both types.
+        // Both types represent powers of two.
         let coarse = try QuantizedWeight(
             format: weight.format, inFeatures: 128, codes: weight.codes,
             scales: Tensor(weight.scales.shape) { $0 % 2 == 0 ? 0.25 : 0.03125 })
         let exact = try SVDQuantLinear(
             nunchaku: SafetensorsFile(bytes: Self.export(SVDQuantLinear(weight: coarse)).encoded()), prefix: "b.0")
         #expect(exact.weight.scales == coarse.scales)
-        // Neither type has thirds.
+        // Neither type represents thirds.
         let thirds = try QuantizedWeight(
             format: weight.format, inFeatures: 128, codes: weight.codes, scales: Tensor(weight.scales.shape) { _ in 1 / 3 })
         let neither = #expect(throws: SparseKernelsError.self) { try Self.export(SVDQuantLinear(weight: thirds)) }
@@ -275,7 +275,7 @@ struct NunchakuCheckpointTests {
 
     // MARK: - Modulation
 
-    /// A modulation linear of given codes, packed as the specification says it, word by word.
+    /// A modulation linear of given codes, packed word by word as specified.
     private static func modulation(
         splits: Int, _ outFeatures: Int, _ inFeatures: Int, code: (Int, Int) -> Int, scale: (Int, Int) -> Float,
         bias: (Int) -> Float

@@ -72,9 +72,9 @@ struct SVDQuantFileTests {
         expectError(.invalidArgument, "metadata \"format\"") { try layer.write(to: &foreign, prefix: "a") }
     }
 
-    // MARK: - Files that are wrong
+    // MARK: - Invalid files
 
-    /// A file with some entries of the metadata replaced, or removed.
+    /// A file with some metadata entries replaced or removed.
     private static func file(_ changes: [String: String?], tensors: (inout SafetensorsWriter) throws -> Void = { _ in }) throws
         -> SafetensorsFile
     {
@@ -180,7 +180,7 @@ struct SVDQuantFileTests {
     }
 
     private static func readOrThrow(_ bytes: [UInt8]) {
-        // Typed: whatever is thrown is an error of this package.
+        // The type shows that all errors are errors of this package.
         func read() throws(SparseKernelsError) {
             let layer = try SVDQuantLinear(file: SafetensorsFile(bytes: bytes), prefix: "a")
             _ = try layer(Tensor<Float>(zeros: [1, layer.inFeatures]))

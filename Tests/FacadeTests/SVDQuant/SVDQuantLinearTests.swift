@@ -7,8 +7,8 @@ import Testing
 struct SVDQuantLinearTests {
     private typealias Support = SVDQuantSupport
 
-    /// A Float sum of n terms is off by at most n units of roundoff of its magnitudes; smoothing rounds each x once more, and
-    /// the branch is a sum of sums.
+    /// The error of a `Float` sum of n terms is at most n roundoff units of its magnitudes. Smoothing rounds each x once more,
+    /// and the branch is a sum of sums.
     private static func bound(_ layer: SVDQuantLinear, _ magnitude: Double) -> Double {
         Double(layer.inFeatures + layer.rank + 4) * 0x1p-24 * magnitude
     }
@@ -38,8 +38,8 @@ struct SVDQuantLinearTests {
         let errors = try [ActivationFormat.int8PerGroup, .int8PerToken, .int4].map { activation in
             Support.distance(try layer.with(activation: activation)(x), exact)
         }
-        // 64 normal values have a maximum of 2.63 (root mean square), and rounding an error of step / √12: 0.6% with 127 steps,
-        // 10.9% with 7. Smoothing makes the values of a group uneven, for which a quarter is added.
+        // 64 normal values have a maximum of 2.63 (root mean square), and the rounding error is step / √12: 0.6% with 127
+        // steps, 10.9% with 7. Smoothing makes the values of a group uneven, which adds a quarter.
         #expect(errors[0] < 1.25 * 0.0060 && errors[2] < 1.25 * 0.1085, "\(errors)")
         #expect(errors[0] < errors[1] && errors[1] < 2 * errors[0] && errors[2] > 10 * errors[1], "\(errors)")
     }
@@ -52,7 +52,7 @@ struct SVDQuantLinearTests {
         var generator = SplitMix64(seed: 3)
         let x = try Tensor<Float>([1, 130]) { _ in 2 * generator.uniform() - 0.17 }
         for (before, after) in zip(Support.outputs(of: layer, x.elements), Support.outputs(of: shifted, x.elements)) {
-            // The correction is a sum of Floats, as the layer's own.
+            // The correction is a sum in `Float`, like the layer's own.
             #expect(abs(before.value - after.value) <= Self.bound(layer, after.magnitude))
         }
         let back = try shifted.with(activation: .int4)
@@ -60,7 +60,7 @@ struct SVDQuantLinearTests {
         for n in 0..<40 {
             #expect(abs(Double(back.bias![flat: n] - layer.bias![flat: n])) <= 2 * Self.bound(layer, corrections[n].magnitude))
         }
-        // Values of one sign have twice the steps.
+        // Values of one sign have twice the number of steps.
         let exact = try layer.with(activation: .float)(x)
         #expect(try Support.distance(shifted(x), exact) < Support.distance(layer(x), exact))
         #expect(try shifted.with(epilogue: .gelu).activation == .uint4(shift: shift))
@@ -88,7 +88,7 @@ struct SVDQuantLinearTests {
 
     private func silu(_ x: Double) -> Double {
         var exponential = 1.0
-        // e⁻ˣ by halving the argument until the series is short; tests of this target import no libm.
+        // Computes e⁻ˣ by halving the argument until the series is short, because tests of this target import no libm.
         let reduced = -x / 1024
         exponential += reduced * (1 + reduced / 2 * (1 + reduced / 3 * (1 + reduced / 4)))
         for _ in 0..<10 { exponential *= exponential }
@@ -98,7 +98,7 @@ struct SVDQuantLinearTests {
     @Test("quantising a layer: rounding, smoothing and the branch each help")
     func quantising() throws {
         let (outFeatures, inFeatures) = (64, 128)
-        // Low rank and noise, seen by activations with outlier channels.
+        // A low-rank weight with noise, and activations with outlier channels.
         let down = try Tensor<Float>.normal([4, inFeatures], seed: 1)
         let up = try Tensor<Float>.normal([outFeatures, 4], seed: 2)
         let noise = try Tensor<Float>.normal([outFeatures, inFeatures], seed: 3, scale: 0.2)
@@ -123,7 +123,7 @@ struct SVDQuantLinearTests {
         #expect(errors[0] > errors[1] && errors[1] > 1.5 * errors[2], "\(errors)")
         #expect(smoothed.rank == 0 && whole.rank == 16 && whole.smooth != nil)
 
-        // A branch of full rank leaves nothing to quantise but what 16 bits lose.
+        // A branch of full rank leaves only the rounding errors of 16 bits to quantise.
         let small = try Tensor<Float>.normal([16, 64], seed: 6)
         let x = try Tensor<Float>.normal([20, 64], seed: 7)
         let complete = try SVDQuantLinear(weight: small, calibration: x, rank: 16)

@@ -3,9 +3,9 @@ import SparseKernelsReference
 import TestSupport
 import Testing
 
-/// Layers of random parts, and what they compute in `Double`.
+/// Layers of random parts, and their results in `Double`.
 enum SVDQuantSupport {
-    /// A weight with outlier columns, quantised as it is.
+    /// A weight of normal values, quantised without smoothing.
     static func weight(
         _ outFeatures: Int, _ inFeatures: Int, _ format: WeightFormat = .svdQuantInt4, scaleType: ElementType = .float16,
         seed: UInt64 = 1
@@ -19,7 +19,7 @@ enum SVDQuantSupport {
             up: rounded(.normal([outFeatures, rank], seed: seed + 1, scale: 0.25)))
     }
 
-    /// Values of `Float` that bfloat16 has.
+    /// Values of `Float` that bfloat16 represents exactly.
     static func rounded(_ tensor: Tensor<Float>) throws -> Tensor<Float> {
         tensor.converted(to: BFloat16.self).converted(to: Float.self)
     }
@@ -41,8 +41,8 @@ enum SVDQuantSupport {
             instructionSet: instructionSet)
     }
 
-    /// What the layer computes with exact activations, and the sum of the magnitudes that are added up, for each output of one
-    /// row of x.
+    /// The results of the layer for exact activations, and the sum of the magnitudes of the terms, for each output of one row
+    /// of x.
     static func outputs(of layer: SVDQuantLinear, _ x: [Float]) -> [(value: Double, magnitude: Double)] {
         let shift: Double = if case .uint4(let shift) = layer.activation { Double(shift) } else { 0 }
         let hidden = (0..<layer.rank).map { i in
@@ -77,7 +77,7 @@ enum SVDQuantSupport {
         return (difference / norm).squareRoot()
     }
 
-    /// Whether all parts have the same bits.
+    /// Whether all parts are equal, bit for bit.
     static func areIdentical(_ a: SVDQuantLinear, _ b: SVDQuantLinear) -> Bool {
         a.weight.isIdentical(to: b.weight) && a.smooth?.bits == b.smooth?.bits && a.lowRank?.down.bits == b.lowRank?.down.bits
             && a.lowRank?.up.bits == b.lowRank?.up.bits && a.bias?.bits == b.bias?.bits && a.activation == b.activation

@@ -3,7 +3,7 @@ import SparseKernelsReference
 import TestSupport
 import Testing
 
-/// Tokens that are alike in runs: one direction of random strength per 16 tokens, plus noise, around a common offset.
+/// Tokens that are similar in runs: one direction of random strength per 16 tokens, plus noise and a common offset.
 func tokensInRuns(_ shape: [Int], seed: UInt64) throws -> Tensor<Float> {
     let (tokens, channels) = (shape[1], shape[2])
     let noise = try Tensor<Float>.normal(shape, seed: seed)
@@ -20,8 +20,9 @@ func tokensInRuns(_ shape: [Int], seed: UInt64) throws -> Tensor<Float> {
 
 @Suite("Self-similarity")
 struct SelfSimilarityTests {
-    /// A difference to a mean is off by at most 20u of the largest element X: 16 roundings of the mean (`BlockPooling`), and
-    /// those of the difference and the block mean. A direction is off by 20u·X·√d/‖y‖, the mean cosine by twice that, rounded.
+    /// The error of a difference to a mean is at most 20u of the largest element X: 16 roundings of the mean (`BlockPooling`),
+    /// and those of the difference and the block mean. That of a direction is 20u·X·√d/‖y‖, that of the mean cosine twice that,
+    /// rounded.
     static func expectSummary<Element: AttentionElement>(
         _ tensor: Tensor<Element>, _ partition: BlockPartition, smooth: Bool, _ set: InstructionSet
     ) throws {
@@ -67,7 +68,7 @@ struct SelfSimilarityTests {
         for (shape, size) in [([2, 100, 20], 16), ([1, 1, 4], 7), ([2, 70, 16], 64), ([1, 37, 8], 3), ([2, 5, 33], 128)] {
             let partition = try BlockPartition(length: shape[1], blockSize: size)
             let tensor = try tokensInRuns(shape, seed: 11)
-            // One token minus its own mean is nothing but rounding.
+            // One token minus its own mean consists of rounding errors only.
             for smooth in shape[1] == 1 ? [false] : [false, true] {
                 try Self.expectSummary(tensor, partition, smooth: smooth, set)
                 try Self.expectSummary(tensor.converted(to: Float16.self), partition, smooth: smooth, set)
@@ -112,7 +113,7 @@ struct SelfSimilarityTests {
         let tensor = try Tensor<Float>([1, 6, 2], [3, 4, 3, 4, 1, 2, -1, -2, 0, 0, 0, 0])
         let summary = try SelfSimilarity.summary(tensor, blocks: partition)
         #expect(summary.means.elements == [3, 4, 0, 0, 0, 0])
-        // 0.6² + 0.8², doubled and squared, divided by 4. Unit rows are in Double and rounded once.
+        // 0.6² + 0.8², doubled and squared, divided by 4. Unit rows are in `Double` and rounded once.
         #expect(summary.similarities.elements == [1, 0, 0])
     }
 

@@ -3,7 +3,7 @@ import SparseKernelsReference
 import Testing
 
 extension ReferenceBlockPrediction {
-    /// The oracle of a head's settings.
+    /// An oracle with a head's settings.
     init(grid: BlockGrid, head: SimilaritySelection.Head) {
         let rule: Rule =
             switch head.rule {
@@ -32,9 +32,9 @@ struct SimilaritySelectionTests {
             similarity: Double(summary.similarities[flat: head * blocks + index]))
     }
 
-    /// Scores in `Float` are off by e = 6·√d·u·Σ|q̄k̄|/√d (see `ReferenceMatrixProduct`) and the rounding of scale and product.
-    /// Ranks are certain when neighbours at the cut are 2e apart, and running sums of probabilities when they are 4e from the
-    /// mass. Similarities are given, so that their comparison is exact.
+    /// The error of scores in `Float` is e = 6·√d·u·Σ|q̄k̄|/√d (see `ReferenceMatrixProduct`) and the rounding of scale and
+    /// product. Ranks are certain when neighbours at the cut are 2e apart, and running sums of probabilities when they are 4e
+    /// from the mass. Similarities are given, so their comparison is exact.
     static func expectMatchesOracle(_ grid: BlockGrid, _ head: Head, seed: UInt64, _ set: InstructionSet) throws {
         let (queryHeads, kvHeads, channels) = (4, 2, 24)
         let query = try summary(queryHeads, grid.query, channels: channels, seed: seed)

@@ -5,7 +5,7 @@ import Testing
 
 @Suite("SpargeAttention")
 struct SpargeAttentionTests {
-    /// Tokens alike in runs of 16 that recur, so that blocks differ in what they matter for.
+    /// Tokens that are similar in recurring runs of 16, so that different blocks matter for different queries.
     static func tokens(_ shape: [Int], seed: UInt64) throws -> Tensor<Float> {
         let (length, channels) = (shape[1], shape[2])
         let noise = try Tensor<Float>.normal(shape, seed: seed)
@@ -34,9 +34,9 @@ struct SpargeAttentionTests {
         }
     }
 
-    /// Block means are off by at most 20u of the largest element X (see the tests of self-similarity), so scores by at most
-    /// 20u·X·(Σ|q̄| + Σ|k̄|)/√d ≤ ε = 40u·X²·√d. Decisions whose margins are above 4ε must be the oracle's, and most are. Similarities
-    /// are off by less than 4ε while unit rows come from rows longer than 1/(4X).
+    /// The error of block means is at most 20u of the largest element X (see the tests of self-similarity), so that of scores
+    /// is at most 20u·X·(Σ|q̄| + Σ|k̄|)/√d ≤ ε = 40u·X²·√d. Decisions with margins above 4ε must equal the oracle's, and most
+    /// have them. The error of similarities is below 4ε while unit rows come from rows longer than 1/(4X).
     static func expectMatchesOracle(_ operands: Operands, _ prefill: SpargeAttentionPrefill) throws {
         let shape = operands.shape
         let mask = try prefill.select(query: operands.query, key: operands.key)
@@ -102,7 +102,7 @@ struct SpargeAttentionTests {
                 let row = try reference.row(
                     head: head, token: token, query: operands.query.view(), key: operands.key.view(),
                     value: operands.value.view(), hides: { !result.mask[head, token / 16, $0 / 8] })
-                // 2⁻⁵⁰ of every skipped weight is far below the rounding that the bound allows.
+                // 2⁻⁵⁰ for every skipped weight is far below the rounding errors in the bound.
                 let bound = AttentionErrorBound(row, headDim: operands.shape.headDim)
                 for (channel, expected) in row.output.enumerated() {
                     let actual = Double(result.state.output[flat: (head * 90 + token) * 16 + channel])
@@ -198,7 +198,7 @@ struct SpargeAttentionTests {
         ).output.elements
         for (head, result) in tuned.enumerated() {
             #expect(result.density < 0.9)
-            // The similarity threshold of the winner is one of its points', and each point met the error on the sample.
+            // The winner's similarity threshold is that of one of its points, and each point met the error on the sample.
             for point in result.points {
                 var heads = [SpargeAttentionHead](repeating: .dense, count: 2)
                 heads[head] = point.settings

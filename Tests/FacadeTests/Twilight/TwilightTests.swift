@@ -5,7 +5,7 @@ import Twilight
 
 @Suite("Twilight")
 struct TwilightTests {
-    /// A cache of two layers and queries for its sequences, with sinks: token 0 of every sequence is close to all queries.
+    /// A cache of two layers and queries for its sequences, with sinks: token 0 of every sequence is similar to all queries.
     struct Bench {
         let cache: PagedKVCache
         let sequences: [PagedKVCache.SequenceID]
@@ -55,7 +55,7 @@ struct TwilightTests {
             try plan.decode(query: query, cache: cache, sequences: sequences, layer: layer)
         }
 
-        /// Attention of one query head over some tokens, in `Double`: the output, and how much of the whole mass the tokens have.
+        /// Attention of one query head over some tokens in `Double`: the output, and the tokens' fraction of the whole mass.
         func attention(_ sequence: Int, head: Int, layer: Int, over tokens: [Int]) throws -> (output: [Double], mass: Double) {
             let keys = try cache.keys(of: sequences[sequence], layer: layer)
             let values = try cache.values(of: sequences[sequence], layer: layer)
@@ -105,7 +105,7 @@ struct TwilightTests {
                         #expect(Set(kept.map { $0 / candidates.unit }).isSubset(of: list.map { Int($0) }), "\(label)")
                     }
                     let expected = try bench.attention(sequence, head: head, layer: 1, over: kept).output
-                    // A float sum of up to 400 values of magnitude 4 with weights that add up to 1, of scores of magnitude 40.
+                    // A `Float` sum of up to 400 values of magnitude 4 with weights that sum to 1, from scores of magnitude 40.
                     let bound = 4 * 500 * 0x1p-24 + 4 * 80 * 0x1p-23
                     for channel in 0..<32 {
                         let actual = Double(step.state.output[flat: (head * 3 + sequence) * 32 + channel])
@@ -126,8 +126,8 @@ struct TwilightTests {
             for sequence in bench.sequences.indices {
                 for head in 0..<4 {
                     let kept = pruning.selection.list(sequence: sequence, head: head / 2).map { Int($0) }
-                    // Keys in 4 bits: a step is a fifteenth of a range of about 6, so that a score is off by about
-                    // (6/15/√12)·|q|/√32 ≈ 0.25 and a weight by a quarter; masses by far less.
+                    // With keys in 4 bits, a step is a fifteenth of a range of about 6. So the error of a score is about
+                    // (6/15/√12)·|q|/√32 ≈ 0.25, that of a weight a quarter, and that of masses far less.
                     #expect(try bench.attention(sequence, head: head, layer: 1, over: kept).mass > topP - 0.1)
                 }
             }
@@ -145,7 +145,7 @@ struct TwilightTests {
             #expect(selection.unit == 16 && selection.heads == (rule == .paper ? 2 : 4))
             return (0..<3).map { Array(selection.list(sequence: $0, head: 1)) }
         }
-        // Pages of 16: 1, 25 and 9 of them. A budget of 50 tokens is rounded up to 4 pages, as in the released selector.
+        // The sequences have 1, 25 and 9 pages of 16. A budget of 50 tokens is rounded up to 4 pages, as released.
         for rule in TwilightDecode.Rule.allCases {
             #expect(try lists(.quest(.tokens(50)), rule).map(\.count) == [1, 4, 4])
             #expect(try lists(.quest(.fraction(0.25)), rule).map(\.count) == [1, 7, 2])

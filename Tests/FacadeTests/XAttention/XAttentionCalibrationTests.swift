@@ -8,13 +8,13 @@ struct ThresholdProfileTests {
     @Test("a hand-made example")
     func example() throws {
         let grid = try BlockGrid(queryLength: 3, keyLength: 3, queryBlockSize: 1, keyBlockSize: 1, isCausal: true)
-        // Row 2: blocks 0 and 2 reach 90% of the truth; the smaller estimate of the two is 0.25, so that all but block 1 count.
+        // Row 2: blocks 0 and 2 reach 90% of the true mass. The smaller of their estimates is 0.25, so all but block 1 count.
         let masses = try BlockScores(grid: grid, values: Tensor([1, 3, 3], [1, 0, 0, 0.05, 0.95, 0, 0.5, 0.05, 0.45]))
         let sums = try BlockScores(grid: grid, values: Tensor([1, 3, 3], [1, 0, 0, 0.5, 0.5, 0, 0.25, 0.125, 0.625]))
         let found = try ThresholdProfile.thresholds(masses: masses, estimates: sums, stride: 1)
-        // Row 1: block 1 alone suffices, but block 0 has the same estimate.
+        // Row 1: block 1 alone reaches the mass, but block 0 has the same estimate.
         #expect(abs(found[0] - (1 + 1 + 0.875) / 3) < 1e-8)
-        // All mass: everything that has some.
+        // For the whole mass, every block with some mass counts.
         let all = try ThresholdProfile.thresholds(masses: masses, estimates: sums, stride: 1, mass: 1)
         #expect(abs(all[0] - 1) < 1e-8)
         #expect(try ThresholdProfile.thresholds(masses: masses, estimates: sums, stride: 1, mass: 0) == [0])
@@ -38,7 +38,7 @@ struct ThresholdProfileTests {
             }
             let expected = try ThresholdProfile.thresholds(masses: scores(1), estimates: scores(4), stride: 4)
             for head in 0..<2 {
-                // Sums are off by 1e-4 at most; no choice hangs on that with these seeds.
+                // The error of sums is at most 1e-4. With these seeds no choice depends on it.
                 #expect(abs(found[head] - expected[head]) < 1e-4)
                 largest[head] = max(largest[head], found[head])
             }
@@ -69,7 +69,7 @@ struct ThresholdProfileTests {
 
 @Suite("XAttention: minimum threshold search")
 struct MinimumThresholdSearchTests {
-    /// Steps of a head that were made to get from 0.9 to a threshold.
+    /// The number of steps of a head from 0.9 to a threshold.
     static func steps(_ threshold: Double) -> Int {
         var (steps, value) = (0, 0.9)
         while value > threshold * (1 + 1e-9) {
@@ -79,7 +79,7 @@ struct MinimumThresholdSearchTests {
         return steps
     }
 
-    /// What each head's steps cost: a sum over heads, so that the best states have a closed form.
+    /// The cost of each head's steps. The total is a sum over heads, so the best states have a closed form.
     static let costs: [[Double]] = [[0, 3, 4], [0, -1, 5], [0, 2, 2.5], [0, 0, 7], [0, 1, 1]]
 
     static func performance(_ steps: [Int]) -> Double { 100 - zip(costs, steps).reduce(0) { $0 + $1.0[$1.1] } }
@@ -109,7 +109,7 @@ struct MinimumThresholdSearchTests {
             #expect(candidate.evaluation.performance == best[reductions], "\(reductions)")
             #expect(candidate.thresholds.map(Self.steps) == candidate.steps)
         }
-        // Lowering head 1 gains 1 and head 3 costs nothing: of equal performance more reductions win.
+        // Lowering head 1 gains 1, and head 3 costs nothing: at equal performance more reductions win.
         #expect(outcome.best.steps == [0, 1, 0, 1, 0])
         #expect(outcome.candidate(performanceAtLeast: 1000) == nil)
         let good = try #require(outcome.candidate(performanceAtLeast: 99))

@@ -6,7 +6,7 @@ import XAttention
 /// The released selection, compared with the specification's vectors and a transcription with full sorts.
 @Suite("XAttention: released selection")
 struct XAttentionSelectionTests {
-    /// One row of the released function as in the specification: sorted lists, prefix sums, and index 0 for rejected blocks.
+    /// One row of the released function as specified: sorted lists, prefix sums, and index 0 for rejected blocks.
     static func transcription(_ row: [Double], _ threshold: Double, current: Int, chunk: Int, i: Int, causal: Bool) -> [Int] {
         let n = row.count
         let required = row.reduce(0, +) * threshold
@@ -35,7 +35,7 @@ struct XAttentionSelectionTests {
         return kept.indices.filter { kept[$0] }
     }
 
-    /// A grid of one-token blocks whose row `i` of the chunk that starts at block `current` is `values`; other rows are 0.
+    /// Selects in a grid of one-token blocks: row `i` of the chunk from block `current` on is `values`, other rows are 0.
     static func select(
         _ values: [Float], _ threshold: Double, current: Int, chunk: Int, i: Int, causal: Bool = true
     ) throws -> [Int] {

@@ -15,7 +15,7 @@ struct XAttentionTests {
         init(queryLength: Int, keyLength: Int, heads: Int = 2, kvHeads: Int = 1, headDim: Int = 16, seed: UInt64 = 1) throws {
             shape = try AttentionShape(
                 queryLength: queryLength, keyLength: keyLength, queryHeads: heads, kvHeads: kvHeads, headDim: headDim)
-            // Large enough that some blocks carry most of the mass.
+            // Scaled such that some blocks have most of the mass.
             query = try .normal([heads, queryLength, headDim], seed: seed, scale: 2)
             key = try .normal([kvHeads, keyLength, headDim], seed: seed + 1, scale: 2)
             value = try .normal([kvHeads, keyLength, headDim], seed: seed + 2)
@@ -47,7 +47,7 @@ struct XAttentionTests {
                     let total = line.reduce(0, +)
                     let kept = mask.columns(head: head, row: row).map { Int($0) }
                     let mass = kept.reduce(0) { $0 + line[$1] }
-                    // Sums are off by 1e-4 at most, as in the recorded cases, and so is the mass that was compared.
+                    // The error of sums is at most 1e-4, as in the recorded cases, and so is that of the compared mass.
                     let slack = 1e-4 * Double(grid.blockColumns)
                     #expect(mass >= threshold * total - slack, "\(queries)×\(keys), \(head), \(row)")
                     let forced = isCausal ? Set(Array(grid.diagonalColumns(ofRow: row)) + [0]) : []
@@ -91,7 +91,7 @@ struct XAttentionTests {
                 .select(query: work.query, key: work.key).mask
             for row in 0..<13 { #expect(mask.columns(head: head, row: row) == alone.columns(head: head, row: row)) }
         }
-        // Threshold 0 keeps sink and diagonal.
+        // Threshold 0 keeps the sink and the diagonal.
         for row in 0..<13 { #expect(Array(mask.columns(head: 0, row: row)) == (row == 0 ? [0] : [0, Int32(row)])) }
     }
 
@@ -159,7 +159,7 @@ struct XAttentionTests {
 
     // MARK: - Released mode
 
-    /// The specification's vector: d = 2, stride 2, blocks of 4, 12 tokens padded to 16.
+    /// The vector of the specification: d = 2, stride 2, blocks of 4, 12 tokens padded to 16.
     static func vector(isCausal: Bool, threshold: Double, chunk: Int) throws -> (plan: XAttentionPrefill, scores: BlockScores) {
         let query = try Tensor<Float>([1, 12, 2]) { Float((7 * ($0 / 2) + ($0 % 2 == 0 ? 0 : 3)) % 5 - 2) }
         let key = try Tensor<Float>([1, 12, 2]) { Float((5 * ($0 / 2) + ($0 % 2 == 0 ? 1 : 3)) % 7 - 3) }
@@ -178,7 +178,7 @@ struct XAttentionTests {
             #expect(prefill.scoredGrid.blockRows == 4 && prefill.grid.blockRows == 3)
             for index in expected.indices { #expect(abs(scores.values[flat: index] - expected[index]) < 6e-5) }
         }
-        // Padded keys take part without the causal limit.
+        // Padded keys take part when there is no causal limit.
         let (_, full) = try Self.vector(isCausal: false, threshold: 0.9, chunk: 8)
         for (column, sum) in ([0.711643, 0.330011, 0.7275, 0.230846] as [Float]).enumerated() {
             #expect(abs(full[0, 0, column] - sum) < 6e-5)
@@ -256,7 +256,7 @@ struct XAttentionTests {
                 _ = try XAttentionPrefill(shape, .init(mode: .released(chunkSize: chunk)))
             }
         }
-        // Queries that do not start at a chunk: the released code would align them with the padded end.
+        // For queries that do not start at a chunk, the released code would align them with the padded end.
         expectError(.invalidShape, "queryLength") { _ = try XAttentionPrefill(shape, .init(mode: .released(chunkSize: 128))) }
         let long = try AttentionShape(queryLength: 300, keyLength: 100, queryHeads: 2, kvHeads: 1, headDim: 8)
         #expect(throws: Never.self) { try XAttentionPrefill(long) }

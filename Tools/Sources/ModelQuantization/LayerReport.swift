@@ -16,11 +16,11 @@ public struct LayerReport: Codable, Hashable, Sendable {
     public var beta: Double?
     /// The number of calibration tokens for the errors. The layer was not fitted to them if there were four or more.
     public var tokens: Int
-    /// ‖ŷ − y‖ / ‖y‖ (Frobenius) over these tokens, with quantised activations, of a layer whose weight was only rounded…
+    /// ‖ŷ − y‖ / ‖y‖ (Frobenius) over these tokens, with quantised activations and a weight that is only rounded.
     public var roundedError: Double
-    /// …rounded after smoothing with the same factors; nil without smoothing…
+    /// The same error with a weight that is rounded after smoothing with the layer's factors; nil without smoothing.
     public var smoothedError: Double?
-    /// …and as it was written.
+    /// The same error of the layer as written.
     public var outputError: Double
     /// The time of quantising, on the machine and in the run that did it.
     public var seconds: Double

@@ -3,9 +3,9 @@ public import SparseKernels
 
 /// The choice of the tensors of a model that are quantised.
 public struct LayerSelection: Sendable {
-    /// Patterns of layer names as in a shell, where `*` also matches dots. A layer has to match one of them…
+    /// Patterns of layer names as in a shell, where `*` also matches dots. A layer must match at least one of them.
     public var include: [String]
-    /// …and none of these.
+    /// Patterns that a layer must not match.
     public var exclude: [String]
     /// Layers with fewer input or output features are not quantised.
     public var minimumFeatures: Int

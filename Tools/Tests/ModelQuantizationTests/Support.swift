@@ -3,7 +3,7 @@ import ModelQuantization
 import SparseKernels
 import SparseKernelsReference
 
-/// A directory that is removed when the test is over, with a small model in it.
+/// A directory with a small model. It is removed when the test ends.
 final class Workshop {
     let path: String
     var model: String { "\(path)/model.safetensors" }

@@ -1,4 +1,4 @@
-/// The attention mass of the best blocks of a head, against which every selection is measured.
+/// The attention mass of the best blocks of a head, as the measure for every selection.
 public struct MassCurve: Sendable {
     /// The masses, largest first.
     private let masses: [Double]
@@ -10,8 +10,8 @@ public struct MassCurve: Sendable {
         total = self.masses.reduce(0, +)
     }
 
-    /// The least fraction of the blocks that has the part `recall` of the mass. Blocks are taken by mass over all rows of the
-    /// head, so that no row-by-row selection can do better.
+    /// The smallest fraction of the blocks that has the fraction `recall` of the mass. Blocks are taken by mass over all rows
+    /// of the head, so no row-by-row selection can do better.
     public func density(reaching recall: Double) -> Double {
         var count = 0
         var sum = 0.0

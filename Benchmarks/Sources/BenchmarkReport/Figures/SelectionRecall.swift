@@ -20,13 +20,13 @@ public struct SelectionRecall: Sendable {
         return masses.isEmpty ? 0 : kept / Double(masses.count)
     }
 
-    /// All masses, to find how few tokens could have some recall.
+    /// All masses, for finding the smallest number of tokens with some recall.
     public var curve: MassCurve { MassCurve(masses.lazy.joined().map { Float($0) }) }
 
     /// The number of masses, which is the number of tokens of all queries together.
     public var count: Int { masses.map(\.count).reduce(0, +) }
 
-    /// The least budget, a multiple of `step` up to `limit` or `limit` itself, whose recall reaches `target`; nil when none
+    /// The smallest budget, a multiple of `step` up to `limit` or `limit` itself, whose recall reaches `target`; nil when none
     /// does. The recall must not fall as the budget grows.
     public static func leastBudget(
         reaching target: Double, step: Int, limit: Int, recall: (Int) throws -> Double

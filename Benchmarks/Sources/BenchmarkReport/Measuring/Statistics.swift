@@ -34,10 +34,10 @@ public struct Summary: Sendable, Equatable {
 public struct Sampler: Sendable {
     /// Untimed calls before the others, which fault pages in, wake the threads and let the clock of the core settle.
     public var warmUpRounds: Int
-    /// Sampling continues until this many rounds *and* the budget are reached ...
+    /// Sampling continues until both this number of rounds and the budget are reached.
     public var minimumRounds: Int
     public var budget: Duration
-    /// ... but never beyond this many rounds.
+    /// Sampling never exceeds this number of rounds.
     public var maximumRounds: Int
     /// A call shorter than this is timed in batches of about this duration, because reading the clock takes about 40 ns, 0.2 %
     /// of 20 µs.

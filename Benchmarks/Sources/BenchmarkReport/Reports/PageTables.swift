@@ -1,11 +1,11 @@
 public import Foundation
 
-/// Tables in Markdown pages that are made from stored reports, so that no number in a page was typed.
+/// Tables in Markdown pages that are made from stored reports, so that no number in a page is typed.
 ///
-/// A table is a line `<!-- table: FILE.json OPTIONS -->`, a fenced block, and a line `<!-- end -->`. What stands in the block is replaced.
-/// `FILE.json` is a report in `Benchmarks/Results`; options are `section=NAME`, `filter=TEXT` (as `--filter`, in quotation marks where it has
-/// spaces), `isa=NAME`, `threads=COUNT` and `columns=KEY` (keys of the JSON report), with commas between several. Without options all rows
-/// of the report are shown.
+/// A table is a line `<!-- table: FILE.json OPTIONS -->`, a fenced block with the rows, and a line `<!-- end -->`. `FILE.json`
+/// is a report in `Benchmarks/Results`. Options are `section=NAME`, `filter=TEXT` (as in `--filter`, in quotation marks if it
+/// has spaces), `isa=NAME`, `threads=COUNT` and `columns=KEY` (keys of the JSON report), with commas between several. Without
+/// options the table has all rows.
 public struct PageTables {
     private let results: URL
 
@@ -18,7 +18,7 @@ public struct PageTables {
         self.results = results ?? Self.repository.appendingPathComponent("Benchmarks/Results")
     }
 
-    /// The README and all pages of `Docs` of the repository that this file belongs to, in alphabetical order.
+    /// The README and all pages in `Docs` of the repository that this file belongs to, in alphabetical order.
     public static var pages: [String] {
         let docs = repository.appendingPathComponent("Docs").path
         let names = FileManager.default.enumerator(atPath: docs)?.compactMap { $0 as? String } ?? []
@@ -26,9 +26,9 @@ public struct PageTables {
             + [repository.appendingPathComponent("README.md").path]
     }
 
-    /// A page with its tables made anew.
+    /// A page with updated tables.
     ///
-    /// - Throws: with the number of the line, for a marker that asks for what is not there, or that no block follows.
+    /// - Throws: an error with the line number for a marker that requests something missing, or without a block after it.
     public func updated(_ page: String) throws(UsageError) -> String {
         let lines = page.split(separator: "\n", omittingEmptySubsequences: false).map(String.init)
         var result: [String] = []
@@ -39,7 +39,7 @@ public struct PageTables {
             result.append(line)
             index += 1
             if line.hasPrefix("```") { isInBlock.toggle() }
-            // A page may also show what a marker looks like.
+            // A page may also show an example of a marker.
             guard !isInBlock, let request = Self.request(line) else { continue }
             do throws(UsageError) {
                 let block = try Self.block(in: lines, from: index)

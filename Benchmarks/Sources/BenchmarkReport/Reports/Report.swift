@@ -19,7 +19,7 @@ public struct Report: Codable, Sendable, Equatable {
         return try encoder.encode(self) + Data("\n".utf8)
     }
 
-    /// Writes the report. A run that is interrupted leaves the previous file untouched.
+    /// Writes the report. An interrupted run leaves the previous file unchanged.
     ///
     /// Anything other than a plain file (a pipe, `/dev/stdout`) is written to, not replaced.
     public func write(to path: String) throws {
@@ -65,7 +65,7 @@ public struct Roofs: Codable, Sendable, Equatable, ExpressibleByDictionaryLitera
         set { values[roof.rawValue] = newValue }
     }
 
-    /// In alphabetical order of the names.
+    /// The roofs in alphabetical order of their names.
     public var all: [(roof: Roof, value: Double)] {
         values.sorted { $0.key < $1.key }.map { (Roof(rawValue: $0.key), $0.value) }
     }

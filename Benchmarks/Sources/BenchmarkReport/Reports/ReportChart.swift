@@ -1,7 +1,7 @@
 import Foundation
 public import Terminal
 
-/// The charts that a report can be drawn as, by the names that `--chart KIND=FILE` takes.
+/// The charts of a report, with the names for `--chart KIND=FILE`.
 public enum ReportChart: String, CaseIterable, Sendable {
     case roof, density, quant, decode
 
@@ -37,12 +37,12 @@ public enum ReportChart: String, CaseIterable, Sendable {
     }
 }
 
-/// A chart and the file that it goes to: "roof=chart.svg".
+/// A chart and its file: "roof=chart.svg".
 public struct ChartRequest: Sendable, Equatable {
     public let chart: ReportChart
     public let path: String
 
-    /// - Throws: for another form, or a kind that is none.
+    /// - Throws: an error for another form or an unknown kind.
     public init(_ argument: String) throws(UsageError) {
         let parts = argument.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
         guard parts.count == 2, !parts[1].isEmpty else {
@@ -63,7 +63,7 @@ public struct ChartRequest: Sendable, Equatable {
 // MARK: - From rows
 
 extension BarChart {
-    /// Percent of the roof of the rows that have one, a group per case and a bar per instruction set and thread count.
+    /// Percent of the roof for the rows that have it, with a group per case and a bar per instruction set and thread count.
     public init(title: String, subtitle: String = "", rows: [BenchmarkRow]) {
         let rows = rows.filter { $0[.roofFraction] != nil }
         var categories: [String] = []
@@ -80,10 +80,10 @@ extension BarChart {
             series: names.map { name in Series(name, categories.map { values[name]?[$0] }) })
     }
 
-    /// Speed-up of quantised layers over the single-precision product: a group per shape and number of tokens, which the first three words
-    /// of a case name, and a bar per variant, which the others name.
+    /// Speed-up of quantised layers over the single-precision product. The first three words of a case name the group, which is
+    /// a shape and a number of tokens; the others name the bar, which is a variant.
     ///
-    /// Rows of one instruction set, the first, on the most threads; a variant with a low-rank branch stands for the one without.
+    /// It uses rows of the first instruction set on the most threads. Variants with a low-rank branch replace those without.
     public init(title: String, subtitle: String = "", quantizedRows rows: [BenchmarkRow]) {
         let compared = rows.filter { $0[.speedup] != nil }
         let (isa, threads) = (compared.first?.isa ?? "", compared.map(\.threads).max() ?? 1)
@@ -107,8 +107,8 @@ extension BarChart {
 }
 
 extension LineChart {
-    /// Speed-up over density of the block-sparse rows that have both, a curve per case, instruction set and thread count, beside the
-    /// line on which time is proportional to density.
+    /// Speed-up over density for the block-sparse rows that have both, with a curve per case, instruction set and thread count,
+    /// beside the line on which time is proportional to density.
     public init(title: String, subtitle: String = "", speedupRows rows: [BenchmarkRow]) {
         var series: [Series] = []
         for row in rows where row[.efficiency] != nil {
@@ -123,10 +123,10 @@ extension LineChart {
             ideal: Ideal("1 / density") { 1 / $0 })
     }
 
-    /// Time of a token over the context, a curve per way to decode.
+    /// Time of a token over the context, with a curve per way to decode.
     ///
-    /// Rows of one sequence at a time, of the first instruction set, on the most threads. A case is named by context, batch (`b1`) and
-    /// label.
+    /// It uses rows of one sequence, of the first instruction set, on the most threads. A case is named by context, batch
+    /// (`b1`) and label.
     ///
     /// - Parameter labels: the labels of the curves.
     public init(title: String, subtitle: String = "", decodeRows rows: [BenchmarkRow], labels: [String]) {
@@ -137,7 +137,7 @@ extension LineChart {
             let words = row.caseName.split(separator: " ", maxSplits: 2).map(String.init)
             guard words.count == 3, let context = Double(words[0]), words[1] == "b1",
                 let index = labels.firstIndex(of: words[2]),
-                // The dense row stands in several groups; the first one counts.
+                // The dense row is in several groups; the first one counts.
                 !series[index].points.contains(where: { $0.x == context })
             else { continue }
             series[index].points.append((context, row[.medianSeconds]! * 1e3))

@@ -1,30 +1,30 @@
 import Terminal
 
-/// One section of the report for people: a title, a header of two lines (name over unit), and a line for each case.
+/// One section of the report for people: a title, a header of two lines (name over unit), and a line per case.
 ///
-/// Rows arrive one by one, minutes apart, so the widths are settled beforehand, from the names that will appear and from
-/// the widest number that a column can hold. All lines of a section have the same length. A long case name is shown without
-/// its middle, so that it does not make the table wider than `lineWidth`; the JSON report has it whole.
+/// Rows arrive one by one, minutes apart, so widths are fixed in advance, from the names that will appear and the widest number
+/// of a column. All lines of a section have the same length. A long case name is shown without its middle, so that the table is
+/// not wider than `lineWidth`; the JSON report has the whole name.
 public struct ReportTable: Sendable {
     public let title: String
     private let table: TextTable
     private let metrics: [Metric]
-    /// How many of the metrics stand before instruction set and threads.
+    /// The number of metrics before instruction set and threads.
     private let describingCount: Int
     private let names: NameColumn
-    /// With one baseline for all rows its name stands in the header, otherwise behind each factor.
+    /// If all rows have one baseline, its name is in the header, otherwise after each factor.
     private let baselineWidth: Int
 
-    /// Characters that a case name may always have.
+    /// The number of characters that a case name may always have.
     private static let nameMinimum = 32
 
     /// - Parameters:
-    ///   - caseNames: all case names of the section, which are shown so that they differ.
+    ///   - caseNames: all case names of the section, which are shown such that they differ.
     ///   - isas: all instruction sets of the section.
     ///   - baselines: all baselines of the section.
-    ///   - metrics: those that some row of the section will have; the others get no column.
-    ///   - lineWidth: columns are two spaces apart if that fits into so many characters, otherwise one. Case names are shortened
-    ///     to as many characters as that leaves, and not below 32.
+    ///   - metrics: the metrics that some row of the section will have; others get no column.
+    ///   - lineWidth: the desired number of characters. Columns are two spaces apart if that fits, otherwise one. Case names
+    ///     are shortened to the remaining characters, but not below 32.
     public init(
         title: String, caseNames: [String], isas: [String] = [], baselines: [String] = [],
         metrics: [Metric] = Metric.all, lineWidth: Int = 120
@@ -39,7 +39,7 @@ public struct ReportTable: Sendable {
         let others =
             columns(describing) + [.init("ISA", width: isas.map(\.count).max() ?? 0, alignment: .left), .init("Thr")]
             + columns(measured) + [.init("Status", alignment: .left)]
-        // With single spaces between the columns, of which the name is the first.
+        // The width with single spaces between the columns, of which the name is the first.
         names = NameColumn(caseNames, limit: max(Self.nameMinimum, lineWidth - others.reduce(0) { $0 + $1.width + 1 }))
         table = TextTable([.init("Case", width: names.width, alignment: .left)] + others, lineWidth: lineWidth)
         self.title = title
@@ -50,12 +50,12 @@ public struct ReportTable: Sendable {
 
     private static func speedup(over baselines: [String], _ metric: Metric) -> TextTable.Column {
         if baselines.count == 1 { return .init(metric.name, "\(metric.unit) \(baselines[0])", width: metric.width) }
-        // The unit stands above the numbers, not above the names.
+        // The unit is above the numbers, not above the names.
         let space = baselines.isEmpty ? "" : String(repeating: " ", count: 1 + baselines.map(\.count).max()!)
         return .init(metric.name + space, metric.unit + space, width: metric.width + space.count)
     }
 
-    /// A table for rows that are all there already, with those of the metrics that they have.
+    /// Makes a table for existing rows, with the metrics that they have.
     public init(title: String, rows: [BenchmarkRow], metrics: [Metric] = Metric.all, lineWidth: Int = 120) {
         self.init(
             title: title, caseNames: rows.map(\.caseName), isas: rows.map(\.isa),
@@ -63,7 +63,7 @@ public struct ReportTable: Sendable {
             metrics: metrics.filter { metric in rows.contains { $0[metric] != nil } }, lineWidth: lineWidth)
     }
 
-    /// An empty line, title, names, units and a rule.
+    /// An empty line, the title, the names, the units and a rule.
     public var header: [String] { ["", title] + table.header }
 
     public func line(_ row: BenchmarkRow) -> String {
@@ -87,9 +87,9 @@ public struct ReportTable: Sendable {
 }
 
 extension Report {
-    /// The tables of the rows, one for each section that has some.
+    /// The tables of the rows, one for each section with rows.
     ///
-    /// - Parameter metrics: nil for those that the sections are made for.
+    /// - Parameter metrics: the columns; nil means those of each section.
     public func tables(metrics: [Metric]? = nil) -> [(table: ReportTable, rows: [BenchmarkRow])] {
         ReportSection.allCases.compactMap { section in
             let rows = rows.filter { ReportSection(op: $0.op) == section }

@@ -1,6 +1,6 @@
 import Foundation
 
-/// What the marker of a page asks for: "FILE.json section=denseAttention,prefill filter="N 8192" isa=avx512 threads=2".
+/// The request in the marker of a page: "FILE.json section=denseAttention,prefill filter="N 8192" isa=avx512 threads=2".
 struct TableRequest {
     let file: String
     private var sections: [ReportSection]?
@@ -45,7 +45,7 @@ struct TableRequest {
         return found
     }
 
-    /// Words between spaces; quotation marks hold together what has spaces in it.
+    /// Words between spaces. Spaces within quotation marks belong to the word.
     private static func words(_ text: String) throws(UsageError) -> [String] {
         var (words, isQuoted) = ([""], false)
         for character in text {
@@ -61,7 +61,7 @@ struct TableRequest {
         return words.filter { !$0.isEmpty }
     }
 
-    /// The lines that `show` prints for these rows, without spaces at their ends. A single section has no title.
+    /// The lines that `show` prints for these rows, without trailing spaces. A single section has no title.
     func lines(of report: Report) throws(UsageError) -> [String] {
         var report = report
         report.rows.removeAll { row in

@@ -1,22 +1,22 @@
 import Terminal
 
-/// A number that rows may have. Its declaration has all there is to say about it: the key in the JSON report, the column, and the tables
-/// that show the column. A new one is a declaration below and its place in `all`; cases then put values in.
+/// A number that rows may have. Its declaration is complete: the key in the JSON report, the column, and the tables with that
+/// column. A new metric is a declaration below and its position in `all`; then cases store values.
 public struct Metric: Sendable {
-    /// In the JSON report.
+    /// The key in the JSON report.
     public let key: String
     let name: String
     let unit: String
     let width: Int
     let text: @Sendable (Double?) -> String
-    /// A column is there when its table is one of these and a row of it has a value.
+    /// The tables with this column. The column is shown if a row of the table has a value.
     let sections: Set<ReportSection>
-    /// From other numbers of the row; nil for one that the row stores.
+    /// Computes the metric from other numbers of the row; nil for a metric that the row stores.
     let derived: (@Sendable (BenchmarkRow) -> Double?)?
 
     /// - Parameters:
-    ///   - key: in the JSON report, where derived metrics do not stand.
-    ///   - name, unit: head of the column.
+    ///   - key: the key in the JSON report, which omits derived metrics.
+    ///   - name, unit: the head of the column.
     ///   - width: characters of the widest number that the format makes for sensible input, such as "0.00123".
     init(
         _ key: String, _ name: String = "", _ unit: String = "", width: Int = 0,
@@ -33,31 +33,31 @@ extension Metric: Hashable {
     public func hash(into hasher: inout Hasher) { hasher.combine(key) }
 }
 
-// MARK: - All of them
+// MARK: - All metrics
 
 extension Metric {
-    /// Those of what was asked for, whose columns stand behind the name of the case.
+    /// Metrics of the request, with columns after the name of the case.
     static let describing: [Metric] = [density, oracleDensity, keptTokens, budgetTokens]
 
-    /// Those of what was measured, whose columns stand behind instruction set and threads.
+    /// Metrics of the measurement, with columns after instruction set and threads.
     static let measured: [Metric] = [
         medianSeconds, relativeSpread, bytesRead, readRate, actualGFLOPS, effectiveGFLOPS, weightRate, roofFraction,
         quantizationSeconds, speedup, sameFormatSpeedup, efficiency, baselineShare, scoringShare, bytesPerToken, recall,
         outputError, error, errorBound,
     ]
 
-    /// All that have a column, in the order of the columns.
+    /// All metrics with a column, in the order of the columns.
     public static let all = describing + measured
 
-    /// Kept part of the blocks, weights or tokens, from 0 to 1.
+    /// The kept fraction of the blocks, weights or tokens, from 0 to 1.
     public static let density = Metric(
         "density", "Dens.", "%", width: 5, in: [.blockSparse, .scoring, .prefill, .decodeQuality], format: percent)
-    /// The least density at which any choice of blocks has this recall.
+    /// The smallest density at which any choice of blocks has this recall.
     public static let oracleDensity = Metric(
         "oracle_density", "Oracle", "%", width: 5, in: [.prefill, .decodeQuality], format: percent)
-    /// Tokens that a query head attends to, on average.
+    /// Mean number of tokens that a query head attends to.
     public static let keptTokens = Metric("tokens_kept", "Kept", "tokens", width: 6, in: [.decodeQuality])
-    /// Tokens that a fixed budget of pages needs for the same recall.
+    /// Number of tokens that a fixed budget of pages needs for the same recall.
     public static let budgetTokens = Metric("tokens_budget", "Budget", "tokens", width: 6, in: [.decodeQuality])
 
     public static let medianSeconds = Metric(
@@ -69,7 +69,7 @@ extension Metric {
         guard let median = row[.medianSeconds], let min = row[.minSeconds], let max = row[.maxSeconds] else { return nil }
         return Summary(median: median, min: min, max: max).relativeSpread
     }
-    /// Bytes of the KV cache that must be read for the result, in the time of the row: keys, values, scales, page metadata, estimates.
+    /// Bytes of the KV cache that must be read for the result: keys, values, scales, page metadata and estimates.
     public static let bytesRead = Metric(
         "bytes_read", "Read", "MB", width: 6, in: [.decode], format: { Format.number($0.map { $0 / 1e6 }) })
     /// `bytesRead` over the median time, in 10⁹ per second.
@@ -83,46 +83,46 @@ extension Metric {
     /// Operations that the dense operator would have needed, per second, in 10⁹.
     public static let effectiveGFLOPS = Metric(
         "gflops_effective", "Effect.", "GFLOP/s", width: 7, in: [.denseAttention, .quantizedProduct])
-    /// Bytes of weights that a run reads, with their scales, per second, in 10⁹.
+    /// Bytes of weights and their scales that a run reads, per second, in 10⁹.
     public static let weightRate = Metric("gbytes_per_s", "Weights", "GB/s", width: 7, in: [.quantizedProduct])
-    /// Speed as a part of the roof that bounds this case: 1 is the roof itself.
+    /// Speed as a fraction of the roof that bounds this case; 1 is the roof itself.
     public static let roofFraction = Metric(
         "roof_fraction", "Roof", "%", width: 5,
         in: [.matrixProduct, .denseAttention, .blockSparse, .quantizedProduct, .decode], format: percent)
-    /// What making the layer took, once: search of the smoothing, factorisation and rounding.
+    /// The time of making the layer, once: search of the smoothing, factorisation and rounding.
     public static let quantizationSeconds = Metric("quantize_s", "Quant.", "s", width: 7, in: [.quantizationError])
 
     public static let baselineSeconds = Metric("baseline_s")
-    /// `baselineSeconds / medianSeconds`, or better the median of the ratios of interleaved rounds. Of `quantizationSeconds` where a row
-    /// has no other time.
+    /// `baselineSeconds / medianSeconds`, or better the median of the ratios of interleaved rounds. For a row whose only time
+    /// is `quantizationSeconds`, the ratio of those.
     public static let speedup = Metric("speedup", "Speed", "×", width: 6, in: .all(but: [.decodeUpkeep, .decodeQuality]))
-    /// As `speedup`, over the dense operator with the cache in the same format.
+    /// The `speedup` over the dense operator with the cache in the same format.
     public static let sameFormatSpeedup = Metric("speedup_same_format", "Dense", "×", width: 6, in: [.decode])
-    /// Speed-up over dense times density: 1 when the time is proportional to what is kept.
+    /// Speed-up over dense times density; 1 when the time is proportional to the kept part.
     public static let efficiency = Metric("efficiency", "Effic.", "%", width: 5, in: [.blockSparse], format: percent) { row in
         guard row.baseline == BenchmarkRow.denseBaseline, let speedup = row[.speedup] else { return nil }
         return row[.density].map { speedup * $0 }
     }
-    /// Time as a part of the baseline's.
+    /// Time as a fraction of the baseline's.
     public static let baselineShare = Metric(
         "baseline_share", "Time", "% base", width: 5, in: [.blockSparse, .scoring, .prefill, .decodeUpkeep], format: percent
     ) { row in row[.speedup].map { 1 / $0 } }
-    /// Part of the time that goes into choosing pages and tokens.
+    /// The fraction of the time that selecting pages and tokens takes.
     public static let scoringShare = Metric("scoring_share", "Score", "%", width: 5, in: [.decode], format: percent)
-    /// Memory of one token in the cache, over all KV heads of a layer, with scales, metadata and estimates.
+    /// Memory of one token in the cache over all KV heads of a layer, with scales, metadata and estimates.
     public static let bytesPerToken = Metric("bytes_per_token", "Memory", "B/token", width: 7, in: [.decodeUpkeep])
 
-    /// Part of the attention mass that the selection covers, from 0 to 1.
+    /// The fraction of the attention mass that the selection covers, from 0 to 1.
     public static let recall = Metric(
         "recall", "Recall", "%", width: 5, in: [.scoring, .prefill, .decodeQuality], format: percent)
-    /// What the selection or the quantisation costs in accuracy: ‖output − exact output‖ / ‖exact output‖, where exact means the dense
+    /// The loss of accuracy by selection or quantisation: ‖output − exact output‖ / ‖exact output‖, where exact means the dense
     /// operator or the single-precision layer. `error`, in contrast, is that of the arithmetic.
     public static let outputError = Metric(
         "output_error", "O.err.", "%", width: 5, in: [.prefill, .quantizedProduct, .quantizationError, .decodeQuality],
         format: percent)
     public static let error = Metric(
         "error", "Error", width: 7, in: .all(but: [.decodeUpkeep]), format: { Format.scientific($0) })
-    /// The derived tolerance that `error` must not exceed. Not in every table, whose lines would be too long for a terminal.
+    /// The derived tolerance, which `error` must not exceed. Only some tables show it, to keep the lines of others short.
     public static let errorBound = Metric(
         "error_bound", "Bound", width: 7,
         in: [.matrixProduct, .denseAttention, .scoring, .quantizedProduct, .quantizationError],

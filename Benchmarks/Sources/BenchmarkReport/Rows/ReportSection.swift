@@ -1,6 +1,6 @@
-/// The tables of a report: which operations stand in which table. Metrics say in which of them they are worth a column.
+/// The tables of a report, with the operations in each. Metrics state the tables in which they have a column.
 ///
-/// Dense attention that is timed beside sparse rows is named like them (`prefill.dense`), so that it is in their table.
+/// Dense attention that is timed beside sparse rows has a name like theirs (`prefill.dense`), so that it is in their table.
 public enum ReportSection: String, CaseIterable, Sendable {
     case matrixProduct, denseAttention, blockSparse, scoring, prefill, quantizedProduct, quantizationError
     case decode, decodeUpkeep, decodeQuality
@@ -40,6 +40,6 @@ public enum ReportSection: String, CaseIterable, Sendable {
         }
     }
 
-    /// What is worth a column, in the order of the columns.
+    /// The metrics with a column in this table, in the order of the columns.
     public var metrics: [Metric] { Metric.all.filter { $0.sections.contains(self) } }
 }

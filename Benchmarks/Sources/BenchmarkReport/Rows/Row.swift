@@ -1,15 +1,15 @@
-/// One measured case: a line of the table and an element of `rows` in the JSON report.
+/// One measured case, which is a line of the table and an element of `rows` in the JSON report.
 ///
-/// Every number is optional, because no row has them all: a micro-kernel has no recall, a dense product no density.
-/// A number that is absent or not finite is left out of the JSON, so that a reader never meets `null` or a made-up zero.
+/// Every number is optional, because no row has them all: a micro-kernel has no recall, a dense product no density. A number
+/// that is absent or not finite is left out of the JSON, so that readers never find `null` or a made-up zero.
 public struct BenchmarkRow: Codable, Sendable, Equatable {
     public var op: String
     public var caseName: String
     public var isa: String
     public var threads: Int
-    /// What `speedup` is over.
+    /// The name of the baseline of `speedup`.
     public var baseline: String?
-    /// What the check before the measurement found; absent when there was none.
+    /// The result of the check before the measurement; absent when there was none.
     public var verified: Bool?
     private var metrics: [Metric: Double]
 
@@ -21,7 +21,7 @@ public struct BenchmarkRow: Codable, Sendable, Equatable {
         (self.baseline, self.verified, self.metrics) = (baseline, verified, metrics)
     }
 
-    /// A number of the row; nil where it has none. Derived metrics can only be read.
+    /// A number of the row; nil if it has none. Derived metrics are read-only.
     public subscript(metric: Metric) -> Double? {
         get { metric.derived.map { $0(self) } ?? metrics[metric] }
         set {
@@ -30,19 +30,19 @@ public struct BenchmarkRow: Codable, Sendable, Equatable {
         }
     }
 
-    /// Median, least and largest time together.
+    /// Sets the median, the smallest and the largest time.
     public mutating func setTime(_ time: Summary) {
         (self[.medianSeconds], self[.minSeconds], self[.maxSeconds]) = (time.median, time.min, time.max)
     }
 
-    /// The name of the dense operator as a baseline: what sparse rows are measured against.
+    /// The name of the dense operator as the baseline of sparse rows.
     public static let denseBaseline = "dense"
 }
 
 // MARK: - Verdict
 
 extension BenchmarkRow {
-    /// Two thresholds: an error that comes near its bound is worth a look before it becomes a failure.
+    /// The verdict has two thresholds, because an error near its bound should be seen before it becomes a failure.
     public enum Status: String, Sendable {
         case ok
         case warn
@@ -50,11 +50,11 @@ extension BenchmarkRow {
         case unchecked = "-"
     }
 
-    /// From this part of its bound on, an error is reported as `warn`.
+    /// An error above this fraction of its bound is reported as `warn`.
     public static let warnFraction = 0.5
 
-    /// The verdict over `verified`, `error` and `errorBound` together: an error above its bound, or one that is not a
-    /// number, is a failure whatever `verified` says.
+    /// The verdict over `verified`, `error` and `errorBound`: an error above its bound, or one that is not a number, is a
+    /// failure even if `verified` is true.
     public var status: Status {
         if verified == false { return .fail }
         guard let error = self[.error] else { return verified == true ? .ok : .unchecked }
@@ -68,7 +68,7 @@ extension BenchmarkRow {
 // MARK: - JSON
 
 extension BenchmarkRow {
-    /// What is no metric; any other key of a row is the key of one.
+    /// The keys of a row that are not keys of metrics.
     private enum Field: String {
         case op, isa, threads, baseline, verified
         case caseName = "case"
@@ -92,7 +92,7 @@ extension BenchmarkRow {
         baseline = try container.decodeIfPresent(String.self, forKey: Key(.baseline))
         verified = try container.decodeIfPresent(Bool.self, forKey: Key(.verified))
         metrics = [:]
-        // Also those of newer versions, so that nothing gets lost.
+        // Metrics of newer versions are kept too, so that nothing is lost.
         for key in container.allKeys where Field(rawValue: key.stringValue) == nil {
             metrics[Metric(key.stringValue)] = try container.decode(Double.self, forKey: key)
         }
@@ -105,7 +105,7 @@ extension BenchmarkRow {
         try container.encode(isa, forKey: Key(.isa))
         try container.encode(threads, forKey: Key(.threads))
         try container.encodeIfPresent(baseline, forKey: Key(.baseline))
-        // An error of NaN cannot be written, so its verdict must be.
+        // NaN cannot be written to JSON, so the verdict of such an error is written instead.
         try container.encodeIfPresent(status == .fail ? false : verified, forKey: Key(.verified))
         for (metric, number) in metrics where number.isFinite {
             try container.encode(number, forKey: Key(stringValue: metric.key))

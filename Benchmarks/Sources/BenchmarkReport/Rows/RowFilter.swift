@@ -1,13 +1,13 @@
 import Foundation
 
-/// What `--filter` asks for: a comma-separated list of texts, of which a case must contain one.
+/// The filter of `--filter`: a comma-separated list of texts, at least one of which a case must contain.
 ///
-/// A text is looked for in the operation and the name of a case as they stand in a report ("gemm.tile tile, 256 deep"), and in the name of
-/// the section ("denseAttention", which "dense attention" and "dense-attention" mean as well). Upper and lower case are the same.
+/// Texts are searched in the operation and name of a case as a report shows them ("gemm.tile tile, 256 deep"), and in the name
+/// of the section ("denseAttention", which "dense attention" and "dense-attention" also match). Case is ignored.
 public struct RowFilter: Sendable {
     private let terms: [String]
 
-    /// - Parameter text: nil for a filter that everything passes.
+    /// - Parameter text: nil for a filter that accepts everything.
     public init(_ text: String?) {
         terms = (text ?? "").split(separator: ",").map { $0.trimmingCharacters(in: .whitespaces) }.filter { !$0.isEmpty }
     }
@@ -21,14 +21,14 @@ public struct RowFilter: Sendable {
             || squeezed(ReportSection(op: op).rawValue).contains(squeezed(term))
     }
 
-    /// Without what people put between words.
+    /// Lower case without the characters that people put between words.
     private static func squeezed(_ text: String) -> String { text.lowercased().filter { !" -_".contains($0) } }
 
-    // MARK: What is not there
+    // MARK: Texts without a match
 
-    /// Makes sure that every text of the list finds something: one that does not is a mistake, also beside others that do.
+    /// Checks that every text of the list matches something. A text without a match is a mistake, even beside others.
     ///
-    /// - Throws: with what is there that is most like it, and all operations, section by section.
+    /// - Throws: an error with the nearest existing name and all operations, section by section.
     public func require(in cases: [(op: String, name: String)]) throws(UsageError) {
         guard let missing = terms.first(where: { term in !cases.contains { Self.matches(term, op: $0.op, name: $0.name) } })
         else { return }
@@ -45,16 +45,16 @@ public struct RowFilter: Sendable {
                 + (list.isEmpty ? "" : ". Sections and operations:") + list.joined())
     }
 
-    /// The candidate of which a part is most like the text; the shortest one of several, and nil when none is alike at all.
+    /// The candidate with the part that is most similar to the text, the shortest one of several; nil when none is similar.
     static func nearest(to text: String, among candidates: [String]) -> String? {
         let ranked = candidates.map { (name: $0, edits: edits(from: Array(text.lowercased()), into: Array($0.lowercased()))) }
         let best = ranked.min { ($0.edits, $0.name.count, $0.name) < ($1.edits, $1.name.count, $1.name) }
         return best.flatMap { $0.edits * 2 <= text.count ? $0.name : nil }
     }
 
-    /// The least number of insertions, deletions and substitutions that turn `text` into some part of `whole` (Sellers, 1980).
+    /// The least number of insertions, deletions and substitutions that turn `text` into a part of `whole` (Sellers, 1980).
     private static func edits(from text: [Character], into whole: [Character]) -> Int {
-        // A part may begin anywhere, so the first row is zero, and end anywhere, so the least of the last one counts.
+        // A part may start anywhere, so the first row is 0, and end anywhere, so the minimum of the last row counts.
         var row = [Int](repeating: 0, count: whole.count + 1)
         for (index, character) in text.enumerated() {
             var diagonal = row[0]

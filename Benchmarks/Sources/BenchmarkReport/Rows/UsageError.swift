@@ -1,4 +1,4 @@
-/// Something that a user asked for and that does not exist, in a sentence that says what does.
+/// A user's request for something that does not exist, with a description that lists what exists.
 public struct UsageError: Error, CustomStringConvertible, Equatable {
     public let description: String
 

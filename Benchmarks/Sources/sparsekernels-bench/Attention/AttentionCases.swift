@@ -36,7 +36,7 @@ struct AttentionCases: CaseFamily {
         }
     }
 
-    /// Without `heads`, it uses as many as give every length about the same work per call at equal headDim and mask.
+    /// Without `heads`, the number of heads gives every length about the same work per call at equal headDim and mask.
     private func synthetic(_ length: Int, _ headDim: Int, _ mask: AttentionMask) -> CaseGroup {
         let heads = run.heads ?? max(1, 16384 / length)
         let shape = try! AttentionShape(

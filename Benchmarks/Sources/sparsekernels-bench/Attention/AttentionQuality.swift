@@ -7,7 +7,7 @@ struct AttentionQuality {
         var density: Double
         /// The mean over the query rows of the softmax mass that is kept.
         var recall: Double
-        /// The least density at which the best blocks of the head have this recall.
+        /// The smallest density at which the best blocks of the head have this recall.
         var oracleDensity: Double
         /// ‖output − dense output‖ / ‖dense output‖.
         var outputError: Double
@@ -41,7 +41,7 @@ struct AttentionQuality {
 }
 
 extension AttentionQuality {
-    /// Of all heads.
+    /// The values over all heads.
     var metrics: [Metric: Double] {
         [.recall: all.recall, .oracleDensity: all.oracleDensity, .outputError: all.outputError]
     }

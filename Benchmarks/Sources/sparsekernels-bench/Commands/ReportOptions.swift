@@ -1,7 +1,7 @@
 import ArgumentParser
 import BenchmarkReport
 
-/// Which rows, and which charts of them: the same flags for a run and for a stored report.
+/// The options for rows and charts: the same flags for a run and for a stored report.
 struct ReportOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
@@ -21,7 +21,7 @@ struct ReportOptions: ParsableArguments {
         do { return try ChartRequest(argument) } catch { throw ValidationError(error.description) }
     }
 
-    /// The filter, every text of which matches some of the cases.
+    /// The filter. It throws unless every text matches some of the cases.
     func filter(for cases: [(op: String, name: String)]) throws -> RowFilter {
         let filter = RowFilter(filter)
         do { try filter.require(in: cases) } catch { throw ValidationError(error.description) }

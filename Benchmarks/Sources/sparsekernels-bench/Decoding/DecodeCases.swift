@@ -7,9 +7,9 @@ import SparseKernels
 /// Every call starts with empty caches, like a layer of a model. The roof is the memory bandwidth, measured on the same threads
 /// right before each call: bytes that must be read ÷ bandwidth.
 ///
-/// The time of scoring depends on the metadata, the time of attention on the budget, so metadata other than the default have rows at one
-/// budget. With a selection that serves n steps, a step takes the time of attending and 1/n of that of choosing, both measured on their
-/// own and added round by round. Decoding waits for memory, so there are no rows for fewer threads.
+/// The time of scoring depends on the metadata, and the time of attention on the budget, so other metadata than the default
+/// have rows at one budget only. When a selection is used for n steps, a step takes the time of attending and 1/n of that of
+/// selecting. Both are measured separately and added round by round. Memory bounds decoding: no rows have fewer threads.
 struct DecodeCases: CaseFamily {
     let run: RunContext
 
@@ -91,7 +91,7 @@ struct DecodePlan {
     static let intervals = [1, 4]
 
     private static let budgets = [1024, 2048, 4096, 8192]
-    /// Tokens of the pages that Twilight prunes, as in the official configuration.
+    /// Tokens of the pages that Twilight prunes, as in the released configuration.
     private static let candidates = 8192
 
     private static func layout(_ format: KVFormat = .float16) -> CacheLayout {

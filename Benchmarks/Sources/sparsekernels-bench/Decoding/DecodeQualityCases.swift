@@ -76,7 +76,7 @@ struct DecodeQualityCases: CaseFamily {
             trials.append(Trial(layout: coded, method: .dense))
             trials += budgets.map { Trial(layout: coded, method: .pages(.lServe, budget: $0)) }
         }
-        // The default of the official configuration, and the suggestion of the paper.
+        // The default of the released configuration, and the suggestion of the paper.
         for candidates in Set([min(candidates, context), context / 4]).sorted(by: >) {
             trials += [0.8, 0.85, 0.9, 0.95].map {
                 Trial(layout: quest, method: .twilight(topP: $0, candidates: candidates), remark: " of \(candidates)")

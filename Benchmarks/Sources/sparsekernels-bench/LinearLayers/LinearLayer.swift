@@ -10,7 +10,7 @@ struct LinearLayer {
     let bias: Tensor<Float>?
     /// `[tokens, inFeatures]`.
     let calibration: Tensor<Float>
-    /// Whether its input is the output of a GELU, which 4-bit activations then shift and code unsigned.
+    /// Whether its input is the output of a GELU. 4-bit activations are then shifted and unsigned.
     var followsGELU = false
 
     var outFeatures: Int { weight.shape[0] }

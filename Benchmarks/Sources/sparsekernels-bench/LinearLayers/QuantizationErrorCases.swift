@@ -7,14 +7,14 @@ import SparseKernels
 struct QuantizationErrorCases: CaseFamily {
     let run: RunContext
 
-    /// The number of candidates of the official smoothing search, which computes a full decomposition for each.
+    /// The number of candidates of the released smoothing search, which computes a full decomposition for each.
     private static let officialDecompositions = 39
     private static let decompositionLabel = "\(officialDecompositions) SVDs"
 
     func section() -> Section {
         let size = isQuick ? 512 : 3072
         // Without LAPACK a full decomposition of the large layer takes an hour, and kernels below the machine's level would
-        // flatter us.
+        // make our speed-up too large.
         let comparesDecomposition = !isQuick && openBLAS.isFit
         var groups = [
             group("Gaussian \(size)×\(size)", comparesDecomposition: comparesDecomposition) { announce in

@@ -37,7 +37,7 @@ final class QuantizedProblem {
     /// Outputs of the single-precision layer for the first tokens.
     private let exact: Tensor<Float>
 
-    /// The number of tokens over whose outputs the relative error is taken.
+    /// The number of tokens whose outputs the relative error covers.
     private static let comparedTokens = 64
 
     init(_ layers: GaussianLayers, tokens: Int, on pool: WorkerPool) throws {

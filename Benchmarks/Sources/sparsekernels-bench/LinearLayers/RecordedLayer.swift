@@ -6,7 +6,7 @@ import SparseKernelsModels
 struct RecordedLayer {
     let name: String
     var followsGELU = false
-    /// Reads weight, bias and input; the closure tells the user what takes long.
+    /// Reads weight, bias and input. The closure announces slow steps to the user.
     let read: (_ announce: (String) -> Void) throws -> (weight: Tensor<Float>, bias: Tensor<Float>?, input: Tensor<Float>)
 
     /// Loads the layer, with the first three quarters of the tokens to calibrate it and the others to judge it.

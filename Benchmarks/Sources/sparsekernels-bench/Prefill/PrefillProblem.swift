@@ -3,7 +3,7 @@ import SparseKernels
 import SparseKernelsReference
 import XAttention
 
-/// Attention of given operands, with data that are computed once to check and judge all estimators.
+/// Attention of given operands, with data that are computed once for checking and judging all estimators.
 final class PrefillProblem {
     let name: String
     let shape: AttentionShape
@@ -12,7 +12,7 @@ final class PrefillProblem {
     let query: Tensor<Float>
     let key: Tensor<Float>
     let value: Tensor<Float>
-    /// The output that all variants share, which run one after the other.
+    /// The output of all variants, which run one after the other.
     let output: AttentionOutput
     /// The attention mass of every block, from antidiagonal scoring with a stride of 1.
     let masses: BlockScores
@@ -38,7 +38,7 @@ final class PrefillProblem {
 
     /// - Parameters:
     ///   - set: the level that computes the exact masses.
-    ///   - announce: tells the user what takes long.
+    ///   - announce: announces slow steps to the user.
     init(
         name: String, shape: AttentionShape, modifiers: ScoreModifiers, query: Tensor<Float>, key: Tensor<Float>,
         value: Tensor<Float>, isCausal: Bool = true, set: InstructionSet, pool: WorkerPool, announce: (String) -> Void

@@ -1,29 +1,29 @@
 import SparseKernels
 
-/// The cases of one section of the tables. A new family is a type of this kind, in a folder of its subject, and a line in `caseFamilies`.
+/// The cases of one section of the tables. A new family is a type in the folder of its subject, and a line in `caseFamilies`.
 protocol CaseFamily {
     init(run: RunContext)
     var run: RunContext { get }
-    /// What there is to measure. Nothing is allocated yet, so that cases can be listed and left out.
+    /// The cases. Their operands are not allocated yet, so that cases can be listed and filtered.
     func section() -> Section
 }
 
-/// What every family is told.
+/// The input of every family.
 struct RunContext {
-    /// Families with rows of one set only have those of the first one.
+    /// Families with rows of one set only use the first one.
     var instructionSets: [InstructionSet]
-    /// Families with rows of one thread count only have those of the last one.
+    /// Families with rows of one thread count only use the last one.
     var pools: [WorkerPool]
     var openBLAS: OpenBLASBaseline
-    /// Fewer and shorter cases.
+    /// Whether cases are fewer and shorter.
     var isQuick: Bool
-    /// Also cases that take many minutes.
+    /// Whether to include cases that take many minutes.
     var isLong: Bool
-    /// Heads of the synthetic cases of attention; nil for as many as give every length about the same work.
+    /// Heads of the synthetic cases of attention; nil for a number that gives every length about the same work.
     var heads: Int?
-    /// Tokens in the cache of the decoding cases; nil for the usual ones.
+    /// Tokens in the cache of the decoding cases; nil for the usual numbers.
     var decodeContexts: [Int]?
-    /// Operands that cases have in common.
+    /// Operands that cases share.
     let shared = LastMade()
 }
 
@@ -36,11 +36,11 @@ extension CaseFamily {
     var isQuick: Bool { run.isQuick }
 }
 
-/// Keeps what was made last: cases that follow each other share operands which take gigabytes and minutes.
+/// Keeps the last value that was made: consecutive cases share operands that take gigabytes and minutes.
 final class LastMade {
     private var last: (key: AnyHashable, value: Any)?
 
-    /// The value that was made last if it was made for this key; otherwise it is dropped and another one made.
+    /// Returns the last value if it was made for this key; otherwise drops it and makes another one.
     func value<Value>(for key: some Hashable, make: () throws -> Value) rethrows -> Value {
         if let last, last.key == AnyHashable(key), let value = last.value as? Value { return value }
         last = nil

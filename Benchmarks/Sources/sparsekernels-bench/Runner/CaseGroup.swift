@@ -45,13 +45,13 @@ struct Variant {
     var op: String?
     /// The label after the group's name.
     var label: String?
-    /// Amounts of a call that become 10⁹ per second of its time, such as operations; nil for those of the group.
+    /// Amounts per call whose rates the row shows in 10⁹ per second, such as operations; nil for those of the group.
     var amounts: [Metric: Double]?
-    /// What is known before anything is timed. The baseline of a row without `body` is compared by `quantizationSeconds`.
+    /// Metrics that are known before timing. The baseline of a row without `body` is compared by `quantizationSeconds`.
     var metrics: [Metric: Double] = [:]
-    /// What follows from the samples of the group, in which the variants are named by position.
+    /// Metrics that follow from the samples of the group, in which the variants are named by position.
     var sampled: [Metric: (InterleavedSamples) -> Double] = [:]
-    /// New tokens of a call: times of the row are those of one of them.
+    /// New tokens per call. The times of the row are per token.
     var tokensPerCall = 1
 }
 
@@ -63,7 +63,7 @@ extension [Metric: Double] {
         return amounts
     }
 
-    /// For work whose rate would say nothing.
+    /// For work without a meaningful rate.
     static let uncounted: Self = [:]
 }
 
@@ -77,13 +77,13 @@ struct CaseGroup {
     var otherOps: [String] = []
     /// The number of rounds, for cases that take many seconds; nil means that of the run.
     var rounds: Int?
-    /// Allocates operands and plans when the group runs. The closure tells the user what takes long.
+    /// Allocates operands and plans when the group runs. The closure announces slow steps to the user.
     var variants: (_ announce: (String) -> Void) throws -> [Variant]
 
     /// The names of this group's rows.
     var rowNames: [String] { [name] + labels.map { "\(name) \($0)" } }
 
-    /// What `--filter` looks at.
+    /// The names that `--filter` searches.
     var cases: [(op: String, name: String)] { ([op] + otherOps).flatMap { op in rowNames.map { (op, $0) } } }
 }
 
@@ -91,7 +91,7 @@ struct Section {
     var kind: ReportSection
     var groups: [CaseGroup]
     var baselines: [String]
-    /// What rows name in the place of an instruction set.
+    /// The names that rows show instead of an instruction set.
     var otherISAs: [String] = []
     /// Text after the title.
     var remark = ""

@@ -1,6 +1,6 @@
 import Foundation
 
-/// Finds captured tensors: those that are shipped with the benchmarks, and larger ones in `SPARSEKERNELS_DATA`.
+/// Finds captured tensors: those that are included in the benchmarks, and larger ones in `SPARSEKERNELS_DATA`.
 enum DataFiles {
     /// The folder beside this package's sources, or `Data` beside a program that was copied to another machine.
     private static let shipped: [String] = {

@@ -6,7 +6,7 @@ import SparseKernelsReference
 /// It is reservoir sampling (Vitter's algorithm R, 1985) with a seed. After any number of tokens each of them is in the sample
 /// with equal probability, and memory depends on the sample only, not on the length of the text.
 public struct CalibrationRecorder: Sendable {
-    /// The most rows of each layer's sample.
+    /// The largest number of rows in each layer's sample.
     public let capacity: Int
     /// The number of tokens seen.
     public private(set) var tokens = 0

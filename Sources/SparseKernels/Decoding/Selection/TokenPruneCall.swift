@@ -110,7 +110,7 @@ struct TokenPruneCall: PoolCall {
         return TokenPruning(selection: selection, masses: masses)
     }
 
-    /// Candidates of the task that has most of them, at most.
+    /// The maximum number of candidates of any task.
     private static func largestTask(_ tables: ScoredPages, _ candidates: KVSelection?, _ pruner: TokenPruner) -> Int {
         var most = 0
         for (index, sequence) in tables.sequences.enumerated() {

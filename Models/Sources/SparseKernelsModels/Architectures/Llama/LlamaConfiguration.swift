@@ -2,8 +2,8 @@ public import SparseKernels
 
 /// The sizes of a Llama model, from the `config.json` of a Hugging Face checkpoint.
 ///
-/// Keys that a checkpoint may leave out have the defaults of that library's Llama. Keys that request arithmetic which
-/// `LlamaModel` does not do are errors, because the result would be that of another model.
+/// Keys that a checkpoint may omit have the defaults of that library's Llama. Keys that request arithmetic which `LlamaModel`
+/// does not do are errors, because the result would be that of another model.
 public struct LlamaConfiguration: Hashable, Sendable {
     public let vocabularySize: Int
     public let hiddenSize: Int

@@ -3,8 +3,8 @@ public import SparseKernels
 
 /// The text-conditioned video diffusion transformer of the shared data, in single precision, run directly.
 ///
-/// Text tokens come first, then video tokens, frame by frame. Blocks are adaLN: y = x·(1 + scale) + shift before, x + gate·f(y)
-/// after, with rows of `e + mod` for both halves. Like `LlamaModel` it shows the inputs of its linear layers.
+/// Text tokens come first, then video tokens, frame by frame. Blocks use adaLN: y = x·(1 + scale) + shift before, x + gate·f(y)
+/// after, with rows of `e + mod` for both halves. Like `LlamaModel` it exposes the inputs of its linear layers.
 public struct VideoTransformer: Sendable {
     /// The edge of the cube of video tokens, in frames, rows and columns of patches.
     public static let edge = 16
