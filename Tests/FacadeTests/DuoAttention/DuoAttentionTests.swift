@@ -7,7 +7,7 @@ import Testing
 struct DuoAttentionTests {
     // MARK: - Gates
 
-    @Test("the official file format is read, clipped to 0…1")
+    @Test("the released file format is read, clipped to 0…1")
     func tsv() throws {
         let text = "1.000000000000000000e+00\t2.5e-01\t-3.0e-01\n\n# a comment\n 0.5\t1.25\t.125 # end\r\n"
         let gates = try DuoAttentionGates(tsv: text)

@@ -145,8 +145,8 @@ struct MInferenceConfigurationTests {
          {"1": ["block_sparse", 8, 1, 0.5]}]
         """
 
-    @Test("the official form gives patterns, and the standard one where there is no entry")
-    func official() throws {
+    @Test("the released form gives patterns, and the standard one where there is no entry")
+    func releasedForm() throws {
         let configuration = try MInferenceConfiguration(json: Self.text)
         #expect(
             try configuration.heads(layer: 0, queryHeads: 4)

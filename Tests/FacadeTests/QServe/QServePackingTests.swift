@@ -13,7 +13,7 @@ struct QServePackingTests {
 
     /// Both packers reshape to [N/32, 2, 2, 8, K/32, 2, 4, 4], move the axes to [1, 0, 4, 3, 6, 5, 2, 7] and put the second
     /// half of the first axis into the high nibbles.
-    @Test("codes lie where the official reshape and permute put them", arguments: [nil, 128] as [Int?])
+    @Test("codes lie where the released reshape and permute put them", arguments: [nil, 128] as [Int?])
     func bytes(_ groupSize: Int?) throws {
         let (rows, columns) = (96, 256)
         let weight = try Self.weight(rows, columns, groupSize: groupSize)

@@ -52,7 +52,7 @@ struct QuantizeCommand: ParsableCommand {
     @Option(help: ArgumentHelp("search, none, or two exponents such as 0.5,0.5.", valueName: "search|none|α,β"))
     var smoothing = QuantizationOptions.Smoothing.search
 
-    @Option(help: "Rounds of the low-rank split, at most. The official configuration has 100; they stop early.")
+    @Option(help: "Rounds of the low-rank split, at most. The released configuration has 100; they stop early.")
     var iterations = QuantizationOptions().iterations
 
     @Option(help: "What scales are rounded to: f16 or bf16.")

@@ -21,7 +21,7 @@ struct MaskOptions: ParsableArguments {
     var precision = ScoringPrecision.int6
 
     @Flag(help: "xattention: select as the released code does, in its chunks.")
-    var official = false
+    var released = false
 
     @Option(help: "minference: vertical lines of a head.")
     var vertical = 1000
@@ -109,7 +109,7 @@ extension MaskMethod {
             let prefill = try XAttentionPrefill(
                 shape,
                 .init(
-                    stride: options.stride, isCausal: isCausal, mode: options.official ? .released() : .clean,
+                    stride: options.stride, isCausal: isCausal, mode: options.released ? .released() : .clean,
                     precision: options.precision, softmaxScale: modifiers.softmaxScale),
                 threshold: options.threshold, instructionSet: set)
             let scores = try clock.time("score") { try prefill.scores(query: query, key: key, on: pool) }
