@@ -396,31 +396,3 @@ private func multiplyFloats(_ args: QuantizedProductArguments, _ step: PanelStep
         row += tileRows
     }
 }
-
-/// C = C · channel scale + bias + low · up.
-@_transparent
-private func finishSums(
-    _ args: QuantizedProductArguments, _ c: UnsafeMutablePointer<Float>, up: UnsafePointer<Float>, width: Int
-) {
-    let lanes = width * laneCount
-    if args.channelScales == nil && args.bias == nil && args.low == nil { return }
-    // `map` is avoided here: optional rows would emit outlined copies, which are weak symbols.
-    var factor = splatRow(1)
-    if let scales = args.channelScales { factor = loadRow(scales, width: width) }
-    var bias = splatRow(0)
-    if let given = args.bias { bias = loadRow(given, width: width) }
-    for row in 0..<args.rows {
-        let line = c + row * lanes
-        store(multiplyAdd(loadRow(line, width: width), factor, bias), line, width: width)
-    }
-    guard let low = args.low else { return }
-    var row = 0
-    while row < args.rows {
-        var tile = zeroTile()
-        let rows = rowPointers(low + row * args.lowStride, stride: args.lowStride, count: args.rows - row)
-        accumulate(&tile, rows, step: 1, panel: up, depth: args.rank, width: width)
-        add(&tile, c + row * lanes, stride: lanes, width: width)
-        store(tile, c + row * lanes, stride: lanes, width: width)
-        row += tileRows
-    }
-}
