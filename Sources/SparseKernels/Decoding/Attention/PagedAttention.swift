@@ -93,21 +93,21 @@ public struct PagedAttention: Sendable {
         layer: Int = 0, selection: KVSelection? = nil, output: consuming MutableTensorView<O>,
         logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
+        try check(query.geometry, cache)
+        let step = try pageTables(of: sequences, in: cache, layer: layer, queryLengths: queryLengths)
         try run(
-            query: query, cache: cache, sequences: sequences, queryLengths: queryLengths, layer: layer, selection: selection,
-            tables: nil, output: output, logSumExp: logSumExp, on: pool)
+            query: query, cache: cache, step: step, queryLengths: queryLengths, layer: layer, selection: selection,
+            output: output, logSumExp: logSumExp, on: pool)
     }
 
-    /// The same, with the page tables of the sequences where the caller has them.
+    /// Attends into the caller's memory, once query heads and cache are known to fit the operator.
     private func run<Q: AttentionElement, O: AttentionElement>(
-        query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], queryLengths: [Int]?, layer: Int,
-        selection: KVSelection?, tables: PageTables?, output: consuming MutableTensorView<O>,
-        logSumExp: consuming MutableSpan<Float>?, on pool: WorkerPool
+        query: TensorView<Q>, cache: PagedKVCache, step: PageTables, queryLengths: [Int]?, layer: Int,
+        selection: KVSelection?, output: consuming MutableTensorView<O>, logSumExp: consuming MutableSpan<Float>?,
+        on pool: WorkerPool
     ) throws(SparseKernelsError) {
-        try check(query.geometry)
         let batch = try PagedBatch(
-            self, cache: cache, sequences: sequences, queryLengths: queryLengths, queryTokens: query.tokens, layer: layer,
-            selection: selection, tables: tables)
+            self, step: step, queryLengths: queryLengths, queryTokens: query.tokens, selection: selection)
         let count = logSumExp?.count
         try output.geometry.requireExtents(
             "output", heads: queryHeads, tokens: batch.queryCount, channels: configuration.valueDim)
@@ -123,12 +123,26 @@ public struct PagedAttention: Sendable {
         withExtendedLifetime(cache) {}
     }
 
-    /// Throws unless queries have the operator's heads and channels. This is checked first, because other sizes depend on them.
-    private func check(_ query: TensorGeometry) throws(SparseKernelsError) {
+    /// Throws unless queries and cache are those of the operator. This is checked first, because other sizes depend on them.
+    private func check(_ query: TensorGeometry, _ cache: PagedKVCache) throws(SparseKernelsError) {
         try require(
             query.heads == queryHeads && query.channels == configuration.headDim, .invalidShape, "query",
             expected: "\(queryHeads) heads of \(configuration.headDim) channels",
             actual: "\(query.heads) of \(query.channels)")
+        try require(
+            cache.configuration == configuration, .invalidShape, "cache",
+            expected: "of the configuration that the operator was made for", actual: "another one")
+    }
+
+    private func pageTables(
+        of sequences: [PagedKVCache.SequenceID], in cache: PagedKVCache, layer: Int, queryLengths: [Int]?
+    ) throws(SparseKernelsError) -> PageTables {
+        if let queryLengths {
+            try require(
+                queryLengths.count == sequences.count, .invalidShape, "queryLengths",
+                expected: "one per sequence (\(sequences.count))", actual: "\(queryLengths.count)")
+        }
+        return try PageTables(of: sequences, in: cache, layer: layer)
     }
 
     /// Attends into new memory. See ``run(query:cache:sequences:queryLengths:layer:selection:output:logSumExp:on:)``.
@@ -136,32 +150,31 @@ public struct PagedAttention: Sendable {
         query: Tensor<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], queryLengths: [Int]? = nil,
         layer: Int = 0, selection: KVSelection? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> AttentionState {
-        try state(
-            query: query, cache: cache, sequences: sequences, queryLengths: queryLengths, layer: layer, selection: selection,
-            tables: nil, on: pool)
+        try check(query.view(named: "query").geometry, cache)
+        let step = try pageTables(of: sequences, in: cache, layer: layer, queryLengths: queryLengths)
+        return try state(
+            query: query, cache: cache, step: step, queryLengths: queryLengths, layer: layer, selection: selection, on: pool)
     }
 
     /// Attends one query of every sequence into new memory, with the page tables that its selection was made from.
     package func callAsFunction<Q: AttentionElement>(
         query: Tensor<Q>, cache: PagedKVCache, tables: PageTables, layer: Int, selection: KVSelection?, on pool: WorkerPool
     ) throws(SparseKernelsError) -> AttentionState {
-        try state(
-            query: query, cache: cache, sequences: [], queryLengths: nil, layer: layer, selection: selection,
-            tables: tables, on: pool)
+        try check(query.view(named: "query").geometry, cache)
+        return try state(
+            query: query, cache: cache, step: tables, queryLengths: nil, layer: layer, selection: selection, on: pool)
     }
 
     private func state<Q: AttentionElement>(
-        query: Tensor<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], queryLengths: [Int]?, layer: Int,
-        selection: KVSelection?, tables: PageTables?, on pool: WorkerPool
+        query: Tensor<Q>, cache: PagedKVCache, step: PageTables, queryLengths: [Int]?, layer: Int, selection: KVSelection?,
+        on pool: WorkerPool
     ) throws(SparseKernelsError) -> AttentionState {
         let tokens = try query.view(named: "query").tokens
-        try check(query.view(named: "query").geometry)
         var output = try Tensor<Float>(zeros: [queryHeads, tokens, configuration.valueDim])
         var logSumExp = try Tensor<Float>(zeros: [queryHeads, tokens])
         try run(
-            query: query.view(named: "query"), cache: cache, sequences: sequences, queryLengths: queryLengths, layer: layer,
-            selection: selection, tables: tables, output: output.mutableView(named: "output"),
-            logSumExp: logSumExp.mutableSpan, on: pool)
+            query: query.view(named: "query"), cache: cache, step: step, queryLengths: queryLengths, layer: layer,
+            selection: selection, output: output.mutableView(named: "output"), logSumExp: logSumExp.mutableSpan, on: pool)
         return try AttentionState(output: output, logSumExp: logSumExp)
     }
 }

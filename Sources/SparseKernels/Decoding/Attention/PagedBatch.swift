@@ -60,21 +60,10 @@ struct PagedBatch {
     private(set) var prefixOfRow: [Int32]
 
     init(
-        _ plan: PagedAttention, cache: PagedKVCache, sequences names: [PagedKVCache.SequenceID], queryLengths: [Int]?,
-        queryTokens: Int, layer: Int, selection: KVSelection?, tables given: PageTables? = nil
+        _ plan: PagedAttention, step: PageTables, queryLengths: [Int]?, queryTokens: Int, selection: KVSelection?
     ) throws(SparseKernelsError) {
         let configuration = plan.configuration
-        try require(
-            cache.configuration == configuration, .invalidShape, "cache",
-            expected: "of the configuration that the operator was made for", actual: "another one")
-        if let queryLengths {
-            try require(
-                queryLengths.count == names.count, .invalidShape, "queryLengths",
-                expected: "one per sequence (\(names.count))", actual: "\(queryLengths.count)")
-        }
         pageSize = configuration.pageSize
-        let step: PageTables
-        if let given { step = given } else { step = try PageTables(of: names, in: cache, layer: layer) }
         tables = step.pages
         var queries = 0
         for (index, sequence) in step.sequences.enumerated() {

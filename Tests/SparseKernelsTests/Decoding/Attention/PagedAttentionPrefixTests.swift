@@ -82,9 +82,9 @@ struct PagedAttentionPrefixTests {
 
     private func batch(_ family: Family, sharesPrefixes: Bool = true, mask: KVMask = .causal) throws -> PagedBatch {
         try PagedBatch(
-            family.fixture.attention(queryHeads: 6, mask: mask, sharesPrefixes: sharesPrefixes), cache: family.fixture.cache,
-            sequences: family.sequences, queryLengths: family.queryLengths,
-            queryTokens: family.queryLengths.reduce(0, +), layer: 0, selection: nil)
+            family.fixture.attention(queryHeads: 6, mask: mask, sharesPrefixes: sharesPrefixes),
+            step: PageTables(of: family.sequences, in: family.fixture.cache, layer: 0), queryLengths: family.queryLengths,
+            queryTokens: family.queryLengths.reduce(0, +), selection: nil)
     }
 
     @Test("whole chunks that all members see are shared, by those that save the most")
