@@ -4,30 +4,23 @@ import Testing
 /// The promises of the manifest to clients, and the lists that must agree with it.
 @Suite("Manifest")
 struct ManifestTests {
-    private static let package = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
-        .appendingPathComponent("../..").standardizedFileURL
-
-    private static func text(_ path: String) throws -> String {
-        try String(contentsOf: package.appendingPathComponent(path), encoding: .utf8)
-    }
-
     @Test(
         "no trait is on by default",
         arguments: [
             "Package.swift", "Benchmarks/Package.swift", "Tools/Package.swift", "Fuzz/Package.swift", "Examples/Package.swift",
         ])
     func noDefaultTraits(_ path: String) throws {
-        #expect(try !Self.text(path).contains(".default("))
+        #expect(try !ProjectFiles.text(path).contains(".default("))
     }
 
     @Test("documentation is built for every product")
     func documentedProducts() throws {
-        let manifest = try Self.text("Package.swift")
+        let manifest = try ProjectFiles.text("Package.swift")
         let facades = try #require(manifest.components(separatedBy: "let facades = [").last?.components(separatedBy: "]").first)
         var products = facades.split(separator: "\"").map(String.init).filter { $0.first?.isUppercase ?? false }
         products += manifest.matches(of: /\.library\(name: "(\w+)"/).map { String($0.output.1) }
         #expect(products.count > 3)
-        let list = try #require(Self.text(".spi.yml").components(separatedBy: "documentation_targets:").last)
+        let list = try #require(ProjectFiles.text(".spi.yml").components(separatedBy: "documentation_targets:").last)
         let documented = list.matches(of: /- (\w+)/).map { String($0.output.1) }
         #expect(documented.sorted() == products.sorted())
     }
@@ -35,11 +28,11 @@ struct ManifestTests {
     /// CI relies on this: with the trait it only runs the suites of these folders and those of façades.
     @Test("the trait OpenBLAS reaches algebra and quantisers only")
     func traitReach() throws {
-        let sources = Self.package.appendingPathComponent("Sources")
+        let sources = ProjectFiles.root.appendingPathComponent("Sources")
         let paths = try FileManager.default.subpathsOfDirectory(atPath: sources.path).filter { $0.hasSuffix(".swift") }
         var conditional: [String] = []
         for path in paths {
-            let text = try Self.text("Sources/\(path)")
+            let text = try ProjectFiles.text("Sources/\(path)")
             if text.contains(/#(if|elseif)[^\n]*OpenBLAS/) { conditional.append(path) }
             let seesTrait = ["SparseKernels/LinearAlgebra/", "SparseKernels/LinearLayers/"].contains { path.hasPrefix($0) }
             if path.hasPrefix("SparseKernels/") && !seesTrait {
