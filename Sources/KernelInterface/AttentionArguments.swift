@@ -22,18 +22,21 @@ public struct RowOperand {
 public struct KeyRange: Sendable {
     public var begin: Int
     public var end: Int
+    /// Whether the limits for global keys apply, instead of those of the pattern.
+    public var isGlobal: Bool
 
-    public init(begin: Int, end: Int) {
+    public init(begin: Int, end: Int, isGlobal: Bool = false) {
         self.begin = begin
         self.end = end
+        self.isGlobal = isGlobal
     }
 }
 
 /// One query block of one head against a list of key ranges, which is the unit of work of every attention operator.
 ///
 /// Query row `i` of the block sees key `j` when `j` is in one of `keyRanges` (ascending, disjoint) and
-/// `i + visibleFrom ≤ j < i + visibleTo`. Callers without a lower or upper limit pass ∓2⁶⁰. Ranges that end at or before
-/// `sinkKeys` have the lower limit `sinkVisibleFrom` instead. Every row also sees `gatheredKeys`, which are in no range.
+/// `i + visibleFrom ≤ j < i + visibleTo`. Callers without a lower or upper limit pass ∓2⁶⁰. Global ranges have the limits
+/// `globalFrom` and `globalTo` instead. Every row also sees `gatheredKeys`, which are in no range.
 public struct AttentionArguments {
     /// Row 0 is the first query of the block.
     public var query: RowOperand
@@ -55,8 +58,8 @@ public struct AttentionArguments {
     public var keyRangeCount = 0
     public var visibleFrom = -(1 << 60)
     public var visibleTo = 1 << 60
-    public var sinkKeys = 0
-    public var sinkVisibleFrom = -(1 << 60)
+    public var globalFrom = -(1 << 60)
+    public var globalTo = 1 << 60
     /// Single keys, ascending.
     public var gatheredKeys: UnsafePointer<Int32>?
     public var gatheredKeyCount = 0

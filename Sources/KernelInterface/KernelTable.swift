@@ -89,6 +89,14 @@ public protocol PrimitiveKernels: SendableMetatype {
     /// Copies rows of any storage type to adjacent floats.
     static func stageRows(
         _ operand: RowOperand, first: Int, count: Int, channels: Int, into destination: UnsafeMutablePointer<Float>)
+    /// Copies rows of any storage type, in the order of their indices, to adjacent floats.
+    static func gatherRows(
+        _ operand: RowOperand, order: UnsafePointer<Int32>, count: Int, channels: Int,
+        into destination: UnsafeMutablePointer<Float>)
+    /// Writes adjacent rows of floats as rows of any storage type, each at its index. Strides count elements.
+    static func scatterRows(
+        _ source: UnsafePointer<Float>, order: UnsafePointer<Int32>, count: Int, channels: Int,
+        into destination: UnsafeMutableRawPointer, stride: Int, type: StorageType)
     static func applyPrimitive(
         _ primitive: Primitive, from source: UnsafeRawPointer, to destination: UnsafeMutableRawPointer, count: Int)
 }

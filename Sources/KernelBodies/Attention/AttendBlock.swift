@@ -69,10 +69,11 @@ extension Kernels {
 
         let keyRows = args.key.base.assumingMemoryBound(to: Float.self)
         let valueRows = args.value.base.assumingMemoryBound(to: Float.self)
-        let windowFrom = args.visibleFrom
+        let pattern = (from: args.visibleFrom, to: args.visibleTo)
         for index in 0..<args.keyRangeCount {
             let range = args.keyRanges![index]
-            args.visibleFrom = range.end <= args.sinkKeys ? args.sinkVisibleFrom : windowFrom
+            args.visibleFrom = range.isGlobal ? args.globalFrom : pattern.from
+            args.visibleTo = range.isGlobal ? args.globalTo : pattern.to
             var key = maximum(range.begin, args.visibleFrom)
             let end = minimum(range.end, args.queryRows - 1 + args.visibleTo)
             while key < end {
@@ -96,7 +97,7 @@ extension Kernels {
                 key += count
                 if !stagesKeys && !stagesValues && (key < end || index + 1 < args.keyRangeCount) {
                     let following = key < end ? range : args.keyRanges![index + 1]
-                    let from = following.end <= args.sinkKeys ? args.sinkVisibleFrom : windowFrom
+                    let from = following.isGlobal ? args.globalFrom : pattern.from
                     let next = key < end ? key : maximum(following.begin, from)
                     block.nextKeys = keyRows + next * args.key.stride
                     block.nextValues = valueRows + next * args.value.stride

@@ -8,6 +8,18 @@ struct AttentionBuffers {
     let output: MutableAttentionOperand
     var logSumExp: UnsafeMutablePointer<Float>?
 
+    /// Operands that are known to have the plan's extents, such as copies in another order.
+    init(
+        query: AttentionOperand, key: AttentionOperand, value: AttentionOperand, output: MutableAttentionOperand,
+        logSumExp: UnsafeMutablePointer<Float>?
+    ) {
+        self.query = query
+        self.key = key
+        self.value = value
+        self.output = output
+        self.logSumExp = logSumExp
+    }
+
     /// - Throws: `.invalidShape` naming the operand that disagrees with the shape.
     init<Q: AttentionElement, K: AttentionElement, V: AttentionElement, O: AttentionElement>(
         _ shape: AttentionShape, query: TensorView<Q>, key: TensorView<K>, value: TensorView<V>,

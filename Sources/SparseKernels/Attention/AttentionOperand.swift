@@ -35,6 +35,22 @@ struct AttentionOperand {
         geometry = view.geometry
     }
 
+    /// Adjacent rows of floats, `[heads, tokens, channels]`.
+    init(floats base: UnsafePointer<Float>, geometry: TensorGeometry) {
+        self.init(base: UnsafeRawPointer(base), type: .float32, geometry: geometry)
+    }
+
+    private init(base: UnsafeRawPointer, type: StorageType, geometry: TensorGeometry) {
+        self.base = base
+        self.type = type
+        self.geometry = geometry
+    }
+
+    /// The operand whose head 0 is `head` of this one.
+    func from(head: Int) -> AttentionOperand {
+        AttentionOperand(base: base + head * geometry.headStride * type.byteCount, type: type, geometry: geometry)
+    }
+
     /// The rows of one head from `token` on.
     func rows(head: Int, from token: Int = 0) -> RowOperand {
         let bytes = geometry.offset(head: head, token: token) * type.byteCount
@@ -52,6 +68,22 @@ struct MutableAttentionOperand {
         geometry = view.geometry
         type = Element.storageType
         base = view.span.withUnsafeMutableBufferPointer { UnsafeMutableRawPointer($0.baseAddress) ?? addressOfNothing() }
+    }
+
+    /// Adjacent rows of floats, `[heads, tokens, channels]`.
+    init(floats base: UnsafeMutablePointer<Float>, geometry: TensorGeometry) {
+        self.init(base: UnsafeMutableRawPointer(base), type: .float32, geometry: geometry)
+    }
+
+    private init(base: UnsafeMutableRawPointer, type: StorageType, geometry: TensorGeometry) {
+        self.base = base
+        self.type = type
+        self.geometry = geometry
+    }
+
+    /// The operand whose head 0 is `head` of this one.
+    func from(head: Int) -> MutableAttentionOperand {
+        MutableAttentionOperand(base: base + head * geometry.headStride * type.byteCount, type: type, geometry: geometry)
     }
 
     /// The address of a row.

@@ -18,8 +18,8 @@ struct AttentionSchedule: Sendable {
         var gathered: Range<Int>
         var visibleFrom = AttentionSchedule.unlimited.from
         var visibleTo = AttentionSchedule.unlimited.to
-        var sinkKeys = 0
-        var sinkVisibleFrom = AttentionSchedule.unlimited.from
+        var globalFrom = AttentionSchedule.unlimited.from
+        var globalTo = AttentionSchedule.unlimited.to
         /// Score entries that the limits leave.
         var visiblePairs = 0
     }
@@ -112,8 +112,11 @@ struct AttentionSchedule: Sendable {
             // A larger number of local keys hides nothing either; clamping it avoids overflow.
             let local = min(local, sequence.keys.count)
             append(
-                [KeyRange(begin: 0, end: sink), KeyRange(begin: sink, end: sequence.keys.count)], head: head,
-                sequence: sequence, block: 0..<sequence.queries.count, rows: denseRows, sink: sink, local: local)
+                [KeyRange(begin: 0, end: sink, isGlobal: true), KeyRange(begin: sink, end: sequence.keys.count)], head: head,
+                sequence: sequence, block: 0..<sequence.queries.count, rows: denseRows,
+                local: (from: 1 - local, to: Self.unlimited.to))
+        case .band(let band):
+            append(band, head: head, sequence: sequence, rows: denseRows)
         case .blockSparse(let mask, let maskHead):
             var ranges: [KeyRange] = []
             for row in 0..<mask.grid.blockRows {
@@ -137,9 +140,36 @@ struct AttentionSchedule: Sendable {
         maximumRows = max(maximumRows, task.rows)
     }
 
+    /// Adds the tasks of a band. Each has the keys that its rows together see.
+    private mutating func append(_ band: AttentionBand, head: Int, sequence: Sequence, rows: TaskRows) {
+        let (queries, keys) = (0..<sequence.queries.count, 0..<sequence.keys.count)
+        let reach = queries.count + keys.count
+        let (left, right) = (min(band.left, reach), min(band.right, reach))
+        let global = band.globalKeys.map { KeyRange(begin: $0.lowerBound, end: $0.upperBound, isGlobal: true) }
+        for segment in AttentionBand.parts(of: queries, outside: band.globalQueries) {
+            var blocks: [Range<Int>] = []
+            rows.cut(segment) { blocks.append($0) }
+            for block in blocks {
+                let first = block.lowerBound + sequence.queryOffset - left
+                let last = block.upperBound + sequence.queryOffset + right
+                let near = (max(0, first)..<max(0, first, last)).clamped(to: keys)
+                let local = AttentionBand.parts(of: near, outside: band.globalKeys)
+                    .map { KeyRange(begin: $0.lowerBound, end: $0.upperBound) }
+                append(
+                    (global + local).sorted { $0.begin < $1.begin }, head: head, sequence: sequence, block: block, rows: rows,
+                    local: (from: -left, to: right + 1))
+            }
+        }
+        for segment in band.globalQueries {
+            append([KeyRange(begin: 0, end: keys.count)], head: head, sequence: sequence, block: segment, rows: rows)
+        }
+    }
+
+    /// Adds the tasks of a block of queries that share a list of keys.
+    /// - Parameter local: query i sees keys j of ranges that are not global only if from ≤ j − p < to at its position p.
     private mutating func append(
         _ keyRanges: [KeyRange], keys: ArraySlice<Int32> = [], head: Int, sequence: Sequence, block: Range<Int>,
-        rows: TaskRows, sink: Int = 0, local: Int? = nil
+        rows: TaskRows, local: (from: Int, to: Int) = unlimited
     ) {
         if block.isEmpty { return }
         let (rangeStart, keyStart) = (ranges.count, gatheredKeys.count)
@@ -161,14 +191,15 @@ struct AttentionSchedule: Sendable {
                 firstKey: sequence.keys.lowerBound, position: position, ranges: listed, gathered: gathered)
             let (from, to) = (queries.lowerBound + sequence.limits.from, queries.lowerBound + sequence.limits.to)
             // Unlimited sides stay at ∓2⁶⁰, because moving them could bring them within reach.
-            task.visibleTo = min(to, Self.unlimited.to)
-            task.sinkVisibleFrom = max(from, Self.unlimited.from)
-            task.visibleFrom = max(task.sinkVisibleFrom, local.map { position - $0 + 1 } ?? Self.unlimited.from)
-            task.sinkKeys = sink
+            task.globalFrom = max(from, Self.unlimited.from)
+            task.globalTo = min(to, Self.unlimited.to)
+            task.visibleFrom = local.from == Self.unlimited.from ? task.globalFrom : max(task.globalFrom, position + local.from)
+            task.visibleTo = local.to == Self.unlimited.to ? task.globalTo : min(task.globalTo, position + local.to)
             for range in ranges[listed] {
                 let keys = range.end - range.begin
-                let from = range.end <= sink ? task.sinkVisibleFrom : task.visibleFrom
-                let seen = pairsBelowDiagonal(rows: task.rows, columns: keys, offset: task.visibleTo - range.begin)
+                let from = range.isGlobal ? task.globalFrom : task.visibleFrom
+                let to = range.isGlobal ? task.globalTo : task.visibleTo
+                let seen = pairsBelowDiagonal(rows: task.rows, columns: keys, offset: to - range.begin)
                 let before = pairsBelowDiagonal(rows: task.rows, columns: keys, offset: from - range.begin)
                 task.visiblePairs += max(0, seen - before)
             }

@@ -212,54 +212,6 @@ public struct BlockSparseAttention: AttentionOperator {
     ) throws(SparseKernelsError) {
         let buffers = try AttentionBuffers(
             shape, query: query, key: key, value: value, output: output, logSumExp: logSumExp)
-        schedule.tasks.withUnsafeBufferPointer { tasks in
-            // A batch without queries has no tasks.
-            guard let tasks = tasks.baseAddress, !schedule.tasks.isEmpty else { return }
-            schedule.ranges.withUnsafeBufferPointer { ranges in
-                schedule.gatheredKeys.withUnsafeBufferPointer { gathered in
-                    Call(
-                        plan: self, buffers: buffers, tasks: tasks, ranges: ranges.baseAddress,
-                        gathered: gathered.baseAddress
-                    ).run(on: pool, tasks: schedule.tasks.count)
-                }
-            }
-        }
-    }
-
-    /// The data that the tasks of one `run` share.
-    private struct Call: PoolCall {
-        let plan: BlockSparseAttention
-        let buffers: AttentionBuffers
-        let tasks: UnsafePointer<AttentionSchedule.Task>
-        let ranges: UnsafePointer<KeyRange>?
-        let gathered: UnsafePointer<Int32>?
-
-        func run(on pool: WorkerPool, tasks count: Int) {
-            pool.run(
-                self, tasks: count, work: plan.visiblePairs * (plan.shape.headDim + plan.shape.valueDim),
-                scratchByteCount: plan.scratchByteCount)
-        }
-
-        func perform(task index: Int, scratch: UnsafeMutableRawPointer) {
-            let task = tasks[index]
-            var arguments = buffers.arguments(
-                plan.shape, head: task.head, firstQuery: task.firstQuery, rows: task.rows, firstKey: task.firstKey,
-                scratch: scratch)
-            arguments.keyRanges = ranges.map { $0 + task.ranges.lowerBound }
-            arguments.keyRangeCount = task.ranges.count
-            arguments.gatheredKeys = gathered.map { $0 + task.gathered.lowerBound }
-            arguments.gatheredKeyCount = task.gathered.count
-            arguments.visibleFrom = task.visibleFrom
-            arguments.visibleTo = task.visibleTo
-            arguments.sinkKeys = task.sinkKeys
-            arguments.sinkVisibleFrom = task.sinkVisibleFrom
-            arguments.softmaxScale = plan.softmaxScale
-            arguments.logitsSoftCap = plan.modifiers.logitsSoftCap ?? 0
-            arguments.aliBiSlope = plan.modifiers.aliBiSlopes?[task.head] ?? 0
-            arguments.aliBiIsSymmetric = plan.modifiers.aliBiForm == .symmetric
-            arguments.aliBiOffset = task.position
-            arguments.pvSkipThreshold = plan.pvSkipThresholds?[task.head] ?? plan.pvSkipThreshold ?? .infinity
-            plan.kernels.attendBlock(&arguments)
-        }
+        schedule.run(schedule.tasks[...], of: self, buffers, on: pool)
     }
 }

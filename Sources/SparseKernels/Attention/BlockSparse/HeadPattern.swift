@@ -8,6 +8,8 @@ public enum HeadPattern: Hashable, Sendable {
     case streaming(sink: Int, local: Int)
     /// The blocks that one head of a mask keeps, except what the causal limit hides in them.
     case blockSparse(BlockMask, head: Int)
+    /// A band around each query's own position, with global tokens.
+    case band(AttentionBand)
     /// Runs and single keys per block of queries.
     case runs(KeyRuns)
 
@@ -34,6 +36,8 @@ public enum HeadPattern: Hashable, Sendable {
             try require(
                 grid.isCausal == isCausal, .invalidArgument, "\(name()).mask", expected: isCausal ? "causal" : "not causal",
                 actual: grid.isCausal ? "causal" : "not causal")
+        case .band(let band):
+            try band.validate(queryLength: queryLength, keyLength: keyLength, named: "\(name()).band")
         case .runs(let runs):
             try require(
                 runs.query.length == queryLength && runs.keyLength == keyLength, .invalidShape, "\(name()).runs",
