@@ -43,7 +43,7 @@ public protocol GEMMKernels: SendableMetatype {
     static func multiplyRows(_ arguments: UnsafePointer<GEMMArguments>)
 }
 
-/// Block scores of attention.
+/// Block scores of attention, and clusters.
 public protocol ScoringKernels: SendableMetatype {
     static func scoreAntidiagonals(_ arguments: UnsafePointer<AntidiagonalArguments>)
     static func encodeKeyGroups(_ arguments: UnsafePointer<KeyCodeArguments>)
@@ -51,6 +51,11 @@ public protocol ScoringKernels: SendableMetatype {
     static func sumRows(
         _ operand: UnsafePointer<RowOperand>, from first: Int, to end: Int, channels: Int,
         staging: UnsafeMutablePointer<Float>, into sums: UnsafeMutablePointer<Float>)
+    /// sums[c] = Σ of channel c over `count` rows given by index, in order. `staging` has memory for one row.
+    static func sumListedRows(
+        _ operand: UnsafePointer<RowOperand>, rows: UnsafePointer<Int32>, count: Int, channels: Int,
+        staging: UnsafeMutablePointer<Float>, into sums: UnsafeMutablePointer<Float>)
+    static func assignRows(_ arguments: UnsafePointer<AssignArguments>)
 }
 
 /// Linear layers with quantised weights.

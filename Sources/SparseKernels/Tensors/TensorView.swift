@@ -74,6 +74,14 @@ public struct TensorGeometry: Hashable, Sendable {
         }
     }
 
+    /// The same extents in adjacent rows `[heads, tokens, channels]`. They take no more memory, so they are valid.
+    var withAdjacentRows: TensorGeometry { TensorGeometry(adjacent: self) }
+
+    private init(adjacent other: TensorGeometry) {
+        (heads, tokens, channels) = (other.heads, other.tokens, other.channels)
+        (headStride, tokenStride) = (other.tokens * other.channels, other.channels)
+    }
+
     /// Throws `.invalidShape` unless the operand called `name` has these extents.
     package func requireExtents(
         _ name: String, heads: Int, tokens: Int, channels: Int

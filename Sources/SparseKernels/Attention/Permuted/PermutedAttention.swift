@@ -124,7 +124,7 @@ public struct PermutedAttention: AttentionOperator {
                     destination: copies + offset, kernels: attention.kernels
                 ).run(on: pool)
             }
-            return AttentionOperand(floats: copies + offset, geometry: layout.geometry(of: operand.geometry))
+            return AttentionOperand(floats: copies + offset, geometry: operand.geometry.withAdjacentRows)
         }
         let query = copied(buffers.query, self.query, first: firstHead, heads: kvHeads.count * group, at: layout.query)
         let key = copied(buffers.key, self.key, first: kvHeads.lowerBound, heads: kvHeads.count, at: layout.key)
@@ -137,7 +137,7 @@ public struct PermutedAttention: AttentionOperator {
         return AttentionBuffers(
             query: query, key: key, value: value,
             output: MutableAttentionOperand(
-                floats: copies + layout.output, geometry: layout.geometry(of: buffers.output.geometry)),
+                floats: copies + layout.output, geometry: buffers.output.geometry.withAdjacentRows),
             logSumExp: buffers.logSumExp == nil ? nil : copies + layout.logSumExp)
     }
 
@@ -177,12 +177,6 @@ public struct PermutedAttention: AttentionOperator {
             output = value + keys * shape.valueDim
             logSumExp = output + queries * shape.valueDim
             byteCount = (logSumExp + queries) * 4
-        }
-
-        /// Adjacent rows of as many tokens and channels as an operand of the caller has.
-        func geometry(of operand: TensorGeometry) -> TensorGeometry {
-            // The caller's operand has the same extents, so adjacent rows of them are valid.
-            try! TensorGeometry(heads: operand.heads, tokens: operand.tokens, channels: operand.channels, layout: .hnd)
         }
     }
 }
