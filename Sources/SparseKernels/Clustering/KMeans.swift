@@ -131,6 +131,47 @@ public struct KMeans: Sendable {
         return try Clustering(self, state, centroids: centroids, iterations: 0)
     }
 
+    /// The clusters of given labels, with the means of their points as centroids.
+    ///
+    /// - Parameters:
+    ///   - points: heads × points × channels, in any layout.
+    ///   - labels: the cluster of each point, `[heads, points]`.
+    ///   - centroids: what clusters without points keep, `[heads, clusters, channels]`.
+    ///   - roundsCentroids: rounds centroids to the element type of the points, as released.
+    ///   - pool: the threads to use.
+    /// - Throws: `.invalidShape` for operands of other extents, `.invalidArgument` for a label that is not a cluster.
+    public func clusters<Element: AttentionElement>(
+        _ points: TensorView<Element>, labels: Tensor<Int32>, keeping centroids: Tensor<Float>,
+        roundsCentroids: Bool = false, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Clustering {
+        try check(points, centroids)
+        try require(
+            labels.shape == [heads, self.points], .invalidShape, "labels",
+            expected: "[heads, points] = \([heads, self.points])", actual: "\(labels.shape)")
+        for (index, label) in labels.elements.enumerated() {
+            try require(
+                label >= 0 && label < clusters, .invalidArgument, "labels[\(index)]", expected: "from 0 to \(clusters - 1)",
+                actual: "\(label)")
+        }
+        var (state, means) = (KMeansState(self), centroids)
+        // Distances to some finite centroids say which points are finite.
+        state.assign(AttentionOperand(points), to: try Tensor(zeros: centroids.shape), on: pool)
+        state.replaceLabels(labels.elements)
+        _ = state.update(
+            &means, AttentionOperand(points), rounding: roundsCentroids ? Element.storageType : .float32, on: pool)
+        for index in labels.elements.indices {
+            let (head, point) = index.quotientAndRemainder(dividingBy: self.points)
+            let first = (head * clusters + Int(labels[flat: index])) * channels
+            var sum = 0.0
+            for channel in 0..<channels {
+                let distance = Double(points[head, point, channel].floatValue) - Double(means[flat: first + channel])
+                sum += distance * distance
+            }
+            state.replaceDistance(of: index, by: Float(sum))
+        }
+        return try Clustering(self, state, centroids: means, iterations: 0)
+    }
+
     /// The first centroids, `[heads, clusters, channels]`, which are rows of the points.
     ///
     /// - Parameters:

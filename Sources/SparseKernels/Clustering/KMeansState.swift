@@ -35,6 +35,14 @@ struct KMeansState {
         }
     }
 
+    /// Takes labels of the caller, which are known to be clusters.
+    mutating func replaceLabels(_ labels: [Int32]) { self.labels = labels }
+
+    /// Sets the distance of a finite point to its centroid.
+    mutating func replaceDistance(of point: Int, by distance: Float) {
+        if distances[point] < .infinity { distances[point] = distance }
+    }
+
     /// Sorts the points of every head by cluster: a counting sort, which keeps the order within a cluster.
     mutating func sort(on pool: WorkerPool) {
         let (points, clusters) = (plan.points, plan.clusters)

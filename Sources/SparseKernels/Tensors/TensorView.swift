@@ -75,11 +75,20 @@ public struct TensorGeometry: Hashable, Sendable {
     }
 
     /// The same extents in adjacent rows `[heads, tokens, channels]`. They take no more memory, so they are valid.
-    var withAdjacentRows: TensorGeometry { TensorGeometry(adjacent: self) }
+    var withAdjacentRows: TensorGeometry {
+        TensorGeometry(
+            checkedHeads: heads, tokens: tokens, channels: channels, headStride: tokens * channels, tokenStride: channels)
+    }
 
-    private init(adjacent other: TensorGeometry) {
-        (heads, tokens, channels) = (other.heads, other.tokens, other.channels)
-        (headStride, tokenStride) = (other.tokens * other.channels, other.channels)
+    /// The same strides with at most as many tokens.
+    func withTokens(_ count: Int) -> TensorGeometry {
+        TensorGeometry(
+            checkedHeads: heads, tokens: count, channels: channels, headStride: headStride, tokenStride: tokenStride)
+    }
+
+    private init(checkedHeads heads: Int, tokens: Int, channels: Int, headStride: Int, tokenStride: Int) {
+        (self.heads, self.tokens, self.channels) = (heads, tokens, channels)
+        (self.headStride, self.tokenStride) = (headStride, tokenStride)
     }
 
     /// Throws `.invalidShape` unless the operand called `name` has these extents.
@@ -153,6 +162,22 @@ public struct TensorView<Element: TensorElement>: ~Escapable {
     public var heads: Int { geometry.heads }
     public var tokens: Int { geometry.tokens }
     public var channels: Int { geometry.channels }
+
+    /// The view of some tokens of all heads.
+    @_lifetime(copy self)
+    public func tokens(_ range: Range<Int>) -> TensorView {
+        precondition(
+            range.lowerBound >= 0 && range.upperBound <= tokens, "tokens \(range) outside a view of \(tokens) tokens")
+        // A view without elements may have no memory.
+        let first = range.isEmpty || channels == 0 ? 0 : range.lowerBound * geometry.tokenStride
+        return TensorView(checked: span.extracting(droppingFirst: first), geometry.withTokens(range.count))
+    }
+
+    @_lifetime(copy span)
+    private init(checked span: Span<Element>, _ geometry: TensorGeometry) {
+        self.geometry = geometry
+        self.span = span
+    }
 
     public subscript(head: Int, token: Int, channel: Int) -> Element {
         precondition(

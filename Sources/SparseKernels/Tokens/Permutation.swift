@@ -87,6 +87,23 @@ public struct Permutation: Hashable, Sendable {
         return Permutation(unchecked: result, heads: heads, length: length)
     }
 
+    /// The orders of a longer sequence in which these tokens start at `first`. The tokens around them stay in their places.
+    /// - Throws: `.invalidShape` unless they fit in `length`.
+    public func placed(at first: Int, of length: Int) throws(SparseKernelsError) -> Permutation {
+        try require(
+            first >= 0 && length <= Int(Int32.max) && first <= length - self.length, .invalidShape, "first",
+            expected: "from 0 to \(length - self.length), so that \(self.length) tokens fit in \(length)", actual: "\(first)")
+        if self.length == length { return self }
+        var result: [Int32] = []
+        result.reserveCapacity(heads * length)
+        for head in 0..<heads {
+            result.append(contentsOf: (0..<first).map { Int32($0) })
+            result.append(contentsOf: order(head: head).map { $0 + Int32(first) })
+            result.append(contentsOf: (first + self.length..<length).map { Int32($0) })
+        }
+        return Permutation(unchecked: result, heads: heads, length: length)
+    }
+
     /// Throws `.invalidShape` unless this is one order of `length` tokens, or one for each of `heads`.
     func check(named name: String, heads: Int, length: Int, tokens: String) throws(SparseKernelsError) {
         try require(

@@ -22,6 +22,7 @@ struct MInferenceTests {
         case .dense: return true
         case .streaming(let sink, let local): return key < sink || position - key < local
         case .blockSparse(let mask, let head): return mask[head, mask.grid.query.block(of: query), mask.grid.key.block(of: key)]
+        case .band(let band): return band.isVisible(query: query, key: key, position: position - query)
         case .runs(let runs):
             let block = runs.query.block(of: query)
             return runs.runs(block: block).contains { $0.contains(key) } || runs.keys(block: block).contains(Int32(key))

@@ -156,6 +156,8 @@ extension HeadPattern {
             return key < sink || key > position - local
         case .blockSparse(let mask, let head):
             return mask[head, mask.grid.query.block(of: query), mask.grid.key.block(of: key)]
+        case .band(let band):
+            return band.isVisible(query: query, key: key, position: position - query)
         case .runs(let runs):
             let block = runs.query.block(of: query)
             return runs.runs(block: block).contains { $0.contains(key) } || runs.keys(block: block).contains(Int32(key))
@@ -174,6 +176,15 @@ extension HeadPattern {
                 let keys = grid.key[column]
                 return keys.lowerBound < sink
                     || keys.upperBound + local > grid.query[row].lowerBound + grid.queryOffset + 1
+            }
+            return (mask, 0)
+        case .band(let band):
+            let mask = try BlockMask(grid: grid) { _, row, column in
+                let (queries, keys) = (grid.query[row], grid.key[column])
+                let offset = grid.queryOffset
+                return keys.upperBound > queries.lowerBound + offset - band.left
+                    && keys.lowerBound < queries.upperBound + offset + band.right
+                    || band.globalKeys.contains { $0.overlaps(keys) } || band.globalQueries.contains { $0.overlaps(queries) }
             }
             return (mask, 0)
         case .runs(let runs):

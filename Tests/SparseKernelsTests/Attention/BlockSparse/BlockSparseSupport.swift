@@ -28,6 +28,8 @@ extension HeadPattern {
             let (rows, columns) = (mask.grid.query.blockOfToken, mask.grid.key.blockOfToken)
             let kept = (0..<mask.grid.blockRows).map { Set(mask.columns(head: head, row: $0)) }
             return limited { i, j in kept[rows[i]].contains(Int32(columns[j])) }
+        case .band(let band):
+            return limited { band.isVisible(query: $0, key: $1, position: offset) }
         case .runs(let runs):
             let blocks = runs.query.blockOfToken
             let kept = (0..<runs.query.count).map { block in
