@@ -13,7 +13,7 @@
 ///
 /// - A row that no key of a pattern serves has the output 0 there, as in all attention of this package, and the error of that.
 ///   ``rowsWithoutKeys`` counts such rows.
-/// - Non-finite input makes NaN of the errors of the heads that read it, and of no other head, where a sampled row sees it.
+/// - Input that is not finite makes the errors NaN or infinite of the heads whose sampled rows see it, and of no other head.
 /// - Results are bitwise equal for every number of threads.
 /// - Source: `sample_mse` of Sparse VideoGen (Xi et al., 2025, arXiv 2502.01776), in single precision.
 /// - Complexity: attention of (1 + patterns) · rows queries with all keys, whatever the patterns keep: rows are attended
@@ -190,7 +190,7 @@ public struct PatternProfile: Sendable {
 
 /// The errors that a ``PatternProfile`` measured.
 public struct PatternErrors: Sendable, Equatable {
-    /// Mean squared errors, `[patterns, queryHeads]`. NaN where the input was not finite.
+    /// Mean squared errors, `[patterns, queryHeads]`. NaN or infinite where the input was not finite.
     public let errors: Tensor<Float>
 
     /// - Throws: `.invalidShape` unless the tensor is `[patterns, heads]` with a pattern or more.
