@@ -52,6 +52,7 @@ let documentation: [Package.Dependency] =
 // formats, and rules that no other paper uses. Code that needs a kernel belongs to SparseKernels.
 let facades = [
     "XAttention", "MInference", "SpargeAttention", "DuoAttention", "Quest", "LServe", "Twilight", "SVDQuant", "QServe",
+    "SparseVideoGen",
 ]
 
 // MARK: - Package

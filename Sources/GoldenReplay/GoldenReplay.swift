@@ -23,6 +23,7 @@ public enum GoldenReplay {
         "spargeattn.block_map": replaySpargeBlockMap,
         "svdquant.engine_activation_quant": replayEngineActivation,
         "svdquant.linear": replaySVDQuantLinear,
+        "svg.spatial_temporal_attention": replaySparseVideoGen,
         "twilight.select_prune": replayTwilight,
         "twilight.top_p_mask": replayTopPMask,
         "xattention.estimate": replayXAttentionEstimate,

@@ -25,7 +25,8 @@ public struct AttentionBand: Hashable, Sendable {
         self.globalQueries = Self.union(globalQueries)
     }
 
-    private static func union(_ ranges: [Range<Int>]) -> [Range<Int>] {
+    /// The ranges without overlaps and gaps between them, ascending; empty ones are dropped.
+    package static func union(_ ranges: [Range<Int>]) -> [Range<Int>] {
         var result: [Range<Int>] = []
         for range in ranges.sorted(by: { $0.lowerBound < $1.lowerBound }) where !range.isEmpty {
             if let last = result.last, range.lowerBound <= last.upperBound {
