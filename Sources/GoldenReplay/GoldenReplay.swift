@@ -24,6 +24,7 @@ public enum GoldenReplay {
         "svdquant.engine_activation_quant": replayEngineActivation,
         "svdquant.linear": replaySVDQuantLinear,
         "svg.spatial_temporal_attention": replaySparseVideoGen,
+        "svg2.semantic_aware_permutation_attention": replaySVG2,
         "twilight.select_prune": replayTwilight,
         "twilight.top_p_mask": replayTopPMask,
         "xattention.estimate": replayXAttentionEstimate,

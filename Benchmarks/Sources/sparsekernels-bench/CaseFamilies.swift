@@ -3,6 +3,6 @@ var caseFamilies: [any CaseFamily.Type] {
     [
         GEMMCases.self, AttentionCases.self, SparseAttentionCases.self, ScoringCases.self, PrefillCases.self,
         QuantizedGEMMCases.self, QuantizationErrorCases.self, DecodeCases.self, DecodeUpkeepCases.self,
-        DecodeQualityCases.self,
+        DecodeQualityCases.self, VideoCases.self,
     ]
 }

@@ -19,12 +19,15 @@ func replaySVG2(
     let parameters = try golden.parameters(SVG2Parameters.self)
     switch parameters.type {
     case "fp32":
-        return try SVG2Replay<Float>(golden, parameters, instructionSet, pool, unitRoundoff: 0x1p-24).run()
+        var replay = try SVG2Replay<Float>(golden, parameters, instructionSet, pool, unitRoundoff: 0x1p-24)
+        return try replay.run()
     case "bf16":
-        return try SVG2Replay<BFloat16>(golden, parameters, instructionSet, pool, unitRoundoff: 0x1p-8).run()
+        var replay = try SVG2Replay<BFloat16>(golden, parameters, instructionSet, pool, unitRoundoff: 0x1p-8)
+        return try replay.run()
     #if !(os(macOS) && arch(x86_64))
         case "fp16":
-            return try SVG2Replay<Float16>(golden, parameters, instructionSet, pool, unitRoundoff: 0x1p-11).run()
+            var replay = try SVG2Replay<Float16>(golden, parameters, instructionSet, pool, unitRoundoff: 0x1p-11)
+            return try replay.run()
     #endif
     default:
         throw SparseKernelsError(
@@ -73,9 +76,10 @@ private struct SVG2Replay<Element: AttentionElement> {
         self.parameters = parameters
         self.pool = pool
         self.unitRoundoff = unitRoundoff
-        query = try golden.file.floatTensor("in.q").converted(to: Element.self)
-        key = try golden.file.floatTensor("in.k").converted(to: Element.self)
-        value = try golden.file.floatTensor("in.v").converted(to: Element.self)
+        let query = try golden.file.floatTensor("in.q").converted(to: Element.self)
+        let key = try golden.file.floatTensor("in.k").converted(to: Element.self)
+        let value = try golden.file.floatTensor("in.v").converted(to: Element.self)
+        (self.query, self.key, self.value) = (query, key, value)
         let shape = try AttentionShape(
             query: query.view(named: "in.q"), key: key.view(named: "in.k"), value: value.view(named: "in.v"))
         attention = try SVG2Attention(

@@ -121,7 +121,7 @@ struct KMeansTests {
         // A large tolerance returns the start with its own assignment.
         let stopped = try kMeans(data, from: start, iterations: 5, tolerance: 1e9)
         #expect(stopped.iterations == 1 && stopped.centroids.bits == start.bits)
-        #expect(stopped.labels.elements == (try kMeans.assign(data.view(), to: start)).labels.elements)
+        #expect(try stopped.labels.elements == kMeans.assign(data.view(), to: start).labels.elements)
     }
 
     @Test("every iteration lowers the inertia, and k-means++ starts lower than uniform draws on average")
@@ -156,7 +156,7 @@ struct KMeansTests {
             for head in 0..<3 {
                 let rows = Set(Self.rows(data, head: head))
                 let drawn = Self.rows(start, head: head)
-                #expect(drawn.allSatisfy(rows.contains))
+                #expect(drawn.allSatisfy { rows.contains($0) })
                 if method == .plusPlus { #expect(Set(drawn).count == 12) }
             }
             let single = try KMeans(heads: 1, points: 40, channels: 5, clusters: 12)
@@ -178,7 +178,7 @@ struct KMeansTests {
         let kMeans = try KMeans(points: 100, channels: 9, clusters: 5, instructionSet: set)
         let start = try Tensor<Float>([1, 5, 9], Array(elements[90..<135]))
         let clusters = try kMeans(data, from: start, iterations: 6)
-        #expect(clusters.centroids.elements.allSatisfy(\.isFinite))
+        #expect(clusters.centroids.elements.allSatisfy { $0.isFinite })
         for row in [3, 17, 50, 99] {
             #expect(clusters.labels[flat: row] == 0 && clusters.distances[flat: row] == .infinity)
         }

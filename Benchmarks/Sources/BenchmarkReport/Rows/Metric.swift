@@ -51,7 +51,7 @@ extension Metric {
 
     /// The kept fraction of the blocks, weights or tokens, from 0 to 1.
     public static let density = Metric(
-        "density", "Dens.", "%", width: 5, in: [.blockSparse, .scoring, .prefill, .decodeQuality], format: percent)
+        "density", "Dens.", "%", width: 5, in: [.blockSparse, .scoring, .prefill, .decodeQuality, .video], format: percent)
     /// The smallest density at which any choice of blocks has this recall.
     public static let oracleDensity = Metric(
         "oracle_density", "Oracle", "%", width: 5, in: [.prefill, .decodeQuality], format: percent)
@@ -79,7 +79,7 @@ extension Metric {
     }
     /// Operations done per second, in 10⁹.
     public static let actualGFLOPS = Metric(
-        "gflops_actual", "Actual", "GFLOP/s", width: 7, in: [.matrixProduct, .denseAttention, .blockSparse, .scoring])
+        "gflops_actual", "Actual", "GFLOP/s", width: 7, in: [.matrixProduct, .denseAttention, .blockSparse, .scoring, .video])
     /// Operations that the dense operator would have needed, per second, in 10⁹.
     public static let effectiveGFLOPS = Metric(
         "gflops_effective", "Effect.", "GFLOP/s", width: 7, in: [.denseAttention, .quantizedProduct])
@@ -88,7 +88,7 @@ extension Metric {
     /// Speed as a fraction of the roof that bounds this case; 1 is the roof itself.
     public static let roofFraction = Metric(
         "roof_fraction", "Roof", "%", width: 5,
-        in: [.matrixProduct, .denseAttention, .blockSparse, .quantizedProduct, .decode], format: percent)
+        in: [.matrixProduct, .denseAttention, .blockSparse, .quantizedProduct, .decode, .video], format: percent)
     /// The time of making the layer, once: search of the smoothing, factorisation and rounding.
     public static let quantizationSeconds = Metric("quantize_s", "Quant.", "s", width: 7, in: [.quantizationError])
 
@@ -99,13 +99,13 @@ extension Metric {
     /// The `speedup` over the dense operator with the cache in the same format.
     public static let sameFormatSpeedup = Metric("speedup_same_format", "Dense", "×", width: 6, in: [.decode])
     /// Speed-up over dense times density; 1 when the time is proportional to the kept part.
-    public static let efficiency = Metric("efficiency", "Effic.", "%", width: 5, in: [.blockSparse], format: percent) { row in
+    public static let efficiency = Metric("efficiency", "Effic.", "%", width: 5, in: [.blockSparse, .video], format: percent) { row in
         guard row.baseline == BenchmarkRow.denseBaseline, let speedup = row[.speedup] else { return nil }
         return row[.density].map { speedup * $0 }
     }
     /// Time as a fraction of the baseline's.
     public static let baselineShare = Metric(
-        "baseline_share", "Time", "% base", width: 5, in: [.blockSparse, .scoring, .prefill, .decodeUpkeep], format: percent
+        "baseline_share", "Time", "% base", width: 5, in: [.blockSparse, .scoring, .prefill, .decodeUpkeep, .video], format: percent
     ) { row in row[.speedup].map { 1 / $0 } }
     /// The fraction of the time that selecting pages and tokens takes.
     public static let scoringShare = Metric("scoring_share", "Score", "%", width: 5, in: [.decode], format: percent)
@@ -114,11 +114,11 @@ extension Metric {
 
     /// The fraction of the attention mass that the selection covers, from 0 to 1.
     public static let recall = Metric(
-        "recall", "Recall", "%", width: 5, in: [.scoring, .prefill, .decodeQuality], format: percent)
+        "recall", "Recall", "%", width: 5, in: [.scoring, .prefill, .decodeQuality, .video], format: percent)
     /// The loss of accuracy by selection or quantisation: ‖output − exact output‖ / ‖exact output‖, where exact means the dense
     /// operator or the single-precision layer. `error`, in contrast, is that of the arithmetic.
     public static let outputError = Metric(
-        "output_error", "O.err.", "%", width: 5, in: [.prefill, .quantizedProduct, .quantizationError, .decodeQuality],
+        "output_error", "O.err.", "%", width: 5, in: [.prefill, .quantizedProduct, .quantizationError, .decodeQuality, .video],
         format: percent)
     public static let error = Metric(
         "error", "Error", width: 7, in: .all(but: [.decodeUpkeep]), format: { Format.scientific($0) })

@@ -3,7 +3,7 @@
 /// Dense attention that is timed beside sparse rows has a name like theirs (`prefill.dense`), so that it is in their table.
 public enum ReportSection: String, CaseIterable, Sendable {
     case matrixProduct, denseAttention, blockSparse, scoring, prefill, quantizedProduct, quantizationError
-    case decode, decodeUpkeep, decodeQuality
+    case decode, decodeUpkeep, decodeQuality, video
 
     public init(op: String) {
         let owner = Self.allCases.first { section in section.prefixes.contains { op.hasPrefix($0) } }
@@ -22,6 +22,7 @@ public enum ReportSection: String, CaseIterable, Sendable {
         case .decode: ["decode.step"]
         case .decodeUpkeep: ["decode.upkeep"]
         case .decodeQuality: ["decode.quality"]
+        case .video: ["video"]
         }
     }
 
@@ -37,6 +38,7 @@ public enum ReportSection: String, CaseIterable, Sendable {
         case .decode: "Decoding from a paged cache, time of a token in a layer"
         case .decodeUpkeep: "Keeping a paged cache"
         case .decodeQuality: "What page and token selection keep of dense attention"
+        case .video: "Attention of video tokens"
         }
     }
 
