@@ -47,6 +47,7 @@ public struct SVGAttention: SelectiveAttention {
         instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         try geometry.check(shape)
+        try configuration.modifiers.validate(queryHeads: shape.queryHeads)
         var masks: [SVGMask] = []
         for kind in SVGHeadKind.allCases { masks.append(try SVGMask(geometry, kind: kind, configuration)) }
         self.shape = shape

@@ -58,10 +58,15 @@ struct SVGAttentionTests {
             let order = mask.order?.map { Int($0) } ?? Array(0..<shape.queryLength)
             var position = order
             for (index, token) in order.enumerated() { position[token] = index }
+            let kvHead = head / shape.queryHeadsPerKVHead
+            let (queries, keys, values) = try (
+                operands.query.view().rows(head: head), operands.key.view().rows(head: kvHead),
+                operands.value.view().rows(head: kvHead)
+            )
             for token in 0..<shape.queryLength {
-                let row = try oracle.row(
-                    head: head, token: token, query: operands.query.view(), key: operands.key.view(),
-                    value: operands.value.view(), hides: { !mask.keeps(query: position[token], key: position[$0]) })
+                let row = oracle.row(
+                    head: head, token: token, query: queries[token], keys: keys, values: values,
+                    hides: { !mask.keeps(query: position[token], key: position[$0]) })
                 let bound = AttentionErrorBound(row, headDim: shape.headDim).output
                 for (channel, expected) in row.output.enumerated() {
                     let error = abs(Double(output[head, token, channel]) - expected)
