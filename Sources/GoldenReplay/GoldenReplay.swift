@@ -12,6 +12,7 @@ public enum GoldenReplay {
     private static let replays: [String: Replay] = [
         "awq_gptq.pack": replayNibblePacking,
         "blocksparse.attention": replayBlockSparseAttention,
+        "draft.attention": replayDraftAttention,
         "ggml.quantize": replayGGMLQuantize,
         "lserve.decode_select": replayLServe,
         "minference.index_build": replayMInferenceIndex,
