@@ -18,6 +18,8 @@ public enum GoldenReplay {
         "minference.index_build": replayMInferenceIndex,
         "minference.vertical_slash": replayMInferenceVerticalSlash,
         "nunchaku.pack": replayNunchakuPack,
+        "paro.attention": replayPAROAttention,
+        "paro.permutation": replayPAROPermutation,
         "qserve.omniserve_pack": replayQServePack,
         "qserve.w4a8": replayQServe,
         "quest.decode": replayQuest,
