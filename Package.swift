@@ -53,6 +53,7 @@ let documentation: [Package.Dependency] =
 let facades = [
     "XAttention", "MInference", "SpargeAttention", "DuoAttention", "Quest", "LServe", "Twilight", "SVDQuant", "QServe",
     "SparseVideoGen",
+    "PAROAttention", "DraftAttention",
 ]
 
 // MARK: - Package

@@ -1,4 +1,4 @@
-import SpargeAttention
+import SparseKernels
 import SparseKernelsReference
 import Testing
 
@@ -71,6 +71,33 @@ struct Int8BlockQuantizationTests {
         #expect(try Int8BlockQuantization(other.view(layout: .nhd), blocks: partition) == expected)
     }
 
+    @Test("the CUDA rule rounds exact quotients to nearest, halves to even", arguments: InstructionSet.available)
+    func halvesToEven(_ set: InstructionSet) throws {
+        let tensor = try Tensor<Float16>.normal([2, 70, 12], seed: 31, scale: 3)
+        let partition = try BlockPartition(length: 70, blockSize: 32)
+        let result = try Int8BlockQuantization(tensor, blocks: partition, rule: .halvesToEven, instructionSet: set)
+        let rows = result.dequantized()
+        for head in 0..<2 {
+            for block in 0..<partition.count {
+                let indices = partition[block].flatMap { token in (0..<12).map { (head * 70 + token) * 12 + $0 } }
+                let largest = indices.reduce(0) { max($0, Double(abs(tensor[flat: $1].floatValue))) }
+                let scale = result.scales[flat: head * partition.count + block]
+                #expect(scale == Float(largest) / 127)
+                for index in indices {
+                    let quotient = Double(tensor[flat: index].floatValue) * 127 / largest
+                    #expect(Double(result.codes[flat: index]) == quotient.rounded(.toNearestOrEven))
+                    #expect(rows[flat: index] == scale * Float(result.codes[flat: index]))
+                }
+            }
+        }
+        // 127 makes the scale 1, so that halves are exact. Zeros and numbers that are not finite give codes, not traps.
+        let halves = try Int8BlockQuantization(
+            Tensor<Float>([1, 6, 2], [127, 0.5, 1.5, -0.5, -2.5, 2.5, 0, 0, .infinity, 1, .nan, 3]),
+            blocks: BlockPartition(sizes: [3, 1, 1, 1]), rule: .halvesToEven)
+        #expect(halves.codes.elements == [127, 0, 2, 0, -2, 2, 0, 0, 0, 0, 0, 127])
+        #expect(halves.scales.elements == [1, 1e-7 / 127, .infinity, 3 / 127])
+    }
+
     @Test("arguments that disagree are errors that name them")
     func badInput() throws {
         let tensor = try Tensor<Float>(zeros: [2, 10, 4])
@@ -83,5 +110,16 @@ struct Int8BlockQuantizationTests {
                 tensor, blocks: BlockPartition(length: 10, blockSize: 4), subtracting: Tensor(zeros: [1, 1, 4]))
         }
         #expect(error?.code == .invalidShape && error?.argument == "mean")
+        let (codes, scales) = (try Tensor<Int8>(zeros: [2, 10, 4]), try Tensor<Float>(zeros: [2, 3]))
+        let partition = try BlockPartition(length: 10, blockSize: 4)
+        #expect(try Int8BlockQuantization(partition: partition, codes: codes, scales: scales).dequantized().count == 80)
+        error = #expect(throws: SparseKernelsError.self) {
+            try Int8BlockQuantization(partition: partition, codes: Tensor(zeros: [2, 9, 4]), scales: scales)
+        }
+        #expect(error?.code == .invalidShape && error?.argument == "codes")
+        error = #expect(throws: SparseKernelsError.self) {
+            try Int8BlockQuantization(partition: partition, codes: codes, scales: Tensor(zeros: [1, 3]))
+        }
+        #expect(error?.code == .invalidShape && error?.argument == "scales")
     }
 }
