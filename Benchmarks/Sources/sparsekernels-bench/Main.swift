@@ -7,7 +7,8 @@ struct SparseKernelsBench: ParsableCommand {
         abstract: "Measures the kernels of SparseKernels, verifying each result before it is timed.",
         version: "0.1.0",
         subcommands: [
-            RunCommand.self, VerifyCommand.self, AttendCommand.self, ShowCommand.self, TablesCommand.self, RecordCommand.self,
+            RunCommand.self, VerifyCommand.self, AttendCommand.self, VideoCommand.self, ShowCommand.self, TablesCommand.self,
+            RecordCommand.self,
             CoreCommand.self,
         ],
         defaultSubcommand: RunCommand.self)
