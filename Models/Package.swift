@@ -28,6 +28,10 @@ let package = Package(
             dependencies: [
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
+                .product(name: "QServe", package: "SparseKernels"),
+                .product(name: "SVDQuant", package: "SparseKernels"),
+                .product(name: "SpargeAttention", package: "SparseKernels"),
+                .product(name: "XAttention", package: "SparseKernels"),
             ],
             swiftSettings: language),
         .testTarget(
