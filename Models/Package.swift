@@ -40,6 +40,7 @@ let package = Package(
                 "SparseKernelsModels",
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
+                .product(name: "SVDQuant", package: "SparseKernels"),
             ],
             swiftSettings: language),
     ],

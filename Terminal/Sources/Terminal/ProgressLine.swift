@@ -70,6 +70,14 @@ public final class ProgressLine {
         show(atOnce: false)
     }
 
+    /// Call this when a part of the current case is complete: the bar and the time that is left then move within cases.
+    ///
+    /// - Parameter work: the part of the work. `finishCase` then takes what remains of the case.
+    public func advance(work: Double) {
+        workDone += work
+        show(atOnce: false)
+    }
+
     /// Call this when the current case is complete.
     ///
     /// - Parameters:

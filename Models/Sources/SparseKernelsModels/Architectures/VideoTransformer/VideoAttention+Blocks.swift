@@ -1,4 +1,4 @@
-public import SpargeAttention
+internal import SpargeAttention
 public import SparseKernels
 public import XAttention
 

@@ -1,6 +1,6 @@
 internal import QServe
 internal import SVDQuant
-public import SparseKernels
+internal import SparseKernels
 
 /// The arithmetic of the linear layers in the blocks: query, key and value together, output, and both of the MLP. Embeddings,
 /// the MLP of the time and the last layer are in single precision.

@@ -49,12 +49,11 @@ public struct VideoSampler: Hashable, Sendable {
     ///   - seed: of the noise.
     ///   - attention: the method. It is copied and reset, so that nothing of another video is in it.
     ///   - pool: the threads to use.
-    ///   - observe: called with the input of each linear layer of a block just before it runs.
     ///   - progress: called after each layer and each step.
     /// - Throws: the errors of `VideoTransformer.velocity` and of the closures.
     public func callAsFunction(
         _ model: VideoTransformer, prompt: [Int], seed: UInt64, attention: any VideoAttention = DenseVideoAttention(),
-        on pool: WorkerPool = .shared, observe: LayerObserver = { _, _ throws(SparseKernelsError) in },
+        on pool: WorkerPool = .shared,
         progress: Progress = { _ throws(SparseKernelsError) in }
     ) throws(SparseKernelsError) -> VideoSample {
         var method = attention
@@ -83,6 +82,12 @@ public struct VideoSample: Sendable {
     /// The part of all pairs that attention computed, by step and layer.
     public let densities: [[Double]]
     public let seconds: VideoStageSeconds
+
+    public init(clip: VideoClip, densities: [[Double]], seconds: VideoStageSeconds) {
+        self.clip = clip
+        self.densities = densities
+        self.seconds = seconds
+    }
 
     /// The mean over all steps and layers, dense ones too.
     public var density: Double { mean(densities.flatMap { $0 }) }

@@ -164,7 +164,6 @@ public struct VideoTransformer: Sendable {
         let embedding = try timeEmbedding(time, on: pool)
         let modulation = try product("t6", silu(embedding), on: pool).elements
         try embed(patches, prompt, into: &workspace, on: pool)
-        let geometry = try TensorGeometry(heads: c.heads, tokens: c.tokens, channels: c.headDim, layout: .nhd)
         var densities: [Double] = []
         stopwatch.lap(\.other)
         for (layer, block) in blocks.enumerated() {
@@ -179,11 +178,9 @@ public struct VideoTransformer: Sendable {
                 workspace.qkv, bias: block.qkv.pendingBias, queryNorm: block.queryNorm, keyNorm: block.keyNorm,
                 epsilon: epsilon, rotation: rotation, into: &workspace.heads, on: pool)
             stopwatch.lap(\.other)
-            let density = try attention.attend(
-                at: VideoAttentionPlace(layer: layer, layers: c.layers, step: step.index, steps: step.count),
-                query: workspace.heads.query.view(named: "query"), key: workspace.heads.key.view(named: "key"),
-                value: workspace.heads.value.view(named: "value"),
-                output: MutableTensorView(workspace.attended.mutableSpan, geometry: geometry, named: "output"), on: pool)
+            let density = try attend(
+                with: &attention, at: VideoAttentionPlace(layer: layer, layers: c.layers, step: step.index, steps: step.count),
+                workspace.heads, into: &workspace.attended, on: pool)
             densities.append(density)
             stopwatch.lap(\.attention)
             try observe(name + "o", workspace.attended)
@@ -214,6 +211,20 @@ public struct VideoTransformer: Sendable {
         let velocity = try output(of: workspace.normalized, on: pool)
         stopwatch.lap(\.other)
         return VideoStep(velocity: velocity, densities: densities, seconds: stopwatch.seconds)
+    }
+
+    /// The attention of one layer, whose output is `[tokens, heads · headDim]`.
+    private func attend(
+        with attention: inout any VideoAttention, at place: VideoAttentionPlace,
+        _ heads: (query: Tensor<Float>, key: Tensor<Float>, value: Tensor<Float>), into output: inout Tensor<Float>,
+        on pool: WorkerPool
+    ) throws(SparseKernelsError) -> Double {
+        let c = configuration
+        let geometry = try TensorGeometry(heads: c.heads, tokens: c.tokens, channels: c.headDim, layout: .nhd)
+        return try attention.attend(
+            at: place, query: heads.query.view(named: "query"), key: heads.key.view(named: "key"),
+            value: heads.value.view(named: "value"),
+            output: MutableTensorView(output.mutableSpan, geometry: geometry, named: "output"), on: pool)
     }
 
     private func check(_ patches: Tensor<Float>, _ prompt: [Int], _ time: Double) throws(SparseKernelsError) {
@@ -247,8 +258,8 @@ public struct VideoTransformer: Sendable {
     ) throws(SparseKernelsError) {
         let (d, textTokens) = (hiddenSize, prompt.count)
         let embedded = try product("patch", patches, on: pool)
-        let (text, position) = (weights["text.weight"]!.span, weights["tpos"]!.span)
-        let video = embedded.span
+        let (textWeight, positions) = (weights["text.weight"]!, weights["tpos"]!)
+        let (text, position, video) = (textWeight.span, positions.span, embedded.span)
         var hidden = workspace.hidden.mutableSpan
         for token in 0..<textTokens {
             for i in 0..<d { hidden[token * d + i] = text[prompt[token] * d + i] + position[token * d + i] }
@@ -271,7 +282,8 @@ public struct VideoTransformer: Sendable {
     private func product(
         _ name: String, _ x: MatrixView<Float>, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Tensor<Float> {
-        let (weight, bias) = (weights[name + ".weight"]!, weights[name + ".bias"]!.span)
+        let (weight, biases) = (weights[name + ".weight"]!, weights[name + ".bias"]!)
+        let bias = biases.span
         let (m, n) = (x.rows, weight.shape[0])
         var y = try Tensor<Float>(zeros: [m, n])
         try GEMM(m: m, n: n, k: x.columns, transposesB: true).run(
