@@ -31,6 +31,7 @@ let package = Package(
                 .product(name: "QServe", package: "SparseKernels"),
                 .product(name: "SVDQuant", package: "SparseKernels"),
                 .product(name: "SpargeAttention", package: "SparseKernels"),
+                .product(name: "SparseVideoGen", package: "SparseKernels"),
                 .product(name: "XAttention", package: "SparseKernels"),
             ],
             swiftSettings: language),

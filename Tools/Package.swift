@@ -61,6 +61,7 @@ let package = Package(
                 .product(name: "Terminal", package: "SparseKernelsTerminal"),
                 .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "SparseVideoGen", package: "SparseKernels"),
             ],
             swiftSettings: language),
         // The work of the commands, without arguments and terminals.

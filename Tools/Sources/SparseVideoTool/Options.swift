@@ -8,6 +8,24 @@ extension VideoLinearFormat: @retroactive ExpressibleByArgument {}
 
 /// How much sparse attention keeps.
 struct MethodOptions: ParsableArguments {
+    @Option(help: "SVG: the part of all pairs that the bands of keys have.")
+    var density = VideoMethodOptions().density
+
+    @Option(help: "SVG: query rows on which heads are profiled.")
+    var sampledRows = VideoMethodOptions().sampledRows
+
+    @Option(help: "SVG2: the part of the estimated mass that the key clusters of a query cluster must have.")
+    var mass = VideoMethodOptions().mass
+
+    @Option(help: "SVG2: the part of the key clusters that every query cluster keeps at least.")
+    var minimumKeyRatio = VideoMethodOptions().minimumKeyRatio
+
+    @Option(help: "SVG2: clusters of the queries of a head.")
+    var queryClusters = VideoMethodOptions().queryClusters
+
+    @Option(help: "SVG2: clusters of the keys of a head.")
+    var keyClusters = VideoMethodOptions().keyClusters
+
     @Option(help: "XAttention: the part of the estimated mass that blocks must have.")
     var threshold = VideoMethodOptions().threshold
 
@@ -22,6 +40,12 @@ struct MethodOptions: ParsableArguments {
 
     var options: VideoMethodOptions {
         var options = VideoMethodOptions()
+        options.density = density
+        options.sampledRows = sampledRows
+        options.mass = mass
+        options.minimumKeyRatio = minimumKeyRatio
+        options.queryClusters = queryClusters
+        options.keyClusters = keyClusters
         options.threshold = threshold
         options.keepRatio = keepRatio
         options.denseSteps = denseSteps

@@ -1,5 +1,6 @@
 public import SparseKernels
 public import SparseKernelsModels
+internal import SparseVideoGen
 
 /// The methods of attention that a video can be made with.
 public enum VideoMethod: String, Hashable, Sendable, CaseIterable {
@@ -19,6 +20,17 @@ public enum VideoMethod: String, Hashable, Sendable, CaseIterable {
 
 /// How much each method keeps, and what stays dense.
 public struct VideoMethodOptions: Hashable, Sendable {
+    /// SVG: the part of all pairs that the bands keep.
+    public var density = 0.4
+    /// SVG: query rows on which heads are profiled.
+    public var sampledRows = 64
+    /// SVG2: the part of the estimated mass.
+    public var mass = 0.9
+    /// SVG2: the part of the key clusters that every query cluster keeps at least.
+    public var minimumKeyRatio = 0.1
+    /// SVG2: clusters per head.
+    public var queryClusters = 64
+    public var keyClusters = 256
     /// XAttention: the part of the estimated mass.
     public var threshold = 0.9
     /// SpargeAttention: the part of the key blocks of a query block.
@@ -40,9 +52,13 @@ public struct VideoMethodOptions: Hashable, Sendable {
         case .dense: return DenseVideoAttention()
         case .xattention: sparse = try XVideoAttention(threshold: threshold)
         case .sparge: sparse = try SpargeVideoAttention(keepRatio: keepRatio)
-        case .svg, .svg2:
-            throw SparseKernelsError(
-                .invalidArgument, "attention", expected: "dense, xattention or sparge", actual: method.rawValue)
+        case .svg:
+            sparse = try SVGVideoAttention(configuration, SVGConfiguration(density: density, sampledRows: sampledRows))
+        case .svg2:
+            sparse = try SVG2VideoAttention(
+                configuration,
+                SVG2Configuration(
+                    queryClusters: queryClusters, keyClusters: keyClusters, mass: mass, minimumKeyRatio: minimumKeyRatio))
         }
         return try WarmedUpVideoAttention(sparse, denseStepFraction: denseSteps, denseLayers: denseLayers)
     }

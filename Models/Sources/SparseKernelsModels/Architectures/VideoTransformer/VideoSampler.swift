@@ -65,8 +65,9 @@ public struct VideoSampler: Hashable, Sendable {
             let result = try model.velocity(
                 of: x, prompt: prompt, time: time(ofStep: step), step: (step, steps), attention: &method, workspace: &workspace,
                 on: pool,
-                observe: observe
-            ) { layer, density throws(SparseKernelsError) in try progress(.layer(layer, step: step, density: density)) }
+                finishedLayer: { layer, density throws(SparseKernelsError) in
+                    try progress(.layer(layer, step: step, density: density))
+                })
             advance(&x, by: result.velocity, step: step)
             densities.append(result.densities)
             seconds += result.seconds
