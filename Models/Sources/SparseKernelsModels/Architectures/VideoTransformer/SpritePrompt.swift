@@ -59,7 +59,7 @@ public struct SpritePrompt: Hashable, Sendable {
         // Seeds next to each other would else begin alike.
         var generator = SplitMix64(seed: seed ^ 0x5350_5249_5445)
         func draw(_ range: ClosedRange<Int>) -> Int {
-            range.lowerBound + Int(generator.next() >> 32) * range.count >> 32
+            range.lowerBound + (Int(generator.next() >> 32) * range.count) >> 32
         }
         texture = draw(0...3)
         backgroundColour = draw(0...3)
