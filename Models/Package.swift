@@ -42,6 +42,7 @@ let package = Package(
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
                 .product(name: "SVDQuant", package: "SparseKernels"),
+                .product(name: "SparseVideoGen", package: "SparseKernels"),
             ],
             swiftSettings: language),
     ],

@@ -15,8 +15,16 @@ final class TinyVideo {
         """
     private(set) var weights: [String: Tensor<Float>] = [:]
 
+    /// 4 frames of 8 × 8 patches, and the text of `SpritePrompt`.
+    static let sprites = """
+        {"frames": 4, "image_size": 16, "patch_size": 2, "text_tokens": 32, "hidden_size": 24, "num_layers": 2, "num_heads": 2,
+         "head_dim": 12, "mlp_ratio": 3, "text_vocab": 64, "rope_axes_dim": [4, 6, 2]}
+        """
+
+    /// - Parameter text: the text tokens of the configuration, and the ids that they can have.
     init(
-        configuration: String = TinyVideo.configuration, leavingOut missing: String? = nil, changing changed: String? = nil
+        configuration: String = TinyVideo.configuration, text: (tokens: Int, ids: Int) = (4, 9),
+        leavingOut missing: String? = nil, changing changed: String? = nil
     ) throws {
         try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
         try Data(configuration.utf8).write(to: URL(fileURLWithPath: folder + "/config.json"))
@@ -24,7 +32,8 @@ final class TinyVideo {
         var shapes = [
             "patch.weight": [d, 12], "patch.bias": [d], "t1.weight": [d, 8], "t1.bias": [d], "t2.weight": [d, d],
             "t2.bias": [d],
-            "t6.weight": [6 * d, d], "t6.bias": [6 * d], "text.weight": [9, d], "tpos": [4, d], "fmod": [2, d],
+            "t6.weight": [6 * d, d], "t6.bias": [6 * d], "text.weight": [text.ids, d], "tpos": [text.tokens, d],
+            "fmod": [2, d],
             "out.weight": [12, d], "out.bias": [12],
         ]
         for layer in 0..<2 {

@@ -2,6 +2,7 @@ import Foundation
 import SparseKernels
 import SparseKernelsModels
 import SparseKernelsReference
+import SparseVideoGen
 import Testing
 
 /// Attention that notes where it was called, and attends to all keys.
@@ -83,12 +84,23 @@ struct VideoSamplerTests {
         let model = try VideoTransformer(folder: TinyVideo().folder)
         let sampler = try VideoSampler(steps: 2)
         let dense = try sampler(model, prompt: prompt, seed: 2)
-        let methods: [any VideoAttention] = [try XVideoAttention(threshold: 1), try SpargeVideoAttention(keepRatio: 1)]
+        let c = model.configuration
+        let methods: [any VideoAttention] = [
+            try XVideoAttention(threshold: 1), try SpargeVideoAttention(keepRatio: 1),
+            try SVGVideoAttention(c, SVGConfiguration(density: 1, sampledRows: 4)),
+            try SVG2VideoAttention(c, SVG2Configuration(queryClusters: 3, keyClusters: 4, mass: 1, minimumKeyRatio: 1)),
+        ]
         for method in methods {
             let sample = try sampler(model, prompt: prompt, seed: 2, attention: method)
             #expect(sample.density == 1)
             #expect(relativeDistance(sample.clip.pixels.elements, dense.clip.pixels.elements) < 1e-5)
         }
+        let sparse: any VideoAttention = try SVG2VideoAttention(
+            c, SVG2Configuration(queryClusters: 3, keyClusters: 6, mass: 0.4, minimumKeyRatio: 0))
+        let sample = try sampler(model, prompt: prompt, seed: 2, attention: sparse)
+        #expect(sample.density < 1 && sample.density > 0)
+        #expect(try sampler(model, prompt: prompt, seed: 2, attention: sparse, on: .serial).clip.pixels == sample.clip.pixels)
+        #expect(throws: SparseKernelsError.self) { try SVG2VideoAttention(c, SVG2Configuration(queryClusters: 100)) }
         #expect(throws: SparseKernelsError.self) { try XVideoAttention(threshold: 1.5) }
         #expect(throws: SparseKernelsError.self) { try SpargeVideoAttention(keepRatio: .nan) }
     }
