@@ -34,7 +34,8 @@ public final class ProgressLine {
         let clock = ContinuousClock()
         let origin = clock.now
         self.init(
-            total: total, work: work, isTerminal: Self.hasTerminal, write: { FileHandle.standardError.write(Data($0.utf8)) },
+            total: total, work: work, isTerminal: Self.hasTerminal, width: Self.terminalWidth,
+            write: { FileHandle.standardError.write(Data($0.utf8)) },
             now: { clock.now - origin })
     }
 
@@ -44,6 +45,13 @@ public final class ProgressLine {
     }
 
     private static var hasTerminal: Bool { isatty(FileHandle.standardError.fileDescriptor) == 1 }
+
+    /// The columns of the terminal but the last, in which some terminals begin a new line; 79 where it does not say.
+    private static var terminalWidth: Int {
+        var size = winsize()
+        let isKnown = ioctl(FileHandle.standardError.fileDescriptor, UInt(TIOCGWINSZ), &size) == 0
+        return isKnown && size.ws_col > 1 ? Int(size.ws_col) - 1 : 79
+    }
 
     /// Parameters that tests replace: the kind of output, the output, and the clock.
     init(
