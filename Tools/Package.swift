@@ -78,6 +78,7 @@ let package = Package(
             name: "VideoGenerationTests",
             dependencies: [
                 "VideoGeneration",
+                .product(name: "Terminal", package: "SparseKernelsTerminal"),
                 .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),

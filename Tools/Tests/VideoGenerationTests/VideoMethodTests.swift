@@ -1,6 +1,7 @@
 import SparseKernels
 import SparseKernelsModels
 import SparseKernelsReference
+import Terminal
 import Testing
 
 @testable import VideoGeneration
