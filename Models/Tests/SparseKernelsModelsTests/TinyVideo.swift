@@ -54,6 +54,8 @@ final class TinyVideo {
         try writer.write(to: folder + "/model.safetensors")
     }
 
+    func model() throws -> VideoTransformer { try VideoTransformer(folder: folder) }
+
     deinit { try? FileManager.default.removeItem(atPath: folder) }
 
     /// Puts a file in the place of the weights, with the linear layers of the blocks in 4 bits.

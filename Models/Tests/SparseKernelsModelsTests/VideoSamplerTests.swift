@@ -29,7 +29,7 @@ struct VideoSamplerTests {
 
     @Test("a seed gives the same bits on any pool, and another seed another video")
     func determinism() throws {
-        let model = try VideoTransformer(folder: TinyVideo().folder)
+        let model = try TinyVideo().model()
         let sampler = try VideoSampler(steps: 3)
         let sample = try sampler(model, prompt: prompt, seed: 7)
         #expect(sample.clip.pixels.shape == [2, 3, 4, 4] && sample.density == 1)
@@ -42,7 +42,7 @@ struct VideoSamplerTests {
 
     @Test("one step is noise less the velocity at time 1")
     func euler() throws {
-        let model = try VideoTransformer(folder: TinyVideo().folder)
+        let model = try TinyVideo().model()
         let noise = try VideoSampler.noise(model.configuration, seed: 3)
         let velocity = try model.velocity(of: noise, prompt: prompt, time: 1)
         let sample = try VideoSampler(steps: 1)(model, prompt: prompt, seed: 3)
@@ -54,7 +54,7 @@ struct VideoSamplerTests {
 
     @Test("the first steps and layers stay dense, and each video starts with a method that has seen nothing")
     func warmUp() throws {
-        let model = try VideoTransformer(folder: TinyVideo().folder)
+        let model = try TinyVideo().model()
         let counts = Counts()
         let attention = try WarmedUpVideoAttention(NotingAttention { counts.add($0) }, denseStepFraction: 0.3)
         let sampler = try VideoSampler(steps: 5)
@@ -81,7 +81,7 @@ struct VideoSamplerTests {
 
     @Test("sparse methods that keep everything give the video of dense attention, and others less of it")
     func methods() throws {
-        let model = try VideoTransformer(folder: TinyVideo().folder)
+        let model = try TinyVideo().model()
         let sampler = try VideoSampler(steps: 2)
         let dense = try sampler(model, prompt: prompt, seed: 2)
         let c = model.configuration
@@ -107,7 +107,7 @@ struct VideoSamplerTests {
 
     @Test("the recorder samples the same tokens of all layers over all steps")
     func recording() throws {
-        let model = try VideoTransformer(folder: TinyVideo().folder)
+        let model = try TinyVideo().model()
         var (all, some) = (try CalibrationRecorder(capacity: 100), try CalibrationRecorder(capacity: 5, seed: 2))
         let sampler = try VideoSampler(steps: 3)
         let clip = try all.record(prompt: prompt, seed: 4, through: model, sampler: sampler)
@@ -131,7 +131,7 @@ struct VideoSamplerTests {
 
     @Test("patches become pixels: colour, row and column within a square of a frame")
     func unpatchifying() throws {
-        let c = try VideoTransformer(folder: TinyVideo().folder).configuration
+        let c = try TinyVideo().model().configuration
         let clip = try VideoClip(patches: Tensor([8, 12]) { Float($0) }, c)
         // Frame 1, green, row 3, column 2: token (1, 1, 1) = 7, channel (1 · 2 + 1) · 2 + 0.
         #expect(clip.pixels[1, 1, 3, 2] == 7 * 12 + 6)
