@@ -7,12 +7,14 @@ SWIFT ?= swift
 TRAITS ?= --traits OpenBLAS
 BENCH_FLAGS ?= --quick
 QUANTIZE_FLAGS ?=
+VIDEO ?= video.gif
+VIDEO_FLAGS ?= --attention svg2 --compare --strip $(VIDEO:.gif=-strip.png)
 
 .DEFAULT_GOAL := help
-.PHONY: help bench tools quantize test verify tables dependencies format lint hygiene docs clean
+.PHONY: help bench tools quantize demo-video pictures test verify tables dependencies format lint hygiene docs clean
 
 help: ## print this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r target text; do \
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r target text; do \
 		printf 'make %-12s %s\n' "$$target" "$$text"; done
 
 bench: dependencies ## speed tables; BENCH_FLAGS="--json out.json --isa all" for more, BENCH_FLAGS= for all rows
@@ -23,6 +25,13 @@ tools: dependencies ## the command line, Tools/.build/release/sparsekernels
 
 quantize: tools ## a model file in 4 bits: MODEL=in.safetensors OUT=out.safetensors QUANTIZE_FLAGS="--calibration tokens.safetensors"
 	Tools/.build/release/sparsekernels quantize $(MODEL) --output $(OUT) $(QUANTIZE_FLAGS)
+
+demo-video: dependencies pictures ## a video by sparse and by dense attention, of the model in here: VIDEO=a.gif VIDEO_FLAGS="--sprite circle,red,right"
+	$(SWIFT) build $(TRAITS) --package-path Tools -c release --product sparse-video
+	Tools/.build/release/sparse-video generate --out $(VIDEO) $(VIDEO_FLAGS)
+
+pictures: ## install ImageMagick where it is missing, for GIF and PNG files
+	@Scripts/install-imagemagick
 
 # Nested packages share the objects of the package: what they depend on is compiled once.
 test: dependencies ## all tests, those of the nested packages too; TRAITS= does without OpenBLAS

@@ -28,6 +28,11 @@ let package = Package(
             dependencies: [
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
+                .product(name: "QServe", package: "SparseKernels"),
+                .product(name: "SVDQuant", package: "SparseKernels"),
+                .product(name: "SpargeAttention", package: "SparseKernels"),
+                .product(name: "SparseVideoGen", package: "SparseKernels"),
+                .product(name: "XAttention", package: "SparseKernels"),
             ],
             swiftSettings: language),
         .testTarget(
@@ -36,6 +41,8 @@ let package = Package(
                 "SparseKernelsModels",
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
+                .product(name: "SVDQuant", package: "SparseKernels"),
+                .product(name: "SparseVideoGen", package: "SparseKernels"),
             ],
             swiftSettings: language),
     ],

@@ -12,7 +12,10 @@ let language: [SwiftSetting] = [
 let package = Package(
     name: "SparseKernelsTools",
     platforms: [.macOS("26.0")],
-    products: [.executable(name: "sparsekernels", targets: ["SparseKernelsTool"])],
+    products: [
+        .executable(name: "sparsekernels", targets: ["SparseKernelsTool"]),
+        .executable(name: "sparse-video", targets: ["SparseVideoTool"]),
+    ],
     traits: [
         .trait(name: "OpenBLAS", description: "LAPACKE for full decompositions; passed on to SparseKernels.")
     ],
@@ -40,6 +43,27 @@ let package = Package(
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: language),
+        // A program of its own: it makes videos and not files of models, and shares no option with the other one.
+        .executableTarget(
+            name: "SparseVideoTool",
+            dependencies: [
+                "ModelQuantization",
+                "VideoGeneration",
+                .product(name: "Terminal", package: "SparseKernelsTerminal"),
+                .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: language),
+        .target(
+            name: "VideoGeneration",
+            dependencies: [
+                .product(name: "Terminal", package: "SparseKernelsTerminal"),
+                .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "SparseVideoGen", package: "SparseKernels"),
+            ],
+            swiftSettings: language),
         // The work of the commands, without arguments and terminals.
         .target(
             name: "ModelQuantization",
@@ -48,6 +72,16 @@ let package = Package(
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
                 .product(name: "SVDQuant", package: "SparseKernels"),
+            ],
+            swiftSettings: language),
+        .testTarget(
+            name: "VideoGenerationTests",
+            dependencies: [
+                "VideoGeneration",
+                .product(name: "Terminal", package: "SparseKernelsTerminal"),
+                .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "SparseKernelsReference", package: "SparseKernels"),
             ],
             swiftSettings: language),
         .testTarget(

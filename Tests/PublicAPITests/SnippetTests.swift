@@ -1,11 +1,15 @@
 import Foundation
 import Testing
 
-/// Every Swift block of the guides is compiled and run, because its lines are also in a test of this folder.
+/// Every Swift block of the guides is compiled and run, because its lines are also in a test of this folder, or in one of the
+/// nested package that the guide is about.
 @Suite("Snippets of the guides")
 struct SnippetTests {
     private static let tests = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
     private static let package = tests.appendingPathComponent("../..").standardizedFileURL
+
+    /// Where the tests are that have the snippets.
+    private static let folders = [tests, package.appendingPathComponent("Models/Tests/SparseKernelsModelsTests")]
 
     /// The lines without indentation, omitting empty ones and imports.
     private static func lines(_ text: Substring) -> [String] {
@@ -33,7 +37,9 @@ struct SnippetTests {
     func snippetsAreTested(_ path: String) throws {
         let name = Self.name(of: path)
         let guide = try String(contentsOf: Self.package.appendingPathComponent(path), encoding: .utf8)
-        let test = try String(contentsOf: Self.tests.appendingPathComponent("\(name)Snippets.swift"), encoding: .utf8)
+        let files = Self.folders.map { $0.appendingPathComponent("\(name)Snippets.swift") }
+        let file = files.first { FileManager.default.fileExists(atPath: $0.path) } ?? files[0]
+        let test = try String(contentsOf: file, encoding: .utf8)
         let tested = Self.lines(Substring(test)).joined(separator: "\n")
         let blocks = guide.components(separatedBy: "```swift\n").dropFirst()
             .compactMap { $0.components(separatedBy: "```").first }

@@ -1,4 +1,17 @@
 extension WorkerPool {
+    /// Runs `body` for ranges that together are 0..<count, for passes of a model between operators, on the same threads.
+    ///
+    /// The ranges do not depend on the pool, so a body that reads and writes only what belongs to its range gives the same bits
+    /// on any pool. Returns when all are done.
+    ///
+    /// - Parameters:
+    ///   - count: the rows or other items to cover; nothing runs for 0 or less.
+    ///   - workPerItem: the estimated cost of one item in multiply-adds, or in bytes for passes that move memory.
+    ///   - body: may run on several threads at once.
+    public func forEachRange(of count: Int, workPerItem: Int, _ body: @Sendable (Range<Int>) -> Void) {
+        forEachRowRange(count, workPerRow: workPerItem) { range, _ in body(range) }
+    }
+
     /// Runs `body` for ranges that together are 0..<rows, for passes over matrices that write one row at a time.
     ///
     /// The ranges do not depend on the pool, so a body that reads only its range gives the same bits on any pool.

@@ -34,7 +34,8 @@ public final class ProgressLine {
         let clock = ContinuousClock()
         let origin = clock.now
         self.init(
-            total: total, work: work, isTerminal: Self.hasTerminal, write: { FileHandle.standardError.write(Data($0.utf8)) },
+            total: total, work: work, isTerminal: Self.hasTerminal, width: Self.terminalWidth,
+            write: { FileHandle.standardError.write(Data($0.utf8)) },
             now: { clock.now - origin })
     }
 
@@ -44,6 +45,13 @@ public final class ProgressLine {
     }
 
     private static var hasTerminal: Bool { isatty(FileHandle.standardError.fileDescriptor) == 1 }
+
+    /// The columns of the terminal but the last, in which some terminals begin a new line; 79 where it does not say.
+    private static var terminalWidth: Int {
+        var size = winsize()
+        let isKnown = ioctl(FileHandle.standardError.fileDescriptor, UInt(TIOCGWINSZ), &size) == 0
+        return isKnown && size.ws_col > 1 ? Int(size.ws_col) - 1 : 79
+    }
 
     /// Parameters that tests replace: the kind of output, the output, and the clock.
     init(
@@ -67,6 +75,14 @@ public final class ProgressLine {
 
     /// Call this between rounds, as often as is convenient.
     public func tick() {
+        show(atOnce: false)
+    }
+
+    /// Call this when a part of the current case is complete: the bar and the time that is left then move within cases.
+    ///
+    /// - Parameter work: the part of the work. `finishCase` then takes what remains of the case.
+    public func advance(work: Double) {
+        workDone += work
         show(atOnce: false)
     }
 

@@ -214,6 +214,21 @@ struct WorkerPoolTests {
         }
     #endif
 
+    @Test("the ranges of a pass cover every item once, and are the same on any pool", arguments: [0, 1, 7, 1000, 100_003])
+    func ranges(count: Int) {
+        var seen: [Set<Range<Int>>] = []
+        for threads in [1, 2, 7] {
+            let ranges = Mutex<[Range<Int>]>([])
+            WorkerPool(threads: threads).forEachRange(of: count, workPerItem: 100) { range in
+                ranges.withLock { $0.append(range) }
+            }
+            let ordered = ranges.withLock { $0.sorted { $0.lowerBound < $1.lowerBound } }
+            #expect(ordered.flatMap { $0 } == Array(0..<count))
+            seen.append(Set(ordered))
+        }
+        #expect(seen[0] == seen[1] && seen[0] == seen[2])
+    }
+
     @Test("a pool of no threads is a programming error")
     func emptyPoolTraps() async {
         await #expect(processExitsWith: .failure) { _ = WorkerPool(threads: 0) }

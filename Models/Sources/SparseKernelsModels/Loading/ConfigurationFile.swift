@@ -76,6 +76,21 @@ struct ConfigurationFile {
         return text
     }
 
+    /// Whole numbers in an array.
+    func integers(_ key: String, in range: ClosedRange<Int> = 1...1 << 20) throws(SparseKernelsError) -> [Int] {
+        guard let value = try value(key) else { throw missing(key) }
+        let expected = "an array of whole numbers from \(range.lowerBound) to \(range.upperBound)"
+        guard case .array(let elements) = value else { throw failure(key, expected: expected, actual: value.description) }
+        var integers: [Int] = []
+        for element in elements {
+            guard case .number(let number) = element, let integer = Int(exactly: number), range.contains(integer) else {
+                throw failure(key, expected: expected, actual: "an array with \(element.description)")
+            }
+            integers.append(integer)
+        }
+        return integers
+    }
+
     /// The object of a key. Messages name its keys after a dot.
     func object(_ key: String) throws(SparseKernelsError) -> ConfigurationFile? {
         guard let value = try value(key) else { return nil }
@@ -103,7 +118,7 @@ private enum Value: Decodable, Equatable {
     case flag(Bool)
     case number(Double)
     case text(String)
-    case array
+    case array([Value])
     case object([String: Value])
 
     init(from decoder: any Decoder) throws {
@@ -119,8 +134,7 @@ private enum Value: Decodable, Equatable {
         } else if let values = try? container.decode([String: Value].self) {
             self = .object(values)
         } else {
-            // Elements of arrays are never needed.
-            self = .array
+            self = .array(try container.decode([Value].self))
         }
     }
 

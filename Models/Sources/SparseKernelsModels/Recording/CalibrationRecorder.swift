@@ -27,25 +27,40 @@ public struct CalibrationRecorder: Sendable {
         generator = SplitMix64(seed: seed)
     }
 
-    /// Runs the model over one sequence and samples the inputs of its linear layers.
-    /// - Returns: the logits, from which the model's quality on this text can be computed.
-    /// - Throws: the errors of `LlamaModel.logits`. After an error the sample is not one of all tokens.
+    /// Runs something that shows the inputs of its linear layers for `count` tokens, and samples them.
+    ///
+    /// ```swift
+    /// try recorder.record(tokens: 4128) { observe throws(SparseKernelsError) in
+    ///     try video.velocity(of: patches, prompt: prompt, time: 0.7, observe: observe)
+    /// }
+    /// ```
+    ///
+    /// - Parameters:
+    ///   - count: the rows that every layer shows in this run.
+    ///   - run: calls its argument with each layer's input `[count, inFeatures]`, once per layer.
+    /// - Returns: the result of `run`.
+    /// - Throws: `.invalidShape` for a layer that shows other rows, and the errors of `run`. After an error the sample is not one
+    ///   of all tokens.
     @discardableResult
-    public mutating func record(
-        _ sequence: [Int], through model: LlamaModel, on pool: WorkerPool = .shared
-    ) throws(SparseKernelsError) -> Tensor<Float> {
-        // They are drawn once per sequence, so that all layers keep the same tokens.
+    public mutating func record<Result>(
+        tokens count: Int, _ run: (LayerObserver) throws(SparseKernelsError) -> Result
+    ) throws(SparseKernelsError) -> Result {
+        // They are drawn once per run, so that all layers keep the same tokens.
         var kept: [Int: Int] = [:]
-        for (position, index) in (tokens..<tokens + sequence.count).enumerated() {
+        for (position, index) in (tokens..<tokens + count).enumerated() {
             let slot = index < capacity ? index : Int.random(in: 0...index, using: &generator)
             if slot < capacity { kept[slot] = position }
         }
-        tokens += sequence.count
+        tokens += count
         let (size, slots) = (min(tokens, capacity), kept)
         var rows = rows
         self.rows = [:]
         defer { self.rows = rows }
-        return try model.logits(sequence, on: pool) { layer, input throws(SparseKernelsError) in
+        return try run { layer, input throws(SparseKernelsError) in
+            guard input.shape.count == 2, input.shape[0] == count else {
+                throw SparseKernelsError(
+                    .invalidShape, "layer \"\(layer)\"", expected: "[\(count), inFeatures]", actual: "\(input.shape)")
+            }
             let inFeatures = input.shape[1]
             let source = input.span
             var sample = rows.removeValue(forKey: layer) ?? Rows(inFeatures: inFeatures, elements: [])
@@ -56,6 +71,42 @@ public struct CalibrationRecorder: Sendable {
             }
             rows[layer] = sample
         }
+    }
+
+    /// Runs the model over one sequence and samples the inputs of its linear layers.
+    /// - Returns: the logits, from which the model's quality on this text can be computed.
+    /// - Throws: the errors of `LlamaModel.logits`. After an error the sample is not one of all tokens.
+    @discardableResult
+    public mutating func record(
+        _ sequence: [Int], through model: LlamaModel, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Tensor<Float> {
+        try record(tokens: sequence.count) { observe throws(SparseKernelsError) in
+            try model.logits(sequence, on: pool, observe: observe)
+        }
+    }
+
+    /// Makes a video and samples the inputs of the model's linear layers in all of its steps, and so at all times.
+    /// - Returns: the video.
+    /// - Throws: the errors of `VideoSampler`. After an error the sample is not one of all tokens.
+    @discardableResult
+    public mutating func record(
+        prompt: [Int], seed: UInt64, through model: VideoTransformer, sampler: VideoSampler, on pool: WorkerPool = .shared,
+        progress: VideoSampler.Progress = { _ throws(SparseKernelsError) in }
+    ) throws(SparseKernelsError) -> VideoClip {
+        var x = try VideoSampler.noise(model.configuration, seed: seed)
+        var workspace = try VideoTransformer.Workspace(model.configuration)
+        var attention: any VideoAttention = DenseVideoAttention()
+        for step in 0..<sampler.steps {
+            let result = try record(tokens: model.configuration.tokens) { observe throws(SparseKernelsError) in
+                try model.velocity(
+                    of: x, prompt: prompt, time: sampler.time(ofStep: step), step: (step, sampler.steps),
+                    attention: &attention, workspace: &workspace, on: pool, observe: observe
+                ) { layer, density throws(SparseKernelsError) in try progress(.layer(layer, step: step, density: density)) }
+            }
+            sampler.advance(&x, by: result.velocity, step: step)
+            try progress(.step(step, densities: result.densities, seconds: result.seconds))
+        }
+        return try VideoClip(patches: x, model.configuration)
     }
 
     /// The names of the layers seen, in order.

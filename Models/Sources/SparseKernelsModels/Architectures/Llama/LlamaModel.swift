@@ -10,9 +10,6 @@ public struct LlamaModel: Sendable {
     private let weights: [String: Tensor<Float>]
     private let outputName: String
 
-    /// Called with the name of a linear layer, such as "model.layers.0.mlp.up_proj", and its input `[tokens, inFeatures]`.
-    public typealias Observer = (_ layer: String, _ input: Tensor<Float>) throws(SparseKernelsError) -> Void
-
     /// Loads `config.json` and `model.safetensors` of a folder.
     /// - Throws: `.inputOutput` and `.malformedFile` for files that cannot be read; `.notFound`, `.invalidElementType` and
     ///   `.invalidShape` for a weight that is missing or does not fit the configuration.
@@ -72,7 +69,7 @@ public struct LlamaModel: Sendable {
     /// - Throws: `.invalidArgument` for no tokens or one outside the vocabulary, and the errors of `observe`.
     /// - Complexity: memory O(tokens · intermediateSize) beside the weights.
     public func logits(
-        _ tokens: [Int], on pool: WorkerPool = .shared, observe: Observer = { _, _ throws(SparseKernelsError) in }
+        _ tokens: [Int], on pool: WorkerPool = .shared, observe: LayerObserver = { _, _ throws(SparseKernelsError) in }
     ) throws(SparseKernelsError) -> Tensor<Float> {
         let c = configuration
         guard !tokens.isEmpty, let largest = tokens.max(), tokens.min()! >= 0, largest < c.vocabularySize else {

@@ -1,199 +1,301 @@
 import Foundation
 public import SparseKernels
 
-/// The text-conditioned video diffusion transformer of the shared data, in single precision, run directly.
+/// The text-conditioned video diffusion transformer of the shared data, `video-dit`, or one of the same kind with other sizes.
+///
+/// ```swift
+/// let model = try VideoTransformer(folder: "Models/Data/video-dit-w4a4")
+/// let sample = try VideoSampler(steps: 20)(model, prompt: SpritePrompt(seed: 1), seed: 1)
+/// ```
 ///
 /// Text tokens come first, then video tokens, frame by frame. Blocks use adaLN: y = x·(1 + scale) + shift before, x + gate·f(y)
-/// after, with rows of `e + mod` for both halves. Like `LlamaModel` it exposes the inputs of its linear layers.
+/// after, with rows of `e + mod` for both halves. Attention is any `VideoAttention`, and the linear layers of the blocks have
+/// one of several forms. What comes in and goes out is in single precision.
+///
+/// - Results are bitwise equal for every number of threads.
+/// - Complexity of a step: attention over all tokens and the linear layers; the passes between them are a few percent.
 public struct VideoTransformer: Sendable {
-    /// The edge of the cube of video tokens, in frames, rows and columns of patches.
-    public static let edge = 16
-    private static let timeChannels = 128
-    private static let ropeAxes = [16, 24, 24]
+    public let configuration: VideoTransformerConfiguration
+    /// The form of the linear layers in the blocks.
+    public let linear: VideoLinearFormat
+    /// Whether the weights of the blocks come from a file of 4-bit codes.
+    public let isQuantized: Bool
 
-    public let layers: Int
-    public let hiddenSize: Int
-    private let headDim: Int
+    public var layers: Int { configuration.layers }
+    public var hiddenSize: Int { configuration.hiddenSize }
+    /// Bytes of the weights of the linear layers in the blocks, as they are in memory.
+    public let blockByteCount: Int
+
     private let weights: [String: Tensor<Float>]
+    private let blocks: [Block]
+    private let rotation: VideoRotation
+    /// Cosines and sines of the embedding of the time.
+    private let timeFrequencies: Int
 
-    /// Loads `model.safetensors` of a folder.
-    /// - Throws: `.inputOutput` and `.malformedFile` for a file that cannot be read; `.notFound` for a missing weight,
-    ///   `.invalidShape` for one that does not fit the others.
-    public init(folder: String) throws(SparseKernelsError) {
-        let file = try SafetensorsFile(path: folder + "/model.safetensors")
-        layers = file.tensors.filter { $0.name.hasSuffix(".mod") }.count
-        func length(_ name: String) throws(SparseKernelsError) -> Int {
-            let shape = try file.entry(named: name).shape
-            guard shape.count == 1, (1...1 << 20).contains(shape[0]) else {
-                throw SparseKernelsError(
-                    .invalidShape, "\(file.name), tensor \"\(name)\"", expected: "a vector of 1 to 2²⁰ elements",
-                    actual: "\(shape)")
-            }
-            return shape[0]
-        }
-        (hiddenSize, headDim) = try (length("patch.bias"), length("blocks.0.qn"))
-        let d = hiddenSize
-        var shapes = [
-            "patch.weight": [d, 48], "patch.bias": [d], "t1.weight": [d, 2 * Self.timeChannels], "t1.bias": [d],
-            "t2.weight": [d, d],
-            "t2.bias": [d],
-            "t6.weight": [6 * d, d], "t6.bias": [6 * d], "text.weight": [64, d], "tpos": [32, d], "fmod": [2, d],
-            "out.weight": [48, d], "out.bias": [48],
-        ]
-        for layer in 0..<layers {
-            let linear = ["qkv": [3 * d, d], "o": [d, d], "up": [4 * d, d], "down": [d, 4 * d]]
-            for (name, shape) in linear {
-                shapes["blocks.\(layer).\(name).weight"] = shape
-                shapes["blocks.\(layer).\(name).bias"] = [shape[0]]
-            }
-            for (name, shape) in ["mod": [6, d], "qn": [headDim], "kn": [headDim]] { shapes["blocks.\(layer).\(name)"] = shape }
-        }
-        let channels = Self.ropeAxes.reduce(0, +)
-        guard headDim == channels, d % headDim == 0 else {
-            throw SparseKernelsError(
-                .invalidShape, "\(file.name), tensor \"\(headDim == channels ? "patch.bias" : "blocks.0.qn")\"",
-                expected: headDim == channels
-                    ? "a multiple of \(channels) elements" : "\(channels) elements, as the rotation has",
-                actual: "\(headDim == channels ? d : headDim)")
-        }
-        var weights: [String: Tensor<Float>] = [:]
-        for (name, shape) in shapes {
-            let actual = try file.entry(named: name).shape
-            guard actual == shape else {
-                throw SparseKernelsError(
-                    .invalidShape, "\(file.name), tensor \"\(name)\"", expected: "\(shape)", actual: "\(actual)")
-            }
-            weights[name] = try file.floatTensor(name)
-        }
-        self.weights = weights
+    /// The weights of a block.
+    struct Block: Sendable {
+        let qkv: VideoLinear
+        let output: VideoLinear
+        let up: VideoLinear
+        let down: VideoLinear
+        /// `[6, hiddenSize]`.
+        let modulation: [Float]
+        let queryNorm: [Float]
+        let keyNorm: [Float]
     }
 
-    /// The velocity of every patch, `[4096, 48]`.
+    /// Loads `config.json` and `model.safetensors` of a folder.
     ///
     /// - Parameters:
-    ///   - patches: the noisy video, `[4096, 48]`.
-    ///   - prompt: 32 token ids below 64.
+    ///   - folder: of a model as it was trained, or of one that `sparsekernels quantize` made.
+    ///   - linear: nil means `.w4a4` for a quantised file and `.float` for another.
+    ///   - pool: the threads to use.
+    /// - Throws: `.inputOutput` and `.malformedFile` for files that cannot be read; `.notFound`, `.invalidElementType` and
+    ///   `.invalidShape` for a weight that is missing or does not fit the configuration; `.invalidArgument` for `.w4a4` with a
+    ///   file of 16-bit weights.
+    public init(
+        folder: String, linear: VideoLinearFormat? = nil, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        try self.init(
+            VideoTransformerConfiguration(path: folder + "/config.json"),
+            weights: SafetensorsFile(path: folder + "/model.safetensors"), linear: linear, on: pool)
+    }
+
+    /// Makes a model of a configuration and an open file. Parameters and errors are those of the initialiser with a folder.
+    public init(
+        _ c: VideoTransformerConfiguration, weights file: SafetensorsFile, linear: VideoLinearFormat? = nil,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        configuration = c
+        isQuantized = VideoLinear.isQuantized(file)
+        let format = linear ?? (isQuantized ? .w4a4 : .float)
+        self.linear = format
+        let d = c.hiddenSize
+        let time = try file.entry(named: "t1.weight").shape
+        guard time.count == 2, time[0] == d, time[1].isMultiple(of: 2), (2...1 << 16).contains(time[1]) else {
+            throw SparseKernelsError(
+                .invalidShape, "\(file.name), tensor \"t1.weight\"", expected: "[\(d), an even number]", actual: "\(time)")
+        }
+        timeFrequencies = time[1] / 2
+        var weights: [String: Tensor<Float>] = [:]
+        for (name, shape) in [
+            ("patch.weight", [d, c.patchChannels]), ("patch.bias", [d]), ("t1.weight", time), ("t1.bias", [d]),
+            ("t2.weight", [d, d]), ("t2.bias", [d]), ("t6.weight", [6 * d, d]), ("t6.bias", [6 * d]),
+            ("text.weight", [c.textVocabulary, d]), ("tpos", [c.textTokens, d]), ("fmod", [2, d]),
+            ("out.weight", [c.patchChannels, d]), ("out.bias", [c.patchChannels]),
+        ] {
+            weights[name] = try file.checkedTensor(name, shape)
+        }
+        self.weights = weights
+        var blocks: [Block] = []
+        for layer in 0..<c.layers {
+            let prefix = "blocks.\(layer)."
+            func linear(_ name: String, _ shape: [Int], gelu: Bool = false) throws(SparseKernelsError) -> VideoLinear {
+                try VideoLinear(prefix + name, shape: shape, in: file, format: format, appliesGELU: gelu, on: pool)
+            }
+            blocks.append(
+                Block(
+                    qkv: try linear("qkv", [3 * d, d]), output: try linear("o", [d, d]),
+                    up: try linear("up", [c.innerSize, d], gelu: true), down: try linear("down", [d, c.innerSize]),
+                    modulation: try file.checkedTensor(prefix + "mod", [6, d]).elements,
+                    queryNorm: try file.checkedTensor(prefix + "qn", [c.headDim]).elements,
+                    keyNorm: try file.checkedTensor(prefix + "kn", [c.headDim]).elements))
+        }
+        self.blocks = blocks
+        blockByteCount = blocks.reduce(0) {
+            $0 + $1.qkv.byteCount + $1.output.byteCount + $1.up.byteCount + $1.down.byteCount
+        }
+        rotation = VideoRotation(c)
+    }
+
+    /// The names of the linear layers in the blocks, in the order in which they run.
+    public var linearLayers: [String] {
+        (0..<layers).flatMap { layer in ["qkv", "o", "up", "down"].map { "blocks.\(layer).\($0)" } }
+    }
+
+    // MARK: - Run
+
+    /// The velocity of every patch with dense attention: `[videoTokens, patchChannels]`. For single steps and recordings.
+    ///
+    /// - Parameters:
+    ///   - patches: the noisy video, `[videoTokens, patchChannels]`.
+    ///   - prompt: a token id for each text token; 0 is padding.
     ///   - time: 1 for noise, 0 for the video.
     ///   - pool: the threads to use.
     ///   - observe: called with the input of each linear layer of a block, such as "blocks.0.qkv", just before it runs.
-    /// - Throws: `.invalidShape` for other patches, `.invalidArgument` for another prompt, and the errors of `observe`.
+    /// - Throws: as the method with a workspace, and the errors of `observe`.
     public func velocity(
         of patches: Tensor<Float>, prompt: [Int], time: Double, on pool: WorkerPool = .shared,
-        observe: LlamaModel.Observer = { _, _ throws(SparseKernelsError) in }
+        observe: LayerObserver = { _, _ throws(SparseKernelsError) in }
     ) throws(SparseKernelsError) -> Tensor<Float> {
-        let video = Self.edge * Self.edge * Self.edge
-        guard patches.shape == [video, 48] else {
-            throw SparseKernelsError(.invalidShape, "patches", expected: "\([video, 48])", actual: "\(patches.shape)")
+        var attention: any VideoAttention = DenseVideoAttention()
+        var workspace = try Workspace(configuration)
+        return try velocity(
+            of: patches, prompt: prompt, time: time, attention: &attention, workspace: &workspace, on: pool, observe: observe
+        ).velocity
+    }
+
+    /// The velocity of every patch, with times and densities.
+    ///
+    /// - Parameters:
+    ///   - patches: the noisy video, `[videoTokens, patchChannels]`.
+    ///   - prompt: a token id for each text token; 0 is padding.
+    ///   - time: 1 for noise, 0 for the video.
+    ///   - step: the denoising step and their number, which methods of attention may go by.
+    ///   - attention: the method, which may remember what it sees.
+    ///   - workspace: memory that is used again from step to step; `Workspace(configuration)`.
+    ///   - pool: the threads to use.
+    ///   - observe: called with the input of each linear layer of a block just before it runs.
+    ///   - finishedLayer: called with each layer and its density, for progress and to stop.
+    /// - Throws: `.invalidShape` for other patches, `.invalidArgument` for another prompt or a time that is not finite, and the
+    ///   errors of the attention and the closures.
+    public func velocity(
+        of patches: Tensor<Float>, prompt: [Int], time: Double, step: (index: Int, count: Int) = (0, 1),
+        attention: inout any VideoAttention, workspace: inout Workspace, on pool: WorkerPool = .shared,
+        observe: LayerObserver = { _, _ throws(SparseKernelsError) in },
+        finishedLayer: (_ layer: Int, _ density: Double) throws(SparseKernelsError) -> Void = {
+            _, _ throws(SparseKernelsError) in
         }
-        guard prompt.count == 32, prompt.allSatisfy({ (0..<64).contains($0) }) else {
-            throw SparseKernelsError(
-                .invalidArgument, "prompt", expected: "32 ids from 0 to 63",
-                actual: "\(prompt.count) ids\(prompt.isEmpty ? "" : " from \(prompt.min()!) to \(prompt.max()!)")")
-        }
-        let d = hiddenSize
-        let frequencies = (0..<Self.timeChannels).map { 1000 * time * pow(10000, -Double($0) / Double(Self.timeChannels)) }
-        let angles = try Tensor([1, 2 * Self.timeChannels], (frequencies.map(cos) + frequencies.map(sin)).map(Float.init))
-        let embedding = try linear("t2", silu(linear("t1", angles, on: pool)), on: pool)
-        let modulation = try linear("t6", silu(embedding), on: pool).elements
-        let (text, position) = (weights["text.weight"]!, weights["tpos"]!)
-        let embedded = try linear("patch", patches, on: pool)
-        var hidden = try Tensor<Float>([prompt.count + video, d]) { index in
-            let (token, channel) = index.quotientAndRemainder(dividingBy: d)
-            return token < prompt.count
-                ? text[flat: prompt[token] * d + channel] + position[flat: index]
-                : embedded[flat: index - prompt.count * d]
-        }
-        let rotation = VideoRotation(textTokens: prompt.count, edge: Self.edge, axes: Self.ropeAxes)
-        for layer in 0..<layers {
-            let block = "blocks.\(layer)."
-            let own = weights[block + "mod"]!.elements
-            func row(_ index: Int) -> [Float] { (0..<d).map { modulation[index * d + $0] + own[index * d + $0] } }
-            func observed(_ name: String, _ input: Tensor<Float>) throws(SparseKernelsError) -> Tensor<Float> {
-                try observe(block + name, input)
-                return try linear(block + name, input, on: pool)
-            }
-            let qkv = try observed("qkv", normalized(hidden, shift: row(0), scale: row(1)))
-            let attended = try attention(qkv, block, rotation, on: pool)
-            add(try observed("o", attended), times: row(2), to: &hidden)
-            let inner = gelu(try observed("up", normalized(hidden, shift: row(3), scale: row(4))))
-            add(try observed("down", inner), times: row(5), to: &hidden)
+    ) throws(SparseKernelsError) -> VideoStep {
+        let c = configuration
+        try check(patches, prompt, time)
+        var stopwatch = Stopwatch()
+        let (d, epsilon) = (c.hiddenSize, c.normEpsilon)
+        let embedding = try timeEmbedding(time, on: pool)
+        let modulation = try product("t6", silu(embedding), on: pool).elements
+        try embed(patches, prompt, into: &workspace, on: pool)
+        var densities: [Double] = []
+        stopwatch.lap(\.other)
+        for (layer, block) in blocks.enumerated() {
+            let name = "blocks.\(layer)."
+            func row(_ index: Int) -> [Float] { (0..<d).map { modulation[index * d + $0] + block.modulation[index * d + $0] } }
+            VideoPasses.modulate(workspace.hidden, shift: row(0), scale: row(1), into: &workspace.normalized, on: pool)
+            try observe(name + "qkv", workspace.normalized)
+            stopwatch.lap(\.other)
+            try block.qkv.run(workspace.normalized, into: &workspace.qkv, on: pool)
+            stopwatch.lap(\.linear)
+            VideoPasses.splitHeads(
+                workspace.qkv, bias: block.qkv.pendingBias, queryNorm: block.queryNorm, keyNorm: block.keyNorm,
+                epsilon: epsilon, rotation: rotation, into: &workspace.heads, on: pool)
+            stopwatch.lap(\.other)
+            let density = try attend(
+                with: &attention, at: VideoAttentionPlace(layer: layer, layers: c.layers, step: step.index, steps: step.count),
+                workspace.heads, into: &workspace.attended, on: pool)
+            densities.append(density)
+            stopwatch.lap(\.attention)
+            try observe(name + "o", workspace.attended)
+            stopwatch.lap(\.other)
+            try block.output.run(workspace.attended, into: &workspace.update, on: pool)
+            stopwatch.lap(\.linear)
+            VideoPasses.addGated(
+                workspace.update, bias: block.output.pendingBias, gate: row(2), to: &workspace.hidden, on: pool)
+
+            VideoPasses.modulate(workspace.hidden, shift: row(3), scale: row(4), into: &workspace.normalized, on: pool)
+            try observe(name + "up", workspace.normalized)
+            stopwatch.lap(\.other)
+            try block.up.run(workspace.normalized, into: &workspace.inner, on: pool)
+            stopwatch.lap(\.linear)
+            if let bias = block.up.pendingBias { VideoPasses.gelu(&workspace.inner, bias: bias, on: pool) }
+            try observe(name + "down", workspace.inner)
+            stopwatch.lap(\.other)
+            try block.down.run(workspace.inner, into: &workspace.update, on: pool)
+            stopwatch.lap(\.linear)
+            VideoPasses.addGated(
+                workspace.update, bias: block.down.pendingBias, gate: row(5), to: &workspace.hidden, on: pool)
+            try finishedLayer(layer, density)
+            stopwatch.lap(\.other)
         }
         let last = weights["fmod"]!.elements
         func final(_ index: Int) -> [Float] { (0..<d).map { last[index * d + $0] + embedding[flat: $0] } }
-        let output = try linear("out", normalized(hidden, shift: final(0), scale: final(1)), on: pool)
-        return try Tensor([video, 48]) { output[flat: prompt.count * 48 + $0] }
+        VideoPasses.modulate(workspace.hidden, shift: final(0), scale: final(1), into: &workspace.normalized, on: pool)
+        let velocity = try output(of: workspace.normalized, on: pool)
+        stopwatch.lap(\.other)
+        return VideoStep(velocity: velocity, densities: densities, seconds: stopwatch.seconds)
     }
 
-    // MARK: - Parts
+    /// The attention of one layer, whose output is `[tokens, heads · headDim]`.
+    private func attend(
+        with attention: inout any VideoAttention, at place: VideoAttentionPlace,
+        _ heads: (query: Tensor<Float>, key: Tensor<Float>, value: Tensor<Float>), into output: inout Tensor<Float>,
+        on pool: WorkerPool
+    ) throws(SparseKernelsError) -> Double {
+        let c = configuration
+        let geometry = try TensorGeometry(heads: c.heads, tokens: c.tokens, channels: c.headDim, layout: .nhd)
+        return try attention.attend(
+            at: place, query: heads.query.view(named: "query"), key: heads.key.view(named: "key"),
+            value: heads.value.view(named: "value"),
+            output: MutableTensorView(output.mutableSpan, geometry: geometry, named: "output"), on: pool)
+    }
 
-    private func linear(
-        _ name: String, _ x: Tensor<Float>, on pool: WorkerPool
+    private func check(_ patches: Tensor<Float>, _ prompt: [Int], _ time: Double) throws(SparseKernelsError) {
+        let c = configuration
+        let expected = [c.videoTokens, c.patchChannels]
+        guard patches.shape == expected else {
+            throw SparseKernelsError(.invalidShape, "patches", expected: "\(expected)", actual: "\(patches.shape)")
+        }
+        guard prompt.count == c.textTokens, prompt.allSatisfy({ (0..<c.textVocabulary).contains($0) }) else {
+            throw SparseKernelsError(
+                .invalidArgument, "prompt", expected: "\(c.textTokens) ids from 0 to \(c.textVocabulary - 1)",
+                actual: "\(prompt.count) ids\(prompt.isEmpty ? "" : " from \(prompt.min()!) to \(prompt.max()!)")")
+        }
+        guard time.isFinite else {
+            throw SparseKernelsError(.invalidArgument, "time", expected: "a finite number", actual: "\(time)")
+        }
+    }
+
+    // MARK: - Around the blocks
+
+    private func timeEmbedding(_ time: Double, on pool: WorkerPool) throws(SparseKernelsError) -> Tensor<Float> {
+        let count = timeFrequencies
+        let angles = (0..<count).map { configuration.timeScale * time * pow(10000, -Double($0) / Double(count)) }
+        let waves = try Tensor([1, 2 * count], (angles.map(cos) + angles.map(sin)).map(Float.init))
+        return try product("t2", silu(product("t1", waves, on: pool)), on: pool)
+    }
+
+    /// Writes the embeddings of text and patches into `workspace.hidden`.
+    private func embed(
+        _ patches: Tensor<Float>, _ prompt: [Int], into workspace: inout Workspace, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        let (d, textTokens) = (hiddenSize, prompt.count)
+        let embedded = try product("patch", patches, on: pool)
+        let (textWeight, positions) = (weights["text.weight"]!, weights["tpos"]!)
+        let (text, position, video) = (textWeight.span, positions.span, embedded.span)
+        var hidden = workspace.hidden.mutableSpan
+        for token in 0..<textTokens {
+            for i in 0..<d { hidden[token * d + i] = text[prompt[token] * d + i] + position[token * d + i] }
+        }
+        for i in 0..<video.count { hidden[textTokens * d + i] = video[i] }
+    }
+
+    /// The last layer for the video tokens of `x`.
+    private func output(of x: Tensor<Float>, on pool: WorkerPool) throws(SparseKernelsError) -> Tensor<Float> {
+        let c = configuration
+        let video = try MatrixView(
+            x.span.extracting((c.textTokens * c.hiddenSize)...), rows: c.videoTokens, columns: c.hiddenSize, named: "video")
+        return try product("out", video, on: pool)
+    }
+
+    private func product(_ name: String, _ x: Tensor<Float>, on pool: WorkerPool) throws(SparseKernelsError) -> Tensor<Float> {
+        try product(name, x.matrixView(named: name), on: pool)
+    }
+
+    private func product(
+        _ name: String, _ x: MatrixView<Float>, on pool: WorkerPool
     ) throws(SparseKernelsError) -> Tensor<Float> {
-        let (weight, bias) = (weights[name + ".weight"]!, weights[name + ".bias"]!.elements)
-        let (m, n, k) = (x.shape[0], weight.shape[0], x.shape[1])
+        let (weight, biases) = (weights[name + ".weight"]!, weights[name + ".bias"]!)
+        let bias = biases.span
+        let (m, n) = (x.rows, weight.shape[0])
         var y = try Tensor<Float>(zeros: [m, n])
-        try GEMM(m: m, n: n, k: k, transposesB: true).run(a: x, b: weight, into: &y, on: pool)
+        try GEMM(m: m, n: n, k: x.columns, transposesB: true).run(
+            a: x, b: weight.matrixView(named: name), c: y.mutableMatrixView(named: name), on: pool)
         var elements = y.mutableSpan
-        for index in 0..<elements.count { elements[index] += bias[index % n] }
+        for row in 0..<m { for i in 0..<n { elements[row * n + i] += bias[i] } }
         return y
     }
 
-    /// LayerNorm without weights, modulated.
-    private func normalized(
-        _ x: Tensor<Float>, shift: [Float], scale: [Float]
-    ) throws(SparseKernelsError) -> Tensor<Float> {
-        let (d, source) = (hiddenSize, x.span)
-        var result = try Tensor<Float>(zeros: x.shape)
-        var target = result.mutableSpan
-        for start in stride(from: 0, to: source.count, by: d) {
-            var (sum, squares) = (Float(0), Float(0))
-            for i in 0..<d { sum += source[start + i] }
-            let mean = sum / Float(d)
-            for i in 0..<d { squares += (source[start + i] - mean) * (source[start + i] - mean) }
-            let factor = 1 / (squares / Float(d) + 1e-5).squareRoot()
-            for i in 0..<d { target[start + i] = (source[start + i] - mean) * factor * (1 + scale[i]) + shift[i] }
-        }
-        return result
-    }
-
-    private func attention(
-        _ qkv: Tensor<Float>, _ block: String, _ rotation: VideoRotation, on pool: WorkerPool
-    ) throws(SparseKernelsError) -> Tensor<Float> {
-        let (tokens, d, heads) = (qkv.shape[0], hiddenSize, hiddenSize / headDim)
-        func part(_ index: Int, norm: String?) throws(SparseKernelsError) -> Tensor<Float> {
-            var rows = try Tensor<Float>([tokens, d]) { qkv[flat: $0 / d * 3 * d + index * d + $0 % d] }
-            if let norm { rotation.apply(to: &rows, normalizedBy: weights[block + norm]!.elements) }
-            return rows
-        }
-        let (query, key, value) = try (part(0, norm: "qn"), part(1, norm: "kn"), part(2, norm: nil))
-        let shape = try AttentionShape(
-            queryLength: tokens, keyLength: tokens, queryHeads: heads, kvHeads: heads, headDim: headDim)
-        let geometry = try TensorGeometry(heads: heads, tokens: tokens, channels: headDim, layout: .nhd)
-        var output = try Tensor<Float>(zeros: [tokens, d])
-        try DenseAttention(shape).run(
-            query: TensorView(query.span, geometry: geometry, named: "query"),
-            key: TensorView(key.span, geometry: geometry, named: "key"),
-            value: TensorView(value.span, geometry: geometry, named: "value"),
-            output: MutableTensorView(output.mutableSpan, geometry: geometry, named: "output"), on: pool)
-        return output
-    }
-
-    private func add(_ x: Tensor<Float>, times gate: [Float], to sum: inout Tensor<Float>) {
-        let source = x.span
-        var target = sum.mutableSpan
-        for index in 0..<source.count { target[index] += source[index] * gate[index % gate.count] }
-    }
-
-    private func silu(_ x: Tensor<Float>) -> Tensor<Float> { map(x) { $0 / (1 + exp(-$0)) } }
-
-    private func gelu(_ x: Tensor<Float>) -> Tensor<Float> {
-        map(x) { 0.5 * $0 * (1 + tanh(0.797_884_56 * ($0 + 0.044715 * $0 * $0 * $0))) }
-    }
-
-    private func map(_ x: Tensor<Float>, _ function: (Float) -> Float) -> Tensor<Float> {
+    private func silu(_ x: Tensor<Float>) -> Tensor<Float> {
         var result = x
-        var elements = result.mutableSpan
-        for index in 0..<elements.count { elements[index] = function(elements[index]) }
+        result.update { _, value in value = value / (1 + exp(-value)) }
         return result
     }
 }

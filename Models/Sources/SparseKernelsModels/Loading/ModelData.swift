@@ -1,0 +1,15 @@
+import Foundation
+
+/// Models that are part of the repository.
+public enum ModelData {
+    /// The folder of `video-dit` in 4 bits; nil when the program is neither beside the sources it was built from nor beside a
+    /// copy of their folder `Data`.
+    public static var video: String? { folder("video-dit-w4a4") }
+
+    private static func folder(_ name: String) -> String? {
+        let package = (0..<4).reduce(URL(fileURLWithPath: #filePath)) { url, _ in url.deletingLastPathComponent() }
+        let program = URL(fileURLWithPath: CommandLine.arguments[0]).deletingLastPathComponent()
+        return [package, program].map { $0.appendingPathComponent("Data/\(name)").path }
+            .first { FileManager.default.fileExists(atPath: $0 + "/config.json") }
+    }
+}
