@@ -23,6 +23,7 @@ public enum GoldenReplay {
         "qserve.omniserve_pack": replayQServePack,
         "qserve.w4a8": replayQServe,
         "quest.decode": replayQuest,
+        "sla.sparse_linear_attention": replaySLA,
         "spargeattn.block_map": replaySpargeBlockMap,
         "svdquant.engine_activation_quant": replayEngineActivation,
         "svdquant.linear": replaySVDQuantLinear,
