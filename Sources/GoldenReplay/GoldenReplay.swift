@@ -14,6 +14,7 @@ public enum GoldenReplay {
         "blocksparse.attention": replayBlockSparseAttention,
         "draft.attention": replayDraftAttention,
         "ggml.quantize": replayGGMLQuantize,
+        "gna.neighborhood_attention": replayNeighborhoodAttention,
         "lserve.decode_select": replayLServe,
         "minference.index_build": replayMInferenceIndex,
         "minference.vertical_slash": replayMInferenceVerticalSlash,
