@@ -54,8 +54,7 @@ let facades = [
     "XAttention", "MInference", "SpargeAttention", "DuoAttention", "Quest", "LServe", "Twilight", "SVDQuant", "QServe",
     "SparseVideoGen",
     "PAROAttention", "DraftAttention",
-    "SLA",
-    "NeighborhoodAttention",
+    "SLA", "NeighborhoodAttention",
 ]
 
 // MARK: - Package
