@@ -1,3 +1,4 @@
+import Foundation
 import SLA
 import SparseKernelsReference
 
@@ -9,8 +10,24 @@ struct ReferenceSparseLinear {
     /// Whether a head's query sees a key linearly.
     let sees: (_ head: Int, _ query: Int, _ key: Int) -> Bool
     let query: Tensor<Float>
-    let key: Tensor<Float>
     let value: Tensor<Float>
+    /// φ(k) of every key and head, and the relative error of each.
+    private var keys: [[(features: [Double], error: Double)]] = []
+
+    init(
+        shape: AttentionShape, map: LinearFeatureMap, epsilon: Double,
+        sees: @escaping (_ head: Int, _ query: Int, _ key: Int) -> Bool, query: Tensor<Float>, key: Tensor<Float>,
+        value: Tensor<Float>
+    ) {
+        (self.shape, self.map, self.epsilon, self.sees) = (shape, map, epsilon, sees)
+        (self.query, self.value) = (query, value)
+        keys = (0..<shape.kvHeads).map { head in
+            (0..<shape.keyLength).map { token in
+                let row = Self.row(key, head, token)
+                return (features(row), featureError(row))
+            }
+        }
+    }
 
     struct Row {
         /// o_l, `valueDim` channels.
@@ -22,10 +39,10 @@ struct ReferenceSparseLinear {
     func features(_ row: [Double]) -> [Double] {
         switch map {
         case .relu: return row.map { max($0, 0) }
-        case .elu: return row.map { $0 > 0 ? $0 + 1 : exponential($0) }
+        case .elu: return row.map { $0 > 0 ? $0 + 1 : exp($0) }
         case .softmax:
             let maximum = row.max() ?? 0
-            let exponentials = row.map { exponential($0 - maximum) }
+            let exponentials = row.map { exp($0 - maximum) }
             let sum = exponentials.reduce(0, +)
             return exponentials.map { $0 / sum }
         }
@@ -58,9 +75,10 @@ struct ReferenceSparseLinear {
         )
         var (denominator, keyError) = (0.0, 0.0)
         for j in 0..<shape.keyLength where sees(head, token, j) {
-            let k = Self.row(key, kvHead, j)
-            let weight = zip(features, self.features(k)).reduce(0) { $0 + $1.0 * $1.1 }
-            keyError = max(keyError, featureError(k))
+            let key = keys[kvHead][j]
+            var weight = 0.0
+            for channel in 0..<shape.headDim { weight += features[channel] * key.features[channel] }
+            keyError = max(keyError, key.error)
             denominator += weight
             for channel in 0..<shape.valueDim {
                 let v = Double(value[kvHead, j, channel])

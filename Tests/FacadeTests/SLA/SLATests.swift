@@ -54,6 +54,14 @@ struct SLATests {
             value: operands.value)
         let softmax = ReferenceAttention(shape)
         let width = shape.valueDim
+        // An expectation for each element would take longer than all else.
+        var failures: [String] = []
+        func check(_ name: String, _ actual: Float, _ expected: Double, _ bound: Double) {
+            let error = abs(Double(actual) - expected)
+            if !(actual.isInfinite && Double(actual) == expected) && !(error <= bound) {
+                failures.append("\(name): \(error) of \(bound)")
+            }
+        }
         for head in 0..<shape.queryHeads {
             for token in stride(from: 0, to: shape.queryLength, by: 3) {
                 let exact = try softmax.row(
@@ -62,7 +70,7 @@ struct SLATests {
                 let bound = AttentionErrorBound(exact, headDim: shape.headDim)
                 let row = oracle.row(head: head, token: token)
                 for channel in 0..<width {
-                    #expect(abs(Double(linear[head, token, channel]) - row.output[channel]) <= row.bound, "\(label)")
+                    check("linear \(token), \(channel)", linear[head, token, channel], row.output[channel], row.bound)
                     var (sum, magnitude, gain) = (Double(operands.projection.bias[flat: channel]), 0.0, 0.0)
                     for other in 0..<width {
                         let weight = Double(operands.projection.weight[channel, other])
@@ -75,11 +83,12 @@ struct SLATests {
                         bound.output + gain * row.bound
                         + AttentionErrorBound.confidence * (Double(width).squareRoot() + 3) * AttentionErrorBound.unitRoundoff
                         * (magnitude + abs(exact.output[channel]) + abs(Double(operands.projection.bias[flat: channel])))
-                    #expect(abs(Double(state.output[head, token, channel]) - expected) <= error, "\(label)")
+                    check("output \(token), \(channel)", state.output[head, token, channel], expected, error)
                 }
-                #expect(abs(Double(state.logSumExp[head, token]) - exact.logSumExp) <= bound.logSumExp, "\(label)")
+                check("LSE \(token)", state.logSumExp[head, token], exact.logSumExp, bound.logSumExp)
             }
         }
+        #expect(failures.isEmpty, "\(label): \(failures.count), such as \(failures.first ?? "")")
     }
 
     @Test("both branches and their sum agree with the oracle", arguments: rules, InstructionSet.available)
@@ -203,16 +212,18 @@ struct SLATests {
         let selected = try sla.select(query: operands.query, key: operands.key)
         let linear = try sla.attention(over: selected).linear(
             query: operands.query, key: operands.key, value: operands.value)
+        var outside = 0
         for head in 0..<4 {
-            for token in 0..<75 {
+            for token in stride(from: 0, to: 75, by: 5) {
                 let keys = (0..<165).filter { selected[head, token / 16, $0 / 8] == .marginal }
                 for channel in 0..<20 {
                     let values = keys.map { operands.value[head / 2, $0, channel] }
                     let mean = linear[head, token, channel]
-                    #expect(mean >= values.min()! - 1e-5 && mean <= values.max()! + 1e-5)
+                    if !(mean >= values.min()! - 1e-5 && mean <= values.max()! + 1e-5) { outside += 1 }
                 }
             }
         }
+        #expect(outside == 0)
     }
 
     @Test("values that are not finite reach only the rows that see them")
