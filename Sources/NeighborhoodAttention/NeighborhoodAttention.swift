@@ -19,7 +19,8 @@ public import SparseKernels
 /// - Source: NATTEN 0.21, `csrc/include/natten/cuda/reference/mask.hpp`; GNA (2025), arXiv 2504.16922.
 /// - Complexity: (`visiblePairs` + pairs hidden in tiles) · (headDim + valueDim) multiply-adds. ``computedPairs`` has the sum.
 /// - Memory: a plan has O(sum of the axes) numbers, whatever the window and stride. No mask is stored.
-/// - Scratch: `scratchByteCount` per thread, at most about 10 MiB for heads of 128 channels.
+/// - Scratch: `scratchByteCount` per thread, whatever the number of tokens: about 6 MiB for heads of 128 channels, and more for
+///   large groups of query heads, which are attended together.
 public struct NeighborhoodAttention: AttentionOperator {
     public let shape: AttentionShape
     public let neighborhood: Neighborhood
