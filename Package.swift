@@ -54,6 +54,7 @@ let facades = [
     "XAttention", "MInference", "SpargeAttention", "DuoAttention", "Quest", "LServe", "Twilight", "SVDQuant", "QServe",
     "SparseVideoGen",
     "PAROAttention", "DraftAttention",
+    "SLA", "NeighborhoodAttention",
 ]
 
 // MARK: - Package

@@ -1,4 +1,5 @@
 import MInference
+import SLA
 import SpargeAttention
 import SparseKernelsReference
 import TestSupport
@@ -19,7 +20,8 @@ struct FacadeViewTests {
                 (patterns, density) = (selected.patterns, selected.density)
             default:
                 let own = selected as? XAttentionPrefill.Selected
-                let mask = try #require(own?.mask ?? selected as? BlockMask)
+                let mask = try #require(
+                    own?.mask ?? (selected as? SparseLinearBlocks)?.critical ?? selected as? BlockMask)
                 patterns = (0..<mask.heads).map { .blockSparse(mask, head: $0) }
                 (density, scores) = (own?.density ?? mask.density, own?.scores)
             }
@@ -28,7 +30,7 @@ struct FacadeViewTests {
 
     /// One case of each façade, with small blocks. The released mode pads 75 and 165 tokens by 15, or not at all.
     enum Case: String, CaseIterable, Sendable {
-        case xAttention, xAttentionReleased, xAttentionUnpadded, mInference, sparge
+        case xAttention, xAttentionReleased, xAttentionUnpadded, mInference, sparge, sla
 
         func facade(_ shape: AttentionShape, _ set: InstructionSet? = nil) throws -> any PredictiveAttention {
             var configuration = XAttentionConfiguration(stride: 5, blockSize: 15, keepsScores: true)
@@ -46,6 +48,13 @@ struct FacadeViewTests {
             case .sparge:
                 return try SpargeAttentionPrefill(
                     shape, .init(isCausal: true, queryBlockSize: 16, keyBlockSize: 8), heads: [.keepRatio(0.3)],
+                    instructionSet: set)
+            case .sla:
+                let width = shape.valueDim
+                return try SparseLinearAttention(
+                    shape, .init(queryBlockSize: 16, keyBlockSize: 8),
+                    projection: SparseLinearProjection(
+                        weight: .normal([width, width], seed: 4), bias: .normal([width], seed: 5)),
                     instructionSet: set)
             }
             return try XAttentionPrefill(shape, configuration, threshold: 0.7, instructionSet: set)

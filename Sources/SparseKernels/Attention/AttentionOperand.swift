@@ -65,6 +65,11 @@ struct MutableAttentionOperand {
     let geometry: TensorGeometry
 
     init<Element: AttentionElement>(_ view: consuming MutableTensorView<Element>) {
+        self.init(addressing: &view)
+    }
+
+    /// Takes the address of a view that the caller keeps.
+    init<Element: AttentionElement>(addressing view: inout MutableTensorView<Element>) {
         geometry = view.geometry
         type = Element.storageType
         base = view.span.withUnsafeMutableBufferPointer { UnsafeMutableRawPointer($0.baseAddress) ?? addressOfNothing() }
