@@ -77,12 +77,12 @@ struct VideoCommand: ParsableCommand {
                 table.line(
                     [String(head), "\(bands.patterns[head])"] + errors.map { Format.scientific(Double($0)) }
                         + [banded.heads[head].recall, banded.heads[head].error].map { Format.percent($0) }
-                        + [clusters.density(head: head), clustered.heads[head].recall, clustered.heads[head].error]
+                        + [clusters.selected.density(head: head), clustered.heads[head].recall, clustered.heads[head].error]
                         .map { Format.percent($0) }))
         }
         print(
-            "all: SVG density \(Format.percent(bandDensity(svg)))%, recall \(Format.percent(banded.recall))%, error "
-                + "\(Format.percent(banded.error))%; SVG2 density \(Format.percent(clusters.density))%, recall "
+            try "all: SVG density \(Format.percent(try bandDensity(svg)))%, recall \(Format.percent(banded.recall))%, error "
+                + "\(Format.percent(banded.error))%; SVG2 density \(Format.percent(clusters.selected.density))%, recall "
                 + "\(Format.percent(clustered.recall))%, error \(Format.percent(clustered.error))%")
         if let pictures { try draw(problem, svg, bands.selected, clusters.selected, into: pictures) }
     }
@@ -102,11 +102,13 @@ struct VideoCommand: ParsableCommand {
         let grid = try BlockGrid(problem.shape, blockSize: 64, isCausal: false)
         for kind in SVGHeadKind.allCases {
             let mask = svg.masks[kind.rawValue]
+            let places = try mask.order.map { try Permutation([$0]).inverse.order(head: 0).map { Int($0) } }
+            func place(_ token: Int) -> Int { places?[token] ?? token }
             // Every eighth token of a block is enough to see its pattern.
             let picture = try BlockMask(grid: grid) { _, row, column in
                 for query in stride(from: grid.query[row].lowerBound, to: grid.query[row].upperBound, by: 8) {
                     for key in stride(from: grid.key[column].lowerBound, to: grid.key[column].upperBound, by: 8)
-                    where mask.keeps(query: query, key: key) { return true }
+                    where mask.keeps(query: place(query), key: place(key)) { return true }
                 }
                 return false
             }

@@ -75,6 +75,7 @@ struct VideoCases: CaseFamily {
         let selected = try svg.select(query: query.view(), key: key.view(), value: value.view(), on: pool)
         let plan = try svg.attention(over: selected)
         let state = try plan(query: query, key: key, value: value, on: pool)
+        let places = plan.query?.inverse
         let labels = Self.svgLabels(density)
         return try [
             problem.stage("video.svg", labels[0]) {
@@ -83,7 +84,8 @@ struct VideoCases: CaseFamily {
             },
             problem.stage("video.svg", labels[1], Self.moving(plan, problem, pool)),
             problem.attention(plan, pairs: plan.attention.visiblePairs, op: "video.svg", label: labels[2]) { head, i, j in
-                svg.masks[selected.patterns[head].rawValue].keeps(query: i, key: j)
+                func place(_ token: Int) -> Int { places.map { Int($0.order(head: head)[offset: token]) } ?? token }
+                return svg.masks[selected.patterns[head].rawValue].keeps(query: place(i), key: place(j))
             },
             problem.total("video.svg", labels[3], density: plan.density, state) {
                 let (q, k, v) = try! (query.view(), key.view(), value.view())
