@@ -1,4 +1,5 @@
 import Foundation
+import SparseKernelsReference
 import SparseVideoGen
 import TestSupport
 import Testing

@@ -22,8 +22,8 @@ struct SVG2AttentionTests {
     }
 
     static func check<Element: AttentionElement>(
-        _ operands: Operands, _ type: Element.Type, _ configuration: SVG2Configuration = Self.configuration,
-        _ set: InstructionSet, _ label: String
+        _ operands: Operands, _ type: Element.Type, _ set: InstructionSet, _ label: String,
+        _ configuration: SVG2Configuration = Self.configuration
     ) throws {
         let svg2 = try SVG2Attention(operands.shape, geometry: operands.geometry, configuration, instructionSet: set)
         #expect(svg2.instructionSet == set)
@@ -62,7 +62,7 @@ struct SVG2AttentionTests {
             let configuration = SVG2Configuration(
                 queryClusters: queries, keyClusters: keys, initialIterations: 2, initialization: .plusPlus)
             try Self.check(
-                Operands(geometry, kvHeads: 1), Float.self, configuration, set, "\(set), \(queries) × \(keys) clusters")
+                Operands(geometry, kvHeads: 1), Float.self, set, "\(set), \(queries) × \(keys) clusters", configuration)
         }
     }
 

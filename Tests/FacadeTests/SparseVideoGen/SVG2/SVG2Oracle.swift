@@ -61,20 +61,24 @@ struct SVG2Oracle<Element: AttentionElement> {
             for (row, centroid) in try centroids(selected.query, query, head: head).enumerated() {
                 let terms = keys.map { key in zip(centroid, key).map { scale * $0 * $1 } }
                 let scores = terms.map { $0.reduce(0, +) }
-                // A cluster without a score is kept, and its mass is unknown.
+                // A cluster whose score is NaN or +∞ has no weight and is kept. −∞ is a score: e^−∞ is 0.
+                let unknown = scores.indices.filter { sizes[$0] > 0 && !(scores[$0] < .infinity) }
                 let counted = scores.indices.filter { sizes[$0] > 0 && scores[$0].isFinite }
+                let isInfinite = unknown.contains { scores[$0] == .infinity }
                 let largest = counted.map { scores[$0] }.max() ?? 0
                 var weights = [Double](repeating: 0, count: keys.count)
-                for column in counted { weights[column] = Double(sizes[column]) * exp(scores[column] - largest) }
+                for column in counted where !isInfinite {
+                    weights[column] = Double(sizes[column]) * exp(scores[column] - largest)
+                }
                 let total = weights.reduce(0, +)
                 if total > 0 { weights = weights.map { $0 / total } }
                 let magnitude = counted.map { terms[$0].reduce(0) { $0 + abs($1) } }.max() ?? 0
                 let tolerance = 4e-6 * (1 + magnitude)
                 let minimum = Int(minimumKeyRatio * Double(keys.count))
                 let list = kept[head][row]
-                let known = list.filter { sizes[$0] == 0 || scores[$0].isFinite }
-                #expect(scores.indices.allSatisfy { sizes[$0] == 0 || scores[$0].isFinite || list.contains($0) })
+                let known = list.filter { !unknown.contains($0) }
                 let text = "\(label): head \(head), cluster \(row) keeps \(list) of \(weights)"
+                #expect(unknown.allSatisfy(list.contains), "\(text)")
                 #expect(list.count >= minimum, "\(text)")
                 let sum = known.reduce(0) { $0 + weights[$1] }
                 if total > 0 { #expect(sum >= mass - tolerance, "\(text)") }

@@ -33,7 +33,7 @@ struct SVG2StateTests {
         let alone = try svg2.select(query: operands.query, key: operands.key)
         #expect(alone.query.labels == first.query.labels && alone.masks == first.masks)
         var last = first
-        for _ in 0..<3 {
+        for step in 1..<4 {
             let next = try svg2.select(query: operands.query, key: operands.key, continuing: &state)
             #expect((1...2).contains(next.query.iterations) && (1...2).contains(next.key.iterations))
             for head in 0..<2 {
@@ -41,7 +41,7 @@ struct SVG2StateTests {
                     #expect(b.inertia(head: head) <= a.inertia(head: head) * (1 + 1e-5))
                 }
             }
-            if last.query.iterations == 1 {
+            if step == 1 {
                 #expect(next.query.iterations == 2 && next.key.iterations == 2)
                 #expect(next.query.inertia(head: 0) < last.query.inertia(head: 0))
             }
