@@ -6,6 +6,7 @@ import Quest
 import SVDQuant
 import SpargeAttention
 import SparseKernels
+import SparseVideoGen
 import Testing
 import Twilight
 import XAttention
@@ -144,6 +145,22 @@ struct TemporaryOperandTests {
         #expect(try mask == sparge.select(query: query(), key: key()))
         let scoring = try AntidiagonalScoring(shape, grid: BlockGrid(queryLength: 256, keyLength: 256, isCausal: true))
         #expect(try scoring.run(query: query(), key: key()).values == scoring(query: query(), key: key()).values)
+    }
+
+    @Test("façades of video")
+    func video() throws {
+        let shape = try AttentionShape(queryLength: 60, keyLength: 60, queryHeads: 2, kvHeads: 2, headDim: 8)
+        let geometry = try VideoGeometry(frames: 4, height: 3, width: 5)
+        func operand() throws -> Tensor<Float> { try Self.pattern([2, 60, 8]) }
+        let svg = try SVGAttention(shape, geometry: geometry, SVGConfiguration(density: 0.6))
+        let kinds = try svg.select(query: operand(), key: operand(), value: operand(), sampledRows: [3, 50])
+        #expect(kinds.patterns.count == 2)
+        let svg2 = try SVG2Attention(shape, geometry: geometry, SVG2Configuration(queryClusters: 4, keyClusters: 6))
+        var (state, output) = (SVG2State(), try operand())
+        try svg2.track(query: operand(), key: operand(), in: &state)
+        _ = try svg2.select(query: operand(), key: operand(), continuing: &state)
+        try svg2.run(query: operand(), key: operand(), value: operand(), into: &output, state: &state)
+        #expect(try svg2(query: operand(), key: operand(), value: operand()).masks.count == 2 && state.count == 1)
     }
 
     @Test("façades of decoding")

@@ -43,7 +43,7 @@ public struct SVG2Attention: PredictiveAttention {
         instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         try geometry.check(shape)
-        try configuration.validate()
+        try configuration.validate(queryHeads: shape.queryHeads)
         for (name, clusters) in [("queryClusters", configuration.queryClusters), ("keyClusters", configuration.keyClusters)] {
             try require(
                 clusters >= 1 && clusters <= geometry.videoTokens, .invalidShape, name,
@@ -154,10 +154,12 @@ public struct SVG2Attention: PredictiveAttention {
         if let start {
             let queryShape = [shape.queryHeads, configuration.queryClusters, shape.headDim]
             let keyShape = [shape.kvHeads, configuration.keyClusters, shape.headDim]
+            // Text has no centroids, so prompts may differ from pass to pass.
+            let (own, theirs) = (geometry.videoExtents, start.geometry.videoExtents)
             try require(
-                start.geometry == geometry && start.query.shape == queryShape && start.key.shape == keyShape, .invalidShape,
-                "state", expected: "centroids \(queryShape) and \(keyShape) of \(geometry)",
-                actual: "\(start.query.shape) and \(start.key.shape) of \(start.geometry)")
+                own == theirs && start.query.shape == queryShape && start.key.shape == keyShape, .invalidShape, "state",
+                expected: "centroids \(queryShape) and \(keyShape) of a video of \(own)",
+                actual: "\(start.query.shape) and \(start.key.shape) of \(theirs)")
         }
         func cluster<Element: AttentionElement>(
             _ operand: TensorView<Element>, _ kMeans: KMeans, from centroids: Tensor<Float>?, seed: UInt64
@@ -193,6 +195,14 @@ public struct SVG2Attention: PredictiveAttention {
         query: Clustering, key: Clustering, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> SVG2Selection {
         try check(query: query, key: key)
+        for (name, clusters, expected) in [
+            ("query", query, [shape.queryHeads, configuration.queryClusters, shape.headDim]),
+            ("key", key, [shape.kvHeads, configuration.keyClusters, shape.headDim]),
+        ] {
+            try require(
+                clusters.centroids.shape == expected, .invalidShape, name, expected: "centroids \(expected)",
+                actual: "\(clusters.centroids.shape)")
+        }
         let weights = try selection.weights(
             query: query.centroids, key: key.centroids, keySizes: key.sizes, on: pool)
         return try self.selection(query: query, key: key, keeping: selection(weights: weights, on: pool))
@@ -242,4 +252,9 @@ public struct SVG2Attention: PredictiveAttention {
             queryOrder: try query.permutation.placed(at: geometry.video.lowerBound, of: geometry.tokens),
             keyOrder: try key.permutation.placed(at: geometry.video.lowerBound, of: geometry.tokens))
     }
+}
+
+extension VideoGeometry {
+    /// Frames, rows and tokens per row, whatever the text.
+    fileprivate var videoExtents: [Int] { [frames, height, width] }
 }

@@ -20,7 +20,7 @@ public struct SVG2Configuration: Hashable, Sendable {
     public var seed: UInt64
     /// Rounds centroids to the element type of the operands, as released.
     public var roundsCentroids: Bool
-    /// How scores become probabilities. Selection uses the softmax scale only.
+    /// How scores become probabilities, without ALiBi slopes: clusters have no positions. Selection uses the softmax scale only.
     public var modifiers: ScoreModifiers
 
     public init(
@@ -41,7 +41,7 @@ public struct SVG2Configuration: Hashable, Sendable {
     }
 
     /// Throws naming the setting that is out of its domain.
-    func validate() throws(SparseKernelsError) {
+    func validate(queryHeads: Int) throws(SparseKernelsError) {
         try require(mass > 0 && mass <= 1, .invalidArgument, "mass", expected: "above 0 and at most 1", actual: "\(mass)")
         try require(
             minimumKeyRatio >= 0 && minimumKeyRatio <= 1, .invalidArgument, "minimumKeyRatio", expected: "within 0...1",
@@ -49,5 +49,9 @@ public struct SVG2Configuration: Hashable, Sendable {
         for (name, iterations) in [("initialIterations", initialIterations), ("stepIterations", stepIterations)] {
             try require(iterations >= 1, .invalidArgument, name, expected: "at least 1", actual: "\(iterations)")
         }
+        try modifiers.validate(queryHeads: queryHeads)
+        try require(
+            modifiers.aliBiSlopes == nil, .invalidArgument, "modifiers.aliBiSlopes",
+            expected: "nil, because heads reorder their tokens", actual: "slopes")
     }
 }

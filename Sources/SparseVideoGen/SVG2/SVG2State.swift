@@ -45,7 +45,7 @@ public struct SVG2Centroids: Sendable {
     public var query: Tensor<Float>
     /// `[kvHeads, keyClusters, headDim]`.
     public var key: Tensor<Float>
-    /// The video that they belong to.
+    /// The video that they belong to. Its text does not count, because text has no clusters.
     public let geometry: VideoGeometry
 
     public init(query: Tensor<Float>, key: Tensor<Float>, geometry: VideoGeometry) {

@@ -293,7 +293,7 @@ struct PAROAttentionPlanTests {
                 damaged[Int(generator.next() % UInt64(bytes.count))] = UInt8(truncatingIfNeeded: generator.next())
             }
             if round % 5 == 0 { damaged.removeLast(Int(generator.next() % UInt64(bytes.count))) }
-            // Anything but an error of this type would trap.
+            // The initialiser throws errors of the package only, as its type says; whatever it accepts is a plan.
             guard let plan = try? PAROAttentionPlan(SafetensorsFile(bytes: damaged)) else { continue }
             #expect(try PAROAttentionPlan(SafetensorsFile(bytes: plan.safetensors().encoded())) == plan)
         }
