@@ -48,11 +48,9 @@ extension Kernels {
         let stagesKeys = needsStaging(args.key, channels: args.headDim)
         let stagesValues = needsStaging(args.value, channels: args.valueDim)
         let gathers = args.gatheredKeyCount > 0
-        let joins = joinsShortRanges(args)
         let layout = AttentionScratch(
-            headDim: args.headDim, valueDim: args.valueDim, queryRows: args.queryRows,
-            stagesKeys: stagesKeys || gathers || joins,
-            stagesValues: stagesValues || gathers || joins)
+            headDim: args.headDim, valueDim: args.valueDim, queryRows: args.queryRows, stagesKeys: stagesKeys || gathers,
+            stagesValues: stagesValues || gathers)
         let scratch = args.scratch.assumingMemoryBound(to: Float.self)
         let vectors = (args.queryRows + laneCount - 1) / laneCount
         let space = Workspace(
@@ -72,10 +70,8 @@ extension Kernels {
         let keyRows = args.key.base.assumingMemoryBound(to: Float.self)
         let valueRows = args.value.base.assumingMemoryBound(to: Float.self)
         let pattern = (from: args.visibleFrom, to: args.visibleTo)
-        if joins { attendShortRanges(args, space, layout, vectors: vectors) }
         for index in 0..<args.keyRangeCount {
             let range = args.keyRanges![index]
-            if joins && range.end - range.begin < shortRange { continue }
             args.visibleFrom = range.isGlobal ? args.globalFrom : pattern.from
             args.visibleTo = range.isGlobal ? args.globalTo : pattern.to
             var key = maximum(range.begin, args.visibleFrom)
@@ -139,55 +135,6 @@ extension Kernels {
                 maxima: space.maxima + row, sums: space.sums + row)
         }
     }
-}
-
-/// Ranges of fewer keys are joined. A step of 64 keys already takes 7% more time per key than one of 128, and joining costs a
-/// copy of the rows, which is 3% for 128 queries.
-@_transparent
-private var shortRange: Int { 64 }
-
-/// Whether short ranges are joined to steps of many keys: where no key is hidden from a query by its position, which joined
-/// keys do not have, and enough queries share the copies.
-@_transparent
-private func joinsShortRanges(_ args: AttentionArguments) -> Bool {
-    if args.queryRows < 24 || args.bias != nil || args.aliBiSlope != 0 { return false }
-    if args.visibleFrom > -(1 << 59) || args.visibleTo < 1 << 59 { return false }
-    if args.globalFrom > -(1 << 59) || args.globalTo < 1 << 59 { return false }
-    var short = 0
-    for index in 0..<args.keyRangeCount where args.keyRanges![index].end - args.keyRanges![index].begin < shortRange {
-        short += 1
-    }
-    return short > 1
-}
-
-/// Attends the short ranges, whose keys are copied side by side as clusters of few keys need it.
-@inline(never)
-private func attendShortRanges(_ args: AttentionArguments, _ space: Workspace, _ layout: AttentionScratch, vectors: Int) {
-    let scratch = args.scratch.assumingMemoryBound(to: Float.self)
-    let (keys, values) = (scratch + layout.keys, scratch + layout.values)
-    var staged = 0
-    func attend() {
-        let block = KeyBlock(
-            keys: keys, keyStride: args.headDim, values: values, valueStride: args.valueDim, begin: 0, count: staged)
-        attendKeyBlock(args, space, block, vectors: vectors)
-        staged = 0
-    }
-    for index in 0..<args.keyRangeCount {
-        let range = args.keyRanges![index]
-        if range.end - range.begin >= shortRange { continue }
-        var key = range.begin
-        while key < range.end {
-            let count = minimum(AttentionScratch.keyBlock - staged, range.end - key)
-            Kernels.stageRows(
-                args.key, first: key, count: count, channels: args.headDim, into: keys + staged * args.headDim)
-            Kernels.stageRows(
-                args.value, first: key, count: count, channels: args.valueDim, into: values + staged * args.valueDim)
-            staged += count
-            key += count
-            if staged == AttentionScratch.keyBlock { attend() }
-        }
-    }
-    if staged > 0 { attend() }
 }
 
 /// Attends one step of keys with all panels of the block.
