@@ -99,13 +99,15 @@ extension Metric {
     /// The `speedup` over the dense operator with the cache in the same format.
     public static let sameFormatSpeedup = Metric("speedup_same_format", "Dense", "×", width: 6, in: [.decode])
     /// Speed-up over dense times density; 1 when the time is proportional to the kept part.
-    public static let efficiency = Metric("efficiency", "Effic.", "%", width: 5, in: [.blockSparse, .video], format: percent) { row in
+    public static let efficiency = Metric("efficiency", "Effic.", "%", width: 5, in: [.blockSparse, .video], format: percent) {
+        row in
         guard row.baseline == BenchmarkRow.denseBaseline, let speedup = row[.speedup] else { return nil }
         return row[.density].map { speedup * $0 }
     }
     /// Time as a fraction of the baseline's.
     public static let baselineShare = Metric(
-        "baseline_share", "Time", "% base", width: 5, in: [.blockSparse, .scoring, .prefill, .decodeUpkeep, .video], format: percent
+        "baseline_share", "Time", "% base", width: 5, in: [.blockSparse, .scoring, .prefill, .decodeUpkeep, .video],
+        format: percent
     ) { row in row[.speedup].map { 1 / $0 } }
     /// The fraction of the time that selecting pages and tokens takes.
     public static let scoringShare = Metric("scoring_share", "Score", "%", width: 5, in: [.decode], format: percent)
