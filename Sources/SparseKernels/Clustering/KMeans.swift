@@ -16,7 +16,7 @@ internal import KernelInterface
 /// - Results are bitwise equal for every number of threads.
 /// - Source: `batch_kmeans_Euclid` of Sparse VideoGen 2 (Yang et al., 2025, arXiv 2505.18875).
 /// - Complexity: `heads · points · clusters · channels` multiply-adds per iteration.
-/// - Scratch: 8 bytes per point, 4 bytes per centroid channel, and one panel of points per thread.
+/// - Scratch: 12 bytes per point, 4 bytes per centroid channel, and one panel of points per thread.
 public struct KMeans: Sendable {
     public let heads: Int
     /// Rows of each head.

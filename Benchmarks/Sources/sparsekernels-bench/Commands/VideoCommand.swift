@@ -91,7 +91,7 @@ struct VideoCommand: ParsableCommand {
         try svg.attention(patterns: Array(repeating: .spatial, count: svg.shape.queryHeads)).density
     }
 
-    /// Blocks of 64 tokens as they come, kept where any of their pairs is; clusters in the order of clusters.
+    /// Blocks of 32 tokens as they come, kept where the pair in their middle is; clusters in the order of clusters.
     private func draw(
         _ problem: VideoProblem, _ svg: SVGAttention, _ bands: SVGSelection, _ clusters: SVG2Selection, into folder: String
     ) throws {
@@ -99,18 +99,16 @@ struct VideoCommand: ParsableCommand {
         func write(_ mask: BlockMask, _ name: String) throws {
             try mask.svg().write(toFile: "\(folder)/\(name).svg", atomically: true, encoding: .utf8)
         }
-        let grid = try BlockGrid(problem.shape, blockSize: 64, isCausal: false)
+        let grid = try BlockGrid(problem.shape, blockSize: 32, isCausal: false)
         for kind in SVGHeadKind.allCases {
             let mask = svg.masks[kind.rawValue]
             let places = try mask.order.map { try Permutation([$0]).inverse.order(head: 0).map { Int($0) } }
-            func place(_ token: Int) -> Int { places?[token] ?? token }
-            // Every eighth token of a block is enough to see its pattern.
+            func place(_ block: Range<Int>) -> Int {
+                let middle = (block.lowerBound + block.upperBound) / 2
+                return places?[middle] ?? middle
+            }
             let picture = try BlockMask(grid: grid) { _, row, column in
-                for query in stride(from: grid.query[row].lowerBound, to: grid.query[row].upperBound, by: 8) {
-                    for key in stride(from: grid.key[column].lowerBound, to: grid.key[column].upperBound, by: 8)
-                    where mask.keeps(query: place(query), key: place(key)) { return true }
-                }
-                return false
+                mask.keeps(query: place(grid.query[row]), key: place(grid.key[column]))
             }
             try write(picture, "\(kind)")
         }
