@@ -10,13 +10,9 @@ struct KMeansDraws {
     init(_ plan: KMeans, seed: UInt64) {
         self.plan = plan
         drawn = [Int32](repeating: 0, count: plan.heads * plan.clusters)
-        generators = (0..<plan.heads).map { head in
-            // Streams of seeds that differ by one would overlap after one step; a first output sets them apart.
-            var seeds = SplitMix64(seed: seed)
-            var stream = seeds.next()
-            for _ in 0..<head { stream = seeds.next() }
-            return SplitMix64(seed: stream)
-        }
+        // Streams of seeds that differ by one would overlap after one step; outputs of a generator set them apart.
+        var seeds = SplitMix64(seed: seed)
+        generators = (0..<plan.heads).map { _ in SplitMix64(seed: seeds.next()) }
     }
 
     /// Draws with replacement.
@@ -68,17 +64,6 @@ struct KMeansDraws {
 
     /// The drawn rows, `[heads, clusters, channels]`.
     func rows(of points: AttentionOperand, on pool: WorkerPool) throws(SparseKernelsError) -> Tensor<Float> {
-        var result = try Tensor<Float>(zeros: [plan.heads, plan.clusters, plan.channels])
-        var span = result.mutableSpan
-        span.withUnsafeMutableBufferPointer { target in
-            drawn.withUnsafeBufferPointer { drawn in
-                GatherCall(
-                    source: points, firstHead: 0, heads: plan.heads,
-                    orders: HeadOrders(first: drawn.baseAddress!, heads: plan.heads, length: plan.clusters),
-                    destination: target.baseAddress!, kernels: plan.kernels
-                ).run(on: pool)
-            }
-        }
-        return result
+        try Tensor(gathering: drawn, lists: plan.heads, from: points, plan.kernels, on: pool)
     }
 }

@@ -124,21 +124,7 @@ public struct Permutation: Hashable, Sendable {
     ) throws(SparseKernelsError) -> Tensor<Float> {
         try check(named: "permutation", heads: operand.heads, length: operand.tokens, tokens: "the operand's")
         let kernels = try InstructionSet.resolve(instructionSet).kernels
-        var result = try Tensor<Float>(zeros: [operand.heads, length, operand.channels])
-        if result.count == 0 { return result }
-        // Pointers are used only until this call returns; the operand, the orders and the result outlive it.
-        let source = AttentionOperand(operand)
-        var span = result.mutableSpan
-        span.withUnsafeMutableBufferPointer { target in
-            elements.withUnsafeBufferPointer { orders in
-                GatherCall(
-                    source: source, firstHead: 0, heads: operand.heads,
-                    orders: HeadOrders(first: orders.baseAddress!, heads: heads, length: length),
-                    destination: target.baseAddress!, kernels: kernels
-                ).run(on: pool)
-            }
-        }
-        return result
+        return try Tensor(gathering: elements, lists: heads, from: AttentionOperand(operand), kernels, on: pool)
     }
 }
 

@@ -31,6 +31,33 @@ struct GatherCall: PoolCall {
     }
 }
 
+extension Tensor where Element == Float {
+    /// The listed rows of every head of an operand, `[heads, rows of a list, channels]`.
+    ///
+    /// - Parameters:
+    ///   - rows: the lists one after the other, of equal lengths. A row may be listed more than once.
+    ///   - lists: 1 for all heads, or as many as the operand has heads.
+    ///   - source: an operand that outlives the call.
+    init(
+        gathering rows: [Int32], lists: Int, from source: AttentionOperand, _ kernels: any KernelTable.Type,
+        on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        let (heads, length) = (source.geometry.heads, rows.count / lists)
+        try self.init(zeros: [heads, length, source.geometry.channels])
+        if count == 0 { return }
+        var span = mutableSpan
+        span.withUnsafeMutableBufferPointer { target in
+            rows.withUnsafeBufferPointer { rows in
+                GatherCall(
+                    source: source, firstHead: 0, heads: heads,
+                    orders: HeadOrders(first: rows.baseAddress!, heads: lists, length: length),
+                    destination: target.baseAddress!, kernels: kernels
+                ).run(on: pool)
+            }
+        }
+    }
+}
+
 /// Writes adjacent rows `[heads, length, channels]` where their tokens are in the caller's memory, and their LSE likewise.
 struct ScatterCall: PoolCall {
     let source: UnsafePointer<Float>

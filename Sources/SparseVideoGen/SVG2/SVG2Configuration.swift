@@ -40,12 +40,9 @@ public struct SVG2Configuration: Hashable, Sendable {
         self.modifiers = modifiers
     }
 
-    /// Throws naming the setting that is out of its domain.
+    /// Throws naming the setting that is out of its domain. Mass and ratio are checked by `CentroidSelection`, clusters with the
+    /// geometry.
     func validate(queryHeads: Int) throws(SparseKernelsError) {
-        try require(mass > 0 && mass <= 1, .invalidArgument, "mass", expected: "above 0 and at most 1", actual: "\(mass)")
-        try require(
-            minimumKeyRatio >= 0 && minimumKeyRatio <= 1, .invalidArgument, "minimumKeyRatio", expected: "within 0...1",
-            actual: "\(minimumKeyRatio)")
         for (name, iterations) in [("initialIterations", initialIterations), ("stepIterations", stepIterations)] {
             try require(iterations >= 1, .invalidArgument, name, expected: "at least 1", actual: "\(iterations)")
         }

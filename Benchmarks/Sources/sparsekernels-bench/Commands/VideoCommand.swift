@@ -80,15 +80,12 @@ struct VideoCommand: ParsableCommand {
                         + [clusters.selected.density(head: head), clustered.heads[head].recall, clustered.heads[head].error]
                         .map { Format.percent($0) }))
         }
+        let bandDensity = try svg.attention(over: bands.selected).density
         print(
-            try "all: SVG density \(Format.percent(try bandDensity(svg)))%, recall \(Format.percent(banded.recall))%, error "
+            "all: SVG density \(Format.percent(bandDensity))%, recall \(Format.percent(banded.recall))%, error "
                 + "\(Format.percent(banded.error))%; SVG2 density \(Format.percent(clusters.selected.density))%, recall "
                 + "\(Format.percent(clustered.recall))%, error \(Format.percent(clustered.error))%")
         if let pictures { try draw(problem, svg, bands.selected, clusters.selected, into: pictures) }
-    }
-
-    private func bandDensity(_ svg: SVGAttention) throws -> Double {
-        try svg.attention(patterns: Array(repeating: .spatial, count: svg.shape.queryHeads)).density
     }
 
     /// Blocks of 32 tokens as they come, kept where the pair in their middle is; clusters in the order of clusters.

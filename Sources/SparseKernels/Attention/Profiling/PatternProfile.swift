@@ -47,10 +47,11 @@ public struct PatternProfile: Sendable {
         _ shape: AttentionShape, rows: [Int], patterns: [KeyRuns], reference: KeyRuns? = nil,
         modifiers: ScoreModifiers = ScoreModifiers(), instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
+        // Lists of rows are 32-bit.
+        let end = min(shape.queryLength, 1 << 31)
         for (index, row) in rows.enumerated() {
             try require(
-                row >= 0 && row < shape.queryLength, .invalidArgument, "rows[\(index)]",
-                expected: "a query, 0..<\(shape.queryLength)", actual: "\(row)")
+                row >= 0 && row < end, .invalidArgument, "rows[\(index)]", expected: "a query, 0..<\(end)", actual: "\(row)")
         }
         try require(!patterns.isEmpty, .invalidArgument, "patterns", expected: "one or more", actual: "none")
         for (index, pattern) in patterns.enumerated() {
@@ -103,7 +104,8 @@ public struct PatternProfile: Sendable {
         try shape.check(key: key.geometry)
         try shape.check("value", value.geometry, heads: shape.kvHeads, tokens: shape.keyLength, channels: shape.valueDim)
         if rows.isEmpty { return try PatternErrors(Tensor(zeros: [patterns.count, shape.queryHeads])) }
-        let sample = try sampled(query)
+        let sample = try Tensor<Float>(
+            gathering: rows.map { Int32($0) }, lists: 1, from: AttentionOperand(query), attention.kernels, on: pool)
         var bias = try Tensor<Float>(zeros: [rows.count, shape.keyLength])
         var expected = try Tensor<Float>(zeros: [shape.queryHeads, rows.count, shape.valueDim])
         if let reference {
@@ -133,24 +135,6 @@ public struct PatternProfile: Sendable {
     ) throws(SparseKernelsError) -> PatternErrors {
         try self(
             query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"), on: pool)
-    }
-
-    /// The sampled rows of all heads, `[queryHeads, rows, headDim]`.
-    private func sampled<Q: AttentionElement>(_ query: TensorView<Q>) throws(SparseKernelsError) -> Tensor<Q> {
-        var sample = try Tensor<Q>(zeros: [shape.queryHeads, rows.count, shape.headDim])
-        var target = sample.mutableSpan
-        target.withUnsafeMutableBufferPointer { target in
-            query.span.withUnsafeBufferPointer { source in
-                for head in 0..<shape.queryHeads {
-                    for (index, row) in rows.enumerated() {
-                        // The rows are in the view, whose geometry was checked against its memory.
-                        (target.baseAddress! + (head * rows.count + index) * shape.headDim).update(
-                            from: source.baseAddress! + query.geometry.offset(head: head, token: row), count: shape.headDim)
-                    }
-                }
-            }
-        }
-        return sample
     }
 
     /// Writes 0 for the keys of each row, and −∞ for the others.
