@@ -6,15 +6,28 @@ public enum StorageType: UInt8, Sendable {
 }
 
 /// Strided rows in the caller's memory. The channels of a row are adjacent. Strides count elements.
+///
+/// Rows with `pages` are tokens of a cache: row r is row `first` + r·`stride` of `pages`. Their type is not `.float32`, so that
+/// kernels read them as all rows that are not floats: through `stageRows`.
 public struct RowOperand {
     public var base: UnsafeRawPointer
     public var stride: Int
     public var type: StorageType
+    /// The tokens of a cache that the rows are; nil for rows in the caller's memory.
+    public var pages: UnsafePointer<PagedRows>?
+    /// The row of `pages` that is row 0.
+    public var first = 0
 
     public init(base: UnsafeRawPointer, stride: Int, type: StorageType) {
         self.base = base
         self.stride = stride
         self.type = type
+    }
+
+    public init(pages: UnsafePointer<PagedRows>, first: Int) {
+        self.init(base: UnsafeRawPointer(pages), stride: 1, type: .float16)
+        self.pages = pages
+        self.first = first
     }
 }
 
@@ -75,6 +88,8 @@ public struct AttentionArguments {
     /// Adds bias[i][j]; rows are `biasStride` floats apart. −∞ hides the key from the row. Not with `gatheredKeys`.
     public var bias: UnsafePointer<Float>?
     public var biasStride = 0
+    /// The logit of an output that nobody reads and that takes part in the softmax: Σ e^s gets a term e^`sinkLogit`. −∞ is none.
+    public var sinkLogit = -Float.infinity
     /// Skips the exponentials and P·V of a panel and a key block whose scores are all at least this far below the running
     /// maxima of their rows; +∞ skips nothing.
     public var pvSkipThreshold: Float = .infinity

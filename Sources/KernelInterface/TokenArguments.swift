@@ -98,6 +98,26 @@ public struct TokenOperand {
     }
 }
 
+/// The keys or values of one head of a sequence, as rows: row i is token i, or token i + `gap` from `gapStart` on.
+///
+/// The tokens of the gap are those that the rows leave out, such as discarded ones.
+public struct PagedRows {
+    public var tokens: TokenOperand
+    /// The page table of the sequence.
+    public var pages: UnsafePointer<Int32>
+    public var pageSize: Int
+    public var gapStart: Int
+    public var gap: Int
+
+    public init(tokens: TokenOperand, pages: UnsafePointer<Int32>, pageSize: Int, gapStart: Int, gap: Int) {
+        self.tokens = tokens
+        self.pages = pages
+        self.pageSize = pageSize
+        self.gapStart = gapStart
+        self.gap = gap
+    }
+}
+
 /// Linear biases of scores: slope·(j − t) for a token at position j and a query row at position t, or −slope·|j − t|.
 public struct TokenAliBi {
     /// One per row.
@@ -250,6 +270,8 @@ public struct MergeTokensArguments {
     public var indices: UnsafePointer<Int32>
     public var count: Int
     public var valueDim: Int
+    /// The logit of an output that nobody reads: Σ e^s gets a term e^`sinkLogit`. −∞ is none.
+    public var sinkLogit = -Float.infinity
     /// The output row, of `outputType`, with adjacent channels.
     public var output: UnsafeMutableRawPointer
     public var outputType: StorageType

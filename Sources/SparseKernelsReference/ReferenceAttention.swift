@@ -6,6 +6,7 @@ public import SparseKernels
 ///
 ///     s_j = scale·q_i·k_j        s_j ← cap·tanh(s_j/cap)        s_j ← s_j + slope_h·(j − position_i) + bias_ij
 ///                                                               or    s_j − slope_h·|j − position_i| + bias_ij
+///     a sink logit of the head is one more score, whose value is 0
 ///     m = max s_j     l = Σ e^(s_j − m)     o_i = Σ e^(s_j − m)·v_j / l     LSE_i = m + ln l
 ///
 /// The product never calls this; tests and benchmarks compare the kernels with it.
@@ -119,9 +120,16 @@ public struct ReferenceAttention: Sendable {
             scores.append(score)
             magnitudes.append(magnitude)
         }
-        return Row(
+        let visible = keys.count
+        if let sinks = modifiers.sinkLogits {
+            scores.append(Double(sinks[head]))
+            magnitudes.append(0)
+        }
+        var row = Row(
             head: head, token: token, valueDim: shape.valueDim, scores: scores, magnitudes: magnitudes,
-            value: { value(keys[$0], $1) })
+            value: { $0 < visible ? value(keys[$0], $1) : 0 })
+        row.visibleKeys = visible
+        return row
     }
 }
 

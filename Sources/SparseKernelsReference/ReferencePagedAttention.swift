@@ -28,12 +28,13 @@ public struct ReferencePagedAttention: Sendable {
     ///   - values: as many rows, all of one length.
     ///   - positions: the keys that the query sees.
     ///   - aliBi: a slope, the position t of the query, and the form of the distance.
+    ///   - sinkLogit: a score more, whose value is 0; nil means none.
     ///   - head: stored in the result, for messages.
     ///   - token: stored in the result, for messages.
     /// - Returns: the row, with the sensitivity for `AttentionErrorBound`. Without positions its output is 0 and its LSE −∞.
     public func row(
         query: [Double], keys: [[Double]], values: [[Double]], positions: [Int],
-        aliBi: (slope: Float, position: Int, form: AliBiForm)? = nil, head: Int = 0, token: Int = 0
+        aliBi: (slope: Float, position: Int, form: AliBiForm)? = nil, sinkLogit: Float? = nil, head: Int = 0, token: Int = 0
     ) -> ReferenceAttention.Row {
         let scale = softmaxScale.map(Double.init) ?? 1 / Double(query.count).squareRoot()
         let seen = positions.map { keys[$0] }
@@ -45,10 +46,14 @@ public struct ReferencePagedAttention: Sendable {
                 scores[index] += Double(aliBi.slope) * (aliBi.form == .symmetric ? -abs(distance) : distance)
             }
         }
+        var magnitudes = seen.map { key in zip(query, key).reduce(0) { $0 + abs(scale * $1.0 * $1.1) } }
+        if let sinkLogit {
+            scores.append(Double(sinkLogit))
+            magnitudes.append(0)
+        }
         return ReferenceAttention.Row(
-            head: head, token: token, valueDim: values.first?.count ?? 0, scores: scores,
-            magnitudes: seen.map { key in zip(query, key).reduce(0) { $0 + abs(scale * $1.0 * $1.1) } }
-        ) { values[positions[$0]][$1] }
+            head: head, token: token, valueDim: values.first?.count ?? 0, scores: scores, magnitudes: magnitudes
+        ) { $0 < positions.count ? values[positions[$0]][$1] : 0 }
     }
 
     /// The scores of one query against some keys.

@@ -227,6 +227,14 @@ public func loadBytes(_ pointer: UnsafeRawPointer) -> CodeVector {
     _mm256_cvtepu8_epi16(pointer.loadUnaligned(as: __m128i.self))
 }
 
+/// Loads `laneCount` bytes as 32-bit lanes.
+@_alwaysEmitIntoClient @_transparent
+public func loadByteLanes(_ pointer: UnsafeRawPointer) -> IntVector {
+    // Eight bytes, in the lower half of a register.
+    let bytes = _mm_cvtsi64_si128(pointer.loadUnaligned(as: Int64.self))
+    return unsafeBitCast(_mm256_cvtepu8_epi32(bytes), to: IntVector.self)
+}
+
 /// Splits bytes in 16-bit lanes into their low and their high nibbles.
 @_alwaysEmitIntoClient @_transparent
 public func nibblesInHalves(_ bytes: CodeVector) -> (low: CodeVector, high: CodeVector) {

@@ -229,6 +229,12 @@ public func loadBytes(_ pointer: UnsafeRawPointer) -> CodeVector {
     _mm512_cvtepu8_epi16(pointer.loadUnaligned(as: __m256i.self))
 }
 
+/// Loads `laneCount` bytes as 32-bit lanes.
+@_alwaysEmitIntoClient @_transparent
+public func loadByteLanes(_ pointer: UnsafeRawPointer) -> IntVector {
+    unsafeBitCast(_mm512_cvtepu8_epi32(pointer.loadUnaligned(as: __m128i.self)), to: IntVector.self)
+}
+
 /// Splits bytes in 16-bit lanes into their low and their high nibbles.
 @_alwaysEmitIntoClient @_transparent
 public func nibblesInHalves(_ bytes: CodeVector) -> (low: CodeVector, high: CodeVector) {

@@ -251,6 +251,14 @@ public func loadBytes(_ pointer: UnsafeRawPointer) -> CodeVector {
     unsafeBitCast(SIMD8<UInt16>(truncatingIfNeeded: pointer.loadUnaligned(as: SIMD8<UInt8>.self)), to: CodeVector.self)
 }
 
+/// Loads `laneCount` bytes as 32-bit lanes.
+@_alwaysEmitIntoClient @_transparent
+public func loadByteLanes(_ pointer: UnsafeRawPointer) -> IntVector {
+    let word = pointer.loadUnaligned(as: UInt32.self)
+    return IntVector(
+        Int32(word & 0xff), Int32((word &>> 8) & 0xff), Int32((word &>> 16) & 0xff), Int32(word &>> 24))
+}
+
 /// Splits bytes in 16-bit lanes into their low and their high nibbles.
 @_alwaysEmitIntoClient @_transparent
 public func nibblesInHalves(_ bytes: CodeVector) -> (low: CodeVector, high: CodeVector) {

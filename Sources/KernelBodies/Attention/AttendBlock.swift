@@ -62,8 +62,9 @@ extension Kernels {
             packQueries(args, row: row, lanes: width * laneCount, into: space.packedQuery + row * args.headDim)
         }
         for x in 0..<vectors * laneCount {
-            space.maxima[x] = -.infinity
-            space.sums[x] = 0
+            // A sink logit counts as a key of value 0 that every row saw first.
+            space.maxima[x] = args.sinkLogit
+            space.sums[x] = args.sinkLogit == -.infinity ? 0 : 1
         }
         for x in 0..<(args.valueDim + tileRows) * vectors * laneCount { space.accumulator[x] = 0 }
 

@@ -19,14 +19,14 @@ extension Kernels {
         let stride = TokenLayout.padded(args.valueDim)
         let sums = args.scratch
         for x in 0..<stride { sums[x] = 0 }
-        var m = -Float.infinity
+        var m = args.sinkLogit
         for i in 0..<args.count {
             let largest = args.records[Int(args.indices[i]) * args.recordStride + stride]
             // NaN in a row's scores must make its output NaN. This comparison keeps NaN.
             if !(largest <= m) { m = largest }
         }
-        var total = 0.0
-        var isEmpty = true
+        var isEmpty = args.sinkLogit == -.infinity
+        var total = isEmpty ? 0 : Double(exp(splat(args.sinkLogit - m))[0])
         for i in 0..<args.count {
             let record = args.records + Int(args.indices[i]) * args.recordStride
             // A chunk of which the row sees nothing may hold 0·∞. With NaN scores m is −∞ as well, but the sum is NaN.

@@ -10,6 +10,8 @@ extension AttentionElement {
         case .float32: .float32
         case .float16: .float16
         case .bfloat16: .bfloat16
+        // Cached tokens are staged, as 16-bit rows are. See `RowOperand.pages`.
+        case CachedElement.elementType: .float16
         default: preconditionFailure("\(elementType) is not an attention element type")
         }
     }
@@ -27,11 +29,14 @@ private func addressOfNothing() -> UnsafeMutableRawPointer { UnsafeMutableRawPoi
 struct AttentionOperand {
     let base: UnsafeRawPointer
     let type: StorageType
+    /// Whether the memory is that of `CachedRows`: the address of a `PagedRows` per head.
+    let isCached: Bool
     let geometry: TensorGeometry
 
     init<Element: AttentionElement>(_ view: TensorView<Element>) {
         base = view.span.withUnsafeBufferPointer { UnsafeRawPointer($0.baseAddress) ?? UnsafeRawPointer(addressOfNothing()) }
         type = Element.storageType
+        isCached = Element.self == CachedElement.self
         geometry = view.geometry
     }
 
@@ -40,19 +45,25 @@ struct AttentionOperand {
         self.init(base: UnsafeRawPointer(base), type: .float32, geometry: geometry)
     }
 
-    private init(base: UnsafeRawPointer, type: StorageType, geometry: TensorGeometry) {
+    private init(base: UnsafeRawPointer, type: StorageType, isCached: Bool = false, geometry: TensorGeometry) {
         self.base = base
         self.type = type
+        self.isCached = isCached
         self.geometry = geometry
     }
 
     /// The operand whose head 0 is `head` of this one.
     func from(head: Int) -> AttentionOperand {
-        AttentionOperand(base: base + head * geometry.headStride * type.byteCount, type: type, geometry: geometry)
+        let bytes = head * (isCached ? MemoryLayout<CachedElement>.stride : geometry.headStride * type.byteCount)
+        return AttentionOperand(base: base + bytes, type: type, isCached: isCached, geometry: geometry)
     }
 
     /// The rows of one head from `token` on.
     func rows(head: Int, from token: Int = 0) -> RowOperand {
+        if isCached {
+            let pages = base.assumingMemoryBound(to: CachedElement.self)[head].rows
+            return RowOperand(pages: pages, first: geometry.firstToken + token)
+        }
         let bytes = geometry.offset(head: head, token: token) * type.byteCount
         return RowOperand(base: base + bytes, stride: geometry.tokenStride, type: type)
     }
@@ -70,6 +81,7 @@ struct MutableAttentionOperand {
 
     /// Takes the address of a view that the caller keeps.
     init<Element: AttentionElement>(addressing view: inout MutableTensorView<Element>) {
+        precondition(Element.self != CachedElement.self, "cached rows are not written")
         geometry = view.geometry
         type = Element.storageType
         base = view.span.withUnsafeMutableBufferPointer { UnsafeMutableRawPointer($0.baseAddress) ?? addressOfNothing() }

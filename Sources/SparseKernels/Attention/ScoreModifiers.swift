@@ -19,14 +19,24 @@ public struct ScoreModifiers: Hashable, Sendable {
     public var aliBiSlopes: [Float]?
     /// The distance that the slopes multiply. Under a causal limit both forms are the same.
     public var aliBiForm: AliBiForm
+    /// One learned logit per query head that takes part in the softmax and has no value: the sum of exponentials of a row gets
+    /// e^`sinkLogits[head]`, and so does its log-sum-exp. It is neither scaled nor capped; −∞ is none, and nil is none at all.
+    ///
+    /// A row that sees no key has output 0 and the sink's logit as LSE. States of parts of the keys are merged right only if one
+    /// of them has the sinks.
+    ///
+    /// Source: the `sinks` of gpt-oss (OpenAI, 2025); "softmax off by one" with a learned offset.
+    public var sinkLogits: [Float]?
 
     public init(
-        softmaxScale: Float? = nil, logitsSoftCap: Float? = nil, aliBiSlopes: [Float]? = nil, aliBiForm: AliBiForm = .signed
+        softmaxScale: Float? = nil, logitsSoftCap: Float? = nil, aliBiSlopes: [Float]? = nil, aliBiForm: AliBiForm = .signed,
+        sinkLogits: [Float]? = nil
     ) {
         self.softmaxScale = softmaxScale
         self.logitsSoftCap = logitsSoftCap
         self.aliBiSlopes = aliBiSlopes
         self.aliBiForm = aliBiForm
+        self.sinkLogits = sinkLogits
     }
 
     package func validate(queryHeads: Int) throws(SparseKernelsError) {
@@ -44,6 +54,16 @@ public struct ScoreModifiers: Hashable, Sendable {
             for (head, slope) in slopes.enumerated() {
                 try require(
                     slope.isFinite, .invalidArgument, "aliBiSlopes[\(head)]", expected: "finite", actual: "\(slope)")
+            }
+        }
+        if let sinks = sinkLogits {
+            try require(
+                sinks.count == queryHeads, .invalidShape, "sinkLogits", expected: "one per query head (\(queryHeads))",
+                actual: "\(sinks.count)")
+            for (head, sink) in sinks.enumerated() {
+                try require(
+                    sink < .infinity, .invalidArgument, "sinkLogits[\(head)]", expected: "finite, or −∞ for none",
+                    actual: "\(sink)")
             }
         }
     }

@@ -202,6 +202,7 @@ public struct KMeans: Sendable {
     private func check<Element: AttentionElement>(
         _ points: TensorView<Element>, _ centroids: Tensor<Float>
     ) throws(SparseKernelsError) {
+        try points.requireMemory(named: "points")
         try points.geometry.requireExtents("points", heads: heads, tokens: self.points, channels: channels)
         try require(
             centroids.shape == [heads, clusters, channels], .invalidShape, "centroids",

@@ -2,9 +2,10 @@ extension Tensor {
     /// A copy of some heads and tokens of an operand, `[heads, tokens, channels]`, in the order of `heads`.
     ///
     /// Heads and tokens must be in the view.
-    /// - Throws: `.invalidShape` for a size that overflows.
+    /// - Throws: `.invalidShape` for a size that overflows, `.invalidElementType` for cached rows.
     package init(_ view: TensorView<Element>, heads: [Int], tokens: Range<Int>) throws(SparseKernelsError) {
         precondition(tokens.lowerBound >= 0 && tokens.upperBound <= view.tokens, "tokens \(tokens) outside \(view.tokens)")
+        try view.requireMemory(named: "view")
         let channels = view.channels
         if tokens.isEmpty || heads.isEmpty || channels == 0 {
             try self.init(zeros: [heads.count, tokens.count, channels])

@@ -107,9 +107,10 @@ extension Tensor {
 
 extension Tensor {
     /// A copy of an operand, `[heads, paddedTokens, channels]`, in which tokens of zeros follow its own.
-    /// - Throws: `.invalidShape` for a size that overflows.
+    /// - Throws: `.invalidShape` for a size that overflows, `.invalidElementType` for cached rows.
     package init(zeroPadding view: TensorView<Element>, toTokens paddedTokens: Int) throws(SparseKernelsError) {
         precondition(paddedTokens >= view.tokens, "\(view.tokens) tokens do not fit in \(paddedTokens)")
+        try view.requireMemory(named: "view")
         try self.init(zeros: [view.heads, paddedTokens, view.channels])
         let target = storage.pointer.assumingMemoryBound(to: Element.self)
         view.span.withUnsafeBufferPointer { source in

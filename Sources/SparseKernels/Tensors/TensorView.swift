@@ -15,6 +15,8 @@ public struct TensorGeometry: Hashable, Sendable {
     public let channels: Int
     public let headStride: Int
     public let tokenStride: Int
+    /// The first token of a view of cached rows, whose memory has no rows that a stride could skip. 0 otherwise.
+    let firstToken: Int
 
     /// - Throws: `.invalidShape` for no heads, a negative extent or a size that overflows, `.invalidStride` for overlapping rows.
     public init(
@@ -36,6 +38,7 @@ public struct TensorGeometry: Hashable, Sendable {
         self.channels = channels
         self.headStride = headStride
         self.tokenStride = tokenStride
+        firstToken = 0
         try require(
             elementSpan != nil, .invalidShape, name, expected: "a size that fits 63 bits",
             actual: "[\(heads), \(tokens), \(channels)] with strides \(headStride), \(tokenStride)")
@@ -80,15 +83,24 @@ public struct TensorGeometry: Hashable, Sendable {
             checkedHeads: heads, tokens: tokens, channels: channels, headStride: tokens * channels, tokenStride: channels)
     }
 
-    /// The same strides with at most as many tokens.
-    func withTokens(_ count: Int) -> TensorGeometry {
+    /// The same strides with at most as many tokens. Views in memory move their first element; cached rows count from `first`.
+    func withTokens(_ count: Int, first: Int = 0) -> TensorGeometry {
         TensorGeometry(
-            checkedHeads: heads, tokens: count, channels: channels, headStride: headStride, tokenStride: tokenStride)
+            checkedHeads: heads, tokens: count, channels: channels, headStride: headStride, tokenStride: tokenStride,
+            firstToken: firstToken + first)
     }
 
-    private init(checkedHeads heads: Int, tokens: Int, channels: Int, headStride: Int, tokenStride: Int) {
+    /// The extents of cached rows. Their memory has one element per head, whatever the other extents are.
+    static func cachedRows(heads: Int, tokens: Int, channels: Int) -> TensorGeometry {
+        TensorGeometry(checkedHeads: heads, tokens: tokens, channels: channels, headStride: 1, tokenStride: 0)
+    }
+
+    private init(
+        checkedHeads heads: Int, tokens: Int, channels: Int, headStride: Int, tokenStride: Int, firstToken: Int = 0
+    ) {
         (self.heads, self.tokens, self.channels) = (heads, tokens, channels)
         (self.headStride, self.tokenStride) = (headStride, tokenStride)
+        self.firstToken = firstToken
     }
 
     /// Throws `.invalidShape` unless the operand called `name` has these extents.
@@ -168,13 +180,16 @@ public struct TensorView<Element: TensorElement>: ~Escapable {
     public func tokens(_ range: Range<Int>) -> TensorView {
         precondition(
             range.lowerBound >= 0 && range.upperBound <= tokens, "tokens \(range) outside a view of \(tokens) tokens")
+        if Element.self == CachedElement.self {
+            return TensorView(checked: span, geometry.withTokens(range.count, first: range.lowerBound))
+        }
         // A view without elements may have no memory.
         let first = range.isEmpty || channels == 0 ? 0 : range.lowerBound * geometry.tokenStride
         return TensorView(checked: span.extracting(droppingFirst: first), geometry.withTokens(range.count))
     }
 
     @_lifetime(copy span)
-    private init(checked span: Span<Element>, _ geometry: TensorGeometry) {
+    init(checked span: Span<Element>, _ geometry: TensorGeometry) {
         self.geometry = geometry
         self.span = span
     }
@@ -183,6 +198,8 @@ public struct TensorView<Element: TensorElement>: ~Escapable {
         precondition(
             head >= 0 && head < heads && token >= 0 && token < tokens && channel >= 0 && channel < channels,
             "index (\(head), \(token), \(channel)) outside [\(heads), \(tokens), \(channels)]")
+        precondition(
+            Element.self != CachedElement.self, "cached rows have no elements in memory; `keys` and `values` copy them")
         return span[geometry.offset(head: head, token: token) + channel]
     }
 }

@@ -56,6 +56,7 @@ private struct BlockSparseCall: PoolCall {
         arguments.softmaxScale = plan.softmaxScale
         arguments.logitsSoftCap = plan.modifiers.logitsSoftCap ?? 0
         arguments.aliBiSlope = plan.modifiers.aliBiSlopes?[head] ?? 0
+        arguments.sinkLogit = plan.modifiers.sinkLogits?[head] ?? -.infinity
         arguments.aliBiIsSymmetric = plan.modifiers.aliBiForm == .symmetric
         arguments.aliBiOffset = task.position
         arguments.pvSkipThreshold = plan.pvSkipThresholds?[head] ?? plan.pvSkipThreshold ?? .infinity

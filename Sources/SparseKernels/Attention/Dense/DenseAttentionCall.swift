@@ -36,6 +36,7 @@ struct DenseAttentionCall: PoolCall {
             arguments.softmaxScale = plan.softmaxScale
             arguments.logitsSoftCap = plan.modifiers.logitsSoftCap ?? 0
             arguments.aliBiSlope = plan.modifiers.aliBiSlopes?[head] ?? 0
+            arguments.sinkLogit = plan.modifiers.sinkLogits?[head] ?? -.infinity
             arguments.aliBiIsSymmetric = plan.modifiers.aliBiForm == .symmetric
             arguments.aliBiOffset = first + shape.keyLength - shape.queryLength
             arguments.bias = biasRow?.base.assumingMemoryBound(to: Float.self)

@@ -236,6 +236,7 @@ struct PagedAttentionCall {
                 records: merge.records, recordStride: merge.stride, indices: indices, count: count, valueDim: channels,
                 output: output.row(head: head, token: token), outputType: output.type,
                 logSumExp: logSumExp.map { $0 + head * batch.queryCount + token }, scratch: sums)
+            arguments.sinkLogit = plan.modifiers.sinkLogits?[head] ?? -.infinity
             plan.kernels.mergeTokens(&arguments)
         }
     }

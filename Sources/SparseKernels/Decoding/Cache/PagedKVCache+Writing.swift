@@ -59,6 +59,8 @@ extension PagedKVCache {
     private func requireOperands<Key: AttentionElement, Value: AttentionElement>(
         key: TensorView<Key>, value: TensorView<Value>
     ) throws(SparseKernelsError) {
+        try key.requireMemory(named: "key")
+        try value.requireMemory(named: "value")
         try requireOperand(key.geometry, channels: configuration.headDim, named: "key")
         try requireOperand(value.geometry, channels: configuration.valueDim, named: "value")
         try require(
