@@ -331,6 +331,8 @@ public struct SummarizeTokensArguments {
     public var target: TokenOperand
     /// The row of `target`.
     public var row: Int
+    /// Whether the row already summarises the slots before, so that only its extremes grow. Not for means and codes.
+    public var extendsRow = false
     /// `4 · padded(channels)` floats, 64-byte aligned.
     public var scratch: UnsafeMutablePointer<Float>
 

@@ -24,6 +24,9 @@ public struct LServeConfiguration: Hashable, Sendable {
     public var prefillSinkTokens = 128
     /// Tokens up to a query's own that a streaming head attends to in prefill.
     public var prefillLocalTokens = 8192
+    /// Largest number of tokens of a piece of a prompt, for prompts that come in several calls of `prefill`; nil when every
+    /// prompt comes in one. Streaming heads then keep what the next piece's queries see, until a token is decoded.
+    public var promptChunkTokens: Int?
     /// Storage format of keys and values. The released script uses 8 bits per element; the engine's default is 4.
     public var format: KVFormat = .int8
     /// The mapping from codes to keys and values. `.zeroPoint` is the mapping of the released kernels.
@@ -35,10 +38,15 @@ public struct LServeConfiguration: Hashable, Sendable {
 
     public init() {}
 
-    /// Largest number of pages per sequence in streaming heads: for the sink, a window at any offset, and the current token.
+    /// Largest number of pages per sequence in streaming heads: for the sink, a window at any offset, and the current token or
+    /// the current piece of a prompt.
     public var streamingPagesPerSequence: Int {
-        Self.pages(decodeSinkTokens, pageSize) + Self.pages(decodeLocalTokens, pageSize) + 1
+        let window = promptChunkTokens.map { max(decodeLocalTokens, prefillLocalTokens + $0) } ?? decodeLocalTokens
+        return Self.pages(keptSinkTokens, pageSize) + Self.pages(window, pageSize) + 1
     }
+
+    /// Tokens at the start that streaming heads keep.
+    var keptSinkTokens: Int { promptChunkTokens == nil ? decodeSinkTokens : max(decodeSinkTokens, prefillSinkTokens) }
 
     /// The number of pages that so many tokens fill.
     static func pages(_ tokens: Int, _ pageSize: Int) -> Int { tokens <= 0 ? 0 : (tokens - 1) / pageSize + 1 }
@@ -46,7 +54,8 @@ public struct LServeConfiguration: Hashable, Sendable {
     /// Throws for invalid numbers, except page sizes, which the caches check, and the budget, which the selector checks.
     func validate() throws(SparseKernelsError) {
         for (name, value, least) in [
-            ("pageSize", pageSize, 1), ("decodeSinkTokens", decodeSinkTokens, 0), ("decodeLocalTokens", decodeLocalTokens, 1),
+            ("pageSize", pageSize, 1), ("promptChunkTokens", promptChunkTokens ?? 1, 1),
+            ("decodeSinkTokens", decodeSinkTokens, 0), ("decodeLocalTokens", decodeLocalTokens, 1),
             ("prefillSinkTokens", prefillSinkTokens, 0), ("prefillLocalTokens", prefillLocalTokens, 1),
         ] {
             try require(

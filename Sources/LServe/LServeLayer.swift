@@ -30,6 +30,8 @@ public final class LServeLayer {
         var retrieval: PagedKVCache.SequenceID?
         var streaming: PagedKVCache.SequenceID?
         var length = 0
+        /// Tokens that streaming heads gave back, in whole pages.
+        var hidden = 0..<0
     }
 
     public let configuration: LServeConfiguration
@@ -120,7 +122,8 @@ public final class LServeLayer {
         let tokenPages = LServeConfiguration.pages(tokenCapacity, configuration.pageSize)
         let retrieval = try cache(retrievalHeads, pages: tokenPages + sequenceCapacity, metadata: metadata)
         // One sequence above the capacity and one slice, which an `append` needs in case it is undone.
-        let held = configuration.streamingPagesPerSequence * (sequenceCapacity + 1)
+        let perSequence = min(configuration.streamingPagesPerSequence, tokenPages + 1)
+        let held = perSequence * (sequenceCapacity + 1)
         let streaming = try cache(streamingHeads, pages: held + Self.slicePages, metadata: nil)
         retrievalCache = retrieval
         streamingCache = streaming
@@ -160,7 +163,7 @@ public final class LServeLayer {
     public func fork(_ sequence: SequenceID) throws(SparseKernelsError) -> SequenceID {
         let parent = try entry(of: sequence)
         try requireRoom()
-        var child = Entry(length: parent.length)
+        var child = Entry(length: parent.length, hidden: parent.hidden)
         if let cache = retrievalCache, let source = parent.retrieval { child.retrieval = try cache.fork(source) }
         if let cache = streamingCache, let source = parent.streaming { child.streaming = try cache.fork(source) }
         return add(child)

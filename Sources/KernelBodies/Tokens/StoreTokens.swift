@@ -180,3 +180,17 @@ func halfAbove(_ value: Float) -> UInt16 {
     if widenHalf(bits) < value { bits = bits & 0x8000 == 0 ? bits + 1 : bits - 1 }
     return bits == 0x7c00 ? 0x7bff : bits == 0xfc00 ? 0xfbff : bits
 }
+
+/// The smallest finite halves that are not below the lanes, in the low halves of the results. See `halfAbove`.
+@_transparent
+func halvesAbove(_ value: Vector) -> IntVector {
+    var bits = halfBits(value)
+    let (zero, one) = (IntVector(repeating: 0), IntVector(repeating: 1))
+    let sign = bits &>> 15
+    // One step up is one more where the half is positive, and one less where it is negative.
+    let step = one &- sign &- sign
+    bits = bits &+ zero.replacing(with: step, where: roundedToHalf(value) .< value)
+    // Infinities become the largest finite numbers.
+    let isInfinite = (bits & 0x7fff) .== IntVector(repeating: 0x7c00)
+    return bits &- zero.replacing(with: one, where: isInfinite)
+}

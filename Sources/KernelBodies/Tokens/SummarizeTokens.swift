@@ -11,6 +11,8 @@ extension Kernels {
         let summary = row + TokenLayout.padded(channels)
         if args.isMean {
             for channel in 0..<channels { summary[channel] = 0 }
+        } else if args.extendsRow {
+            loadTokens(args.target, slot: args.row, count: 1, into: summary)
         } else {
             for channel in 0..<channels {
                 summary[channel] = -.infinity
@@ -22,17 +24,33 @@ extension Kernels {
             if args.isMean {
                 for channel in 0..<channels { summary[channel] += row[channel] }
             } else {
-                for channel in 0..<channels {
-                    let value = row[channel]
-                    if value > summary[channel] { summary[channel] = value }
-                    if value < summary[channels + channel] { summary[channels + channel] = value }
-                }
+                widen(summary, summary + channels, by: row, channels: channels)
             }
         }
         if args.isMean {
             for channel in 0..<channels { summary[channel] /= Float(args.count) }
         }
         storeSummary(args, summary, count: args.isMean ? channels : 2 * channels)
+    }
+}
+
+/// Extends the largest and the smallest value of every channel by those of a row.
+@inline(never)
+private func widen(
+    _ largest: UnsafeMutablePointer<Float>, _ smallest: UnsafeMutablePointer<Float>, by row: UnsafePointer<Float>,
+    channels: Int
+) {
+    var x = 0
+    while x + laneCount <= channels {
+        let value = load(row + x)
+        store(maximum(value, load(largest + x)), largest + x)
+        store(minimum(load(smallest + x), value), smallest + x)
+        x += laneCount
+    }
+    while x < channels {
+        if row[x] > largest[x] { largest[x] = row[x] }
+        if row[x] < smallest[x] { smallest[x] = row[x] }
+        x += 1
     }
 }
 
@@ -47,13 +65,11 @@ private func storeSummary(_ args: SummarizeTokensArguments, _ summary: UnsafeMut
         for x in 0..<count { target[x] = summary[x] }
     case .float16:
         let target = base.assumingMemoryBound(to: UInt16.self)
-        for x in 0..<count {
-            let value = summary[x]
-            if args.isMean {
-                target[x] = narrowToHalf(value)
-            } else {
-                target[x] = x < half ? halfAbove(value) : halfAbove(-value) ^ 0x8000
-            }
+        if args.isMean {
+            for x in 0..<count { target[x] = narrowToHalf(summary[x]) }
+        } else {
+            storeHalvesAbove(summary, sign: 1, count: half, into: target)
+            storeHalvesAbove(summary + half, sign: -1, count: half, into: target + half)
         }
     default:
         var (low, high) = (summary[0], summary[0])
@@ -78,5 +94,23 @@ private func storeSummary(_ args: SummarizeTokensArguments, _ summary: UnsafeMut
         }
         args.target.scales![args.row] = scale
         args.target.offsets![args.row] = offset
+    }
+}
+
+/// Stores values, or their negatives twice negated, as the halves that are not below them.
+@inline(never)
+private func storeHalvesAbove(
+    _ values: UnsafePointer<Float>, sign: Float, count: Int, into target: UnsafeMutablePointer<UInt16>
+) {
+    let factor = splat(sign)
+    let flip = IntVector(repeating: sign < 0 ? 0x8000 : 0)
+    var x = 0
+    while x + laneCount <= count {
+        storeLowHalves(halvesAbove(load(values + x) * factor) ^ flip, target + x)
+        x += laneCount
+    }
+    while x < count {
+        target[x] = halfAbove(values[x] * sign) ^ (sign < 0 ? 0x8000 : 0)
+        x += 1
     }
 }

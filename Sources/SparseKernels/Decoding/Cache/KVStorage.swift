@@ -168,17 +168,24 @@ package final class KVStorage {
 
     /// Recomputes the metadata of the logical pages that `tokens` (offsets inside the page) touch, from the first `filled`
     /// tokens of the page. Does nothing without metadata.
+    ///
+    /// With `appends`, the metadata describe the tokens before `tokens`, and extremes are only extended: rounding outwards
+    /// commutes with taking the larger of two numbers, so that the bits are the same.
     package func summarise(
-        layer: Int, head: Int, page: Int, tokens: Range<Int>, filled: Int, scratch: UnsafeMutableRawPointer
+        layer: Int, head: Int, page: Int, tokens: Range<Int>, filled: Int, appends: Bool = false,
+        scratch: UnsafeMutableRawPointer
     ) {
         guard let metadata = configuration.metadata, let target = metadataOperand(layer: layer, head: head) else { return }
         let size = metadata.logicalPageSize
         var part = tokens.lowerBound / size
         while part * size < min(tokens.upperBound, filled) {
+            let extends = appends && metadata.kind == .minMax && !metadata.format.isQuantized && tokens.lowerBound > part * size
+            let first = extends ? tokens.lowerBound : part * size
             var arguments = SummarizeTokensArguments(
-                key: keyOperand(layer: layer, head: head), slot: page * configuration.pageSize + part * size,
-                count: min(size, filled - part * size), isMean: metadata.kind == .mean, target: target,
+                key: keyOperand(layer: layer, head: head), slot: page * configuration.pageSize + first,
+                count: min((part + 1) * size, filled) - first, isMean: metadata.kind == .mean, target: target,
                 row: page * configuration.logicalPages + part, scratch: scratch.assumingMemoryBound(to: Float.self))
+            arguments.extendsRow = extends
             kernels.summarizeTokens(&arguments)
             part += 1
         }

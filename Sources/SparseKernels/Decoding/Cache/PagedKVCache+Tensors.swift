@@ -18,6 +18,23 @@ extension PagedKVCache {
             key: key.view(named: "key"), value: value.view(named: "value"), to: sequence, layer: layer, on: pool)
     }
 
+    /// Appends one token to one layer of each of several sequences. See `append(key:value:toEach:layer:on:)`.
+    ///
+    /// - Parameters:
+    ///   - key: `[kvHeads, sequences, headDim]`: token i goes to `sequences[i]`.
+    ///   - value: `[kvHeads, sequences, valueDim]`.
+    ///   - sequences: different sequences.
+    ///   - layer: the layer of the keys and values.
+    ///   - pool: the threads that write heads and sequences in parallel.
+    /// - Throws: the errors of `append` with views, and `.invalidShape` for another rank.
+    public func append<Key: AttentionElement, Value: AttentionElement>(
+        key: Tensor<Key>, value: Tensor<Value>, toEach sequences: [SequenceID], layer: Int = 0,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        try append(
+            key: key.view(named: "key"), value: value.view(named: "value"), toEach: sequences, layer: layer, on: pool)
+    }
+
     /// Replaces existing tokens of one layer of a sequence. See `overwrite(key:value:in:from:layer:on:)`.
     ///
     /// - Parameters:

@@ -56,7 +56,7 @@ extension PagedKVCache {
 
     // MARK: - Before anything is written
 
-    private func requireOperands<Key: AttentionElement, Value: AttentionElement>(
+    func requireOperands<Key: AttentionElement, Value: AttentionElement>(
         key: TensorView<Key>, value: TensorView<Value>
     ) throws(SparseKernelsError) {
         try key.requireMemory(named: "key")
@@ -66,6 +66,14 @@ extension PagedKVCache {
         try require(
             value.tokens == key.tokens, .invalidShape, "value.tokens", expected: "\(key.tokens), as the keys",
             actual: "\(value.tokens)")
+    }
+
+    /// Throws for elements that the formats cannot represent.
+    func requireRange<Key: AttentionElement, Value: AttentionElement>(
+        key: TensorView<Key>, value: TensorView<Value>, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        if configuration.boundsKeys { try key.requireHalfRange(named: "key", on: pool) }
+        if configuration.boundsValues { try value.requireHalfRange(named: "value", on: pool) }
     }
 
     private func requireOperand(
@@ -109,17 +117,18 @@ extension PagedKVCache {
         on pool: WorkerPool
     ) throws(SparseKernelsError) {
         if tokens.isEmpty { return }
-        if configuration.boundsKeys { try key.requireHalfRange(named: "key", on: pool) }
-        if configuration.boundsValues { try value.requireHalfRange(named: "value", on: pool) }
+        try requireRange(key: key, value: value, on: pool)
         let positions = tokens.lowerBound / configuration.pageSize..<pageCount(tokens.upperBound)
         try claimPages(at: positions, of: index)
 
-        let length = max(table.entries[index].lengths[layer], tokens.upperBound)
+        let before = table.entries[index].lengths[layer]
+        let length = max(before, tokens.upperBound)
         table.entries[index].lengths[layer] = length
         table.entries[index].pages.withUnsafeBufferPointer { pages in
             let call = PageWrite(
                 storage: storage, layer: layer, key: AttentionOperand(key), value: AttentionOperand(value),
-                tokens: tokens, length: length, positions: positions, pages: pages.baseAddress!)
+                tokens: tokens, length: length, appends: tokens.lowerBound == before, positions: positions,
+                pages: pages.baseAddress!)
             call.run(on: pool)
         }
     }
@@ -135,6 +144,8 @@ private struct PageWrite: PoolCall {
     let tokens: Range<Int>
     /// The length of the layer after the write.
     let length: Int
+    /// Whether all tokens are new.
+    let appends: Bool
     /// The positions of `tokens` in the page table.
     let positions: Range<Int>
     /// The whole page table.
@@ -160,6 +171,6 @@ private struct PageWrite: PoolCall {
             key: key.rows(head: head), firstKey: first, value: value.rows(head: head), firstValue: first, scratch: scratch)
         storage.summarise(
             layer: layer, head: head, page: page, tokens: written.lowerBound - start..<written.upperBound - start,
-            filled: min(pageSize, length - start), scratch: scratch)
+            filled: min(pageSize, length - start), appends: appends, scratch: scratch)
     }
 }

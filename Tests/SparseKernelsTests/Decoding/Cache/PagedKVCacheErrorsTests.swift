@@ -1,4 +1,5 @@
 import SparseKernels
+import TestSupport
 import Testing
 
 /// Every error leaves the cache unchanged.
@@ -257,5 +258,30 @@ struct PagedKVCacheErrorsTests {
         } catch {
             return error
         }
+    }
+
+    @Test("a step for several sequences: wrong counts, a sequence twice, and too few pages change nothing")
+    func steps() throws {
+        let cache = try PagedKVCache(KVCacheConfiguration(kvHeads: 1, headDim: 2, pageSize: 16, pageCapacity: 3))
+        let row = try Tensor<Float>(zeros: [1, 16, 2])
+        let first = cache.makeSequence()
+        try cache.append(key: row, value: row, to: first)
+        let (second, third) = (cache.makeSequence(), cache.makeSequence())
+        let two = try Tensor<Float>(zeros: [1, 2, 2])
+        let three = try Tensor<Float>(zeros: [1, 3, 2])
+        expectError(.invalidShape, "key.tokens") { try cache.append(key: three, value: three, toEach: [first, second]) }
+        expectError(.invalidArgument, "sequences") { try cache.append(key: two, value: two, toEach: [first, first]) }
+        expectError(.invalidArgument, "layer") { try cache.append(key: two, value: two, toEach: [first, second], layer: 1) }
+        expectError(.capacityExceeded, "pageCapacity") {
+            try cache.append(key: three, value: three, toEach: [first, second, third])
+        }
+        #expect(try cache.length(of: first) == 16 && cache.length(of: second) == 0 && cache.usedPageCount == 1)
+        try cache.append(key: two, value: two, toEach: [first, second])
+        // A page that two forks share is copied once when both write to it.
+        try cache.free(second)
+        let fork = try cache.fork(first)
+        try cache.append(key: two, value: two, toEach: [fork, first])
+        #expect(try cache.length(of: fork) == 18 && cache.length(of: first) == 18 && cache.freePageCount == 0)
+        try cache.append(key: Tensor<Float>(zeros: [1, 0, 2]), value: Tensor<Float>(zeros: [1, 0, 2]), toEach: [])
     }
 }

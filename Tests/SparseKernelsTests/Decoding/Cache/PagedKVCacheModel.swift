@@ -107,6 +107,15 @@ final class PagedKVCacheModel {
         sequences[index].model.tokens[layer] += tokens
     }
 
+    /// Appends one token to several sequences in one call.
+    func appendEach(to indices: [Int], layer: Int, on pool: WorkerPool = .serial) throws {
+        let tokens = newTokens(indices.count)
+        let (keys, values) = (try keys(tokens), try values(tokens))
+        try cache.append(
+            key: keys.view(), value: values.view(), toEach: indices.map { sequences[$0].id }, layer: layer, on: pool)
+        for (index, token) in zip(indices, tokens) { sequences[index].model.tokens[layer].append(token) }
+    }
+
     /// Appends to all layers.
     func append(_ count: Int, to index: Int, on pool: WorkerPool = .serial) throws {
         for layer in 0..<configuration.layers { try append(count, to: index, layer: layer, on: pool) }

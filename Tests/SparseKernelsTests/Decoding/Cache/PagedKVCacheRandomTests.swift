@@ -39,8 +39,14 @@ struct PagedKVCacheRandomTests {
         let sequence = model.sequences[index].model
         let layers = model.configuration.layers
         switch random.below(20) {
-        case 0...6:
+        case 0...3:
             try model.append(1, to: index, layer: random.below(layers), on: pool)
+        case 4...6:
+            // Any sequences, in any order; forks that share their last page among them.
+            let count = random.below(model.sequences.count + 1)
+            let first = random.below(model.sequences.count)
+            try model.appendEach(
+                to: (0..<count).map { (first + $0) % model.sequences.count }, layer: random.below(layers), on: pool)
         case 7...9:
             try model.append(1 + random.below(2 * model.pageSize), to: index, layer: random.below(layers), on: pool)
         case 10, 11:
