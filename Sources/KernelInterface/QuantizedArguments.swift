@@ -102,6 +102,9 @@ public struct QuantizedProductArguments {
     /// [paddedDepth/8][width·laneCount] words of nibbles, or [paddedDepth/4][width·laneCount] words of bytes.
     public var panel: UnsafeRawPointer
     public var isByte: Bool
+    /// For weights that are numbers, [paddedDepth][width·laneCount], their type; nil for codes. They have no groups, scales or
+    /// offsets, and activations are `values`.
+    public var weightType: StorageType?
     /// For nibbles that are integers: 8 for two's complement, 0 for unsigned. −1 for bytes and for look-up codes.
     public var nibbleZero = -1
     /// The 16 signed bytes that nibbles stand for.

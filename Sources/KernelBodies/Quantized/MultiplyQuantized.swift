@@ -5,7 +5,8 @@
 //     for each strip:              C = C · channel scale + bias + low · up
 //     for each row:                y = function(C), in the output's type
 //
-// C is a block of floats in scratch. For floating-point activations the panel is expanded to float weights, and C += a · w.
+// C is a block of floats in scratch. For floating-point activations the panel is expanded to float weights, and C += a · w. So
+// are weights of 16 bits, which have neither codes nor groups.
 // QuantizeActivations.swift prepares a, its scales and low; QuantizedVector.swift multiplies one row with nibbles.
 
 public import KernelInterface
@@ -52,14 +53,17 @@ private func multiplyPanel(_ args: QuantizedProductArguments, width: Int) {
     var step = firstStep(args)
     for x in 0..<(args.rows + QuantizedScratch.spareRows) * width { store(splat(0), step.c + x * laneCount) }
     // The product with a vector uses every code only once, so that unpacking into memory first would not pay.
-    let isVector = args.rows == 1 && (args.values == nil ? !args.isByte : args.nibbleZero >= 0)
+    let isVector =
+        args.rows == 1 && (args.weightType != nil || (args.values == nil ? !args.isByte : args.nibbleZero >= 0))
     let limit = args.values == nil || isVector ? QuantizedScratch.codeDepth : QuantizedScratch.floatDepth
     while step.channel < args.paddedDepth {
         step.channels = minimum(limit, args.paddedDepth - step.channel)
         step.group = step.channel / args.groupSize
         step.groups = step.channels / args.groupSize
         loadScales(args, step, width: width)
-        if isVector {
+        if isVector && args.weightType != nil {
+            multiplyNumbers(args, step, width: width)
+        } else if isVector {
             multiplyVector(args, step, width: width)
         } else if args.values != nil {
             multiplyFloats(args, step, width: width)
@@ -116,6 +120,18 @@ private func multiplyVector(_ args: QuantizedProductArguments, _ step: PanelStep
         multiplyVectorByTwo(
             args, channel: step.channel, channels: step.channels, chunk: step.chunk, scales: step.scales,
             offsets: offsets, c: step.c)
+    }
+}
+
+/// The same for weights that are numbers.
+@_transparent
+private func multiplyNumbers(_ args: QuantizedProductArguments, _ step: PanelStep, width: Int) {
+    let x = args.values! + step.channel
+    let weights = args.panel + step.channel * width * laneCount * (args.weightType == .float32 ? 4 : 2)
+    if width == 1 {
+        multiplyNumbersByOne(x, weights, args.weightType!, channels: step.channels, c: step.c)
+    } else {
+        multiplyNumbersByTwo(x, weights, args.weightType!, channels: step.channels, c: step.c)
     }
 }
 
@@ -381,10 +397,19 @@ private func startTile(_ row: CodeRow) -> WeightTile { (row, row, row, row, row,
 @_transparent
 private func multiplyFloats(_ args: QuantizedProductArguments, _ step: PanelStep, width: Int) {
     let lanes = width * laneCount
-    let weights = UnsafeMutableRawPointer(step.expanded).assumingMemoryBound(to: Float.self)
-    expandWeights(
-        args, channel: step.channel, channels: step.channels, scales: step.scales, offsets: step.offsets, lanes: lanes,
-        into: weights)
+    let expanded = UnsafeMutableRawPointer(step.expanded).assumingMemoryBound(to: Float.self)
+    var weights = UnsafePointer(expanded)
+    if let type = args.weightType {
+        if type == .float32 {
+            weights = args.panel.assumingMemoryBound(to: Float.self) + step.channel * lanes
+        } else {
+            widen(args.panel, type, from: step.channel * lanes, count: step.channels * lanes, into: expanded)
+        }
+    } else {
+        expandWeights(
+            args, channel: step.channel, channels: step.channels, scales: step.scales, offsets: step.offsets, lanes: lanes,
+            into: expanded)
+    }
     var row = 0
     while row < args.rows {
         var tile = zeroTile()

@@ -48,15 +48,41 @@ struct QuantizedLinearCall {
     private func multiply(
         from first: Int, rows: Int, _ block: ActivationBlock, _ workspace: UnsafeMutableRawPointer, on pool: WorkerPool
     ) {
-        let taskRows = GEMMScratch.block(rows, limit: QuantizedScratch.taskRows, unit: 6)
-        let phase = Phase(call: self, block: block, workspace: workspace, first: first, rows: rows, taskRows: taskRows)
+        let product = product(from: first, rows: rows, block, workspace)
         pool.run(
-            phase, tasks: (rows + taskRows - 1) / taskRows * layer.weight.layout.panels,
-            work: rows * layer.inFeatures * layer.outFeatures, scratchByteCount: layer.scratchByteCount)
+            product, tasks: product.productTasks, work: rows * layer.inFeatures * layer.outFeatures,
+            scratchByteCount: layer.scratchByteCount)
+    }
+
+    /// The product of rows whose activations are in the workspace.
+    func product(
+        from first: Int, rows: Int, _ block: ActivationBlock, _ workspace: UnsafeMutableRawPointer
+    ) -> Phase {
+        Phase(
+            call: self, block: block, workspace: workspace, first: first, rows: rows,
+            taskRows: GEMMScratch.block(rows, limit: QuantizedScratch.taskRows, unit: 6))
+    }
+
+    /// Projects rows down for the low-rank branch, without their codes.
+    func projectDown(
+        from first: Int, rows: Int, _ block: ActivationBlock, _ workspace: UnsafeMutableRawPointer, on pool: WorkerPool
+    ) {
+        let unit = layer.weight.kernels.sizes.tileRows
+        let phase = Phase(
+            call: self, block: block, workspace: workspace, first: first, rows: rows, taskRows: 1, codeTasks: 0, lowRows: unit)
+        pool.run(
+            Projection(phase: phase), tasks: (rows + unit - 1) / unit, work: rows * layer.inFeatures * layer.rank,
+            scratchByteCount: layer.scratchByteCount)
+    }
+
+    private struct Projection: PoolCall {
+        let phase: Phase
+
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) { phase.quantize(task: task, scratch: scratch) }
     }
 
     /// The quantisation or the product of a block of rows.
-    private struct Phase: PoolCall {
+    struct Phase: PoolCall {
         let call: QuantizedLinearCall
         let block: ActivationBlock
         let workspace: UnsafeMutableRawPointer
@@ -68,6 +94,9 @@ struct QuantizedLinearCall {
         /// the former do both).
         var codeTasks = 0
         var lowRows = 0
+
+        /// Tasks of the half that multiplies.
+        var productTasks: Int { (rows + taskRows - 1) / taskRows * call.layer.weight.layout.panels }
 
         func perform(task: Int, scratch: UnsafeMutableRawPointer) {
             if codeTasks > 0 { quantize(task: task, scratch: scratch) } else { multiply(task: task, scratch: scratch) }
@@ -166,18 +195,34 @@ struct ActivationBlock {
     let rows: Int
     let codeStride: Int
     let valueStride: Int
-    let lowStride: Int
+    private(set) var lowStride: Int
     let byteCount: Int
-    private let places: (codes: Int, scales: Int, sums: Int, low: Int)
+    private var places: (codes: Int, scales: Int, sums: Int, low: Int)
+
+    /// The block of another layer that shares the codes of this one. The low-rank projections of its own lie at an offset.
+    func sharing(_ layer: QuantizedLinear, low: Int) -> ActivationBlock {
+        var block = self
+        block.lowStride = Self.lowStride(layer)
+        block.places.low = low
+        return block
+    }
+
+    /// Bytes of the low-rank projections of a layer.
+    static func lowByteCount(_ layer: QuantizedLinear, rows: Int) -> Int {
+        ((rows + layer.weight.kernels.sizes.tileRows) * lowStride(layer) * 4 + 63) / 64 * 64
+    }
+
+    private static func lowStride(_ layer: QuantizedLinear) -> Int {
+        (layer.lowRank?.vectors ?? 0) * layer.weight.kernels.sizes.laneCount
+    }
 
     init(_ layer: QuantizedLinear, rows: Int) {
         let layout = layer.weight.layout
-        let kernels = layer.weight.kernels
         self.rows = rows
         // A cache line more than the row: depths are often multiples of 4096, and rows a page apart share few cache sets.
         codeStride = (layout.paddedInFeatures + 63) / 64 * 64 + 64
         valueStride = codeStride
-        lowStride = (layer.lowRank?.vectors ?? 0) * kernels.sizes.laneCount
+        lowStride = Self.lowStride(layer)
         var next = 0
         func take(_ bytes: Int) -> Int {
             defer { next += (bytes + 63) / 64 * 64 }
@@ -186,7 +231,7 @@ struct ActivationBlock {
         let groups = rows * layout.groups * 4
         places = (
             take(rows * codeStride * (layer.activation == .float ? 4 : 1)), take(groups), take(groups),
-            take((rows + kernels.sizes.tileRows) * lowStride * 4)
+            take(Self.lowByteCount(layer, rows: rows))
         )
         byteCount = next
     }
