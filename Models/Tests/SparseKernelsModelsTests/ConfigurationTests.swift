@@ -10,19 +10,19 @@ struct ConfigurationTests {
         "num_attention_heads": "4",
     ]
 
-    private func read(_ changes: [String: String?] = [:]) throws -> LlamaConfiguration {
+    private func read(_ changes: [String: String?] = [:]) throws -> LanguageModelConfiguration {
         let fields = Self.required.merging(changes.compactMapValues { $0 }) { $1 }.filter { changes[$0.key] != .some(nil) }
         return try read(text: "{\(fields.map { "\"\($0.key)\": \($0.value)" }.joined(separator: ", "))}")
     }
 
-    private func read(text: String) throws -> LlamaConfiguration {
+    private func read(text: String) throws -> LanguageModelConfiguration {
         let path = NSTemporaryDirectory() + "config-\(UUID().uuidString).json"
         defer { try? FileManager.default.removeItem(atPath: path) }
         try Data(text.utf8).write(to: URL(fileURLWithPath: path))
-        return try LlamaConfiguration(path: path)
+        return try LanguageModelConfiguration(path: path)
     }
 
-    private func expectError(_ fragments: String..., body: () throws -> LlamaConfiguration) {
+    private func expectError(_ fragments: String..., body: () throws -> LanguageModelConfiguration) {
         let error = #expect(throws: SparseKernelsError.self) { try body() }
         let text = error?.description ?? ""
         #expect(error?.code == .malformedFile && error?.argument.contains("config-") == true)
@@ -72,8 +72,8 @@ struct ConfigurationTests {
         for (key, value, expected) in [
             ("num_key_value_heads", "3", "a divisor of num_attention_heads (4)"), ("head_dim", "15", "even"),
             ("rope_theta", "0", "above 0"), ("rope_theta", "\"big\"", "above 0"), ("rms_norm_eps", "-1e-6", "0 or more"),
-            ("tie_word_embeddings", "1", "true or false"), ("attention_bias", "true", "false"), ("mlp_bias", "true", "false"),
-            ("hidden_act", "\"gelu\"", "\"silu\""), ("partial_rotary_factor", "0.5", "1"),
+            ("tie_word_embeddings", "1", "true or false"), ("attention_bias", "1", "true or false"),
+            ("hidden_act", "\"elu\"", "\"silu\""), ("partial_rotary_factor", "0.05", "even"),
         ] {
             expectError("key \"\(key)\"", expected) { try read([key: value]) }
         }
@@ -99,7 +99,7 @@ struct ConfigurationTests {
     @Test("a file that is not there, and a folder")
     func unreadable() throws {
         for (path, reason) in [("/nowhere/config.json", "No such file"), (NSTemporaryDirectory(), "a folder")] {
-            let error = #expect(throws: SparseKernelsError.self) { try LlamaConfiguration(path: path) }
+            let error = #expect(throws: SparseKernelsError.self) { try LanguageModelConfiguration(path: path) }
             #expect(error?.code == .inputOutput && error?.argument == path && error!.actual.contains(reason), "\(error!)")
         }
     }
@@ -114,7 +114,7 @@ struct ConfigurationTests {
             fields["tie_word_embeddings"] = ties
             let text = String(decoding: try JSONSerialization.data(withJSONObject: fields), as: UTF8.self)
             try tiny.write(configuration: text)
-            return try LlamaModel(folder: tiny.folder).logits([1, 2, 3]).elements
+            return try LanguageModel(folder: tiny.folder).logits([1, 2, 3]).elements
         }
         // Tensors are drawn in the order of their names, of which lm_head.weight is the first.
         let own = try logits(ties: nil, projection: true)
