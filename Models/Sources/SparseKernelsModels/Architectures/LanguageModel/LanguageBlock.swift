@@ -20,6 +20,8 @@ struct LanguageBlock: Sendable {
     let afterMLP: RMSNorm?
     let queryNorm: RMSNorm?
     let keyNorm: RMSNorm?
+    /// A learned logit per query head that takes part in the softmax without a value, where the file has them.
+    let sinks: [Float]?
 
     init(
         _ c: LanguageModelConfiguration, layer: Int, in files: ModelFiles, linear format: LinearFormat, on pool: WorkerPool
@@ -61,6 +63,8 @@ struct LanguageBlock: Sendable {
         }
         queryNorm = c.normalizesQueriesAndKeys ? try norm("self_attn.q_norm", c.headDim) : nil
         keyNorm = c.normalizesQueriesAndKeys ? try norm("self_attn.k_norm", c.headDim) : nil
+        let sinkName = prefix + "self_attn.sinks"
+        sinks = files.has(sinkName) ? try files.tensor(sinkName, [c.queryHeads]).elements : nil
     }
 
     var byteCount: Int { qkv.byteCount + output.byteCount + gateUp.byteCount + down.byteCount }

@@ -60,8 +60,13 @@ public struct LanguageModel: Sendable {
 
     /// How the scores of a layer become probabilities.
     func modifiers(layer: Int) -> ScoreModifiers {
-        ScoreModifiers(softmaxScale: configuration.softmaxScale, logitsSoftCap: configuration.attentionSoftCap)
+        ScoreModifiers(
+            softmaxScale: configuration.softmaxScale, logitsSoftCap: configuration.attentionSoftCap,
+            sinkLogits: blocks[layer].sinks)
     }
+
+    /// Whether a layer has learned logits beside those of the keys.
+    var hasSinks: Bool { blocks.contains { $0.sinks != nil } }
 
     /// Throws `.invalidArgument` for tokens outside the vocabulary.
     func check(_ tokens: [Int]) throws(SparseKernelsError) {

@@ -114,6 +114,13 @@ struct ModelLinear: Sendable {
                         elements._mutatingExtracting(column...), rows: rows, columns: layer.outFeatures, rowStride: outFeatures,
                         named: "y"),
                     on: pool)
+                if let bias = layer.bias {
+                    let bias = bias.span
+                    var sums = y.mutableSpan
+                    for row in 0..<rows {
+                        for i in 0..<bias.count { sums[row * outFeatures + column + i] += bias[i] }
+                    }
+                }
                 column += layer.outFeatures
             case .quantized(let layer):
                 try layer.run(
