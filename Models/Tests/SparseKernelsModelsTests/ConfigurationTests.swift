@@ -67,6 +67,27 @@ struct ConfigurationTests {
         }
     }
 
+    @Test("architectures differ in what they have where a file is silent")
+    func architectures() throws {
+        let llama = try read(["sliding_window": "8"])
+        #expect(llama.architecture == .llama && llama.slidingWindows == [nil, nil] && llama.softmaxScale == 0.25)
+        let mistral = try read(["model_type": "\"mistral\"", "num_attention_heads": "8", "head_dim": "8"])
+        #expect(mistral.slidingWindows == [4096, 4096] && mistral.kvHeads == 8 && !mistral.hasQKVBias)
+        #expect(
+            try read(["model_type": "\"mistral\"", "num_key_value_heads": "2", "sliding_window": "null"]).slidingWindows == [
+                nil, nil,
+            ])
+        let qwen2 = try read(["model_type": "\"qwen2\"", "sliding_window": "8"])
+        #expect(qwen2.hasQKVBias && !qwen2.hasOutputBias && qwen2.slidingWindows == [nil, nil])
+        let qwen3 = try read(["model_type": "\"qwen3\""])
+        #expect(qwen3.normalizesQueriesAndKeys && qwen3.headDim == 128 && !qwen3.hasQKVBias)
+        let gemma = try read(["model_type": "\"gemma2\"", "final_logit_softcapping": "null"])
+        #expect(
+            gemma.attentionSoftCap == 50 && gemma.logitSoftCap == nil && gemma.headDim == 256 && gemma.softmaxScale == 1.0 / 16)
+        #expect(gemma.slidingWindows == [4096, nil] && gemma.embeddingScale == 8 && gemma.tiesWordEmbeddings == true)
+        #expect(gemma.normAddsOne && gemma.normPlacement == .beforeAndAfter && gemma.activation == .geluTanh)
+    }
+
     @Test("values that no model can have, and arithmetic that is not done here, are named by their key")
     func refusals() {
         for (key, value, expected) in [
@@ -77,10 +98,25 @@ struct ConfigurationTests {
         ] {
             expectError("key \"\(key)\"", expected) { try read([key: value]) }
         }
-        expectError("rope_scaling, key \"rope_type\"", "llama3") {
-            try read(["rope_scaling": #"{"rope_type": "llama3", "factor": 8}"#])
+        for (scaling, key, expected) in [
+            (#"{"rope_type": "longrope", "factor": 8}"#, "rope_type", "\"llama3\""), (#"{"type": "su"}"#, "type", "\"yarn\""),
+            (#"{"type": "linear"}"#, "factor", "no such key"), (#"{"type": "linear", "factor": 0.5}"#, "factor", "1 or more"),
+            (#"{"type": "dynamic", "factor": 2}"#, "original_max_position_embeddings", "no such key"),
+            (
+                #"{"rope_type": "llama3", "factor": 8, "original_max_position_embeddings": 9, "low_freq_factor": 4, "high_freq_factor": 4}"#,
+                "high_freq_factor", "above low_freq_factor"
+            ),
+        ] {
+            expectError("rope_scaling, key \"\(key)\"", expected) { try read(["rope_scaling": scaling]) }
         }
-        expectError("rope_scaling, key \"type\"", "linear") { try read(["rope_scaling": #"{"type": "linear", "factor": 8}"#]) }
+        for (key, value, expected) in [
+            ("model_type", "\"phi3\"", "\"gemma2\""), ("num_experts", "8", "experts"), ("residual_multiplier", "0.2", "1"),
+            ("quantization_config", "{}", "absent"), ("attention_multiplier", "0.1", "absent"),
+            ("layer_types", "[\"full_attention\"]", "2 texts"), ("layer_types", "[1, 2]", "texts"),
+            ("layer_types", "[\"full_attention\", \"linear_attention\"]", "\"sliding_attention\""),
+        ] {
+            expectError("key \"\(key)\"", expected) { try read([key: value]) }
+        }
         expectError("key \"head_dim\"", "no multiple") { try read(["num_attention_heads": "5", "num_key_value_heads": nil]) }
     }
 

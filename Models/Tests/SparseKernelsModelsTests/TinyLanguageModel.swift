@@ -23,6 +23,8 @@ struct TinyOptions: Sendable, CustomStringConvertible {
     /// Gemma's norms, scale of embeddings and scale of scores.
     var isGemma = false
     var isCausal = true
+    /// Whether angles depend on the length of the sequence, so that steps differ from prompts.
+    var dependsOnLength = false
     var configuration: [String] = []
 
     var description: String { name }
@@ -89,6 +91,55 @@ struct TinyOptions: Sendable, CustomStringConvertible {
                 $0.configuration = [
                     #""layer_types": ["full_attention", "sliding_attention", "full_attention"]"#, #""sliding_window": 3"#,
                 ]
+            },
+            option("linear scaling") {
+                $0.scaling = (
+                    #"{"type": "linear", "factor": 3.0}"#,
+                    ReferenceRotary { pairs, _ in (0..<pairs).map { pow(100, -Double($0) / Double(pairs)) / 3 } }
+                )
+            },
+            option("dynamic scaling, beyond the length of training") {
+                $0.scaling = (
+                    #"{"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 16}"#,
+                    ReferenceRotary { pairs, length in
+                        // NTK-aware interpolation: the base grows so that the slowest pair is interpolated by the excess.
+                        let base = 100 * pow(2 * Double(length) / 16 - 1, Double(2 * pairs) / Double(2 * pairs - 2))
+                        return (0..<pairs).map { pow(base, -2 * Double($0) / Double(2 * pairs)) }
+                    }
+                )
+                $0.dependsOnLength = true
+            },
+            option("YaRN") {
+                // Pairs turn 64 · θ^(−i/4) / 2π times in training: 10.2, 3.2, 1.02 and 0.32.
+                $0.scaling = (
+                    #"{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 8}"#,
+                    ReferenceRotary(
+                        frequencies: { pairs, _ in
+                            func pair(_ turns: Double) -> Double { 8 * log(64 / (turns * 2 * Double.pi)) / (2 * log(100)) }
+                            let (low, high) = (pair(8).rounded(.down), pair(1).rounded(.up))
+                            return (0..<pairs).map { i in
+                                let part = min(max((Double(i) - low) / (high - low), 0), 1)
+                                let frequency = pow(100, -Double(i) / Double(pairs))
+                                return frequency * (1 - part) + frequency / 4 * part
+                            }
+                        }, factor: 0.1 * log(4) + 1)
+                )
+            },
+            option("Llama 3 scaling") {
+                $0.scaling = (
+                    #"{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "#
+                        + #""original_max_position_embeddings": 64}"#,
+                    ReferenceRotary { pairs, _ in
+                        (0..<pairs).map { i in
+                            let frequency = pow(100, -Double(i) / Double(pairs))
+                            let wavelength = 2 * Double.pi / frequency
+                            if wavelength < 64 / 4 { return frequency }
+                            if wavelength > 64 / 1 { return frequency / 8 }
+                            let smooth = (64 / wavelength - 1) / (4 - 1)
+                            return (1 - smooth) * frequency / 8 + smooth * frequency
+                        }
+                    }
+                )
             },
             option("squared ReLU") { $0.activation = "relu2" },
             option("bidirectional") {

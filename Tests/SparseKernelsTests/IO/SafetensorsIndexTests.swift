@@ -4,7 +4,9 @@ import Testing
 
 @Suite("Indices of models in parts")
 struct SafetensorsIndexTests {
-    private func read(_ text: String) throws -> SafetensorsIndex { try SafetensorsIndex(bytes: Array(text.utf8), named: "index") }
+    private func read(_ text: String) throws -> SafetensorsIndex {
+        try SafetensorsIndex(bytes: Array(text.utf8), named: "index")
+    }
 
     @Test("the file of every tensor; other keys are passed over")
     func reading() throws {

@@ -99,7 +99,7 @@ public struct LanguageModel: Sendable {
         let attention = try WholeSequenceAttention(self, tokens: tokens.count)
         var stopwatch = Stopwatch()
         try run(
-            tokens, positions: Array(0..<tokens.count), needed: .all, attention: attention, workspace: &workspace,
+            PassTokens(tokens), needed: .all, attention: attention, workspace: &workspace,
             stopwatch: &stopwatch, on: pool, observe: observe)
         var logits = try Tensor<Float>(zeros: [tokens.count, configuration.vocabularySize])
         try project(workspace.normalized, rows: tokens.count, into: &logits, on: pool)

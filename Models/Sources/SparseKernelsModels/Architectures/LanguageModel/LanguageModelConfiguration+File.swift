@@ -1,3 +1,4 @@
+import Foundation
 import SparseKernels
 
 /// How the keys of `config.json` are read.
@@ -81,14 +82,7 @@ extension LanguageModelConfiguration {
             if let newer, newer.has("rope_theta") { try newer.positive("rope_theta") } else {
                 try file.positive("rope_theta", default: 10_000)
             }
-        for scaling in [try file.object("rope_scaling"), newer].compactMap({ $0 }) {
-            let key = scaling.has("rope_type") ? "rope_type" : "type"
-            let type = try scaling.text(key) ?? "default"
-            guard type == "default" else {
-                throw scaling.failure(
-                    key, expected: "\"default\": other rotations are not supported", actual: "\"\(type.prefix(40))\"")
-            }
-        }
+        let scaling = try Self.scaling(file, newer)
         let holder = newer.flatMap { $0.has("partial_rotary_factor") ? $0 : nil } ?? file
         let part = try holder.positive("partial_rotary_factor", default: 1)
         let rotated = Int(Double(headDim) * part)
@@ -97,7 +91,58 @@ extension LanguageModelConfiguration {
                 part == 1 ? "head_dim" : "partial_rotary_factor", expected: "even, for the rotation of pairs",
                 actual: part == 1 ? "\(headDim)" : "\(part), for \(rotated) of \(headDim) channels")
         }
-        return RotaryEmbedding(headDim: headDim, rotatedChannels: rotated, theta: theta)
+        return RotaryEmbedding(headDim: headDim, rotatedChannels: rotated, theta: theta, scaling: scaling)
+    }
+
+    /// The rule by which frequencies are scaled for long contexts, of `rope_scaling` or, in newer files, `rope_parameters`.
+    private static func scaling(
+        _ file: ConfigurationFile, _ newer: ConfigurationFile?
+    ) throws(SparseKernelsError) -> RotaryEmbedding.Scaling {
+        for scaling in [try file.object("rope_scaling"), newer].compactMap({ $0 }) {
+            let key = scaling.has("rope_type") ? "rope_type" : "type"
+            let type = try scaling.text(key) ?? "default"
+            if type == "default" { continue }
+            guard ["linear", "dynamic", "yarn", "llama3"].contains(type) else {
+                throw scaling.failure(
+                    key, expected: "\"default\", \"linear\", \"dynamic\", \"yarn\" or \"llama3\"",
+                    actual: "\"\(type.prefix(40))\"")
+            }
+            let factor = try scaling.positive("factor")
+            guard factor >= 1 else { throw scaling.failure("factor", expected: "1 or more", actual: "\(factor)") }
+            if type == "linear" { return .linear(factor: factor) }
+            // The length that the model was trained for; files of most models have it as the longest context.
+            let longest =
+                file.has("max_position_embeddings") ? try file.integer("max_position_embeddings", in: 1...1 << 40) : nil
+            let original = try scaling.integer("original_max_position_embeddings", in: 1...1 << 40, default: longest)
+            switch type {
+            case "dynamic": return .dynamicNTK(factor: factor, originalLength: original)
+            case "llama3":
+                let (low, high) = (try scaling.positive("low_freq_factor"), try scaling.positive("high_freq_factor"))
+                guard low < high else {
+                    throw scaling.failure("high_freq_factor", expected: "above low_freq_factor (\(low))", actual: "\(high)")
+                }
+                return .llama3(factor: factor, lowFrequencyFactor: low, highFrequencyFactor: high, originalLength: original)
+            default:
+                return .yarn(
+                    factor: factor, originalLength: original, betaFast: try scaling.positive("beta_fast", default: 32),
+                    betaSlow: try scaling.positive("beta_slow", default: 1),
+                    attentionFactor: try attentionFactor(scaling, factor), truncates: try scaling.flag("truncate") ?? true)
+            }
+        }
+        return .none
+    }
+
+    /// YaRN's factor on cosines and sines where the file changes it; nil means the paper's.
+    private static func attentionFactor(
+        _ scaling: ConfigurationFile, _ factor: Double
+    ) throws(SparseKernelsError) -> Double? {
+        if scaling.has("attention_factor") { return try scaling.positive("attention_factor") }
+        guard scaling.has("mscale"), scaling.has("mscale_all_dim") else { return nil }
+        let (some, all) = (try scaling.positive("mscale", orZero: true), try scaling.positive("mscale_all_dim", orZero: true))
+        // Zeros count as absent in the program that wrote the file.
+        if some == 0 || all == 0 { return nil }
+        func magnitude(_ scale: Double) -> Double { factor > 1 ? 0.1 * scale * log(factor) + 1 : 1 }
+        return magnitude(some) / magnitude(all)
     }
 
     // MARK: - Other arithmetic

@@ -34,6 +34,31 @@ struct LanguageWorkspace: Sendable {
     }
 }
 
+/// The tokens of a pass, a row each.
+struct PassTokens {
+    var ids: [Int] = []
+    /// The position of each token in its sequence.
+    var positions: [Int] = []
+    /// The rows of each sequence, and its length after the call that the pass is a part of. The dynamic scaling of the rotation
+    /// depends on it.
+    var sequences: [(rows: Range<Int>, length: Int)] = []
+
+    init() {}
+
+    /// Tokens of one sequence from its start on.
+    init(_ ids: [Int]) {
+        self.ids = ids
+        positions = Array(0..<ids.count)
+        sequences = [(0..<ids.count, ids.count)]
+    }
+
+    mutating func append(_ tokens: ArraySlice<Int>, after count: Int, length: Int) {
+        sequences.append((ids.count..<ids.count + tokens.count, length))
+        ids += tokens
+        positions += count..<count + tokens.count
+    }
+}
+
 /// The rows of a pass whose results are used after the last layer.
 enum NeededRows {
     case all
@@ -46,18 +71,17 @@ extension LanguageModel {
     ///
     /// - Parameters:
     ///   - tokens: ids within the vocabulary, at most as many as the workspace has rows.
-    ///   - positions: the position of each token in its sequence.
     ///   - needed: the rows that are finished. In the last layer others stop once attention has their keys and values.
     ///   - attention: attends, and keeps keys and values.
     func run(
-        _ tokens: [Int], positions: [Int], needed: NeededRows, attention: any TokenAttention,
+        _ tokens: PassTokens, needed: NeededRows, attention: any TokenAttention,
         workspace w: inout LanguageWorkspace, stopwatch: inout Stopwatch, on pool: WorkerPool,
         observe: LayerObserver = { _, _ throws(SparseKernelsError) in }
     ) throws(SparseKernelsError) {
         let c = configuration
-        var rows = tokens.count
-        embed(tokens, into: &w.hidden)
-        let table = c.rotary.table(positions: positions)
+        var rows = tokens.ids.count
+        embed(tokens.ids, into: &w.hidden)
+        let tables = rotaryTables(tokens)
         w.heads.rows = rows
         blocks[0].attentionNorm.run(w.hidden, rows: rows, into: &w.normalized, on: pool)
         for (layer, block) in blocks.enumerated() {
@@ -71,7 +95,9 @@ extension LanguageModel {
             if let norm = block.keyNorm {
                 norm.normalize(&w.heads.elements, rows: rows, offset: w.heads.keyOffset, heads: c.kvHeads, on: pool)
             }
-            table.rotate(&w.heads.elements, rows: rows, heads: c.queryHeads + c.kvHeads, on: pool)
+            for (table, rows) in tables {
+                table.rotate(&w.heads.elements, rows: rows, heads: c.queryHeads + c.kvHeads, on: pool)
+            }
             stopwatch.lap(\.other)
             try attention.attend(&w.heads, layer: layer, into: &w.attended, on: pool)
             stopwatch.lap(\.attention)
@@ -112,6 +138,16 @@ extension LanguageModel {
         guard let cap = configuration.logitSoftCap else { return }
         var elements = logits.mutableSpan
         for i in 0..<elements.count { elements[i] = cap * tanhf(elements[i] / cap) }
+    }
+
+    /// Cosines and sines for all layers: one table, or one per sequence where angles depend on its length.
+    private func rotaryTables(_ tokens: PassTokens) -> [(table: RotaryTable, rows: Range<Int>)] {
+        guard case .dynamicNTK = configuration.rotary.scaling else {
+            return [(configuration.rotary.table(positions: tokens.positions, length: 0), 0..<tokens.ids.count)]
+        }
+        return tokens.sequences.map { rows, length in
+            (configuration.rotary.table(positions: Array(tokens.positions[rows]), length: length), rows)
+        }
     }
 
     private func embed(_ tokens: [Int], into hidden: inout Tensor<Float>) {

@@ -154,7 +154,7 @@ public final class LanguageSession {
         var stopwatch = Stopwatch()
         let passes = SessionPass.passes(lengths: tokens.map(\.count), rows: workspace.rows)
         for pass in passes {
-            var (ids, positions, needed, targets): ([Int], [Int], [Int], [Int]) = ([], [], [], [])
+            var (taken, needed, targets): (PassTokens, [Int], [Int]) = (PassTokens(), [], [])
             var segments: [PassSegment] = []
             for piece in pass.pieces {
                 let (list, range) = (tokens[piece.list], piece.range)
@@ -163,20 +163,19 @@ public final class LanguageSession {
                 if rows == .all {
                     targets += range.map { firstRows[piece.list] + $0 }
                 } else if range.upperBound == list.count {
-                    needed.append(ids.count + range.count - 1)
+                    needed.append(taken.ids.count + range.count - 1)
                     targets.append(firstRows[piece.list])
                 }
-                ids += list[range]
-                positions += before..<before + range.count
+                taken.append(list[range], after: before, length: lengths[piece.list] + list.count)
             }
             cache.begin(segments, isDecoding: pass.isDecoding)
             stopwatch.lap(\.other)
             try model.run(
-                ids, positions: positions, needed: rows == .all ? .all : .rows(needed), attention: cache,
+                taken, needed: rows == .all ? .all : .rows(needed), attention: cache,
                 workspace: &workspace, stopwatch: &stopwatch, on: pool)
             copy(workspace.normalized, into: &finished, at: targets)
             stopwatch.lap(\.other)
-            take(stopwatch, pass, tokens: ids.count)
+            take(stopwatch, pass, tokens: taken.ids.count)
             stopwatch = Stopwatch()
         }
         var logits = try Tensor<Float>(zeros: [outputs, c.vocabularySize])

@@ -110,16 +110,55 @@ struct RMSNorm: Sendable {
 }
 
 struct RotaryEmbedding: Hashable, Sendable {
+    enum Scaling: Hashable, Sendable {
+        case none
+        case linear(factor: Double)
+        case dynamicNTK(factor: Double, originalLength: Int)
+        case yarn(
+            factor: Double, originalLength: Int, betaFast: Double, betaSlow: Double, attentionFactor: Double?, truncates: Bool)
+        case llama3(factor: Double, lowFrequencyFactor: Double, highFrequencyFactor: Double, originalLength: Int)
+    }
     let headDim: Int
     let rotatedChannels: Int
     let theta: Double
+    let scaling: Scaling
 
-    func table(positions: [Int]) -> RotaryTable {
+    func table(positions: [Int], length: Int) -> RotaryTable {
         let half = rotatedChannels / 2
-        let frequencies = (0..<half).map { pow(theta, -Double($0) / Double(half)) }
+        var base = theta
+        if case .dynamicNTK(let factor, let original) = scaling, rotatedChannels > 2 {
+            let length = Double(max(original, length))
+            base *= pow(factor * length / Double(original) - (factor - 1), Double(half) / Double(half - 1))
+        }
+        var frequencies = (0..<half).map { pow(base, -Double($0) / Double(half)) }
+        var attention = 1.0
+        switch scaling {
+        case .none, .dynamicNTK: break
+        case .linear(let factor): frequencies = frequencies.map { $0 / factor }
+        case .yarn(let factor, let original, let fast, let slow, let attentionFactor, let truncates):
+            func channel(_ rotations: Double) -> Double {
+                Double(half) * log(Double(original) / (rotations * 2 * .pi)) / log(theta)
+            }
+            let low = max(0, truncates ? floor(channel(fast)) : channel(fast))
+            let high = min(Double(rotatedChannels - 1), truncates ? ceil(channel(slow)) : channel(slow))
+            for i in 0..<half {
+                let ramp = min(1, max(0, (Double(i) - low) / (high == low ? 0.001 : high - low)))
+                frequencies[i] = frequencies[i] / factor * ramp + frequencies[i] * (1 - ramp)
+            }
+            attention = attentionFactor ?? (factor > 1 ? 0.1 * log(factor) + 1 : 1)
+        case .llama3(let factor, let low, let high, let original):
+            frequencies = frequencies.map { frequency in
+                let turns = Double(original) * frequency / (2 * .pi)
+                if turns < low { return frequency / factor }
+                if turns > high { return frequency }
+                let smooth = (turns - low) / (high - low)
+                return (1 - smooth) * frequency / factor + smooth * frequency
+            }
+        }
         let angles = positions.flatMap { position in frequencies.map { Double(position) * $0 } }
         return RotaryTable(
-            headDim: headDim, half: half, cosines: angles.map { Float(cos($0)) }, sines: angles.map { Float(sin($0)) })
+            headDim: headDim, half: half, cosines: angles.map { Float(cos($0) * attention) },
+            sines: angles.map { Float(sin($0) * attention) })
     }
 }
 
@@ -130,12 +169,12 @@ struct RotaryTable: Sendable {
     let sines: [Float]
 
     /// Rotates the first `heads` heads of every row.
-    func rotate(_ x: inout Tensor<Float>, rows: Int, heads: Int, on pool: WorkerPool) {
+    func rotate(_ x: inout Tensor<Float>, rows: Range<Int>, heads: Int, on pool: WorkerPool) {
         let target = MutableRowAddress(&x)
-        pool.forEachRange(of: rows, workPerItem: 4 * heads * headDim) { range in
+        pool.forEachRange(of: rows.count, workPerItem: 4 * heads * headDim) { range in
             for row in range {
                 for head in 0..<heads {
-                    let x = target.address(row) + head * headDim
+                    let x = target.address(rows.lowerBound + row) + head * headDim
                     for i in 0..<half {
                         let (cosine, sine) = (cosines[row * half + i], sines[row * half + i])
                         let (a, b) = (x[i], x[i + half])
