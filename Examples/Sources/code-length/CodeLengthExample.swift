@@ -15,14 +15,14 @@ struct CodeLengthExample {
             printError("usage: code-length MODEL-FOLDER TEXT")
             exit(2)
         }
-        let model = try LlamaModel(folder: CommandLine.arguments[1])
+        let model = try LanguageModel(folder: CommandLine.arguments[1])
         let bytes = try contents(ofFile: CommandLine.arguments[2]).map(Int.init)
         let parts = stride(from: 0, to: bytes.count, by: 2048).map { Array(bytes[$0..<min($0 + 2048, bytes.count)]) }
         let progress = ProgressLine(total: parts.count)
         var bits = 0.0
         for (index, part) in parts.enumerated() {
             progress.begin("part \(index + 1)")
-            bits += LlamaModel.codeLength(try model.logits(part), part)
+            bits += LanguageModel.codeLength(try model.logits(part), part)
             progress.finishCase()
         }
         progress.clear()

@@ -10,19 +10,19 @@ struct ConfigurationTests {
         "num_attention_heads": "4",
     ]
 
-    private func read(_ changes: [String: String?] = [:]) throws -> LlamaConfiguration {
+    private func read(_ changes: [String: String?] = [:]) throws -> LanguageModelConfiguration {
         let fields = Self.required.merging(changes.compactMapValues { $0 }) { $1 }.filter { changes[$0.key] != .some(nil) }
         return try read(text: "{\(fields.map { "\"\($0.key)\": \($0.value)" }.joined(separator: ", "))}")
     }
 
-    private func read(text: String) throws -> LlamaConfiguration {
+    private func read(text: String) throws -> LanguageModelConfiguration {
         let path = NSTemporaryDirectory() + "config-\(UUID().uuidString).json"
         defer { try? FileManager.default.removeItem(atPath: path) }
         try Data(text.utf8).write(to: URL(fileURLWithPath: path))
-        return try LlamaConfiguration(path: path)
+        return try LanguageModelConfiguration(path: path)
     }
 
-    private func expectError(_ fragments: String..., body: () throws -> LlamaConfiguration) {
+    private func expectError(_ fragments: String..., body: () throws -> LanguageModelConfiguration) {
         let error = #expect(throws: SparseKernelsError.self) { try body() }
         let text = error?.description ?? ""
         #expect(error?.code == .malformedFile && error?.argument.contains("config-") == true)
@@ -67,20 +67,56 @@ struct ConfigurationTests {
         }
     }
 
+    @Test("architectures differ in what they have where a file is silent")
+    func architectures() throws {
+        let llama = try read(["sliding_window": "8"])
+        #expect(llama.architecture == .llama && llama.slidingWindows == [nil, nil] && llama.softmaxScale == 0.25)
+        let mistral = try read(["model_type": "\"mistral\"", "num_attention_heads": "8", "head_dim": "8"])
+        #expect(mistral.slidingWindows == [4096, 4096] && mistral.kvHeads == 8 && !mistral.hasQKVBias)
+        #expect(
+            try read(["model_type": "\"mistral\"", "num_key_value_heads": "2", "sliding_window": "null"]).slidingWindows == [
+                nil, nil,
+            ])
+        let qwen2 = try read(["model_type": "\"qwen2\"", "sliding_window": "8"])
+        #expect(qwen2.hasQKVBias && !qwen2.hasOutputBias && qwen2.slidingWindows == [nil, nil])
+        let qwen3 = try read(["model_type": "\"qwen3\""])
+        #expect(qwen3.normalizesQueriesAndKeys && qwen3.headDim == 128 && !qwen3.hasQKVBias)
+        let gemma = try read(["model_type": "\"gemma2\"", "final_logit_softcapping": "null"])
+        #expect(
+            gemma.attentionSoftCap == 50 && gemma.logitSoftCap == nil && gemma.headDim == 256 && gemma.softmaxScale == 1.0 / 16)
+        #expect(gemma.slidingWindows == [4096, nil] && gemma.embeddingScale == 8 && gemma.tiesWordEmbeddings == true)
+        #expect(gemma.normAddsOne && gemma.normPlacement == .beforeAndAfter && gemma.activation == .geluTanh)
+    }
+
     @Test("values that no model can have, and arithmetic that is not done here, are named by their key")
     func refusals() {
         for (key, value, expected) in [
             ("num_key_value_heads", "3", "a divisor of num_attention_heads (4)"), ("head_dim", "15", "even"),
             ("rope_theta", "0", "above 0"), ("rope_theta", "\"big\"", "above 0"), ("rms_norm_eps", "-1e-6", "0 or more"),
-            ("tie_word_embeddings", "1", "true or false"), ("attention_bias", "true", "false"), ("mlp_bias", "true", "false"),
-            ("hidden_act", "\"gelu\"", "\"silu\""), ("partial_rotary_factor", "0.5", "1"),
+            ("tie_word_embeddings", "1", "true or false"), ("attention_bias", "1", "true or false"),
+            ("hidden_act", "\"elu\"", "\"silu\""), ("partial_rotary_factor", "0.05", "even"),
         ] {
             expectError("key \"\(key)\"", expected) { try read([key: value]) }
         }
-        expectError("rope_scaling, key \"rope_type\"", "llama3") {
-            try read(["rope_scaling": #"{"rope_type": "llama3", "factor": 8}"#])
+        for (scaling, key, expected) in [
+            (#"{"rope_type": "longrope", "factor": 8}"#, "rope_type", "\"llama3\""), (#"{"type": "su"}"#, "type", "\"yarn\""),
+            (#"{"type": "linear"}"#, "factor", "no such key"), (#"{"type": "linear", "factor": 0.5}"#, "factor", "1 or more"),
+            (#"{"type": "dynamic", "factor": 2}"#, "original_max_position_embeddings", "no such key"),
+            (
+                #"{"rope_type": "llama3", "factor": 8, "original_max_position_embeddings": 9, "low_freq_factor": 4, "high_freq_factor": 4}"#,
+                "high_freq_factor", "above low_freq_factor"
+            ),
+        ] {
+            expectError("rope_scaling, key \"\(key)\"", expected) { try read(["rope_scaling": scaling]) }
         }
-        expectError("rope_scaling, key \"type\"", "linear") { try read(["rope_scaling": #"{"type": "linear", "factor": 8}"#]) }
+        for (key, value, expected) in [
+            ("model_type", "\"phi3\"", "\"gemma2\""), ("num_experts", "8", "experts"), ("residual_multiplier", "0.2", "1"),
+            ("quantization_config", "{}", "absent"), ("attention_multiplier", "0.1", "absent"),
+            ("layer_types", "[\"full_attention\"]", "2 texts"), ("layer_types", "[1, 2]", "texts"),
+            ("layer_types", "[\"full_attention\", \"linear_attention\"]", "\"sliding_attention\""),
+        ] {
+            expectError("key \"\(key)\"", expected) { try read([key: value]) }
+        }
         expectError("key \"head_dim\"", "no multiple") { try read(["num_attention_heads": "5", "num_key_value_heads": nil]) }
     }
 
@@ -99,7 +135,7 @@ struct ConfigurationTests {
     @Test("a file that is not there, and a folder")
     func unreadable() throws {
         for (path, reason) in [("/nowhere/config.json", "No such file"), (NSTemporaryDirectory(), "a folder")] {
-            let error = #expect(throws: SparseKernelsError.self) { try LlamaConfiguration(path: path) }
+            let error = #expect(throws: SparseKernelsError.self) { try LanguageModelConfiguration(path: path) }
             #expect(error?.code == .inputOutput && error?.argument == path && error!.actual.contains(reason), "\(error!)")
         }
     }
@@ -114,7 +150,7 @@ struct ConfigurationTests {
             fields["tie_word_embeddings"] = ties
             let text = String(decoding: try JSONSerialization.data(withJSONObject: fields), as: UTF8.self)
             try tiny.write(configuration: text)
-            return try LlamaModel(folder: tiny.folder).logits([1, 2, 3]).elements
+            return try LanguageModel(folder: tiny.folder).logits([1, 2, 3]).elements
         }
         // Tensors are drawn in the order of their names, of which lm_head.weight is the first.
         let own = try logits(ties: nil, projection: true)

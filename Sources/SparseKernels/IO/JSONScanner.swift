@@ -7,15 +7,20 @@ package struct JSONScanner: ~Escapable {
     private let text: Span<UInt8>
     private(set) var position: Int
     private let source: String
+    /// What the text is, for messages.
+    private let part: String
     /// The tensor and the field of the tokens, for messages.
     var tensor: String?
     var field: String?
 
-    /// - Parameter source: the file's name, for messages.
+    /// - Parameters:
+    ///   - source: the file's name, for messages.
+    ///   - part: what the text is in the file, for messages.
     @_lifetime(copy text)
-    package init(_ text: Span<UInt8>, source: String) {
+    package init(_ text: Span<UInt8>, source: String, part: String = "header") {
         self.text = text
         self.source = source
+        self.part = part
         position = 0
     }
 
@@ -42,10 +47,10 @@ package struct JSONScanner: ~Escapable {
         try nextItem(isFirst: isFirst, closing: UInt8(ascii: "]"), "`]`")
     }
 
-    /// Throws unless only white space follows, which pads the header.
+    /// Throws unless only white space follows, which pads a header.
     package mutating func expectEnd() throws(SparseKernelsError) {
         skipWhitespace()
-        if position < text.count { throw failure("nothing but white space after the header's object") }
+        if position < text.count { throw failure("nothing but white space after the \(part)'s object") }
     }
 
     private mutating func nextItem(
@@ -310,12 +315,12 @@ package struct JSONScanner: ~Escapable {
         if let tensor { argument += ", tensor \(quoted(tensor))" }
         if let field { argument += ", \(field)" }
         return SparseKernelsError(
-            .malformedFile, "\(argument) (header byte \(offset))", expected: expected,
+            .malformedFile, "\(argument) (\(part) byte \(offset))", expected: expected,
             actual: actual ?? describeByte(at: offset))
     }
 
     private func describeByte(at offset: Int) -> String {
-        if offset >= text.count { return "the end of the header" }
+        if offset >= text.count { return "the end of the \(part)" }
         let byte = text[offset]
         return byte >= 0x20 && byte < 0x7f ? "`\(Unicode.Scalar(byte))`" : "byte 0x\(String(byte, radix: 16))"
     }

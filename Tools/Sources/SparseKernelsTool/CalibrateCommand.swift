@@ -46,7 +46,7 @@ struct CalibrateCommand: ParsableCommand {
         try OutputFile.check(output, others: files, replaces: true)
         var bytes: [Int] = []
         for path in texts { bytes += try contents(ofFile: path).map(Int.init) + [0] }
-        let llama = try LlamaModel(folder: model)
+        let llama = try LanguageModel(folder: model)
         guard llama.configuration.vocabularySize == 256 else {
             throw ValidationError(
                 "the vocabulary must be the 256 byte values, got \(llama.configuration.vocabularySize) tokens")
@@ -58,7 +58,7 @@ struct CalibrateCommand: ParsableCommand {
         var bits = 0.0
         for (index, sequence) in sequences.enumerated() {
             progress?.begin("sequence \(index + 1)")
-            bits += LlamaModel.codeLength(try recorder.record(sequence, through: llama, on: pool), sequence)
+            bits += LanguageModel.codeLength(try recorder.record(sequence, through: llama, on: pool), sequence)
             progress?.finishCase(work: Double(sequence.count))
         }
         progress?.clear()

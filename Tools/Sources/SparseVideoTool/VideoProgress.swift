@@ -25,7 +25,7 @@ struct VideoRunner {
 
     /// What is shown of a run so far.
     private final class Status {
-        private var seconds = VideoStageSeconds()
+        private var seconds = StageSeconds()
         private var densities: [Double] = []
 
         func note(_ event: VideoSampler.Event, title: String, on progress: ProgressLine, layers: Int) {

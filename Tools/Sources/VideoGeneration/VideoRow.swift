@@ -11,7 +11,7 @@ public struct VideoRow: Sendable {
     public let density: Double
     /// The same over the calls after the warm-up; nil for dense attention.
     public let sparseDensity: Double?
-    public let seconds: VideoStageSeconds
+    public let seconds: StageSeconds
 
     public init(
         method: VideoMethod, linear: String, sample: VideoSample, quality: VideoQuality?, warmUp: WarmedUpVideoAttention?
@@ -31,7 +31,7 @@ public struct VideoRow: Sendable {
 
     private init(
         _ first: VideoRow, quality: (psnr: Double, ssim: Double)?, density: Double, sparseDensity: Double?,
-        seconds: VideoStageSeconds
+        seconds: StageSeconds
     ) {
         method = first.method
         linear = first.linear
@@ -44,7 +44,7 @@ public struct VideoRow: Sendable {
     /// The mean of rows of one method and linear format. There must be one or more.
     public static func mean(_ rows: [VideoRow]) -> VideoRow {
         func mean(_ value: (VideoRow) -> Double) -> Double { rows.reduce(0) { $0 + value($1) } / Double(rows.count) }
-        var seconds = VideoStageSeconds()
+        var seconds = StageSeconds()
         seconds.attention = mean(\.seconds.attention)
         seconds.linear = mean(\.seconds.linear)
         seconds.other = mean(\.seconds.other)

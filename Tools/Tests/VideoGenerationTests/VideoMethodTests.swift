@@ -52,7 +52,7 @@ struct VideoMethodTests {
     func rows() throws {
         let clip = try VideoClip(pixels: .normal([1, 3, 16, 16], seed: 1))
         func sample(_ density: Double) -> VideoSample {
-            VideoSample(clip: clip, densities: [[1, 1], [1, density]], seconds: VideoStageSeconds())
+            VideoSample(clip: clip, densities: [[1, 1], [1, density]], seconds: StageSeconds())
         }
         let warmUp = try WarmedUpVideoAttention(DenseVideoAttention(), denseStepFraction: 0.5)
         let rows = try [0.2, 0.4].map { density in

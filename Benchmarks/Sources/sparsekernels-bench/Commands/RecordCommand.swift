@@ -39,7 +39,7 @@ struct RecordCommand: ParsableCommand {
     static func record(folder: String, text: String, tokens: Int) throws -> CalibrationRecorder {
         let bytes = try Data(contentsOf: URL(fileURLWithPath: text)).prefix(4096)
         var recorder = try CalibrationRecorder(capacity: tokens)
-        try recorder.record(bytes.map(Int.init), through: LlamaModel(folder: folder))
+        try recorder.record(bytes.map(Int.init), through: LanguageModel(folder: folder))
         return recorder
     }
 }

@@ -41,6 +41,9 @@ struct ConfigurationFile {
     /// Whether the key exists with a value other than `null`.
     func has(_ key: String) -> Bool { values[key] != nil && values[key] != .null }
 
+    /// Whether the key exists, be it with `null`.
+    func contains(_ key: String) -> Bool { values[key] != nil }
+
     /// A whole number, which may be written as 12.0.
     func integer(
         _ key: String, in range: ClosedRange<Int> = 1...1 << 20, default standard: Int? = nil
@@ -74,6 +77,28 @@ struct ConfigurationFile {
         guard let value = try value(key) else { return nil }
         guard case .text(let text) = value else { throw failure(key, expected: "a text", actual: value.description) }
         return text
+    }
+
+    /// A bound above 0; nil where the key is `null`, and `absent` where there is no such key.
+    func cap(_ key: String, absent: Float?) throws(SparseKernelsError) -> Float? {
+        if !contains(key) { return absent }
+        return has(key) ? Float(try positive(key)) : nil
+    }
+
+    /// Texts in an array.
+    func texts(_ key: String) throws(SparseKernelsError) -> [String] {
+        guard let value = try value(key) else { throw missing(key) }
+        guard case .array(let elements) = value else {
+            throw failure(key, expected: "an array of texts", actual: value.description)
+        }
+        var texts: [String] = []
+        for element in elements {
+            guard case .text(let text) = element else {
+                throw failure(key, expected: "an array of texts", actual: "an array with \(element.description)")
+            }
+            texts.append(text)
+        }
+        return texts
     }
 
     /// Whole numbers in an array.

@@ -75,10 +75,10 @@ public struct CalibrationRecorder: Sendable {
 
     /// Runs the model over one sequence and samples the inputs of its linear layers.
     /// - Returns: the logits, from which the model's quality on this text can be computed.
-    /// - Throws: the errors of `LlamaModel.logits`. After an error the sample is not one of all tokens.
+    /// - Throws: the errors of `LanguageModel.logits`. After an error the sample is not one of all tokens.
     @discardableResult
     public mutating func record(
-        _ sequence: [Int], through model: LlamaModel, on pool: WorkerPool = .shared
+        _ sequence: [Int], through model: LanguageModel, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Tensor<Float> {
         try record(tokens: sequence.count) { observe throws(SparseKernelsError) in
             try model.logits(sequence, on: pool, observe: observe)

@@ -18,7 +18,7 @@ public struct VideoSampler: Hashable, Sendable {
         /// A layer of a step is done.
         case layer(Int, step: Int, density: Double)
         /// A step is done: its number, the mean density of its layers, and its times.
-        case step(Int, densities: [Double], seconds: VideoStageSeconds)
+        case step(Int, densities: [Double], seconds: StageSeconds)
     }
     public typealias Progress = (Event) throws(SparseKernelsError) -> Void
 
@@ -60,7 +60,7 @@ public struct VideoSampler: Hashable, Sendable {
         method.reset()
         var x = try Self.noise(model.configuration, seed: seed)
         var workspace = try VideoTransformer.Workspace(model.configuration)
-        var (densities, seconds): ([[Double]], VideoStageSeconds) = ([], VideoStageSeconds())
+        var (densities, seconds): ([[Double]], StageSeconds) = ([], StageSeconds())
         for step in 0..<steps {
             let result = try model.velocity(
                 of: x, prompt: prompt, time: time(ofStep: step), step: (step, steps), attention: &method, workspace: &workspace,
@@ -82,9 +82,9 @@ public struct VideoSample: Sendable {
     public let clip: VideoClip
     /// The part of all pairs that attention computed, by step and layer.
     public let densities: [[Double]]
-    public let seconds: VideoStageSeconds
+    public let seconds: StageSeconds
 
-    public init(clip: VideoClip, densities: [[Double]], seconds: VideoStageSeconds) {
+    public init(clip: VideoClip, densities: [[Double]], seconds: StageSeconds) {
         self.clip = clip
         self.densities = densities
         self.seconds = seconds

@@ -1,50 +1,15 @@
 public import SparseKernels
 
-/// Seconds of the parts of a run.
-public struct VideoStageSeconds: Hashable, Sendable {
-    /// Attention, with everything a method does to choose its keys.
-    public var attention = 0.0
-    /// The linear layers of the blocks.
-    public var linear = 0.0
-    /// Norms, rotations, activations, embeddings and the observers.
-    public var other = 0.0
-
-    public var total: Double { attention + linear + other }
-
-    public init() {}
-
-    public static func += (a: inout Self, b: Self) {
-        a.attention += b.attention
-        a.linear += b.linear
-        a.other += b.other
-    }
-}
-
 /// The result of one forward pass.
 public struct VideoStep: Sendable {
     /// `[videoTokens, patchChannels]`: noise minus video.
     public let velocity: Tensor<Float>
     /// The part of all pairs that attention computed, by layer.
     public let densities: [Double]
-    public let seconds: VideoStageSeconds
+    public let seconds: StageSeconds
 
     /// The mean over the layers.
     public var density: Double { densities.reduce(0, +) / Double(densities.count) }
-}
-
-/// Adds the time since the last lap to a stage.
-struct Stopwatch {
-    private(set) var seconds = VideoStageSeconds()
-    private let clock = ContinuousClock()
-    private var last: ContinuousClock.Instant
-
-    init() { last = clock.now }
-
-    mutating func lap(_ stage: WritableKeyPath<VideoStageSeconds, Double>) {
-        let now = clock.now
-        seconds[keyPath: stage] += (now - last) / .seconds(1)
-        last = now
-    }
 }
 
 extension VideoTransformer {

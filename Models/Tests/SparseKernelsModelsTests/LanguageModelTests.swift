@@ -42,12 +42,12 @@ final class TinyLlama {
     }
 }
 
-@Suite("Running a Llama model")
-struct LlamaModelTests {
+@Suite("Running a language model without a cache")
+struct LanguageModelTests {
     @Test("every linear layer shows its input, and later tokens change nothing before them")
     func layersAndCausality() throws {
         let tiny = try TinyLlama()
-        let model = try LlamaModel(folder: tiny.folder)
+        let model = try LanguageModel(folder: tiny.folder)
         let tokens = [3, 1, 4, 1, 5, 9, 2, 6, 31, 0, 7]
         var seen: [String: [Int]] = [:]
         let logits = try model.logits(tokens) { layer, input in seen[layer] = input.shape }
@@ -68,17 +68,17 @@ struct LlamaModelTests {
             #expect(error.code == code && error.argument.contains(argument), "\(error)")
         }
         let tiny = try TinyLlama()
-        let model = try LlamaModel(folder: tiny.folder)
+        let model = try LanguageModel(folder: tiny.folder)
         for tokens in [[], [32], [-1]] {
             try expect(.invalidArgument, "tokens") { _ = try model.logits(tokens) }
         }
-        try expect(.inputOutput, "config.json") { _ = try LlamaModel(folder: tiny.folder + "/missing") }
+        try expect(.inputOutput, "config.json") { _ = try LanguageModel(folder: tiny.folder + "/missing") }
         let uneven = try TinyLlama(configuration: ["num_key_value_heads": 3])
-        try expect(.malformedFile, "config.json") { _ = try LlamaModel(folder: uneven.folder) }
+        try expect(.malformedFile, "config.json") { _ = try LanguageModel(folder: uneven.folder) }
         let wide = try TinyLlama(configuration: ["hidden_size": 13])
-        try expect(.invalidShape, "model.") { _ = try LlamaModel(folder: wide.folder) }
+        try expect(.invalidShape, "model.") { _ = try LanguageModel(folder: wide.folder) }
         let lacking = try TinyLlama(leavingOut: "model.layers.1.mlp.up_proj.weight")
-        try expect(.notFound, "model.layers.1.mlp.up_proj.weight") { _ = try LlamaModel(folder: lacking.folder) }
+        try expect(.notFound, "model.layers.1.mlp.up_proj.weight") { _ = try LanguageModel(folder: lacking.folder) }
     }
 
     /// The same model in NumPy, in 64-bit floats with textbook loops, gives 197.822 bits for this text.
@@ -87,7 +87,7 @@ struct LlamaModelTests {
         .enabled(if: ProcessInfo.processInfo.environment["SPARSEKERNELS_DATA"] != nil))
     func trainedModel() throws {
         let data = try #require(ProcessInfo.processInfo.environment["SPARSEKERNELS_DATA"])
-        let model = try LlamaModel(folder: data + "/models/code-lm")
+        let model = try LanguageModel(folder: data + "/models/code-lm")
         let text = """
             struct Point {
                 var x: Int
@@ -105,7 +105,7 @@ struct LlamaModelTests {
 
             """
         let tokens = text.utf8.map(Int.init)
-        let bits = LlamaModel.codeLength(try model.logits(tokens), tokens)
+        let bits = LanguageModel.codeLength(try model.logits(tokens), tokens)
         // Rounding in single precision changes each of 250 log-probabilities by about 10⁻⁵.
         #expect(abs(bits - 197.822) < 0.01, "\(bits)")
     }
@@ -116,7 +116,7 @@ struct CalibrationRecorderTests {
     @Test("all tokens while there is room, then as many as there is room for: the same in each layer, by seed")
     func reservoir() throws {
         let tiny = try TinyLlama()
-        let model = try LlamaModel(folder: tiny.folder)
+        let model = try LanguageModel(folder: tiny.folder)
         let sequences = (0..<5).map { start in (0..<9).map { (start * 7 + $0 * $0) % 32 } }
         var (all, some, again) = (
             try CalibrationRecorder(capacity: 100), try CalibrationRecorder(capacity: 8, seed: 1),
@@ -152,7 +152,7 @@ struct CalibrationRecorderTests {
     func file() throws {
         let tiny = try TinyLlama()
         var recorder = try CalibrationRecorder(capacity: 4)
-        try recorder.record([1, 2, 3, 4, 5, 6], through: LlamaModel(folder: tiny.folder))
+        try recorder.record([1, 2, 3, 4, 5, 6], through: LanguageModel(folder: tiny.folder))
         try recorder.write(to: tiny.folder + "/calibration.safetensors", source: "six tokens")
         let file = try SafetensorsFile(path: tiny.folder + "/calibration.safetensors")
         #expect(file.tensors.count == 14 && file.metadata["source"] == "six tokens")

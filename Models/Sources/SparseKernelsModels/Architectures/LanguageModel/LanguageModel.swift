@@ -1,0 +1,108 @@
+public import SparseKernels
+
+/// A language model of the Llama family, loaded from a folder: weights and the arithmetic of a pass, without state.
+///
+/// ```swift
+/// let model = try LanguageModel(folder: folder)
+/// let session = try LanguageSession(model)
+/// ```
+///
+/// `LanguageSession` holds the cache of keys and values, and runs the model over tokens in chunks and step by step. Copies of a
+/// model share its weights.
+///
+/// - Results are bitwise equal for every number of threads.
+public struct LanguageModel: Sendable {
+    public let configuration: LanguageModelConfiguration
+    /// The form of the linear layers in the blocks.
+    public let linear: LinearFormat
+    /// Whether the weights of the blocks come from a file of 4-bit codes.
+    public let isQuantized: Bool
+    /// Bytes of all weights, as they are in memory.
+    public let byteCount: Int
+
+    let embedding: Tensor<Float>
+    let blocks: [LanguageBlock]
+    let finalNorm: RMSNorm
+    /// The output projection.
+    let head: ModelLinear
+
+    /// Loads `config.json` and the weights of a folder.
+    ///
+    /// - Parameters:
+    ///   - folder: of a model as it was trained, or of one that `sparsekernels quantize` made.
+    ///   - linear: the form of the linear layers in the blocks.
+    ///   - pool: the threads that pack and quantise.
+    /// - Throws: `.inputOutput` and `.malformedFile` for files that cannot be read; `.notFound`, `.invalidElementType` and
+    ///   `.invalidShape` for a weight that is missing or does not fit the configuration; `.invalidArgument` for a format that the
+    ///   file cannot have.
+    public init(
+        folder: String, linear: LinearFormat = .float16, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        let c = try LanguageModelConfiguration(path: folder + "/config.json")
+        let files = try ModelFiles(folder: folder)
+        configuration = c
+        self.linear = linear
+        isQuantized = files.isQuantized
+        let (table, projection) = ("model.embed_tokens.weight", "lm_head.weight")
+        embedding = try files.tensor(table, [c.vocabularySize, c.hiddenSize])
+        var blocks: [LanguageBlock] = []
+        for layer in 0..<c.layers {
+            blocks.append(try LanguageBlock(c, layer: layer, in: files, linear: linear, on: pool))
+        }
+        self.blocks = blocks
+        finalNorm = RMSNorm(
+            weight: try files.tensor("model.norm.weight", [c.hiddenSize]), epsilon: c.rmsNormEpsilon, addsOne: c.normAddsOne)
+        let isTied = c.tiesWordEmbeddings ?? !files.has(projection)
+        head = try ModelLinear(
+            weight: isTied ? table : projection, shape: [c.vocabularySize, c.hiddenSize], in: files, format: linear)
+        byteCount = blocks.reduce(embedding.count * 4 + head.byteCount) { $0 + $1.byteCount }
+    }
+
+    /// How the scores of a layer become probabilities.
+    func modifiers(layer: Int) -> ScoreModifiers {
+        ScoreModifiers(
+            softmaxScale: configuration.softmaxScale, logitsSoftCap: configuration.attentionSoftCap,
+            sinkLogits: blocks[layer].sinks)
+    }
+
+    /// Whether a layer has learned logits beside those of the keys.
+    var hasSinks: Bool { blocks.contains { $0.sinks != nil } }
+
+    /// Throws `.invalidArgument` for tokens outside the vocabulary.
+    func check(_ tokens: [Int]) throws(SparseKernelsError) {
+        let limit = configuration.vocabularySize
+        guard tokens.allSatisfy({ $0 >= 0 && $0 < limit }) else {
+            throw SparseKernelsError(
+                .invalidArgument, "tokens", expected: "ids from 0 to \(limit - 1)",
+                actual: "\(tokens.count), from \(tokens.min()!) to \(tokens.max()!)")
+        }
+    }
+
+    // MARK: - Run
+
+    /// The logits of every position of one sequence, `[tokens, vocabularySize]`, without a cache. For calibration and tests.
+    ///
+    /// - Parameters:
+    ///   - tokens: one sequence that starts at position 0.
+    ///   - pool: the threads to use.
+    ///   - observe: called with the input of each linear layer of a block, by the layer's name in the file, just before it runs.
+    /// - Throws: `.invalidArgument` for no tokens or one outside the vocabulary, and the errors of `observe`.
+    /// - Complexity: memory O(tokens · (intermediateSize + vocabularySize)) beside the weights.
+    public func logits(
+        _ tokens: [Int], on pool: WorkerPool = .shared, observe: LayerObserver = { _, _ throws(SparseKernelsError) in }
+    ) throws(SparseKernelsError) -> Tensor<Float> {
+        guard !tokens.isEmpty else {
+            throw SparseKernelsError(.invalidArgument, "tokens", expected: "one or more", actual: "none")
+        }
+        try check(tokens)
+        var workspace = try LanguageWorkspace(configuration, rows: tokens.count)
+        let attention = try WholeSequenceAttention(self, tokens: tokens.count)
+        var stopwatch = Stopwatch()
+        try run(
+            PassTokens(tokens), needed: .all, attention: attention, workspace: &workspace,
+            stopwatch: &stopwatch, on: pool, observe: observe)
+        var logits = try Tensor<Float>(zeros: [tokens.count, configuration.vocabularySize])
+        try project(workspace.normalized, rows: tokens.count, into: &logits, on: pool)
+        return logits
+    }
+}

@@ -1,0 +1,225 @@
+public import SparseKernels
+
+/// The cache of a model, and the sequences in it: runs tokens after those that the sequences hold.
+///
+/// ```swift
+/// let session = try LanguageSession(model, SessionOptions(tokenCapacity: 8192))
+/// let sequence = session.makeSequence()
+/// var logits = try session.append([prompt], to: [sequence])              // [1, vocabularySize]
+/// logits = try session.append([[next]], to: [sequence])
+/// ```
+///
+/// Prompts go through the model in chunks of up to `options.chunk` tokens, which see the tokens that the cache has. How they
+/// attend, and how steps of one token do, is what the options say.
+///
+/// - A session has one writer. Memory for passes is allocated when it is made.
+/// - Results are bitwise equal for every number of threads.
+/// - With exact attention, chunks and batches change results by rounding only: a product of a single row sums in another order
+///   than one of several rows. Sparse methods choose by chunk, and may choose otherwise in other chunks.
+public final class LanguageSession {
+    public let model: LanguageModel
+    public let options: SessionOptions
+    /// The threads that run.
+    public let pool: WorkerPool
+
+    /// The name of a sequence.
+    public struct SequenceID: Hashable, Sendable {
+        fileprivate let number: SessionSequence
+    }
+
+    /// The positions whose logits are computed.
+    public enum LogitRows: Hashable, Sendable {
+        /// That of the last token of each sequence.
+        case last
+        /// Those of all tokens, one sequence after the other.
+        case all
+    }
+
+    private let cache: any SessionCache
+    private var workspace: LanguageWorkspace
+    /// What was done since the last reset.
+    public private(set) var statistics = SessionStatistics()
+
+    /// - Parameters:
+    ///   - model: the model.
+    ///   - options: the formats of the cache, and the methods of attention.
+    ///   - pool: the threads to use in all calls.
+    /// - Throws: `.invalidArgument` for options out of their domain or that the model cannot have, such as causal decoding of a
+    ///   bidirectional model, and the errors of the cache.
+    public init(
+        _ model: LanguageModel, _ options: SessionOptions = SessionOptions(), on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        try options.check(model.configuration)
+        self.model = model
+        self.options = options
+        self.pool = pool
+        if case .lServe(let tokens, let interval) = options.decoding, let heads = options.retrievalHeads {
+            cache = try LServeSessionCache(model, options, retrievalHeads: heads, tokens: tokens, interval: interval)
+        } else {
+            cache = try PagedSessionCache(model, options)
+        }
+        workspace = try LanguageWorkspace(model.configuration, rows: min(options.chunk, options.tokenCapacity))
+        try SparsePrefill.check(model, options)
+    }
+
+    // MARK: - Sequences
+
+    /// Makes a sequence without tokens. It takes memory when it gets some.
+    public func makeSequence() -> SequenceID { SequenceID(number: cache.makeSequence()) }
+
+    /// Makes a sequence with the tokens of another one, or the first of them. Both share memory until one of them grows.
+    /// - Throws: `.unknownSequence`; `.capacityExceeded` when a page is missing; `.invalidArgument` for a length beyond that of
+    ///   the sequence, and for any other than its own with LServe's layers.
+    public func fork(_ sequence: SequenceID, at length: Int? = nil) throws(SparseKernelsError) -> SequenceID {
+        SequenceID(number: try cache.fork(sequence.number, at: length))
+    }
+
+    /// Takes tokens from the end of a sequence.
+    /// - Throws: `.unknownSequence`; `.invalidArgument` for a length beyond that of the sequence, and for any other than its own
+    ///   with LServe's layers, whose streaming heads have dropped tokens.
+    public func truncate(_ sequence: SequenceID, to length: Int) throws(SparseKernelsError) {
+        try cache.truncate(sequence.number, to: length)
+    }
+
+    /// Ends a sequence and frees its memory.
+    /// - Throws: `.unknownSequence`.
+    public func free(_ sequence: SequenceID) throws(SparseKernelsError) { try cache.free(sequence.number) }
+
+    /// The number of tokens of a sequence.
+    /// - Throws: `.unknownSequence`.
+    public func length(of sequence: SequenceID) throws(SparseKernelsError) -> Int { try cache.length(of: sequence.number) }
+
+    // MARK: - Run
+
+    /// Runs tokens after those that the sequences hold.
+    ///
+    /// Sequences that get one token are a step of decoding and go through the model together. Others are prompts: each is cut
+    /// into chunks from its start on, and last chunks of several go together where they fit.
+    ///
+    /// - Parameters:
+    ///   - tokens: those of each sequence, any number of them.
+    ///   - sequences: different sequences of this session.
+    ///   - logits: the positions whose logits are computed.
+    /// - Returns: `[rows, vocabularySize]`: with `.last` a row per sequence that got a token, with `.all` a row per token, in the
+    ///   order of the arguments.
+    /// - Throws: `.invalidShape` for other numbers of sequences, `.invalidArgument` for a sequence that is named twice or a token
+    ///   outside the vocabulary, `.unknownSequence`, `.capacityExceeded`, and `.invalidArgument` for keys or values that the
+    ///   cache's format cannot hold. The sequences are unchanged then; with LServe's layers they are only fit to be freed when
+    ///   the last two occur.
+    /// - Complexity: memory for the result, and hiddenSize numbers for each of its rows.
+    public func append(
+        _ tokens: [[Int]], to sequences: [SequenceID], logits: LogitRows = .last
+    ) throws(SparseKernelsError) -> Tensor<Float> {
+        let lengths = try check(tokens, sequences)
+        do throws(SparseKernelsError) {
+            return try run(tokens, sequences.map(\.number), lengths, logits)
+        } catch {
+            for (sequence, length) in zip(sequences, lengths) where try cache.length(of: sequence.number) != length {
+                try? cache.truncate(sequence.number, to: length)
+            }
+            throw error
+        }
+    }
+
+    /// - Returns: the lengths of the sequences.
+    private func check(_ tokens: [[Int]], _ sequences: [SequenceID]) throws(SparseKernelsError) -> [Int] {
+        guard tokens.count == sequences.count else {
+            throw SparseKernelsError(
+                .invalidShape, "sequences", expected: "one per list of tokens (\(tokens.count))", actual: "\(sequences.count)")
+        }
+        guard Set(sequences).count == sequences.count else {
+            throw SparseKernelsError(
+                .invalidArgument, "sequences", expected: "different sequences", actual: "one of them twice")
+        }
+        var lengths: [Int] = []
+        for (tokens, sequence) in zip(tokens, sequences) {
+            try model.check(tokens)
+            lengths.append(try cache.length(of: sequence.number))
+        }
+        return lengths
+    }
+
+    private func run(
+        _ tokens: [[Int]], _ sequences: [SessionSequence], _ lengths: [Int], _ rows: LogitRows
+    ) throws(SparseKernelsError) -> Tensor<Float> {
+        let c = model.configuration
+        // The row of the result where those of each sequence begin.
+        var firstRows: [Int] = []
+        var outputs = 0
+        for list in tokens {
+            firstRows.append(outputs)
+            outputs += rows == .all ? list.count : min(1, list.count)
+        }
+        var finished = try Tensor<Float>(zeros: [outputs, c.hiddenSize])
+        var stopwatch = Stopwatch()
+        let passes = SessionPass.passes(lengths: tokens.map(\.count), rows: workspace.rows)
+        for pass in passes {
+            var (taken, needed, targets): (PassTokens, [Int], [Int]) = (PassTokens(), [], [])
+            var segments: [PassSegment] = []
+            for piece in pass.pieces {
+                let (list, range) = (tokens[piece.list], piece.range)
+                let before = lengths[piece.list] + range.lowerBound
+                segments.append(PassSegment(sequence: sequences[piece.list], before: before, count: range.count))
+                if rows == .all {
+                    targets += range.map { firstRows[piece.list] + $0 }
+                } else if range.upperBound == list.count {
+                    needed.append(taken.ids.count + range.count - 1)
+                    targets.append(firstRows[piece.list])
+                }
+                taken.append(list[range], after: before, length: lengths[piece.list] + list.count)
+            }
+            cache.begin(segments, isDecoding: pass.isDecoding)
+            stopwatch.lap(\.other)
+            try model.run(
+                taken, needed: rows == .all ? .all : .rows(needed), attention: cache,
+                workspace: &workspace, stopwatch: &stopwatch, on: pool)
+            copy(workspace.normalized, into: &finished, at: targets)
+            stopwatch.lap(\.other)
+            take(stopwatch, pass, tokens: taken.ids.count)
+            stopwatch = Stopwatch()
+        }
+        var logits = try Tensor<Float>(zeros: [outputs, c.vocabularySize])
+        stopwatch.lap(\.other)
+        if outputs > 0 { try model.project(finished, rows: outputs, into: &logits, on: pool) }
+        stopwatch.lap(\.linear)
+        if let last = passes.last { take(stopwatch, last, tokens: 0) }
+        statistics.peakByteCount = max(
+            statistics.peakByteCount, model.byteCount + byteCount + 4 * outputs * (c.hiddenSize + c.vocabularySize))
+        return logits
+    }
+
+    /// Copies the first rows to the given ones.
+    private func copy(_ rows: Tensor<Float>, into target: inout Tensor<Float>, at targets: [Int]) {
+        let width = target.shape[1]
+        let source = rows.span
+        var elements = target.mutableSpan
+        for (row, target) in targets.enumerated() {
+            for i in 0..<width { elements[target * width + i] = source[row * width + i] }
+        }
+    }
+
+    // MARK: - Statistics
+
+    private func take(_ stopwatch: Stopwatch, _ pass: SessionPass, tokens: Int) {
+        if pass.isDecoding {
+            statistics.decoding += stopwatch.seconds
+            statistics.decodedTokens += tokens
+            statistics.steps += tokens > 0 ? 1 : 0
+        } else {
+            statistics.prefill += stopwatch.seconds
+            statistics.prefillTokens += tokens
+        }
+        let counts = cache.counts
+        statistics.attendedPairs += counts.attendedPairs
+        statistics.reachablePairs += counts.reachablePairs
+        statistics.readBytes += counts.readBytes
+        statistics.denseBytes += counts.denseBytes
+        cache.counts = AttentionCounts()
+    }
+
+    /// Begins new statistics.
+    public func resetStatistics() { statistics = SessionStatistics() }
+
+    /// Bytes that the session uses now: the pages of its sequences and the memory of passes. The model is not among them.
+    public var byteCount: Int { cache.usedByteCount + workspace.byteCount }
+}

@@ -1,0 +1,24 @@
+/// The arithmetic of the linear layers in the blocks of a language model. Norms, embeddings and attention are not affected.
+public enum LinearFormat: String, Hashable, Sendable, CaseIterable {
+    /// Weights in single precision.
+    case float32
+    /// Weights in half precision, widened in registers.
+    case float16
+    /// Weights in bfloat16, widened in registers.
+    case bfloat16
+    /// Weights of 4 bits, activations in single precision.
+    case w4a16
+    /// Weights of 4 bits, activations of 8.
+    case w4a8
+    /// Weights and activations of 4 bits, beside a low-rank branch, as SVDQuant has them. Only files that were quantised with a
+    /// calibration have this form.
+    case w4a4
+
+    /// Whether weights are codes.
+    public var isQuantized: Bool {
+        switch self {
+        case .float32, .float16, .bfloat16: false
+        case .w4a16, .w4a8, .w4a4: true
+        }
+    }
+}

@@ -1,0 +1,266 @@
+internal import Quest
+import SparseKernels
+internal import Twilight
+
+/// A session's cache whose pages hold all layers and heads, with any method of prefill and decoding over it.
+final class PagedSessionCache: SessionCache {
+    let cache: PagedKVCache
+    let model: LanguageModel
+    let options: SessionOptions
+    private let rotation: CacheRotation
+    /// Attention of every layer over all tokens that it sees.
+    private let dense: [PagedAttention]
+    private var decoding: Decoding
+    private let traffic: CacheTraffic
+    private var sequences: [SessionSequence: PagedKVCache.SequenceID] = [:]
+    private var nextNumber = 0
+
+    private(set) var segments: [PassSegment] = []
+    private var names: [PagedKVCache.SequenceID] = []
+    /// The tokens of each sequence when the pass is over.
+    private var lengths: [Int] = []
+    private var isDecoding = false
+    var counts = AttentionCounts()
+
+    /// The plan of a method of decoding, for the layers that have no window.
+    private enum Decoding {
+        case dense
+        /// One per layer, as layers may differ in how scores become probabilities.
+        case streaming([PagedAttention], tokens: Int)
+        case quest(QuestDecode)
+        case twilight(TwilightDecode, tokens: Int)
+        case reused(ReusableSelection)
+    }
+
+    init(_ model: LanguageModel, _ options: SessionOptions) throws(SparseKernelsError) {
+        let c = model.configuration
+        self.model = model
+        self.options = options
+        rotation = try CacheRotation(c, keys: options.rotatesKeys, values: options.rotatesValues)
+        let configuration = try Self.configuration(c, options)
+        cache = try PagedKVCache(configuration)
+        traffic = CacheTraffic(configuration)
+        var dense: [PagedAttention] = []
+        for layer in 0..<c.layers {
+            dense.append(
+                try PagedAttention(
+                    queryHeads: c.queryHeads, configuration: configuration,
+                    mask: c.slidingWindows[layer].map { .window(left: $0 - 1, right: 0) } ?? .causal,
+                    modifiers: model.modifiers(layer: layer)))
+        }
+        self.dense = dense
+        let scale = c.softmaxScale
+        switch options.decoding {
+        case .dense: decoding = .dense
+        case .streaming(let sink, let local):
+            var plans: [PagedAttention] = []
+            for layer in 0..<c.layers {
+                plans.append(
+                    try PagedAttention(
+                        queryHeads: c.queryHeads, configuration: configuration, mask: .streaming(sink: sink, window: local),
+                        modifiers: model.modifiers(layer: layer)))
+            }
+            decoding = .streaming(plans, tokens: sink + local)
+        case .quest(let tokens):
+            decoding = .quest(
+                try QuestDecode(
+                    queryHeads: c.queryHeads, configuration: configuration, tokenBudget: tokens, sharing: .kvHead,
+                    denseLayers: 0, softmaxScale: scale))
+        case .twilight(let tokens, let topP):
+            decoding = .twilight(
+                try TwilightDecode(
+                    queryHeads: c.queryHeads, configuration: configuration, selector: .quest(.tokens(tokens)), topP: topP,
+                    denseLayers: 0, softmaxScale: scale), tokens: tokens)
+        case .lServe(let tokens, let interval):
+            decoding = .reused(
+                try ReusableSelection(
+                    PageSelector(queryHeads: c.queryHeads, configuration: configuration, tokenBudget: tokens),
+                    interval: interval))
+        }
+    }
+
+    private static func configuration(
+        _ c: LanguageModelConfiguration, _ options: SessionOptions
+    ) throws(SparseKernelsError) -> KVCacheConfiguration {
+        let standardPageSize: Int
+        switch options.decoding {
+        case .dense, .streaming, .lServe: standardPageSize = 64
+        case .quest, .twilight: standardPageSize = 16
+        }
+        let pageSize = options.pageSize ?? standardPageSize
+        let metadata: PageMetadata?
+        var keepsEstimates = false
+        switch options.decoding {
+        case .dense, .streaming: metadata = nil
+        case .lServe: metadata = PageMetadata(.minMax, logicalPageSize: min(16, pageSize))
+        case .quest: metadata = PageMetadata(.minMax, logicalPageSize: pageSize)
+        case .twilight:
+            metadata = PageMetadata(.minMax, logicalPageSize: pageSize)
+            keepsEstimates = true
+        }
+        return try KVCacheConfiguration(
+            layers: c.layers, kvHeads: c.kvHeads, headDim: c.headDim, pageSize: pageSize,
+            pageCapacity: (options.tokenCapacity + max(1, pageSize) - 1) / max(1, pageSize) + options.sequenceCapacity,
+            format: options.keyFormat, valueFormat: options.valueFormat, metadata: metadata, keepsKeyEstimates: keepsEstimates)
+    }
+
+    var usedByteCount: Int { cache.usedByteCount }
+
+    // MARK: - Sequences
+
+    func makeSequence() -> SessionSequence { add(cache.makeSequence()) }
+
+    func fork(_ sequence: SessionSequence, at length: Int?) throws(SparseKernelsError) -> SessionSequence {
+        add(try cache.fork(try name(of: sequence), at: length))
+    }
+
+    func truncate(_ sequence: SessionSequence, to length: Int) throws(SparseKernelsError) {
+        try cache.truncate(try name(of: sequence), to: length)
+    }
+
+    func free(_ sequence: SessionSequence) throws(SparseKernelsError) {
+        let name = try name(of: sequence)
+        if case .reused(var selection) = decoding {
+            decoding = .dense
+            selection.forget(name)
+            decoding = .reused(selection)
+        }
+        try cache.free(name)
+        sequences[sequence] = nil
+    }
+
+    func length(of sequence: SessionSequence) throws(SparseKernelsError) -> Int { try cache.length(of: try name(of: sequence)) }
+
+    private func add(_ name: PagedKVCache.SequenceID) -> SessionSequence {
+        defer { nextNumber += 1 }
+        sequences[nextNumber] = name
+        return nextNumber
+    }
+
+    private func name(of sequence: SessionSequence) throws(SparseKernelsError) -> PagedKVCache.SequenceID {
+        guard let name = sequences[sequence] else { throw SparseKernelsError.unknown(sequence) }
+        return name
+    }
+
+    // MARK: - Passes
+
+    func begin(_ segments: [PassSegment], isDecoding: Bool) {
+        self.segments = segments
+        self.isDecoding = isDecoding
+        // The session has asked for the lengths of these sequences, so they exist.
+        names = segments.map { sequences[$0.sequence]! }
+        lengths = segments.map { $0.before + $0.count }
+    }
+
+    func attend(
+        _ heads: inout HeadRows, layer: Int, into output: inout Tensor<Float>, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        try rotation.rotate(&heads, on: pool)
+        try store(heads, layer: layer, on: pool)
+        if isDecoding {
+            try decode(heads, layer: layer, into: &output, on: pool)
+        } else {
+            try prefill(heads, layer: layer, into: &output, on: pool)
+        }
+        try rotation.restore(&output, rows: heads.rows, on: pool)
+    }
+
+    private func store(_ heads: HeadRows, layer: Int, on pool: WorkerPool) throws(SparseKernelsError) {
+        let span = heads.elements.span
+        var row = 0
+        for (segment, name) in zip(segments, names) {
+            let start = row * heads.width
+            let geometry = try heads.geometry(heads: heads.kvHeads, tokens: segment.count)
+            try cache.append(
+                key: TensorView(span.extracting((start + heads.keyOffset)...), geometry: geometry, named: "key"),
+                value: TensorView(span.extracting((start + heads.valueOffset)...), geometry: geometry, named: "value"),
+                to: name, layer: layer, on: pool)
+            row += segment.count
+        }
+    }
+
+    /// Whether a layer uses the methods of the options.
+    private func isSparse(_ layer: Int) -> Bool {
+        layer >= options.denseLayers && model.configuration.slidingWindows[layer] == nil
+    }
+
+    // MARK: - Decoding
+
+    private func decode(
+        _ heads: HeadRows, layer: Int, into output: inout Tensor<Float>, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        let query = try TensorView(heads.elements.span, geometry: heads.geometry(heads: heads.queryHeads), named: "query")
+        var selection: KVSelection?
+        var plan = dense[layer]
+        let window = model.configuration.slidingWindows[layer]
+        var bytes = traffic.dense(lengths, atMost: window ?? .max)
+        counts.denseBytes += bytes
+        if isSparse(layer) {
+            switch decoding {
+            case .dense: break
+            case .streaming(let plans, let tokens):
+                plan = plans[layer]
+                bytes = traffic.dense(lengths, atMost: tokens)
+            case .quest(let quest):
+                selection = try quest.select(query: query, cache: cache, sequences: names, layer: layer, on: pool)
+                bytes = traffic.metadata(lengths)
+            case .twilight(let twilight, let tokens):
+                selection = try twilight.prune(query: query, cache: cache, sequences: names, layer: layer, on: pool).selection
+                bytes = traffic.metadata(lengths) + traffic.estimates(lengths, atMost: tokens)
+            case .reused(var reusable):
+                // Moved out and in again, so that its entries are not copied.
+                decoding = .dense
+                defer { decoding = .reused(reusable) }
+                let before = reusable.selectionCount
+                selection = try reusable.select(query: query, cache: cache, sequences: names, layer: layer, on: pool)
+                let part = Double(reusable.selectionCount - before) / Double(max(1, names.count))
+                bytes = part * traffic.metadata(lengths)
+            }
+        }
+        if let selection { bytes += traffic.selected(selection, lengths) }
+        counts.readBytes += bytes
+        try plan.run(
+            query: query, cache: cache, sequences: names, layer: layer, selection: selection,
+            output: MutableTensorView(output.mutableSpan, geometry: heads.outputGeometry(), named: "output"), on: pool)
+    }
+
+    // MARK: - Prefill
+
+    private func prefill(
+        _ heads: HeadRows, layer: Int, into output: inout Tensor<Float>, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        let method = isSparse(layer) ? options.prefill : .dense
+        if case .dense = method {
+            let window = model.configuration.slidingWindows[layer]
+            let pairs = segments.reduce(0) { $0 + $1.pairs(window: window) } * Double(heads.queryHeads)
+            counts.attendedPairs += pairs
+            counts.reachablePairs += pairs
+            try dense[layer].run(
+                query: TensorView(heads.elements.span, geometry: heads.geometry(heads: heads.queryHeads), named: "query"),
+                cache: cache, sequences: names, queryLengths: segments.map(\.count), layer: layer,
+                output: MutableTensorView(output.mutableSpan, geometry: heads.outputGeometry(), named: "output"), on: pool)
+            return
+        }
+        var row = 0
+        for (segment, name) in zip(segments, names) {
+            let plan = try SparsePrefill(
+                model, method, options, layer: layer, queries: segment.count, keys: segment.before + segment.count)
+            let cached = try cache.rows(of: name, layer: layer)
+            let pairs = try plan.run(
+                query: TensorView(
+                    heads.elements.span.extracting((row * heads.width)...),
+                    geometry: heads.geometry(heads: heads.queryHeads, tokens: segment.count), named: "query"),
+                key: cached.key, value: cached.value, heads, row: row, count: segment.count,
+                into: &output, on: pool)
+            counts.attendedPairs += Double(pairs.attended)
+            counts.reachablePairs += Double(pairs.reachable)
+            row += segment.count
+        }
+    }
+}
+
+extension SparseKernelsError {
+    static func unknown(_ sequence: SessionSequence) -> SparseKernelsError {
+        SparseKernelsError(.unknownSequence, "sequence", expected: "a sequence of this session", actual: "number \(sequence)")
+    }
+}

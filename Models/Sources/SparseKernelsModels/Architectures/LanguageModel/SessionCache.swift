@@ -1,0 +1,52 @@
+import SparseKernels
+
+/// The tokens of a sequence in a pass.
+struct PassSegment {
+    let sequence: SessionSequence
+    /// Tokens that the sequence has before the pass, and those of the pass.
+    let before: Int
+    let count: Int
+
+    /// Pairs of a query of the segment and a token that it sees, with a causal mask and perhaps a window.
+    func pairs(window: Int?) -> Double {
+        // Query t, counted from 1 in its sequence, sees min(t, window) tokens.
+        let (first, last) = (Double(before + 1), Double(before + count))
+        let all = (first + last) * Double(count) / 2
+        guard let window = window.map(Double.init), last > window else { return all }
+        let cut = max(first, window + 1)
+        return all - ((cut + last) / 2 - window) * (last - cut + 1)
+    }
+}
+
+/// The sequences of a session's cache, by number.
+typealias SessionSequence = Int
+
+/// What a session remembers: keys and values of all layers, and how they are attended.
+///
+/// A session gives the segments of a pass to `begin`; then the model calls `attend` layer by layer, which stores the keys and
+/// values of the pass and attends.
+protocol SessionCache: TokenAttention {
+    func makeSequence() -> SessionSequence
+    func fork(_ sequence: SessionSequence, at length: Int?) throws(SparseKernelsError) -> SessionSequence
+    func truncate(_ sequence: SessionSequence, to length: Int) throws(SparseKernelsError)
+    func free(_ sequence: SessionSequence) throws(SparseKernelsError)
+    func length(of sequence: SessionSequence) throws(SparseKernelsError) -> Int
+
+    /// - Parameters:
+    ///   - segments: in the order of the rows.
+    ///   - isDecoding: whether each segment is one token and is attended by the method of decoding.
+    func begin(_ segments: [PassSegment], isDecoding: Bool)
+
+    /// Bytes in use.
+    var usedByteCount: Int { get }
+    /// What attention has computed and read, since the session took it last.
+    var counts: AttentionCounts { get set }
+}
+
+/// What attention computed and read, against what it could have.
+struct AttentionCounts {
+    var attendedPairs = 0.0
+    var reachablePairs = 0.0
+    var readBytes = 0.0
+    var denseBytes = 0.0
+}

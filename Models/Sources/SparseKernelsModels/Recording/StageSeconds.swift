@@ -1,0 +1,34 @@
+/// Seconds of the parts of a run.
+public struct StageSeconds: Hashable, Sendable {
+    /// Attention, with everything that a method does to choose its keys, and storing keys and values where a cache has them.
+    public var attention = 0.0
+    /// The linear layers of the blocks, and a language model's output projection.
+    public var linear = 0.0
+    /// Norms, rotations, activations, embeddings and the observers.
+    public var other = 0.0
+
+    public var total: Double { attention + linear + other }
+
+    public init() {}
+
+    public static func += (a: inout Self, b: Self) {
+        a.attention += b.attention
+        a.linear += b.linear
+        a.other += b.other
+    }
+}
+
+/// Adds the time since the last lap to a stage.
+struct Stopwatch {
+    private(set) var seconds = StageSeconds()
+    private let clock = ContinuousClock()
+    private var last: ContinuousClock.Instant
+
+    init() { last = clock.now }
+
+    mutating func lap(_ stage: WritableKeyPath<StageSeconds, Double>) {
+        let now = clock.now
+        seconds[keyPath: stage] += (now - last) / .seconds(1)
+        last = now
+    }
+}
