@@ -101,9 +101,10 @@ public struct LanguageMeasurer {
         mutating func take(_ session: LanguageSession) {
             let statistics = session.statistics
             let (tokens, seconds) = (Double(statistics.prefillTokens), statistics.prefill)
-            prefillRates.append(tokens / seconds.total)
-            attentionRates.append(tokens / seconds.attention)
-            otherParts.append(seconds.other / seconds.total)
+            // JSON has no infinity.
+            prefillRates.append(tokens / max(seconds.total, 1e-9))
+            attentionRates.append(tokens / max(seconds.attention, 1e-9))
+            otherParts.append(seconds.other / max(seconds.total, 1e-9))
             density = statistics.prefillDensity
             takeSteps(session)
             session.resetStatistics()
@@ -113,7 +114,7 @@ public struct LanguageMeasurer {
             let statistics = session.statistics
             guard statistics.steps > 0 else { return }
             steps.append(statistics.decoding.total / Double(statistics.steps) * 1000)
-            otherStepParts.append(statistics.decoding.other / statistics.decoding.total)
+            otherStepParts.append(statistics.decoding.other / max(statistics.decoding.total, 1e-9))
             readFraction = statistics.decodingReadFraction
         }
 

@@ -21,7 +21,10 @@ struct BenchCommand: ParsableCommand {
     @Option(help: ArgumentHelp("Methods, with commas between.", discussion: MethodSpec.help, valueName: "methods"))
     var methods = "dense"
 
-    @OptionGroup var session: SessionFlags
+    @Option(help: "How keys and values are cached, as for generate.")
+    var cache = CacheSpec.float16
+
+    @OptionGroup var passes: PassOptions
     @OptionGroup var texts: TextOptions
 
     @Option(name: .customLong("pp"), help: "Tokens of a prompt; 0 leaves it out.")
@@ -70,7 +73,7 @@ struct BenchCommand: ParsableCommand {
             for method in specs {
                 var rows: [LanguageBench.Row] = []
                 try bench.run(
-                    language, session.spec(method, session.cache), text: corpus.tokens, pool: model.pool,
+                    language, passes.spec(method, cache), text: corpus.tokens, pool: model.pool,
                     began: { progress?.begin("\(method), \($0)") }
                 ) { row throws(SparseKernelsError) in
                     progress?.finishCase()

@@ -21,9 +21,6 @@ struct GenerateCommand: ParsableCommand {
     @Option(help: "A file with the text to continue.")
     var promptFile: String?
 
-    @Option(help: "How linear layers are computed. Default: w4a8 for a quantised model, float16 for another.")
-    var linear: LinearFormat?
-
     @OptionGroup var session: SessionFlags
 
     // MARK: Sampling
@@ -86,7 +83,7 @@ struct GenerateCommand: ParsableCommand {
         let text = try promptFile.map { Array(try contents(ofFile: $0)) } ?? Array((prompt ?? Self.standardPrompt).utf8)
         let tokenizer = try model.tokenizer
         let tokens = tokenizer.startTokens + tokenizer.encode(bytes: text)
-        let language = try model.load(linear: linear)
+        let language = try model.load(linear: session.linear)
         let context = tokens.count + maxTokens
         let session = try LanguageSession(
             language, try self.session.spec.options(context: context, sequences: samples, extra: (samples - 1) * context),

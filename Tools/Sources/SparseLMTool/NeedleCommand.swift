@@ -15,9 +15,6 @@ struct NeedleCommand: ParsableCommand {
 
     @OptionGroup var model: ModelOptions
 
-    @Option(help: "How linear layers are computed. Default: w4a8 for a quantised model, float16 for another.")
-    var linear: LinearFormat?
-
     @OptionGroup var session: SessionFlags
     @OptionGroup var texts: TextOptions
 
@@ -40,7 +37,7 @@ struct NeedleCommand: ParsableCommand {
         let tokenizer = try model.tokenizer
         let corpus = try texts.corpus(for: tokenizer)
         let tasks = try context.numbers.map { try NeedleTask(context: $0, keys: keys, trials: trials, seed: seed) }
-        let language = try model.load(linear: linear)
+        let language = try model.load(linear: session.linear)
         let table = TextTable([
             .init("Context", width: 7), .init("Right", width: 6), .init("Questions", width: 9),
             .init("Accuracy", "%", width: 8),

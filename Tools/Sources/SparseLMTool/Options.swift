@@ -52,14 +52,8 @@ struct ModelOptions: ParsableArguments {
     }
 }
 
-/// The method, the cache and the passes of a session.
-struct SessionFlags: ParsableArguments {
-    @Option(help: ArgumentHelp("How attention is computed: PREFILL or PREFILL+DECODING.", discussion: MethodSpec.help))
-    var method = try! MethodSpec("dense")
-
-    @Option(help: "How keys and values are cached: float32, float16, bfloat16, int8, int4; int4r rotates them; keys/values.")
-    var cache = CacheSpec.float16
-
+/// How tokens go through a model.
+struct PassOptions: ParsableArguments {
     @Option(help: "The most tokens of a pass: longer prompts go through the model in chunks.")
     var chunk: Int?
 
@@ -71,14 +65,28 @@ struct SessionFlags: ParsableArguments {
         if denseLayers < 0 { throw ValidationError("--dense-layers takes 0 or more, got \(denseLayers)") }
     }
 
-    var spec: SessionSpec { spec(method, cache) }
-
     func spec(_ method: MethodSpec, _ cache: CacheSpec) -> SessionSpec {
         var spec = SessionSpec(method: method, cache: cache)
         spec.chunk = chunk
         spec.denseLayers = denseLayers
         return spec
     }
+}
+
+/// The one form of a session.
+struct SessionFlags: ParsableArguments {
+    @Option(help: "How linear layers are computed. Default: w4a8 for a quantised model, float16 for another.")
+    var linear: LinearFormat?
+
+    @Option(help: ArgumentHelp("How attention is computed: PREFILL or PREFILL+DECODING.", discussion: MethodSpec.help))
+    var method = try! MethodSpec("dense")
+
+    @Option(help: "How keys and values are cached: float32, float16, bfloat16, int8, int4; int4r rotates them; keys/values.")
+    var cache = CacheSpec.float16
+
+    @OptionGroup var passes: PassOptions
+
+    var spec: SessionSpec { passes.spec(method, cache) }
 }
 
 /// The text that a model is measured on.

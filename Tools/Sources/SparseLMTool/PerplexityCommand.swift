@@ -15,9 +15,6 @@ struct PerplexityCommand: ParsableCommand {
 
     @OptionGroup var model: ModelOptions
 
-    @Option(help: "How linear layers are computed. Default: w4a8 for a quantised model, float16 for another.")
-    var linear: LinearFormat?
-
     @OptionGroup var session: SessionFlags
     @OptionGroup var texts: TextOptions
 
@@ -42,7 +39,7 @@ struct PerplexityCommand: ParsableCommand {
         let measures = try context.numbers.map {
             try Perplexity(context: $0, scored: scored, windows: windows, path: path)
         }
-        let language = try model.load(linear: linear)
+        let language = try model.load(linear: session.linear)
         let table = TextTable([
             .init("Context", width: 7), .init("Windows", width: 7), .init("Scored", "bytes", width: 7),
             .init("Bits/", "byte", width: 7), .init("Bits/", "token", width: 7), .init("Perplexity", width: 10),

@@ -17,7 +17,7 @@ struct TableCommand: ParsableCommand {
             """)
 
     @OptionGroup var model: ModelOptions
-    @OptionGroup var session: SessionFlags
+    @OptionGroup var passes: PassOptions
     @OptionGroup var texts: TextOptions
 
     @Option(help: ArgumentHelp("Contexts of the first table, with commas between.", valueName: "contexts"))
@@ -132,7 +132,7 @@ struct TableCommand: ParsableCommand {
             let measurer = LanguageMeasurer(
                 model: loaded!.model, tokenizer: tokenizer, corpus: corpus, plan: plan, pool: model.pool)
             var done = 0.0
-            let row = try measurer.row(session.spec(item.method, item.cache), context: item.context) {
+            let row = try measurer.row(passes.spec(item.method, item.cache), context: item.context) {
                 what, part throws(SparseKernelsError) in
                 progress.advance(work: (part - done) * item.work(plan))
                 done = part
