@@ -21,7 +21,7 @@ struct SamplerTests {
         let logits: [Float] = [0, 1, -1, 2]
         for temperature in [0.5, 1, 2] {
             var sampler = try Sampler(Sampling(temperature: temperature, seed: 4))
-            let count = 40_000
+            let count = 10_000
             var counts = [Int](repeating: 0, count: 4)
             for _ in 0..<count { counts[try sampler.next(logits.span)] += 1 }
             let weights = logits.map { exponential(Double($0) / temperature) }
@@ -42,8 +42,8 @@ struct SamplerTests {
     }
 
     /// The tokens that are drawn in many tries.
-    private func support(_ logits: [Float], _ sampling: Sampling) throws -> Set<Int> {
-        Set(try draw(logits, sampling, count: 3000))
+    private func support(_ logits: [Float], _ sampling: Sampling, tries: Int = 1000) throws -> Set<Int> {
+        Set(try draw(logits, sampling, count: tries))
     }
 
     @Test("filters leave the tokens of their rules")
@@ -87,9 +87,9 @@ struct SamplerTests {
                 return sum >= sampling.topP * total
             }
             kept = Array(kept.prefix((needed ?? kept.count) + 1)).filter { weight($0) >= sampling.minP }
-            #expect(try support(logits, sampling).isSubset(of: kept), "\(sampling)")
+            let drawn = try support(logits, sampling, tries: 400)
             // The most probable one is always there, and often.
-            #expect(try support(logits, sampling).contains(order[0]))
+            #expect(drawn.isSubset(of: kept) && drawn.contains(order[0]), "\(sampling)")
         }
     }
 
