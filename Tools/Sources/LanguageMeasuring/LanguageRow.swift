@@ -1,4 +1,4 @@
-public import SparseKernelsModels
+import SparseKernelsModels
 public import Terminal
 
 /// How much is measured for a row.

@@ -1,5 +1,5 @@
 public import SparseKernelsModels
-public import Terminal
+import Terminal
 
 /// A row of the tables before it is measured.
 public struct TableCase: Hashable, Sendable {
