@@ -15,6 +15,7 @@ let package = Package(
     products: [
         .executable(name: "sparsekernels", targets: ["SparseKernelsTool"]),
         .executable(name: "sparse-video", targets: ["SparseVideoTool"]),
+        .executable(name: "sparse-lm", targets: ["SparseLMTool"]),
     ],
     traits: [
         .trait(name: "OpenBLAS", description: "LAPACKE for full decompositions; passed on to SparseKernels.")
@@ -55,6 +56,25 @@ let package = Package(
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: language),
+        .executableTarget(
+            name: "SparseLMTool",
+            dependencies: [
+                "LanguageMeasuring",
+                "ModelQuantization",
+                .product(name: "Terminal", package: "SparseKernelsTerminal"),
+                .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: language),
+        .target(
+            name: "LanguageMeasuring",
+            dependencies: [
+                .product(name: "Terminal", package: "SparseKernelsTerminal"),
+                .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
+                .product(name: "SparseKernels", package: "SparseKernels"),
+            ],
+            swiftSettings: language),
         .target(
             name: "VideoGeneration",
             dependencies: [
@@ -72,6 +92,16 @@ let package = Package(
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
                 .product(name: "SVDQuant", package: "SparseKernels"),
+            ],
+            swiftSettings: language),
+        .testTarget(
+            name: "LanguageMeasuringTests",
+            dependencies: [
+                "LanguageMeasuring",
+                .product(name: "Terminal", package: "SparseKernelsTerminal"),
+                .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "SparseKernelsReference", package: "SparseKernels"),
             ],
             swiftSettings: language),
         .testTarget(

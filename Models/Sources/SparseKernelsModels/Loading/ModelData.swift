@@ -6,6 +6,16 @@ public enum ModelData {
     /// copy of their folder `Data`.
     public static var video: String? { folder("video-dit-w4a4") }
 
+    /// The folder of `code-lm` in 4 bits; nil as for `video`.
+    public static var code: String? { folder("code-lm-w4") }
+
+    /// The folder of the library's sources, as a text to measure language models on; nil when the program is not beside them.
+    public static var sources: String? {
+        let repository = (0..<5).reduce(URL(fileURLWithPath: #filePath)) { url, _ in url.deletingLastPathComponent() }
+        let path = repository.appendingPathComponent("Sources").path
+        return FileManager.default.fileExists(atPath: path) ? path : nil
+    }
+
     private static func folder(_ name: String) -> String? {
         let package = (0..<4).reduce(URL(fileURLWithPath: #filePath)) { url, _ in url.deletingLastPathComponent() }
         let program = URL(fileURLWithPath: CommandLine.arguments[0]).deletingLastPathComponent()

@@ -1,0 +1,14 @@
+import ArgumentParser
+
+@main
+struct SparseLMCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "sparse-lm",
+        abstract:
+            "Runs language models with dense and sparse attention, 16-bit and 4-bit weights, and caches of several formats.",
+        version: "0.1.0",
+        subcommands: [
+            GenerateCommand.self, PerplexityCommand.self, NeedleCommand.self, TableCommand.self, BenchCommand.self,
+            CalibrateCommand.self,
+        ])
+}

@@ -1,0 +1,130 @@
+public import ArgumentParser
+import Foundation
+public import LanguageMeasuring
+import SparseKernels
+public import SparseKernelsModels
+
+extension LinearFormat: @retroactive ExpressibleByArgument {}
+extension Perplexity.Path: @retroactive ExpressibleByArgument {}
+
+extension MethodSpec: ExpressibleByArgument {
+    public init?(argument: String) {
+        guard let spec = try? MethodSpec(argument) else { return nil }
+        self = spec
+    }
+}
+
+extension CacheSpec: ExpressibleByArgument {
+    public init?(argument: String) {
+        guard let spec = try? CacheSpec(argument) else { return nil }
+        self = spec
+    }
+}
+
+/// The model and the threads that run it.
+struct ModelOptions: ParsableArguments {
+    @Option(help: "A folder with config.json and model.safetensors. Default: the 4-bit model of the repository.")
+    var model: String?
+
+    @Option(help: "Threads. Default: as many as the process may use.")
+    var threads: Int?
+
+    func validate() throws {
+        if let threads, threads < 1 { throw ValidationError("--threads takes 1 or more, got \(threads)") }
+    }
+
+    var pool: WorkerPool { threads.map { WorkerPool(threads: $0) } ?? .shared }
+
+    var folder: String {
+        get throws {
+            if let folder = model ?? ModelData.code { return folder }
+            throw ValidationError("the model of the repository is not beside this program; give --model FOLDER")
+        }
+    }
+
+    var tokenizer: any Tokenizing { get throws { try TokenizerFolder.tokenizer(of: folder) } }
+
+    /// Loads the model.
+    /// - Parameter linear: nil means the form that suits the file.
+    func load(linear: LinearFormat?) throws -> LanguageModel {
+        let folder = try folder
+        return try LanguageModel(folder: folder, linear: linear ?? LinearChoice.standard(for: folder), on: pool)
+    }
+}
+
+/// How tokens go through a model.
+struct PassOptions: ParsableArguments {
+    @Option(help: "The most tokens of a pass: longer prompts go through the model in chunks.")
+    var chunk: Int?
+
+    @Option(help: "Layers, from the first on, that stay dense with a sparse method.")
+    var denseLayers = 0
+
+    func validate() throws {
+        if let chunk, chunk < 1 { throw ValidationError("--chunk takes 1 or more, got \(chunk)") }
+        if denseLayers < 0 { throw ValidationError("--dense-layers takes 0 or more, got \(denseLayers)") }
+    }
+
+    func spec(_ method: MethodSpec, _ cache: CacheSpec) -> SessionSpec {
+        var spec = SessionSpec(method: method, cache: cache)
+        spec.chunk = chunk
+        spec.denseLayers = denseLayers
+        return spec
+    }
+}
+
+/// The one form of a session.
+struct SessionFlags: ParsableArguments {
+    @Option(help: "How linear layers are computed. Default: w4a8 for a quantised model, float16 for another.")
+    var linear: LinearFormat?
+
+    @Option(help: ArgumentHelp("How attention is computed: PREFILL or PREFILL+DECODING.", discussion: MethodSpec.help))
+    var method = try! MethodSpec("dense")
+
+    @Option(help: "How keys and values are cached: float32, float16, bfloat16, int8, int4; int4r rotates them; keys/values.")
+    var cache = CacheSpec.float16
+
+    @OptionGroup var passes: PassOptions
+
+    var spec: SessionSpec { passes.spec(method, cache) }
+}
+
+/// The text that a model is measured on.
+struct TextOptions: ParsableArguments {
+    @Option(help: "A text, or a folder of texts. Default: the sources of the repository.")
+    var text: String?
+
+    @Option(help: ArgumentHelp("Endings of the files of a folder, with commas between.", valueName: "endings"))
+    var extensions = "swift"
+
+    func corpus(for tokenizer: any Tokenizing) throws -> TextCorpus {
+        guard let path = text ?? ModelData.sources else {
+            throw ValidationError("the sources of the repository are not beside this program; give --text FOLDER")
+        }
+        return try TextCorpus(
+            path: path, extensions: Set(extensions.split(separator: ",").map(String.init)), tokenizer: tokenizer)
+    }
+}
+
+/// Whole numbers with commas between, such as 2048,8192 or 2K,8K.
+struct NumberList: ExpressibleByArgument {
+    let numbers: [Int]
+
+    init(_ numbers: [Int]) { self.numbers = numbers }
+
+    init?(argument: String) {
+        var numbers: [Int] = []
+        for part in argument.split(separator: ",", omittingEmptySubsequences: false) {
+            let isThousands = part.hasSuffix("K") || part.hasSuffix("k")
+            guard let number = Int(isThousands ? part.dropLast() : part), (0...1 << 24).contains(number) else { return nil }
+            numbers.append(isThousands ? number * 1024 : number)
+        }
+        self.numbers = numbers
+    }
+
+    var defaultValueDescription: String {
+        numbers.map { $0 >= 1024 && $0.isMultiple(of: 1024) ? "\($0 / 1024)K" : "\($0)" }.joined(separator: ",")
+    }
+}
+
+extension TableCase.Kind: ExpressibleByArgument {}

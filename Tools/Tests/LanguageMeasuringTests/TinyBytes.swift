@@ -1,0 +1,1 @@
+../../../Models/Tests/SparseKernelsModelsTests/TinyBytes.swift
