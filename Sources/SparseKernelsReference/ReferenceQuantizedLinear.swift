@@ -111,7 +111,7 @@ public struct ReferenceQuantizedLinear: Sendable {
 }
 
 extension Epilogue {
-    func reference(_ z: Double) -> Double {
+    package func reference(_ z: Double) -> Double {
         switch self {
         case .none: z
         case .gelu: 0.5 * z * (1 + hyperbolicTangent(0.7978845608028654 * (z + 0.044715 * z * z * z)))

@@ -70,7 +70,8 @@ public struct FloatLinear: Sendable {
             try bias.requireFinite(named: "bias")
         }
         self.instructionSet = try InstructionSet.resolve(instructionSet)
-        kernels = self.instructionSet.kernels
+        let kernels = self.instructionSet.kernels
+        self.kernels = kernels
         outFeatures = rows
         inFeatures = depth
         self.epilogue = epilogue

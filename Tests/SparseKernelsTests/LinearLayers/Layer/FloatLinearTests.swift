@@ -24,7 +24,7 @@ struct FloatLinearTests {
                     sum += Double(bias[flat: column])
                     magnitude += abs(Double(bias[flat: column]))
                 }
-                let expected = ReferenceQuantizedLinear.epilogue(epilogue, sum)
+                let expected = epilogue.reference(sum)
                 // Slopes of GELU and SiLU are below 1.2; their own errors are below 1e-6 of the argument.
                 let bound =
                     1.2 * (Double(k) / 4 + 8) * 0x1p-24 * magnitude + (epilogue == .none ? 0 : 1e-6 * max(1, abs(sum)))
@@ -57,7 +57,8 @@ struct FloatLinearTests {
     func shapes(_ set: InstructionSet) throws {
         let epilogues: [Epilogue] = [.none, .silu, .gelu]
         for (index, (m, n, k)) in [
-            (1, 1, 1), (1, 17, 5), (1, 100, 513), (2, 33, 130), (3, 15, 64), (5, 16, 129), (7, 49, 1), (8, 64, 200), (65, 31, 260),
+            (1, 1, 1), (1, 17, 5), (1, 100, 513), (2, 33, 130), (3, 15, 64), (5, 16, 129), (7, 49, 1), (8, 64, 200),
+            (65, 31, 260),
             (140, 20, 33),
         ].enumerated() {
             let (epilogue, hasBias) = (epilogues[index % 3], index % 2 == 0)
@@ -126,7 +127,9 @@ struct FloatLinearTests {
         expectError(.invalidShape, "weights") { _ = try FloatLinear(weights: [] as [Tensor<Float>]) }
         expectError(.invalidShape, "weights") { _ = try FloatLinear(weights: [weight, Tensor<Float>(zeros: [4, 2])]) }
         expectError(.invalidShape, "bias") { _ = try FloatLinear(weight: weight, bias: Tensor<Float>(zeros: [3])) }
-        expectError(.invalidArgument, "bias") { _ = try FloatLinear(weight: weight, bias: Tensor<Float>([4], [0, 0, .nan, 0])) }
+        expectError(.invalidArgument, "bias") {
+            _ = try FloatLinear(weight: weight, bias: Tensor<Float>([4], [0, 0, .nan, 0]))
+        }
         let layer = try FloatLinear(weight: weight)
         expectError(.invalidShape, "x") { _ = try layer(Tensor<Float>(zeros: [2, 4])) }
         expectError(.invalidShape, "y") {

@@ -26,7 +26,7 @@ struct QuantizedLinearGroupTests {
         let k = 200
         let smooth = try Tensor<Float>([k]) { 0.5 + Float($0 % 7) / 4 }
         let formats: [(WeightFormat, ActivationFormat)] = [
-            (.svdQuantInt4, .int4), (.svdQuantInt4, .int8PerGroup), (.svdQuantInt4, .float), (.svdQuantFP4, .fp4),
+            (.svdQuantInt4, .int4), (.svdQuantInt4, .int8PerGroup), (.svdQuantInt4, .float), (.nvfp4, .fp4),
         ]
         for (format, activation) in formats {
             for factors in [nil, smooth] {
