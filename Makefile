@@ -7,11 +7,12 @@ SWIFT ?= swift
 TRAITS ?= --traits OpenBLAS
 BENCH_FLAGS ?= --quick
 QUANTIZE_FLAGS ?=
+DEMO_FLAGS ?=
 VIDEO ?= video.gif
 VIDEO_FLAGS ?= --attention svg2 --compare --strip $(VIDEO:.gif=-strip.png)
 
 .DEFAULT_GOAL := help
-.PHONY: help bench tools quantize demo-video pictures test verify tables dependencies format lint hygiene docs clean
+.PHONY: help bench tools quantize demo demo-video pictures test verify tables dependencies format lint hygiene docs clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r target text; do \
@@ -25,6 +26,10 @@ tools: dependencies ## the command line, Tools/.build/release/sparsekernels
 
 quantize: tools ## a model file in 4 bits: MODEL=in.safetensors OUT=out.safetensors QUANTIZE_FLAGS="--calibration tokens.safetensors"
 	Tools/.build/release/sparsekernels quantize $(MODEL) --output $(OUT) $(QUANTIZE_FLAGS)
+
+demo: dependencies ## a text by the 4-bit language model in here; DEMO_FLAGS="'func sum(' -n 200 --temperature 0.8 --method dense+quest"
+	$(SWIFT) build $(TRAITS) --package-path Tools -c release --product sparse-lm
+	Tools/.build/release/sparse-lm generate $(DEMO_FLAGS)
 
 demo-video: dependencies pictures ## a video by sparse and by dense attention, of the model in here: VIDEO=a.gif VIDEO_FLAGS="--sprite circle,red,right"
 	$(SWIFT) build $(TRAITS) --package-path Tools -c release --product sparse-video
