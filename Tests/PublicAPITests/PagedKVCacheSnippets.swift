@@ -1,6 +1,8 @@
 import Foundation
 import SparseKernels
+import SparseKernelsReference
 import Testing
+import XAttention
 
 /// The snippets of Docs/Operators/PagedKVCache.md.
 @Suite("Snippets: paged KV cache")
@@ -93,5 +95,35 @@ struct PagedKVCacheSnippets {
             error?.description
                 == "capacity exceeded: pageCapacity must be enough for 3 more pages, got 2, of which 2 are free")
         #expect(try cache.length(of: sequence) == 0 && cache.usedPageCount == 0)
+    }
+
+    @Test("a prompt in chunks")
+    func chunks() throws {
+        let cache = try PagedKVCache(KVCacheConfiguration(kvHeads: 2, headDim: 64, pageCapacity: 11, format: .int8))
+        let sequence = cache.makeSequence()
+        let (queries, keys, values) = try (
+            Tensor<Float>.normal([8, 700, 64], seed: 1), Tensor<Float>.normal([2, 700, 64], seed: 2),
+            Tensor<Float>.normal([2, 700, 64], seed: 3)
+        )
+
+        for chunk in [0..<512, 512..<700] {
+            try cache.append(key: keys.view().tokens(chunk), value: values.view().tokens(chunk), to: sequence)
+            let cached = try cache.rows(of: sequence)  // all tokens so far
+            let shape = try AttentionShape(
+                queryLength: chunk.count, keyLength: cached.tokens, queryHeads: 8, kvHeads: 2, headDim: 64)
+            var output = try Tensor<Float>(zeros: [8, chunk.count, 64])
+            try XAttentionPrefill(shape, threshold: 0.9).run(
+                query: queries.view().tokens(chunk), key: cached.key, value: cached.value, output: output.mutableView())
+        }
+
+        let shape = try AttentionShape(queryLength: 188, keyLength: 700, queryHeads: 8, kvHeads: 2, headDim: 64)
+        let query = try Tensor<Float>([8, 188, 64]) { queries[$0 / (188 * 64), 512 + $0 / 64 % 188, $0 % 64] }
+        let expected = try XAttentionPrefill(shape, threshold: 0.9)(
+            query: query, key: cache.keys(of: sequence), value: cache.values(of: sequence))
+        var output = try Tensor<Float>(zeros: [8, 188, 64])
+        let cached = try cache.rows(of: sequence)
+        try XAttentionPrefill(shape, threshold: 0.9).run(
+            query: query.view(), key: cached.key, value: cached.value, output: output.mutableView())
+        #expect(output == expected.state.output)
     }
 }

@@ -59,4 +59,24 @@ struct QuantizedLinearSnippets {
         #expect(result[9 * 64 + 47] == 1 && result[9 * 64 + 48] == 0)
         #expect(abs(Float(halves[flat: 479]) - 0.8412) < 0.01)
     }
+
+    @Test("layers over one input, and layers of numbers")
+    func groups() throws {
+        let (codes, scales) = try Self.weight()
+        let weight = try QuantizedWeight(format: .svdQuantInt4, inFeatures: 128, codes: codes, scales: scales)
+        let layer = try QuantizedLinear(PackedWeight(weight), activation: .int4)
+        let other = try QuantizedLinear(PackedWeight(weight), activation: .int4, epilogue: .silu)
+        let x = try Tensor<Float>([10, 128]) { $0 % 2 == 0 ? 7 : -1 }
+        let halfWeights = try Tensor<Float16>([48, 128]) { _ in 1.0 / 64 }
+
+        let projections = try QuantizedLinearGroup([layer, other])  // one activation format, equal smoothing
+        let outputs = try projections(x)  // [10, 48 + 48], side by side
+
+        let head = try FloatLinear(weight: halfWeights)  // Float, Float16 or BFloat16; [48, 128]
+        let both = try FloatLinear(weights: [halfWeights, halfWeights])
+        try print(head(x).shape, both(x).shape)  // [10, 48] [10, 96]
+
+        #expect(outputs.shape == [10, 96] && outputs[flat: 0] == 6)
+        #expect(try head(x)[flat: 0] == 6 && both(x)[flat: 95] == 6)
+    }
 }

@@ -16,7 +16,8 @@ package struct CentredRows {
         _ view: TensorView<Element>, roundsToElement: Bool, instructionSet: InstructionSet
     ) {
         operand = AttentionOperand(view)
-        rounding = roundsToElement ? operand.type : .float32
+        // Cached rows have no element type to round to.
+        rounding = roundsToElement && !operand.isCached ? operand.type : .float32
         kernels = instructionSet.kernels
     }
 
