@@ -151,6 +151,9 @@ struct LanguageSessionTests {
         #expect(largestDifference(try stepwise(model, options, prompt: 9), dense) < 1e-4)
         options.rotatesKeys = true
         options.rotatesValues = true
+        options.chunk = 4
+        #expect(largestDifference(try stepwise(model, options, prompt: 9), dense) < 1e-4)
+        options.prefill = .dense
         #expect(largestDifference(try stepwise(model, options, prompt: 9), dense) < 1e-4)
         options.prefill = .xAttention(threshold: 0.9)
         #expect(throws: SparseKernelsError.self) { try LanguageSession(model, options) }

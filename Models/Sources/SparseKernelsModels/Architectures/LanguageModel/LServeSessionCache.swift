@@ -29,7 +29,7 @@ final class LServeSessionCache: SessionCache {
         self.model = model
         var configuration = LServeConfiguration()
         switch options.prefill {
-        case .dense: configuration.prefillLocalTokens = 1 << 30
+        case .dense: configuration.prefillLocalTokens = options.tokenCapacity
         case .lServe(let sink, let local): (configuration.prefillSinkTokens, configuration.prefillLocalTokens) = (sink, local)
         default:
             throw SparseKernelsError(
@@ -49,6 +49,7 @@ final class LServeSessionCache: SessionCache {
         }
         configuration.pageSize = options.pageSize ?? configuration.pageSize
         configuration.logicalPageSize = min(configuration.logicalPageSize, configuration.pageSize)
+        configuration.promptChunkTokens = min(options.chunk, options.tokenCapacity)
         configuration.tokenBudget = tokens
         configuration.selectionInterval = interval
         configuration.format = options.keyFormat

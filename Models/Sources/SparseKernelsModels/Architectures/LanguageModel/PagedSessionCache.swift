@@ -167,6 +167,14 @@ final class PagedSessionCache: SessionCache {
 
     private func store(_ heads: HeadRows, layer: Int, on pool: WorkerPool) throws(SparseKernelsError) {
         let span = heads.elements.span
+        if isDecoding {
+            let geometry = try heads.geometry(heads: heads.kvHeads)
+            try cache.append(
+                key: TensorView(span.extracting(heads.keyOffset...), geometry: geometry, named: "key"),
+                value: TensorView(span.extracting(heads.valueOffset...), geometry: geometry, named: "value"), toEach: names,
+                layer: layer, on: pool)
+            return
+        }
         var row = 0
         for (segment, name) in zip(segments, names) {
             let start = row * heads.width
@@ -229,29 +237,59 @@ final class PagedSessionCache: SessionCache {
     private func prefill(
         _ heads: HeadRows, layer: Int, into output: inout Tensor<Float>, on pool: WorkerPool
     ) throws(SparseKernelsError) {
-        let method = isSparse(layer) ? options.prefill : .dense
-        if case .dense = method {
-            let window = model.configuration.slidingWindows[layer]
-            let pairs = segments.reduce(0) { $0 + $1.pairs(window: window) } * Double(heads.queryHeads)
-            counts.attendedPairs += pairs
-            counts.reachablePairs += pairs
+        if isSparse(layer), options.prefill != .dense {
+            try prefillSparsely(heads, layer: layer, into: &output, on: pool)
+            return
+        }
+        let window = model.configuration.slidingWindows[layer]
+        let pairs = segments.reduce(0) { $0 + $1.pairs(window: window) } * Double(heads.queryHeads)
+        counts.attendedPairs += pairs
+        counts.reachablePairs += pairs
+        if segments.allSatisfy({ $0.count <= Self.fewQueries }) {
             try dense[layer].run(
                 query: TensorView(heads.elements.span, geometry: heads.geometry(heads: heads.queryHeads), named: "query"),
                 cache: cache, sequences: names, queryLengths: segments.map(\.count), layer: layer,
                 output: MutableTensorView(output.mutableSpan, geometry: heads.outputGeometry(), named: "output"), on: pool)
             return
         }
+        let width = heads.queryHeads * heads.headDim
+        var row = 0
+        for (segment, name) in zip(segments, names) {
+            let cached = try cache.rows(of: name, layer: layer)
+            let shape = try AttentionShape(
+                queryLength: segment.count, keyLength: cached.tokens, queryHeads: heads.queryHeads, kvHeads: heads.kvHeads,
+                headDim: heads.headDim)
+            var rows = output.mutableSpan
+            try DenseAttention(shape, mask: window.map { .causal(window: $0) } ?? .causal, modifiers: dense[layer].modifiers)
+                .run(
+                    query: TensorView(
+                        heads.elements.span.extracting((row * heads.width)...),
+                        geometry: heads.geometry(heads: heads.queryHeads, tokens: segment.count), named: "query"),
+                    key: cached.key, value: cached.value,
+                    output: MutableTensorView(
+                        rows._mutatingExtracting((row * width)...), geometry: heads.outputGeometry(tokens: segment.count),
+                        named: "output"), on: pool)
+            row += segment.count
+        }
+    }
+
+    /// Up to so many queries of a sequence, attention row by row of the pages is faster than by blocks of queries: 0.4 to 0.8
+    /// of its time for 4 queries, 1 to 1.5 for 16.
+    private static let fewQueries = 8
+
+    private func prefillSparsely(
+        _ heads: HeadRows, layer: Int, into output: inout Tensor<Float>, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
         var row = 0
         for (segment, name) in zip(segments, names) {
             let plan = try SparsePrefill(
-                model, method, options, layer: layer, queries: segment.count, keys: segment.before + segment.count)
+                model, options.prefill, options, layer: layer, queries: segment.count, keys: segment.before + segment.count)
             let cached = try cache.rows(of: name, layer: layer)
             let pairs = try plan.run(
                 query: TensorView(
                     heads.elements.span.extracting((row * heads.width)...),
                     geometry: heads.geometry(heads: heads.queryHeads, tokens: segment.count), named: "query"),
-                key: cached.key, value: cached.value, heads, row: row, count: segment.count,
-                into: &output, on: pool)
+                key: cached.key, value: cached.value, heads, row: row, count: segment.count, into: &output, on: pool)
             counts.attendedPairs += Double(pairs.attended)
             counts.reachablePairs += Double(pairs.reachable)
             row += segment.count

@@ -1,0 +1,67 @@
+import SparseKernels
+import SparseKernelsModels
+import Testing
+
+/// The snippets of Docs/Operators/LanguageModel.md.
+@Suite("Snippets: language models")
+struct LanguageModelSnippets {
+    private let prompt = LanguageSessionTests.tokens
+
+    @Test("a prompt and some steps")
+    func steps() throws {
+        let tiny = try TinyLanguageModel()
+        let folder = tiny.folder
+
+        let model = try LanguageModel(folder: folder, linear: .float16)
+        let session = try LanguageSession(model, SessionOptions(tokenCapacity: 8192))
+        let sequence = session.makeSequence()
+        // The prompt, in chunks; then a token at a time. Logits are [rows, vocabularySize].
+        var logits = try session.append([prompt], to: [sequence])
+        for _ in 0..<8 {
+            let row = logits.elements
+            let next = row.indices.max { row[$0] < row[$1] }!
+            logits = try session.append([[next]], to: [sequence])
+        }
+        try print(session.length(of: sequence), session.statistics.decodedTokens)
+
+        #expect(try session.length(of: sequence) == 29 && session.statistics.decodedTokens == 8)
+    }
+
+    @Test("a batch, forks and drafts")
+    func batch() throws {
+        let model = try TinyLanguageModel.load()
+        let session = try LanguageSession(model)
+        let prompts = [Array(prompt[..<5]), prompt]
+
+        let sequences = prompts.map { _ in session.makeSequence() }
+        // A row per sequence, after its last token.
+        let rows = try session.append(prompts, to: sequences)
+        // Two continuations of the first one, which share its pages.
+        let other = try session.fork(sequences[0])
+        _ = try session.append([[1], [2]], to: [sequences[0], other])
+        // Three draft tokens with the logits of all of them, of which the last two are taken back.
+        let draft = try session.append([[3, 4, 5]], to: [other], logits: .all)
+        try session.truncate(other, to: session.length(of: other) - 2)
+        try session.free(sequences[1])
+
+        #expect(rows.shape == [2, 48] && draft.shape == [3, 48])
+        #expect(try session.length(of: sequences[0]) == 6 && session.length(of: other) == 7)
+    }
+
+    @Test("sparse attention over a cache of 4 bits")
+    func sparse() throws {
+        let model = try TinyLanguageModel.load()
+
+        var options = SessionOptions(
+            prefill: .xAttention(threshold: 0.9), decoding: .twilight(tokens: 2048, topP: 0.9), keyFormat: .int4,
+            valueFormat: .int4, tokenCapacity: 32_768)
+        options.rotatesKeys = true
+        options.rotatesValues = true
+        let sparse = try LanguageSession(model, options)
+        _ = try sparse.append([prompt], to: [sparse.makeSequence()])
+        let statistics = sparse.statistics
+        print(statistics.prefillDensity, statistics.prefill.attention, statistics.peakByteCount)
+
+        #expect(statistics.prefillDensity <= 1 && statistics.peakByteCount > model.byteCount)
+    }
+}
