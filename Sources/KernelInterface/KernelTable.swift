@@ -4,8 +4,8 @@
 // lacks a kernel does not compile. Operators hold `any KernelTable.Type`; its witness table has the pointers.
 
 /// All kernels of one level.
-public protocol KernelTable: AttentionKernels, GEMMKernels, ScoringKernels, QuantizedKernels, TokenKernels, RoofKernels,
-    PrimitiveKernels
+public protocol KernelTable: AttentionKernels, GEMMKernels, ScoringKernels, QuantizedKernels, TokenKernels, RowKernels,
+    RoofKernels, PrimitiveKernels
 {
     static var sizes: TileSizes { get }
 }
@@ -74,6 +74,17 @@ public protocol TokenKernels: SendableMetatype {
     static func loadTokens(_ source: TokenOperand, slot: Int, count: Int, into destination: UnsafeMutablePointer<Float>)
     static func summarizeTokens(_ arguments: UnsafePointer<SummarizeTokensArguments>)
     static func pruneWeights(_ arguments: UnsafePointer<PruneArguments>)
+}
+
+/// Operators that work row by row: normalisation, rotary embedding, activations, embedding, logits.
+public protocol RowKernels: SendableMetatype {
+    static func normalizeRows(_ arguments: UnsafePointer<NormalizeArguments>)
+    static func makeRotations(_ arguments: UnsafePointer<MakeRotationsArguments>)
+    static func rotateRows(_ arguments: UnsafePointer<RotateArguments>)
+    static func activateRows(_ arguments: UnsafePointer<ActivateArguments>)
+    static func embedTokens(_ arguments: UnsafePointer<EmbedArguments>)
+    static func summarizeLogits(_ arguments: UnsafePointer<SummarizeLogitsArguments>)
+    static func rankLogits(_ arguments: UnsafePointer<RankLogitsArguments>)
 }
 
 /// Roofs: the most that a core can do with the vectors of the kernels. Their bodies are in MachineRoofs.swift.

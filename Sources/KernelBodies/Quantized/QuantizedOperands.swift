@@ -108,7 +108,7 @@ func writeRows(_ args: QuantizedProductArguments, _ c: UnsafeMutablePointer<Floa
         switch args.function {
         case .none: break
         case .gelu:
-            for x in 0..<lanes / laneCount { store(gelu(load(line + x * laneCount)), line + x * laneCount) }
+            for x in 0..<lanes / laneCount { store(geluTanh(load(line + x * laneCount)), line + x * laneCount) }
         case .silu:
             for x in 0..<lanes / laneCount { store(silu(load(line + x * laneCount)), line + x * laneCount) }
         }
@@ -147,14 +147,3 @@ func writeRows(_ args: QuantizedProductArguments, _ c: UnsafeMutablePointer<Floa
         }
     }
 }
-
-/// ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))).
-@_transparent
-private func gelu(_ x: Vector) -> Vector {
-    let inner = splat(0.797_884_56) * multiplyAdd(splat(0.044_715) * x * x, x, x)
-    return splat(0.5) * x * (splat(1) + tanh(inner))
-}
-
-/// x / (1 + e⁻ˣ). The exponent is capped at 88, where the quotient already has x's limit of 0.
-@_transparent
-private func silu(_ x: Vector) -> Vector { x / (splat(1) + exp(minimum(splat(0) - x, splat(88)))) }

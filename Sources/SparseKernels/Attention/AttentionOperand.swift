@@ -23,7 +23,7 @@ extension StorageType {
 }
 
 /// An address for empty operands, whose spans may have none. Nobody reads or writes it.
-private func addressOfNothing() -> UnsafeMutableRawPointer { UnsafeMutableRawPointer(bitPattern: 64)! }
+func addressOfNothing() -> UnsafeMutableRawPointer { UnsafeMutableRawPointer(bitPattern: 64)! }
 
 /// A read-only operand as kernels address it.
 struct AttentionOperand {

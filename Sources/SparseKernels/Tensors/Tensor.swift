@@ -4,7 +4,7 @@
 public struct Tensor<Element: TensorElement>: Sendable {
     /// Extents, outermost first.
     public let shape: [Int]
-    private var storage: TensorStorage
+    private(set) var storage: TensorStorage
 
     /// A tensor of zeros.
     /// - Throws: `.invalidShape` for a negative extent or a size that overflows.

@@ -1,0 +1,121 @@
+// Statistics of one piece of a row of logits: the largest entries and Σ e^(x − m).
+//
+// The piece is read from memory once. The first pass widens and caps the entries and finds their maximum m; the second one adds up
+// exponentials and collects the entries that may be among the largest. An entry is a candidate while it is above the threshold, the
+// k-th largest of those seen so far. When the list of candidates is full, its k largest are found by partitioning, and the smallest
+// of them is the new threshold. So a list of 4k candidates is partitioned log₄(n / k) times for entries in random order.
+//
+// Entries that equal the threshold lose against it, because entries are seen in the order of their indices.
+
+public import KernelInterface
+
+extension Kernels {
+    public static func summarizeLogits(_ arguments: UnsafePointer<SummarizeLogitsArguments>) {
+        let args = arguments.pointee
+        let values = args.scratch.assumingMemoryBound(to: Float.self)
+        let maximum = widenPiece(args, values)
+        args.sums[0] = maximum
+        args.sums[1] = sumPiece(args, values, maximum)
+        collectLargest(args, values)
+    }
+}
+
+/// Entries as floats, with −∞ after the last one up to a whole vector. Returns the largest that is a number, or −∞.
+@inline(never)
+private func widenPiece(_ args: SummarizeLogitsArguments, _ values: UnsafeMutablePointer<Float>) -> Float {
+    let (base, type) = (args.logits.base, args.logits.type)
+    let isCapped = args.softCap > 0
+    let (cap, inverse) = (splat(args.softCap), splat(isCapped ? 1 / args.softCap : 0))
+    var largest = splat(-.infinity)
+    var column = 0
+    while column < args.count {
+        let rest = args.count - column
+        var x =
+            rest >= laneCount
+            ? loadLanes(base, type, column) : loadLastLanes(base, type, column, rest, filler: -.infinity)
+        if isCapped {
+            x = cap * tanh(x * inverse)
+            if rest < laneCount { for lane in rest..<laneCount { x[lane] = -.infinity } }
+        }
+        store(x, values + column)
+        // The second operand is the result when the first is NaN.
+        largest = maximum(x, largest)
+        column += laneCount
+    }
+    var result = -Float.infinity
+    for lane in 0..<laneCount where largest[lane] > result { result = largest[lane] }
+    return result
+}
+
+/// Σ e^(x − m), in four chains of at most `pieceColumns` / 4·`laneCount` vectors.
+@inline(never)
+private func sumPiece(
+    _ args: SummarizeLogitsArguments, _ values: UnsafePointer<Float>, _ maximum: Float
+) -> Float {
+    // ∞ − ∞ is NaN, and −∞ − −∞, too. Only NaN itself must be one here.
+    if maximum == .infinity || maximum == -.infinity {
+        for column in 0..<args.count where values[column] != values[column] { return .nan }
+        return maximum == .infinity ? .infinity : 0
+    }
+    let m = splat(maximum)
+    var total = splat(0)
+    let end = (args.count + laneCount - 1) / laneCount * laneCount
+    var column = 0
+    while column + 4 * laneCount <= end {
+        let stop = minimum(end / (4 * laneCount) * (4 * laneCount), column + 64 * laneCount)
+        var (s0, s1, s2, s3) = (splat(0), splat(0), splat(0), splat(0))
+        while column < stop {
+            s0 += exp(load(values + column) - m)
+            s1 += exp(load(values + column + laneCount) - m)
+            s2 += exp(load(values + column + 2 * laneCount) - m)
+            s3 += exp(load(values + column + 3 * laneCount) - m)
+            column += 4 * laneCount
+        }
+        total += (s0 + s1) + (s2 + s3)
+    }
+    while column < end {
+        total += exp(load(values + column) - m)
+        column += laneCount
+    }
+    return laneSum(total)
+}
+
+/// Writes the keys of the `kept` largest entries.
+@inline(never)
+private func collectLargest(_ args: SummarizeLogitsArguments, _ values: UnsafePointer<Float>) {
+    let layout = LogitScratch(kept: args.kept)
+    let list = (args.scratch + layout.candidateOffset).assumingMemoryBound(to: UInt64.self)
+    var count = 0
+    // No comparison with NaN holds, so everything is a candidate at first. It is again if the k-th largest is NaN, and then the
+    // ranks decide.
+    var (threshold, leastRank) = (splat(.nan), UInt32(0))
+    var column = 0
+    while column < args.count {
+        let x = load(values + column)
+        var lanes = signBits(splat(-1).replacing(with: splat(0), where: x .<= threshold))
+        if lanes != 0 {
+            let rest = args.count - column
+            if rest < laneCount { lanes &= (1 << UInt64(rest)) &- 1 }
+            while lanes != 0 {
+                let index = column + lanes.trailingZeroBitCount
+                lanes &= lanes &- 1
+                if LogitKey.rank(values[index]) > leastRank {
+                    list[count] = LogitKey.key(values[index], index: args.first + index)
+                    count += 1
+                }
+            }
+            // Room for one more vector must be left.
+            if count > layout.candidates - laneCount {
+                partitionLargest(list, count: count, kept: args.kept)
+                count = args.kept
+                var least = list[0]
+                for i in 1..<count where list[i] < least { least = list[i] }
+                threshold = splat(LogitKey.value(least))
+                leastRank = UInt32(truncatingIfNeeded: least >> 32)
+            }
+        }
+        column += laneCount
+    }
+    if count > args.kept { partitionLargest(list, count: count, kept: args.kept) }
+    for i in 0..<args.kept { args.keys[i] = list[i] }
+}
