@@ -7,7 +7,7 @@ SWIFT ?= swift
 TRAITS ?= --traits OpenBLAS
 BENCH_FLAGS ?= --quick
 QUANTIZE_FLAGS ?=
-DEMO_FLAGS ?=
+DEMO_FLAGS ?= --temperature 0.7 --seed 2
 VIDEO ?= video.gif
 VIDEO_FLAGS ?= --attention svg2 --compare --strip $(VIDEO:.gif=-strip.png)
 

@@ -39,6 +39,21 @@ public struct CacheSpec: Hashable, Sendable, CustomStringConvertible {
         return specs
     }
 
+    /// Bytes of the cache for one token, in all layers: keys and values, and two 16-bit numbers per head for those that are codes.
+    public func bytesPerToken(_ model: LanguageModelConfiguration) -> Int {
+        func bytes(_ format: KVFormat) -> Int {
+            let bits =
+                switch format {
+                case .float32: 32
+                case .float16, .bfloat16: 16
+                case .int8: 8
+                case .int4: 4
+                }
+            return model.headDim * bits / 8 + (format.isQuantized ? 4 : 0)
+        }
+        return model.layers * model.kvHeads * (bytes(key) + bytes(value))
+    }
+
     public var description: String {
         let (key, value) = (key.rawValue + (rotatesKeys ? "r" : ""), value.rawValue + (rotatesValues ? "r" : ""))
         return key == value ? key : "\(key)/\(value)"

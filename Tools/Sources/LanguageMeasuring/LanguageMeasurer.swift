@@ -84,7 +84,8 @@ public struct LanguageMeasurer {
         }
         times.write(to: &row)
         row.weightBytes = model.byteCount
-        row.cacheBytes = session.byteCount
+        row.cacheBytes = spec.cache.bytesPerToken(model.configuration)
+        row.sessionBytes = session.byteCount
         return wantsMore
     }
 

@@ -47,9 +47,10 @@ public struct LanguageRow: Codable, Hashable, Sendable {
     public var otherDecoding: Double?
     /// Milliseconds of a step with one sequence. nil when decoding is that of another row.
     public var stepMilliseconds: Double?
-    /// Bytes of weights and cache in memory.
+    /// Bytes of weights in memory, of the cache per token, and of a session with its cache and the memory of passes.
     public var weightBytes = 0
     public var cacheBytes = 0
+    public var sessionBytes = 0
 
     public init(method: String, linear: String, cache: String, context: Int, plan: MeasurementPlan) {
         (self.method, self.linear, self.cache, self.context, self.plan) = (method, linear, cache, context, plan)
@@ -92,7 +93,7 @@ public struct LanguageRow: Codable, Hashable, Sendable {
         TextTable([
             .init("Linear", width: 8, alignment: .left), .init("Cache", width: max(7, cacheWidth), alignment: .left),
             .init("Context", width: 7), .init("Bits/", "byte", width: 6), .init("Change", "%", width: 6),
-            .init("Needle", "%", width: 6), .init("Weights", "MB", width: 7), .init("Cache", "MB", width: 6),
+            .init("Needle", "%", width: 6), .init("Weights", "MB", width: 7), .init("Cache", "B/token", width: 7),
             .init("Prefill", "tokens/s", width: 8), .init("×", width: 5), .init("Step", "ms", width: 6), .init("×", width: 5),
         ])
     }
@@ -102,7 +103,7 @@ public struct LanguageRow: Codable, Hashable, Sendable {
     public func formatLine(in table: TextTable, first: LanguageRow?) -> String {
         table.line([
             linear, cache, "\(context)", Format.number(bitsPerByte), Self.change(bitsPerByte, first?.bitsPerByte),
-            Format.percent(accuracy), Format.number(Double(weightBytes) / 1e6), Format.number(Double(cacheBytes) / 1e6),
+            Format.percent(accuracy), Format.number(Double(weightBytes) / 1e6), "\(cacheBytes)",
             Format.number(prefillRate), Format.number(first.map { prefillRate / $0.prefillRate }),
             Format.number(stepMilliseconds),
             Format.number(first?.stepMilliseconds.flatMap { first in stepMilliseconds.map { first / $0 } }),

@@ -13,9 +13,9 @@ public struct TableCase: Hashable, Sendable {
 
     /// The methods that are compared if nothing is said.
     public static let methods = [
-        "xattention:0.9", "xattention:0.8", "minference:12.5%:25%", "sparge:0.4", "streaming:128:1024",
-        "dense+streaming:128:1024",
-        "dense+quest:12.5%", "dense+twilight:25%:0.9", "dense+lserve:12.5%", "xattention:0.9+twilight:25%:0.9",
+        "xattention:0.9", "xattention:0.95:8", "minference:12.5%:25%", "sparge:0.5", "streaming:128:1024",
+        "dense+streaming:128:1024", "dense+quest:20%", "dense+twilight:25%:0.95", "dense+lserve:20%",
+        "xattention:0.95:8+twilight:25%:0.95",
     ].joined(separator: ",")
     public static let caches = "float16,int8,int4,int4r"
 

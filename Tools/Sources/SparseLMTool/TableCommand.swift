@@ -67,7 +67,7 @@ struct TableCommand: ParsableCommand {
     @Option(help: "Seed of haystacks, keys and places.")
     var seed: UInt64 = 1
 
-    @Flag(help: "Two windows and two haystacks at 2K and 4K.")
+    @Flag(help: "Two windows and two haystacks at 4K, and the second table at 2K.")
     var quick = false
 
     @Option(help: "Write the rows to this file as well, while they are measured.")
@@ -100,7 +100,7 @@ struct TableCommand: ParsableCommand {
         let corpus = try texts.corpus(for: tokenizer)
         let plan = plan
         let cases = TableCase.all(
-            only: only, contexts: quick ? [2048, 4096] : contexts.numbers, methods: try MethodSpec.list(methods),
+            only: only, contexts: quick ? [4096] : contexts.numbers, methods: try MethodSpec.list(methods),
             linear: linear ?? LinearChoice.standard(for: folder),
             linears: linears == nil
                 ? LinearChoice.all(for: folder, quantized: quantized) : try LinearChoice.list(linears).compactMap { $0 },

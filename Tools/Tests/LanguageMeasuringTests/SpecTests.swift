@@ -51,6 +51,11 @@ struct SpecTests {
         #expect(
             options.keyFormat == .int8 && options.rotatesValues && options.tokenCapacity == 150 && options.sequenceCapacity == 3
         )
+        let tiny = try TinyBytes()
+        let configuration = try LanguageModelConfiguration(path: tiny.folder + "/config.json")
+        // Two layers of two heads of 16 channels.
+        #expect(CacheSpec.float16.bytesPerToken(configuration) == 256)
+        #expect(spec.bytesPerToken(configuration) == 4 * (16 + 4 + 8 + 4))
         for text in ["", "int5", "int8/", "int8/int4/int4", "r"] {
             #expect(throws: SparseKernelsError.self) { try CacheSpec(text) }
         }
