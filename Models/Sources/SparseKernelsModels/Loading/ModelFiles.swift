@@ -91,6 +91,18 @@ struct ModelFiles {
         try file(with: name).checkedTensor(name, shape)
     }
 
+    /// The table of an embedding, in the type of the file, and its bytes.
+    func embedding(
+        _ name: String, _ shape: [Int], scale: Float
+    ) throws(SparseKernelsError) -> (embedding: TokenEmbedding, byteCount: Int) {
+        let count = shape.reduce(1, *)
+        switch try file(with: name)[name]?.elementType {
+        case .float16: return (try TokenEmbedding(table: single(name, shape, as: Float16.self), scale: scale), 2 * count)
+        case .bfloat16: return (try TokenEmbedding(table: single(name, shape, as: BFloat16.self), scale: scale), 2 * count)
+        default: return (try TokenEmbedding(table: single(name, shape, as: Float.self), scale: scale), 4 * count)
+        }
+    }
+
     /// Tensors of equal inner extents, one above the other, in an element type. Values of other types are rounded to it.
     func stacked<Element: AttentionElement>(
         _ tensors: [(name: String, shape: [Int])], as type: Element.Type = Element.self

@@ -32,8 +32,8 @@ struct LanguageBlock: Sendable {
         gateUpNames = ["gate_proj", "up_proj"].map { prefix + "mlp." + $0 }
         downName = prefix + "mlp.down_proj"
         func norm(_ name: String, _ count: Int) throws(SparseKernelsError) -> RMSNorm {
-            RMSNorm(
-                weight: try files.tensor(prefix + name + ".weight", [count]), epsilon: c.rmsNormEpsilon, addsOne: c.normAddsOne)
+            try RMSNorm(
+                weight: files.tensor(prefix + name + ".weight", [count]), epsilon: c.rmsNormEpsilon, addsOne: c.normAddsOne)
         }
         func linear(
             _ layers: [(String, Int)], inFeatures: Int, hasBias: Bool

@@ -20,11 +20,12 @@ public struct LanguageModel: Sendable {
     /// Bytes of all weights, as they are in memory.
     public let byteCount: Int
 
-    let embedding: Tensor<Float>
+    let embedding: TokenEmbedding
     let blocks: [LanguageBlock]
     let finalNorm: RMSNorm
     /// The output projection.
     let head: ModelLinear
+    let activation: GatedActivation
 
     /// Loads `config.json` and the weights of a folder.
     ///
@@ -44,18 +45,20 @@ public struct LanguageModel: Sendable {
         self.linear = linear
         isQuantized = files.isQuantized
         let (table, projection) = ("model.embed_tokens.weight", "lm_head.weight")
-        embedding = try files.tensor(table, [c.vocabularySize, c.hiddenSize])
+        let embedded = try files.embedding(table, [c.vocabularySize, c.hiddenSize], scale: c.embeddingScale)
+        embedding = embedded.embedding
+        activation = try GatedActivation(c.activation)
         var blocks: [LanguageBlock] = []
         for layer in 0..<c.layers {
             blocks.append(try LanguageBlock(c, layer: layer, in: files, linear: linear, on: pool))
         }
         self.blocks = blocks
-        finalNorm = RMSNorm(
-            weight: try files.tensor("model.norm.weight", [c.hiddenSize]), epsilon: c.rmsNormEpsilon, addsOne: c.normAddsOne)
+        finalNorm = try RMSNorm(
+            weight: files.tensor("model.norm.weight", [c.hiddenSize]), epsilon: c.rmsNormEpsilon, addsOne: c.normAddsOne)
         let isTied = c.tiesWordEmbeddings ?? !files.has(projection)
         head = try ModelLinear(
-            weight: isTied ? table : projection, shape: [c.vocabularySize, c.hiddenSize], in: files, format: linear)
-        byteCount = blocks.reduce(embedding.count * 4 + head.byteCount) { $0 + $1.byteCount }
+            weight: isTied ? table : projection, shape: [c.vocabularySize, c.hiddenSize], in: files, format: linear, on: pool)
+        byteCount = blocks.reduce(embedded.byteCount + head.byteCount) { $0 + $1.byteCount }
     }
 
     /// How the scores of a layer become probabilities.

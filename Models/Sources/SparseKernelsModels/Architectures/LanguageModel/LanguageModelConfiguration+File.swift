@@ -1,4 +1,3 @@
-import Foundation
 import SparseKernels
 
 /// How the keys of `config.json` are read.
@@ -91,7 +90,14 @@ extension LanguageModelConfiguration {
                 part == 1 ? "head_dim" : "partial_rotary_factor", expected: "even, for the rotation of pairs",
                 actual: part == 1 ? "\(headDim)" : "\(part), for \(rotated) of \(headDim) channels")
         }
-        return RotaryEmbedding(headDim: headDim, rotatedChannels: rotated, theta: theta, scaling: scaling)
+        guard theta > 1 else {
+            throw (newer?.has("rope_theta") == true ? newer! : file).failure(
+                "rope_theta", expected: "a number above 1", actual: "\(theta)")
+        }
+        if case .dynamicNTK = scaling, rotated == 2 {
+            throw file.failure("head_dim", expected: "more than 2 rotated channels for dynamic scaling", actual: "2")
+        }
+        return try RotaryEmbedding(headDim: headDim, rotatedChannels: rotated, theta: theta, scaling: scaling)
     }
 
     /// The rule by which frequencies are scaled for long contexts, of `rope_scaling` or, in newer files, `rope_parameters`.
@@ -123,26 +129,17 @@ extension LanguageModelConfiguration {
                 }
                 return .llama3(factor: factor, lowFrequencyFactor: low, highFrequencyFactor: high, originalLength: original)
             default:
-                return .yarn(
-                    factor: factor, originalLength: original, betaFast: try scaling.positive("beta_fast", default: 32),
-                    betaSlow: try scaling.positive("beta_slow", default: 1),
-                    attentionFactor: try attentionFactor(scaling, factor), truncates: try scaling.flag("truncate") ?? true)
+                var yarn = RotaryEmbedding.YaRN(factor: factor, originalLength: original)
+                yarn.betaFast = try scaling.positive("beta_fast", default: yarn.betaFast)
+                yarn.betaSlow = try scaling.positive("beta_slow", default: yarn.betaSlow)
+                if scaling.has("attention_factor") { yarn.attentionFactor = try scaling.positive("attention_factor") }
+                if scaling.has("mscale") { yarn.mscale = try scaling.positive("mscale", orZero: true) }
+                if scaling.has("mscale_all_dim") { yarn.mscaleAllDim = try scaling.positive("mscale_all_dim", orZero: true) }
+                yarn.truncates = try scaling.flag("truncate") ?? true
+                return .yarn(yarn)
             }
         }
         return .none
-    }
-
-    /// YaRN's factor on cosines and sines where the file changes it; nil means the paper's.
-    private static func attentionFactor(
-        _ scaling: ConfigurationFile, _ factor: Double
-    ) throws(SparseKernelsError) -> Double? {
-        if scaling.has("attention_factor") { return try scaling.positive("attention_factor") }
-        guard scaling.has("mscale"), scaling.has("mscale_all_dim") else { return nil }
-        let (some, all) = (try scaling.positive("mscale", orZero: true), try scaling.positive("mscale_all_dim", orZero: true))
-        // Zeros count as absent in the program that wrote the file.
-        if some == 0 || all == 0 { return nil }
-        func magnitude(_ scale: Double) -> Double { factor > 1 ? 0.1 * scale * log(factor) + 1 : 1 }
-        return magnitude(some) / magnitude(all)
     }
 
     // MARK: - Other arithmetic

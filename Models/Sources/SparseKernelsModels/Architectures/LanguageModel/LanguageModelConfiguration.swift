@@ -38,7 +38,7 @@ public struct LanguageModelConfiguration: Hashable, Sendable {
     /// False for models that see the tokens after a position as well, such as masked-diffusion ones.
     public let isCausal: Bool
     /// The rotation of queries and keys.
-    let rotary: RotaryEmbedding
+    public let rotary: RotaryEmbedding
     /// The base of the rotation's frequencies, 10000 unless the file says otherwise.
     public var ropeTheta: Double { rotary.theta }
     /// The ε of RMSNorm, 10⁻⁶ unless the file says otherwise.

@@ -80,24 +80,18 @@ extension LanguageModel {
     ) throws(SparseKernelsError) {
         let c = configuration
         var rows = tokens.ids.count
-        embed(tokens.ids, into: &w.hidden)
-        let tables = rotaryTables(tokens)
+        try embedding.run(
+            tokens: tokens.ids,
+            into: MutableMatrixView(w.hidden.mutableSpan, rows: rows, columns: c.hiddenSize, named: "hidden"), on: pool)
+        let tables = try rotaryTables(tokens, on: pool)
         w.heads.rows = rows
-        blocks[0].attentionNorm.run(w.hidden, rows: rows, into: &w.normalized, on: pool)
+        try normalize(w.hidden, by: blocks[0].attentionNorm, rows: rows, into: &w.normalized, on: pool)
         for (layer, block) in blocks.enumerated() {
             for name in block.qkvNames { try observe(name, w.normalized) }
             stopwatch.lap(\.other)
             try block.qkv.run(w.normalized, rows: rows, into: &w.heads.elements, on: pool)
             stopwatch.lap(\.linear)
-            if let norm = block.queryNorm {
-                norm.normalize(&w.heads.elements, rows: rows, offset: 0, heads: c.queryHeads, on: pool)
-            }
-            if let norm = block.keyNorm {
-                norm.normalize(&w.heads.elements, rows: rows, offset: w.heads.keyOffset, heads: c.kvHeads, on: pool)
-            }
-            for (table, rows) in tables {
-                table.rotate(&w.heads.elements, rows: rows, heads: c.queryHeads + c.kvHeads, on: pool)
-            }
+            try rotate(&w.heads, block, tables, on: pool)
             stopwatch.lap(\.other)
             try attention.attend(&w.heads, layer: layer, into: &w.attended, on: pool)
             stopwatch.lap(\.attention)
@@ -112,20 +106,21 @@ extension LanguageModel {
             stopwatch.lap(\.other)
             try block.output.run(w.attended, rows: rows, into: &w.update, on: pool)
             stopwatch.lap(\.linear)
-            block.afterAttention?.normalize(&w.update, rows: rows, offset: 0, heads: 1, on: pool)
-            block.mlpNorm.run(adding: w.update, to: &w.hidden, rows: rows, into: &w.normalized, on: pool)
+            try add(
+                &w.update, normalizedBy: block.afterAttention, to: &w.hidden, then: block.mlpNorm, rows: rows,
+                into: &w.normalized, on: pool)
             for name in block.gateUpNames { try observe(name, w.normalized) }
             stopwatch.lap(\.other)
             try block.gateUp.run(w.normalized, rows: rows, into: &w.gateUp, on: pool)
             stopwatch.lap(\.linear)
-            GatedActivation(function: c.activation).run(w.gateUp, rows: rows, into: &w.inner, on: pool)
+            try gate(w.gateUp, rows: rows, into: &w.inner, on: pool)
             try observe(block.downName, w.inner)
             stopwatch.lap(\.other)
             try block.down.run(w.inner, rows: rows, into: &w.update, on: pool)
             stopwatch.lap(\.linear)
-            block.afterMLP?.normalize(&w.update, rows: rows, offset: 0, heads: 1, on: pool)
             let next = layer + 1 < blocks.count ? blocks[layer + 1].attentionNorm : finalNorm
-            next.run(adding: w.update, to: &w.hidden, rows: rows, into: &w.normalized, on: pool)
+            try add(
+                &w.update, normalizedBy: block.afterMLP, to: &w.hidden, then: next, rows: rows, into: &w.normalized, on: pool)
         }
         stopwatch.lap(\.other)
     }
@@ -140,22 +135,78 @@ extension LanguageModel {
         for i in 0..<elements.count { elements[i] = cap * tanhf(elements[i] / cap) }
     }
 
-    /// Cosines and sines for all layers: one table, or one per sequence where angles depend on its length.
-    private func rotaryTables(_ tokens: PassTokens) -> [(table: RotaryTable, rows: Range<Int>)] {
-        guard case .dynamicNTK = configuration.rotary.scaling else {
-            return [(configuration.rotary.table(positions: tokens.positions, length: 0), 0..<tokens.ids.count)]
+    // MARK: - Between linear layers and attention
+
+    private func normalize(
+        _ x: Tensor<Float>, by norm: RMSNorm, rows: Int, into y: inout Tensor<Float>, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        try norm.run(
+            MatrixView(x.span, rows: rows, columns: norm.channels, named: "hidden"),
+            into: MutableMatrixView(y.mutableSpan, rows: rows, columns: norm.channels, named: "normalized"), on: pool)
+    }
+
+    private func gate(
+        _ gateUp: Tensor<Float>, rows: Int, into inner: inout Tensor<Float>, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        let width = configuration.intermediateSize
+        try activation.run(
+            halvesOf: MatrixView(gateUp.span, rows: rows, columns: 2 * width, named: "gateUp"),
+            into: MutableMatrixView(inner.mutableSpan, rows: rows, columns: width, named: "inner"), on: pool)
+    }
+
+    /// Adds what attention or the MLP says to the residual stream, and normalises it for what comes next.
+    private func add(
+        _ update: inout Tensor<Float>, normalizedBy own: RMSNorm?, to hidden: inout Tensor<Float>, then norm: RMSNorm,
+        rows: Int, into normalized: inout Tensor<Float>, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        let width = configuration.hiddenSize
+        try own?.normalize(
+            MutableTensorView(update.mutableSpan, heads: 1, tokens: rows, channels: width, named: "update"), on: pool)
+        try norm.run(
+            adding: MatrixView(update.span, rows: rows, columns: width, named: "update"),
+            to: MutableMatrixView(hidden.mutableSpan, rows: rows, columns: width, named: "hidden"),
+            into: MutableMatrixView(normalized.mutableSpan, rows: rows, columns: width, named: "normalized"), on: pool)
+    }
+
+    /// Normalises queries and keys where the model does so, and rotates them, in place.
+    private func rotate(
+        _ heads: inout HeadRows, _ block: LanguageBlock, _ tables: [(table: RotaryTable, rows: Range<Int>)],
+        on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        if let norm = block.queryNorm {
+            let geometry = try heads.geometry(heads: heads.queryHeads)
+            try norm.normalize(
+                MutableTensorView(heads.elements.mutableSpan, geometry: geometry, named: "query"), on: pool)
         }
-        return tokens.sequences.map { rows, length in
-            (configuration.rotary.table(positions: Array(tokens.positions[rows]), length: length), rows)
+        if let norm = block.keyNorm {
+            let (geometry, offset) = (try heads.geometry(heads: heads.kvHeads), heads.keyOffset)
+            var elements = heads.elements.mutableSpan
+            try norm.normalize(
+                MutableTensorView(elements._mutatingExtracting(offset...), geometry: geometry, named: "key"), on: pool)
+        }
+        for (table, rows) in tables {
+            // Keys follow queries in a row.
+            let geometry = try heads.geometry(heads: heads.queryHeads + heads.kvHeads, tokens: rows.count)
+            let start = rows.lowerBound * heads.width
+            var elements = heads.elements.mutableSpan
+            try table.rotate(
+                MutableTensorView(elements._mutatingExtracting(start...), geometry: geometry, named: "heads"), on: pool)
         }
     }
 
-    private func embed(_ tokens: [Int], into hidden: inout Tensor<Float>) {
-        let (source, width, scale) = (embedding.span, configuration.hiddenSize, configuration.embeddingScale)
-        var target = hidden.mutableSpan
-        for (row, token) in tokens.enumerated() {
-            for i in 0..<width { target[row * width + i] = source[token * width + i] * scale }
+    /// Cosines and sines for all layers: one table, or one per sequence where angles depend on its length.
+    private func rotaryTables(
+        _ tokens: PassTokens, on pool: WorkerPool
+    ) throws(SparseKernelsError) -> [(table: RotaryTable, rows: Range<Int>)] {
+        let rotary = configuration.rotary
+        guard case .dynamicNTK = rotary.scaling else {
+            return [(try rotary.table(positions: tokens.positions, on: pool), 0..<tokens.ids.count)]
         }
+        var tables: [(table: RotaryTable, rows: Range<Int>)] = []
+        for (rows, length) in tokens.sequences {
+            tables.append((try rotary.table(positions: Array(tokens.positions[rows]), length: length, on: pool), rows))
+        }
+        return tables
     }
 
     /// Moves some rows to the front.

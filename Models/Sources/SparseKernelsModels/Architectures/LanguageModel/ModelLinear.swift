@@ -7,6 +7,15 @@ struct ModelLinear: Sendable {
     private enum Part: Sendable {
         case float(FloatLinear)
         case quantized(QuantizedLinear)
+        case group(QuantizedLinearGroup)
+
+        var outFeatures: Int {
+            switch self {
+            case .float(let layer): layer.outFeatures
+            case .quantized(let layer): layer.outFeatures
+            case .group(let layers): layers.outFeatures
+            }
+        }
     }
 
     private let parts: [Part]
@@ -32,24 +41,23 @@ struct ModelLinear: Sendable {
         self.inFeatures = inFeatures
         outFeatures = layers.reduce(0) { $0 + $1.outFeatures }
         if files.isQuantized {
-            var parts: [Part] = []
+            var quantized: [QuantizedLinear] = []
             for layer in layers {
-                parts.append(
-                    .quantized(try Self.quantizedLayer(layer, inFeatures: inFeatures, in: files, format: format, on: pool)))
+                quantized.append(try Self.quantizedLayer(layer, inFeatures: inFeatures, in: files, format: format, on: pool))
             }
-            self.parts = parts
+            parts = Self.grouped(quantized)
             return
         }
-        let weight: Tensor<Float> = try files.stacked(layers.map { ($0.name + ".weight", [$0.outFeatures, inFeatures]) })
+        let weights = layers.map { ($0.name + ".weight", [$0.outFeatures, inFeatures]) }
         let bias: Tensor<Float>? = hasBias ? try files.stacked(layers.map { ($0.name + ".bias", [$0.outFeatures]) }) : nil
         switch format {
         case .float32, .float16, .bfloat16:
-            parts = [.float(FloatLinear(weight: weight, bias: bias))]
+            parts = [.float(try Self.float(weights, bias: bias, in: files, format: format, on: pool))]
         case .w4a16:
-            let packed = try PackedWeight(WeightQuantizer(.svdQuantInt4)(weight, on: pool))
+            let packed = try PackedWeight(WeightQuantizer(.svdQuantInt4)(files.stacked(weights), on: pool))
             parts = [.quantized(try QuantizedLinear(packed, activation: .float, bias: bias))]
         case .w4a8:
-            let packed = try PackedWeight(ProgressiveQuantizer()(weight, on: pool))
+            let packed = try PackedWeight(ProgressiveQuantizer()(files.stacked(weights), on: pool))
             parts = [.quantized(try QuantizedLinear(packed, activation: .int8PerToken, bias: bias))]
         case .w4a4:
             throw SparseKernelsError(
@@ -58,11 +66,31 @@ struct ModelLinear: Sendable {
         }
     }
 
-    /// Reads a weight that stays in floating point: the output projection.
+    /// One product for all layers where they quantise their input alike, which smoothing factors of their own prevent.
+    private static func grouped(_ layers: [QuantizedLinear]) -> [Part] {
+        if layers.count > 1, let group = try? QuantizedLinearGroup(layers) { return [.group(group)] }
+        return layers.map { .quantized($0) }
+    }
+
+    /// Weights in floating point, kept in the type of the format.
+    private static func float(
+        _ weights: [(String, [Int])], bias: Tensor<Float>?, in files: ModelFiles, format: LinearFormat, on pool: WorkerPool
+    ) throws(SparseKernelsError) -> FloatLinear {
+        switch format {
+        case .float32: try FloatLinear(weight: files.stacked(weights, as: Float.self), bias: bias, on: pool)
+        case .bfloat16: try FloatLinear(weight: files.stacked(weights, as: BFloat16.self), bias: bias, on: pool)
+        default: try FloatLinear(weight: files.stacked(weights, as: Float16.self), bias: bias, on: pool)
+        }
+    }
+
+    /// Reads a weight that stays in floating point: the output projection. It has 32 bits if the format has, and otherwise the
+    /// 16 bits of the format or of the file.
     init(
-        weight: String, shape: [Int], in files: ModelFiles, format: LinearFormat
+        weight: String, shape: [Int], in files: ModelFiles, format: LinearFormat, on pool: WorkerPool
     ) throws(SparseKernelsError) {
-        parts = [.float(FloatLinear(weight: try files.stacked([(weight, shape)]), bias: nil))]
+        var format = format
+        if format.isQuantized { format = try files.file(with: weight)[weight]?.elementType == .bfloat16 ? .bfloat16 : .float16 }
+        parts = [.float(try Self.float([(weight, shape)], bias: nil, in: files, format: format, on: pool))]
         (outFeatures, inFeatures) = (shape[0], shape[1])
     }
 
@@ -94,6 +122,7 @@ struct ModelLinear: Sendable {
             switch part {
             case .float(let layer): sum + layer.byteCount
             case .quantized(let layer): sum + layer.byteCount
+            case .group(let layers): sum + layers.byteCount
             }
         }
     }
@@ -105,32 +134,16 @@ struct ModelLinear: Sendable {
         var column = 0
         for part in parts {
             let input = try MatrixView(x.span, rows: rows, columns: inFeatures, named: "x")
+            let count = part.outFeatures
             var elements = y.mutableSpan
+            let output = try MutableMatrixView(
+                elements._mutatingExtracting(column...), rows: rows, columns: count, rowStride: outFeatures, named: "y")
             switch part {
-            case .float(let layer):
-                try layer.run(
-                    input,
-                    into: MutableMatrixView(
-                        elements._mutatingExtracting(column...), rows: rows, columns: layer.outFeatures, rowStride: outFeatures,
-                        named: "y"),
-                    on: pool)
-                if let bias = layer.bias {
-                    let bias = bias.span
-                    var sums = y.mutableSpan
-                    for row in 0..<rows {
-                        for i in 0..<bias.count { sums[row * outFeatures + column + i] += bias[i] }
-                    }
-                }
-                column += layer.outFeatures
-            case .quantized(let layer):
-                try layer.run(
-                    x: input,
-                    y: MutableMatrixView(
-                        elements._mutatingExtracting(column...), rows: rows, columns: layer.outFeatures, rowStride: outFeatures,
-                        named: "y"),
-                    on: pool)
-                column += layer.outFeatures
+            case .float(let layer): try layer.run(x: input, y: output, on: pool)
+            case .quantized(let layer): try layer.run(x: input, y: output, on: pool)
+            case .group(let layers): try layers.run(x: input, y: output, on: pool)
             }
+            column += count
         }
     }
 }
