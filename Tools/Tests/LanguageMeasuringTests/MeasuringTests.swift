@@ -61,7 +61,7 @@ struct MeasuringTests {
             (row.correct, row.questions) = (239, 240)
             (row.prefillRate, row.attentionRate) = (1234, 98_765)
             row.stepMilliseconds = item.method.hasDenseDecoding && index % 3 == 1 ? nil : 12.345
-            (row.weightBytes, row.cacheBytes) = (34_000_000, 201_000_000)
+            (row.weightBytes, row.cacheBytes) = (34_000_000, 3072)
             let lines = printer.add(row, of: item)
             if lines.count > 1 { width = lines.first { !$0.isEmpty }!.count }
             #expect(lines.last!.count == width, "\(lines)")
