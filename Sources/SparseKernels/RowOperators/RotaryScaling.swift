@@ -126,9 +126,9 @@ extension RotaryEmbedding.YaRN {
     /// The attention factor that holds.
     var cosineFactor: Double {
         if let attentionFactor { return attentionFactor }
-        func factor(_ mscale: Double) -> Double { factor <= 1 ? 1 : 0.1 * mscale * log(self.factor) + 1 }
-        if let mscale, let mscaleAllDim, mscale != 0, mscaleAllDim != 0 { return factor(mscale) / factor(mscaleAllDim) }
-        return factor(1)
+        func scale(_ mscale: Double) -> Double { factor <= 1 ? 1 : 0.1 * mscale * log(factor) + 1 }
+        if let mscale, let mscaleAllDim, mscale != 0, mscaleAllDim != 0 { return scale(mscale) / scale(mscaleAllDim) }
+        return scale(1)
     }
 
     /// The pairs between which frequencies go from kept to interpolated.
