@@ -22,7 +22,8 @@ struct FloatLinearCall {
             for first in Swift.stride(from: 0, to: rows, by: limit) {
                 let count = min(limit, rows - first)
                 pool.run(
-                    Widening(x: x, first: first, values: values, stride: stride, channels: layer.inFeatures, kernels: layer.kernels),
+                    Widening(
+                        x: x, first: first, values: values, stride: stride, channels: layer.inFeatures, kernels: layer.kernels),
                     tasks: count, work: count * layer.inFeatures)
                 multiply(values, stride: stride, first: first, rows: count, on: pool)
             }

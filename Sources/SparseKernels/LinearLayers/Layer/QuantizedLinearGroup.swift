@@ -76,7 +76,8 @@ public struct QuantizedLinearGroup: Sendable {
         let (rows, yStride) = (x.rows, y.rowStride)
         // Pointers are used only until this call returns, which borrows or owns the views.
         let operand = RowOperand(
-            base: x.span.withUnsafeBufferPointer { UnsafeRawPointer($0.baseAddress!) }, stride: x.rowStride, type: X.storageType)
+            base: x.span.withUnsafeBufferPointer { UnsafeRawPointer($0.baseAddress!) }, stride: x.rowStride, type: X.storageType
+        )
         let base = y.span.withUnsafeMutableBufferPointer { UnsafeMutableRawPointer($0.baseAddress!) }
         var calls: [QuantizedLinearCall] = []
         var column = 0
