@@ -53,7 +53,7 @@ public enum ReferenceRows {
         case .silu: value * (6e-7 + 1e-7 * abs(x)) + 1e-36
         case .gelu: value * (8e-7 + 2e-7 * x * x / 2) + 1e-36
         case .geluTanh: 4e-7 * abs(x) + value * 0x1p-22 + 1e-36
-        case .relu, .reluSquared: value * 0x1p-24
+        case .relu, .reluSquared: value * 0x1p-24 + 0x1p-149
         }
     }
 

@@ -8,7 +8,7 @@ internal import KernelInterface
 /// ```
 ///
 /// Gate and up may be column slices of one matrix, the output of a layer that computes both: `MatrixView` takes a row stride, and
-/// ``run(halvesOf:into:on:)-(Tensor<X>,_,_)`` cuts a tensor.
+/// the calls with `halvesOf` cut one matrix.
 ///
 /// - Exactness: of f, relative to f(x), with M = x²/2: SiLU 6·10⁻⁷ + 2·10⁻⁸·|x| for x ≥ −87; GELU 8·10⁻⁷ + 10⁻⁷·M (2·10⁻⁷·M on the portable
 ///   level) for x ≥ −13, and smaller than 10⁻³⁷ below; GELU by tanh 4·10⁻⁷·|x| absolutely; ReLU exact, ReLU² one rounding. The product with

@@ -81,9 +81,9 @@ public struct LogitStatistics: Sendable {
         try requireColumns("logits", logits.columns, expected: vocabulary)
         try requireMatrix("summary", rows: summary.rows, columns: summary.topK, expected: (logits.rows, topK))
         if logits.rows == 0 { return }
-        let values = summary.topValues.mutableAddress()
-        let indices = summary.topIndices.mutableAddress()
-        let logSumExp = summary.logSumExp.mutableAddress()
+        let values = summary.topValues.uniqueAddress()
+        let indices = summary.topIndices.uniqueAddress()
+        let logSumExp = summary.logSumExp.uniqueAddress()
         let operand = RowOperand(logits)
         let rows = logits.rows
         // Enough rows that all threads have work, and few enough that the workspace is small.

@@ -62,9 +62,10 @@ public struct TokenEmbedding: Sendable {
         tokens: [Int], into y: consuming MutableMatrixView<Y>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
         try requireMatrix("y", rows: y.rows, columns: y.columns, expected: (tokens.count, channels))
-        for (index, token) in tokens.enumerated() where token < 0 || token >= vocabulary {
+        // An iterator would allocate in debug builds.
+        for index in 0..<tokens.count where tokens[index] < 0 || tokens[index] >= vocabulary {
             throw SparseKernelsError(
-                .invalidArgument, "tokens[\(index)]", expected: "from 0 to \(vocabulary - 1)", actual: "\(token)")
+                .invalidArgument, "tokens[\(index)]", expected: "from 0 to \(vocabulary - 1)", actual: "\(tokens[index])")
         }
         if tokens.isEmpty { return }
         let target = RowTarget(&y)

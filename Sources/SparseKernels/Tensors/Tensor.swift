@@ -79,6 +79,13 @@ public struct Tensor<Element: TensorElement>: Sendable {
         }
     }
 
+    /// The address of the elements, for a call that returns before the tensor is used again. It needs no count, whose computation
+    /// allocates in debug builds.
+    mutating func uniqueAddress() -> UnsafeMutablePointer<Element> {
+        makeUnique()
+        return storage.pointer.assumingMemoryBound(to: Element.self)
+    }
+
     private mutating func makeUnique() {
         if !isKnownUniquelyReferenced(&storage) { storage = TensorStorage(copying: storage) }
     }
