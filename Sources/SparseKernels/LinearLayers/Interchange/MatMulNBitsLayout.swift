@@ -23,7 +23,7 @@ public struct MatMulNBitsLayout: Sendable {
     public init(
         inFeatures: Int, blockSize: Int, b: Tensor<UInt8>, scales: Tensor<Float>, zeroPoints: Tensor<UInt8>? = nil
     ) throws(SparseKernelsError) {
-        let stored = try StoredGroups(blockSize)
+        let stored = try StoredGroups(blockSize, named: "blockSize")
         try require(
             inFeatures >= 1 && inFeatures < 1 << 31, .invalidShape, "inFeatures", expected: "1 to 2³¹ − 1",
             actual: "\(inFeatures)")

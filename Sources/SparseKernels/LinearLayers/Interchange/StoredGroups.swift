@@ -6,11 +6,12 @@ struct StoredGroups: Hashable, Sendable {
     /// The group size; nil means the whole row.
     let size: Int?
 
-    /// - Throws: `.invalidArgument` for a size that is neither a kernel's nor a multiple of the kernels' largest.
-    init(_ size: Int?) throws(SparseKernelsError) {
+    /// - Throws: `.invalidArgument`, naming the argument `name`, for a size that is neither a kernel's nor a multiple of the
+    ///   kernels' largest.
+    init(_ size: Int?, named name: String = "groupSize") throws(SparseKernelsError) {
         try require(
             size.map { WeightFormat.groupSizes.contains($0) || ($0 > 0 && $0 < 1 << 31 && $0 % Self.widest == 0) } ?? true,
-            .invalidArgument, "groupSize", expected: "16, 32, 64, a multiple of 128, or nil for whole rows",
+            .invalidArgument, name, expected: "16, 32, 64, a multiple of 128, or nil for whole rows",
             actual: "\(size ?? 0)")
         self.size = size
     }

@@ -161,7 +161,7 @@ struct InterchangeTests {
         expectError(.invalidShape, "zeroPoints") { try onnx([5, 3, 8], [5, 3], [5, 3]) }
         expectError(.invalidShape, "inFeatures") { try onnx([5, 3, 8], [5, 3], k: 0) }
         #expect(throws: Never.self) { try onnx([5, 1, 128], [5, 1], blockSize: 256) }
-        expectError(.invalidArgument, "groupSize") { try onnx([5, 1, 20], [5, 1], blockSize: 40) }
+        expectError(.invalidArgument, "blockSize") { try onnx([5, 1, 20], [5, 1], blockSize: 40) }
         var scales = try floats([2, 8])
         scales[flat: 3] = .infinity
         expectError(.invalidArgument, "scales") {

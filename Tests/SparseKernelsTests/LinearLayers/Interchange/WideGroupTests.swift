@@ -120,7 +120,7 @@ struct WideGroupTests {
 
     @Test("sizes that no kernel and no checkpoint has are refused", arguments: [0, -128, 1, 8, 48, 100, 192, 129, 1 << 40])
     func badSizes(_ size: Int) {
-        expectError(.invalidArgument, "groupSize", containing: ["\(size)"]) {
+        expectError(.invalidArgument, "blockSize", containing: ["\(size)"]) {
             _ = try MatMulNBitsLayout(
                 inFeatures: 8, blockSize: size, b: Tensor(zeros: [1, 1, 64]), scales: Tensor(zeros: [1, 1]))
         }
