@@ -209,8 +209,11 @@ struct ActivationBlock {
 
     /// Bytes of the low-rank projections of a layer.
     static func lowByteCount(_ layer: QuantizedLinear, rows: Int) -> Int {
-        ((rows + layer.weight.kernels.sizes.tileRows) * lowStride(layer) * 4 + 63) / 64 * 64
+        wholeLines((rows + layer.weight.kernels.sizes.tileRows) * lowStride(layer) * 4)
     }
+
+    /// Rounds bytes up to whole cache lines.
+    private static func wholeLines(_ bytes: Int) -> Int { (bytes + 63) / 64 * 64 }
 
     private static func lowStride(_ layer: QuantizedLinear) -> Int {
         (layer.lowRank?.vectors ?? 0) * layer.weight.kernels.sizes.laneCount
@@ -223,17 +226,11 @@ struct ActivationBlock {
         codeStride = (layout.paddedInFeatures + 63) / 64 * 64 + 64
         valueStride = codeStride
         lowStride = Self.lowStride(layer)
-        var next = 0
-        func take(_ bytes: Int) -> Int {
-            defer { next += (bytes + 63) / 64 * 64 }
-            return next
-        }
-        let groups = rows * layout.groups * 4
-        places = (
-            take(rows * codeStride * (layer.activation == .float ? 4 : 1)), take(groups), take(groups),
-            take(Self.lowByteCount(layer, rows: rows))
-        )
-        byteCount = next
+        // Written out: a local function that captures an offset would allocate in debug builds.
+        let codeBytes = Self.wholeLines(rows * codeStride * (layer.activation == .float ? 4 : 1))
+        let groupBytes = Self.wholeLines(rows * layout.groups * 4)
+        places = (0, codeBytes, codeBytes + groupBytes, codeBytes + 2 * groupBytes)
+        byteCount = places.low + Self.lowByteCount(layer, rows: rows)
     }
 
     func codes(_ workspace: UnsafeMutableRawPointer) -> UnsafeMutablePointer<UInt8> {

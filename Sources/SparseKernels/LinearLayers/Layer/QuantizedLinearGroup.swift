@@ -18,6 +18,10 @@ public struct QuantizedLinearGroup: Sendable {
     public let layers: [QuantizedLinear]
     /// Σ outFeatures.
     public let outFeatures: Int
+    /// Bytes of scratch that each thread of the pool needs.
+    public let scratchByteCount: Int
+    /// The layer that quantises the input for all.
+    fileprivate let coding: Int
 
     /// - Parameter layers: one or more layers that quantise their input alike: of one width, activation format, group size and
     ///   instruction set, with equal smoothing factors.
@@ -48,15 +52,15 @@ public struct QuantizedLinearGroup: Sendable {
         }
         self.layers = layers
         outFeatures = layers.reduce(0) { $0 + $1.outFeatures }
+        scratchByteCount = layers.reduce(0) { max($0, $1.scratchByteCount) }
+        // The codes are the same for all, and so are their sums, which only weights with offsets need.
+        coding = layers.firstIndex { $0.weight.offsets != nil } ?? 0
     }
 
     public var inFeatures: Int { layers[0].inFeatures }
 
     /// Bytes of all layers.
     public var byteCount: Int { layers.reduce(0) { $0 + $1.byteCount } }
-
-    /// Bytes of scratch that each thread of the pool needs.
-    public var scratchByteCount: Int { layers.reduce(0) { max($0, $1.scratchByteCount) } }
 
     /// Computes the outputs of all layers for the rows of x.
     ///
@@ -79,64 +83,7 @@ public struct QuantizedLinearGroup: Sendable {
             base: x.span.withUnsafeBufferPointer { UnsafeRawPointer($0.baseAddress!) }, stride: x.rowStride, type: X.storageType
         )
         let base = y.span.withUnsafeMutableBufferPointer { UnsafeMutableRawPointer($0.baseAddress!) }
-        var calls: [QuantizedLinearCall] = []
-        var column = 0
-        for layer in layers {
-            calls.append(
-                QuantizedLinearCall(
-                    layer: layer, x: operand, y: base + column * MemoryLayout<Y>.size, yStride: yStride, yType: Y.storageType))
-            column += layer.outFeatures
-        }
-        run(calls, rows: rows, on: pool)
-    }
-
-    private func run(_ calls: [QuantizedLinearCall], rows: Int, on pool: WorkerPool) {
-        let block = ActivationBlock(layers[0], rows: GEMMScratch.block(rows, limit: QuantizedLinear.blockRows, unit: 1))
-        var blocks = [block]
-        var byteCount = block.byteCount
-        for layer in layers.dropFirst() {
-            blocks.append(block.sharing(layer, low: byteCount))
-            byteCount += ActivationBlock.lowByteCount(layer, rows: block.rows)
-        }
-        pool.withWorkspace(byteCount: byteCount) { workspace in
-            for first in stride(from: 0, to: rows, by: block.rows) {
-                let count = min(block.rows, rows - first)
-                // The sums of codes are those of the first layer whose weights have offsets; codes are the same for all.
-                let quantizing = calls.first { $0.layer.weight.offsets != nil } ?? calls[0]
-                let index = calls.firstIndex { $0.layer.weight.offsets != nil } ?? 0
-                quantizing.quantize(from: first, rows: count, blocks[index], workspace, on: pool)
-                for (other, call) in calls.enumerated() where other != index && call.layer.rank > 0 {
-                    call.projectDown(from: first, rows: count, blocks[other], workspace, on: pool)
-                }
-                let phases = zip(calls, blocks).map { $0.product(from: first, rows: count, $1, workspace) }
-                var starts: [Int] = []
-                var tasks = 0
-                for phase in phases {
-                    starts.append(tasks)
-                    tasks += phase.productTasks
-                }
-                phases.withUnsafeBufferPointer { phases in
-                    starts.withUnsafeBufferPointer { starts in
-                        pool.run(
-                            Products(phases: phases.baseAddress!, starts: starts.baseAddress!, count: phases.count),
-                            tasks: tasks, work: count * inFeatures * outFeatures, scratchByteCount: scratchByteCount)
-                    }
-                }
-            }
-        }
-    }
-
-    /// The products of all layers with the rows of a block, layer by layer.
-    private struct Products: PoolCall {
-        let phases: UnsafePointer<QuantizedLinearCall.Phase>
-        let starts: UnsafePointer<Int>
-        let count: Int
-
-        func perform(task: Int, scratch: UnsafeMutableRawPointer) {
-            var layer = count - 1
-            while starts[layer] > task { layer -= 1 }
-            phases[layer].multiply(task: task - starts[layer], scratch: scratch)
-        }
+        GroupCall(group: self, x: operand, y: base, yStride: yStride, yType: Y.storageType).run(rows: rows, on: pool)
     }
 
     /// Computes the outputs of all layers into a tensor that is reused from call to call.
@@ -156,5 +103,83 @@ public struct QuantizedLinearGroup: Sendable {
         var y = try Tensor<Float>(zeros: [rows, outFeatures])
         try run(x, into: &y, on: pool)
         return y
+    }
+}
+
+/// One `run` of a group. The calls of its layers are made where they are needed, because a list of them would be allocated.
+private struct GroupCall {
+    let group: QuantizedLinearGroup
+    let x: RowOperand
+    let y: UnsafeMutableRawPointer
+    let yStride: Int
+    let yType: StorageType
+
+    func run(rows: Int, on pool: WorkerPool) {
+        let shared = ActivationBlock(
+            group.layers[0], rows: GEMMScratch.block(rows, limit: QuantizedLinear.blockRows, unit: 1))
+        var byteCount = shared.byteCount
+        for index in 1..<group.layers.count {
+            byteCount += ActivationBlock.lowByteCount(group.layers[index], rows: shared.rows)
+        }
+        pool.withWorkspace(byteCount: byteCount) { workspace in
+            var first = 0
+            while first < rows {
+                let count = min(shared.rows, rows - first)
+                let coding = member(group.coding, shared)
+                coding.call.quantize(from: first, rows: count, coding.block, workspace, on: pool)
+                for index in 0..<group.layers.count where index != group.coding && group.layers[index].rank > 0 {
+                    let member = member(index, shared)
+                    member.call.projectDown(from: first, rows: count, member.block, workspace, on: pool)
+                }
+                let products = Products(call: self, shared: shared, workspace: workspace, first: first, rows: count)
+                pool.run(
+                    products, tasks: products.taskCount, work: count * group.inFeatures * group.outFeatures,
+                    scratchByteCount: group.scratchByteCount)
+                first += count
+            }
+        }
+    }
+
+    /// The call of one layer, and its block of activations, whose codes are those of `shared`.
+    func member(_ index: Int, _ shared: ActivationBlock) -> (call: QuantizedLinearCall, block: ActivationBlock) {
+        var (column, low) = (0, shared.byteCount)
+        for earlier in 0..<index {
+            column += group.layers[earlier].outFeatures
+            if earlier > 0 { low += ActivationBlock.lowByteCount(group.layers[earlier], rows: shared.rows) }
+        }
+        let layer = group.layers[index]
+        let call = QuantizedLinearCall(
+            layer: layer, x: x, y: y + column * yType.byteCount, yStride: yStride, yType: yType)
+        return (call, index == 0 ? shared : shared.sharing(layer, low: low))
+    }
+
+    /// The products of all layers with the rows of a block, layer by layer.
+    struct Products: PoolCall {
+        let call: GroupCall
+        let shared: ActivationBlock
+        let workspace: UnsafeMutableRawPointer
+        let first: Int
+        let rows: Int
+
+        var taskCount: Int {
+            var count = 0
+            for index in 0..<call.group.layers.count { count += phase(index).productTasks }
+            return count
+        }
+
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) {
+            var (index, task) = (0, task)
+            while true {
+                let phase = phase(index)
+                if task < phase.productTasks { return phase.multiply(task: task, scratch: scratch) }
+                task -= phase.productTasks
+                index += 1
+            }
+        }
+
+        private func phase(_ index: Int) -> QuantizedLinearCall.Phase {
+            let member = call.member(index, shared)
+            return member.call.product(from: first, rows: rows, member.block, workspace)
+        }
     }
 }
