@@ -62,7 +62,12 @@ extension RotaryEmbedding.Scaling {
         }
         switch self {
         case .none: break
-        case .linear(let factor): try positive("factor", factor)
+        case .linear(let factor):
+            try positive("factor", factor)
+            // The reciprocal of a subnormal number may be infinite, and an infinite frequency has no angle.
+            try require(
+                (1 / factor).isFinite, .invalidArgument, "factor", expected: "large enough for a finite 1 / factor",
+                actual: "\(factor)")
         case .dynamicNTK(let factor, let originalLength):
             try atLeastOne("factor", factor)
             try length(originalLength)
@@ -97,7 +102,8 @@ extension RotaryEmbedding.Scaling {
         var base = theta
         if case .dynamicNTK(let factor, let originalLength) = self {
             let ratio = Double(max(length, originalLength)) / Double(originalLength)
-            base *= pow(factor * ratio - (factor - 1), Double(channels) / Double(channels - 2))
+            // Not factor·ratio − (factor − 1), which is 0 for a ratio of 1 and factors above 2⁵³: every frequency would be infinite.
+            base *= pow(1 + factor * (ratio - 1), Double(channels) / Double(channels - 2))
         }
         let plain = (0..<channels / 2).map { 1 / pow(base, Double(2 * $0) / Double(channels)) }
         switch self {

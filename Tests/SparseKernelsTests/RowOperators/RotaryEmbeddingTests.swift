@@ -167,6 +167,17 @@ struct RotaryEmbeddingTests {
         try rotary.table(positions: []).rotate(&none)
     }
 
+    @Test("huge factors of dynamic NTK leave frequencies finite", arguments: [1e15, 1e17, 1e300])
+    func hugeFactors(_ factor: Double) throws {
+        let scaling = RotaryEmbedding.Scaling.dynamicNTK(factor: factor, originalLength: 16)
+        let rotary = try RotaryEmbedding(headDim: 8, scaling: scaling)
+        Self.expectEqual(rotary.frequencies(), Self.plain(8, 10_000))
+        for length in [17, 1 << 40] {
+            #expect(rotary.frequencies(length: length).allSatisfy { $0 >= 0 && $0 <= 1 }, "\(length)")
+            _ = try rotary.table(positions: [0, 5], length: length)
+        }
+    }
+
     @Test("errors name the option and both numbers")
     func errors() throws {
         expectError(.invalidShape, "headDim", containing: "1") { _ = try RotaryEmbedding(headDim: 1) }
@@ -176,6 +187,9 @@ struct RotaryEmbeddingTests {
         expectError(.invalidArgument, "theta", containing: "nan") { _ = try RotaryEmbedding(headDim: 8, theta: .nan) }
         expectError(.invalidArgument, "factor", containing: "0.5") {
             _ = try RotaryEmbedding(headDim: 8, scaling: .yarn(.init(factor: 0.5, originalLength: 8)))
+        }
+        expectError(.invalidArgument, "factor", containing: "5e-324") {
+            _ = try RotaryEmbedding(headDim: 8, scaling: .linear(factor: .leastNonzeroMagnitude))
         }
         expectError(.invalidArgument, "rotatedChannels", containing: "2") {
             _ = try RotaryEmbedding(headDim: 2, scaling: .dynamicNTK(factor: 2, originalLength: 8))
