@@ -1,6 +1,6 @@
 internal import KernelInterface
 
-// What row operators share: addresses of rows, and how rows are cut into tasks.
+// What operators on rows share, linear layers among them: addresses of rows, checks of extents, and how rows are cut into tasks.
 
 extension RowOperand {
     /// The rows of a view, which the caller borrows until the pointers are no longer used.
@@ -29,6 +29,11 @@ extension RowTarget {
     /// The rows from `row` on.
     func from(_ row: Int) -> RowTarget {
         RowTarget(base: base + row * stride * type.byteCount, stride: stride, type: type)
+    }
+
+    /// The columns from `column` on.
+    func from(column: Int) -> RowTarget {
+        RowTarget(base: base + column * type.byteCount, stride: stride, type: type)
     }
 
     /// The same rows for a kernel that reads and writes them.

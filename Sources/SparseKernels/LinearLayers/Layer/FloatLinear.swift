@@ -125,21 +125,11 @@ public struct FloatLinear: Sendable {
     public func run<X: AttentionElement, Y: AttentionElement>(
         x: MatrixView<X>, y: consuming MutableMatrixView<Y>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
-        try require(x.columns == inFeatures, .invalidShape, "x", expected: "\(inFeatures) columns", actual: "\(x.columns)")
-        try require(
-            y.rows == x.rows && y.columns == outFeatures, .invalidShape, "y", expected: "\(x.rows) × \(outFeatures)",
-            actual: "\(y.rows) × \(y.columns)")
+        try requireColumns("x", x.columns, expected: inFeatures)
+        try requireMatrix("y", rows: y.rows, columns: y.columns, expected: (x.rows, outFeatures))
         if x.rows == 0 { return }
-        let yStride = y.rowStride
         // Pointers are used only until this call returns, which borrows or owns the views.
-        FloatLinearCall(
-            layer: self,
-            x: RowOperand(
-                base: x.span.withUnsafeBufferPointer { UnsafeRawPointer($0.baseAddress!) }, stride: x.rowStride,
-                type: X.storageType),
-            y: y.span.withUnsafeMutableBufferPointer { UnsafeMutableRawPointer($0.baseAddress!) }, yStride: yStride,
-            yType: Y.storageType
-        ).run(rows: x.rows, on: pool)
+        FloatLinearCall(layer: self, x: RowOperand(x), y: RowTarget(&y)).run(rows: x.rows, on: pool)
     }
 
     /// Computes y for the rows of x into a tensor that is reused from call to call.

@@ -4,9 +4,7 @@ internal import KernelInterface
 struct FloatLinearCall {
     let layer: FloatLinear
     let x: RowOperand
-    let y: UnsafeMutableRawPointer
-    let yStride: Int
-    let yType: StorageType
+    let y: RowTarget
 
     func run(rows: Int, on pool: WorkerPool) {
         if x.type == .float32 {
@@ -74,13 +72,14 @@ struct FloatLinearCall {
             let column = panel * width
             // Nothing reads scales, sums or the table of weights that are numbers.
             let none = scratch.assumingMemoryBound(to: Float.self)
+            let y = call.y.from(first + row).from(column: column)
             var arguments = QuantizedProductArguments(
                 scales: none, zeroCode: 0, sums: none, rows: min(taskRows, rows - row), paddedDepth: layer.inFeatures,
                 groupSize: 1 << 40, largestCode: 0, largestWeight: 0,
                 panel: UnsafeRawPointer(layer.weights.pointer) + column * layer.inFeatures * layer.type.byteCount,
                 isByte: false, table: scratch.assumingMemoryBound(to: UInt8.self), weightScales: scratch,
-                scaleType: .float32, y: call.y + ((first + row) * call.yStride + column) * call.yType.byteCount,
-                yStride: call.yStride, yType: call.yType, columns: min(width, layer.outFeatures - column),
+                scaleType: .float32, y: y.base, yStride: y.stride, yType: y.type,
+                columns: min(width, layer.outFeatures - column),
                 function: layer.epilogue.function, scratch: scratch)
             arguments.weightType = layer.type
             arguments.values = values + row * stride

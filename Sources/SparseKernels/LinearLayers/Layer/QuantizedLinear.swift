@@ -107,17 +107,11 @@ public struct QuantizedLinear: Sendable {
     public func run<X: AttentionElement, Y: AttentionElement>(
         x: MatrixView<X>, y: consuming MutableMatrixView<Y>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
-        try checkInput(x)
-        try require(
-            y.rows == x.rows && y.columns == outFeatures, .invalidShape, "y", expected: "\(x.rows) × \(outFeatures)",
-            actual: "\(y.rows) × \(y.columns)")
+        try requireColumns("x", x.columns, expected: inFeatures)
+        try requireMatrix("y", rows: y.rows, columns: y.columns, expected: (x.rows, outFeatures))
         if x.rows == 0 { return }
-        let yStride = y.rowStride
         // Pointers are used only until this call returns, which borrows or owns the views.
-        let call = QuantizedLinearCall(
-            layer: self, x: rows(of: x), y: y.span.withUnsafeMutableBufferPointer { UnsafeMutableRawPointer($0.baseAddress!) },
-            yStride: yStride, yType: Y.storageType)
-        call.run(rows: x.rows, on: pool)
+        QuantizedLinearCall(layer: self, x: RowOperand(x), y: RowTarget(&y)).run(rows: x.rows, on: pool)
     }
 
     /// Computes y for the rows of x into a tensor that is reused from call to call.
@@ -138,7 +132,7 @@ public struct QuantizedLinear: Sendable {
     public func callAsFunction<X: AttentionElement>(
         _ x: Tensor<X>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> Tensor<Float> {
-        try checkInput(x.matrixView(named: "x"))
+        try requireColumns("x", x.matrixView(named: "x").columns, expected: inFeatures)
         var y = try Tensor<Float>(zeros: [x.shape[0], outFeatures])
         try run(x, into: &y, on: pool)
         return y
@@ -149,7 +143,7 @@ public struct QuantizedLinear: Sendable {
     public func quantized<X: AttentionElement>(
         _ x: MatrixView<X>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> QuantizedActivations {
-        try checkInput(x)
+        try requireColumns("x", x.columns, expected: inFeatures)
         try require(
             activation != .float, .invalidArgument, "activation", expected: "an integer format", actual: "floating point")
         let layout = weight.layout
@@ -158,12 +152,11 @@ public struct QuantizedLinear: Sendable {
         if x.rows == 0 {
             return QuantizedActivations(format: activation, groupSize: layout.groupSize, codes: codes, scales: scales)
         }
-        let operand = rows(of: x)
         // Kernels multiply twice the values of E2M1, and halve the scales.
         let unit: Float = activation == .fp4 ? 2 : 1
         let block = ActivationBlock(self, rows: x.rows)
         let call = QuantizedLinearCall(
-            layer: self, x: operand, y: UnsafeMutableRawPointer(bitPattern: 64)!, yStride: 0, yType: .float32)
+            layer: self, x: RowOperand(x), y: RowTarget(base: addressOfNothing(), stride: 0, type: .float32))
         pool.withWorkspace(byteCount: block.byteCount) { workspace in
             call.quantize(from: 0, rows: x.rows, block, workspace, on: pool)
             let (codeBase, scaleBase) = (block.codes(workspace), block.scales(workspace))
@@ -180,15 +173,5 @@ public struct QuantizedLinear: Sendable {
             }
         }
         return QuantizedActivations(format: activation, groupSize: layout.groupSize, codes: codes, scales: scales)
-    }
-
-    private func checkInput<X: AttentionElement>(_ x: borrowing MatrixView<X>) throws(SparseKernelsError) {
-        try require(x.columns == inFeatures, .invalidShape, "x", expected: "\(inFeatures) columns", actual: "\(x.columns)")
-    }
-
-    private func rows<X: AttentionElement>(of x: borrowing MatrixView<X>) -> RowOperand {
-        RowOperand(
-            base: x.span.withUnsafeBufferPointer { UnsafeRawPointer($0.baseAddress!) }, stride: x.rowStride, type: X.storageType
-        )
     }
 }

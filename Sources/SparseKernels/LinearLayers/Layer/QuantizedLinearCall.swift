@@ -6,9 +6,7 @@ internal import KernelInterface
 struct QuantizedLinearCall {
     let layer: QuantizedLinear
     let x: RowOperand
-    let y: UnsafeMutableRawPointer
-    let yStride: Int
-    let yType: StorageType
+    let y: RowTarget
 
     func run(rows: Int, on pool: WorkerPool) {
         // Blocks have equal sizes, because a last block of a single row would be summed in another order.
@@ -107,11 +105,9 @@ struct QuantizedLinearCall {
             let layout = layer.weight.layout
             let isCodes = task < codeTasks
             let row = isCodes ? task * taskRows : (task - codeTasks) * lowRows
-            let bytes = (first + row) * call.x.stride * call.x.type.byteCount
             let groups = row * layout.groups
             var arguments = QuantizeArguments(
-                x: RowOperand(base: call.x.base + bytes, stride: call.x.stride, type: call.x.type),
-                rows: min(isCodes ? taskRows : lowRows, rows - row), depth: layout.inFeatures,
+                x: call.x.from(first + row), rows: min(isCodes ? taskRows : lowRows, rows - row), depth: layout.inFeatures,
                 paddedDepth: layout.paddedInFeatures,
                 smooth: layer.smooth?.span.withUnsafeBufferPointer { $0.baseAddress! }, coding: layer.activation.coding,
                 shift: layer.activation.shift, groupSize: layout.groupSize, zeroCode: layer.zeroCode,
@@ -145,6 +141,7 @@ struct QuantizedLinearCall {
             let row = rowBlock * taskRows
             let column = panel * layout.panelWidth
             let groups = row * layout.groups
+            let y = call.y.from(first + row).from(column: column)
             var arguments = QuantizedProductArguments(
                 scales: block.scales(workspace) + groups, zeroCode: layer.zeroCode,
                 sums: block.sums(workspace) + groups, rows: min(taskRows, rows - row), paddedDepth: layout.paddedInFeatures,
@@ -153,8 +150,8 @@ struct QuantizedLinearCall {
                 panel: UnsafeRawPointer(weight.codes.pointer) + column * layout.paddedInFeatures * layout.bits / 8,
                 isByte: weight.format.code == .int8, table: weight.table.pointer.assumingMemoryBound(to: UInt8.self),
                 weightScales: weight.scales.pointer + column * layout.groups * weight.scales.type.byteCount,
-                scaleType: weight.scales.type, y: call.y + ((first + row) * call.yStride + column) * call.yType.byteCount,
-                yStride: call.yStride, yType: call.yType, columns: min(layout.panelWidth, layout.outFeatures - column),
+                scaleType: weight.scales.type, y: y.base, yStride: y.stride, yType: y.type,
+                columns: min(layout.panelWidth, layout.outFeatures - column),
                 function: layer.epilogue.function, scratch: scratch)
             if layer.activation == .float {
                 arguments.values = UnsafePointer(block.values(workspace)) + row * block.valueStride

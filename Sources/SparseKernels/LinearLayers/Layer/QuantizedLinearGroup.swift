@@ -72,18 +72,11 @@ public struct QuantizedLinearGroup: Sendable {
     public func run<X: AttentionElement, Y: AttentionElement>(
         x: MatrixView<X>, y: consuming MutableMatrixView<Y>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
-        try require(x.columns == inFeatures, .invalidShape, "x", expected: "\(inFeatures) columns", actual: "\(x.columns)")
-        try require(
-            y.rows == x.rows && y.columns == outFeatures, .invalidShape, "y", expected: "\(x.rows) × \(outFeatures)",
-            actual: "\(y.rows) × \(y.columns)")
+        try requireColumns("x", x.columns, expected: inFeatures)
+        try requireMatrix("y", rows: y.rows, columns: y.columns, expected: (x.rows, outFeatures))
         if x.rows == 0 { return }
-        let (rows, yStride) = (x.rows, y.rowStride)
         // Pointers are used only until this call returns, which borrows or owns the views.
-        let operand = RowOperand(
-            base: x.span.withUnsafeBufferPointer { UnsafeRawPointer($0.baseAddress!) }, stride: x.rowStride, type: X.storageType
-        )
-        let base = y.span.withUnsafeMutableBufferPointer { UnsafeMutableRawPointer($0.baseAddress!) }
-        GroupCall(group: self, x: operand, y: base, yStride: yStride, yType: Y.storageType).run(rows: rows, on: pool)
+        GroupCall(group: self, x: RowOperand(x), y: RowTarget(&y)).run(rows: x.rows, on: pool)
     }
 
     /// Computes the outputs of all layers into a tensor that is reused from call to call.
@@ -110,9 +103,7 @@ public struct QuantizedLinearGroup: Sendable {
 private struct GroupCall {
     let group: QuantizedLinearGroup
     let x: RowOperand
-    let y: UnsafeMutableRawPointer
-    let yStride: Int
-    let yType: StorageType
+    let y: RowTarget
 
     func run(rows: Int, on pool: WorkerPool) {
         let shared = ActivationBlock(
@@ -148,8 +139,7 @@ private struct GroupCall {
             if earlier > 0 { low += ActivationBlock.lowByteCount(group.layers[earlier], rows: shared.rows) }
         }
         let layer = group.layers[index]
-        let call = QuantizedLinearCall(
-            layer: layer, x: x, y: y + column * yType.byteCount, yStride: yStride, yType: yType)
+        let call = QuantizedLinearCall(layer: layer, x: x, y: y.from(column: column))
         return (call, index == 0 ? shared : shared.sharing(layer, low: low))
     }
 
