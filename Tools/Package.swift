@@ -98,6 +98,9 @@ let package = Package(
             name: "LanguageMeasuringTests",
             dependencies: [
                 "LanguageMeasuring",
+                // For its options.
+                "SparseLMTool",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Terminal", package: "SparseKernelsTerminal"),
                 .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
                 .product(name: "SparseKernels", package: "SparseKernels"),

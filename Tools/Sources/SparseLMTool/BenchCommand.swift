@@ -21,7 +21,7 @@ struct BenchCommand: ParsableCommand {
     @Option(help: ArgumentHelp("Methods, with commas between.", discussion: MethodSpec.help, valueName: "methods"))
     var methods = "dense"
 
-    @Option(help: "How keys and values are cached, as for generate.")
+    @Option(help: "How keys and values are cached, as for generate.", transform: { try CacheSpec($0) })
     var cache = CacheSpec.float16
 
     @OptionGroup var passes: PassOptions

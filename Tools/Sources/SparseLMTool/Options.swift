@@ -7,20 +7,6 @@ public import SparseKernelsModels
 extension LinearFormat: @retroactive ExpressibleByArgument {}
 extension Perplexity.Path: @retroactive ExpressibleByArgument {}
 
-extension MethodSpec: ExpressibleByArgument {
-    public init?(argument: String) {
-        guard let spec = try? MethodSpec(argument) else { return nil }
-        self = spec
-    }
-}
-
-extension CacheSpec: ExpressibleByArgument {
-    public init?(argument: String) {
-        guard let spec = try? CacheSpec(argument) else { return nil }
-        self = spec
-    }
-}
-
 /// The model and the threads that run it.
 struct ModelOptions: ParsableArguments {
     @Option(help: "A folder with config.json and model.safetensors. Default: the 4-bit model of the repository.")
@@ -78,10 +64,16 @@ struct SessionFlags: ParsableArguments {
     @Option(help: "How linear layers are computed. Default: w4a8 for a quantised model, float16 for another.")
     var linear: LinearFormat?
 
-    @Option(help: ArgumentHelp("How attention is computed: PREFILL or PREFILL+DECODING.", discussion: MethodSpec.help))
+    // Methods and caches are read by `transform`, as its errors are shown: those of `ExpressibleByArgument` say only that a value is
+    // invalid.
+    @Option(
+        help: ArgumentHelp("How attention is computed: PREFILL or PREFILL+DECODING.", discussion: MethodSpec.help),
+        transform: { try MethodSpec($0) })
     var method = try! MethodSpec("dense")
 
-    @Option(help: "How keys and values are cached: float32, float16, bfloat16, int8, int4; int4r rotates them; keys/values.")
+    @Option(
+        help: "How keys and values are cached: float32, float16, bfloat16, int8, int4; int4r rotates them; keys/values.",
+        transform: { try CacheSpec($0) })
     var cache = CacheSpec.float16
 
     @OptionGroup var passes: PassOptions

@@ -1,0 +1,37 @@
+import ArgumentParser
+import Testing
+
+@testable import SparseLMTool
+
+@Suite("The command line of sparse-lm")
+struct CommandLineTests {
+    /// What the command prints when it refuses arguments.
+    private func refusal(_ arguments: [String]) -> String {
+        do {
+            _ = try SparseLMCommand.parseAsRoot(arguments)
+            return ""
+        } catch {
+            return SparseLMCommand.message(for: error)
+        }
+    }
+
+    @Test("a wrong method or cache is refused with what is expected instead", arguments: ["generate", "perplexity", "needle"])
+    func refusals(command: String) {
+        let method = refusal([command, "--method", "xattention:0.9+qest"])
+        #expect(
+            method.contains("--method") && method.contains("streaming, quest, twilight and lserve, got \"qest\""), "\(method)")
+        let value = refusal([command, "--method", "xattention:2"])
+        #expect(value.contains("a number from 0 to 1 as value 1 of xattention, got \"2\""), "\(value)")
+        let cache = refusal([command, "--cache", "int5"])
+        #expect(cache.contains("--cache") && cache.contains("int8, int4, each with r behind it"), "\(cache)")
+        #expect(refusal([command, "--method", "dense+quest:25%", "--cache", "int8/int4r"]) == "")
+    }
+
+    @Test("so are those of lists")
+    func lists() {
+        #expect(refusal(["bench", "--methods", "dense,sparge:2"]).contains("a number from 0 to 1 as value 1 of sparge"))
+        #expect(refusal(["bench", "--cache", "int8/int3"]).contains("got \"int3\""))
+        #expect(refusal(["table", "--methods", "densest"]).contains("a prefill of dense, xattention"))
+        #expect(refusal(["table", "--caches", "float16,int4q"]).contains("got \"int4q\""))
+    }
+}
