@@ -42,6 +42,7 @@ let package = Package(
                 .product(name: "SpargeAttention", package: "SparseKernels"),
                 .product(name: "SparseVideoGen", package: "SparseKernels"),
                 .product(name: "DuoAttention", package: "SparseKernels"),
+                .product(name: "QServe", package: "SparseKernels"),
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: language),

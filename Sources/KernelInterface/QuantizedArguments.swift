@@ -175,11 +175,25 @@ public enum QuantizedScratch {
     /// The most rows of a task, a multiple of the tile's six. 132 rows of 3072 codes are 400 KiB, which stay in a second-level
     /// cache of 512 KiB while panels are read.
     public static let taskRows = 132
+    /// Bytes of the activations of a task whose activations are floats, where vectors have 16 lanes. Cores with such vectors have
+    /// 1 MiB of second-level cache or more. Every panel is widened once per task, which costs 20 cycles per 128 weights, compared
+    /// with the 256 cycles in which 64 rows are multiplied with them.
+    public static let wideValueBytes = 768 << 10
     /// Bytes between the codes in use and those that are prefetched: 250 ns at 33 GB/s, longer than memory takes to answer.
     public static let bytesAhead = 8192
     /// Rows per task of the activation pass, and channels per step. With 256 · 48 floats of the down-projection, 112 KiB.
     public static let activationRows = 64
     public static let activationDepth = 256
+
+    /// The rows of each task of a product of `rows` rows with floats: equal blocks that stay in a second-level cache. None has a
+    /// single row unless the product has, because a single row is summed in another order.
+    public static func valueRows(_ rows: Int, depth: Int, tileRows: Int, laneCount: Int) -> Int {
+        var limit = taskRows
+        if laneCount >= 16 { limit = min(limit, max(wideValueBytes / (4 * max(depth, 1)), 4 * tileRows)) }
+        var size = GEMMScratch.block(rows, limit: limit, unit: tileRows)
+        while rows > 1 && rows % size == 1 { size += tileRows }
+        return size
+    }
 
     /// Floats across the widest panel of weights.
     static let maximumLanes = 2 * AttentionScratch.maximumLanes

@@ -9,7 +9,7 @@ struct SparseKernelsBench: ParsableCommand {
         subcommands: [
             RunCommand.self, VerifyCommand.self, AttendCommand.self, VideoCommand.self, ShowCommand.self, TablesCommand.self,
             RecordCommand.self,
-            CoreCommand.self,
+            LayerCommand.self, CoreCommand.self,
         ],
         defaultSubcommand: RunCommand.self)
 }

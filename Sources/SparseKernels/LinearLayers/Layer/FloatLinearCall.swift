@@ -31,13 +31,16 @@ struct FloatLinearCall {
     private func multiply(
         _ values: UnsafePointer<Float>, stride: Int, first: Int, rows: Int, on pool: WorkerPool
     ) {
-        let taskRows = GEMMScratch.block(rows, limit: QuantizedScratch.taskRows, unit: layer.kernels.sizes.tileRows)
+        let sizes = layer.kernels.sizes
+        let taskRows = QuantizedScratch.valueRows(
+            rows, depth: layer.inFeatures, tileRows: sizes.tileRows, laneCount: sizes.laneCount)
         let width = layer.kernels.sizes.weightPanelWidth
         let panels = (layer.outFeatures + width - 1) / width
         let product = Product(
             call: self, values: values, stride: stride, first: first, rows: rows, taskRows: taskRows, panels: panels)
         pool.run(
-            product, tasks: (rows + taskRows - 1) / taskRows * panels, work: rows * layer.inFeatures * layer.outFeatures,
+            product, tasks: (rows + taskRows - 1) / taskRows * panels,
+            work: QuantizedLinearCall.work(rows, layer.inFeatures, layer.outFeatures),
             scratchByteCount: layer.scratchByteCount)
     }
 

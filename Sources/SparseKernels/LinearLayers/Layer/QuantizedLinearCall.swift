@@ -48,17 +48,26 @@ struct QuantizedLinearCall {
     ) {
         let product = product(from: first, rows: rows, block, workspace)
         pool.run(
-            product, tasks: product.productTasks, work: rows * layer.inFeatures * layer.outFeatures,
+            product, tasks: product.productTasks, work: Self.work(rows, layer.inFeatures, layer.outFeatures),
             scratchByteCount: layer.scratchByteCount)
     }
+
+    /// The estimated cost of a product in multiply-adds. With few rows it is bound by reading and unpacking the weights, which
+    /// take as long as four rows.
+    static func work(_ rows: Int, _ inFeatures: Int, _ outFeatures: Int) -> Int { max(rows, 4) * inFeatures * outFeatures }
 
     /// The product of rows whose activations are in the workspace.
     func product(
         from first: Int, rows: Int, _ block: ActivationBlock, _ workspace: UnsafeMutableRawPointer
     ) -> Phase {
-        Phase(
-            call: self, block: block, workspace: workspace, first: first, rows: rows,
-            taskRows: GEMMScratch.block(rows, limit: QuantizedScratch.taskRows, unit: 6))
+        let sizes = layer.weight.kernels.sizes
+        let taskRows =
+            layer.activation == .float
+            ? QuantizedScratch.valueRows(
+                rows, depth: layer.inFeatures, tileRows: sizes.tileRows, laneCount: sizes.laneCount)
+            : GEMMScratch.block(rows, limit: QuantizedScratch.taskRows, unit: 6)
+        return Phase(
+            call: self, block: block, workspace: workspace, first: first, rows: rows, taskRows: taskRows)
     }
 
     /// Projects rows down for the low-rank branch, without their codes.

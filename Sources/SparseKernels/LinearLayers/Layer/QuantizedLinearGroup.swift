@@ -124,7 +124,8 @@ private struct GroupCall {
                 }
                 let products = Products(call: self, shared: shared, workspace: workspace, first: first, rows: count)
                 pool.run(
-                    products, tasks: products.taskCount, work: count * group.inFeatures * group.outFeatures,
+                    products, tasks: products.taskCount,
+                    work: QuantizedLinearCall.work(count, group.inFeatures, group.outFeatures),
                     scratchByteCount: group.scratchByteCount)
                 first += count
             }

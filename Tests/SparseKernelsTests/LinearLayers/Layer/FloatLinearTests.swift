@@ -1,3 +1,4 @@
+import KernelInterface
 import SparseKernels
 import SparseKernelsReference
 import TestSupport
@@ -136,5 +137,31 @@ struct FloatLinearTests {
             var y = try Tensor<Float>(zeros: [2, 3])
             try layer.run(Tensor<Float>(zeros: [2, 3]), into: &y)
         }
+    }
+}
+
+@Suite("Rows of tasks with floats")
+struct ValueRowsTests {
+    @Test("no task has a single row unless the product has", arguments: [(4, 8), (8, 16)])
+    func noSingleRow(tileRows: Int, laneCount: Int) {
+        for depth in [0, 64, 512, 3072, 4096, 14_336, 1 << 20] {
+            for rows in 1...1024 {
+                let size = QuantizedScratch.valueRows(rows, depth: depth, tileRows: tileRows, laneCount: laneCount)
+                #expect(size >= 1 && size <= QuantizedScratch.taskRows, "\(rows) rows of \(depth)")
+                #expect(rows == 1 || rows % size != 1, "\(rows) rows of \(depth) in tasks of \(size)")
+            }
+        }
+    }
+
+    /// 449 rows of 3072 channels are tasks of 64 rows and one row where vectors have 16 lanes, if nobody takes care.
+    @Test("a row has the same bits in any number of rows", arguments: InstructionSet.available)
+    func rowsAlone(_ set: InstructionSet) throws {
+        let (rows, k) = (449, 3072)
+        let x = try Tensor<Float>.normal([rows, k], seed: 5)
+        let layer = try FloatLinear(weight: Tensor<Float>.normal([16, k], seed: 6), instructionSet: set)
+        let all = try layer(x)
+        let last = try Tensor<Float>([2, k]) { x[flat: (rows - 2) * k + $0] }
+        let some = try layer(last)
+        #expect(Array(all.bits.suffix(32)) == Array(some.bits))
     }
 }
