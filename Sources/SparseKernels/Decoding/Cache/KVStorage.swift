@@ -155,6 +155,7 @@ package final class KVStorage {
         var keys = StoreTokensArguments(
             rows: key, first: firstKey, count: count, target: keyOperand(layer: layer, head: head), slot: slot,
             scratch: floats)
+        keys.fitsCodes = configuration.quantization == .leastSquares
         kernels.storeTokens(&keys)
         if configuration.keepsKeyEstimates {
             keys.target = estimateOperand(layer: layer, head: head)!
@@ -163,6 +164,7 @@ package final class KVStorage {
         var values = StoreTokensArguments(
             rows: value, first: firstValue, count: count, target: valueOperand(layer: layer, head: head), slot: slot,
             scratch: floats)
+        values.fitsCodes = keys.fitsCodes
         kernels.storeTokens(&values)
     }
 
