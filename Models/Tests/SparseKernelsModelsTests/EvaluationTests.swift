@@ -17,6 +17,18 @@ struct EvaluationTests {
         return try LanguageSession(model, options, on: WorkerPool(threads: threads))
     }
 
+    @Test("code lengths take the rows that predict a token, and say what is wrong with others")
+    func codeLengths() throws {
+        let logits = try Tensor<Float>([3, 4], [0, 1, 2, 3, 5, 5, 5, 5, 9, 9, 9, 9])
+        let first = log(exp(-2.0) + exp(-1) + 1 + exp(1)) / log(2)
+        #expect(abs(try LanguageModel.codeLength(logits, [1, 2]) - first) < 1e-6)
+        #expect(abs(try LanguageModel.codeLength(logits, [1, 2, 0]) - first - 2) < 1e-6)
+        #expect(try LanguageModel.codeLength(logits, [1]) == 0 && LanguageModel.codeLength(logits, []) == 0)
+        #expect(throws: SparseKernelsError.self) { try LanguageModel.codeLength(logits, [0, 0, 0, 0, 0]) }
+        let error = #expect(throws: SparseKernelsError.self) { try LanguageModel.codeLength(logits, [0, 4]) }
+        #expect(error?.argument == "tokens")
+    }
+
     @Test("bits are those of the logits of whole windows, through prefill and through decoding")
     func perplexity() throws {
         let tiny = try TinyBytes()

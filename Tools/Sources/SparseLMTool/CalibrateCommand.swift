@@ -47,7 +47,8 @@ struct CalibrateCommand: ParsableCommand {
         for (index, range) in ranges.enumerated() {
             progress.begin("window \(index + 1)")
             let window = Array(corpus.tokens[range])
-            bits += LanguageModel.codeLength(try recorder.record(window, through: language, on: model.pool), window)
+            let logits = try recorder.record(window, through: language, on: model.pool)
+            bits += try LanguageModel.codeLength(logits, window, on: model.pool)
             progress.finishCase()
         }
         progress.clear()
