@@ -40,7 +40,7 @@ struct CalibrateCommand: ParsableCommand {
         let tokenizer = try model.tokenizer
         let corpus = try texts.corpus(for: tokenizer)
         let ranges = try corpus.windows(windows, length: context)
-        let language = try LanguageModel(folder: folder, linear: LinearChoice.exact(for: folder), on: model.pool)
+        let language = try model.load(linear: LinearChoice.exact(for: folder))
         var recorder = try CalibrationRecorder(capacity: tokens, seed: seed)
         let progress = ProgressLine(total: ranges.count)
         var bits = 0.0
