@@ -92,24 +92,35 @@ private func countSteps(
 
 /// The sums of the codes that a line has.
 @inline(never)
-private func sums(
-    _ steps: UnsafePointer<Float>, _ channels: Int, offset: Float, inverse: Float
-) -> CodeSums {
+private func sums(_ steps: UnsafePointer<Float>, _ channels: Int, offset: Float, inverse: Float) -> CodeSums {
+    var (codes, squares, products) = (splat(0), splat(0), splat(0))
+    addCodes(steps, channels, offset: offset, inverse: inverse, codes: &codes, squares: &squares, products: &products)
+    return CodeSums(codes: Double(laneSum(codes)), squares: Double(laneSum(squares)), products: Double(laneSum(products)))
+}
+
+/// Adds the codes of a line lane by lane. What adds the lanes is not inlined here, because the compiler would then keep parts of the
+/// registers apart throughout the loop.
+@inline(never)
+private func addCodes(
+    _ steps: UnsafePointer<Float>, _ channels: Int, offset: Float, inverse: Float, codes: inout Vector, squares: inout Vector,
+    products: inout Vector
+) {
     let (first, factor, bottom, top) = (splat(offset), splat(inverse), splat(0), splat(15))
     // Adding and subtracting it rounds to whole numbers.
     let magic = splat(12_582_912)
-    var (codes, squares, products) = (splat(0), splat(0), splat(0))
+    var (sum, squareSum, productSum) = (splat(0), splat(0), splat(0))
     var x = 0
     while x < channels {
         let element = load(steps + x)
         let code = (minimum(maximum((element - first) * factor, bottom), top) + magic) - magic
-        codes += code
-        squares = multiplyAdd(code, code, squares)
-        products = multiplyAdd(code, element, products)
+        sum += code
+        squareSum = multiplyAdd(code, code, squareSum)
+        productSum = multiplyAdd(code, element, productSum)
         x += laneCount
     }
-    return CodeSums(
-        codes: Double(laneSum(codes)), squares: Double(laneSum(squares)), products: Double(laneSum(products)))
+    codes = sum
+    squares = squareSum
+    products = productSum
 }
 
 /// Fits a line to the codes of another one, and keeps it if it is the best so far.
