@@ -164,7 +164,6 @@ package final class KVStorage {
         var values = StoreTokensArguments(
             rows: value, first: firstValue, count: count, target: valueOperand(layer: layer, head: head), slot: slot,
             scratch: floats)
-        values.fitsCodes = keys.fitsCodes
         kernels.storeTokens(&values)
     }
 
