@@ -109,7 +109,8 @@ let package = Package(
             swiftSettings: language + views),
         // Built as in a client: without settings of this package, without @testable.
         .testTarget(
-            name: "PublicAPITests", dependencies: ["SparseKernels"] + facades.map { .byName(name: $0) }),
+            name: "PublicAPITests",
+            dependencies: ["SparseKernels", "SparseKernelsReference"] + facades.map { .byName(name: $0) }),
         .systemLibrary(name: "CIntrinsics"),
         .systemLibrary(
             name: "COpenBLAS", pkgConfig: "openblas",

@@ -70,6 +70,7 @@ let package = Package(
         .target(
             name: "LanguageMeasuring",
             dependencies: [
+                .product(name: "DuoAttention", package: "SparseKernels"),
                 .product(name: "Terminal", package: "SparseKernelsTerminal"),
                 .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
                 .product(name: "SparseKernels", package: "SparseKernels"),

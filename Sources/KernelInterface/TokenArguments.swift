@@ -307,6 +307,8 @@ public struct StoreTokensArguments {
     public var slot: Int
     /// `2 · padded(channels)` floats, 64-byte aligned.
     public var scratch: UnsafeMutablePointer<Float>
+    /// Whether offsets and scales of 4-bit codes above a minimum are fitted to the rows.
+    public var fitsCodes = false
 
     public init(
         rows: RowOperand, first: Int, count: Int, target: TokenOperand, slot: Int,

@@ -95,6 +95,47 @@ public struct ReferenceKVMinimum: Sendable {
     }
 }
 
+/// The least squared error of a row whose elements are s·code + m, with codes of some bits and any s and m, in `Double`.
+///
+/// It is searched for: from lines that cut off up to 16 percent of the range at either end, codes and line are fitted to each other in
+/// turn, until nothing changes.
+public struct ReferenceKVLeastSquares: Sendable {
+    public let squaredError: Double
+
+    /// - Parameters:
+    ///   - row: the channels of a key or value, finite, and at least one.
+    ///   - bits: of a code.
+    public init(_ row: [Double], bits: Int) {
+        let limit = Double(1 << bits - 1)
+        let count = Double(row.count)
+        let (low, high) = (row.min() ?? 0, row.max() ?? 0)
+        let mean = row.reduce(0, +) / count
+        var least = row.reduce(0) { $0 + ($1 - mean) * ($1 - mean) }
+        guard high > low else {
+            squaredError = least
+            return
+        }
+        for cuts in 0..<81 {
+            let (bottom, top) = (Double(cuts % 9) * 0.02, Double(cuts / 9) * 0.02)
+            var (offset, scale) = (low + bottom * (high - low), (high - low) * (1 - bottom - top) / limit)
+            var before = Double.infinity
+            while scale > 0 {
+                let codes = row.map { max(0, min(limit, (($0 - offset) / scale).rounded())) }
+                let rests = zip(row, codes).map { $0 - scale * $1 - offset }
+                let error = rests.reduce(0) { $0 + $1 * $1 }
+                if !(error < before) { break }
+                before = error
+                let meanCode = codes.reduce(0, +) / count
+                let spread = codes.reduce(0) { $0 + ($1 - meanCode) * ($1 - meanCode) }
+                scale = spread > 0 ? zip(row, codes).reduce(0) { $0 + ($1.0 - mean) * ($1.1 - meanCode) } / spread : 0
+                offset = mean - scale * meanCode
+            }
+            least = min(least, before)
+        }
+        squaredError = least
+    }
+}
+
 /// The estimators of Twilight's released accuracy code, operation by operation in `Float`.
 ///
 /// - Source: tsinghua-ideal/Twilight, `twilight/pyimpl/quantize.py`.

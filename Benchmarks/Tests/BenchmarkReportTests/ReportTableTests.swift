@@ -18,6 +18,7 @@ import Testing
         (.prefill, "lm-layer3-32768 S16 τ0.95 f32 attend", ["dense"]),
         (.quantizedProduct, "14336×4096 M 4096 W4A16 r32", ["OpenBLAS"]),
         (.quantizationError, "code-lm layers.3.mlp.down W4A4 smooth r32 GPTQ", ["39 SVDs"]),
+        (.rowOperators, "RMSNorm of sums 512×4096", []),
         (.decode, "131072 b8 f16 LServe 4096 L16 f16 /4", ["f16"]),
         (.decodeUpkeep, "131072 b1 int8 append to a fork", ["dense"]),
         (.decodeQuality, "lm-layer3-32768 f16 LServe 8192 per query head", []),

@@ -22,7 +22,7 @@ struct CodeLengthExample {
         var bits = 0.0
         for (index, part) in parts.enumerated() {
             progress.begin("part \(index + 1)")
-            bits += LanguageModel.codeLength(try model.logits(part), part)
+            bits += try LanguageModel.codeLength(model.logits(part), part)
             progress.finishCase()
         }
         progress.clear()

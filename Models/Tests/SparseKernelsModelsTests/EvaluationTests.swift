@@ -17,6 +17,40 @@ struct EvaluationTests {
         return try LanguageSession(model, options, on: WorkerPool(threads: threads))
     }
 
+    @Test("code lengths take the rows that predict a token, and say what is wrong with others")
+    func codeLengths() throws {
+        let logits = try Tensor<Float>([3, 4], [0, 1, 2, 3, 5, 5, 5, 5, 9, 9, 9, 9])
+        let first = log(exp(-2.0) + exp(-1) + 1 + exp(1)) / log(2)
+        #expect(abs(try LanguageModel.codeLength(logits, [1, 2]) - first) < 1e-6)
+        #expect(abs(try LanguageModel.codeLength(logits, [1, 2, 0]) - first - 2) < 1e-6)
+        #expect(try LanguageModel.codeLength(logits, [1]) == 0 && LanguageModel.codeLength(logits, []) == 0)
+        #expect(throws: SparseKernelsError.self) { try LanguageModel.codeLength(logits, [0, 0, 0, 0, 0]) }
+        let error = #expect(throws: SparseKernelsError.self) { try LanguageModel.codeLength(logits, [0, 4]) }
+        #expect(error?.argument == "tokens")
+    }
+
+    @Test("heads lose what their window does not hold, and nothing when it holds everything")
+    func retrievalHeads() throws {
+        let model = try TinyLanguageModel.load()
+        let texts = [Array(corpus.tokens[..<60]), Array(corpus.tokens[100..<150])].map { $0.map { $0 % 48 } }
+        func losses(_ sink: Int, _ local: Int, _ texts: [[Int]]) throws -> [[Double]] {
+            var profile = try RetrievalHeadProfile(sink: sink, local: local)
+            for text in texts { try profile.add(text, to: model) }
+            return profile.losses
+        }
+        #expect(try losses(0, 60, texts) == Array(repeating: Array(repeating: 0, count: model.configuration.kvHeads), count: 3))
+        let (narrow, wide) = (try losses(1, 4, texts), try losses(1, 30, texts))
+        for (a, b) in zip(narrow.joined(), wide.joined()) { #expect(a > b && b > 0 && a <= 1) }
+        // Of two texts, the loss is between those of either.
+        let alone = try texts.map { try losses(1, 4, [$0])[1][0] }
+        #expect(narrow[1][0] >= alone.min()! && narrow[1][0] <= alone.max()!)
+        var profile = try RetrievalHeadProfile()
+        #expect(profile.losses.isEmpty)
+        #expect(throws: SparseKernelsError.self) { try profile.add([], to: model) }
+        #expect(throws: SparseKernelsError.self) { try profile.add([48], to: model) }
+        #expect(throws: SparseKernelsError.self) { try RetrievalHeadProfile(sink: 0, local: 0) }
+    }
+
     @Test("bits are those of the logits of whole windows, through prefill and through decoding")
     func perplexity() throws {
         let tiny = try TinyBytes()

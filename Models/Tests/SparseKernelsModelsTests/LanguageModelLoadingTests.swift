@@ -103,6 +103,28 @@ struct LanguageModelLoadingTests {
         #expect(distance <= limit[format]!, "\(distance)")
     }
 
+    @Test("low-rank branches are made of 16-bit weights, and bring them nearer", arguments: [LinearFormat.w4a16, .w4a8, .w4a4])
+    func lowRank(_ format: LinearFormat) throws {
+        let tiny = try TinyLanguageModel()
+        let exact = try LanguageModel(folder: tiny.folder, linear: .float32).logits(tokens)
+        var layers: [Int] = []
+        let distances = try [0, 8, 16].map { rank in
+            let model = try LanguageModel(folder: tiny.folder, linear: format, rank: rank) { loaded, all in
+                layers += [loaded, all]
+            }
+            #expect(model.rank == rank && model.linear == format && !model.isQuantized)
+            return relativeDistance(try model.logits(tokens).elements, exact.elements)
+        }
+        #expect(distances[2] < distances[1] && distances[1] < distances[0], "\(distances)")
+        #expect(Array(layers.prefix(6)) == [1, 3, 2, 3, 3, 3])
+        for (linear, rank) in [(LinearFormat.float16, 8), (format, -1), (format, 1000)] {
+            let error = #expect(throws: SparseKernelsError.self) {
+                try LanguageModel(folder: tiny.folder, linear: linear, rank: rank)
+            }
+            #expect(error?.code == .invalidArgument && error?.argument == "rank")
+        }
+    }
+
     @Test("a file that was quantised has the 4-bit forms, and no other")
     func quantized() throws {
         let tiny = try TinyLanguageModel()
@@ -128,6 +150,10 @@ struct LanguageModelLoadingTests {
         for format in [LinearFormat.float16, .float32, .bfloat16] {
             expect(.invalidArgument, "linear", "w4a4", folder: tiny.folder, linear: format)
         }
+        let error = #expect(throws: SparseKernelsError.self) {
+            try LanguageModel(folder: tiny.folder, linear: .w4a4, rank: 8)
+        }
+        #expect(error?.argument == "rank" && error?.actual.contains("4 bits") ?? false)
     }
 
     @Test(

@@ -105,7 +105,7 @@ struct LanguageModelTests {
 
             """
         let tokens = text.utf8.map(Int.init)
-        let bits = LanguageModel.codeLength(try model.logits(tokens), tokens)
+        let bits = try LanguageModel.codeLength(model.logits(tokens), tokens)
         // Rounding in single precision changes each of 250 log-probabilities by about 10⁻⁵.
         #expect(abs(bits - 197.822) < 0.01, "\(bits)")
     }

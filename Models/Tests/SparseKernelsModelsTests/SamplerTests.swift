@@ -69,6 +69,30 @@ struct SamplerTests {
         #expect(try support([0, -.infinity, 0], Sampling(temperature: 1)) == [0, 2])
     }
 
+    @Test("what top-k ranks is drawn as if it were sorted, on any number of threads")
+    func ranked() throws {
+        var generator = SplitMix64(seed: 3)
+        let logits = (0..<40_000).map { _ in Float(Int.random(in: -900...900, using: &generator)) / 100 }
+        let order = logits.indices.sorted { logits[$0] == logits[$1] ? $0 < $1 : logits[$0] > logits[$1] }
+        #expect(try draw(logits, .greedy) == [order[0]])
+        for count in [1, 7, 40] {
+            let sampling = Sampling(temperature: 3, topK: count, seed: 5)
+            var samplers = [try Sampler(sampling), try Sampler(sampling)]
+            let pools = [WorkerPool(threads: 1), WorkerPool(threads: 7)]
+            var drawn = Set<Int>()
+            for _ in 0..<200 {
+                let tokens = try (0..<2).map { try samplers[$0].next(logits.span, on: pools[$0]) }
+                #expect(tokens[0] == tokens[1])
+                drawn.insert(tokens[0])
+            }
+            #expect(drawn.isSubset(of: order.prefix(count)) && drawn.count > count / 2)
+        }
+        // The penalty needs all logits, and with 1 changes nothing.
+        var (plain, noted) = (try Sampler(.greedy), try Sampler(Sampling(repetitionPenalty: 1.5)))
+        noted.note([order[0]])
+        #expect(try plain.next(logits.span) == order[0] && noted.next(logits.span) == order[1])
+    }
+
     @Test("filters agree with a sort of everything, on random logits")
     func randomFilters() throws {
         var generator = SplitMix64(seed: 8)

@@ -3,6 +3,7 @@
 // Quantised rows are s·code + m, where m is the smallest value rounded down and s = (max − m)/(2ᵇ − 1) rounded up. So the codes
 // cover the row despite the rounding of m and s to half precision, and no element is off by more than s/2. Or they follow KV4
 // and KV8 of QServe and LServe: s = half((max − min)/(2ᵇ − 1)), z = half(−(2ᵇ − 1)·min/(max − min)), code = nearest(x/s + z).
+// 4-bit codes above an offset may also be fitted to the row (FitCodes.swift).
 
 public import KernelInterface
 
@@ -20,7 +21,8 @@ extension Kernels {
                 let codes = UnsafeMutableRawPointer(row + padded).assumingMemoryBound(to: Int32.self)
                 let (low, high) = range(of: row, channels: channels)
                 if args.target.offsetKind == .minimum {
-                    encodeFromMinimum(row, low: low, high: high, args.target, slot: args.slot + token, codes: codes)
+                    encodeFromMinimum(
+                        row, low: low, high: high, args.target, fits: args.fitsCodes, slot: args.slot + token, codes: codes)
                 } else {
                     encodeFromZeroPoint(row, low: low, high: high, args.target, slot: args.slot + token, codes: codes)
                 }
@@ -73,16 +75,20 @@ private func range(of row: UnsafePointer<Float>, channels: Int) -> (low: Float, 
     return (low, high)
 }
 
-/// Computes and stores minimum and scale of a row, and computes its codes.
+/// Computes and stores minimum and scale of a row, or those that fit it better, and computes its codes.
 @inline(never)
 private func encodeFromMinimum(
-    _ row: UnsafePointer<Float>, low: Float, high: Float, _ target: TokenOperand, slot: Int,
+    _ row: UnsafePointer<Float>, low: Float, high: Float, _ target: TokenOperand, fits: Bool, slot: Int,
     codes: UnsafeMutablePointer<Int32>
 ) {
     let limit = Float(target.format.maximumCode)
-    let offset = halfBelow(low)
+    var offset = halfBelow(low)
+    var scale = halfAbove((high - widenHalf(offset)) / limit)
+    if fits && target.format == .int4 {
+        let steps = UnsafeMutableRawPointer(codes).assumingMemoryBound(to: Float.self)
+        fitCodes(row, low: low, high: high, channels: target.channels, steps: steps, scale: &scale, offset: &offset)
+    }
     let minimumValue = widenHalf(offset)
-    let scale = halfAbove((high - minimumValue) / limit)
     // If all elements are one half-precision number, all codes are 0.
     let inverse = splat(scale == 0 ? 0 : 1 / widenHalf(scale))
     let (first, bottom, top) = (splat(minimumValue), splat(0), splat(limit))

@@ -101,6 +101,23 @@ extension Tensor {
         try TensorView(span, geometry: TensorGeometry(shape: shape, layout: layout, named: name), named: name)
     }
 
+    /// The heads of a matrix `[tokens, heads · headDim]`, as linear layers take and give it.
+    /// - Throws: `.invalidShape` for another rank, or columns that are not whole heads.
+    @_lifetime(borrow self)
+    public func view(headDim: Int, named name: String = "tensor") throws(SparseKernelsError) -> TensorView<Element> {
+        try TensorView(span, geometry: TensorGeometry(matrix: shape, headDim: headDim, named: name), named: name)
+    }
+
+    /// The heads of a matrix `[tokens, heads · headDim]` to write.
+    /// - Throws: `.invalidShape` for another rank, or columns that are not whole heads.
+    @_lifetime(&self)
+    public mutating func mutableView(
+        headDim: Int, named name: String = "tensor"
+    ) throws(SparseKernelsError) -> MutableTensorView<Element> {
+        let geometry = try TensorGeometry(matrix: shape, headDim: headDim, named: name)
+        return try MutableTensorView(mutableSpan, geometry: geometry, named: name)
+    }
+
     /// The tensor as an attention operand to write. Rank 3, with the axes in the order of `layout`; rank 2 is one head.
     /// - Throws: `.invalidShape` for another rank or no heads.
     @_lifetime(&self)

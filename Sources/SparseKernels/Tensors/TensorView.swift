@@ -63,6 +63,14 @@ public struct TensorGeometry: Hashable, Sendable {
         }
     }
 
+    /// The geometry of a matrix `[tokens, heads · headDim]`.
+    init(matrix shape: [Int], headDim: Int, named name: String) throws(SparseKernelsError) {
+        try require(
+            shape.count == 2 && headDim >= 1 && shape[1] >= headDim && shape[1] % headDim == 0, .invalidShape, name,
+            expected: "[tokens, heads · \(headDim)]", actual: "\(abbreviated(shape))")
+        try self.init(heads: shape[1] / headDim, tokens: shape[0], channels: headDim, layout: .nhd, named: name)
+    }
+
     /// The geometry of a tensor with adjacent rows. Rank 3, with the axes in the order of `layout`; rank 2 is one head.
     init(shape: [Int], layout: TensorLayout, named name: String) throws(SparseKernelsError) {
         try require(
@@ -88,6 +96,19 @@ public struct TensorGeometry: Hashable, Sendable {
         TensorGeometry(
             checkedHeads: heads, tokens: count, channels: channels, headStride: headStride, tokenStride: tokenStride,
             firstToken: firstToken + first)
+    }
+
+    /// The same strides with some of the heads.
+    func withHeads(_ count: Int) -> TensorGeometry {
+        TensorGeometry(
+            checkedHeads: count, tokens: tokens, channels: channels, headStride: headStride, tokenStride: tokenStride,
+            firstToken: firstToken)
+    }
+
+    func requireHeads(_ range: Range<Int>) {
+        precondition(
+            !range.isEmpty && range.lowerBound >= 0 && range.upperBound <= heads,
+            "heads \(range) are none, or outside a view of \(heads) heads")
     }
 
     /// The extents of cached rows. Their memory has one element per head, whatever the other extents are.
@@ -188,6 +209,14 @@ public struct TensorView<Element: TensorElement>: ~Escapable {
         return TensorView(checked: span.extracting(droppingFirst: first), geometry.withTokens(range.count))
     }
 
+    /// The view of some heads, such as the keys of queries, keys and values that lie side by side.
+    @_lifetime(copy self)
+    public func heads(_ range: Range<Int>) -> TensorView {
+        geometry.requireHeads(range)
+        let first = tokens == 0 || channels == 0 ? 0 : range.lowerBound * geometry.headStride
+        return TensorView(checked: span.extracting(droppingFirst: first), geometry.withHeads(range.count))
+    }
+
     @_lifetime(copy span)
     init(checked span: Span<Element>, _ geometry: TensorGeometry) {
         self.geometry = geometry
@@ -242,4 +271,18 @@ public struct MutableTensorView<Element: TensorElement>: ~Copyable, ~Escapable {
     public var heads: Int { geometry.heads }
     public var tokens: Int { geometry.tokens }
     public var channels: Int { geometry.channels }
+
+    /// The view of some heads, such as queries and keys of queries, keys and values that lie side by side.
+    @_lifetime(copy self)
+    public consuming func heads(_ range: Range<Int>) -> MutableTensorView {
+        geometry.requireHeads(range)
+        let first = tokens == 0 || channels == 0 ? 0 : range.lowerBound * geometry.headStride
+        return MutableTensorView(geometry.withHeads(range.count), span._consumingExtracting(first...))
+    }
+
+    @_lifetime(copy span)
+    private init(_ geometry: TensorGeometry, _ span: consuming MutableSpan<Element>) {
+        self.geometry = geometry
+        self.span = span
+    }
 }

@@ -68,6 +68,8 @@ public struct SessionSpec: Hashable, Sendable {
     public var chunk: Int?
     /// Layers, from the first on, that stay dense.
     public var denseLayers = 0
+    /// For every layer, whether each KV head is a retrieval head, which matters to LServe only. nil means that all are.
+    public var retrievalHeads: [[Bool]]?
 
     public init(method: MethodSpec, cache: CacheSpec = .float16) {
         self.method = method
@@ -88,6 +90,7 @@ public struct SessionSpec: Hashable, Sendable {
         options.rotatesValues = cache.rotatesValues
         options.sequenceCapacity = sequences
         options.denseLayers = denseLayers
+        options.retrievalHeads = retrievalHeads
         if let chunk { options.chunk = chunk }
         return options
     }

@@ -120,7 +120,8 @@ public struct LanguageBench: Hashable, Sendable {
                 try finished(
                     Row(
                         test: name + suffix, depth: depth, tokens: count, method: spec.method.description,
-                        linear: model.linear.rawValue, cache: spec.cache.description, threads: pool.threads, seconds: seconds))
+                        linear: LinearSpec(model).description, cache: spec.cache.description, threads: pool.threads,
+                        seconds: seconds))
             }
             try row("pp\(prompt)", prompt) { () throws(SparseKernelsError) in
                 _ = try session.append([Array(tokens[depth..<depth + prompt])], to: [sequence])

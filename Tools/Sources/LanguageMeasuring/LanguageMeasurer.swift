@@ -33,7 +33,8 @@ public struct LanguageMeasurer {
         _ spec: SessionSpec, context: Int, progress: Progress = { _, _ in true }
     ) throws(SparseKernelsError) -> LanguageRow? {
         var row = LanguageRow(
-            method: spec.method.description, linear: model.linear.rawValue, cache: spec.cache.description, context: context,
+            method: spec.method.description, linear: LinearSpec(model).description, cache: spec.cache.description,
+            context: context,
             plan: plan)
         let parts = Double(plan.windows + plan.trials)
         guard try measureText(spec, &row, { what, done throws(SparseKernelsError) in try progress(what, done / parts) }) else {

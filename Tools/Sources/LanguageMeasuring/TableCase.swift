@@ -1,4 +1,3 @@
-public import SparseKernelsModels
 import Terminal
 
 /// A row of the tables before it is measured.
@@ -8,7 +7,7 @@ public struct TableCase: Hashable, Sendable {
     public let kind: Kind
     public let context: Int
     public let method: MethodSpec
-    public let linear: LinearFormat
+    public let linear: LinearSpec
     public let cache: CacheSpec
 
     /// The methods that are compared if nothing is said.
@@ -21,7 +20,7 @@ public struct TableCase: Hashable, Sendable {
 
     /// The cases of both tables. Dense attention is the first of each context, and float16 caches of the second table.
     public static func all(
-        only kind: Kind?, contexts: [Int], methods: [MethodSpec], linear: LinearFormat, linears: [LinearFormat],
+        only kind: Kind?, contexts: [Int], methods: [MethodSpec], linear: LinearSpec, linears: [LinearSpec],
         caches: [CacheSpec], formatContext: Int
     ) -> [TableCase] {
         var cases: [TableCase] = []
@@ -47,7 +46,7 @@ public struct TableCase: Hashable, Sendable {
     /// The row, not measured.
     public func row(_ plan: MeasurementPlan) -> LanguageRow {
         LanguageRow(
-            method: method.description, linear: linear.rawValue, cache: cache.description, context: context, plan: plan)
+            method: method.description, linear: linear.description, cache: cache.description, context: context, plan: plan)
     }
 
     /// Proportional to the time that it takes, about: linear layers and attention take the same time at 8K.
@@ -56,7 +55,7 @@ public struct TableCase: Hashable, Sendable {
     }
 
     public var title: String {
-        kind == .methods ? "\(context) tokens, \(method)" : "\(linear.rawValue), \(cache)"
+        kind == .methods ? "\(context) tokens, \(method)" : "\(linear), \(cache)"
     }
 }
 

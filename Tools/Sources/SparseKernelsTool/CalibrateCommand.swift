@@ -58,7 +58,7 @@ struct CalibrateCommand: ParsableCommand {
         var bits = 0.0
         for (index, sequence) in sequences.enumerated() {
             progress?.begin("sequence \(index + 1)")
-            bits += LanguageModel.codeLength(try recorder.record(sequence, through: llama, on: pool), sequence)
+            bits += try LanguageModel.codeLength(recorder.record(sequence, through: llama, on: pool), sequence, on: pool)
             progress?.finishCase(work: Double(sequence.count))
         }
         progress?.clear()

@@ -40,14 +40,15 @@ struct CalibrateCommand: ParsableCommand {
         let tokenizer = try model.tokenizer
         let corpus = try texts.corpus(for: tokenizer)
         let ranges = try corpus.windows(windows, length: context)
-        let language = try LanguageModel(folder: folder, linear: LinearChoice.exact(for: folder), on: model.pool)
+        let language = try model.load(linear: LinearChoice.exact(for: folder))
         var recorder = try CalibrationRecorder(capacity: tokens, seed: seed)
         let progress = ProgressLine(total: ranges.count)
         var bits = 0.0
         for (index, range) in ranges.enumerated() {
             progress.begin("window \(index + 1)")
             let window = Array(corpus.tokens[range])
-            bits += LanguageModel.codeLength(try recorder.record(window, through: language, on: model.pool), window)
+            let logits = try recorder.record(window, through: language, on: model.pool)
+            bits += try LanguageModel.codeLength(logits, window, on: model.pool)
             progress.finishCase()
         }
         progress.clear()

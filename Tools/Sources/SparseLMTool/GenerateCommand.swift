@@ -109,7 +109,7 @@ struct GenerateCommand: ParsableCommand {
         let report = GenerationReport(
             results: results, promptTokens: tokens.count, statistics: session.statistics,
             byteCount: language.byteCount + session.byteCount, method: self.session.method.description,
-            linear: language.linear.rawValue, cache: self.session.cache.description)
+            linear: LinearSpec(language).description, cache: self.session.cache.description)
         if json { return Self.write(Array(try RowFile<LanguageRow>.encode(report))) }
         if !shows {
             for (index, result) in results.enumerated() {

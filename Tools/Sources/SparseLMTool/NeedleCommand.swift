@@ -44,7 +44,7 @@ struct NeedleCommand: ParsableCommand {
             .init("Density", "%", width: 7), .init("KV read", "%", width: 7),
         ])
         if !json {
-            printNow("\(session.method), \(language.linear.rawValue) linear layers, \(session.cache) cache\n")
+            printNow("\(session.method), \(LinearSpec(language)) linear layers, \(session.cache) cache\n")
             table.header.forEach { printNow($0) }
         }
         var reports: [NeedleReport] = []

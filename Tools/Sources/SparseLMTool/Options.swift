@@ -3,8 +3,8 @@ import Foundation
 public import LanguageMeasuring
 import SparseKernels
 public import SparseKernelsModels
+import Terminal
 
-extension LinearFormat: @retroactive ExpressibleByArgument {}
 extension Perplexity.Path: @retroactive ExpressibleByArgument {}
 
 /// The model and the threads that run it.
@@ -32,9 +32,21 @@ struct ModelOptions: ParsableArguments {
 
     /// Loads the model.
     /// - Parameter linear: nil means the form that suits the file.
-    func load(linear: LinearFormat?) throws -> LanguageModel {
+    func load(linear: LinearSpec?) throws -> LanguageModel {
         let folder = try folder
-        return try LanguageModel(folder: folder, linear: linear ?? LinearChoice.standard(for: folder), on: pool)
+        return try load(folder, linear ?? LinearChoice.standard(for: folder))
+    }
+
+    /// Loads a model, and shows how far it is when it makes low-rank branches.
+    func load(_ folder: String, _ linear: LinearSpec) throws -> LanguageModel {
+        var progress: ProgressLine?
+        defer { progress?.clear() }
+        return try LanguageModel(folder: folder, linear: linear.format, rank: linear.rank, on: pool) { loaded, layers in
+            guard linear.rank ?? 0 > 0 else { return }
+            if progress == nil { progress = ProgressLine.onTerminal(total: layers) }
+            progress?.begin("branches of layer \(min(loaded + 1, layers))")
+            progress?.finishCase()
+        }
     }
 }
 
@@ -46,23 +58,41 @@ struct PassOptions: ParsableArguments {
     @Option(help: "Layers, from the first on, that stay dense with a sparse method.")
     var denseLayers = 0
 
+    @Option(
+        help: ArgumentHelp(
+            "Gates of KV heads, as sparse-lm heads and DuoAttention have them: lserve streams those with the lowest ones.",
+            valueName: "file"))
+    var retrievalHeads: String?
+
+    @Option(help: "The part of the KV heads that stream, 0 to 1, with --retrieval-heads.")
+    var streamingHeads = 0.5
+
     func validate() throws {
         if let chunk, chunk < 1 { throw ValidationError("--chunk takes 1 or more, got \(chunk)") }
         if denseLayers < 0 { throw ValidationError("--dense-layers takes 0 or more, got \(denseLayers)") }
+        guard (0...1).contains(streamingHeads) else {
+            throw ValidationError("--streaming-heads takes 0 to 1, got \(streamingHeads)")
+        }
     }
 
-    func spec(_ method: MethodSpec, _ cache: CacheSpec) -> SessionSpec {
+    func spec(_ method: MethodSpec, _ cache: CacheSpec) throws -> SessionSpec {
         var spec = SessionSpec(method: method, cache: cache)
         spec.chunk = chunk
         spec.denseLayers = denseLayers
+        spec.retrievalHeads = try retrievalHeads.map { try RetrievalHeads.read($0, streaming: streamingHeads) }
         return spec
     }
 }
 
 /// The one form of a session.
 struct SessionFlags: ParsableArguments {
-    @Option(help: "How linear layers are computed. Default: w4a8 for a quantised model, float16 for another.")
-    var linear: LinearFormat?
+    @Option(
+        help: ArgumentHelp(
+            "How linear layers are computed. Default: w4a8 for a quantised model, float16 for another.",
+            discussion:
+                "float32, float16, bfloat16, w4a16, w4a8, w4a4. w4a4:32 makes branches of rank 32 for weights of 16 bits."),
+        transform: { try LinearSpec($0) })
+    var linear: LinearSpec?
 
     // Methods and caches are read by `transform`, as its errors are shown: those of `ExpressibleByArgument` say only that a value is
     // invalid.
@@ -78,7 +108,7 @@ struct SessionFlags: ParsableArguments {
 
     @OptionGroup var passes: PassOptions
 
-    var spec: SessionSpec { passes.spec(method, cache) }
+    var spec: SessionSpec { get throws { try passes.spec(method, cache) } }
 }
 
 /// The text that a model is measured on.

@@ -47,7 +47,7 @@ struct PerplexityCommand: ParsableCommand {
         ])
         if !json {
             printNow(
-                "\(corpus.byteCount) bytes of \(corpus.files.count) texts; \(session.method), \(language.linear.rawValue) linear "
+                "\(corpus.byteCount) bytes of \(corpus.files.count) texts; \(session.method), \(LinearSpec(language)) linear "
                     + "layers, \(session.cache) cache\n")
             table.header.forEach { printNow($0) }
         }

@@ -28,8 +28,10 @@ struct TableCommand: ParsableCommand {
             "Methods of the first table, with commas between; dense comes first in any case.", valueName: "methods"))
     var methods = TableCase.methods
 
-    @Option(help: "The form of linear layers in the first table. Default: w4a8 for a quantised model, float16 for another.")
-    var linear: LinearFormat?
+    @Option(
+        help: "The form of linear layers in the first table. Default: w4a8 for a quantised model, float16 for another.",
+        transform: { try LinearSpec($0) })
+    var linear: LinearSpec?
 
     @Option(
         help: ArgumentHelp(
@@ -44,7 +46,8 @@ struct TableCommand: ParsableCommand {
 
     @Option(
         help:
-            "The folder of the model that w4a4 is run with. Default: the model itself if it is quantised, or the repository's.")
+            "The folder of the model that w4a4 without a rank is run with. Default: the model if it is quantised, or the repository's."
+    )
     var quantized: String?
 
     @Option(help: "Only this table: methods or formats.")
@@ -114,7 +117,7 @@ struct TableCommand: ParsableCommand {
 
         var printer = TablePrinter(cases: cases)
         let progress = ProgressLine(total: cases.count, work: cases.reduce(0) { $0 + $1.work(plan) })
-        var loaded: (format: LinearFormat, model: LanguageModel)?
+        var loaded: (linear: LinearSpec, model: LanguageModel)?
         for item in cases {
             let reused = file?.rows.first { $0.isSameCase(as: item.row(plan)) }
             if let reused {
@@ -124,10 +127,10 @@ struct TableCommand: ParsableCommand {
                 continue
             }
             progress.begin(item.title)
-            if loaded?.format != item.linear {
+            if loaded?.linear != item.linear {
                 loaded = nil
                 let own = LinearChoice.folder(for: item.linear, model: folder, quantized: quantized)
-                loaded = (item.linear, try LanguageModel(folder: own, linear: item.linear, on: model.pool))
+                loaded = (item.linear, try model.load(own, item.linear))
             }
             let measurer = LanguageMeasurer(
                 model: loaded!.model, tokenizer: tokenizer, corpus: corpus, plan: plan, pool: model.pool)

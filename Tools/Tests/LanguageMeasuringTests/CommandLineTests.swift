@@ -24,6 +24,8 @@ struct CommandLineTests {
         #expect(value.contains("a number from 0 to 1 as value 1 of xattention, got \"2\""), "\(value)")
         let cache = refusal([command, "--cache", "int5"])
         #expect(cache.contains("--cache") && cache.contains("int8, int4, each with r behind it"), "\(cache)")
+        #expect(refusal([command, "--linear", "w4a4:-1"]).contains("may have :RANK behind them"))
+        #expect(refusal([command, "--streaming-heads", "2"]).contains("--streaming-heads takes 0 to 1"))
         #expect(refusal([command, "--method", "dense+quest:25%", "--cache", "int8/int4r"]) == "")
     }
 

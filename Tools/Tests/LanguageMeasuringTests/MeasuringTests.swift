@@ -47,12 +47,13 @@ struct MeasuringTests {
 
     @Test("lines have the width of their header, and changes a sign")
     func lines() throws {
-        let formats: [LinearFormat] = [.float16, .w4a8]
+        let formats = [LinearSpec(.float16), LinearSpec(.w4a8, rank: 32)]
         let cases = TableCase.all(
             only: nil, contexts: [2048, 32768], methods: try MethodSpec.list("dense,xattention:0.9,dense+quest:12.5%"),
-            linear: .float16, linears: formats, caches: try CacheSpec.list("float16,int4r"), formatContext: 8192)
+            linear: LinearSpec(.float16), linears: formats, caches: try CacheSpec.list("float16,int4r"), formatContext: 8192)
         #expect(cases.count == 2 * 3 + 3 && cases[0].method.isDense && cases[3].context == 32768)
-        #expect(cases.filter { $0.kind == .formats }.map(\.title) == ["float16, float16", "float16, int4r", "w4a8, float16"])
+        #expect(
+            cases.filter { $0.kind == .formats }.map(\.title) == ["float16, float16", "float16, int4r", "w4a8:32, float16"])
         var printer = TablePrinter(cases: cases)
         var width: Int?
         for (index, item) in cases.enumerated() {
@@ -71,7 +72,7 @@ struct MeasuringTests {
         #expect(LanguageRow.change(1.00049, 1) == "+0.05" && LanguageRow.legend(MeasurementPlan()).count == 3)
         #expect(
             TableCase.all(
-                only: .formats, contexts: [1], methods: [], linear: .w4a4, linears: formats, caches: [.float16],
+                only: .formats, contexts: [1], methods: [], linear: LinearSpec(.w4a4), linears: formats, caches: [.float16],
                 formatContext: 5
             ).count == 2)
     }
@@ -81,7 +82,8 @@ struct MeasuringTests {
         let path = NSTemporaryDirectory() + "sparsekernels-rows-\(UUID().uuidString).json"
         defer { try? FileManager.default.removeItem(atPath: path) }
         let item = TableCase.all(
-            only: .methods, contexts: [64], methods: [], linear: .float16, linears: [], caches: [], formatContext: 0)[0]
+            only: .methods, contexts: [64], methods: [], linear: LinearSpec(.float16), linears: [], caches: [], formatContext: 0
+        )[0]
         var file = try RowFile<LanguageRow>(path: path, continues: true)
         #expect(file.rows.isEmpty)
         try file.append(item.row(Self.plan()))

@@ -1,3 +1,4 @@
+import Foundation
 import SparseKernels
 import SparseKernelsModels
 import Testing
@@ -39,6 +40,33 @@ struct SpecTests {
     func refusals(text: String) {
         let error = #expect(throws: SparseKernelsError.self) { try MethodSpec(text) }
         #expect(error?.argument == "method")
+    }
+
+    @Test("linear layers: a form, and a rank behind 4-bit ones")
+    func linearLayers() throws {
+        for format in LinearFormat.allCases { #expect(try LinearSpec(format.rawValue) == LinearSpec(format)) }
+        #expect(try LinearSpec("w4a4:32") == LinearSpec(.w4a4, rank: 32) && LinearSpec("w4a8:0").description == "w4a8:0")
+        #expect(try LinearChoice.list("float16,w4a16:8") == [LinearSpec(.float16), LinearSpec(.w4a16, rank: 8)])
+        for text in ["", "w4", "w4a4:", "w4a4:x", "w4a4:-1", "w4a4:1:2", "float16:8", ":8"] {
+            let error = #expect(throws: SparseKernelsError.self) { try LinearSpec(text) }
+            #expect(error?.expected.contains("w4a4") ?? false, "\(text)")
+        }
+    }
+
+    @Test("retrieval heads are those with the highest gates of a file")
+    func retrievalHeads() throws {
+        let path = NSTemporaryDirectory() + "sparsekernels-heads-\(UUID().uuidString).tsv"
+        defer { try? FileManager.default.removeItem(atPath: path) }
+        try RetrievalHeads.text([[0.5, 0.25], [0.125, 1], [0, 0.75]]).write(toFile: path, atomically: true, encoding: .utf8)
+        #expect(try RetrievalHeads.read(path, streaming: 0.5) == [[true, false], [false, true], [false, true]])
+        #expect(try RetrievalHeads.read(path, streaming: 0) == [[true, true], [true, true], [true, true]])
+        var spec = SessionSpec(method: try MethodSpec("lserve+lserve"))
+        spec.retrievalHeads = try RetrievalHeads.read(path, streaming: 1)
+        #expect(try spec.options(context: 100).retrievalHeads == [[false, false], [false, false], [false, false]])
+        try "1\t2\nx\t3\n".write(toFile: path, atomically: true, encoding: .utf8)
+        let error = #expect(throws: SparseKernelsError.self) { try RetrievalHeads.read(path, streaming: 0.5) }
+        #expect(error?.argument.contains(path) ?? false)
+        #expect(throws: SparseKernelsError.self) { try RetrievalHeads.read("/nowhere", streaming: 0.5) }
     }
 
     @Test("caches: one format, or two, each rotated or not")

@@ -69,11 +69,14 @@ extension Metric {
         guard let median = row[.medianSeconds], let min = row[.minSeconds], let max = row[.maxSeconds] else { return nil }
         return Summary(median: median, min: min, max: max).relativeSpread
     }
-    /// Bytes of the KV cache that must be read for the result: keys, values, scales, page metadata and estimates.
+    /// Bytes of the KV cache that must be read for the result: keys, values, scales, page metadata and estimates. Of row operators,
+    /// bytes that are read and written.
     public static let bytesRead = Metric(
-        "bytes_read", "Read", "MB", width: 6, in: [.decode], format: { Format.number($0.map { $0 / 1e6 }) })
+        "bytes_read", "Read", "MB", width: 6, in: [.decode, .rowOperators], format: { Format.number($0.map { $0 / 1e6 }) })
     /// `bytesRead` over the median time, in 10⁹ per second.
-    public static let readRate = Metric("read_gbs", "Rate", "GB/s", width: 6, in: [.decode], format: number) { row in
+    public static let readRate = Metric(
+        "read_gbs", "Rate", "GB/s", width: 6, in: [.decode, .rowOperators], format: number
+    ) { row in
         guard let bytes = row[.bytesRead], let seconds = row[.medianSeconds], seconds > 0 else { return nil }
         return bytes / seconds / 1e9
     }
@@ -88,14 +91,15 @@ extension Metric {
     /// Speed as a fraction of the roof that bounds this case; 1 is the roof itself.
     public static let roofFraction = Metric(
         "roof_fraction", "Roof", "%", width: 5,
-        in: [.matrixProduct, .denseAttention, .blockSparse, .quantizedProduct, .decode, .video], format: percent)
+        in: [.matrixProduct, .denseAttention, .blockSparse, .quantizedProduct, .rowOperators, .decode, .video], format: percent)
     /// The time of making the layer, once: search of the smoothing, factorisation and rounding.
     public static let quantizationSeconds = Metric("quantize_s", "Quant.", "s", width: 7, in: [.quantizationError])
 
     public static let baselineSeconds = Metric("baseline_s")
     /// `baselineSeconds / medianSeconds`, or better the median of the ratios of interleaved rounds. For a row whose only time
     /// is `quantizationSeconds`, the ratio of those.
-    public static let speedup = Metric("speedup", "Speed", "×", width: 6, in: .all(but: [.decodeUpkeep, .decodeQuality]))
+    public static let speedup = Metric(
+        "speedup", "Speed", "×", width: 6, in: .all(but: [.rowOperators, .decodeUpkeep, .decodeQuality]))
     /// The `speedup` over the dense operator with the cache in the same format.
     public static let sameFormatSpeedup = Metric("speedup_same_format", "Dense", "×", width: 6, in: [.decode])
     /// Speed-up over dense times density; 1 when the time is proportional to the kept part.
@@ -127,7 +131,7 @@ extension Metric {
     /// The derived tolerance, which `error` must not exceed. Only some tables show it, to keep the lines of others short.
     public static let errorBound = Metric(
         "error_bound", "Bound", width: 7,
-        in: [.matrixProduct, .denseAttention, .scoring, .quantizedProduct, .quantizationError],
+        in: [.matrixProduct, .denseAttention, .scoring, .quantizedProduct, .quantizationError, .rowOperators],
         format: { Format.scientific($0) })
 
     private static let timed = Set<ReportSection>.all(but: [.quantizationError, .decodeQuality])

@@ -2,7 +2,7 @@
 ///
 /// Dense attention that is timed beside sparse rows has a name like theirs (`prefill.dense`), so that it is in their table.
 public enum ReportSection: String, CaseIterable, Sendable {
-    case matrixProduct, denseAttention, blockSparse, scoring, prefill, quantizedProduct, quantizationError
+    case matrixProduct, denseAttention, blockSparse, scoring, prefill, quantizedProduct, quantizationError, rowOperators
     case decode, decodeUpkeep, decodeQuality, video
 
     public init(op: String) {
@@ -19,6 +19,7 @@ public enum ReportSection: String, CaseIterable, Sendable {
         case .prefill: ["prefill"]
         case .quantizedProduct: ["quant.product"]
         case .quantizationError: ["quant.error"]
+        case .rowOperators: ["rows"]
         case .decode: ["decode.step"]
         case .decodeUpkeep: ["decode.upkeep"]
         case .decodeQuality: ["decode.quality"]
@@ -35,6 +36,7 @@ public enum ReportSection: String, CaseIterable, Sendable {
         case .prefill: "Prefill, end to end"
         case .quantizedProduct: "Linear layers with quantised weights"
         case .quantizationError: "What quantising a layer costs in accuracy, and in time"
+        case .rowOperators: "Norms, rotations, activations, embeddings and statistics of logits"
         case .decode: "Decoding from a paged cache, time of a token in a layer"
         case .decodeUpkeep: "Keeping a paged cache"
         case .decodeQuality: "What page and token selection keep of dense attention"

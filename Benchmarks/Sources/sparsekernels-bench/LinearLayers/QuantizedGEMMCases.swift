@@ -15,11 +15,14 @@ struct QuantizedGEMMCases: CaseFamily {
         if isQuick {
             groups = [1, 8, 512].map { group(512, 1408, tokens: $0, pools: [pool]) }
             groups.append(group(3072, 3072, tokens: 512, pools: [pool]))
+            groups.append(layerGroup(tokens: 1))
         } else {
             for (n, k) in Self.shapes { groups += Self.tokens.map { group(n, k, tokens: $0, pools: pools) } }
+            groups += [1, 8, 512].map { layerGroup(tokens: $0) }
         }
         return Section(
-            kind: .quantizedProduct, groups: groups, baselines: baselineName.map { [$0] } ?? [], otherISAs: ["openblas"],
+            kind: .quantizedProduct, groups: groups, baselines: [baselineName, Self.groupBaseline].compactMap { $0 },
+            otherISAs: ["openblas"],
             remark: openBLAS.isFit ? "" : openBLAS.titleRemark)
     }
 
@@ -31,7 +34,7 @@ struct QuantizedGEMMCases: CaseFamily {
         var group = CaseGroup(
             op: "quant.product", name: "\(n)×\(k) M \(tokens)",
             amounts: .operations(operations, effective: operations),
-            labels: ["f32"] + QuantizedVariant.all.map(\.label), otherOps: ["quant.product.f32"]
+            labels: ["f32", "packed f32", "packed f16"] + QuantizedVariant.all.map(\.label), otherOps: ["quant.product.f32"]
         ) { announce in
             announce("making the weights")
             let layers = try run.shared.value(for: [n, k]) { try GaussianLayers(outFeatures: n, inFeatures: k) }
@@ -83,14 +86,24 @@ struct QuantizedGEMMCases: CaseFamily {
         if openBLAS.isAvailable {
             add(
                 instructionSets[0], isa: "openblas", label: "f32", op: "quant.product.f32", bytes: floatBytes,
-                body: { problem.computeWithOpenBLAS(threads: pool.threads) }, check: problem.checkProduct)
+                body: { problem.computeWithOpenBLAS(threads: pool.threads) }, check: { problem.checkProduct() })
             variants[0].restsAfterwards = true
         }
         for set in instructionSets {
             let plan = try GEMM(m: tokens, n: layer.outFeatures, k: layer.inFeatures, transposesB: true, instructionSet: set)
             add(
                 set, label: "f32", op: "quant.product.f32", bytes: floatBytes,
-                body: { problem.compute(plan, on: pool) }, check: problem.checkProduct)
+                body: { problem.compute(plan, on: pool) }, check: { problem.checkProduct() })
+        }
+        for set in instructionSets {
+            let packed = try FloatLinear(weight: layer.weight, instructionSet: set, on: pool)
+            add(
+                set, label: "packed f32", op: "quant.product.f32", bytes: packed.byteCount,
+                body: { problem.compute(packed, on: pool) }, check: { problem.checkProduct() })
+            let half = try FloatLinear(weight: problem.layers.halves(), instructionSet: set, on: pool)
+            add(
+                set, label: "packed f16", op: "quant.product.f32", bytes: half.byteCount,
+                body: { problem.compute(half, on: pool) }, check: { problem.checkProduct(roundsToHalf: true) })
         }
         for variant in QuantizedVariant.all {
             let quantized = try problem.layers.quantized(variant, on: pool)

@@ -13,6 +13,9 @@ final class GaussianLayers {
         layer = try LinearLayer.gaussian(outFeatures: outFeatures, input: input, calibrationTokens: 128)
     }
 
+    /// The weights in half precision.
+    func halves() -> Tensor<Float16> { layer.weight.converted(to: Float16.self) }
+
     /// The smoothing is the same in all rows, so that only the branch differs between two rows. It is given, because speed does
     /// not depend on it and a search over the largest layer would take minutes.
     func quantized(_ variant: QuantizedVariant, on pool: WorkerPool) throws -> QuantizedLayer {
@@ -53,6 +56,8 @@ final class QuantizedProblem {
 
     func compute(_ plan: GEMM, on pool: WorkerPool) { try! plan.run(a: x, b: layers.layer.weight, into: &y, on: pool) }
 
+    func compute(_ linear: FloatLinear, on pool: WorkerPool) { try! linear.run(x, into: &y, on: pool) }
+
     func computeWithOpenBLAS(threads: Int) { Self.multiply(x, layers.layer.weight, &y, threads: threads) }
 
     private static func run(_ linear: QuantizedLinear, _ x: Tensor<Float>, _ y: inout Tensor<Float>, _ pool: WorkerPool) {
@@ -71,8 +76,8 @@ final class QuantizedProblem {
 
     func check(_ layer: QuantizedLayer) -> Verification { layer.check(x: x, y: y) }
 
-    /// Compares sampled elements of the product without bias.
-    func checkProduct() -> Verification {
+    /// Compares sampled elements of the product without bias, with the weights or with their halves.
+    func checkProduct(roundsToHalf: Bool = false) -> Verification {
         let (k, n) = (layers.layer.inFeatures, layers.layer.outFeatures)
         var generator = SplitMix64(seed: 7)
         var verification = Verification.none
@@ -81,7 +86,10 @@ final class QuantizedProblem {
             let column = Int.random(in: 0..<n, using: &generator)
             let exact = ReferenceMatrixProduct.element(
                 row: row, column: column, depth: k, a: { x[flat: $0 * k + $1] },
-                b: { layers.layer.weight[flat: $1 * k + $0] })
+                b: {
+                    let weight = layers.layer.weight[flat: $1 * k + $0]
+                    return roundsToHalf ? Float(Float16(weight)) : weight
+                })
             verification.add(
                 error: abs(Double(y[flat: row * n + column]) - exact.value),
                 bound: ReferenceMatrixProduct.errorBound(magnitude: exact.magnitude, depth: k))

@@ -84,18 +84,18 @@ public struct Perplexity: Hashable, Sendable {
             let start = window.count - scored
             // The logits behind a token say what the next one is.
             var logits = try session.append([Array(window[..<start])], to: [sequence])
-            score.bits += bits(logits, [window[start]])
+            score.bits += try bits(logits, [window[start]], session)
             let rest = Array(window[start...].dropLast())
             switch path {
             case .prefill:
                 if !rest.isEmpty {
                     logits = try session.append([rest], to: [sequence], logits: .all)
-                    score.bits += bits(logits, Array(window[(start + 1)...]))
+                    score.bits += try bits(logits, Array(window[(start + 1)...]), session)
                 }
             case .decoding:
                 for (token, next) in zip(rest, window[(start + 1)...]) {
                     logits = try session.append([[token]], to: [sequence])
-                    score.bits += bits(logits, [next])
+                    score.bits += try bits(logits, [next], session)
                 }
             }
             for token in window[start...] { score.bytes += max(1, tokenizer.bytes(of: token).count) }
@@ -109,7 +109,9 @@ public struct Perplexity: Hashable, Sendable {
     }
 
     /// Row i of the logits codes token i.
-    private func bits(_ logits: Tensor<Float>, _ tokens: [Int]) -> Double {
-        LanguageModel.codeLength(logits, [0] + tokens)
+    private func bits(
+        _ logits: Tensor<Float>, _ tokens: [Int], _ session: LanguageSession
+    ) throws(SparseKernelsError) -> Double {
+        try LanguageModel.codeLength(logits, [0] + tokens, on: session.pool)
     }
 }

@@ -58,7 +58,8 @@ struct GenerationBatch<Predictor: TokenPredicting> {
             guard wantsMore else { return try cancel(predictor, onEvent) }
             for (row, index) in running.enumerated() {
                 let vocabulary = logits.shape[1]
-                let token = try entries[index].sampler.next(logits.span.extracting(row * vocabulary..<(row + 1) * vocabulary))
+                let token = try entries[index].sampler.next(
+                    logits.span.extracting(row * vocabulary..<(row + 1) * vocabulary), on: predictor.pool)
                 if try !take(token, for: index, predictor, onEvent) { return try cancel(predictor, onEvent) }
             }
             running = running.filter { entries[$0].end == nil }

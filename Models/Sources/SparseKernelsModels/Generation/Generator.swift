@@ -64,6 +64,12 @@ public protocol TokenPredicting: AnyObject {
     func free(_ sequence: Sequence) throws(SparseKernelsError)
     /// Runs tokens after those that the sequences hold. The result has a row per sequence, the logits after its last token.
     func predict(_ tokens: [[Int]], after sequences: [Sequence]) throws(SparseKernelsError) -> Tensor<Float>
+    /// The threads that rank logits; `WorkerPool.shared` if nothing else is said.
+    var pool: WorkerPool { get }
+}
+
+extension TokenPredicting {
+    public var pool: WorkerPool { .shared }
 }
 
 extension LanguageSession: TokenPredicting {

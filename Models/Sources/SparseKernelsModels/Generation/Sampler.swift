@@ -11,6 +11,8 @@ public struct Sampler: Sendable {
     private var generator: SplitMix64
     /// The tokens that the penalty is for.
     private var seen = Set<Int>()
+    /// Ranks logits where only the largest ones matter. It is made at the first call.
+    private var ranking: (statistics: LogitStatistics, summary: LogitSummary)?
 
     /// - Parameters:
     ///   - sampling: what is drawn.
@@ -31,23 +33,55 @@ public struct Sampler: Sendable {
 
     /// Draws a token, and takes it into what the repetition penalty knows.
     ///
-    /// - Parameter logits: one per token of the vocabulary. −∞ excludes a token.
+    /// - Parameters:
+    ///   - logits: one per token of the vocabulary. −∞ excludes a token.
+    ///   - pool: the threads that look for the largest ones.
     /// - Throws: `.invalidArgument` for logits of which one is NaN or +∞ or all are −∞.
     /// - Complexity: O(vocabulary), and sorting of the tokens that filters may keep.
-    public mutating func next(_ logits: Span<Float>) throws(SparseKernelsError) -> Int {
-        var best = -1
-        var largest = -Double.infinity
-        for token in logits.indices {
-            let value = penalized(logits[token], token)
-            guard value < .infinity else {
-                throw Self.failure("logits", "finite or −∞", "\(logits[token]) of token \(token)")
+    public mutating func next(_ logits: Span<Float>, on pool: WorkerPool = .shared) throws(SparseKernelsError) -> Int {
+        let token: Int
+        if let count = rankedCount, !logits.isEmpty {
+            try rank(logits, count: count, on: pool)
+            let summary = ranking!.summary
+            try Self.requireFinite(summary.maximum(0), of: summary.argmax(0), count: logits.count)
+            token = sampling.temperature == 0 ? summary.argmax(0) : drawRanked(summary)
+        } else {
+            var best = 0
+            var largest = -Double.infinity
+            for token in logits.indices {
+                let value = penalized(logits[token], token)
+                if !(value < .infinity) { try Self.requireFinite(logits[token], of: token, count: logits.count) }
+                if value > largest { (best, largest) = (token, value) }
             }
-            if value > largest { (best, largest) = (token, value) }
+            if largest == -.infinity { try Self.requireFinite(-.infinity, of: best, count: logits.count) }
+            token = sampling.temperature == 0 ? best : draw(logits, largest: largest)
         }
-        guard best >= 0 else { throw Self.failure("logits", "with one above −∞", "\(logits.count) without") }
-        let token = sampling.temperature == 0 ? best : draw(logits, largest: largest)
         note([token])
         return token
+    }
+
+    /// How many of the largest logits decide: one, or those that top-k leaves. nil when more of them do, or the penalty changes
+    /// some.
+    private var rankedCount: Int? {
+        guard sampling.repetitionPenalty == 1 else { return nil }
+        if sampling.temperature == 0 { return 1 }
+        guard let count = sampling.topK, count <= 1024 else { return nil }
+        return count
+    }
+
+    private mutating func rank(_ logits: Span<Float>, count: Int, on pool: WorkerPool) throws(SparseKernelsError) {
+        if ranking?.statistics.vocabulary != logits.count {
+            let statistics = try LogitStatistics(vocabulary: logits.count, topK: count)
+            ranking = (statistics, try statistics.makeSummary(rows: 1))
+        }
+        try ranking!.statistics.run(
+            MatrixView(logits, rows: 1, columns: logits.count, named: "logits"), into: &ranking!.summary, on: pool)
+    }
+
+    /// Throws unless the largest of some logits is finite.
+    private static func requireFinite(_ largest: Float, of token: Int, count: Int) throws(SparseKernelsError) {
+        guard largest < .infinity else { throw failure("logits", "finite or −∞", "\(largest) of token \(token)") }
+        guard largest > -.infinity else { throw failure("logits", "with one above −∞", "\(count) without") }
     }
 
     private static func failure(_ argument: String, _ expected: String, _ actual: String) -> SparseKernelsError {
@@ -68,8 +102,29 @@ public struct Sampler: Sendable {
             let weight = exp((penalized(logits[token], token) - largest) / temperature)
             if weight > 0 { weights.append((token, weight)) }
         }
-        let number = Double(generator.next() >> 11) * 0x1p-53
+        let number = uniform()
         filter(&weights)
+        return Self.pick(number, of: weights)
+    }
+
+    /// Draws from the largest logits.
+    private mutating func drawRanked(_ summary: LogitSummary) -> Int {
+        let largest = Double(summary.maximum(0))
+        var weights: [(token: Int, weight: Double)] = []
+        weights.reserveCapacity(summary.topK)
+        for rank in 0..<summary.topK {
+            let weight = exp((Double(summary.topValues[0, rank]) - largest) / sampling.temperature)
+            if weight > 0 { weights.append((Int(summary.topIndices[0, rank]), weight)) }
+        }
+        let number = uniform()
+        cut(&weights, total: weights.reduce(0) { $0 + $1.weight })
+        return Self.pick(number, of: weights)
+    }
+
+    /// A random number from 0 to 1.
+    private mutating func uniform() -> Double { Double(generator.next() >> 11) * 0x1p-53 }
+
+    private static func pick(_ number: Double, of weights: [(token: Int, weight: Double)]) -> Int {
         let target = number * weights.reduce(0) { $0 + $1.weight }
         var sum = 0.0
         for (token, weight) in weights {
@@ -94,6 +149,11 @@ public struct Sampler: Sendable {
             weights.removeAll { $0.weight < limit }
             weights.sort(by: Self.precedes)
         }
+        cut(&weights, total: total)
+    }
+
+    /// Leaves the first weights of a descending list, by top-p and min-p.
+    private func cut(_ weights: inout [(token: Int, weight: Double)], total: Double) {
         var (sum, count) = (0.0, 0)
         while count < weights.count, count == 0 || (sum < sampling.topP * total && weights[count].weight >= sampling.minP) {
             sum += weights[count].weight

@@ -37,6 +37,17 @@ public enum KVQuantization: String, Sendable, CaseIterable {
     /// The default. No element is off by more than half a step of the row's range, widened by the rounding of m. That holds
     /// wherever the range is: a row of 300…301 is stored as exactly as one of 0…1, because 300 is a half-precision number.
     case minimum
+    /// 4-bit keys, and 4-bit estimates of keys, have an offset and a scale that are fitted to the row:
+    ///
+    ///     m, s ≈ argmin Σ (x − s·code − m)²
+    ///
+    /// Ends of the range are cut off where that makes the other elements more exact, by more than is lost at the ends: of rows of
+    /// 64 to 128 channels 15 to 20 percent of the squared error. No row is less exact than with ``minimum``, but single elements may
+    /// be off by more than half a step. A cache is read at the same speed; storing a key takes a dozen passes over its row more.
+    ///
+    /// Values, and all codes of 8 bits, are those of ``minimum``. Attention averages values over tokens, where roundings cancel, but
+    /// what is cut off does not: on a language model, values that are fitted cost more.
+    case leastSquares
     /// A zero point is the code that stands for 0, as KV4 and KV8 of QServe (Lin et al., 2024) and LServe publish it:
     ///
     ///     s = half((max − min)/(2ᵇ − 1))    z = half(−(2ᵇ − 1)·min/(max − min))    code = clamp(nearest(x/s + z), 0, 2ᵇ − 1)
@@ -50,7 +61,7 @@ public enum KVQuantization: String, Sendable, CaseIterable {
 
     var offsetKind: TokenOffset {
         switch self {
-        case .minimum: .minimum
+        case .minimum, .leastSquares: .minimum
         case .zeroPoint: .zeroPoint
         }
     }

@@ -155,6 +155,7 @@ package final class KVStorage {
         var keys = StoreTokensArguments(
             rows: key, first: firstKey, count: count, target: keyOperand(layer: layer, head: head), slot: slot,
             scratch: floats)
+        keys.fitsCodes = configuration.quantization == .leastSquares
         kernels.storeTokens(&keys)
         if configuration.keepsKeyEstimates {
             keys.target = estimateOperand(layer: layer, head: head)!

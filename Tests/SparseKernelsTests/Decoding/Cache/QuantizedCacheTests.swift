@@ -84,7 +84,7 @@ struct QuantizedCacheTests {
     /// of the weighted sum in single precision.
     @Test(
         "attention over stored rows lies within them", arguments: formats,
-        [KVQuantization.minimum, .zeroPoint])
+        KVQuantization.allCases)
     func convexity(_ format: KVFormat, _ quantization: KVQuantization) throws {
         for set in InstructionSet.available {
             for (tokens, channels, seed) in [(2, 2, 1), (5, 17, 2), (64, 32, 3), (128, 8, 4), (200, 128, 5), (300, 3, 6)] {

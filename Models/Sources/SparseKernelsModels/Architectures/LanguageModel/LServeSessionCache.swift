@@ -53,6 +53,7 @@ final class LServeSessionCache: SessionCache {
         configuration.tokenBudget = tokens
         configuration.selectionInterval = interval
         configuration.format = options.keyFormat
+        configuration.quantization = options.quantization
         configuration.softmaxScale = c.softmaxScale
         var layers: [LServeLayer] = []
         for layer in 0..<c.layers {

@@ -24,7 +24,8 @@ struct LanguageBlock: Sendable {
     let sinks: [Float]?
 
     init(
-        _ c: LanguageModelConfiguration, layer: Int, in files: ModelFiles, linear format: LinearFormat, on pool: WorkerPool
+        _ c: LanguageModelConfiguration, layer: Int, in files: ModelFiles, linear format: LinearFormat, rank: Int? = nil,
+        on pool: WorkerPool
     ) throws(SparseKernelsError) {
         let prefix = "model.layers.\(layer)."
         qkvNames = ["q_proj", "k_proj", "v_proj"].map { prefix + "self_attn." + $0 }
@@ -40,7 +41,7 @@ struct LanguageBlock: Sendable {
         ) throws(SparseKernelsError) -> ModelLinear {
             try ModelLinear(
                 layers.map { ModelLinear.Layer(name: prefix + $0.0, outFeatures: $0.1) }, inFeatures: inFeatures,
-                hasBias: hasBias, in: files, format: format, on: pool)
+                hasBias: hasBias, in: files, format: format, rank: rank, on: pool)
         }
         let (queries, keys) = (c.queryHeads * c.headDim, c.kvHeads * c.headDim)
         qkv = try linear(

@@ -7,16 +7,32 @@ extension LanguageModel {
     /// - Parameters:
     ///   - logits: `[tokens, vocabularySize]`.
     ///   - tokens: the sequence.
-    public static func codeLength(_ logits: Tensor<Float>, _ tokens: [Int]) -> Double {
-        let (rows, vocabulary) = (logits.span, logits.shape[1])
-        var bits = 0.0
-        for (position, next) in tokens.dropFirst().enumerated() {
-            let row = position * vocabulary
-            var (largest, sum) = (rows[row], 0.0)
-            for i in 1..<vocabulary { largest = max(largest, rows[row + i]) }
-            for i in 0..<vocabulary { sum += exp(Double(rows[row + i] - largest)) }
-            bits += (log(sum) - Double(rows[row + next] - largest)) / log(2)
+    ///   - pool: the threads to use.
+    /// - Throws: `.invalidShape` for fewer rows of logits than tokens to predict, `.invalidArgument` for a token to predict that is
+    ///   outside the vocabulary.
+    public static func codeLength(
+        _ logits: Tensor<Float>, _ tokens: [Int], on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) -> Double {
+        let predicted = tokens.dropFirst()
+        if predicted.isEmpty { return 0 }
+        guard logits.shape.count == 2, logits.shape[0] >= predicted.count else {
+            throw SparseKernelsError(
+                .invalidShape, "logits", expected: "[\(predicted.count) or more, vocabulary]", actual: "\(logits.shape)")
         }
-        return bits
+        let vocabulary = logits.shape[1]
+        guard predicted.allSatisfy({ $0 >= 0 && $0 < vocabulary }) else {
+            throw SparseKernelsError(
+                .invalidArgument, "tokens", expected: "ids from 0 to \(vocabulary - 1)",
+                actual: "\(predicted.count), from \(predicted.min()!) to \(predicted.max()!)")
+        }
+        let statistics = try LogitStatistics(vocabulary: vocabulary)
+        var summary = try statistics.makeSummary(rows: predicted.count)
+        try statistics.run(
+            MatrixView(logits.span, rows: predicted.count, columns: vocabulary, named: "logits"), into: &summary, on: pool)
+        var nats = 0.0
+        for (row, token) in predicted.enumerated() {
+            nats += Double(summary.logSumExp[flat: row]) - Double(logits[flat: row * vocabulary + token])
+        }
+        return nats / log(2)
     }
 }

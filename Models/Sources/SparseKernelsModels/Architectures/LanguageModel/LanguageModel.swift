@@ -15,6 +15,8 @@ public struct LanguageModel: Sendable {
     public let configuration: LanguageModelConfiguration
     /// The form of the linear layers in the blocks.
     public let linear: LinearFormat
+    /// The rank of the low-rank branches that were made when the model was loaded; nil means that none were.
+    public let rank: Int?
     /// Whether the weights of the blocks come from a file of 4-bit codes.
     public let isQuantized: Bool
     /// Bytes of all weights, as they are in memory.
@@ -32,17 +34,22 @@ public struct LanguageModel: Sendable {
     /// - Parameters:
     ///   - folder: of a model as it was trained, or of one that `sparsekernels quantize` made.
     ///   - linear: the form of the linear layers in the blocks.
+    ///   - rank: for 4-bit weights of a model as it was trained: the rank of a branch in 16 bits beside each layer, 0 or more. nil
+    ///     means none, and no W4A4.
     ///   - pool: the threads that pack and quantise.
+    ///   - progress: called after each layer with the number of layers that are loaded, and of all.
     /// - Throws: `.inputOutput` and `.malformedFile` for files that cannot be read; `.notFound`, `.invalidElementType` and
     ///   `.invalidShape` for a weight that is missing or does not fit the configuration; `.invalidArgument` for a format that the
     ///   file cannot have.
     public init(
-        folder: String, linear: LinearFormat = .float16, on pool: WorkerPool = .shared
+        folder: String, linear: LinearFormat = .float16, rank: Int? = nil, on pool: WorkerPool = .shared,
+        progress: (_ loaded: Int, _ layers: Int) -> Void = { _, _ in }
     ) throws(SparseKernelsError) {
         let c = try LanguageModelConfiguration(path: folder + "/config.json")
         let files = try ModelFiles(folder: folder)
         configuration = c
         self.linear = linear
+        self.rank = rank
         isQuantized = files.isQuantized
         let (table, projection) = ("model.embed_tokens.weight", "lm_head.weight")
         let embedded = try files.embedding(table, [c.vocabularySize, c.hiddenSize], scale: c.embeddingScale)
@@ -50,7 +57,8 @@ public struct LanguageModel: Sendable {
         activation = try GatedActivation(c.activation)
         var blocks: [LanguageBlock] = []
         for layer in 0..<c.layers {
-            blocks.append(try LanguageBlock(c, layer: layer, in: files, linear: linear, on: pool))
+            blocks.append(try LanguageBlock(c, layer: layer, in: files, linear: linear, rank: rank, on: pool))
+            progress(layer + 1, c.layers)
         }
         self.blocks = blocks
         finalNorm = try RMSNorm(

@@ -10,8 +10,8 @@ public enum LinearFormat: String, Hashable, Sendable, CaseIterable {
     case w4a16
     /// Weights of 4 bits, activations of 8.
     case w4a8
-    /// Weights and activations of 4 bits, beside a low-rank branch, as SVDQuant has them. Only files that were quantised with a
-    /// calibration have this form.
+    /// Weights and activations of 4 bits, beside a low-rank branch, as SVDQuant has them: of a file that was quantised with a
+    /// calibration, or made from weights alone, of a rank that is given.
     case w4a4
 
     /// Whether weights are codes.

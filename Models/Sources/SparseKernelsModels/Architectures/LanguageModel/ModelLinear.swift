@@ -1,6 +1,7 @@
 internal import QServe
 internal import SVDQuant
 internal import SparseKernels
+internal import SparseKernelsReference
 
 /// One or more linear layers over the same input, whose outputs lie side by side: query, key and value; gate and up.
 struct ModelLinear: Sendable {
@@ -33,13 +34,21 @@ struct ModelLinear: Sendable {
     /// - Parameters:
     ///   - layers: such as `model.layers.0.self_attn.q_proj`.
     ///   - hasBias: whether the layers have biases.
+    ///   - rank: of a low-rank branch that is made for 4-bit weights of a file of floats; nil means none.
     /// - Throws: `.notFound`, `.invalidElementType` and `.invalidShape` naming the tensor, `.invalidArgument` for a format that
     ///   the file cannot have, `.malformedFile` for a damaged layer.
     init(
-        _ layers: [Layer], inFeatures: Int, hasBias: Bool, in files: ModelFiles, format: LinearFormat, on pool: WorkerPool
+        _ layers: [Layer], inFeatures: Int, hasBias: Bool, in files: ModelFiles, format: LinearFormat, rank: Int? = nil,
+        on pool: WorkerPool
     ) throws(SparseKernelsError) {
         self.inFeatures = inFeatures
         outFeatures = layers.reduce(0) { $0 + $1.outFeatures }
+        if let rank, files.isQuantized || !format.isQuantized || rank < 0 {
+            throw SparseKernelsError(
+                .invalidArgument, "rank", expected: "none, or 0 or more for w4a16, w4a8 and w4a4 of weights of 16 or 32 bits",
+                actual:
+                    "\(rank) for \(format.rawValue) of \(files.name)\(files.isQuantized ? ", whose weights have 4 bits" : "")")
+        }
         if files.isQuantized {
             var quantized: [QuantizedLinear] = []
             for layer in layers {
@@ -50,6 +59,12 @@ struct ModelLinear: Sendable {
         }
         let weights = layers.map { ($0.name + ".weight", [$0.outFeatures, inFeatures]) }
         let bias: Tensor<Float>? = hasBias ? try files.stacked(layers.map { ($0.name + ".bias", [$0.outFeatures]) }) : nil
+        if let rank {
+            parts = [
+                .quantized(try Self.lowRank(files.stacked(weights), bias: bias, format: format, rank: rank, on: pool))
+            ]
+            return
+        }
         switch format {
         case .float32, .float16, .bfloat16:
             parts = [.float(try Self.float(weights, bias: bias, in: files, format: format, on: pool))]
@@ -62,8 +77,25 @@ struct ModelLinear: Sendable {
         case .w4a4:
             throw SparseKernelsError(
                 .invalidArgument, "linear", expected: "another format for \(files.name), whose weights have 16 bits",
-                actual: "w4a4, for which a model must be quantised with a calibration first")
+                actual: "w4a4, for which a model must be quantised with a calibration first, or a rank be given")
         }
+    }
+
+    /// A quantised layer beside a low-rank branch, made from the weight alone.
+    ///
+    /// Without inputs of the layer no direction is more important than another. White noise in their place makes the error of the
+    /// output that of the weight.
+    private static func lowRank(
+        _ weight: Tensor<Float>, bias: Tensor<Float>?, format: LinearFormat, rank: Int, on pool: WorkerPool
+    ) throws(SparseKernelsError) -> QuantizedLinear {
+        var configuration = LowRankQuantizer.Configuration()
+        configuration.rank = rank
+        configuration.activation = format == .w4a4 ? .int4 : format == .w4a8 ? .int8PerGroup : .float
+        configuration.smoothing = .none
+        let result = try LowRankQuantizer(configuration)(
+            weight: weight, bias: bias, calibration: .normal([configuration.sampleTokens, weight.shape[1]], seed: 1), on: pool)
+        return try QuantizedLinear(
+            PackedWeight(result.weight), activation: configuration.activation, lowRank: result.lowRank, bias: result.bias)
     }
 
     /// One product for all layers where they quantise their input alike, which smoothing factors of their own prevent.

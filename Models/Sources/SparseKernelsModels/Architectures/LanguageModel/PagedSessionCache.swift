@@ -101,7 +101,8 @@ final class PagedSessionCache: SessionCache {
         return try KVCacheConfiguration(
             layers: c.layers, kvHeads: c.kvHeads, headDim: c.headDim, pageSize: pageSize,
             pageCapacity: (options.tokenCapacity + max(1, pageSize) - 1) / max(1, pageSize) + options.sequenceCapacity,
-            format: options.keyFormat, valueFormat: options.valueFormat, metadata: metadata, keepsKeyEstimates: keepsEstimates)
+            format: options.keyFormat, valueFormat: options.valueFormat, quantization: options.quantization, metadata: metadata,
+            keepsKeyEstimates: keepsEstimates)
     }
 
     var usedByteCount: Int { cache.usedByteCount }

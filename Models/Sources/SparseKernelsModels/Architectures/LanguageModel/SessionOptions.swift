@@ -40,6 +40,8 @@ public struct SessionOptions: Hashable, Sendable {
     /// How keys and values are stored.
     public var keyFormat = KVFormat.float16
     public var valueFormat = KVFormat.float16
+    /// What the codes of INT8 and INT4 stand for.
+    public var quantization = KVQuantization.leastSquares
     /// Whether keys are stored rotated by a Hadamard matrix per head, which spreads outliers over the channels. Queries are
     /// rotated as well, so that scores stay as they are.
     public var rotatesKeys = false
