@@ -12,6 +12,7 @@ public enum GoldenReplay {
     private static let replays: [String: Replay] = [
         "awq_gptq.pack": replayNibblePacking,
         "blocksparse.attention": replayBlockSparseAttention,
+        "cotvla.hybrid_mask_attention": replayHybridMask,
         "draft.attention": replayDraftAttention,
         "ggml.quantize": replayGGMLQuantize,
         "gna.neighborhood_attention": replayNeighborhoodAttention,

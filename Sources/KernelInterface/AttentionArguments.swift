@@ -50,6 +50,9 @@ public struct KeyRange: Sendable {
 /// Query row `i` of the block sees key `j` when `j` is in one of `keyRanges` (ascending, disjoint) and
 /// `i + visibleFrom ≤ j < i + visibleTo`. Callers without a lower or upper limit pass ∓2⁶⁰. Global ranges have the limits
 /// `globalFrom` and `globalTo` instead. Every row also sees `gatheredKeys`, which are in no range.
+///
+/// With `limits`, rows have limits of their own in place of all of these. Rows of several query heads that share their keys may
+/// be stacked in one block: block row r is then row r mod `rowsPerHead` of head r / `rowsPerHead`.
 public struct AttentionArguments {
     /// Row 0 is the first query of the block.
     public var query: RowOperand
@@ -62,9 +65,18 @@ public struct AttentionArguments {
     public var outputType: StorageType
     /// One natural-log LSE per query row, or nil.
     public var logSumExp: UnsafeMutablePointer<Float>?
+    /// Whether the output rows are records, which `mergeTokens` merges: floats, not divided by their sums, with the maximum and
+    /// the sum behind `TokenLayout.padded(valueDim)` of them. `logSumExp` is not written then.
+    public var writesRecords = false
 
     /// Rows of this block, 1…`maximumQueryRows`.
     public var queryRows: Int
+    /// Rows of one head, when the block stacks several. Not with a bias or slopes.
+    public var rowsPerHead = Int.max
+    /// Elements from the rows of a head to those of the next one.
+    public var queryHeadStride = 0
+    public var outputHeadStride = 0
+    public var logSumExpHeadStride = 0
     public var headDim: Int
     public var valueDim: Int
     public var keyRanges: UnsafePointer<KeyRange>?
@@ -73,6 +85,10 @@ public struct AttentionArguments {
     public var visibleTo = 1 << 60
     public var globalFrom = -(1 << 60)
     public var globalTo = 1 << 60
+    /// The limits of single rows: row i sees key j when limits[i] ≤ j < limits[`limitStride` + i]. Whole vectors of both are read,
+    /// `AttentionScratch.maximumLanes` at a time.
+    public var limits: UnsafePointer<Int32>?
+    public var limitStride = 0
     /// Single keys, ascending.
     public var gatheredKeys: UnsafePointer<Int32>?
     public var gatheredKeyCount = 0
@@ -127,6 +143,8 @@ public struct AttentionScratch: Sendable {
     public static let maximumTileRows = 8
     /// The largest number of lanes of a vector, to which rows of panels are padded.
     public static let maximumLanes = 16
+    /// The distance of the two limits of a row, in `AttentionArguments.limits` that has room for every block.
+    public static let limitStride = maximumQueryRows
 
     public var packedQuery: Int
     public var accumulator: Int

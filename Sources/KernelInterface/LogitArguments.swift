@@ -12,6 +12,8 @@ public struct SummarizeLogitsArguments {
     public var kept: Int
     /// Replaces entries by cap·tanh(entry/cap) when positive; 0 is off.
     public var softCap: Float = 0
+    /// Whether another piece follows this one in memory, which is then prefetched.
+    public var hasNext = false
     /// `kept` keys of the largest entries, in no order. See `LogitKey`.
     public var keys: UnsafeMutablePointer<UInt64>
     /// Two floats: m, the largest entry that is a number (−∞ if there is none), and Σ e^(x − m). The sum is NaN if an entry is NaN,

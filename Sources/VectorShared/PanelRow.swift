@@ -110,6 +110,25 @@ public func panelMask(lanesUpTo from: Int32, above to: Int32) -> PanelMask {
     )
 }
 
+/// The lanes i with `from[i]` ≤ `key` < `to[i]`.
+@_alwaysEmitIntoClient @_transparent
+public func panelMask(from: UnsafePointer<Int32>, to: UnsafePointer<Int32>, holding key: Int32, width: Int) -> PanelMask {
+    let (first, end) = (UnsafeRawPointer(from), UnsafeRawPointer(to))
+    let key = IntVector(repeating: key)
+    let bytes = 4 * laneCount
+    let x0 = (first.loadUnaligned(as: IntVector.self) .<= key) .& (end.loadUnaligned(as: IntVector.self) .> key)
+    let x1 =
+        width > 1
+        ? ((first + bytes).loadUnaligned(as: IntVector.self) .<= key)
+            .& ((end + bytes).loadUnaligned(as: IntVector.self) .> key)
+        : x0
+    let x2 =
+        width > 2
+        ? ((first + 2 * bytes).loadUnaligned(as: IntVector.self) .<= key)
+            .& ((end + 2 * bytes).loadUnaligned(as: IntVector.self) .> key) : x0
+    return (x0, x1, x2)
+}
+
 /// Selects `kept` in the lanes of the mask, and `other` elsewhere.
 @_alwaysEmitIntoClient @_transparent
 public func select(_ mask: PanelMask, _ kept: PanelRow, else other: PanelRow) -> PanelRow {

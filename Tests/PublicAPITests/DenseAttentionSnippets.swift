@@ -48,6 +48,48 @@ struct DenseAttentionSnippets {
         #expect(state.logSumExp.elements.allSatisfy { $0.isFinite })
     }
 
+    @Test("a causal mask with full attention inside a span")
+    func limits() throws {
+        let query = try Self.pattern([8, 512, 64], 7)
+        let key = try Self.pattern([2, 512, 64], 11)
+        let value = try Self.pattern([2, 512, 64], 13)
+        let shape = try AttentionShape(queryLength: 512, keyLength: 512, queryHeads: 8, kvHeads: 2, headDim: 64)
+
+        // 448 tokens of image and text, then 64 tokens of actions that see each other.
+        let limits = try KeyLimits(shape, mask: .causal, fullWithin: [448..<512])
+        let hybrid = try DenseAttention(shape, limits: limits)
+        let state = try hybrid(query: query, key: key, value: value)
+
+        #expect(hybrid.visiblePairs == 8 * (448 * 449 / 2 + 64 * 512))
+        let causal = try DenseAttention(shape, mask: .causal)(query: query, key: key, value: value)
+        #expect(state.logSumExp[0, 447] == causal.logSumExp[0, 447] && state.logSumExp[0, 448] > causal.logSumExp[0, 448])
+    }
+
+    @Test("a block in the middle of a cache, decoded again")
+    func block() throws {
+        let configuration = try KVCacheConfiguration(layers: 2, kvHeads: 2, headDim: 64, pageCapacity: 40)
+        let cache = try PagedKVCache(configuration)
+        let sequence = cache.makeSequence()
+        let (keys, values) = try (Self.pattern([2, 1000, 64], 11), Self.pattern([2, 1000, 64], 13))
+        for layer in 0..<2 { try cache.append(key: keys, value: values, to: sequence, layer: layer) }
+        let (newKeys, newValues) = try (Self.pattern([2, 32, 64], 5), Self.pattern([2, 32, 64], 3))
+        let queries = try Self.pattern([8, 32, 64], 7)
+        var output = try Tensor<Float>(zeros: [8, 32, 64])
+
+        let block = 600..<632
+        for layer in 0..<configuration.layers {
+            try cache.overwrite(
+                key: newKeys, value: newValues, in: sequence, from: block.lowerBound, layer: layer)
+            let cached = try cache.rows(of: sequence, layer: layer)  // all 1000 tokens, those of the block too
+            let shape = try AttentionShape(
+                queryLength: block.count, keyLength: cached.tokens, queryHeads: 8, kvHeads: 2, headDim: 64)
+            try DenseAttention(shape).run(
+                query: queries.view(), key: cached.key, value: cached.value, output: output.mutableView())
+        }
+
+        #expect(try cache.length(of: sequence, layer: 1) == 1000 && output.elements.contains { $0 != 0 })
+    }
+
     @Test("attention of memory that somebody else owns")
     func views() throws {
         let (tokens, heads, channels) = (20, 4, 32)

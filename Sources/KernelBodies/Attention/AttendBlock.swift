@@ -112,6 +112,7 @@ extension Kernels {
         }
         args.visibleFrom = -(1 << 60)
         args.visibleTo = 1 << 60
+        args.limits = nil
         var first = 0
         while first < args.gatheredKeyCount {
             let count = minimum(AttentionScratch.keyBlock, args.gatheredKeyCount - first)
@@ -181,13 +182,20 @@ private func attendPanel(
 ) {
     let lanes = width * laneCount
     let lastRow = minimum(row + lanes, args.queryRows) - 1
-    // The keys that some row of the panel sees, counted from the step's first key.
-    let low = maximum(0, row + args.visibleFrom - block.begin)
-    let high = minimum(block.count, lastRow + args.visibleTo - block.begin)
+    // The limits of the panel, counted from the step's first key: of the keys that some row sees, and of those that all rows see.
+    var some = (from: row + args.visibleFrom - block.begin, to: lastRow + args.visibleTo - block.begin)
+    var all = (from: lastRow + args.visibleFrom - block.begin, to: row + args.visibleTo - block.begin)
+    if args.limits != nil {
+        let limits = panelLimits(args.limits!, stride: args.limitStride, rows: row, through: lastRow)
+        some = (from: limits.0 - block.begin, to: limits.3 - block.begin)
+        all = (from: limits.1 - block.begin, to: limits.2 - block.begin)
+    }
+    let low = maximum(0, some.from)
+    let high = minimum(block.count, some.to)
     if low >= high { return }
-    // The keys that every row sees: [low, high) without the ragged ends on the diagonals.
-    let commonLow = minimum(high, maximum(low, lastRow + args.visibleFrom - block.begin))
-    let commonHigh = maximum(commonLow, minimum(high, row + args.visibleTo - block.begin))
+    // [low, high) without the ragged ends.
+    let commonLow = minimum(high, maximum(low, all.from))
+    let commonHigh = maximum(commonLow, minimum(high, all.to))
 
     let count = high - low
     let keys = block.keys + low * block.keyStride
@@ -338,14 +346,18 @@ private func maskScores(
     for key in keys..<maximum(keys, until) {
         let line = scores + key * lanes
         let hidden = splatRow(-.infinity)
-        let kept = select(visibleLanes(args, row, firstKey + key), loadRow(line, width: width), else: hidden)
+        let kept = select(visibleLanes(args, row, firstKey + key, width: width), loadRow(line, width: width), else: hidden)
         store(kept, line, width: width)
     }
 }
 
 /// The lanes that see `key`. Lane 0 is the query `row`.
 @_transparent
-private func visibleLanes(_ args: AttentionArguments, _ row: Int, _ key: Int) -> PanelMask {
+private func visibleLanes(_ args: AttentionArguments, _ row: Int, _ key: Int, width: Int) -> PanelMask {
+    if args.limits != nil {
+        let from = args.limits! + row
+        return panelMask(from: from, to: from + args.limitStride, holding: Int32(truncatingIfNeeded: key), width: width)
+    }
     // Distances to the limits, clamped to a range wider than a panel, so that 64-bit positions fit in 32-bit lanes.
     let from = Int32(truncatingIfNeeded: maximum(-1024, minimum(1024, key - row - args.visibleFrom)))
     let to = Int32(truncatingIfNeeded: maximum(-1024, minimum(1024, key - row - args.visibleTo)))
@@ -374,7 +386,7 @@ private func addNonFinite(
     _ args: AttentionArguments, _ values: UnsafePointer<Float>, _ probabilities: UnsafePointer<Float>,
     _ accumulator: UnsafeMutablePointer<Float>, row: Int, key: Int, width: Int
 ) {
-    let mask = visibleLanes(args, row, key)
+    let mask = visibleLanes(args, row, key, width: width)
     for channel in 0..<args.valueDim where values[channel] * 0 != 0 {
         let line = accumulator + channel * width * laneCount
         let o = loadRow(line, width: width)

@@ -58,6 +58,21 @@ func capScores(_ scores: UnsafeMutablePointer<Float>, cap: Vector) {
 @_transparent
 private func absolute(_ x: Float) -> Float { x < 0 ? -x : x }
 
+/// The least and the largest lower limit of some rows, and the least and the largest upper one.
+@inline(never)
+func panelLimits(_ limits: UnsafePointer<Int32>, stride: Int, rows first: Int, through last: Int) -> (Int, Int, Int, Int) {
+    var (leastFrom, largestFrom) = (limits[first], limits[first])
+    var (leastTo, largestTo) = (limits[stride + first], limits[stride + first])
+    for row in first...last {
+        let (from, to) = (limits[row], limits[stride + row])
+        leastFrom = from < leastFrom ? from : leastFrom
+        largestFrom = from > largestFrom ? from : largestFrom
+        leastTo = to < leastTo ? to : leastTo
+        largestTo = to > largestTo ? to : largestTo
+    }
+    return (Int(leastFrom), Int(largestFrom), Int(leastTo), Int(largestTo))
+}
+
 /// Whether any element of the rows is infinite or NaN. Only for those does 0·x differ from 0.
 @inline(never)
 func holdsNonFinite(_ values: UnsafePointer<Float>, stride: Int, count: Int, channels: Int) -> Bool {
@@ -129,7 +144,10 @@ func addUnhiddenNonFinite(
     let lanes = width * laneCount
     for lane in 0..<minimum(lanes, args.queryRows - row) {
         let query = row + lane
-        let isVisible = key >= query + args.visibleFrom && key < query + args.visibleTo
+        var isVisible = key >= query + args.visibleFrom && key < query + args.visibleTo
+        if let limits = args.limits {
+            isVisible = key >= Int(limits[query]) && key < Int(limits[args.limitStride + query])
+        }
         if !isVisible || args.bias![query * args.biasStride + key] == -.infinity { continue }
         for channel in 0..<args.valueDim where values[channel] * 0 != 0 {
             accumulator[channel * lanes + lane] += values[channel] * probabilities[lane]

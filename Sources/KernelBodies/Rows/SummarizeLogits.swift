@@ -1,6 +1,6 @@
 // Statistics of one piece of a row of logits: the largest entries and Σ e^(x − m).
 //
-// The piece is read from memory once. The first pass widens and caps the entries and finds their maximum m; the second one adds up
+// The piece is read from memory once, while the exponentials of the piece before it were added up. The first pass widens and caps the entries and finds their maximum m; the second one adds up
 // exponentials and collects the entries that may be among the largest. An entry is a candidate while it is above the threshold, the
 // k-th largest of those seen so far. When the list of candidates is full, its k largest are found by partitioning, and the smallest
 // of them is the new threshold. So a list of 4k candidates is partitioned log₄(n / k) times for entries in random order.
@@ -16,7 +16,13 @@ extension Kernels {
         let maximum = widenPiece(args, values)
         args.sums[0] = maximum
         args.sums[1] = sumPiece(args, values, maximum)
-        collectLargest(args, values)
+        // A sum that is not NaN has no NaN among its entries, so that the largest one is the maximum.
+        if args.kept == 1 && args.sums[1] == args.sums[1] {
+            let index = firstEntry(values, count: args.count, equal: maximum)
+            args.keys[0] = LogitKey.key(values[index], index: args.first + index)
+        } else {
+            collectLargest(args, values)
+        }
     }
 }
 
@@ -58,6 +64,9 @@ private func sumPiece(
         return maximum == .infinity ? .infinity : 0
     }
     let m = splat(maximum)
+    // As many lines of the next piece are fetched as vectors are summed, or half as many if entries have 16 bits.
+    let isWide = args.logits.type == .float32
+    let next = args.logits.base + args.count * (isWide ? 4 : 2)
     var total = splat(0)
     let end = (args.count + laneCount - 1) / laneCount * laneCount
     var column = 0
@@ -65,6 +74,11 @@ private func sumPiece(
         let stop = minimum(end / (4 * laneCount) * (4 * laneCount), column + 64 * laneCount)
         var (s0, s1, s2, s3) = (splat(0), splat(0), splat(0), splat(0))
         while column < stop {
+            if args.hasNext {
+                // Four vectors are at most four lines, and at least two.
+                let lines = next + column * (isWide ? 4 : 2)
+                prefetchLines(lines, byteCount: 4 * laneCount * (isWide ? 4 : 2))
+            }
             s0 += exp(load(values + column) - m)
             s1 += exp(load(values + column + laneCount) - m)
             s2 += exp(load(values + column + 2 * laneCount) - m)
@@ -78,6 +92,29 @@ private func sumPiece(
         column += laneCount
     }
     return laneSum(total)
+}
+
+/// Prefetches the cache lines of some bytes.
+@_transparent
+private func prefetchLines(_ start: UnsafeRawPointer, byteCount: Int) {
+    var offset = 0
+    while offset < byteCount {
+        prefetch((start + offset).assumingMemoryBound(to: Float.self))
+        offset += 64
+    }
+}
+
+/// The index of the first entry that equals `value`; entries are filled up to whole vectors with −∞. 0 when there is none.
+@inline(never)
+private func firstEntry(_ values: UnsafePointer<Float>, count: Int, equal value: Float) -> Int {
+    let wanted = splat(value)
+    var column = 0
+    while column < count {
+        let lanes = signBits(splat(0).replacing(with: splat(-1), where: load(values + column) .== wanted))
+        if lanes != 0 { return column + lanes.trailingZeroBitCount }
+        column += laneCount
+    }
+    return 0
 }
 
 /// Writes the keys of the `kept` largest entries.

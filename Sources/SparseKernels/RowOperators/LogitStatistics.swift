@@ -94,11 +94,12 @@ public struct LogitStatistics: Sendable {
             while first < rows {
                 let count = min(blockRows, rows - first)
                 let call = LogitCall(
-                    plan: self, logits: operand.from(first), layout: layout, workspace: workspace,
+                    plan: self, logits: operand.from(first), rows: count, layout: layout, workspace: workspace,
                     values: values + first * topK, indices: indices + first * topK, logSumExp: logSumExp + first)
                 // An exponential takes as long as moving about 8 bytes.
                 pool.run(
-                    call, tasks: count * pieces, work: count * vocabulary * 8, scratchByteCount: scratchByteCount)
+                    call, tasks: (count * pieces + call.run - 1) / call.run, work: count * vocabulary * 8,
+                    scratchByteCount: scratchByteCount)
                 let ranking = LogitRankCall(call: call)
                 pool.run(ranking, tasks: count, work: count * pieces * topK * 64)
                 first += count
@@ -131,14 +132,24 @@ public struct LogitStatistics: Sendable {
     private struct LogitCall: PoolCall {
         let plan: LogitStatistics
         let logits: RowOperand
+        let rows: Int
         let layout: LogitBlock
         let workspace: UnsafeMutableRawPointer
         let values: UnsafeMutablePointer<Float>
         let indices: UnsafeMutablePointer<Int32>
         let logSumExp: UnsafeMutablePointer<Float>
 
+        /// Pieces of a task. While it sums one, a task fetches the next, so a task has several when there are enough of them.
+        var run: Int { rows * layout.pieces >= 64 ? 4 : 1 }
+
         func perform(task: Int, scratch: UnsafeMutableRawPointer) {
-            let (row, piece) = task.quotientAndRemainder(dividingBy: layout.pieces)
+            let all = rows * layout.pieces
+            let end = min((task + 1) * run, all)
+            for number in task * run..<end { summarize(number, hasNext: number + 1 < end, scratch: scratch) }
+        }
+
+        private func summarize(_ number: Int, hasNext: Bool, scratch: UnsafeMutableRawPointer) {
+            let (row, piece) = number.quotientAndRemainder(dividingBy: layout.pieces)
             let first = piece * LogitScratch.pieceColumns
             let count = min(LogitScratch.pieceColumns, plan.vocabulary - first)
             var operand = logits.from(row)
@@ -148,6 +159,8 @@ public struct LogitStatistics: Sendable {
                 keys: layout.keys(workspace, row: row) + piece * plan.topK, sums: layout.sums(workspace, row: row) + 2 * piece,
                 scratch: scratch)
             arguments.softCap = plan.softCap ?? 0
+            // Behind the last piece of a row is the next row, unless rows have gaps; fetching what is there does no harm.
+            arguments.hasNext = hasNext
             plan.kernels.summarizeLogits(&arguments)
         }
     }

@@ -19,15 +19,21 @@ internal import KernelInterface
 public struct DenseAttention: AttentionOperator {
     public let shape: AttentionShape
     public let mask: AttentionMask
+    /// The keys of each query, in place of a mask; nil for a plan with a mask.
+    public let limits: KeyLimits?
     public let modifiers: ScoreModifiers
     /// The instruction set that `run` executes.
     public let instructionSet: InstructionSet
 
     let kernels: any KernelTable.Type
     let softmaxScale: Float
-    /// Query rows of a task.
-    let queryBlock: Int
-    let limits: (from: Int, to: Int)
+    /// How `run` is cut into tasks, without and with a bias.
+    let tiling: DenseTiling
+    let plainTiling: DenseTiling
+    /// The limits of the mask for query 0.
+    let diagonals: (from: Int, to: Int)
+    /// Bytes from the start of a task's scratch to the limits of its rows.
+    let limitOffset: Int
 
     /// Makes the plan. A nil instruction set means what `SPARSEKERNELS_ISA` names, or the best of this machine.
     /// - Throws: `.invalidArgument` for a scale, cap or slope that is not finite, and for a window below 1 or with a side below
@@ -36,16 +42,59 @@ public struct DenseAttention: AttentionOperator {
         _ shape: AttentionShape, mask: AttentionMask = .full, modifiers: ScoreModifiers = ScoreModifiers(),
         instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
-        try modifiers.validate(queryHeads: shape.queryHeads)
         try mask.validate()
+        try self.init(shape, mask, limits: nil, modifiers, instructionSet)
+    }
+
+    /// Makes a plan whose queries see one range of keys each, over operands of any kind.
+    ///
+    /// - Parameters:
+    ///   - shape: the sizes of the operands.
+    ///   - limits: the keys of each query. `mask` is `.full` then.
+    ///   - modifiers: how scores become probabilities.
+    ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
+    /// - Throws: `.invalidShape` unless there is one range per query, and for 2³¹ keys or more; `.invalidArgument` for a range
+    ///   that leaves the keys; the errors of ``init(_:mask:modifiers:instructionSet:)``.
+    public init(
+        _ shape: AttentionShape, limits: KeyLimits, modifiers: ScoreModifiers = ScoreModifiers(),
+        instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        try limits.validate(shape)
+        try self.init(shape, .full, limits: limits, modifiers, instructionSet)
+    }
+
+    private init(
+        _ shape: AttentionShape, _ mask: AttentionMask, limits: KeyLimits?, _ modifiers: ScoreModifiers,
+        _ instructionSet: InstructionSet?
+    ) throws(SparseKernelsError) {
+        try modifiers.validate(queryHeads: shape.queryHeads)
         self.shape = shape
         self.mask = mask
+        self.limits = limits
         self.modifiers = modifiers
         self.instructionSet = try InstructionSet.resolve(instructionSet)
         kernels = self.instructionSet.kernels
         softmaxScale = modifiers.softmaxScale ?? 1 / Float(shape.headDim).squareRoot()
-        queryBlock = Self.queryBlock(shape, kernels)
-        limits = mask.limits(shape)
+        diagonals = mask.limits(shape)
+        var visible = 0..<shape.keyLength
+        if shape.queryLength > 0 {
+            let (first, last) = (mask.keys(ofQuery: 0, shape), mask.keys(ofQuery: shape.queryLength - 1, shape))
+            visible = min(first.lowerBound, last.lowerBound)..<max(first.upperBound, last.upperBound)
+        }
+        if let limits {
+            let seen = limits.ranges.filter { !$0.isEmpty }
+            let low = seen.reduce(shape.keyLength) { min($0, $1.lowerBound) }
+            visible = low..<max(low, seen.reduce(0) { max($0, $1.upperBound) })
+        }
+        // Slopes and sinks are those of one head, and so is a bias.
+        tiling = DenseTiling(
+            shape, visible: visible, stacks: modifiers.aliBiSlopes == nil && modifiers.sinkLogits == nil, kernels)
+        plainTiling = DenseTiling(shape, visible: visible, stacks: false, kernels)
+        limitOffset =
+            AttentionScratch(
+                headDim: shape.headDim, valueDim: shape.valueDim, queryRows: max(tiling.rows(shape), plainTiling.rows(shape)),
+                stagesKeys: true, stagesValues: true
+            ).byteCount
     }
 
     /// Query rows of a task: a multiple of the panel width, chosen to leave enough tasks to keep 16 threads busy to the end.
@@ -61,21 +110,23 @@ public struct DenseAttention: AttentionOperator {
     }
 
     /// Bytes of scratch that each thread of the pool needs.
-    public var scratchByteCount: Int {
-        AttentionScratch(
-            headDim: shape.headDim, valueDim: shape.valueDim, queryRows: min(queryBlock, shape.queryLength), stagesKeys: true,
-            stagesValues: true
-        ).byteCount
-    }
+    public var scratchByteCount: Int { limitOffset + 2 * AttentionScratch.limitStride * 4 }
 
-    /// Score entries that the mask leaves, over all query heads.
+    /// Score entries that the mask or the limits leave, over all query heads.
     public var visiblePairs: Int {
+        if let limits { return limits.ranges.reduce(0) { $0 + $1.count } * shape.queryHeads }
         let (rows, columns) = (shape.queryLength, shape.keyLength)
         let pairs =
-            pairsBelowDiagonal(rows: rows, columns: columns, offset: limits.to)
-            - pairsBelowDiagonal(rows: rows, columns: columns, offset: limits.from)
+            pairsBelowDiagonal(rows: rows, columns: columns, offset: diagonals.to)
+            - pairsBelowDiagonal(rows: rows, columns: columns, offset: diagonals.from)
         return pairs * shape.queryHeads
     }
+
+    /// The keys that a query sees.
+    func keys(ofQuery query: Int) -> Range<Int> { limits.map { $0.ranges[query] } ?? mask.keys(ofQuery: query, shape) }
+
+    /// Whether no key is hidden from any query by its position.
+    var showsEverything: Bool { limits == nil && mask == .full }
 
     // MARK: - Run
 
