@@ -13,6 +13,7 @@ public enum GoldenReplay {
         "awq_gptq.pack": replayNibblePacking,
         "blocksparse.attention": replayBlockSparseAttention,
         "draft.attention": replayDraftAttention,
+        "fastdllm.transfer_index": replayFastDLLM,
         "ggml.quantize": replayGGMLQuantize,
         "gna.neighborhood_attention": replayNeighborhoodAttention,
         "lserve.decode_select": replayLServe,
