@@ -14,6 +14,7 @@ public enum GoldenReplay {
         "blocksparse.attention": replayBlockSparseAttention,
         "cotvla.hybrid_mask_attention": replayHybridMask,
         "draft.attention": replayDraftAttention,
+        "fastdllm.transfer_index": replayFastDLLM,
         "ggml.quantize": replayGGMLQuantize,
         "gna.neighborhood_attention": replayNeighborhoodAttention,
         "lserve.decode_select": replayLServe,
