@@ -55,6 +55,7 @@ let facades = [
     "SparseVideoGen",
     "PAROAttention", "DraftAttention",
     "SLA", "NeighborhoodAttention",
+    "ReasoningBranches",
 ]
 
 // MARK: - Package
