@@ -51,6 +51,8 @@ struct PagedBatch {
     let selection: KVSelection?
     /// Whether rows go head by head.
     let isHeadMajor: Bool
+    /// Prefixes of so many rows that they are attended elsewhere: no group attends their tokens.
+    private(set) var separate: [SharedPrefix] = []
     private(set) var groups: [Group] = []
     private(set) var recordCount = 0
     /// Rows of a key/value head.
@@ -63,7 +65,8 @@ struct PagedBatch {
     private(set) var prefixesOfRow: [Int32] = []
 
     init(
-        _ plan: PagedAttention, step: PageTables, queryLengths: [Int]?, queryTokens: Int, selection: KVSelection?
+        _ plan: PagedAttention, step: PageTables, queryLengths: [Int]?, queryTokens: Int, selection: KVSelection?,
+        separateRows: Int = .max
     ) throws(SparseKernelsError) {
         let configuration = plan.configuration
         pageSize = configuration.pageSize
@@ -91,7 +94,12 @@ struct PagedBatch {
         groupOfRow = [Int32](repeating: -1, count: rows)
         if let selection { try check(selection, plan) } else { try checkPages(plan.mask) }
 
-        let prefixes = shareAndOrder(plan)
+        var prefixes = shareAndOrder(plan)
+        func isSeparate(_ prefix: SharedPrefix) -> Bool {
+            sequences[prefix.members].reduce(0) { $0 + $1.queries } * plan.group >= separateRows
+        }
+        separate = prefixes.filter(isSeparate)
+        prefixes.removeAll(where: isSeparate)
         prefixLevels = prefixes.reduce(0) { max($0, $1.level + 1) }
         prefixesOfRow = [Int32](repeating: -1, count: rows * prefixLevels)
         for kvHead in 0..<configuration.kvHeads {
