@@ -15,7 +15,9 @@ struct CommandLineTests {
         }
     }
 
-    @Test("a wrong method or cache is refused with what is expected instead", arguments: ["generate", "perplexity", "needle"])
+    @Test(
+        "a wrong method or cache is refused with what is expected instead",
+        arguments: ["generate", "perplexity", "needle", "branch"])
     func refusals(command: String) {
         let method = refusal([command, "--method", "xattention:0.9+qest"])
         #expect(
@@ -25,6 +27,16 @@ struct CommandLineTests {
         let cache = refusal([command, "--cache", "int5"])
         #expect(cache.contains("--cache") && cache.contains("int8, int4, each with r behind it"), "\(cache)")
         #expect(refusal([command, "--method", "dense+quest:25%", "--cache", "int8/int4r"]) == "")
+    }
+
+    @Test("branch refuses what its mode has no use for")
+    func branches() {
+        #expect(refusal(["branch", "--child", "x"]).contains("--child is for --mode spawn"))
+        #expect(refusal(["branch", "--page-size", "17"]).contains("16, 32, 64 or 128, got 17"))
+        #expect(refusal(["branch", "--branches", "0"]).contains("--branches takes 1 to 256, got 0"))
+        #expect(refusal(["branch", "--mode", "beam", "--length-penalty", "-1"]) != "")
+        #expect(refusal(["branch", "--score", "best"]).contains("meanLogProbability"))
+        #expect(refusal(["branch", "--mode", "spawn", "--child", "x", "--child", "y", "--svg", "a.svg"]) == "")
     }
 
     @Test("so are those of lists")
