@@ -56,6 +56,7 @@ let facades = [
     "PAROAttention", "DraftAttention",
     "SLA", "NeighborhoodAttention",
     "FastDLLM",
+    "ReasoningBranches",
 ]
 
 // MARK: - Package

@@ -69,6 +69,12 @@ struct PagedAttentionSnippets {
         // The first 2048 tokens are read once for all of them.
         let beams = try attention(query: queries, cache: cache, sequences: children)
 
+        // The same as a product of matrices, where enough rows share a prefix.
+        let cascade = try CascadeAttention(queryHeads: 8, configuration: cache.configuration)
+        let branches = try cascade(query: queries, cache: cache, sequences: children)
+
+        let pairs = zip(branches.output.elements, beams.output.elements)
+        #expect(pairs.allSatisfy { abs($0 - $1) < 1e-4 })
         let plain = try PagedAttention(queryHeads: 8, configuration: cache.configuration, sharesPrefixes: false)
         #expect(try plain(query: queries, cache: cache, sequences: children) == beams)
     }

@@ -1,3 +1,4 @@
+import ReasoningBranches
 import SparseKernels
 import SparseKernelsModels
 import Testing
@@ -46,6 +47,26 @@ struct LanguageModelSnippets {
 
         #expect(rows.shape == [2, 48] && draft.shape == [3, 48])
         #expect(try session.length(of: sequences[0]) == 6 && session.length(of: other) == 7)
+    }
+
+    @Test("branches: samples, beams, children that are joined")
+    func branches() throws {
+        let session = try LanguageSession(try TinyLanguageModel.load(), SessionOptions(tokenCapacity: 2048))
+
+        let branching = try BranchingSession(session, seed: 1)
+        let request = BranchRequest(sampling: Sampling(temperature: 0.8), maximumTokens: 16)
+        let best = try branching.bestOf(4, after: prompt, request)[0]  // of the highest probability
+        let beam = try branching.beamSearch(after: prompt, width: 3, maximumTokens: 16)[0]
+
+        let root = try branching.tree.start(prompt)
+        _ = try branching.step()  // the prompt, once
+        let children = try branching.tree.spawn([.prompt([1, 2]), .fork(appending: [3])], from: root)
+        _ = try branching.decode(children, request)  // together; each has a stream of random numbers of its own
+        try branching.tree.join(root, at: prompt.count) { $0.flatMap(\.newTokens) }  // in the order of the spawn
+        let logits = try branching.step()!.logits  // of the parent, which goes on
+
+        #expect(best.tokens.count == 16 && beam.tokens.count == 16 && logits.shape == [1, 48])
+        #expect(try branching.tree.tokens(of: root).count == prompt.count + 32)
     }
 
     @Test("sparse attention over a cache of 4 bits")

@@ -45,6 +45,25 @@ import Testing
         #expect(Self.lines.svg() == Self.lines.svg())
     }
 
+    @Test func cellsOfBranchesAreDrawnBesideTheirTree() throws {
+        let chart = CellChart(
+            title: "Pages", keys: ["shared", "own"],
+            rows: [
+                .init("root", cells: [.filled(series: 0), .filled(series: 0)], note: "2 pages"),
+                .init("child", parent: 0, cells: [.outlined(series: 0), .empty, .filled(series: 1)]),
+            ])
+        let contents = try #require(parse(chart.svg()))
+        #expect(["root", "child", "2 pages", "shared", "own"].allSatisfy(contents.texts.contains))
+        // The ground, two keys, three filled cells, and two rectangles for an outlined one.
+        #expect(contents.elements.count { $0 == "rect" } == 1 + 2 + 3 + 2)
+        #expect(contents.elements.count { $0 == "line" } == 2)
+        // Many columns become bars.
+        let wide = CellChart(
+            title: "", keys: [], rows: [.init("", cells: Array(repeating: .filled(series: 0), count: 4000))])
+        #expect(try #require(parse(wide.svg())).elements.count { $0 == "rect" } == 2)
+        _ = try #require(parse(CellChart(title: "", keys: [], rows: []).svg()))
+    }
+
     @Test func nothingToShowIsStillAChart() throws {
         _ = try #require(parse(BarChart(title: "", categories: [], series: []).svg()))
         _ = try #require(parse(LineChart(title: "", xAxis: .init("x"), yAxis: .init("y"), series: []).svg()))

@@ -39,7 +39,7 @@ public struct GenerationReport: Codable, Hashable, Sendable {
         self.byteCount = max(byteCount, statistics.peakByteCount)
     }
 
-    private static func words(_ end: GenerationResult.End) -> String {
+    static func words(_ end: GenerationResult.End) -> String {
         switch end {
         case .endToken: "ended by the model"
         case .stopString(let text): "ended by \(String(reflecting: text))"

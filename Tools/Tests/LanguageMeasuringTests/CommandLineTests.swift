@@ -15,7 +15,9 @@ struct CommandLineTests {
         }
     }
 
-    @Test("a wrong method or cache is refused with what is expected instead", arguments: ["generate", "perplexity", "needle"])
+    @Test(
+        "a wrong method or cache is refused with what is expected instead",
+        arguments: ["generate", "perplexity", "needle", "branch"])
     func refusals(command: String) {
         let method = refusal([command, "--method", "xattention:0.9+qest"])
         #expect(
@@ -27,6 +29,16 @@ struct CommandLineTests {
         #expect(refusal([command, "--linear", "w4a4:-1"]).contains("may have :RANK behind them"))
         #expect(refusal([command, "--streaming-heads", "2"]).contains("--streaming-heads takes 0 to 1"))
         #expect(refusal([command, "--method", "dense+quest:25%", "--cache", "int8/int4r"]) == "")
+    }
+
+    @Test("branch refuses what its mode has no use for")
+    func branches() {
+        #expect(refusal(["branch", "--child", "x"]).contains("--child is for --mode spawn"))
+        #expect(refusal(["branch", "--page-size", "17"]).contains("16, 32, 64 or 128, got 17"))
+        #expect(refusal(["branch", "--branches", "0"]).contains("--branches takes 1 to 256, got 0"))
+        #expect(refusal(["branch", "--mode", "beam", "--length-penalty", "-1"]) != "")
+        #expect(refusal(["branch", "--score", "best"]).contains("meanLogProbability"))
+        #expect(refusal(["branch", "--mode", "spawn", "--child", "x", "--child", "y", "--svg", "a.svg"]) == "")
     }
 
     @Test("so are those of lists")

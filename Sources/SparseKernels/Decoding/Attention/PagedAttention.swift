@@ -124,7 +124,7 @@ public struct PagedAttention: Sendable {
     }
 
     /// Throws unless queries and cache are those of the operator. This is checked first, because other sizes depend on them.
-    private func check(_ query: TensorGeometry, _ cache: PagedKVCache) throws(SparseKernelsError) {
+    func check(_ query: TensorGeometry, _ cache: PagedKVCache) throws(SparseKernelsError) {
         try require(
             query.heads == queryHeads && query.channels == configuration.headDim, .invalidShape, "query",
             expected: "\(queryHeads) heads of \(configuration.headDim) channels",

@@ -215,7 +215,7 @@ struct PagedAttentionCall {
         pool.run(
             Merge(call: call, records: records, stride: stride), tasks: (rows + Self.mergedRows - 1) / Self.mergedRows,
             work: batch.recordCount * stride,
-            scratchByteCount: 4 * (TokenLayout.padded(plan.configuration.valueDim) + 2 * chunks))
+            scratchByteCount: 4 * (TokenLayout.padded(plan.configuration.valueDim) + (batch.prefixLevels + 1) * chunks))
     }
 
     private func merge(_ merge: Merge, task: Int, scratch: UnsafeMutableRawPointer) {
@@ -230,7 +230,11 @@ struct PagedAttentionCall {
             let place = batch.place(ofRow: row, group: plan.group, from: &sequence)
             let head = kvHead * plan.group + place.head
             let token = place.sequence.firstQuery + place.query
-            var count = addRecords(of: batch.prefixOfRow[number], row: row, to: indices)
+            var count = 0
+            for level in 0..<batch.prefixLevels {
+                let prefix = batch.prefixesOfRow[number * batch.prefixLevels + level]
+                count += addRecords(of: prefix, row: row, to: indices + count)
+            }
             count += addRecords(of: batch.groupOfRow[number], row: row, to: indices + count)
             var arguments = MergeTokensArguments(
                 records: merge.records, recordStride: merge.stride, indices: indices, count: count, valueDim: channels,

@@ -51,16 +51,22 @@ struct PagedBatch {
     let selection: KVSelection?
     /// Whether rows go head by head.
     let isHeadMajor: Bool
+    /// Prefixes of so many rows that they are attended elsewhere: no group attends their tokens.
+    private(set) var separate: [SharedPrefix] = []
     private(set) var groups: [Group] = []
     private(set) var recordCount = 0
     /// Rows of a key/value head.
     let rowsPerHead: Int
-    /// For every row, numbered over all heads: its group, and the group of its shared prefix or −1.
+    /// The group of every row, numbered over all heads; −1 for none.
     private(set) var groupOfRow: [Int32]
-    private(set) var prefixOfRow: [Int32]
+    /// The most shared prefixes, one behind the other, that a row has.
+    private(set) var prefixLevels = 0
+    /// For every row, `prefixLevels` groups of shared prefixes in the order of their tokens; −1 for none.
+    private(set) var prefixesOfRow: [Int32] = []
 
     init(
-        _ plan: PagedAttention, step: PageTables, queryLengths: [Int]?, queryTokens: Int, selection: KVSelection?
+        _ plan: PagedAttention, step: PageTables, queryLengths: [Int]?, queryTokens: Int, selection: KVSelection?,
+        separateRows: Int = .max
     ) throws(SparseKernelsError) {
         let configuration = plan.configuration
         pageSize = configuration.pageSize
@@ -86,18 +92,24 @@ struct PagedBatch {
         rowsPerHead = queries * plan.group
         let rows = rowsPerHead * configuration.kvHeads
         groupOfRow = [Int32](repeating: -1, count: rows)
-        prefixOfRow = [Int32](repeating: -1, count: rows)
         if let selection { try check(selection, plan) } else { try checkPages(plan.mask) }
 
-        let prefixes = shareAndOrder(plan)
+        var prefixes = shareAndOrder(plan)
+        func isSeparate(_ prefix: SharedPrefix) -> Bool {
+            sequences[prefix.members].reduce(0) { $0 + $1.queries } * plan.group >= separateRows
+        }
+        separate = prefixes.filter(isSeparate)
+        prefixes.removeAll(where: isSeparate)
+        prefixLevels = prefixes.reduce(0) { max($0, $1.level + 1) }
+        prefixesOfRow = [Int32](repeating: -1, count: rows * prefixLevels)
         for kvHead in 0..<configuration.kvHeads {
             for prefix in prefixes {
                 let list = TokenList(
-                    kind: .ranges(0..<0, 0..<prefix.length), table: sequences[prefix.members.lowerBound].table,
-                    count: prefix.length)
+                    kind: .ranges(0..<0, prefix.tokens), table: sequences[prefix.members.lowerBound].table,
+                    count: prefix.tokens.count)
                 let last = sequences[prefix.members.upperBound - 1]
                 let rows = sequences[prefix.members.lowerBound].firstRow..<last.firstRow + last.queries * plan.group
-                addGroups(kvHead: kvHead, rows: rows, list: list, reach: nil, isPrefix: true)
+                addGroups(kvHead: kvHead, rows: rows, list: list, reach: nil, prefixLevel: prefix.level)
             }
             for sequence in sequences { addGroups(of: sequence, kvHead: kvHead, plan) }
         }
@@ -169,7 +181,8 @@ struct PagedBatch {
             sequences[place].firstRow = row
             row += sequences[place].queries * plan.group
         }
-        for prefix in prefixes { for place in prefix.members { sequences[place].sharedLength = prefix.length } }
+        // Prefixes behind others come later.
+        for prefix in prefixes { for place in prefix.members { sequences[place].sharedLength = prefix.tokens.upperBound } }
         return prefixes
     }
 
@@ -184,15 +197,14 @@ struct PagedBatch {
                 let list = sequence.index * selection.heads + (isHeadMajor ? kvHead * group + head : kvHead)
                 let rows = isHeadMajor ? all.lowerBound + head * queries..<all.lowerBound + (head + 1) * queries : all
                 addGroups(
-                    kvHead: kvHead, rows: rows, list: self.list(selection, list, of: sequence), reach: reach,
-                    isPrefix: false)
+                    kvHead: kvHead, rows: rows, list: self.list(selection, list, of: sequence), reach: reach)
             }
             return
         }
         if plan.mask.reach != nil {
             let tokens = sequence.sharedLength..<sequence.length
             let list = TokenList(kind: .ranges(0..<0, tokens), table: sequence.table, count: tokens.count)
-            addGroups(kvHead: kvHead, rows: all, list: list, reach: reach, isPrefix: false)
+            addGroups(kvHead: kvHead, rows: all, list: list, reach: reach)
             return
         }
         // Every query has its own window.
@@ -202,7 +214,7 @@ struct PagedBatch {
                 kind: .ranges(tokens.sink, tokens.window), table: sequence.table,
                 count: tokens.sink.count + tokens.window.count)
             let first = all.lowerBound + query * group
-            addGroups(kvHead: kvHead, rows: first..<first + group, list: list, reach: nil, isPrefix: false)
+            addGroups(kvHead: kvHead, rows: first..<first + group, list: list, reach: nil)
         }
     }
 
@@ -216,14 +228,14 @@ struct PagedBatch {
         return TokenList(kind: .pages(entries), table: sequence.table, count: count)
     }
 
-    private mutating func addGroups(kvHead: Int, rows: Range<Int>, list: TokenList, reach: Int?, isPrefix: Bool) {
+    private mutating func addGroups(kvHead: Int, rows: Range<Int>, list: TokenList, reach: Int?, prefixLevel: Int? = nil) {
         var first = rows.lowerBound
         while first < rows.upperBound {
             let part = first..<min(first + Self.maximumRows, rows.upperBound)
             for row in part {
                 let number = kvHead * rowsPerHead + row
-                if isPrefix {
-                    prefixOfRow[number] = Int32(truncatingIfNeeded: groups.count)
+                if let prefixLevel {
+                    prefixesOfRow[number * prefixLevels + prefixLevel] = Int32(truncatingIfNeeded: groups.count)
                 } else {
                     groupOfRow[number] = Int32(truncatingIfNeeded: groups.count)
                 }

@@ -119,6 +119,16 @@ extension PagedKVCache {
     }
 }
 
+extension PagedKVCache {
+    /// The keys and values of a range of whole pages of a sequence, none of them discarded.
+    func rows(of sequence: SequenceID, layer: Int, pagesOf tokens: Range<Int>) throws(SparseKernelsError) -> CachedRows {
+        let index = try table.index(of: sequence)
+        try requireTokens(tokens, of: index, argument: "sequence")
+        let pages = table.entries[index].pages[tokens.lowerBound / configuration.pageSize..<pageCount(tokens.upperBound)]
+        return CachedRows(self, pages: pages, layer: layer, length: tokens.count, gap: tokens.count..<tokens.count)
+    }
+}
+
 extension TensorView {
     /// Throws `.invalidElementType` for cached rows, where an operator needs elements in memory.
     package func requireMemory(named name: @autoclosure () -> String) throws(SparseKernelsError) {

@@ -87,16 +87,22 @@ struct PagedAttentionPrefixTests {
             queryTokens: family.queryLengths.reduce(0, +), selection: nil)
     }
 
-    @Test("whole chunks that all members see are shared, by those that save the most")
+    @Test("whole chunks that all members see are shared, level by level")
     func plan() throws {
         let family = try Family(.float16, parent: 2100)
         let batch = try batch(family)
-        // Members of the first family share 2048 tokens. `early` leaves it at 1500, and the first query of `onBoundary` is at
-        // 2048. Sharing 1024 tokens among five would save less than 2048 among four.
+        // Members of the first family share 1024 tokens. `early` leaves it at 1500, the others share 1024 tokens more, and the
+        // first query of `onBoundary` is at 2048.
         let shared = Dictionary(uniqueKeysWithValues: batch.sequences.map { ($0.index, $0.sharedLength) })
         #expect([0, 2, 3, 7].map { shared[$0] } == [2048, 2048, 2048, 2048])
-        #expect([1, 6].map { shared[$0] } == [1024, 1024])
-        #expect([4, 5].map { shared[$0] } == [0, 0])
+        #expect([1, 4, 6].map { shared[$0] } == [1024, 1024, 1024])
+        #expect(shared[5] == 0 && batch.prefixLevels == 2)
+        // Each row attends each token of its sequence once.
+        let attended = batch.groups.filter { $0.kvHead == 0 }.reduce(0) { $0 + $1.list.count * $1.rows.count }
+        let pairs = try zip(family.sequences, family.queryLengths).reduce(0) {
+            $0 + (try family.fixture.cache.length(of: $1.0)) * $1.1 * 3
+        }
+        #expect(attended == pairs)
         // In any order, every query of every sequence has one row.
         #expect(batch.sequences.map(\.index).sorted() == Array(0..<8))
         #expect(batch.groupOfRow.allSatisfy { $0 >= 0 } && batch.groupOfRow.count == 85 * 6)
@@ -104,7 +110,7 @@ struct PagedAttentionPrefixTests {
         for other in [
             try self.batch(family, sharesPrefixes: false), try self.batch(family, mask: .streaming(sink: 1, window: 9)),
         ] {
-            #expect(other.sequences.map(\.index) == Array(0..<8) && other.prefixOfRow.allSatisfy { $0 == -1 })
+            #expect(other.sequences.map(\.index) == Array(0..<8) && other.prefixesOfRow.isEmpty)
         }
     }
 

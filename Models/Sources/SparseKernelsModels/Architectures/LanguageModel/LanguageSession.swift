@@ -24,7 +24,7 @@ public final class LanguageSession {
 
     /// The name of a sequence.
     public struct SequenceID: Hashable, Sendable {
-        fileprivate let number: SessionSequence
+        let number: SessionSequence
     }
 
     /// The positions whose logits are computed.
@@ -35,7 +35,7 @@ public final class LanguageSession {
         case all
     }
 
-    private let cache: any SessionCache
+    let cache: any SessionCache
     private var workspace: LanguageWorkspace
     /// What was done since the last reset.
     public private(set) var statistics = SessionStatistics()

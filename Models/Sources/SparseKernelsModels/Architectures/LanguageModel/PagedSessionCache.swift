@@ -10,6 +10,8 @@ final class PagedSessionCache: SessionCache {
     private let rotation: CacheRotation
     /// Attention of every layer over all tokens that it sees.
     private let dense: [PagedAttention]
+    /// Attention of steps of layers without a window: prefixes that many sequences share are products of matrices.
+    private let cascades: [CascadeAttention?]
     private var decoding: Decoding
     private let traffic: CacheTraffic
     private var sequences: [SessionSequence: PagedKVCache.SequenceID] = [:]
@@ -49,6 +51,17 @@ final class PagedSessionCache: SessionCache {
                     modifiers: model.modifiers(layer: layer)))
         }
         self.dense = dense
+        var cascades: [CascadeAttention?] = []
+        for layer in 0..<c.layers {
+            guard c.slidingWindows[layer] == nil else {
+                cascades.append(nil)
+                continue
+            }
+            cascades.append(
+                try CascadeAttention(
+                    queryHeads: c.queryHeads, configuration: configuration, modifiers: model.modifiers(layer: layer)))
+        }
+        self.cascades = cascades
         let scale = c.softmaxScale
         switch options.decoding {
         case .dense: decoding = .dense
@@ -132,7 +145,11 @@ final class PagedSessionCache: SessionCache {
 
     func length(of sequence: SessionSequence) throws(SparseKernelsError) -> Int { try cache.length(of: try name(of: sequence)) }
 
-    private func add(_ name: PagedKVCache.SequenceID) -> SessionSequence {
+    /// Forgets a sequence without freeing it.
+    func forget(_ sequence: SessionSequence) { sequences[sequence] = nil }
+
+    /// Gives a sequence of the cache a number.
+    func add(_ name: PagedKVCache.SequenceID) -> SessionSequence {
         defer { nextNumber += 1 }
         sequences[nextNumber] = name
         return nextNumber
@@ -204,7 +221,9 @@ final class PagedSessionCache: SessionCache {
         let window = model.configuration.slidingWindows[layer]
         var bytes = traffic.dense(lengths, atMost: window ?? .max)
         counts.denseBytes += bytes
+        var isDense = true
         if isSparse(layer) {
+            if case .dense = decoding {} else { isDense = false }
             switch decoding {
             case .dense: break
             case .streaming(let plans, let tokens):
@@ -228,6 +247,12 @@ final class PagedSessionCache: SessionCache {
         }
         if let selection { bytes += traffic.selected(selection, lengths) }
         counts.readBytes += bytes
+        if isDense, let cascade = cascades[layer] {
+            try cascade.run(
+                query: query, cache: cache, sequences: names, layer: layer,
+                output: MutableTensorView(output.mutableSpan, geometry: heads.outputGeometry(), named: "output"), on: pool)
+            return
+        }
         try plan.run(
             query: query, cache: cache, sequences: names, layer: layer, selection: selection,
             output: MutableTensorView(output.mutableSpan, geometry: heads.outputGeometry(), named: "output"), on: pool)
