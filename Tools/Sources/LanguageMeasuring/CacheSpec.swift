@@ -68,6 +68,8 @@ public struct SessionSpec: Hashable, Sendable {
     public var chunk: Int?
     /// Layers, from the first on, that stay dense.
     public var denseLayers = 0
+    /// The last tokens of a prompt that attend to everything; nil means the default of sessions.
+    public var denseTail: Int?
     /// For every layer, whether each KV head is a retrieval head, which matters to LServe only. nil means that all are.
     public var retrievalHeads: [[Bool]]?
 
@@ -92,6 +94,7 @@ public struct SessionSpec: Hashable, Sendable {
         options.denseLayers = denseLayers
         options.retrievalHeads = retrievalHeads
         if let chunk { options.chunk = chunk }
+        if let denseTail { options.denseTail = denseTail }
         return options
     }
 }

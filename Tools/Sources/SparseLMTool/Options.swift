@@ -59,6 +59,11 @@ struct PassOptions: ParsableArguments {
     var denseLayers = 0
 
     @Option(
+        help:
+            "Last tokens of a prompt that attend to everything with a sparse prefill. Default: \(SessionOptions().denseTail).")
+    var denseTail: Int?
+
+    @Option(
         help: ArgumentHelp(
             "Gates of KV heads, as sparse-lm heads and DuoAttention have them: lserve streams those with the lowest ones.",
             valueName: "file"))
@@ -70,6 +75,7 @@ struct PassOptions: ParsableArguments {
     func validate() throws {
         if let chunk, chunk < 1 { throw ValidationError("--chunk takes 1 or more, got \(chunk)") }
         if denseLayers < 0 { throw ValidationError("--dense-layers takes 0 or more, got \(denseLayers)") }
+        if let denseTail, denseTail < 0 { throw ValidationError("--dense-tail takes 0 or more, got \(denseTail)") }
         guard (0...1).contains(streamingHeads) else {
             throw ValidationError("--streaming-heads takes 0 to 1, got \(streamingHeads)")
         }
@@ -79,6 +85,7 @@ struct PassOptions: ParsableArguments {
         var spec = SessionSpec(method: method, cache: cache)
         spec.chunk = chunk
         spec.denseLayers = denseLayers
+        spec.denseTail = denseTail
         spec.retrievalHeads = try retrievalHeads.map { try RetrievalHeads.read($0, streaming: streamingHeads) }
         return spec
     }

@@ -159,7 +159,10 @@ public final class LanguageSession {
             for piece in pass.pieces {
                 let (list, range) = (tokens[piece.list], piece.range)
                 let before = lengths[piece.list] + range.lowerBound
-                segments.append(PassSegment(sequence: sequences[piece.list], before: before, count: range.count))
+                segments.append(
+                    PassSegment(
+                        sequence: sequences[piece.list], before: before, count: range.count,
+                        isLast: range.upperBound == list.count))
                 if rows == .all {
                     targets += range.map { firstRows[piece.list] + $0 }
                 } else if range.upperBound == list.count {

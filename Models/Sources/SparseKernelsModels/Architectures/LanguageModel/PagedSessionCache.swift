@@ -278,25 +278,35 @@ final class PagedSessionCache: SessionCache {
                 output: MutableTensorView(output.mutableSpan, geometry: heads.outputGeometry(), named: "output"), on: pool)
             return
         }
-        let width = heads.queryHeads * heads.headDim
         var row = 0
         for (segment, name) in zip(segments, names) {
-            let cached = try cache.rows(of: name, layer: layer)
-            let shape = try AttentionShape(
-                queryLength: segment.count, keyLength: cached.tokens, queryHeads: heads.queryHeads, kvHeads: heads.kvHeads,
-                headDim: heads.headDim)
-            var rows = output.mutableSpan
-            try DenseAttention(shape, mask: window.map { .causal(window: $0) } ?? .causal, modifiers: dense[layer].modifiers)
-                .run(
-                    query: TensorView(
-                        heads.elements.span.extracting((row * heads.width)...),
-                        geometry: heads.geometry(heads: heads.queryHeads, tokens: segment.count), named: "query"),
-                    key: cached.key, value: cached.value,
-                    output: MutableTensorView(
-                        rows._mutatingExtracting((row * width)...), geometry: heads.outputGeometry(tokens: segment.count),
-                        named: "output"), on: pool)
+            try attendDensely(
+                heads, to: cache.rows(of: name, layer: layer), layer: layer, row: row, count: segment.count, into: &output,
+                on: pool)
             row += segment.count
         }
+    }
+
+    /// Attends `count` queries of rows from `row` on, the last tokens of a sequence, to all keys that the layer shows.
+    private func attendDensely(
+        _ heads: HeadRows, to cached: CachedRows, layer: Int, row: Int, count: Int, into output: inout Tensor<Float>,
+        on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        let window = model.configuration.slidingWindows[layer]
+        let shape = try AttentionShape(
+            queryLength: count, keyLength: cached.tokens, queryHeads: heads.queryHeads, kvHeads: heads.kvHeads,
+            headDim: heads.headDim)
+        let width = heads.queryHeads * heads.headDim
+        var rows = output.mutableSpan
+        try DenseAttention(shape, mask: window.map { .causal(window: $0) } ?? .causal, modifiers: dense[layer].modifiers)
+            .run(
+                query: TensorView(
+                    heads.elements.span.extracting((row * heads.width)...),
+                    geometry: heads.geometry(heads: heads.queryHeads, tokens: count), named: "query"),
+                key: cached.key, value: cached.value,
+                output: MutableTensorView(
+                    rows._mutatingExtracting((row * width)...), geometry: heads.outputGeometry(tokens: count), named: "output"),
+                on: pool)
     }
 
     /// Up to so many queries of a sequence, attention row by row of the pages is faster than by blocks of queries: 0.4 to 0.8
@@ -308,16 +318,29 @@ final class PagedSessionCache: SessionCache {
     ) throws(SparseKernelsError) {
         var row = 0
         for (segment, name) in zip(segments, names) {
-            let plan = try SparsePrefill(
-                model, options.prefill, options, layer: layer, queries: segment.count, keys: segment.before + segment.count)
-            let cached = try cache.rows(of: name, layer: layer)
-            let pairs = try plan.run(
-                query: TensorView(
-                    heads.elements.span.extracting((row * heads.width)...),
-                    geometry: heads.geometry(heads: heads.queryHeads, tokens: segment.count), named: "query"),
-                key: cached.key, value: cached.value, heads, row: row, count: segment.count, into: &output, on: pool)
-            counts.attendedPairs += Double(pairs.attended)
-            counts.reachablePairs += Double(pairs.reachable)
+            let tail = segment.isLast && options.prefill.estimatesByBlocks ? min(segment.count, options.denseTail) : 0
+            let (count, length) = (segment.count - tail, segment.before + segment.count)
+            if count > 0 {
+                let plan = try SparsePrefill(
+                    model, options.prefill, options, layer: layer, queries: count, keys: length - tail)
+                let cached = try cache.rows(of: name, layer: layer, omitting: length - tail..<length)
+                let pairs = try plan.run(
+                    query: TensorView(
+                        heads.elements.span.extracting((row * heads.width)...),
+                        geometry: heads.geometry(heads: heads.queryHeads, tokens: count), named: "query"),
+                    key: cached.key, value: cached.value, heads, row: row, count: count, into: &output, on: pool)
+                counts.attendedPairs += Double(pairs.attended)
+                counts.reachablePairs += Double(pairs.reachable)
+            }
+            if tail > 0 {
+                try attendDensely(
+                    heads, to: cache.rows(of: name, layer: layer), layer: layer, row: row + count, count: tail, into: &output,
+                    on: pool)
+                let end = PassSegment(sequence: segment.sequence, before: length - tail, count: tail, isLast: true)
+                let pairs = end.pairs(window: nil) * Double(heads.queryHeads)
+                counts.attendedPairs += pairs
+                counts.reachablePairs += pairs
+            }
             row += segment.count
         }
     }

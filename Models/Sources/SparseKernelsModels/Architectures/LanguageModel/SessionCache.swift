@@ -6,6 +6,8 @@ struct PassSegment {
     /// Tokens that the sequence has before the pass, and those of the pass.
     let before: Int
     let count: Int
+    /// Whether the pass has the last tokens of those that the sequence gets in this call.
+    let isLast: Bool
 
     /// Pairs of a query of the segment and a token that it sees, with a causal mask and perhaps a window.
     func pairs(window: Int?) -> Double {

@@ -9,8 +9,8 @@ extension SessionOptions {
         ] where value < 1 || value > 1 << 30 {
             throw SparseKernelsError(.invalidArgument, name, expected: "1 to 2³⁰", actual: "\(value)")
         }
-        guard denseLayers >= 0 else {
-            throw SparseKernelsError(.invalidArgument, "denseLayers", expected: "0 or more", actual: "\(denseLayers)")
+        for (name, value) in [("denseLayers", denseLayers), ("denseTail", denseTail)] where value < 0 {
+            throw SparseKernelsError(.invalidArgument, name, expected: "0 or more", actual: "\(value)")
         }
         guard c.isCausal else {
             throw SparseKernelsError(
