@@ -63,6 +63,7 @@ let package = Package(
                 "ModelQuantization",
                 .product(name: "Terminal", package: "SparseKernelsTerminal"),
                 .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
+                .product(name: "FastDLLM", package: "SparseKernels"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
@@ -72,6 +73,7 @@ let package = Package(
             dependencies: [
                 .product(name: "Terminal", package: "SparseKernelsTerminal"),
                 .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
+                .product(name: "FastDLLM", package: "SparseKernels"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
             ],
             swiftSettings: language),
@@ -103,6 +105,7 @@ let package = Package(
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Terminal", package: "SparseKernelsTerminal"),
                 .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
+                .product(name: "FastDLLM", package: "SparseKernels"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
             ],

@@ -9,6 +9,6 @@ struct SparseLMCommand: ParsableCommand {
         version: "0.1.0",
         subcommands: [
             GenerateCommand.self, PerplexityCommand.self, NeedleCommand.self, TableCommand.self, BenchCommand.self,
-            CalibrateCommand.self,
+            CalibrateCommand.self, DiffuseCommand.self,
         ])
 }
