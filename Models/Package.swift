@@ -28,6 +28,7 @@ let package = Package(
             dependencies: [
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
+                .product(name: "FastDLLM", package: "SparseKernels"),
                 .product(name: "LServe", package: "SparseKernels"),
                 .product(name: "MInference", package: "SparseKernels"),
                 .product(name: "QServe", package: "SparseKernels"),
@@ -45,6 +46,7 @@ let package = Package(
             dependencies: [
                 "SparseKernelsModels",
                 .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "FastDLLM", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
                 .product(name: "ReasoningBranches", package: "SparseKernels"),
                 .product(name: "SVDQuant", package: "SparseKernels"),

@@ -48,4 +48,12 @@ struct CommandLineTests {
         #expect(refusal(["table", "--methods", "densest"]).contains("a prefill of dense, xattention"))
         #expect(refusal(["table", "--caches", "float16,int4q"]).contains("got \"int4q\""))
     }
+
+    @Test("so are rules of decoding")
+    func rules() {
+        #expect(refusal(["diffuse", "--rule", "treshold:0.9"]).contains("got \"treshold:0.9\""))
+        #expect(refusal(["diffuse", "--rule", "threshold:2"]).contains("rule.threshold must be from 0 to 1, got 2.0"))
+        #expect(refusal(["diffuse", "--rule", "factor:1.3", "--cache", "prefix", "--cache-format", "int8", "-n", "128"]) == "")
+        #expect(refusal(["diffuse", "--block", "0"]).contains("blockLength must be at least 1, got 0"))
+    }
 }

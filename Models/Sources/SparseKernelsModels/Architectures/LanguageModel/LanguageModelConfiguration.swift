@@ -37,6 +37,8 @@ public struct LanguageModelConfiguration: Hashable, Sendable {
     public let contextLength: Int?
     /// False for models that see the tokens after a position as well, such as masked-diffusion ones.
     public let isCausal: Bool
+    /// The token of a position that is not filled yet, in masked-diffusion models; nil if the file does not say.
+    public let maskToken: Int?
     /// The rotation of queries and keys.
     public let rotary: RotaryEmbedding
     /// The base of the rotation's frequencies, 10000 unless the file says otherwise.
@@ -102,6 +104,7 @@ public struct LanguageModelConfiguration: Hashable, Sendable {
         headDim = try file.integer("head_dim", in: 1...AttentionShape.maximumHeadDim, default: standardHeadDim)
         contextLength = file.has("max_position_embeddings") ? try file.integer("max_position_embeddings", in: 1...1 << 40) : nil
         isCausal = try file.flag("is_causal") ?? true
+        maskToken = file.has("mask_token_id") ? try file.integer("mask_token_id", in: 0...1 << 40) : nil
         rotary = try Self.rotary(file, headDim: headDim)
         rmsNormEpsilon = Float(try file.positive("rms_norm_eps", orZero: true, default: 1e-6))
         normAddsOne = isGemma
