@@ -2,7 +2,7 @@
 var caseFamilies: [any CaseFamily.Type] {
     [
         GEMMCases.self, AttentionCases.self, SparseAttentionCases.self, ScoringCases.self, PrefillCases.self,
-        QuantizedGEMMCases.self, QuantizationErrorCases.self, RowCases.self, DecodeCases.self, DecodeUpkeepCases.self,
-        DecodeQualityCases.self, VideoCases.self,
+        QuantizedGEMMCases.self, QuantizationErrorCases.self, RowCases.self, DecodeCases.self, BranchCases.self,
+        DecodeUpkeepCases.self, DecodeQualityCases.self, VideoCases.self,
     ]
 }

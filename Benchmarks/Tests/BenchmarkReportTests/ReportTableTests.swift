@@ -20,6 +20,7 @@ import Testing
         (.quantizationError, "code-lm layers.3.mlp.down W4A4 smooth r32 GPTQ", ["39 SVDs"]),
         (.rowOperators, "RMSNorm of sums 512×4096", []),
         (.decode, "131072 b8 f16 LServe 4096 L16 f16 /4", ["f16"]),
+        (.branches, "32768+4096 x32 one by one", ["one by one"]),
         (.decodeUpkeep, "131072 b1 int8 append to a fork", ["dense"]),
         (.decodeQuality, "lm-layer3-32768 f16 LServe 8192 per query head", []),
     ])

@@ -9,7 +9,8 @@ import Testing
         ("scoring.mass", .scoring), ("prefill.dense", .prefill), ("pages.select", .denseAttention),
         ("quant.product", .quantizedProduct), ("quant.product.f32", .quantizedProduct), ("quant.error", .quantizationError),
         ("quant.product.group", .quantizedProduct), ("rows", .rowOperators),
-        ("decode.step.twilight", .decode), ("decode.upkeep", .decodeUpkeep), ("decode.quality", .decodeQuality),
+        ("decode.step.twilight", .decode), ("decode.branches", .branches), ("decode.upkeep", .decodeUpkeep),
+        ("decode.quality", .decodeQuality),
     ])
     func operationsHaveASection(op: String, section: ReportSection) {
         #expect(ReportSection(op: op) == section)

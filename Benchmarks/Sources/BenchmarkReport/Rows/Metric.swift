@@ -42,7 +42,8 @@ extension Metric {
     /// Metrics of the measurement, with columns after instruction set and threads.
     static let measured: [Metric] = [
         medianSeconds, relativeSpread, bytesRead, readRate, actualGFLOPS, effectiveGFLOPS, weightRate, roofFraction,
-        quantizationSeconds, speedup, sameFormatSpeedup, efficiency, baselineShare, scoringShare, bytesPerToken, recall,
+        quantizationSeconds, speedup, sameFormatSpeedup, efficiency, baselineShare, scoringShare, bytesPerToken, branchBytes,
+        recall,
         outputError, error, errorBound,
     ]
 
@@ -72,10 +73,11 @@ extension Metric {
     /// Bytes of the KV cache that must be read for the result: keys, values, scales, page metadata and estimates. Of row operators,
     /// bytes that are read and written.
     public static let bytesRead = Metric(
-        "bytes_read", "Read", "MB", width: 6, in: [.decode, .rowOperators], format: { Format.number($0.map { $0 / 1e6 }) })
+        "bytes_read", "Read", "MB", width: 6, in: [.decode, .branches, .rowOperators],
+        format: { Format.number($0.map { $0 / 1e6 }) })
     /// `bytesRead` over the median time, in 10⁹ per second.
     public static let readRate = Metric(
-        "read_gbs", "Rate", "GB/s", width: 6, in: [.decode, .rowOperators], format: number
+        "read_gbs", "Rate", "GB/s", width: 6, in: [.decode, .branches, .rowOperators], format: number
     ) { row in
         guard let bytes = row[.bytesRead], let seconds = row[.medianSeconds], seconds > 0 else { return nil }
         return bytes / seconds / 1e9
@@ -91,7 +93,8 @@ extension Metric {
     /// Speed as a fraction of the roof that bounds this case; 1 is the roof itself.
     public static let roofFraction = Metric(
         "roof_fraction", "Roof", "%", width: 5,
-        in: [.matrixProduct, .denseAttention, .blockSparse, .quantizedProduct, .rowOperators, .decode, .video], format: percent)
+        in: [.matrixProduct, .denseAttention, .blockSparse, .quantizedProduct, .rowOperators, .decode, .branches, .video],
+        format: percent)
     /// The time of making the layer, once: search of the smoothing, factorisation and rounding.
     public static let quantizationSeconds = Metric("quantize_s", "Quant.", "s", width: 7, in: [.quantizationError])
 
@@ -117,6 +120,9 @@ extension Metric {
     public static let scoringShare = Metric("scoring_share", "Score", "%", width: 5, in: [.decode], format: percent)
     /// Memory of one token in the cache over all KV heads of a layer, with scales, metadata and estimates.
     public static let bytesPerToken = Metric("bytes_per_token", "Memory", "B/token", width: 7, in: [.decodeUpkeep])
+    /// Memory that a branch adds to the cache of a layer beside the pages that it shares.
+    public static let branchBytes = Metric(
+        "bytes_per_branch", "Memory", "KB/branch", width: 9, in: [.branches], format: { Format.number($0.map { $0 / 1024 }) })
 
     /// The fraction of the attention mass that the selection covers, from 0 to 1.
     public static let recall = Metric(

@@ -3,7 +3,7 @@
 /// Dense attention that is timed beside sparse rows has a name like theirs (`prefill.dense`), so that it is in their table.
 public enum ReportSection: String, CaseIterable, Sendable {
     case matrixProduct, denseAttention, blockSparse, scoring, prefill, quantizedProduct, quantizationError, rowOperators
-    case decode, decodeUpkeep, decodeQuality, video
+    case decode, branches, decodeUpkeep, decodeQuality, video
 
     public init(op: String) {
         let owner = Self.allCases.first { section in section.prefixes.contains { op.hasPrefix($0) } }
@@ -21,6 +21,7 @@ public enum ReportSection: String, CaseIterable, Sendable {
         case .quantizationError: ["quant.error"]
         case .rowOperators: ["rows"]
         case .decode: ["decode.step"]
+        case .branches: ["decode.branches"]
         case .decodeUpkeep: ["decode.upkeep"]
         case .decodeQuality: ["decode.quality"]
         case .video: ["video"]
@@ -38,6 +39,7 @@ public enum ReportSection: String, CaseIterable, Sendable {
         case .quantizationError: "What quantising a layer costs in accuracy, and in time"
         case .rowOperators: "Norms, rotations, activations, embeddings and statistics of logits"
         case .decode: "Decoding from a paged cache, time of a token in a layer"
+        case .branches: "Decoding branches that share a prefix, time of a token in a layer"
         case .decodeUpkeep: "Keeping a paged cache"
         case .decodeQuality: "What page and token selection keep of dense attention"
         case .video: "Attention of video tokens"

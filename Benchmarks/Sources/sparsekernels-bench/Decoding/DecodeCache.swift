@@ -66,6 +66,16 @@ final class DecodeCache {
     let cache: PagedKVCache
     private(set) var sequences: [PagedKVCache.SequenceID]
 
+    /// Makes a cache without sequences.
+    init(_ layout: CacheLayout, configuration: KVCacheConfiguration, _ set: InstructionSet) throws {
+        self.layout = layout
+        cache = try PagedKVCache(configuration, instructionSet: set)
+        sequences = []
+    }
+
+    /// Counts a sequence of the cache among those that are attended.
+    func add(_ sequence: PagedKVCache.SequenceID) { sequences.append(sequence) }
+
     /// Makes sequences of the same tokens, each in its own memory.
     init(_ layout: CacheLayout, _ operands: DecodeOperands, sequences count: Int, _ set: InstructionSet, on pool: WorkerPool)
         throws

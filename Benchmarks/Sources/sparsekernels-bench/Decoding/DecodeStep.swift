@@ -38,6 +38,8 @@ final class DecodeStep {
     /// The tokens among which a pruner selects.
     private var candidates: KVSelection?
     private let attention: PagedAttention
+    /// Attends in place of `attention`, with every shared prefix as a product of matrices.
+    private let cascade: CascadeAttention?
     private let selector: PageSelector?
     private let pruner: TokenPruner?
     private let pool: WorkerPool
@@ -46,7 +48,8 @@ final class DecodeStep {
 
     init(
         _ method: DecodeMethod, _ cache: DecodeCache, query: Tensor<Float>, softmaxScale: Float? = nil,
-        sharing: SelectionSharing = .kvHead, sharesPrefixes: Bool = true, _ set: InstructionSet, on pool: WorkerPool
+        sharing: SelectionSharing = .kvHead, sharesPrefixes: Bool = true, cascades: Bool = false, _ set: InstructionSet,
+        on pool: WorkerPool
     ) throws {
         (self.cache, self.method, self.query, self.pool) = (cache, method, query, pool)
         let configuration = cache.cache.configuration
@@ -55,6 +58,11 @@ final class DecodeStep {
         attention = try PagedAttention(
             queryHeads: query.shape[0], configuration: configuration, modifiers: .init(softmaxScale: softmaxScale),
             sharesPrefixes: sharesPrefixes, instructionSet: set)
+        cascade =
+            cascades
+            ? try CascadeAttention(
+                queryHeads: query.shape[0], configuration: configuration, modifiers: .init(softmaxScale: softmaxScale),
+                minimumRows: 1, instructionSet: set) : nil
         func pages(_ budget: Int) throws -> PageSelector {
             try PageSelector(
                 queryHeads: query.shape[0], configuration: configuration, tokenBudget: budget, sharing: sharing)
@@ -88,7 +96,10 @@ final class DecodeStep {
         ).selection
     }
 
-    func attend() { Self.attend(attention, query, cache, selection, &output, pool) }
+    func attend() {
+        if let cascade { return Self.attend(cascade, query, cache, &output, pool) }
+        Self.attend(attention, query, cache, selection, &output, pool)
+    }
 
     func run() {
         choose()
@@ -101,6 +112,15 @@ final class DecodeStep {
     ) {
         try! attention.run(
             query: query.view(named: "query"), cache: cache.cache, sequences: cache.sequences, selection: selection,
+            output: output.mutableView(named: "output"), on: pool)
+    }
+
+    private static func attend(
+        _ cascade: CascadeAttention, _ query: Tensor<Float>, _ cache: DecodeCache, _ output: inout Tensor<Float>,
+        _ pool: WorkerPool
+    ) {
+        try! cascade.run(
+            query: query.view(named: "query"), cache: cache.cache, sequences: cache.sequences,
             output: output.mutableView(named: "output"), on: pool)
     }
 

@@ -4,8 +4,8 @@ internal import KernelInterface
 /// Attention of one new query in each of many sequences that share prefixes: decoding of branches, samples and beams.
 ///
 /// `PagedAttention` reads a shared page once for all sequences, but computes each row as if it were alone. Where enough rows attend
-/// the same tokens, this operator computes their part as a product of matrices, which is several times as fast, and merges it with
-/// the rest by the log-sum-exp.
+/// the same tokens, this operator computes their part as a product of matrices, where a row costs less, and merges it with the rest
+/// by the log-sum-exp.
 ///
 /// ```swift
 /// let attention = try CascadeAttention(queryHeads: 32, configuration: cache.configuration)
@@ -110,7 +110,7 @@ public struct CascadeAttention: Sendable {
 private struct SharedPart {
     let attention: PagedAttention
     let members: ArraySlice<PagedBatch.Sequence>
-    /// `[kvHeads, group · members, valueDim]`: rows by query head, then by member.
+    /// `[queryHeads, members, valueDim]`.
     let state: AttentionState
 
     init(
@@ -120,8 +120,7 @@ private struct SharedPart {
         self.attention = attention
         self.members = members
         let configuration = attention.configuration
-        let rows = attention.group * members.count
-        var queries = try Tensor<Float>(zeros: [configuration.kvHeads, rows, configuration.headDim])
+        var queries = try Tensor<Float>(zeros: [attention.queryHeads, members.count, configuration.headDim])
         var elements = queries.mutableSpan
         elements.withUnsafeMutableBufferPointer { target in
             var row = target.baseAddress!
@@ -138,7 +137,8 @@ private struct SharedPart {
         // Sinks count once, where the rest is attended.
         let plan = try DenseAttention(
             AttentionShape(
-                queryLength: rows, keyLength: tokens.count, queryHeads: configuration.kvHeads, kvHeads: configuration.kvHeads,
+                queryLength: members.count, keyLength: tokens.count, queryHeads: attention.queryHeads,
+                kvHeads: configuration.kvHeads,
                 headDim: configuration.headDim, valueDim: configuration.valueDim),
             modifiers: ScoreModifiers(
                 softmaxScale: attention.softmaxScale, logitsSoftCap: attention.modifiers.logitsSoftCap),
