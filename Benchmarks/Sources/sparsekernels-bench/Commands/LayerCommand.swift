@@ -1,6 +1,6 @@
-import ArgumentParser
+public import ArgumentParser
 import SparseKernels
-import SparseKernelsModels
+public import SparseKernelsModels
 import Terminal
 
 extension LinearFormat: @retroactive ExpressibleByArgument {}
