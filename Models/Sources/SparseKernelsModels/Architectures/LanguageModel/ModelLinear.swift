@@ -91,6 +91,8 @@ struct ModelLinear: Sendable {
         var configuration = LowRankQuantizer.Configuration()
         configuration.rank = rank
         configuration.activation = format == .w4a4 ? .int4 : format == .w4a8 ? .int8PerGroup : .float
+        // Offsets per group halve what rounding loses. Products of two nibbles have none, as in SVDQuant's files.
+        if format != .w4a4 { configuration.weightFormat = try WeightFormat(.uint4, groupSize: 64) }
         configuration.smoothing = .none
         let result = try LowRankQuantizer(configuration)(
             weight: weight, bias: bias, calibration: .normal([configuration.sampleTokens, weight.shape[1]], seed: 1), on: pool)
