@@ -11,6 +11,7 @@ import Testing
         ("quant.product.group", .quantizedProduct), ("rows", .rowOperators),
         ("decode.step.twilight", .decode), ("decode.branches", .branches), ("decode.upkeep", .decodeUpkeep),
         ("decode.quality", .decodeQuality),
+        ("blocks.attention", .blocks), ("blocks.logits", .blocks),
     ])
     func operationsHaveASection(op: String, section: ReportSection) {
         #expect(ReportSection(op: op) == section)

@@ -73,18 +73,19 @@ extension Metric {
     /// Bytes of the KV cache that must be read for the result: keys, values, scales, page metadata and estimates. Of row operators,
     /// bytes that are read and written.
     public static let bytesRead = Metric(
-        "bytes_read", "Read", "MB", width: 6, in: [.decode, .branches, .rowOperators],
+        "bytes_read", "Read", "MB", width: 6, in: [.decode, .branches, .rowOperators, .blocks],
         format: { Format.number($0.map { $0 / 1e6 }) })
     /// `bytesRead` over the median time, in 10⁹ per second.
     public static let readRate = Metric(
-        "read_gbs", "Rate", "GB/s", width: 6, in: [.decode, .branches, .rowOperators], format: number
+        "read_gbs", "Rate", "GB/s", width: 6, in: [.decode, .branches, .rowOperators, .blocks], format: number
     ) { row in
         guard let bytes = row[.bytesRead], let seconds = row[.medianSeconds], seconds > 0 else { return nil }
         return bytes / seconds / 1e9
     }
     /// Operations done per second, in 10⁹.
     public static let actualGFLOPS = Metric(
-        "gflops_actual", "Actual", "GFLOP/s", width: 7, in: [.matrixProduct, .denseAttention, .blockSparse, .scoring, .video])
+        "gflops_actual", "Actual", "GFLOP/s", width: 7,
+        in: [.matrixProduct, .denseAttention, .blockSparse, .scoring, .blocks, .video])
     /// Operations that the dense operator would have needed, per second, in 10⁹.
     public static let effectiveGFLOPS = Metric(
         "gflops_effective", "Effect.", "GFLOP/s", width: 7, in: [.denseAttention, .quantizedProduct])
@@ -93,7 +94,10 @@ extension Metric {
     /// Speed as a fraction of the roof that bounds this case; 1 is the roof itself.
     public static let roofFraction = Metric(
         "roof_fraction", "Roof", "%", width: 5,
-        in: [.matrixProduct, .denseAttention, .blockSparse, .quantizedProduct, .rowOperators, .decode, .branches, .video],
+        in: [
+            .matrixProduct, .denseAttention, .blockSparse, .quantizedProduct, .rowOperators, .decode, .branches, .blocks,
+            .video,
+        ],
         format: percent)
     /// The time of making the layer, once: search of the smoothing, factorisation and rounding.
     public static let quantizationSeconds = Metric("quantize_s", "Quant.", "s", width: 7, in: [.quantizationError])

@@ -3,7 +3,7 @@
 /// Dense attention that is timed beside sparse rows has a name like theirs (`prefill.dense`), so that it is in their table.
 public enum ReportSection: String, CaseIterable, Sendable {
     case matrixProduct, denseAttention, blockSparse, scoring, prefill, quantizedProduct, quantizationError, rowOperators
-    case decode, branches, decodeUpkeep, decodeQuality, video
+    case decode, branches, decodeUpkeep, decodeQuality, blocks, video
 
     public init(op: String) {
         let owner = Self.allCases.first { section in section.prefixes.contains { op.hasPrefix($0) } }
@@ -24,6 +24,7 @@ public enum ReportSection: String, CaseIterable, Sendable {
         case .branches: ["decode.branches"]
         case .decodeUpkeep: ["decode.upkeep"]
         case .decodeQuality: ["decode.quality"]
+        case .blocks: ["blocks"]
         case .video: ["video"]
         }
     }
@@ -42,6 +43,7 @@ public enum ReportSection: String, CaseIterable, Sendable {
         case .branches: "Decoding branches that share a prefix, time of a token in a layer"
         case .decodeUpkeep: "Keeping a paged cache"
         case .decodeQuality: "What page and token selection keep of dense attention"
+        case .blocks: "Blocks of rows over a long context"
         case .video: "Attention of video tokens"
         }
     }

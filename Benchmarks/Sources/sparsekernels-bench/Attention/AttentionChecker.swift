@@ -18,6 +18,18 @@ final class AttentionOutput {
         try! plan.run(query: query, key: key, value: value, into: &tensor, on: pool)
     }
 
+    func compute(_ plan: DenseAttention, _ query: Tensor<Float>, _ rows: CachedRows, on pool: WorkerPool) {
+        Self.compute(plan, query, rows, into: &tensor, on: pool)
+    }
+
+    /// A view of a variable property is an error; one of a parameter is not.
+    private static func compute(
+        _ plan: DenseAttention, _ query: Tensor<Float>, _ rows: CachedRows, into output: inout Tensor<Float>,
+        on pool: WorkerPool
+    ) {
+        try! plan.run(query: query.view(), key: rows.key, value: rows.value, output: output.mutableView(), on: pool)
+    }
+
     func compute(
         _ prefill: XAttentionPrefill, _ query: Tensor<Float>, _ key: Tensor<Float>, _ value: Tensor<Float>, on pool: WorkerPool
     ) {
