@@ -9,9 +9,9 @@ extension QuantizedGEMMCases {
         let (widths, inFeatures) = ([4096, 1024, 1024], 4096)
         let outFeatures = widths.reduce(0, +)
         let operations = 2 * Double(tokens * outFeatures * inFeatures)
-        let labels = ["one by one", "group"].map { "W4A8 \($0)" }
+        let labels = [Self.groupBaseline, "group"]
         return CaseGroup(
-            op: "quant.product.group", name: "(4096+1024+1024)×4096 M \(tokens)",
+            op: "quant.product.group", name: "qkv \(outFeatures)×\(inFeatures) M \(tokens) W4A8",
             amounts: .operations(operations, effective: operations), labels: labels
         ) { announce in
             announce("quantising")
@@ -57,7 +57,7 @@ extension QuantizedGEMMCases {
         }
     }
 
-    static var groupBaseline: String { "W4A8 one by one" }
+    static var groupBaseline: String { "apart" }
 }
 
 /// The outputs of layers one by one, and of their group.

@@ -122,7 +122,8 @@ private struct GroupCall {
                     let member = member(index, shared)
                     member.call.projectDown(from: first, rows: count, member.block, workspace, on: pool)
                 }
-                let products = Products(call: self, shared: shared, workspace: workspace, first: first, rows: count)
+                var products = Products(call: self, shared: shared, workspace: workspace, first: first, rows: count)
+                products.share(among: pool.threads)
                 pool.run(
                     products, tasks: products.taskCount,
                     work: QuantizedLinearCall.work(count, group.inFeatures, group.outFeatures),
@@ -151,10 +152,24 @@ private struct GroupCall {
         let workspace: UnsafeMutableRawPointer
         let first: Int
         let rows: Int
+        /// Products of a layer that are one task. To make a layer's call takes as long as a small product, and has to be done for
+        /// each task.
+        private var taskProducts = 1
+
+        init(call: GroupCall, shared: ActivationBlock, workspace: UnsafeMutableRawPointer, first: Int, rows: Int) {
+            (self.call, self.shared, self.workspace, self.first, self.rows) = (call, shared, workspace, first, rows)
+        }
+
+        /// Makes some tasks for each thread, of which the last ones to finish are not long.
+        mutating func share(among threads: Int) { taskProducts = max(1, taskCount / (16 * threads)) }
+
+        private func tasks(_ phase: QuantizedLinearCall.Phase) -> Int {
+            (phase.productTasks + taskProducts - 1) / taskProducts
+        }
 
         var taskCount: Int {
             var count = 0
-            for index in 0..<call.group.layers.count { count += phase(index).productTasks }
+            for index in 0..<call.group.layers.count { count += tasks(phase(index)) }
             return count
         }
 
@@ -162,8 +177,17 @@ private struct GroupCall {
             var (index, task) = (0, task)
             while true {
                 let phase = phase(index)
-                if task < phase.productTasks { return phase.multiply(task: task, scratch: scratch) }
-                task -= phase.productTasks
+                let count = tasks(phase)
+                if task < count {
+                    var product = task * taskProducts
+                    let end = min(product + taskProducts, phase.productTasks)
+                    while product < end {
+                        phase.multiply(task: product, scratch: scratch)
+                        product += 1
+                    }
+                    return
+                }
+                task -= count
                 index += 1
             }
         }
