@@ -32,12 +32,13 @@ public struct CascadeAttention: Sendable {
     ///   - queryHeads: a multiple of the cache's `kvHeads`.
     ///   - configuration: the configuration of the caches.
     ///   - modifiers: how scores become probabilities. With ALiBi, whose biases differ by sequence, all is `PagedAttention`'s.
-    ///   - minimumRows: 1 or more. The default is where the two ways take about the same time.
+    ///   - minimumRows: 1 or more. With 16 rows `PagedAttention` is up to 1.15 times as fast, with 32 this operator is 1.3 times as
+    ///     fast.
     ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
     /// - Throws: the errors of `PagedAttention`; `.invalidArgument` for `minimumRows` below 1.
     public init(
         queryHeads: Int, configuration: KVCacheConfiguration, modifiers: ScoreModifiers = ScoreModifiers(),
-        minimumRows: Int = 16, instructionSet: InstructionSet? = nil
+        minimumRows: Int = 24, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         try require(
             minimumRows >= 1, .invalidArgument, "minimumRows", expected: "1 or more", actual: "\(minimumRows)")
