@@ -124,10 +124,13 @@ struct LanguageSessionTests {
             PrefillMethod.xAttention(threshold: 1, stride: 8), .mInference(vertical: 4000, slash: 4000), .sparge(keepRatio: 1),
             .streaming(sink: 4, local: 100), .lServe(sink: 4, local: 4),
         ] {
-            var options = Self.exact(chunk: 8)
-            options.prefill = prefill
-            let difference = largestDifference(try logits(model, options), dense)
-            #expect(difference < 1e-4, "\(prefill): \(difference)")
+            for tail in [0, 3, 64] {
+                var options = Self.exact(chunk: 8)
+                options.prefill = prefill
+                options.denseTail = tail
+                let difference = largestDifference(try logits(model, options), dense)
+                #expect(difference < 1e-4, "\(prefill), tail of \(tail): \(difference)")
+            }
         }
         for decoding in [
             DecodingMethod.streaming(sink: 1, local: 100), .quest(tokens: 256), .twilight(tokens: 256, topP: 1),
@@ -168,6 +171,27 @@ struct LanguageSessionTests {
         #expect(largestDifference(try stepwise(model, options, prompt: 5), dense) > 1e-3)
         options.denseLayers = 3
         #expect(largestDifference(try stepwise(model, options, prompt: 5), dense) < 1e-4)
+    }
+
+    /// MInference with one distance shows a query itself and the first key of its choice, so most of a short prompt is hidden.
+    @Test("the tail of a prompt attends to everything, whatever chunk it is in")
+    func denseTail() throws {
+        let model = try TinyLanguageModel.load(TinyOptions.plain)
+        let prompt = (0..<40).map { $0 * 7 % 48 }
+        func last(_ tail: Int, chunk: Int = 64) throws -> (logits: [Float], density: Double) {
+            var options = Self.exact(chunk: chunk)
+            options.prefill = .mInference(vertical: 1, slash: 1)
+            options.denseTail = tail
+            let session = try LanguageSession(model, options)
+            let logits = try session.append([prompt], to: [session.makeSequence()])
+            return (logits.elements, session.statistics.prefillDensity)
+        }
+        let (none, some, all) = try (last(0), last(8), last(40))
+        #expect(none.density < some.density && some.density < all.density)
+        #expect(all.density == 1)
+        #expect(try largestDifference(last(100).logits, all.logits) == 0)
+        // A tail that is longer than the last chunk ends with it.
+        #expect(try last(8, chunk: 36).density < some.density)
     }
 
     @Test(
@@ -265,6 +289,7 @@ struct LanguageSessionTests {
         expect("sequenceCapacity") { $0.sequenceCapacity = -1 }
         expect("chunk") { $0.chunk = 0 }
         expect("denseLayers") { $0.denseLayers = -1 }
+        expect("denseTail") { $0.denseTail = -1 }
         expect("pageSize") { $0.pageSize = 7 }
         expect("retrievalHeads") { $0.retrievalHeads = [[true]] }
         expect("threshold") { $0.prefill = .xAttention(threshold: 2) }
