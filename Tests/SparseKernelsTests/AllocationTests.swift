@@ -115,6 +115,41 @@
             }
         }
 
+        @Test("attention of a block allocates nothing after the first calls, with limits, heads stacked and keys cut")
+        func blocks() async {
+            await #expect(processExitsWith: .success) {
+                let shape = try AttentionShape(
+                    queryLength: 9, keyLength: 4200, queryHeads: 4, kvHeads: 1, headDim: 24, valueDim: 20)
+                let query = try Tensor<Float>.normal([4, 9, 24], seed: 1)
+                let key = try Tensor<Float16>.normal([1, 4200, 24], seed: 2)
+                let value = try Tensor<Float>.normal([1, 4200, 20], seed: 3)
+                var output = try Tensor<Float>(zeros: [4, 9, 20])
+                let limits = try KeyLimits(shape, fullWithin: [4190..<4200])
+                #expect(AllocationCounter.install() > 0)
+                for threads in [1, 3] {
+                    let pool = WorkerPool(threads: threads)
+                    for set in InstructionSet.available {
+                        let plans = try [
+                            DenseAttention(shape, limits: limits, instructionSet: set),
+                            DenseAttention(shape, mask: .causal, instructionSet: set),
+                        ]
+                        for attention in plans {
+                            AllocationTests.warmUp(pool, scratchByteCount: attention.scratchByteCount)
+                            var allocated = 0
+                            for call in 0..<12 {
+                                let (q, k, v) = try (query.view(), key.view(), value.view())
+                                let o = try output.mutableView()
+                                let before = AllocationCounter.count
+                                try attention.run(query: q, key: k, value: v, output: o, on: pool)
+                                if call >= 2 { allocated += AllocationCounter.count - before }
+                            }
+                            #expect(allocated == 0, "\(set), \(threads) threads: \(allocated) allocations in 10 calls")
+                        }
+                    }
+                }
+            }
+        }
+
         @Test("the matrix product allocates nothing after the first calls")
         func matrixProduct() async {
             await #expect(processExitsWith: .success) {

@@ -12,8 +12,11 @@ public import KernelInterface
 extension Kernels {
     public static func summarizeLogits(_ arguments: UnsafePointer<SummarizeLogitsArguments>) {
         let args = arguments.pointee
-        let values = args.scratch.assumingMemoryBound(to: Float.self)
-        let maximum = widenPiece(args, values)
+        // Whole vectors of floats are read where they are.
+        let isDirect = args.logits.type == .float32 && args.softCap == 0 && args.count % laneCount == 0
+        let scratch = args.scratch.assumingMemoryBound(to: Float.self)
+        let values = isDirect ? args.logits.base.assumingMemoryBound(to: Float.self) : UnsafePointer(scratch)
+        let maximum = isDirect ? largestEntry(values, count: args.count) : widenPiece(args, scratch)
         args.sums[0] = maximum
         args.sums[1] = sumPiece(args, values, maximum)
         // A sum that is not NaN has no NaN among its entries, so that the largest one is the maximum.
@@ -24,6 +27,30 @@ extension Kernels {
             collectLargest(args, values)
         }
     }
+}
+
+/// The largest entry that is a number, or −∞, of whole vectors.
+@inline(never)
+private func largestEntry(_ values: UnsafePointer<Float>, count: Int) -> Float {
+    var (a, b) = (splat(-.infinity), splat(-.infinity))
+    var (c, d) = (a, b)
+    var column = 0
+    while column + 4 * laneCount <= count {
+        // The second operand is the result when the first is NaN.
+        a = maximum(load(values + column), a)
+        b = maximum(load(values + column + laneCount), b)
+        c = maximum(load(values + column + 2 * laneCount), c)
+        d = maximum(load(values + column + 3 * laneCount), d)
+        column += 4 * laneCount
+    }
+    while column < count {
+        a = maximum(load(values + column), a)
+        column += laneCount
+    }
+    let largest = maximum(maximum(a, b), maximum(c, d))
+    var result = -Float.infinity
+    for lane in 0..<laneCount where largest[lane] > result { result = largest[lane] }
+    return result
 }
 
 /// Entries as floats, with −∞ after the last one up to a whole vector. Returns the largest that is a number, or −∞.
