@@ -51,8 +51,10 @@ struct DiffuseCommand: ParsableCommand {
     @Option(help: "Run the whole sequence in every so many passes of a block.")
     var refreshEvery: Int?
 
-    @Option(help: "How linear layers are computed: float32, float16, bfloat16, w4a16, w4a8.")
-    var linear = LinearFormat.float16
+    @Option(
+        help: "How linear layers are computed: float32, float16, bfloat16, w4a16, w4a8; w4a8:32 makes branches of rank 32.",
+        transform: { try LinearSpec($0) })
+    var linear = LinearSpec(.float16)
 
     @Option(help: "0 takes the most probable token; above, tokens are drawn.")
     var temperature = 0.0
@@ -103,7 +105,7 @@ struct DiffuseCommand: ParsableCommand {
         guard let folder = model ?? data.map({ $0 + "/models/diffusion-lm" }) else {
             throw ValidationError("give --model FOLDER, or set SPARSEKERNELS_DATA")
         }
-        return try LanguageModel(folder: folder, linear: linear, on: pool)
+        return try LanguageModel(folder: folder, linear: linear.format, rank: linear.rank, on: pool)
     }
 
     func run() throws {
