@@ -98,7 +98,8 @@ struct LayerCommand: ParsableCommand {
         return try median {
             let sequence = session.makeSequence()
             session.resetStatistics()
-            _ = try session.append([Self.tokens(prompt)], to: [sequence])
+            // The only layer is the last one, where rows without logits end after attention.
+            _ = try session.append([Self.tokens(prompt)], to: [sequence], logits: .all)
             try session.free(sequence)
             return session.statistics.prefill
         }
