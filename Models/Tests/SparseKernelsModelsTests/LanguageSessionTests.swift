@@ -173,25 +173,26 @@ struct LanguageSessionTests {
         #expect(largestDifference(try stepwise(model, options, prompt: 5), dense) < 1e-4)
     }
 
-    /// MInference with one distance shows a query itself and the first key of its choice, so most of a short prompt is hidden.
+    /// MInference with one key and one distance shows few of the blocks of 64.
     @Test("the tail of a prompt attends to everything, whatever chunk it is in")
     func denseTail() throws {
-        let model = try TinyLanguageModel.load(TinyOptions.plain)
-        let prompt = (0..<40).map { $0 * 7 % 48 }
-        func last(_ tail: Int, chunk: Int = 64) throws -> (logits: [Float], density: Double) {
+        let model = try TinyLanguageModel.load()
+        let prompt = (0..<300).map { $0 * 7 % 48 }
+        func last(_ tail: Int, chunk: Int = 512) throws -> (logits: [Float], density: Double) {
             var options = Self.exact(chunk: chunk)
+            options.tokenCapacity = 512
             options.prefill = .mInference(vertical: 1, slash: 1)
             options.denseTail = tail
             let session = try LanguageSession(model, options)
             let logits = try session.append([prompt], to: [session.makeSequence()])
             return (logits.elements, session.statistics.prefillDensity)
         }
-        let (none, some, all) = try (last(0), last(8), last(40))
+        let (none, some, all) = try (last(0), last(40), last(300))
         #expect(none.density < some.density && some.density < all.density)
         #expect(all.density == 1)
-        #expect(try last(100).logits == all.logits)
-        // A tail that is longer than the last chunk ends with it.
-        #expect(try last(8, chunk: 36).density < some.density)
+        #expect(try last(1000).logits == all.logits)
+        // Of a tail that is longer than the last chunk, that chunk is dense.
+        #expect(try last(0, chunk: 280).density < last(40, chunk: 280).density)
     }
 
     @Test(
