@@ -33,9 +33,9 @@ struct HeadsCommand: ParsableCommand {
     var windows = 8
 
     func validate() throws {
-        for (name, value) in [("local", local), ("context", context), ("windows", windows), ("sink", sink + 1)] where value < 1
-        {
-            throw ValidationError("--\(name) takes \(name == "sink" ? "0" : "1") or more, got \(name == "sink" ? sink : value)")
+        for (name, value, least) in [("sink", sink, 0), ("local", local, 1), ("context", context, 1), ("windows", windows, 1)]
+        where value < least {
+            throw ValidationError("--\(name) takes \(least) or more, got \(value)")
         }
     }
 
