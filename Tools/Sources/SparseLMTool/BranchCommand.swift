@@ -21,12 +21,7 @@ struct BranchCommand: ParsableCommand {
 
     @OptionGroup var model: ModelOptions
 
-    @Argument(help: "The text to continue. Default: some lines of Swift.")
-    var prompt: String?
-
-    @Option(help: "A file with the text to continue.")
-    var promptFile: String?
-
+    @OptionGroup var prompt: PromptOptions
     @OptionGroup var session: SessionFlags
 
     @Option(help: "What the branches are for.")
@@ -69,7 +64,6 @@ struct BranchCommand: ParsableCommand {
     var json = false
 
     func validate() throws {
-        if prompt != nil && promptFile != nil { throw ValidationError("give a prompt or --prompt-file, not both") }
         guard (1...256).contains(count) else { throw ValidationError("--branches takes 1 to 256, got \(count)") }
         guard child.count <= 256 else { throw ValidationError("--child may be given 256 times, got \(child.count)") }
         guard (1...1 << 16).contains(maxTokens) else {
@@ -108,7 +102,7 @@ struct BranchCommand: ParsableCommand {
 
     func run() throws {
         let standard = mode == .spawn ? Self.standardSpawnPrompt : GenerateCommand.standardPrompt
-        let text = try promptFile.map { Array(try contents(ofFile: $0)) } ?? Array((prompt ?? standard).utf8)
+        let text = try prompt.text(else: standard)
         let tokenizer = try model.tokenizer
         let tokens = tokenizer.startTokens + tokenizer.encode(bytes: text)
         let language = try model.load(linear: session.linear)

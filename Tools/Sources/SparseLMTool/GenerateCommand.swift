@@ -15,12 +15,7 @@ struct GenerateCommand: ParsableCommand {
 
     @OptionGroup var model: ModelOptions
 
-    @Argument(help: "The text to continue. Default: some lines of Swift.")
-    var prompt: String?
-
-    @Option(help: "A file with the text to continue.")
-    var promptFile: String?
-
+    @OptionGroup var prompt: PromptOptions
     @OptionGroup var session: SessionFlags
 
     // MARK: Sampling
@@ -56,7 +51,6 @@ struct GenerateCommand: ParsableCommand {
     var json = false
 
     func validate() throws {
-        if prompt != nil && promptFile != nil { throw ValidationError("give a prompt or --prompt-file, not both") }
         guard (1...64).contains(samples) else { throw ValidationError("--samples takes 1 to 64, got \(samples)") }
         guard (0...1 << 20).contains(maxTokens) else {
             throw ValidationError("--max-tokens takes 0 to \(1 << 20), got \(maxTokens)")
@@ -80,7 +74,7 @@ struct GenerateCommand: ParsableCommand {
         """
 
     func run() throws {
-        let text = try promptFile.map { Array(try contents(ofFile: $0)) } ?? Array((prompt ?? Self.standardPrompt).utf8)
+        let text = try prompt.text(else: Self.standardPrompt)
         let tokenizer = try model.tokenizer
         let tokens = tokenizer.startTokens + tokenizer.encode(bytes: text)
         let language = try model.load(linear: session.linear)

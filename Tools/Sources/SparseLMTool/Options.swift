@@ -50,6 +50,24 @@ struct ModelOptions: ParsableArguments {
     }
 }
 
+/// A text to continue.
+struct PromptOptions: ParsableArguments {
+    @Argument(help: "The text to continue. Default: some lines of Swift.")
+    var prompt: String?
+
+    @Option(help: "A file with the text to continue.")
+    var promptFile: String?
+
+    func validate() throws {
+        if prompt != nil && promptFile != nil { throw ValidationError("give a prompt or --prompt-file, not both") }
+    }
+
+    /// The bytes of the text, or of `standard` if none was given.
+    func text(else standard: String) throws -> [UInt8] {
+        try promptFile.map { Array(try contents(ofFile: $0)) } ?? Array((prompt ?? standard).utf8)
+    }
+}
+
 /// How tokens go through a model.
 struct PassOptions: ParsableArguments {
     @Option(help: "The most tokens of a pass: longer prompts go through the model in chunks.")
