@@ -5,7 +5,7 @@
 
 /// All kernels of one level.
 public protocol KernelTable: AttentionKernels, GEMMKernels, ScoringKernels, QuantizedKernels, TokenKernels, RowKernels,
-    RoofKernels, PrimitiveKernels
+    RecurrenceKernels, RoofKernels, PrimitiveKernels
 {
     static var sizes: TileSizes { get }
 }
@@ -85,6 +85,10 @@ public protocol RowKernels: SendableMetatype {
     static func embedTokens(_ arguments: UnsafePointer<EmbedArguments>)
     static func summarizeLogits(_ arguments: UnsafePointer<SummarizeLogitsArguments>)
     static func rankLogits(_ arguments: UnsafePointer<RankLogitsArguments>)
+}
+
+/// Recurrences over tokens: state-space models, linear attention, and what stands around them.
+public protocol RecurrenceKernels: SendableMetatype {
 }
 
 /// Roofs: the most that a core can do with the vectors of the kernels. Their bodies are in MachineRoofs.swift.
