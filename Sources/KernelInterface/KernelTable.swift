@@ -89,6 +89,10 @@ public protocol RowKernels: SendableMetatype {
 
 /// Recurrences over tokens: state-space models, linear attention, and what stands around them.
 public protocol RecurrenceKernels: SendableMetatype {
+    /// Takes states over tokens, a chunk at a time.
+    static func recurChunks(_ arguments: UnsafePointer<LinearRecurrenceArguments>)
+    /// Takes states over tokens, one at a time.
+    static func recurSteps(_ arguments: UnsafePointer<LinearRecurrenceArguments>)
 }
 
 /// Roofs: the most that a core can do with the vectors of the kernels. Their bodies are in MachineRoofs.swift.
