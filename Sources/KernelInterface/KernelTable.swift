@@ -89,6 +89,9 @@ public protocol RowKernels: SendableMetatype {
 
 /// Recurrences over tokens: state-space models, linear attention, and what stands around them.
 public protocol RecurrenceKernels: SendableMetatype {
+    static func convolveRows(_ arguments: UnsafePointer<ConvolveArguments>)
+    /// `scratch` has `GatedNormArguments.scratchFloats` floats.
+    static func normalizeGated(_ arguments: UnsafePointer<GatedNormArguments>, scratch: UnsafeMutablePointer<Float>)
 }
 
 /// Roofs: the most that a core can do with the vectors of the kernels. Their bodies are in MachineRoofs.swift.
