@@ -93,6 +93,9 @@ public protocol RecurrenceKernels: SendableMetatype {
     static func recurChunks(_ arguments: UnsafePointer<LinearRecurrenceArguments>)
     /// Takes states over tokens, one at a time.
     static func recurSteps(_ arguments: UnsafePointer<LinearRecurrenceArguments>)
+    static func convolveRows(_ arguments: UnsafePointer<ConvolveArguments>)
+    /// `scratch` has `GatedNormArguments.scratchFloats` floats.
+    static func normalizeGated(_ arguments: UnsafePointer<GatedNormArguments>, scratch: UnsafeMutablePointer<Float>)
 }
 
 /// Roofs: the most that a core can do with the vectors of the kernels. Their bodies are in MachineRoofs.swift.
