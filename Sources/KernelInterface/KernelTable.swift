@@ -89,6 +89,8 @@ public protocol RowKernels: SendableMetatype {
 
 /// Recurrences over tokens: state-space models, linear attention, and what stands around them.
 public protocol RecurrenceKernels: SendableMetatype {
+    static func chunkDeltaRule(_ arguments: UnsafePointer<DeltaRuleArguments>)
+    static func stepDeltaRule(_ arguments: UnsafePointer<DeltaRuleArguments>)
 }
 
 /// Roofs: the most that a core can do with the vectors of the kernels. Their bodies are in MachineRoofs.swift.
