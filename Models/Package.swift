@@ -31,6 +31,7 @@ let package = Package(
                 .product(name: "FastDLLM", package: "SparseKernels"),
                 .product(name: "LServe", package: "SparseKernels"),
                 .product(name: "MInference", package: "SparseKernels"),
+                .product(name: "NemotronH", package: "SparseKernels"),
                 .product(name: "QServe", package: "SparseKernels"),
                 .product(name: "Quest", package: "SparseKernels"),
                 .product(name: "ReasoningBranches", package: "SparseKernels"),

@@ -26,6 +26,24 @@ public struct MatrixView<Element: TensorElement>: ~Escapable {
             "index (\(row), \(column)) outside \(rows) × \(columns)")
         return span[row * rowStride + column]
     }
+
+    /// The view of some columns, such as a part of what a layer has computed for several.
+    @_lifetime(copy self)
+    public func columns(_ range: Range<Int>) -> MatrixView {
+        precondition(range.lowerBound >= 0 && range.upperBound <= columns, "columns \(range) outside \(columns)")
+        let count = rows == 0 ? 0 : (rows - 1) * rowStride + range.count
+        let start = rows == 0 ? 0 : range.lowerBound
+        return MatrixView(
+            uncheckedSpan: span.extracting(start..<start + count), rows: rows, columns: range.count, rowStride: rowStride)
+    }
+
+    @_lifetime(copy uncheckedSpan)
+    private init(uncheckedSpan: Span<Element>, rows: Int, columns: Int, rowStride: Int) {
+        self.rows = rows
+        self.columns = columns
+        self.rowStride = rowStride
+        span = uncheckedSpan
+    }
 }
 
 /// A writable view of a row-major matrix in the caller's memory, with adjacent columns. It may have no rows or columns.

@@ -51,7 +51,7 @@ public struct CacheSpec: Hashable, Sendable, CustomStringConvertible {
                 }
             return model.headDim * bits / 8 + (format.isQuantized ? 4 : 0)
         }
-        return model.layers * model.kvHeads * (bytes(key) + bytes(value))
+        return model.attentionLayers * model.kvHeads * (bytes(key) + bytes(value))
     }
 
     public var description: String {

@@ -1,3 +1,4 @@
+internal import NemotronH
 public import SparseKernels
 
 /// How much of its output each KV head loses when its queries see the first and the last tokens only: large for retrieval heads.
@@ -35,13 +36,15 @@ public struct RetrievalHeadProfile: Sendable {
         guard !tokens.isEmpty else {
             throw SparseKernelsError(.invalidArgument, "tokens", expected: "one or more", actual: "none")
         }
-        guard c.isCausal, sums.isEmpty || sums.count == c.layers && sums[0].count == c.kvHeads else {
+        guard c.isCausal, sums.isEmpty || sums.count == c.attentionLayers && sums[0].count == c.kvHeads else {
             throw SparseKernelsError(
                 .invalidArgument, "model", expected: "a causal model, the same in all calls",
-                actual: "\(c.isCausal ? "a causal" : "a bidirectional") one of \(c.layers) layers and \(c.kvHeads) KV heads")
+                actual:
+                    "\(c.isCausal ? "a causal" : "a bidirectional") one of \(c.attentionLayers) layers and \(c.kvHeads) KV heads"
+            )
         }
         try model.check(tokens)
-        if sums.isEmpty { sums = Array(repeating: Array(repeating: (0, 0), count: c.kvHeads), count: c.layers) }
+        if sums.isEmpty { sums = Array(repeating: Array(repeating: (0, 0), count: c.kvHeads), count: c.attentionLayers) }
         let attention = try ComparedAttention(model, tokens: tokens.count, sink: sink, local: local, sums: sums)
         var workspace = try LanguageWorkspace(c, rows: tokens.count)
         var stopwatch = Stopwatch()
@@ -70,7 +73,7 @@ private final class ComparedAttention: TokenAttention {
         let shape = try AttentionShape(
             queryLength: tokens, keyLength: tokens, queryHeads: c.queryHeads, kvHeads: c.kvHeads, headDim: c.headDim)
         var streaming: [BlockSparseAttention?] = []
-        for layer in 0..<c.layers {
+        for layer in 0..<c.attentionLayers {
             streaming.append(
                 c.slidingWindows[layer] != nil
                     ? nil
@@ -81,6 +84,10 @@ private final class ComparedAttention: TokenAttention {
         self.streaming = streaming
         self.sums = sums
     }
+
+    func batch() throws(SparseKernelsError) -> PackedSequences { try whole.batch() }
+
+    func states(layer: Int) -> Mamba2States { whole.states(layer: layer) }
 
     func attend(
         _ heads: inout HeadRows, layer: Int, into output: inout Tensor<Float>, on pool: WorkerPool

@@ -11,7 +11,7 @@ struct ConfigurationFile {
     /// - Throws: `.inputOutput` when the file cannot be read, `.malformedFile` when it is not a JSON object.
     init(path: String) throws(SparseKernelsError) {
         self.path = path
-        let data = try contents(ofFile: path)
+        let data = Self.quotingNonFinite(try contents(ofFile: path))
         let value: Value
         do { value = try JSONDecoder().decode(Value.self, from: data) } catch {
             throw SparseKernelsError(.malformedFile, path, expected: "a JSON object", actual: Self.nature(of: data))
@@ -34,6 +34,31 @@ struct ConfigurationFile {
         if start.hasPrefix("version https://git-lfs") { return "a Git LFS pointer: `git lfs pull` fetches the file" }
         if start.hasPrefix("<") { return "an HTML page or XML document" }
         return start.hasPrefix("{") ? "an object that breaks off or breaks the rules of JSON" : "something that is not JSON"
+    }
+
+    /// Puts quotes around `Infinity`, `-Infinity` and `NaN` outside texts, which Python writes and JSON does not have.
+    private static func quotingNonFinite(_ data: Data) -> Data {
+        let words = ["-Infinity", "Infinity", "NaN"].map { Array($0.utf8) }
+        let bytes = Array(data)
+        var (result, isText, index): ([UInt8], Bool, Int) = ([], false, 0)
+        let (quote, backslash) = (UInt8(ascii: "\""), UInt8(ascii: "\\"))
+        guard bytes.contains(where: { $0 == UInt8(ascii: "I") || $0 == UInt8(ascii: "N") }) else { return data }
+        while index < bytes.count {
+            if !isText, let word = words.first(where: { bytes[index...].starts(with: $0) }) {
+                result += [quote] + word + [quote]
+                index += word.count
+                continue
+            }
+            if isText, bytes[index] == backslash, index + 1 < bytes.count {
+                result += bytes[index...index + 1]
+                index += 2
+                continue
+            }
+            if bytes[index] == quote { isText.toggle() }
+            result.append(bytes[index])
+            index += 1
+        }
+        return Data(result)
     }
 
     // MARK: - Values
@@ -114,6 +139,22 @@ struct ConfigurationFile {
             integers.append(integer)
         }
         return integers
+    }
+
+    /// Numbers in an array, of which some may be written as `Infinity` or "inf".
+    func extendedNumbers(_ key: String) throws(SparseKernelsError) -> [Double] {
+        guard let value = try value(key) else { throw missing(key) }
+        let expected = "an array of numbers"
+        guard case .array(let elements) = value else { throw failure(key, expected: expected, actual: value.description) }
+        var numbers: [Double] = []
+        for element in elements {
+            switch element {
+            case .number(let number): numbers.append(number)
+            case .text("inf"), .text("Infinity"), .text("+inf"): numbers.append(.infinity)
+            default: throw failure(key, expected: expected, actual: "an array with \(element.description)")
+            }
+        }
+        return numbers
     }
 
     /// The object of a key. Messages name its keys after a dot.

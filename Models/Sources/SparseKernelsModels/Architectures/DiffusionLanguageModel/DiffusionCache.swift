@@ -23,7 +23,7 @@ struct DiffusionPlans {
         let attention = try AttentionShape(
             queryLength: rows, keyLength: length, queryHeads: c.queryHeads, kvHeads: c.kvHeads, headDim: c.headDim)
         var plans: [DenseAttention] = []
-        for layer in 0..<c.layers {
+        for layer in 0..<c.attentionLayers {
             plans.append(try DenseAttention(attention, mask: .full, modifiers: model.modifiers(layer: layer)))
         }
         (shape, self.plans) = ((rows, length), plans)
@@ -46,7 +46,7 @@ final class DenseDiffusionCache: DiffusionCache {
         let c = model.configuration
         self.model = model
         self.capacity = capacity
-        for _ in 0..<c.layers {
+        for _ in 0..<c.attentionLayers {
             keys.append(try Tensor(zeros: [c.kvHeads, capacity, c.headDim]))
             values.append(try Tensor(zeros: [c.kvHeads, capacity, c.headDim]))
         }
@@ -104,7 +104,7 @@ final class PagedDiffusionCache: DiffusionCache {
         let pageSize = 64
         cache = try PagedKVCache(
             KVCacheConfiguration(
-                layers: c.layers, kvHeads: c.kvHeads, headDim: c.headDim, pageSize: pageSize,
+                layers: c.attentionLayers, kvHeads: c.kvHeads, headDim: c.headDim, pageSize: pageSize,
                 pageCapacity: (capacity + pageSize - 1) / pageSize, format: format))
         sequence = cache.makeSequence()
     }

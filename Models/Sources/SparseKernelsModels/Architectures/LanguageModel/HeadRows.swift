@@ -1,3 +1,4 @@
+import NemotronH
 import SparseKernels
 
 /// Queries, keys and values of the tokens of a pass, side by side in rows, as one projection writes them:
@@ -43,12 +44,25 @@ protocol TokenAttention: AnyObject {
     func attend(
         _ heads: inout HeadRows, layer: Int, into output: inout Tensor<Float>, on pool: WorkerPool
     ) throws(SparseKernelsError)
+
+    /// The sequences of the pass, by the slots of their recurrent states. Only models with such states ask for it.
+    func batch() throws(SparseKernelsError) -> PackedSequences
+
+    /// The states of a recurrent layer.
+    func states(layer: Int) throws(SparseKernelsError) -> Mamba2States
 }
 
-/// Attention of one sequence over itself, without a cache.
+extension TokenAttention {
+    // For those that bidirectional models have, which have no recurrent layers.
+    func batch() throws(SparseKernelsError) -> PackedSequences { throw .withoutStates }
+    func states(layer: Int) throws(SparseKernelsError) -> Mamba2States { throw .withoutStates }
+}
+
+/// Attention of one sequence over itself, without a cache, and recurrent layers from states of zero.
 final class WholeSequenceAttention: TokenAttention {
     private let attention: [DenseAttention]
     private let shape: AttentionShape
+    private let recurrence: [Mamba2States]
 
     init(_ model: LanguageModel, tokens: Int) throws(SparseKernelsError) {
         let c = model.configuration
@@ -56,7 +70,7 @@ final class WholeSequenceAttention: TokenAttention {
             queryLength: tokens, keyLength: tokens, queryHeads: c.queryHeads, kvHeads: c.kvHeads, headDim: c.headDim)
         self.shape = shape
         var attention: [DenseAttention] = []
-        for layer in 0..<c.layers {
+        for layer in 0..<c.attentionLayers {
             let mask: AttentionMask =
                 switch (c.isCausal, c.slidingWindows[layer]) {
                 case (true, nil): .causal
@@ -67,7 +81,16 @@ final class WholeSequenceAttention: TokenAttention {
             attention.append(try DenseAttention(shape, mask: mask, modifiers: model.modifiers(layer: layer)))
         }
         self.attention = attention
+        var recurrence: [Mamba2States] = []
+        if let mamba2 = c.mamba2 {
+            for _ in 0..<c.recurrentLayers { recurrence.append(try Mamba2States(slots: 1, mamba2)) }
+        }
+        self.recurrence = recurrence
     }
+
+    func batch() throws(SparseKernelsError) -> PackedSequences { try PackedSequences(lengths: [shape.queryLength]) }
+
+    func states(layer: Int) -> Mamba2States { recurrence[layer] }
 
     func attend(
         _ heads: inout HeadRows, layer: Int, into output: inout Tensor<Float>, on pool: WorkerPool

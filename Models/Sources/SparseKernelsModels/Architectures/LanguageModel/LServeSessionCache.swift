@@ -9,6 +9,7 @@ final class LServeSessionCache: SessionCache {
     private let layers: [LServeLayer]
     private let rotation: CacheRotation
     private let traffic: CacheTraffic
+    let states: SessionStates? = nil
     private let retrievalHeads: [Int]
     private let budget: Int
     private let interval: Int
@@ -42,6 +43,11 @@ final class LServeSessionCache: SessionCache {
                 expected: "that of the keys (\(options.keyFormat)), as LServe's layers have one",
                 actual: "\(options.valueFormat)")
         }
+        guard c.recurrentLayers == 0 else {
+            throw SparseKernelsError(
+                .invalidArgument, "decoding", expected: "another method than LServe with streaming heads for this model",
+                actual: "lServe, for a model with recurrent layers")
+        }
         guard c.attentionSoftCap == nil, c.slidingWindows.allSatisfy({ $0 == nil }), !model.hasSinks else {
             throw SparseKernelsError(
                 .invalidArgument, "decoding", expected: "another method than LServe with streaming heads for this model",
@@ -56,7 +62,7 @@ final class LServeSessionCache: SessionCache {
         configuration.quantization = options.quantization
         configuration.softmaxScale = c.softmaxScale
         var layers: [LServeLayer] = []
-        for layer in 0..<c.layers {
+        for layer in 0..<c.attentionLayers {
             layers.append(
                 try LServeLayer(
                     queryHeads: c.queryHeads, headDim: c.headDim,
@@ -145,6 +151,8 @@ final class LServeSessionCache: SessionCache {
     }
 
     // MARK: - Passes
+
+    func prepare(_ counts: [Int], for sequences: [SessionSequence]) {}
 
     func begin(_ segments: [PassSegment], isDecoding: Bool) {
         self.segments = segments

@@ -1,6 +1,7 @@
 public import SparseKernels
 
-/// A language model of the Llama family, loaded from a folder: weights and the arithmetic of a pass, without state.
+/// A language model, loaded from a folder: weights and the arithmetic of a pass, without state. Blocks of attention and an MLP, as in the
+/// Llama family, or the layers of a hybrid, as in Nemotron-H.
 ///
 /// ```swift
 /// let model = try LanguageModel(folder: folder)
@@ -23,7 +24,11 @@ public struct LanguageModel: Sendable {
     public let byteCount: Int
 
     let embedding: TokenEmbedding
-    let blocks: [LanguageBlock]
+    let layers: [LanguageLayer]
+    /// The last layer whose results depend on other tokens.
+    let lastMixingLayer: Int
+    /// The learned logits of each layer with attention.
+    private let sinks: [[Float]?]
     let finalNorm: RMSNorm
     /// The output projection.
     let head: ModelLinear
@@ -51,33 +56,38 @@ public struct LanguageModel: Sendable {
         self.linear = linear
         self.rank = rank
         isQuantized = files.isQuantized
-        let (table, projection) = ("model.embed_tokens.weight", "lm_head.weight")
+        let isHybrid = c.pattern != nil
+        let (table, projection) = (isHybrid ? "backbone.embeddings.weight" : "model.embed_tokens.weight", "lm_head.weight")
         let embedded = try files.embedding(table, [c.vocabularySize, c.hiddenSize], scale: c.embeddingScale)
         embedding = embedded.embedding
         activation = try GatedActivation(c.activation)
-        var blocks: [LanguageBlock] = []
-        for layer in 0..<c.layers {
-            blocks.append(try LanguageBlock(c, layer: layer, in: files, linear: linear, rank: rank, on: pool))
-            progress(layer + 1, c.layers)
+        let source = LayerSource(configuration: c, files: files, format: linear, rank: rank, pool: pool)
+        var layers: [LanguageLayer] = []
+        for number in 0..<c.layers {
+            layers += try source.layers(number)
+            progress(number + 1, c.layers)
         }
-        self.blocks = blocks
-        finalNorm = try RMSNorm(
-            weight: files.tensor("model.norm.weight", [c.hiddenSize]), epsilon: c.rmsNormEpsilon, addsOne: c.normAddsOne)
+        self.layers = layers
+        lastMixingLayer = layers.lastIndex(where: \.mixesTokens) ?? -1
+        sinks = layers.compactMap { layer in
+            if case .attention(let mixer) = layer.mixer { .some(mixer.sinks) } else { nil }
+        }
+        finalNorm = try source.norm(isHybrid ? "backbone.norm_f" : "model.norm", c.hiddenSize)
         let isTied = c.tiesWordEmbeddings ?? !files.has(projection)
         head = try ModelLinear(
             weight: isTied ? table : projection, shape: [c.vocabularySize, c.hiddenSize], in: files, format: linear, on: pool)
-        byteCount = blocks.reduce(embedded.byteCount + head.byteCount) { $0 + $1.byteCount }
+        byteCount = layers.reduce(embedded.byteCount + head.byteCount) { $0 + $1.byteCount }
     }
 
-    /// How the scores of a layer become probabilities.
+    /// How the scores of a layer become probabilities. Layers with attention are counted.
     func modifiers(layer: Int) -> ScoreModifiers {
         ScoreModifiers(
             softmaxScale: configuration.softmaxScale, logitsSoftCap: configuration.attentionSoftCap,
-            sinkLogits: blocks[layer].sinks)
+            sinkLogits: sinks[layer])
     }
 
     /// Whether a layer has learned logits beside those of the keys.
-    var hasSinks: Bool { blocks.contains { $0.sinks != nil } }
+    var hasSinks: Bool { sinks.contains { $0 != nil } }
 
     /// Throws `.invalidArgument` for tokens outside the vocabulary.
     func check(_ tokens: [Int]) throws(SparseKernelsError) {

@@ -15,7 +15,13 @@ extension LanguageModelConfiguration {
         _ file: ConfigurationFile, isGemma: Bool
     ) throws(SparseKernelsError) -> GatedActivation.Function {
         let key = isGemma && file.has("hidden_activation") ? "hidden_activation" : "hidden_act"
-        switch try file.text(key) ?? (isGemma ? "gelu_pytorch_tanh" : "silu") {
+        return try activation(file, key: key, default: isGemma ? "gelu_pytorch_tanh" : "silu")
+    }
+
+    static func activation(
+        _ file: ConfigurationFile, key: String, default standard: String
+    ) throws(SparseKernelsError) -> GatedActivation.Function {
+        switch try file.text(key) ?? standard {
         case "silu", "swish": return .silu
         case "gelu": return .gelu
         case "gelu_pytorch_tanh", "gelu_new", "gelu_fast": return .geluTanh
@@ -26,6 +32,17 @@ extension LanguageModelConfiguration {
                 key, expected: "\"silu\", \"gelu\", \"gelu_pytorch_tanh\", \"relu\" or \"relu2\"",
                 actual: "\"\(other.prefix(40))\"")
         }
+    }
+
+    static func kvHeads(
+        _ file: ConfigurationFile, of queryHeads: Int, default standard: Int
+    ) throws(SparseKernelsError) -> Int {
+        let kvHeads = try file.integer("num_key_value_heads", default: standard)
+        guard queryHeads.isMultiple(of: kvHeads) else {
+            throw file.failure(
+                "num_key_value_heads", expected: "a divisor of num_attention_heads (\(queryHeads))", actual: "\(kvHeads)")
+        }
+        return kvHeads
     }
 
     // MARK: - Windows
@@ -68,7 +85,7 @@ extension LanguageModelConfiguration {
             let first = window == nil ? layers : try file.integer("max_window_layers", in: 0...4096, default: 28)
             return (0..<layers).map { $0 < first ? nil : window }
         case .mistral: return Array(repeating: window, count: layers)
-        case .llama: return Array(repeating: nil, count: layers)
+        case .llama, .nemotronH: return Array(repeating: nil, count: layers)
         }
     }
 
@@ -151,6 +168,13 @@ extension LanguageModelConfiguration {
                 throw file.failure(key, expected: "absent: mixtures of experts are not supported", actual: "more than one")
             }
         }
+        try refuseFactors(file)
+        if try file.flag("use_bidirectional_attention") == true {
+            throw file.failure("use_bidirectional_attention", expected: "false: is_causal says this here", actual: "true")
+        }
+    }
+
+    static func refuseFactors(_ file: ConfigurationFile) throws(SparseKernelsError) {
         for key in ["residual_multiplier", "embedding_multiplier", "logits_scaling", "logit_scale"] where file.has(key) {
             let factor = try file.positive(key)
             guard factor == 1 else {
@@ -159,9 +183,6 @@ extension LanguageModelConfiguration {
         }
         for key in ["attention_multiplier", "no_rope_layers", "quantization_config"] where file.has(key) {
             throw file.failure(key, expected: "absent: it is not supported", actual: "a value")
-        }
-        if try file.flag("use_bidirectional_attention") == true {
-            throw file.failure("use_bidirectional_attention", expected: "false: is_causal says this here", actual: "true")
         }
     }
 }

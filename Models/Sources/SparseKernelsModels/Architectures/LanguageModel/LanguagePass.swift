@@ -1,4 +1,5 @@
 import Foundation
+import NemotronH
 import SparseKernels
 
 /// The memory of a pass, which passes use one after the other, so that they allocate next to nothing. Rows are tokens.
@@ -12,9 +13,13 @@ struct LanguageWorkspace: Sendable {
     /// `[rows, queryHeads · headDim]`.
     var attended: Tensor<Float>
     var update: Tensor<Float>
-    /// `[rows, 2 · intermediateSize]`.
+    /// `[rows, 2 · intermediateSize]`, or half of it in an MLP without a gate.
     var gateUp: Tensor<Float>
     var inner: Tensor<Float>
+    /// `[rows, projectedWidth]` and `[rows, innerWidth]` of recurrent layers, and rows between; empty in models without.
+    var projected: Tensor<Float>
+    var mixed: Tensor<Float>
+    var recurrence = Mamba2Workspace()
 
     init(_ c: LanguageModelConfiguration, rows: Int) throws(SparseKernelsError) {
         self.rows = rows
@@ -23,14 +28,17 @@ struct LanguageWorkspace: Sendable {
         heads = try HeadRows(c, capacity: rows)
         attended = try Tensor(zeros: [rows, c.queryHeads * c.headDim])
         update = try Tensor(zeros: [rows, c.hiddenSize])
-        gateUp = try Tensor(zeros: [rows, 2 * c.intermediateSize])
+        gateUp = try Tensor(zeros: [rows, (c.gatesMLP ? 2 : 1) * c.intermediateSize])
         inner = try Tensor(zeros: [rows, c.intermediateSize])
+        projected = try Tensor(zeros: [rows, c.mamba2?.projectedWidth ?? 0])
+        mixed = try Tensor(zeros: [rows, c.mamba2?.innerWidth ?? 0])
+        if let mamba2 = c.mamba2 { try recurrence.reserve(tokens: rows, mamba2) }
     }
 
     var byteCount: Int {
         4
             * (hidden.count + normalized.count + heads.elements.count + attended.count + update.count + gateUp.count
-                + inner.count)
+                + inner.count + projected.count + mixed.count) + recurrence.byteCount
     }
 }
 
@@ -67,12 +75,12 @@ enum NeededRows {
 }
 
 extension LanguageModel {
-    /// Runs tokens through the blocks. The final norm of the needed rows is in the first rows of `workspace.normalized` then.
+    /// Runs tokens through the layers. The final norm of the needed rows is in the first rows of `workspace.normalized` then.
     ///
     /// - Parameters:
     ///   - tokens: ids within the vocabulary, at most as many as the workspace has rows.
-    ///   - needed: the rows that are finished. In the last layer others stop once attention has their keys and values.
-    ///   - attention: attends, and keeps keys and values.
+    ///   - needed: the rows that are finished. In the last layer that mixes tokens, others stop once they are mixed.
+    ///   - attention: attends, and keeps keys, values and recurrent states.
     func run(
         _ tokens: PassTokens, needed: NeededRows, attention: any TokenAttention,
         workspace w: inout LanguageWorkspace, stopwatch: inout Stopwatch, on pool: WorkerPool,
@@ -85,44 +93,77 @@ extension LanguageModel {
             into: MutableMatrixView(w.hidden.mutableSpan, rows: rows, columns: c.hiddenSize, named: "hidden"), on: pool)
         let tables = try rotaryTables(tokens, on: pool)
         w.heads.rows = rows
-        try normalize(w.hidden, by: blocks[0].attentionNorm, rows: rows, into: &w.normalized, on: pool)
-        for (layer, block) in blocks.enumerated() {
-            for name in block.qkvNames { try observe(name, w.normalized) }
-            stopwatch.lap(\.other)
-            try block.qkv.run(w.normalized, rows: rows, into: &w.heads.elements, on: pool)
-            stopwatch.lap(\.linear)
-            try rotate(&w.heads, block, tables, on: pool)
-            stopwatch.lap(\.other)
-            try attention.attend(&w.heads, layer: layer, into: &w.attended, on: pool)
-            stopwatch.lap(\.attention)
-
-            if layer == blocks.count - 1, case .rows(let list) = needed {
+        try normalize(w.hidden, by: layers.first?.norm ?? finalNorm, rows: rows, into: &w.normalized, on: pool)
+        for (index, layer) in layers.enumerated() {
+            switch layer.mixer {
+            case .attention(let mixer):
+                try attend(mixer, tables, rows: rows, attention, &w, &stopwatch, on: pool, observe)
+            case .mamba2(let mixer):
+                try recur(mixer, rows: rows, attention, &w, &stopwatch, on: pool, observe)
+            case .mlp: break
+            }
+            if index == lastMixingLayer, case .rows(let list) = needed {
                 rows = list.count
                 if rows == 0 { return }
                 keep(list, of: &w.hidden)
-                keep(list, of: &w.attended)
+                if case .mamba2 = layer.mixer { keep(list, of: &w.mixed) } else { keep(list, of: &w.attended) }
             }
-            try observe(block.outputName, w.attended)
-            stopwatch.lap(\.other)
-            try block.output.run(w.attended, rows: rows, into: &w.update, on: pool)
+            switch layer.mixer {
+            case .attention(let mixer):
+                try observe(mixer.outputName, w.attended)
+                stopwatch.lap(\.other)
+                try mixer.output.run(w.attended, rows: rows, into: &w.update, on: pool)
+            case .mamba2(let mixer):
+                try observe(mixer.outputName, w.mixed)
+                stopwatch.lap(\.other)
+                try mixer.output.run(w.mixed, rows: rows, into: &w.update, on: pool)
+            case .mlp(let mixer):
+                for name in mixer.upNames { try observe(name, w.normalized) }
+                stopwatch.lap(\.other)
+                try mixer.up.run(w.normalized, rows: rows, into: &w.gateUp, on: pool)
+                stopwatch.lap(\.linear)
+                try activate(w.gateUp, rows: rows, into: &w.inner, on: pool)
+                try observe(mixer.downName, w.inner)
+                stopwatch.lap(\.other)
+                try mixer.down.run(w.inner, rows: rows, into: &w.update, on: pool)
+            }
             stopwatch.lap(\.linear)
+            let next = index + 1 < layers.count ? layers[index + 1].norm : finalNorm
             try add(
-                &w.update, normalizedBy: block.afterAttention, to: &w.hidden, then: block.mlpNorm, rows: rows,
-                into: &w.normalized, on: pool)
-            for name in block.gateUpNames { try observe(name, w.normalized) }
-            stopwatch.lap(\.other)
-            try block.gateUp.run(w.normalized, rows: rows, into: &w.gateUp, on: pool)
-            stopwatch.lap(\.linear)
-            try gate(w.gateUp, rows: rows, into: &w.inner, on: pool)
-            try observe(block.downName, w.inner)
-            stopwatch.lap(\.other)
-            try block.down.run(w.inner, rows: rows, into: &w.update, on: pool)
-            stopwatch.lap(\.linear)
-            let next = layer + 1 < blocks.count ? blocks[layer + 1].attentionNorm : finalNorm
-            try add(
-                &w.update, normalizedBy: block.afterMLP, to: &w.hidden, then: next, rows: rows, into: &w.normalized, on: pool)
+                &w.update, normalizedBy: layer.after, to: &w.hidden, then: next, rows: rows, into: &w.normalized, on: pool)
         }
         stopwatch.lap(\.other)
+    }
+
+    /// Queries, keys and values of all rows, and attention, into `w.attended`.
+    private func attend(
+        _ mixer: AttentionMixer, _ tables: [(table: RotaryTable, rows: Range<Int>)], rows: Int,
+        _ attention: any TokenAttention, _ w: inout LanguageWorkspace, _ stopwatch: inout Stopwatch, on pool: WorkerPool,
+        _ observe: LayerObserver
+    ) throws(SparseKernelsError) {
+        for name in mixer.qkvNames { try observe(name, w.normalized) }
+        stopwatch.lap(\.other)
+        try mixer.qkv.run(w.normalized, rows: rows, into: &w.heads.elements, on: pool)
+        stopwatch.lap(\.linear)
+        try rotate(&w.heads, mixer, tables, on: pool)
+        stopwatch.lap(\.other)
+        try attention.attend(&w.heads, layer: mixer.index, into: &w.attended, on: pool)
+        stopwatch.lap(\.attention)
+    }
+
+    /// The input projection of all rows, and the recurrence, into `w.mixed`.
+    private func recur(
+        _ mixer: RecurrentMixer, rows: Int, _ attention: any TokenAttention, _ w: inout LanguageWorkspace,
+        _ stopwatch: inout Stopwatch, on pool: WorkerPool, _ observe: LayerObserver
+    ) throws(SparseKernelsError) {
+        try observe(mixer.inputName, w.normalized)
+        stopwatch.lap(\.other)
+        try mixer.input.run(w.normalized, rows: rows, into: &w.projected, on: pool)
+        stopwatch.lap(\.linear)
+        try mixer.run(
+            w.projected, rows: rows, into: &w.mixed, batch: attention.batch(), states: attention.states(layer: mixer.index),
+            workspace: &w.recurrence, on: pool)
+        stopwatch.lap(\.recurrence)
     }
 
     /// The logits of rows that the final norm has left.
@@ -145,10 +186,16 @@ extension LanguageModel {
             into: MutableMatrixView(y.mutableSpan, rows: rows, columns: norm.channels, named: "normalized"), on: pool)
     }
 
-    private func gate(
+    private func activate(
         _ gateUp: Tensor<Float>, rows: Int, into inner: inout Tensor<Float>, on pool: WorkerPool
     ) throws(SparseKernelsError) {
         let width = configuration.intermediateSize
+        guard configuration.gatesMLP else {
+            try activation.run(
+                MatrixView(gateUp.span, rows: rows, columns: width, named: "up"),
+                into: MutableMatrixView(inner.mutableSpan, rows: rows, columns: width, named: "inner"), on: pool)
+            return
+        }
         try activation.run(
             halvesOf: MatrixView(gateUp.span, rows: rows, columns: 2 * width, named: "gateUp"),
             into: MutableMatrixView(inner.mutableSpan, rows: rows, columns: width, named: "inner"), on: pool)
@@ -170,15 +217,15 @@ extension LanguageModel {
 
     /// Normalises queries and keys where the model does so, and rotates them, in place.
     private func rotate(
-        _ heads: inout HeadRows, _ block: LanguageBlock, _ tables: [(table: RotaryTable, rows: Range<Int>)],
+        _ heads: inout HeadRows, _ mixer: AttentionMixer, _ tables: [(table: RotaryTable, rows: Range<Int>)],
         on pool: WorkerPool
     ) throws(SparseKernelsError) {
-        if let norm = block.queryNorm {
+        if let norm = mixer.queryNorm {
             let geometry = try heads.geometry(heads: heads.queryHeads)
             try norm.normalize(
                 MutableTensorView(heads.elements.mutableSpan, geometry: geometry, named: "query"), on: pool)
         }
-        if let norm = block.keyNorm {
+        if let norm = mixer.keyNorm {
             let (geometry, offset) = (try heads.geometry(heads: heads.kvHeads), heads.keyOffset)
             var elements = heads.elements.mutableSpan
             try norm.normalize(
@@ -194,11 +241,12 @@ extension LanguageModel {
         }
     }
 
-    /// Cosines and sines for all layers: one table, or one per sequence where angles depend on its length.
+    /// Cosines and sines for all layers: one table, or one per sequence where angles depend on its length. None in models without
+    /// an encoding of positions.
     private func rotaryTables(
         _ tokens: PassTokens, on pool: WorkerPool
     ) throws(SparseKernelsError) -> [(table: RotaryTable, rows: Range<Int>)] {
-        let rotary = configuration.rotary
+        guard let rotary = configuration.rotary else { return [] }
         guard case .dynamicNTK = rotary.scaling else {
             return [(try rotary.table(positions: tokens.positions, on: pool), 0..<tokens.ids.count)]
         }

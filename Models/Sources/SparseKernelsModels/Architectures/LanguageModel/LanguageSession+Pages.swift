@@ -4,10 +4,10 @@ public import SparseKernels
 
 extension LanguageSession {
     /// The cache that holds keys and values of all layers, for those who make, fork and free its sequences themselves. Nil with
-    /// LServe's methods of decoding, which keep more than pages.
+    /// LServe's methods of decoding and for models with recurrent layers, which keep more than pages.
     public var pages: PagedKVCache? {
         if case .lServe = options.decoding { return nil }
-        return (cache as? PagedSessionCache)?.cache
+        return model.configuration.recurrentLayers > 0 ? nil : (cache as? PagedSessionCache)?.cache
     }
 
     /// Runs tokens after those that sequences of `pages` hold.
@@ -23,7 +23,8 @@ extension LanguageSession {
     ) throws(SparseKernelsError) -> Tensor<Float> {
         guard pages != nil, let cache = cache as? PagedSessionCache else {
             throw SparseKernelsError(
-                .invalidArgument, "options.decoding", expected: "a method over pages alone", actual: "\(options.decoding)")
+                .invalidArgument, "options.decoding", expected: "a method over pages alone",
+                actual: model.configuration.recurrentLayers > 0 ? "recurrent states beside them" : "\(options.decoding)")
         }
         let numbers = sequences.map { cache.add($0) }
         defer { for number in numbers { cache.forget(number) } }

@@ -12,6 +12,10 @@ public import SparseKernels
 /// Prompts go through the model in chunks of up to `options.chunk` tokens, which see the tokens that the cache has. How they
 /// attend, and how steps of one token do, is what the options say.
 ///
+/// In a model with recurrent layers a sequence has, beside its pages, a state in each of these layers, of a size that does not depend
+/// on its length. `sequenceCapacity` of the options says how many sequences can have tokens then. Such states cannot go back, so
+/// that sequences are forked as they are, and cut to nothing only.
+///
 /// - A session has one writer. Memory for passes is allocated when it is made.
 /// - Results are bitwise equal for every number of threads.
 /// - With exact attention, chunks and batches change results by rounding only: a product of a single row sums in another order
@@ -68,15 +72,16 @@ public final class LanguageSession {
     public func makeSequence() -> SequenceID { SequenceID(number: cache.makeSequence()) }
 
     /// Makes a sequence with the tokens of another one, or the first of them. Both share memory until one of them grows.
-    /// - Throws: `.unknownSequence`; `.capacityExceeded` when a page is missing; `.invalidArgument` for a length beyond that of
-    ///   the sequence, and for any other than its own with LServe's layers.
+    /// - Throws: `.unknownSequence`; `.capacityExceeded` when a page or a slot of recurrent states is missing; `.invalidArgument`
+    ///   for a length beyond that of the sequence, and for any other than its own with LServe's layers, or than its own and 0 with
+    ///   recurrent ones.
     public func fork(_ sequence: SequenceID, at length: Int? = nil) throws(SparseKernelsError) -> SequenceID {
         SequenceID(number: try cache.fork(sequence.number, at: length))
     }
 
     /// Takes tokens from the end of a sequence.
     /// - Throws: `.unknownSequence`; `.invalidArgument` for a length beyond that of the sequence, and for any other than its own
-    ///   with LServe's layers, whose streaming heads have dropped tokens.
+    ///   with LServe's layers, whose streaming heads have dropped tokens, or than its own and 0 with recurrent ones.
     public func truncate(_ sequence: SequenceID, to length: Int) throws(SparseKernelsError) {
         try cache.truncate(sequence.number, to: length)
     }
@@ -105,12 +110,13 @@ public final class LanguageSession {
     /// - Throws: `.invalidShape` for other numbers of sequences, `.invalidArgument` for a sequence that is named twice or a token
     ///   outside the vocabulary, `.unknownSequence`, `.capacityExceeded`, and `.invalidArgument` for keys or values that the
     ///   cache's format cannot hold. The sequences are unchanged then; with LServe's layers they are only fit to be freed when
-    ///   the last two occur.
+    ///   the last two occur, and with recurrent ones, or to be cut to nothing, when the last one occurs.
     /// - Complexity: memory for the result, and hiddenSize numbers for each of its rows.
     public func append(
         _ tokens: [[Int]], to sequences: [SequenceID], logits: LogitRows = .last
     ) throws(SparseKernelsError) -> Tensor<Float> {
         let lengths = try check(tokens, sequences)
+        try cache.prepare(tokens.map(\.count), for: sequences.map(\.number))
         do throws(SparseKernelsError) {
             return try run(tokens, sequences.map(\.number), lengths, logits)
         } catch {
@@ -171,7 +177,7 @@ public final class LanguageSession {
                 }
                 taken.append(list[range], after: before, length: lengths[piece.list] + list.count)
             }
-            cache.begin(segments, isDecoding: pass.isDecoding)
+            try cache.begin(segments, isDecoding: pass.isDecoding)
             stopwatch.lap(\.other)
             try model.run(
                 taken, needed: rows == .all ? .all : .rows(needed), attention: cache,

@@ -14,6 +14,7 @@ final class PagedSessionCache: SessionCache {
     private let cascades: [CascadeAttention?]
     private var decoding: Decoding
     private let traffic: CacheTraffic
+    let states: SessionStates?
     private var sequences: [SessionSequence: PagedKVCache.SequenceID] = [:]
     private var nextNumber = 0
 
@@ -42,8 +43,9 @@ final class PagedSessionCache: SessionCache {
         let configuration = try Self.configuration(c, options)
         cache = try PagedKVCache(configuration)
         traffic = CacheTraffic(configuration)
+        states = try SessionStates(c, slots: options.sequenceCapacity)
         var dense: [PagedAttention] = []
-        for layer in 0..<c.layers {
+        for layer in 0..<c.attentionLayers {
             dense.append(
                 try PagedAttention(
                     queryHeads: c.queryHeads, configuration: configuration,
@@ -52,7 +54,7 @@ final class PagedSessionCache: SessionCache {
         }
         self.dense = dense
         var cascades: [CascadeAttention?] = []
-        for layer in 0..<c.layers {
+        for layer in 0..<c.attentionLayers {
             guard c.slidingWindows[layer] == nil else {
                 cascades.append(nil)
                 continue
@@ -67,7 +69,7 @@ final class PagedSessionCache: SessionCache {
         case .dense: decoding = .dense
         case .streaming(let sink, let local):
             var plans: [PagedAttention] = []
-            for layer in 0..<c.layers {
+            for layer in 0..<c.attentionLayers {
                 plans.append(
                     try PagedAttention(
                         queryHeads: c.queryHeads, configuration: configuration, mask: .streaming(sink: sink, window: local),
@@ -112,24 +114,37 @@ final class PagedSessionCache: SessionCache {
             keepsEstimates = true
         }
         return try KVCacheConfiguration(
-            layers: c.layers, kvHeads: c.kvHeads, headDim: c.headDim, pageSize: pageSize,
+            layers: c.attentionLayers, kvHeads: c.kvHeads, headDim: c.headDim, pageSize: pageSize,
             pageCapacity: (options.tokenCapacity + max(1, pageSize) - 1) / max(1, pageSize) + options.sequenceCapacity,
             format: options.keyFormat, valueFormat: options.valueFormat, quantization: options.quantization, metadata: metadata,
             keepsKeyEstimates: keepsEstimates)
     }
 
-    var usedByteCount: Int { cache.usedByteCount }
+    var usedByteCount: Int { cache.usedByteCount + (states?.usedByteCount ?? 0) }
 
     // MARK: - Sequences
 
     func makeSequence() -> SessionSequence { add(cache.makeSequence()) }
 
     func fork(_ sequence: SessionSequence, at length: Int?) throws(SparseKernelsError) -> SessionSequence {
-        add(try cache.fork(try name(of: sequence), at: length))
+        let name = try name(of: sequence)
+        try states?.requireCut(sequence, to: length)
+        let fork = try cache.fork(name, at: length)
+        let number = add(fork)
+        guard let states, length != 0 else { return number }
+        do throws(SparseKernelsError) { try states.fork(sequence, as: number) } catch {
+            try cache.free(fork)
+            forget(number)
+            throw error
+        }
+        return number
     }
 
     func truncate(_ sequence: SessionSequence, to length: Int) throws(SparseKernelsError) {
-        try cache.truncate(try name(of: sequence), to: length)
+        let name = try name(of: sequence)
+        try states?.requireCut(sequence, to: length)
+        try cache.truncate(name, to: length)
+        if length == 0 { states?.free(sequence) }
     }
 
     func free(_ sequence: SessionSequence) throws(SparseKernelsError) {
@@ -140,6 +155,7 @@ final class PagedSessionCache: SessionCache {
             decoding = .reused(selection)
         }
         try cache.free(name)
+        states?.free(sequence)
         sequences[sequence] = nil
     }
 
@@ -162,9 +178,34 @@ final class PagedSessionCache: SessionCache {
 
     // MARK: - Passes
 
-    func begin(_ segments: [PassSegment], isDecoding: Bool) {
+    func prepare(_ counts: [Int], for sequences: [SessionSequence]) throws(SparseKernelsError) {
+        guard let states else { return }
+        var (growing, names, lengths, tokens): ([SessionSequence], [PagedKVCache.SequenceID], [Int], [Int]) = ([], [], [], [])
+        for (sequence, count) in zip(sequences, counts) where count > 0 {
+            let name = try name(of: sequence)
+            growing.append(sequence)
+            names.append(name)
+            lengths.append(try cache.length(of: name))
+            tokens.append(count)
+        }
+        let pages = try cache.pagesNeeded(toAppend: tokens, to: names)
+        guard pages <= cache.freePageCount else {
+            throw SparseKernelsError(
+                .capacityExceeded, "pageCapacity", expected: "\(pages) free pages", actual: "\(cache.freePageCount)")
+        }
+        try states.prepare(growing, lengths: lengths)
+    }
+
+    func begin(_ segments: [PassSegment], isDecoding: Bool) throws(SparseKernelsError) {
         self.segments = segments
         self.isDecoding = isDecoding
+        if let states {
+            try states.begin(segments)
+            // A step reads all of a state.
+            let bytes = isDecoding ? Double(segments.count * states.bytesPerSequence) : 0
+            counts.readBytes += bytes
+            counts.denseBytes += bytes
+        }
         // The session has asked for the lengths of these sequences, so they exist.
         names = segments.map { sequences[$0.sequence]! }
         lengths = segments.map { $0.before + $0.count }

@@ -23,10 +23,10 @@ struct PassSegment {
 /// The sequences of a session's cache, by number.
 typealias SessionSequence = Int
 
-/// What a session remembers: keys and values of all layers, and how they are attended.
+/// What a session remembers: keys and values of all layers, and how they are attended, and the states of recurrent layers.
 ///
 /// A session gives the segments of a pass to `begin`; then the model calls `attend` layer by layer, which stores the keys and
-/// values of the pass and attends.
+/// values of the pass and attends, and asks for the states of recurrent layers.
 protocol SessionCache: TokenAttention {
     func makeSequence() -> SessionSequence
     func fork(_ sequence: SessionSequence, at length: Int?) throws(SparseKernelsError) -> SessionSequence
@@ -34,10 +34,21 @@ protocol SessionCache: TokenAttention {
     func free(_ sequence: SessionSequence) throws(SparseKernelsError)
     func length(of sequence: SessionSequence) throws(SparseKernelsError) -> Int
 
+    /// Makes sure, for models whose states cannot go back, that a call has the room that it needs.
+    ///
+    /// - Parameters:
+    ///   - counts: tokens that each sequence is about to get.
+    ///   - sequences: different sequences.
+    /// - Throws: `.capacityExceeded`; `.invalidArgument` for a sequence that an earlier call left in pieces.
+    func prepare(_ counts: [Int], for sequences: [SessionSequence]) throws(SparseKernelsError)
+
     /// - Parameters:
     ///   - segments: in the order of the rows.
     ///   - isDecoding: whether each segment is one token and is attended by the method of decoding.
-    func begin(_ segments: [PassSegment], isDecoding: Bool)
+    func begin(_ segments: [PassSegment], isDecoding: Bool) throws(SparseKernelsError)
+
+    /// The states of recurrent layers; nil in models without.
+    var states: SessionStates? { get }
 
     /// Bytes in use.
     var usedByteCount: Int { get }

@@ -18,9 +18,9 @@ extension SessionOptions {
                 actual: "a bidirectional one")
         }
         if let retrievalHeads {
-            guard retrievalHeads.count == c.layers, retrievalHeads.allSatisfy({ $0.count == c.kvHeads }) else {
+            guard retrievalHeads.count == c.attentionLayers, retrievalHeads.allSatisfy({ $0.count == c.kvHeads }) else {
                 throw SparseKernelsError(
-                    .invalidShape, "retrievalHeads", expected: "\(c.layers) layers of \(c.kvHeads) KV heads",
+                    .invalidShape, "retrievalHeads", expected: "\(c.attentionLayers) layers of \(c.kvHeads) KV heads",
                     actual: "\(retrievalHeads.count) layers of \(Set(retrievalHeads.map(\.count)).sorted()) heads")
             }
         }

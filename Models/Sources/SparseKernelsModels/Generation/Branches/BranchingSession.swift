@@ -21,7 +21,7 @@ public final class BranchingSession {
     public let tree: BranchTree
 
     /// - Parameters:
-    ///   - session: any but one with LServe's methods of decoding.
+    ///   - session: any but one with LServe's methods of decoding, or of a model with recurrent layers, whose states are not in pages.
     ///   - reusesPrefixes: whether finished branches may be remembered and prompts that begin alike reuse their pages.
     ///   - seed: of the random numbers of all branches.
     /// - Throws: `.invalidArgument` for a session without pages.
@@ -29,7 +29,8 @@ public final class BranchingSession {
         guard let cache = session.pages else {
             throw SparseKernelsError(
                 .invalidArgument, "session", expected: "one whose decoding needs pages alone",
-                actual: "\(session.options.decoding)")
+                actual: session.model.configuration.recurrentLayers > 0
+                    ? "one of a model with recurrent layers" : "\(session.options.decoding)")
         }
         self.session = session
         tree = BranchTree(cache: cache, prefixes: reusesPrefixes ? PrefixIndex(cache: cache) : nil, seed: seed)
