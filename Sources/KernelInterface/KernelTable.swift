@@ -89,13 +89,15 @@ public protocol RowKernels: SendableMetatype {
 
 /// Recurrences over tokens: state-space models, linear attention, and what stands around them.
 public protocol RecurrenceKernels: SendableMetatype {
+    static func convolveRows(_ arguments: UnsafePointer<ConvolveArguments>)
+    /// `scratch` has `GatedNormArguments.scratchFloats` floats.
+    static func normalizeGated(_ arguments: UnsafePointer<GatedNormArguments>, scratch: UnsafeMutablePointer<Float>)
     /// Takes states over tokens, a chunk at a time.
     static func recurChunks(_ arguments: UnsafePointer<LinearRecurrenceArguments>)
     /// Takes states over tokens, one at a time.
     static func recurSteps(_ arguments: UnsafePointer<LinearRecurrenceArguments>)
-    static func convolveRows(_ arguments: UnsafePointer<ConvolveArguments>)
-    /// `scratch` has `GatedNormArguments.scratchFloats` floats.
-    static func normalizeGated(_ arguments: UnsafePointer<GatedNormArguments>, scratch: UnsafeMutablePointer<Float>)
+    static func chunkDeltaRule(_ arguments: UnsafePointer<DeltaRuleArguments>)
+    static func stepDeltaRule(_ arguments: UnsafePointer<DeltaRuleArguments>)
 }
 
 /// Roofs: the most that a core can do with the vectors of the kernels. Their bodies are in MachineRoofs.swift.
