@@ -39,7 +39,7 @@ struct HybridConfigurationTests {
             try silent.mamba2 == Mamba2Configuration(heads: 16, headDim: 64, groups: 8, stateSize: 128) && silent.layers == 3)
         let others = try read(["rms_norm_eps": "1e-3", "layer_norm_epsilon": nil, "attention_head_dim": "12", "head_dim": nil])
         #expect(others.rmsNormEpsilon == 1e-3 && others.headDim == 12)
-        let llama = try LanguageModelConfiguration(path: TinyLanguageModel().folder + "/config.json")
+        let llama = try TinyLanguageModel.load().configuration
         #expect(llama.pattern == nil && llama.attentionLayers == 3 && llama.recurrentLayers == 0 && llama.gatesMLP)
     }
 

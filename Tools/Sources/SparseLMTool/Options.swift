@@ -12,7 +12,8 @@ struct ModelOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
             "A folder with config.json and model.safetensors. Default: the 4-bit model of the repository.",
-            discussion: "A name such as hybrid-lm is one of the folder models of SPARSEKERNELS_DATA, where there is no such folder."))
+            discussion:
+                "A name such as hybrid-lm is one of the folder models of SPARSEKERNELS_DATA, where there is no such folder."))
     var model: String?
 
     @Option(help: "Threads. Default: as many as the process may use.")
