@@ -12,8 +12,7 @@ public import SparseKernels
 /// let states = try Mamba2States(slots: 1, configuration)
 /// var workspace = Mamba2Workspace()
 /// try mixer.run(
-///     projected: projected.matrixView(), into: output.mutableMatrixView(), batch: PackedSequences(lengths: [tokens]),
-///     states: states, workspace: &workspace)
+///     projected: projected, into: &output, batch: PackedSequences(lengths: [tokens]), states: states, workspace: &workspace)
 /// ```
 ///
 /// Prompts go through the chunked form, and a token of each of several sequences through one step; both continue the states of

@@ -36,8 +36,7 @@ struct Mamba2Case: Sendable {
         var output = try Tensor<Float>(zeros: [projected.shape[0], configuration.innerWidth])
         var workspace = Mamba2Workspace()
         try mixer.run(
-            projected: projected.matrixView(), into: output.mutableMatrixView(), batch: batch, states: states,
-            workspace: &workspace, on: pool)
+            projected: projected, into: &output, batch: batch, states: states, workspace: &workspace, on: pool)
         return output
     }
 }
