@@ -76,6 +76,9 @@ public struct ReferenceLinearRecurrence {
         return 2 * sum
     }
 
+    /// e^aLog, the rate at which a step size decays.
+    public static func rate(_ aLog: Double) -> Double { exponential(aLog) }
+
     /// The relative error of a step size that is the softplus of x.
     public static func stepError(_ x: Double) -> Double { 8e-7 + 1e-7 * abs(x) }
 }

@@ -23,6 +23,7 @@ import Testing
         (.branches, "32768+4096 x32 one by one", ["one by one"]),
         (.decodeUpkeep, "131072 b1 int8 append to a fork", ["dense"]),
         (.decodeQuality, "lm-layer3-32768 f16 LServe 8192 per query head", []),
+        (.recurrence, "131072 tokens H 8 per channel", ["steps"]),
     ])
     func everySectionFitsATerminal(section: ReportSection, name: String, baselines: [String]) {
         let table = ReportTable(

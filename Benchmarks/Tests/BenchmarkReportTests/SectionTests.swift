@@ -11,7 +11,7 @@ import Testing
         ("quant.product.group", .quantizedProduct), ("rows", .rowOperators),
         ("decode.step.twilight", .decode), ("decode.branches", .branches), ("decode.upkeep", .decodeUpkeep),
         ("decode.quality", .decodeQuality),
-        ("blocks.attention", .blocks), ("blocks.logits", .blocks),
+        ("blocks.attention", .blocks), ("blocks.logits", .blocks), ("recurrence.ssd", .recurrence),
     ])
     func operationsHaveASection(op: String, section: ReportSection) {
         #expect(ReportSection(op: op) == section)

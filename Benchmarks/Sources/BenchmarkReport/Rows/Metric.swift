@@ -42,7 +42,8 @@ extension Metric {
     /// Metrics of the measurement, with columns after instruction set and threads.
     static let measured: [Metric] = [
         medianSeconds, relativeSpread, bytesRead, readRate, actualGFLOPS, effectiveGFLOPS, weightRate, roofFraction,
-        quantizationSeconds, speedup, sameFormatSpeedup, efficiency, baselineShare, scoringShare, bytesPerToken, branchBytes,
+        quantizationSeconds, speedup, sameFormatSpeedup, attentionSpeedup, efficiency, baselineShare, scoringShare,
+        bytesPerToken, branchBytes,
         recall,
         outputError, error, errorBound,
     ]
@@ -70,14 +71,15 @@ extension Metric {
         guard let median = row[.medianSeconds], let min = row[.minSeconds], let max = row[.maxSeconds] else { return nil }
         return Summary(median: median, min: min, max: max).relativeSpread
     }
-    /// Bytes of the KV cache that must be read for the result: keys, values, scales, page metadata and estimates. Of row operators,
-    /// bytes that are read and written.
+    /// Bytes of the KV cache that must be read for the result: keys, values, scales, page metadata and estimates. Of row operators
+    /// and steps of recurrences, bytes that are read and written.
     public static let bytesRead = Metric(
-        "bytes_read", "Read", "MB", width: 6, in: [.decode, .branches, .rowOperators, .blocks],
+        "bytes_read", "Read", "MB", width: 6, in: [.decode, .branches, .rowOperators, .blocks, .recurrence],
         format: { Format.number($0.map { $0 / 1e6 }) })
     /// `bytesRead` over the median time, in 10⁹ per second.
     public static let readRate = Metric(
-        "read_gbs", "Rate", "GB/s", width: 6, in: [.decode, .branches, .rowOperators, .blocks], format: number
+        "read_gbs", "Rate", "GB/s", width: 6, in: [.decode, .branches, .rowOperators, .blocks, .recurrence],
+        format: number
     ) { row in
         guard let bytes = row[.bytesRead], let seconds = row[.medianSeconds], seconds > 0 else { return nil }
         return bytes / seconds / 1e9
@@ -85,7 +87,7 @@ extension Metric {
     /// Operations done per second, in 10⁹.
     public static let actualGFLOPS = Metric(
         "gflops_actual", "Actual", "GFLOP/s", width: 7,
-        in: [.matrixProduct, .denseAttention, .blockSparse, .scoring, .blocks, .video])
+        in: [.matrixProduct, .denseAttention, .blockSparse, .scoring, .blocks, .video, .recurrence])
     /// Operations that the dense operator would have needed, per second, in 10⁹.
     public static let effectiveGFLOPS = Metric(
         "gflops_effective", "Effect.", "GFLOP/s", width: 7, in: [.denseAttention, .quantizedProduct])
@@ -96,7 +98,7 @@ extension Metric {
         "roof_fraction", "Roof", "%", width: 5,
         in: [
             .matrixProduct, .denseAttention, .blockSparse, .quantizedProduct, .rowOperators, .decode, .branches, .blocks,
-            .video,
+            .video, .recurrence,
         ],
         format: percent)
     /// The time of making the layer, once: search of the smoothing, factorisation and rounding.
@@ -109,6 +111,8 @@ extension Metric {
         "speedup", "Speed", "×", width: 6, in: .all(but: [.rowOperators, .decodeUpkeep, .decodeQuality]))
     /// The `speedup` over the dense operator with the cache in the same format.
     public static let sameFormatSpeedup = Metric("speedup_same_format", "Dense", "×", width: 6, in: [.decode])
+    /// The `speedup` over dense attention of as many tokens, heads and channels.
+    public static let attentionSpeedup = Metric("speedup_attention", "Attn.", "×", width: 6, in: [.recurrence])
     /// Speed-up over dense times density; 1 when the time is proportional to the kept part.
     public static let efficiency = Metric("efficiency", "Effic.", "%", width: 5, in: [.blockSparse, .video], format: percent) {
         row in

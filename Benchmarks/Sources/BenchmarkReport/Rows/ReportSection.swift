@@ -3,7 +3,7 @@
 /// Dense attention that is timed beside sparse rows has a name like theirs (`prefill.dense`), so that it is in their table.
 public enum ReportSection: String, CaseIterable, Sendable {
     case matrixProduct, denseAttention, blockSparse, scoring, prefill, quantizedProduct, quantizationError, rowOperators
-    case decode, branches, decodeUpkeep, decodeQuality, blocks, video
+    case decode, branches, decodeUpkeep, decodeQuality, blocks, video, recurrence
 
     public init(op: String) {
         let owner = Self.allCases.first { section in section.prefixes.contains { op.hasPrefix($0) } }
@@ -26,6 +26,7 @@ public enum ReportSection: String, CaseIterable, Sendable {
         case .decodeQuality: ["decode.quality"]
         case .blocks: ["blocks"]
         case .video: ["video"]
+        case .recurrence: ["recurrence"]
         }
     }
 
@@ -45,6 +46,7 @@ public enum ReportSection: String, CaseIterable, Sendable {
         case .decodeQuality: "What page and token selection keep of dense attention"
         case .blocks: "Blocks of rows over a long context"
         case .video: "Attention of video tokens"
+        case .recurrence: "Recurrences, time of a layer"
         }
     }
 
