@@ -48,6 +48,7 @@ let package = Package(
                 "SparseKernelsModels",
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "FastDLLM", package: "SparseKernels"),
+                .product(name: "NemotronH", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
                 .product(name: "ReasoningBranches", package: "SparseKernels"),
                 .product(name: "SVDQuant", package: "SparseKernels"),

@@ -27,7 +27,7 @@ public struct Mamba2States {
     /// Throws `.invalidShape` unless the states are those of a layer.
     func requireFit(_ c: Mamba2Configuration) throws(SparseKernelsError) {
         try convolution.requireShape(c.convolutionState, "convolution")
-        try recurrence.requireShape(c.recurrenceState, "recurrence")
+        try recurrence.requireShape(c.recurrenceState(), "recurrence")
         try require(
             convolution.slots == recurrence.slots, .invalidShape, "recurrence", expected: "\(convolution.slots) slots",
             actual: "\(recurrence.slots)")
@@ -44,10 +44,8 @@ public struct Mamba2States {
     public init(
         slots: Int, _ configuration: Mamba2Configuration, format: RecurrentStates.Format = .float32
     ) throws(SparseKernelsError) {
-        let (window, matrix) = (configuration.convolutionState, configuration.recurrenceState)
-        convolution = try RecurrentStates(slots: slots, heads: window.heads, rows: window.rows, columns: window.columns)
-        recurrence = try RecurrentStates(
-            slots: slots, heads: matrix.heads, rows: matrix.rows, columns: matrix.columns, format: format)
+        convolution = try RecurrentStates(slots: slots, shape: configuration.convolutionState)
+        recurrence = try RecurrentStates(slots: slots, shape: configuration.recurrenceState(format))
     }
 
     public var slots: Int { recurrence.slots }
@@ -71,25 +69,24 @@ public struct Mamba2States {
 }
 
 extension Mamba2Configuration {
-    /// The matrices of a slot of a state.
-    public struct StateShape: Hashable, Sendable, CustomStringConvertible {
-        public let heads: Int
-        public let rows: Int
-        public let columns: Int
+    /// The state of the convolution: the last inputs, the oldest first.
+    public var convolutionState: RecurrentStateShape { .convolution(channels: convolvedWidth, width: convolutionWidth) }
 
-        public var description: String { "\(heads) × \(rows) × \(columns)" }
+    /// The state of the recurrence.
+    public func recurrenceState(_ format: RecurrentStates.Format = .float32) -> RecurrentStateShape {
+        RecurrentStateShape(heads: heads, rows: stateSize, columns: headDim, format: format)
     }
 
-    /// The state of the convolution: the last inputs, the oldest first.
-    public var convolutionState: StateShape { StateShape(heads: 1, rows: convolutionWidth - 1, columns: convolvedWidth) }
-    /// The state of the recurrence.
-    public var recurrenceState: StateShape { StateShape(heads: heads, rows: stateSize, columns: headDim) }
+    /// Both, as a pool of several layers or a `HybridCache` takes them: the convolution's comes first.
+    public func stateShapes(_ format: RecurrentStates.Format = .float32) -> [RecurrentStateShape] {
+        [convolutionState, recurrenceState(format)]
+    }
 }
 
 extension RecurrentStates {
-    fileprivate func requireShape(_ shape: Mamba2Configuration.StateShape, _ name: String) throws(SparseKernelsError) {
+    fileprivate func requireShape(_ own: RecurrentStateShape, _ name: String) throws(SparseKernelsError) {
         try require(
-            heads == shape.heads && rows == shape.rows && columns == shape.columns, .invalidShape, name,
-            expected: "\(shape) in a slot", actual: "\(heads) × \(rows) × \(columns)")
+            heads == own.heads && rows == own.rows && columns == own.columns, .invalidShape, name,
+            expected: "\(own.heads) × \(own.rows) × \(own.columns) in a slot", actual: "\(heads) × \(rows) × \(columns)")
     }
 }

@@ -132,7 +132,8 @@ struct HybridModelTests {
             as [() throws -> Void]
         {
             let error = #expect(throws: SparseKernelsError.self, performing: body)
-            #expect(error?.code == .invalidArgument && error?.argument == "length" && error!.expected.contains("21, or 0"))
+            #expect(
+                error?.code == .invalidArgument && error?.argument == "length" && error!.expected.contains("0, the present 21"))
         }
         try session.truncate(sequence, to: 21)
         try session.truncate(sequence, to: 0)
@@ -140,12 +141,79 @@ struct HybridModelTests {
         #expect(try session.append([tokens], to: [sequence]) == fresh)
     }
 
+    @Test("a sequence goes back to its checkpoints, and children begin there")
+    func checkpoints() throws {
+        let model = try TinyHybridModel.load()
+        let session = try LanguageSession(model, Self.exact())
+        let sequence = session.makeSequence()
+        try session.checkpoint(sequence)
+        _ = try session.append([Array(tokens[..<10])], to: [sequence])
+        try session.checkpoint(sequence)
+        let drafts = try session.append([Array(tokens[10..<14])], to: [sequence], logits: .all)
+        let child = try session.fork(sequence, at: 10)
+        #expect(try session.append([Array(tokens[10..<14])], to: [child], logits: .all) == drafts)
+        try session.truncate(sequence, to: 10)
+        #expect(try session.length(of: sequence) == 10)
+        #expect(try session.append([Array(tokens[10..<14])], to: [sequence], logits: .all) == drafts)
+        try session.removeCheckpoint(of: sequence, at: 10)
+        let gone = #expect(throws: SparseKernelsError.self) { try session.truncate(sequence, to: 10) }
+        #expect(gone?.argument == "length")
+        let none = #expect(throws: SparseKernelsError.self) { try session.removeCheckpoint(of: sequence, at: 3) }
+        #expect(none?.code == .notFound)
+        var options = Self.exact()
+        (options.sequenceCapacity, options.checkpointCapacity) = (1, 0)
+        let small = try LanguageSession(model, options)
+        let only = small.makeSequence()
+        _ = try small.append([[1]], to: [only])
+        let full = #expect(throws: SparseKernelsError.self) { try small.checkpoint(only) }
+        #expect(full?.code == .capacityExceeded && full?.argument == "checkpointCapacity")
+    }
+
+    @Test("a pass that fails half-way is undone with a checkpoint, and else leaves a sequence that can only begin anew")
+    func failures() throws {
+        let tiny = try TinyHybridModel("M*M*")
+        // Keys of some tokens are beyond what the scales of the cache's format reach.
+        try tiny.scale("backbone.layers.3.mixer.k_proj.weight", by: 1.5e4)
+        var options = Self.exact()
+        options.keyFormat = .int8
+        options.sequenceCapacity = 60
+        let session = try LanguageSession(LanguageModel(folder: tiny.folder), options)
+        func fits(_ token: Int, after sequence: LanguageSession.SequenceID) throws -> Bool {
+            let copy = try session.fork(sequence)
+            defer { try? session.free(copy) }
+            return (try? session.append([[token]], to: [copy])) != nil
+        }
+        let sequence = session.makeSequence()
+        let good = try #require(try (0..<48).first { try fits($0, after: sequence) })
+        _ = try session.append([[good]], to: [sequence])
+        let bad = try #require(try (0..<48).first { try !fits($0, after: sequence) })
+        let next = try #require(try (0..<48).first { try fits($0, after: sequence) })
+        let kept = try session.fork(sequence)
+        try session.checkpoint(kept)
+        let expected = try session.append([[next]], to: [session.fork(sequence)])
+
+        let error = #expect(throws: SparseKernelsError.self) { try session.append([[bad]], to: [kept]) }
+        #expect(error?.code == .invalidArgument && error?.argument != "sequence")
+        #expect(try session.append([[next]], to: [kept]) == expected)
+
+        #expect(throws: SparseKernelsError.self) { try session.append([[bad]], to: [sequence]) }
+        for body in [
+            { _ = try session.append([[next]], to: [sequence]) }, { _ = try session.fork(sequence) },
+            { try session.checkpoint(sequence) }, { try session.truncate(sequence, to: 1) },
+        ] as [() throws -> Void] {
+            let error = #expect(throws: SparseKernelsError.self, performing: body)
+            #expect(error?.code == .invalidArgument && error?.argument == "sequence")
+        }
+        try session.truncate(sequence, to: 0)
+        _ = try session.append([[good]], to: [sequence])
+        #expect(try session.append([[next]], to: [sequence]) == expected)
+    }
+
     @Test("memory is that of pages and states, and comes back")
     func memory() throws {
         let model = try TinyHybridModel.load()
         var options = Self.exact()
-        options.sequenceCapacity = 3
-        options.pageSize = 16
+        (options.sequenceCapacity, options.checkpointCapacity, options.pageSize) = (3, 0, 16)
         let session = try LanguageSession(model, options)
         let nothing = session.byteCount
         let sequence = session.makeSequence()
@@ -153,8 +221,11 @@ struct HybridModelTests {
         _ = try session.append([tokens], to: [sequence])
         // Three recurrent layers: 4 × 10 × 6 numbers that decay, and 3 rows of 64; two pages of two layers of attention.
         let state = 4 * 3 * (4 * 10 * 6 + 3 * 64)
-        let pages = try 2 * KVCacheConfiguration(
-            layers: 2, kvHeads: 2, headDim: 8, pageSize: 16, pageCapacity: 2, format: .float32).bytesPerPage
+        let pages =
+            try 2
+            * KVCacheConfiguration(
+                layers: 2, kvHeads: 2, headDim: 8, pageSize: 16, pageCapacity: 2, format: .float32
+            ).bytesPerPage
         #expect(session.byteCount - nothing == state + pages)
         let others = try (0..<2).map { _ in try session.fork(sequence) }
         #expect(session.byteCount - nothing == 3 * state + pages)

@@ -71,6 +71,23 @@ struct LanguageModelSnippets {
         #expect(try branching.tree.tokens(of: root).count == prompt.count + 32)
     }
 
+    @Test("a hybrid model, and a checkpoint to go back to")
+    func hybrid() throws {
+        let tiny = try TinyHybridModel()
+        let folder = tiny.folder
+
+        let model = try LanguageModel(folder: folder)
+        let session = try LanguageSession(model, SessionOptions(tokenCapacity: 8192))
+        let sequence = session.makeSequence()
+        _ = try session.append([prompt], to: [sequence])
+        try session.checkpoint(sequence)
+        let drafts = try session.append([[3, 4, 5]], to: [sequence], logits: .all)
+        try session.truncate(sequence, to: prompt.count)  // as if the drafts had not been there
+        let other = try session.fork(sequence)
+
+        #expect(try session.append([[3, 4, 5]], to: [other], logits: .all) == drafts)
+    }
+
     @Test("sparse attention over a cache of 4 bits")
     func sparse() throws {
         let model = try TinyLanguageModel.load()

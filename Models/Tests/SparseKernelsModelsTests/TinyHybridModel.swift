@@ -56,6 +56,13 @@ final class TinyHybridModel {
         try Data("{\(text)}".utf8).write(to: URL(fileURLWithPath: folder + "/config.json"))
     }
 
+    /// Multiplies a tensor of the file.
+    func scale(_ name: String, by factor: Float) throws {
+        let old = weights[name]!
+        weights[name] = try Tensor<Float>(old.shape) { Float(old[flat: $0]) * factor }.converted(to: Float16.self)
+        try write(Array(weights.keys))
+    }
+
     func write(_ names: [String]) throws {
         var writer = SafetensorsWriter()
         for name in names.sorted() { try writer.add(name, weights[name]!) }

@@ -47,7 +47,10 @@ struct HybridPatternTests {
         let c = try Mamba2Configuration(heads: 128, headDim: 64, groups: 8, stateSize: 128)
         #expect(c.innerWidth == 8192 && c.convolvedWidth == 10240 && c.projectedWidth == 18560)
         #expect(c.gateColumns == 0..<8192 && c.convolvedColumns == 8192..<18432 && c.timeStepColumns == 18432..<18560)
-        #expect(c.recurrenceState.description == "128 × 128 × 64" && c.convolutionState.description == "1 × 3 × 10240")
+        #expect(
+            c.stateShapes() == [
+                RecurrentStateShape(heads: 1, rows: 3, columns: 10240), RecurrentStateShape(heads: 128, rows: 128, columns: 64),
+            ])
         let states = try Mamba2States(slots: 2, c)
         #expect(states.recurrence.bytesPerSlot == 4 << 20 && states.byteCount == 2 * states.bytesPerSlot)
         #expect(states.bytesPerSlot == 4 * (1 << 20) + 4 * 3 * 10240)

@@ -98,7 +98,7 @@ public struct LanguageBench: Hashable, Sendable {
         }
         for depth in depths {
             let capacity = depth + max(prompt, steps) + 1
-            let session = try LanguageSession(model, try spec.options(context: capacity), on: pool)
+            let session = try LanguageSession(model, try spec.options(context: capacity, sequences: 2), on: pool)
             let sequence = session.makeSequence()
             let tokens = (0..<capacity).map { text[$0 % text.count] }
             let suffix = depth > 0 ? " @ d\(depth)" : ""
@@ -106,16 +106,20 @@ public struct LanguageBench: Hashable, Sendable {
                 began("\(depth) tokens")
                 _ = try session.append([Array(tokens[..<depth])], to: [sequence])
             }
-            func row(_ name: String, _ count: Int, _ body: () throws(SparseKernelsError) -> Void) throws(SparseKernelsError) {
+            // Tests run on copies: recurrent states, and LServe's streaming heads, could not be cut to the depth again.
+            func row(
+                _ name: String, _ count: Int, _ body: (LanguageSession.SequenceID) throws(SparseKernelsError) -> Void
+            ) throws(SparseKernelsError) {
                 guard count > 0 else { return }
                 began(name + suffix)
                 var seconds: [Double] = []
                 for repetition in 0...repetitions {
+                    let copy = try session.fork(sequence)
                     let clock = ContinuousClock()
                     let start = clock.now
-                    try body()
+                    try body(copy)
                     if repetition > 0 { seconds.append((clock.now - start) / .seconds(1)) }
-                    try session.truncate(sequence, to: depth)
+                    try session.free(copy)
                 }
                 try finished(
                     Row(
@@ -123,10 +127,10 @@ public struct LanguageBench: Hashable, Sendable {
                         linear: LinearSpec(model).description, cache: spec.cache.description, threads: pool.threads,
                         seconds: seconds))
             }
-            try row("pp\(prompt)", prompt) { () throws(SparseKernelsError) in
+            try row("pp\(prompt)", prompt) { sequence throws(SparseKernelsError) in
                 _ = try session.append([Array(tokens[depth..<depth + prompt])], to: [sequence])
             }
-            try row("tg\(steps)", steps) { () throws(SparseKernelsError) in
+            try row("tg\(steps)", steps) { sequence throws(SparseKernelsError) in
                 for step in 0..<steps { _ = try session.append([[tokens[depth + step]]], to: [sequence]) }
             }
         }

@@ -9,7 +9,11 @@ extension Perplexity.Path: @retroactive ExpressibleByArgument {}
 
 /// The model and the threads that run it.
 struct ModelOptions: ParsableArguments {
-    @Option(help: "A folder with config.json and model.safetensors. Default: the 4-bit model of the repository.")
+    @Option(
+        help: ArgumentHelp(
+            "A folder with config.json and model.safetensors. Default: the 4-bit model of the repository.",
+            discussion:
+                "A name such as hybrid-lm is one of the folder models of SPARSEKERNELS_DATA, where there is no such folder."))
     var model: String?
 
     @Option(help: "Threads. Default: as many as the process may use.")
@@ -23,9 +27,18 @@ struct ModelOptions: ParsableArguments {
 
     var folder: String {
         get throws {
-            if let folder = model ?? ModelData.code { return folder }
+            if let model { return Self.folder(named: model) }
+            if let folder = ModelData.code { return folder }
             throw ValidationError("the model of the repository is not beside this program; give --model FOLDER")
         }
+    }
+
+    /// A folder, or the model of that name in the folder of data.
+    static func folder(named name: String) -> String {
+        func isModel(_ folder: String) -> Bool { FileManager.default.fileExists(atPath: folder + "/config.json") }
+        guard !isModel(name), let data = ProcessInfo.processInfo.environment["SPARSEKERNELS_DATA"] else { return name }
+        let other = "\(data)/models/\(name)"
+        return isModel(other) ? other : name
     }
 
     var tokenizer: any Tokenizing { get throws { try TokenizerFolder.tokenizer(of: folder) } }

@@ -154,6 +154,19 @@ final class LServeSessionCache: SessionCache {
 
     func prepare(_ counts: [Int], for sequences: [SessionSequence]) {}
 
+    func end() {}
+
+    func checkpoint(_ sequence: SessionSequence) throws(SparseKernelsError) {
+        throw SparseKernelsError(
+            .invalidArgument, "decoding",
+            expected: "another method than LServe with streaming heads, which have dropped tokens",
+            actual: "lServe")
+    }
+
+    func removeCheckpoint(of sequence: SessionSequence, at length: Int) throws(SparseKernelsError) {
+        try checkpoint(sequence)
+    }
+
     func begin(_ segments: [PassSegment], isDecoding: Bool) {
         self.segments = segments
         self.isDecoding = isDecoding

@@ -14,7 +14,7 @@ public import SparseKernels
 ///
 /// In a model with recurrent layers a sequence has, beside its pages, a state in each of these layers, of a size that does not depend
 /// on its length. `sequenceCapacity` of the options says how many sequences can have tokens then. Such states cannot go back, so
-/// that sequences are forked as they are, and cut to nothing only.
+/// that sequences are forked as they are and cut to nothing only, or to a checkpoint.
 ///
 /// - A session has one writer. Memory for passes is allocated when it is made.
 /// - Results are bitwise equal for every number of threads.
@@ -73,7 +73,7 @@ public final class LanguageSession {
 
     /// Makes a sequence with the tokens of another one, or the first of them. Both share memory until one of them grows.
     /// - Throws: `.unknownSequence`; `.capacityExceeded` when a page or a slot of recurrent states is missing; `.invalidArgument`
-    ///   for a length beyond that of the sequence, and for any other than its own with LServe's layers, or than its own and 0 with
+    ///   for a length beyond that of the sequence, and for any other than its own with LServe's layers, or than its own, 0 and checkpoints with
     ///   recurrent ones.
     public func fork(_ sequence: SequenceID, at length: Int? = nil) throws(SparseKernelsError) -> SequenceID {
         SequenceID(number: try cache.fork(sequence.number, at: length))
@@ -81,9 +81,24 @@ public final class LanguageSession {
 
     /// Takes tokens from the end of a sequence.
     /// - Throws: `.unknownSequence`; `.invalidArgument` for a length beyond that of the sequence, and for any other than its own
-    ///   with LServe's layers, whose streaming heads have dropped tokens, or than its own and 0 with recurrent ones.
+    ///   with LServe's layers, whose streaming heads have dropped tokens, or than its own, 0 and
+    ///   checkpoints with recurrent ones.
     public func truncate(_ sequence: SequenceID, to length: Int) throws(SparseKernelsError) {
         try cache.truncate(sequence.number, to: length)
+    }
+
+    /// Copies the recurrent states of a sequence, so that it can be forked at and cut to its present length later. Sequences whose memory
+    /// is in pages alone can go back to any length, and need none.
+    ///
+    /// - Throws: `.unknownSequence`; `.capacityExceeded` without a free slot; `.invalidArgument` with LServe's layers, which cannot go
+    ///   back.
+    /// - Complexity: O(bytes of the states).
+    public func checkpoint(_ sequence: SequenceID) throws(SparseKernelsError) { try cache.checkpoint(sequence.number) }
+
+    /// Frees the copy that `checkpoint` made at a length.
+    /// - Throws: `.unknownSequence`; `.notFound` for a length without a checkpoint, where they are needed.
+    public func removeCheckpoint(of sequence: SequenceID, at length: Int) throws(SparseKernelsError) {
+        try cache.removeCheckpoint(of: sequence.number, at: length)
     }
 
     /// Ends a sequence and frees its memory.
@@ -120,8 +135,12 @@ public final class LanguageSession {
         do throws(SparseKernelsError) {
             return try run(tokens, sequences.map(\.number), lengths, logits)
         } catch {
-            for (sequence, length) in zip(sequences, lengths) where try cache.length(of: sequence.number) != length {
-                try? cache.truncate(sequence.number, to: length)
+            for (sequence, length) in zip(sequences, lengths) {
+                let isUnfinished = cache.states?.unfinished.contains(sequence.number) ?? false
+                let present = try cache.length(of: sequence.number)
+                if isUnfinished || present != length {
+                    try? cache.truncate(sequence.number, to: length)
+                }
             }
             throw error
         }
@@ -182,6 +201,7 @@ public final class LanguageSession {
             try model.run(
                 taken, needed: rows == .all ? .all : .rows(needed), attention: cache,
                 workspace: &workspace, stopwatch: &stopwatch, on: pool)
+            try cache.end()
             copy(workspace.normalized, into: &finished, at: targets)
             stopwatch.lap(\.other)
             take(stopwatch, pass, tokens: taken.ids.count)

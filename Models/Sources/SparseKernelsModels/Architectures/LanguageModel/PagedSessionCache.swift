@@ -41,9 +41,10 @@ final class PagedSessionCache: SessionCache {
         self.options = options
         rotation = try CacheRotation(c, keys: options.rotatesKeys, values: options.rotatesValues)
         let configuration = try Self.configuration(c, options)
-        cache = try PagedKVCache(configuration)
+        let states = try SessionStates(c, configuration, options)
+        cache = if let pages = states?.hybrid.attention { pages } else { try PagedKVCache(configuration) }
+        self.states = states
         traffic = CacheTraffic(configuration)
-        states = try SessionStates(c, slots: options.sequenceCapacity)
         var dense: [PagedAttention] = []
         for layer in 0..<c.attentionLayers {
             dense.append(
@@ -120,34 +121,29 @@ final class PagedSessionCache: SessionCache {
             keepsKeyEstimates: keepsEstimates)
     }
 
-    var usedByteCount: Int { cache.usedByteCount + (states?.usedByteCount ?? 0) }
+    var usedByteCount: Int { states?.hybrid.usedByteCount ?? cache.usedByteCount }
 
     // MARK: - Sequences
 
-    func makeSequence() -> SessionSequence { add(cache.makeSequence()) }
+    func makeSequence() -> SessionSequence { states.map(makeSequence) ?? add(cache.makeSequence()) }
 
     func fork(_ sequence: SessionSequence, at length: Int?) throws(SparseKernelsError) -> SessionSequence {
-        let name = try name(of: sequence)
-        try states?.requireCut(sequence, to: length)
-        let fork = try cache.fork(name, at: length)
-        let number = add(fork)
-        guard let states, length != 0 else { return number }
-        do throws(SparseKernelsError) { try states.fork(sequence, as: number) } catch {
-            try cache.free(fork)
-            forget(number)
-            throw error
-        }
-        return number
+        if let states { return try fork(sequence, at: length, states) }
+        return add(try cache.fork(try name(of: sequence), at: length))
     }
 
     func truncate(_ sequence: SessionSequence, to length: Int) throws(SparseKernelsError) {
-        let name = try name(of: sequence)
-        try states?.requireCut(sequence, to: length)
-        try cache.truncate(name, to: length)
-        if length == 0 { states?.free(sequence) }
+        if let states { return try truncate(sequence, to: length, states) }
+        try cache.truncate(try name(of: sequence), to: length)
     }
 
     func free(_ sequence: SessionSequence) throws(SparseKernelsError) {
+        if let states {
+            if !states.empty.contains(sequence) { try states.hybrid.free(try name(of: sequence)) }
+            forgetStates(of: sequence, states)
+            sequences[sequence] = nil
+            return
+        }
         let name = try name(of: sequence)
         if case .reused(var selection) = decoding {
             decoding = .dense
@@ -155,61 +151,53 @@ final class PagedSessionCache: SessionCache {
             decoding = .reused(selection)
         }
         try cache.free(name)
-        states?.free(sequence)
         sequences[sequence] = nil
     }
 
-    func length(of sequence: SessionSequence) throws(SparseKernelsError) -> Int { try cache.length(of: try name(of: sequence)) }
+    func length(of sequence: SessionSequence) throws(SparseKernelsError) -> Int {
+        guard let states else { return try cache.length(of: try name(of: sequence)) }
+        return states.empty.contains(sequence) ? 0 : try states.hybrid.length(of: try name(of: sequence))
+    }
 
     /// Forgets a sequence without freeing it.
     func forget(_ sequence: SessionSequence) { sequences[sequence] = nil }
 
     /// Gives a sequence of the cache a number.
     func add(_ name: PagedKVCache.SequenceID) -> SessionSequence {
+        let number = takeNumber()
+        sequences[number] = name
+        return number
+    }
+
+    func takeNumber() -> SessionSequence {
         defer { nextNumber += 1 }
-        sequences[nextNumber] = name
         return nextNumber
     }
 
-    private func name(of sequence: SessionSequence) throws(SparseKernelsError) -> PagedKVCache.SequenceID {
+    func setName(_ name: PagedKVCache.SequenceID, of sequence: SessionSequence) { sequences[sequence] = name }
+
+    func name(of sequence: SessionSequence) throws(SparseKernelsError) -> PagedKVCache.SequenceID {
         guard let name = sequences[sequence] else { throw SparseKernelsError.unknown(sequence) }
         return name
     }
 
     // MARK: - Passes
 
-    func prepare(_ counts: [Int], for sequences: [SessionSequence]) throws(SparseKernelsError) {
-        guard let states else { return }
-        var (growing, names, lengths, tokens): ([SessionSequence], [PagedKVCache.SequenceID], [Int], [Int]) = ([], [], [], [])
-        for (sequence, count) in zip(sequences, counts) where count > 0 {
-            let name = try name(of: sequence)
-            growing.append(sequence)
-            names.append(name)
-            lengths.append(try cache.length(of: name))
-            tokens.append(count)
-        }
-        let pages = try cache.pagesNeeded(toAppend: tokens, to: names)
-        guard pages <= cache.freePageCount else {
-            throw SparseKernelsError(
-                .capacityExceeded, "pageCapacity", expected: "\(pages) free pages", actual: "\(cache.freePageCount)")
-        }
-        try states.prepare(growing, lengths: lengths)
-    }
-
     func begin(_ segments: [PassSegment], isDecoding: Bool) throws(SparseKernelsError) {
         self.segments = segments
         self.isDecoding = isDecoding
-        if let states {
-            try states.begin(segments)
-            // A step reads all of a state.
-            let bytes = isDecoding ? Double(segments.count * states.bytesPerSequence) : 0
-            counts.readBytes += bytes
-            counts.denseBytes += bytes
-        }
         // The session has asked for the lengths of these sequences, so they exist.
         names = segments.map { sequences[$0.sequence]! }
         lengths = segments.map { $0.before + $0.count }
+        guard let states else { return }
+        try states.begin(segments, names)
+        // A step reads all of a state.
+        let bytes = isDecoding ? Double(segments.count * states.bytesPerSequence) : 0
+        counts.readBytes += bytes
+        counts.denseBytes += bytes
     }
+
+    func end() throws(SparseKernelsError) { try states?.end() }
 
     func attend(
         _ heads: inout HeadRows, layer: Int, into output: inout Tensor<Float>, on pool: WorkerPool

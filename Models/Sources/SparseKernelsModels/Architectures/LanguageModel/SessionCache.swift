@@ -47,6 +47,13 @@ protocol SessionCache: TokenAttention {
     ///   - isDecoding: whether each segment is one token and is attended by the method of decoding.
     func begin(_ segments: [PassSegment], isDecoding: Bool) throws(SparseKernelsError)
 
+    /// Says that all layers have run.
+    func end() throws(SparseKernelsError)
+
+    /// Makes the present length one that the sequence can go back to, where it could not otherwise.
+    func checkpoint(_ sequence: SessionSequence) throws(SparseKernelsError)
+    func removeCheckpoint(of sequence: SessionSequence, at length: Int) throws(SparseKernelsError)
+
     /// The states of recurrent layers; nil in models without.
     var states: SessionStates? { get }
 

@@ -9,7 +9,9 @@ extension SessionOptions {
         ] where value < 1 || value > 1 << 30 {
             throw SparseKernelsError(.invalidArgument, name, expected: "1 to 2³⁰", actual: "\(value)")
         }
-        for (name, value) in [("denseLayers", denseLayers), ("denseTail", denseTail)] where value < 0 {
+        for (name, value) in [
+            ("denseLayers", denseLayers), ("denseTail", denseTail), ("checkpointCapacity", checkpointCapacity),
+        ] where value < 0 {
             throw SparseKernelsError(.invalidArgument, name, expected: "0 or more", actual: "\(value)")
         }
         guard c.isCausal else {

@@ -59,6 +59,8 @@ public struct SessionOptions: Hashable, Sendable {
     public var tokenCapacity = 4096
     /// Sequences at the same time, at least 1. Each may take a partly filled page beyond `tokenCapacity`.
     public var sequenceCapacity = 8
+    /// Checkpoints of recurrent states at the same time, 0 or more. It matters to models with recurrent layers only.
+    public var checkpointCapacity = 8
     /// The most tokens of a pass: longer prompts go through the model in chunks.
     public var chunk = 1024
     /// Tokens of a page of the cache; nil means 16 for Quest and Twilight, and 64 for other methods.
