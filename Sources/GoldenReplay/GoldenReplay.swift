@@ -15,6 +15,7 @@ public enum GoldenReplay {
         "cotvla.hybrid_mask_attention": replayHybridMask,
         "draft.attention": replayDraftAttention,
         "fastdllm.transfer_index": replayFastDLLM,
+        "gated_deltanet.recurrence": replayGatedDeltaRule,
         "ggml.quantize": replayGGMLQuantize,
         "gla.recurrence": replayGatedLinearAttention,
         "gna.neighborhood_attention": replayNeighborhoodAttention,

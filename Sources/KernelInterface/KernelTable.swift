@@ -93,6 +93,8 @@ public protocol RecurrenceKernels: SendableMetatype {
     static func recurChunks(_ arguments: UnsafePointer<LinearRecurrenceArguments>)
     /// Takes states over tokens, one at a time.
     static func recurSteps(_ arguments: UnsafePointer<LinearRecurrenceArguments>)
+    static func chunkDeltaRule(_ arguments: UnsafePointer<DeltaRuleArguments>)
+    static func stepDeltaRule(_ arguments: UnsafePointer<DeltaRuleArguments>)
 }
 
 /// Roofs: the most that a core can do with the vectors of the kernels. Their bodies are in MachineRoofs.swift.
