@@ -62,6 +62,10 @@ public protocol ScoringKernels: SendableMetatype {
 public protocol QuantizedKernels: SendableMetatype {
     static func quantizeActivations(_ arguments: UnsafePointer<QuantizeArguments>)
     static func multiplyQuantized(_ arguments: UnsafePointer<QuantizedProductArguments>)
+    static func castToFloat8(_ arguments: UnsafePointer<Float8CastArguments>)
+    static func castFromFloat8(_ arguments: UnsafePointer<Float8CastArguments>)
+    /// The largest |x| of some rows, 0 for none; NaN when one is NaN.
+    static func largestMagnitude(_ x: RowOperand, rows: Int, columns: Int) -> Float
 }
 
 /// Tokens of a cache: keys, values and page metadata.

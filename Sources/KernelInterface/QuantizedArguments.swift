@@ -74,6 +74,16 @@ public struct QuantizeArguments {
     }
 }
 
+/// The type of weights that are numbers.
+public enum WeightType: UInt8, Sendable {
+    case float32
+    case float16
+    case bfloat16
+    /// Codes that kernels read as 2⁻⁸ of their values. NaN does not occur.
+    case e4m3
+    case e5m2
+}
+
 /// The function that is applied to the sums of a quantised product.
 public enum OutputFunction: UInt8, Sendable {
     case none
@@ -104,7 +114,7 @@ public struct QuantizedProductArguments {
     public var isByte: Bool
     /// For weights that are numbers, [paddedDepth][width·laneCount], their type; nil for codes. They have no groups, scales or
     /// offsets, and activations are `values`.
-    public var weightType: StorageType?
+    public var weightType: WeightType?
     /// For nibbles that are integers: 8 for two's complement, 0 for unsigned. −1 for bytes and for look-up codes.
     public var nibbleZero = -1
     /// The 16 signed bytes that nibbles stand for.

@@ -39,6 +39,22 @@ public func loadBFloat16(_ pointer: UnsafePointer<UInt16>) -> Vector {
     return unsafeBitCast(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16), to: Vector.self)
 }
 
+/// Loads eight E4M3 codes as 2⁻⁸ of their values; codes of NaN as ±1.875. As a half, a code has an exponent that is 8 too small.
+@_alwaysEmitIntoClient @_transparent
+public func loadE4M3(_ pointer: UnsafeRawPointer) -> Vector {
+    // The sign comes from its extension, whose lowest copy is cleared.
+    let codes = _mm_cvtsi64_si128(pointer.loadUnaligned(as: Int64.self))
+    let halves = _mm_slli_epi16(_mm_cvtepi8_epi16(codes), 7)
+    return _mm256_cvtph_ps(_mm_and_si128(halves, _mm_set1_epi16(Int16(bitPattern: 0xbfff))))
+}
+
+/// Loads eight E5M2 codes and widens them. A code is the upper byte of a half.
+@_alwaysEmitIntoClient @_transparent
+public func loadE5M2(_ pointer: UnsafeRawPointer) -> Vector {
+    let codes = _mm_cvtsi64_si128(pointer.loadUnaligned(as: Int64.self))
+    return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(codes), 8))
+}
+
 /// Converts integer lanes to floats.
 @_alwaysEmitIntoClient @_transparent
 public func floats(_ integers: IntVector) -> Vector { _mm256_cvtepi32_ps(unsafeBitCast(integers, to: __m256i.self)) }

@@ -40,6 +40,20 @@ public func loadBFloat16(_ pointer: UnsafePointer<UInt16>) -> Vector {
     return unsafeBitCast(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16), to: Vector.self)
 }
 
+/// Loads sixteen E4M3 codes as 2⁻⁸ of their values; codes of NaN as ±1.875. As a half, a code has an exponent that is 8 too small.
+@_alwaysEmitIntoClient @_transparent
+public func loadE4M3(_ pointer: UnsafeRawPointer) -> Vector {
+    // The sign comes from its extension, whose lowest copy is cleared.
+    let halves = _mm256_slli_epi16(_mm256_cvtepi8_epi16(pointer.loadUnaligned(as: __m128i.self)), 7)
+    return _mm512_cvtph_ps(_mm256_and_si256(halves, _mm256_set1_epi16(Int16(bitPattern: 0xbfff))))
+}
+
+/// Loads sixteen E5M2 codes and widens them. A code is the upper byte of a half.
+@_alwaysEmitIntoClient @_transparent
+public func loadE5M2(_ pointer: UnsafeRawPointer) -> Vector {
+    _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(pointer.loadUnaligned(as: __m128i.self)), 8))
+}
+
 /// Converts integer lanes to floats.
 @_alwaysEmitIntoClient @_transparent
 public func floats(_ integers: IntVector) -> Vector { _mm512_cvtepi32_ps(unsafeBitCast(integers, to: __m512i.self)) }

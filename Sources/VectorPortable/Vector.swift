@@ -59,6 +59,26 @@ public func loadBFloat16(_ pointer: UnsafePointer<UInt16>) -> Vector {
     return unsafeBitCast(SIMD4<UInt32>(truncatingIfNeeded: half) &<< 16, to: Vector.self)
 }
 
+/// Loads four E4M3 codes as 2⁻⁸ of their values; codes of NaN as ±1.875. Exponent and mantissa move to their places, and a product
+/// with 2¹¹² re-biases the exponent and normalises subnormals.
+@_alwaysEmitIntoClient @_transparent
+public func loadE4M3(_ pointer: UnsafeRawPointer) -> Vector {
+    let bits = loadByteLanes(pointer)
+    let scaled = unsafeBitCast((bits & 0x7f) &<< 20, to: Vector.self) * Float(bitPattern: (127 + 112) << 23)
+    return unsafeBitCast(unsafeBitCast(scaled, to: IntVector.self) | ((bits & 0x80) &<< 24), to: Vector.self)
+}
+
+/// Loads four E5M2 codes and widens them. A code is the upper byte of a half.
+@_alwaysEmitIntoClient @_transparent
+public func loadE5M2(_ pointer: UnsafeRawPointer) -> Vector {
+    let bits = loadByteLanes(pointer)
+    let magnitude = (bits & 0x7f) &<< 21
+    let scaled = unsafeBitCast(magnitude, to: Vector.self) * Float(bitPattern: (127 + 112) << 23)
+    let special = IntVector(repeating: 0).replacing(
+        with: 0x7f80_0000, where: magnitude .>= IntVector(repeating: 0x0f80_0000))
+    return unsafeBitCast(unsafeBitCast(scaled, to: IntVector.self) | special | ((bits & 0x80) &<< 24), to: Vector.self)
+}
+
 /// Converts integer lanes to floats.
 @_alwaysEmitIntoClient @_transparent
 public func floats(_ integers: IntVector) -> Vector { Vector(integers) }

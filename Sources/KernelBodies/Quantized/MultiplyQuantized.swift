@@ -6,7 +6,7 @@
 //     for each row:                y = function(C), in the output's type
 //
 // C is a block of floats in scratch. For floating-point activations the panel is expanded to float weights, and C += a · w. So
-// are weights of 16 bits, which have neither codes nor groups.
+// are weights of 8 or 16 bits that are numbers, which have neither codes nor groups.
 // QuantizeActivations.swift prepares a, its scales and low; QuantizedVector.swift multiplies one row with nibbles.
 
 public import KernelInterface
@@ -127,7 +127,7 @@ private func multiplyVector(_ args: QuantizedProductArguments, _ step: PanelStep
 @_transparent
 private func multiplyNumbers(_ args: QuantizedProductArguments, _ step: PanelStep, width: Int) {
     let x = args.values! + step.channel
-    let weights = args.panel + step.channel * width * laneCount * (args.weightType == .float32 ? 4 : 2)
+    let weights = args.panel + step.channel * width * laneCount * byteCount(args.weightType!)
     if width == 1 {
         multiplyNumbersByOne(x, weights, args.weightType!, channels: step.channels, c: step.c)
     } else {
@@ -403,7 +403,7 @@ private func multiplyFloats(_ args: QuantizedProductArguments, _ step: PanelStep
         if type == .float32 {
             weights = args.panel.assumingMemoryBound(to: Float.self) + step.channel * lanes
         } else {
-            widen(args.panel, type, from: step.channel * lanes, count: step.channels * lanes, into: expanded)
+            widenWeights(args.panel, type, from: step.channel * lanes, count: step.channels * lanes, into: expanded)
         }
     } else {
         expandWeights(

@@ -1,4 +1,4 @@
-// One row of activations times a panel of weights that are numbers of 16 or 32 bits: C += Σ_k x[k] · w[k], widened in registers.
+// One row of activations times a panel of weights that are numbers of 8, 16 or 32 bits: C += Σ_k x[k] · w[k], widened in registers.
 //
 // The product is bound by reading the weights. Four channels at a time have sums of their own: a chain of multiply-adds in one
 // register would take their latency of four cycles per channel, longer than a level-one cache takes to deliver the weights.
@@ -7,29 +7,33 @@ import KernelInterface
 
 @inline(never)
 func multiplyNumbersByOne(
-    _ x: UnsafePointer<Float>, _ weights: UnsafeRawPointer, _ type: StorageType, channels: Int, c: UnsafeMutablePointer<Float>
+    _ x: UnsafePointer<Float>, _ weights: UnsafeRawPointer, _ type: WeightType, channels: Int, c: UnsafeMutablePointer<Float>
 ) {
     switch type {
     case .float32: multiply(x, weights, .float32, channels, c, width: 1)
     case .float16: multiply(x, weights, .float16, channels, c, width: 1)
     case .bfloat16: multiply(x, weights, .bfloat16, channels, c, width: 1)
+    case .e4m3: multiply(x, weights, .e4m3, channels, c, width: 1)
+    case .e5m2: multiply(x, weights, .e5m2, channels, c, width: 1)
     }
 }
 
 @inline(never)
 func multiplyNumbersByTwo(
-    _ x: UnsafePointer<Float>, _ weights: UnsafeRawPointer, _ type: StorageType, channels: Int, c: UnsafeMutablePointer<Float>
+    _ x: UnsafePointer<Float>, _ weights: UnsafeRawPointer, _ type: WeightType, channels: Int, c: UnsafeMutablePointer<Float>
 ) {
     switch type {
     case .float32: multiply(x, weights, .float32, channels, c, width: 2)
     case .float16: multiply(x, weights, .float16, channels, c, width: 2)
     case .bfloat16: multiply(x, weights, .bfloat16, channels, c, width: 2)
+    case .e4m3: multiply(x, weights, .e4m3, channels, c, width: 2)
+    case .e5m2: multiply(x, weights, .e5m2, channels, c, width: 2)
     }
 }
 
 @_transparent
 private func multiply(
-    _ x: UnsafePointer<Float>, _ weights: UnsafeRawPointer, _ type: StorageType, _ channels: Int,
+    _ x: UnsafePointer<Float>, _ weights: UnsafeRawPointer, _ type: WeightType, _ channels: Int,
     _ c: UnsafeMutablePointer<Float>, width: Int
 ) {
     let lanes = width * laneCount
@@ -63,10 +67,12 @@ private func multiply(
 
 /// A register of weights from element `index` on.
 @_transparent
-private func weight(_ weights: UnsafeRawPointer, _ type: StorageType, _ index: Int) -> Vector {
+private func weight(_ weights: UnsafeRawPointer, _ type: WeightType, _ index: Int) -> Vector {
     switch type {
     case .float32: load(weights.assumingMemoryBound(to: Float.self) + index)
     case .float16: loadHalf(weights.assumingMemoryBound(to: UInt16.self) + index)
     case .bfloat16: loadBFloat16(weights.assumingMemoryBound(to: UInt16.self) + index)
+    case .e4m3: loadE4M3(weights + index)
+    case .e5m2: loadE5M2(weights + index)
     }
 }

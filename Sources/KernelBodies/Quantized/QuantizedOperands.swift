@@ -32,6 +32,39 @@ func widen(
     }
 }
 
+/// Converts weights that are numbers to floats. `count` is a multiple of `laneCount`.
+@inline(never)
+func widenWeights(
+    _ source: UnsafeRawPointer, _ type: WeightType, from first: Int, count: Int, into target: UnsafeMutablePointer<Float>
+) {
+    var x = 0
+    switch type {
+    case .float32: widen(source, .float32, from: first, count: count, into: target)
+    case .float16: widen(source, .float16, from: first, count: count, into: target)
+    case .bfloat16: widen(source, .bfloat16, from: first, count: count, into: target)
+    case .e4m3:
+        while x < count {
+            store(loadE4M3(source + first + x), target + x)
+            x += laneCount
+        }
+    case .e5m2:
+        while x < count {
+            store(loadE5M2(source + first + x), target + x)
+            x += laneCount
+        }
+    }
+}
+
+/// Bytes of one weight.
+@_transparent
+func byteCount(_ type: WeightType) -> Int {
+    switch type {
+    case .float32: 4
+    case .float16, .bfloat16: 2
+    case .e4m3, .e5m2: 1
+    }
+}
+
 /// Expands the codes of `channels` channels to weights [channels][lanes]: code · scale − offset.
 @inline(never)
 func expandWeights(

@@ -131,9 +131,10 @@ public final class RecurrentStates {
 
     func address(of slot: Int) -> UnsafeMutableRawPointer { pointer + slot * bytesPerSlot }
 
-    func requireSlot(_ slot: Int, _ name: String) throws(SparseKernelsError) {
+    /// The name is made for an error only: making one for every slot of a batch would allocate.
+    func requireSlot(_ slot: Int, _ name: @autoclosure () -> String) throws(SparseKernelsError) {
         try require(
-            slot >= 0 && slot < slots, .invalidArgument, name, expected: slots == 0 ? "no slot" : "from 0 to \(slots - 1)",
+            slot >= 0 && slot < slots, .invalidArgument, name(), expected: slots == 0 ? "no slot" : "from 0 to \(slots - 1)",
             actual: "\(slot)")
     }
 

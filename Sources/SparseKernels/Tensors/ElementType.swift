@@ -102,7 +102,7 @@ extension ElementType {
     /// Whether a Swift type can hold such elements (`TensorElement`). Others can only be read as bytes.
     var hasSwiftType: Bool {
         switch self {
-        case .float8E5M2, .float8E4M3FNUZ, .float8E5M2FNUZ, .float8E8M0, .float6E2M3, .float6E3M2, .float4, .complex64, .other:
+        case .float8E4M3FNUZ, .float8E5M2FNUZ, .float8E8M0, .float6E2M3, .float6E3M2, .float4, .complex64, .other:
             false
         default: true
         }

@@ -1,7 +1,8 @@
-/// An 8-bit float of sign, four exponent bits with bias 7 and three mantissa bits, without infinities: the scales of NVFP4.
+/// An 8-bit float of sign, four exponent bits with bias 7 and three mantissa bits, without infinities: the scales of NVFP4, and the
+/// weights and activations of training in FP8.
 ///
 /// The largest magnitude is 448, the smallest 2⁻⁹; codes 0x7f and 0xff are NaN. Arithmetic is in `Float`.
-public struct E4M3: Hashable, Sendable, BitwiseCopyable {
+public struct E4M3: Float8, Hashable {
     public var bitPattern: UInt8
 
     public init(bitPattern: UInt8) { self.bitPattern = bitPattern }
@@ -49,8 +50,9 @@ public struct E4M3: Hashable, Sendable, BitwiseCopyable {
     }
 }
 
-extension E4M3: TensorElement {
+extension E4M3 {
     public static var elementType: ElementType { .float8E4M3 }
+    public static var name: String { "E4M3" }
 }
 
 extension E4M3: CustomStringConvertible {

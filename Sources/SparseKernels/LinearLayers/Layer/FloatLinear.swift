@@ -1,17 +1,19 @@
 internal import KernelInterface
 
-/// A linear layer whose weights are numbers of 16 or 32 bits: y = epilogue(x · Wᵀ + bias), in single precision.
+/// A linear layer whose weights are numbers of 8, 16 or 32 bits: y = epilogue(x · Wᵀ + bias), in single precision.
 ///
 /// Weights are reordered once, when the layer is made, and keep their type: a step of decoding reads two bytes per weight of
-/// `Float16` and `BFloat16`, and a product with many rows packs nothing per call, as `GEMM` must.
+/// `Float16` and `BFloat16`, one of ``E4M3`` and ``E5M2``, and a product with many rows packs nothing per call, as `GEMM` must.
 ///
 /// ```swift
 /// let projection = try FloatLinear(weight: w)            // [outFeatures, inFeatures], Float, Float16 or BFloat16
 /// let gateAndUp = try FloatLinear(weights: [gate, up])   // one product with both: their outputs side by side
+/// let small = try FloatLinear(weight: Float8Tensor<E4M3>(w))   // a quarter of the bytes of Float
 /// let y = try projection(x)                              // [tokens, outFeatures]
 /// ```
 ///
-/// - Exactness: weights and activations are widened, which is exact; products are summed in `Float`. Non-finite input gives the
+/// - Exactness: weights and activations are widened, which is exact; products are summed in `Float`. Sums with weights of 8 bits are
+///   multiplied by 1 / scale at the end. Non-finite input gives the
 ///   result of IEEE arithmetic in its own row. Results are bitwise equal for every number of threads. A call with a single row
 ///   sums in another order than one with several.
 /// - Complexity: M·N·K multiply-adds. With one row it is bound by reading the weights.
@@ -25,9 +27,11 @@ public struct FloatLinear: Sendable {
     public let instructionSet: InstructionSet
 
     let kernels: any KernelTable.Type
-    let type: StorageType
+    let type: WeightType
     /// Panels [inFeatures][lanes], of up to two registers of output features.
     let weights: TensorStorage
+    /// 1 / scale of every output feature, and 2⁸ times that for E4M3; nil for weights without scales.
+    let factors: TensorStorage?
     let bias: TensorStorage?
 
     /// Makes a layer of one weight.
@@ -56,6 +60,16 @@ public struct FloatLinear: Sendable {
         weights parts: [Tensor<W>], bias: Tensor<Float>? = nil, epilogue: Epilogue = .none,
         instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
+        try self.init(
+            parts, type: WeightType(W.storageType), factors: nil, bias: bias, epilogue: epilogue,
+            instructionSet: instructionSet, on: pool)
+    }
+
+    /// - Parameter factors: what the sums of each part are multiplied by; nil for 1.
+    init<W: TensorElement>(
+        _ parts: [Tensor<W>], type: WeightType, factors: [Float]?, bias: Tensor<Float>?, epilogue: Epilogue,
+        instructionSet: InstructionSet?, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
         let name = parts.count == 1 ? "weight" : "weights"
         for part in parts {
             try require(
@@ -75,7 +89,7 @@ public struct FloatLinear: Sendable {
         outFeatures = rows
         inFeatures = depth
         self.epilogue = epilogue
-        type = W.storageType
+        self.type = type
         let lanes = (rows + kernels.sizes.laneCount - 1) / kernels.sizes.laneCount * kernels.sizes.laneCount
         let storage = TensorStorage(byteCount: lanes * depth * MemoryLayout<W>.size)
         weights = storage
@@ -95,6 +109,19 @@ public struct FloatLinear: Sendable {
             let width = min(kernels.sizes.weightPanelWidth, lanes - panel)
             for k in 0..<depth { target[panel * depth + k * width + row - panel] = .zero }
         }
+        if let factors {
+            let padded = TensorStorage(byteCount: lanes * 4)
+            let target = padded.pointer.assumingMemoryBound(to: Float.self)
+            (target + rows).initialize(repeating: 0, count: lanes - rows)
+            first = 0
+            for (part, factor) in zip(parts, factors) {
+                (target + first).initialize(repeating: factor, count: part.shape[0])
+                first += part.shape[0]
+            }
+            self.factors = padded
+        } else {
+            self.factors = nil
+        }
         if let bias {
             let padded = TensorStorage(byteCount: lanes * 4)
             let target = padded.pointer.assumingMemoryBound(to: Float.self)
@@ -105,8 +132,8 @@ public struct FloatLinear: Sendable {
         }
     }
 
-    /// Bytes of weights and bias, with rows filled up to whole registers.
-    public var byteCount: Int { weights.byteCount + (bias?.byteCount ?? 0) }
+    /// Bytes of weights, scales and bias, with rows filled up to whole registers.
+    public var byteCount: Int { weights.byteCount + (factors?.byteCount ?? 0) + (bias?.byteCount ?? 0) }
 
     /// Bytes of scratch that each thread of the pool needs.
     public var scratchByteCount: Int {

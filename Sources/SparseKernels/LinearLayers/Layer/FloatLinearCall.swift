@@ -87,6 +87,9 @@ struct FloatLinearCall {
             arguments.weightType = layer.type
             arguments.values = values + row * stride
             arguments.valueStride = stride
+            arguments.channelScales = layer.factors.map {
+                UnsafePointer($0.pointer.assumingMemoryBound(to: Float.self)) + column
+            }
             arguments.bias = layer.bias.map { UnsafePointer($0.pointer.assumingMemoryBound(to: Float.self)) + column }
             layer.kernels.multiplyQuantized(&arguments)
         }
@@ -94,7 +97,7 @@ struct FloatLinearCall {
 }
 
 /// Reorders the rows of a weight into panels [depth][lanes]. A task is one row.
-struct FloatPacking<Element: AttentionElement>: PoolCall {
+struct FloatPacking<Element: TensorElement>: PoolCall {
     let source: UnsafePointer<Element>
     let rows: Int
     /// The place of row 0 among all rows of the layer.
