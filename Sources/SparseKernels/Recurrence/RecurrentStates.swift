@@ -131,9 +131,9 @@ public final class RecurrentStates {
 
     func address(of slot: Int) -> UnsafeMutableRawPointer { pointer + slot * bytesPerSlot }
 
-    func requireSlot(_ slot: Int, _ name: String) throws(SparseKernelsError) {
+    func requireSlot(_ slot: Int, _ name: @autoclosure () -> String) throws(SparseKernelsError) {
         try require(
-            slot >= 0 && slot < slots, .invalidArgument, name, expected: slots == 0 ? "no slot" : "from 0 to \(slots - 1)",
+            slot >= 0 && slot < slots, .invalidArgument, name(), expected: slots == 0 ? "no slot" : "from 0 to \(slots - 1)",
             actual: "\(slot)")
     }
 

@@ -18,7 +18,8 @@ struct RecurrenceCases: CaseFamily {
     let run: RunContext
 
     func section() -> Section {
-        Section(kind: .recurrence, groups: dualityGroups() + linearGroups(), baselines: [RecurrenceBaseline.steps])
+        Section(
+            kind: .recurrence, groups: dualityGroups() + linearGroups() + deltaGroups(), baselines: [RecurrenceBaseline.steps])
     }
 
     /// Prompt lengths, with the part of the heads that are computed.
