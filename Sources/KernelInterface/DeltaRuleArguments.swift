@@ -40,6 +40,8 @@ public struct DeltaRuleArguments {
     public var stateHeadStride: Int
     public var stateStride: Int
     public var stateType: StorageType
+    /// The state that the caller's next call steps, if that is known, which the step kernel prefetches.
+    public var nextState: UnsafeRawPointer?
 
     /// Multiplies the queries, after they are normalised.
     public var scale: Float
@@ -147,34 +149,36 @@ public struct DeltaRuleScratch: Sendable {
         stateRows = (keyDim + tile - 1) / tile * tile
         stateSize = stateRows * ((columns + lanes - 1) / lanes * lanes)
         var offset = 0
-        func take(_ count: Int) -> Int {
-            defer { offset += (count + lanes - 1) / lanes * lanes }
-            return offset
-        }
         let channels = rows * keyStride
-        key = take(channels)
-        query = take(channels)
-        transposedKey = take(keyDim * stride)
-        keyProducts = take(rows * stride)
-        queryProducts = take(rows * stride)
-        solving = take(rows * stride)
-        answering = take(rows * stride)
-        beta = take(stride)
-        gain = take(stride)
-        entry = take(stride)
-        exit = take(stride)
-        cumulative = take(stride)
-        cumulativeRest = take(stride)
-        lastDecay = take(stateRows + lanes)
+        key = Self.take(channels, &offset)
+        query = Self.take(channels, &offset)
+        transposedKey = Self.take(keyDim * stride, &offset)
+        keyProducts = Self.take(rows * stride, &offset)
+        queryProducts = Self.take(rows * stride, &offset)
+        solving = Self.take(rows * stride, &offset)
+        answering = Self.take(rows * stride, &offset)
+        beta = Self.take(stride, &offset)
+        gain = Self.take(stride, &offset)
+        entry = Self.take(stride, &offset)
+        exit = Self.take(stride, &offset)
+        cumulative = Self.take(stride, &offset)
+        cumulativeRest = Self.take(stride, &offset)
+        lastDecay = Self.take(stateRows + lanes, &offset)
         let perChannel = decay == .perChannel
-        factors = take(perChannel ? channels : 0)
-        enteringKey = take(perChannel ? channels : 0)
-        enteringQuery = take(perChannel ? channels : 0)
-        leavingKey = take(perChannel ? channels : 0)
-        subBlocks = take(perChannel ? (2 * Self.subBlock + 1) * keyStride : 0)
-        values = take(rows * 3 * lanes)
-        edge = take(tile * 3 * lanes)
-        states = take(heads * stateSize)
+        factors = Self.take(perChannel ? channels : 0, &offset)
+        enteringKey = Self.take(perChannel ? channels : 0, &offset)
+        enteringQuery = Self.take(perChannel ? channels : 0, &offset)
+        leavingKey = Self.take(perChannel ? channels : 0, &offset)
+        subBlocks = Self.take(perChannel ? (2 * Self.subBlock + 1) * keyStride : 0, &offset)
+        values = Self.take(rows * 3 * lanes, &offset)
+        edge = Self.take(tile * 3 * lanes, &offset)
+        states = Self.take(heads * stateSize, &offset)
         byteCount = offset * 4
+    }
+
+    /// Reserves memory in whole lines.
+    private static func take(_ count: Int, _ offset: inout Int) -> Int {
+        defer { offset += (count + 15) / 16 * 16 }
+        return offset
     }
 }

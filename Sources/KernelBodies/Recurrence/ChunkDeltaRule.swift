@@ -158,8 +158,8 @@ private func solvePanel(_ step: ColumnStep, width: Int) {
             &tile, rowPointers(step.key + row * step.keyStride, stride: step.keyStride, count: rows), step: 1,
             panel: step.state, depth: step.keyDim, width: width)
         let values = step.values + row * stride
-        scale(&tile, step.gain + row)
-        addScaled(&tile, values, stride: stride, step.beta + row, width: width)
+        scaleRows(&tile, by: step.gain + row)
+        addRows(&tile, values, stride: stride, times: step.beta + row, width: width)
         let coefficients = step.solving + row * step.stride
         accumulate(
             &tile, rowPointers(coefficients, stride: step.stride, count: rows), step: 1, panel: step.values, depth: row,
@@ -181,12 +181,13 @@ private func answerPanel(_ step: ColumnStep, width: Int) {
         accumulate(
             &tile, rowPointers(step.query + row * step.keyStride, stride: step.keyStride, count: rows), step: 1,
             panel: step.state, depth: step.keyDim, width: width)
-        scale(&tile, step.entry + row)
+        scaleRows(&tile, by: step.entry + row)
         let coefficients = step.answering + row * step.stride
         accumulate(
             &tile, rowPointers(coefficients, stride: step.stride, count: rows), step: 1, panel: step.values, depth: row,
             width: width)
-        addTriangle(&tile, coefficients + row, stride: step.stride, step.values + row * stride, rowStride: stride, width: width)
+        accumulateTriangle(
+            &tile, coefficients + row, stride: step.stride, panel: step.values + row * stride, width: width)
         if step.output.type == .float32 && rows == tileRows && step.columns == stride {
             let target = step.output.base.assumingMemoryBound(to: Float.self) + row * step.output.stride
             store(tile, target, stride: step.output.stride, width: width)
@@ -214,45 +215,13 @@ private func updatePanel(_ step: ColumnStep, width: Int) {
             &tile, rowPointers(step.leavingKey + row, stride: 1, count: minimum(tileRows, step.keyDim - row)),
             step: step.keyStride, panel: step.values, depth: step.count, width: width)
         let target = step.state + row * stride
-        addScaled(&tile, target, stride: stride, step.lastDecay + row, width: width)
+        addRows(&tile, target, stride: stride, times: step.lastDecay + row, width: width)
         store(tile, target, stride: stride, width: width)
         row += tileRows
     }
 }
 
 // MARK: - Tiles
-
-/// Multiplies every row by a factor of its own.
-@_transparent
-private func scale(_ c: inout Tile, _ factors: UnsafePointer<Float>) {
-    c.r0 = c.r0 * splatRow(factors[0])
-    c.r1 = c.r1 * splatRow(factors[1])
-    c.r2 = c.r2 * splatRow(factors[2])
-    c.r3 = c.r3 * splatRow(factors[3])
-    if tileRows > 4 {
-        c.r4 = c.r4 * splatRow(factors[4])
-        c.r5 = c.r5 * splatRow(factors[5])
-        c.r6 = c.r6 * splatRow(factors[6])
-        c.r7 = c.r7 * splatRow(factors[7])
-    }
-}
-
-/// Adds rows of memory, each multiplied by a factor of its own.
-@_transparent
-private func addScaled(
-    _ c: inout Tile, _ pointer: UnsafePointer<Float>, stride: Int, _ factors: UnsafePointer<Float>, width: Int
-) {
-    c.r0 = multiplyAdd(factors[0], loadRow(pointer, width: width), c.r0)
-    c.r1 = multiplyAdd(factors[1], loadRow(pointer + stride, width: width), c.r1)
-    c.r2 = multiplyAdd(factors[2], loadRow(pointer + 2 * stride, width: width), c.r2)
-    c.r3 = multiplyAdd(factors[3], loadRow(pointer + 3 * stride, width: width), c.r3)
-    if tileRows > 4 {
-        c.r4 = multiplyAdd(factors[4], loadRow(pointer + 4 * stride, width: width), c.r4)
-        c.r5 = multiplyAdd(factors[5], loadRow(pointer + 5 * stride, width: width), c.r5)
-        c.r6 = multiplyAdd(factors[6], loadRow(pointer + 6 * stride, width: width), c.r6)
-        c.r7 = multiplyAdd(factors[7], loadRow(pointer + 7 * stride, width: width), c.r7)
-    }
-}
 
 /// Row i += Σ_(j < i) a_ij · row j, from the first row down: forward substitution with a = −A.
 @_transparent
@@ -292,66 +261,6 @@ private func substitute(_ c: inout Tile, _ a: UnsafePointer<Float>, stride: Int)
         c.r6 = multiplyAdd(a6[5], c.r5, c.r6)
         c.r7 = multiplyAdd(a7[5], c.r5, c.r7)
         c.r7 = multiplyAdd(a7[6], c.r6, c.r7)
-    }
-}
-
-/// Row i += Σ_(j ≤ i) a_ij · row j of memory.
-@_transparent
-private func addTriangle(
-    _ c: inout Tile, _ a: UnsafePointer<Float>, stride: Int, _ rows: UnsafePointer<Float>, rowStride: Int, width: Int
-) {
-    let (a1, a2, a3) = (a + stride, a + 2 * stride, a + 3 * stride)
-    let (a4, a5, a6, a7) = (a + 4 * stride, a + 5 * stride, a + 6 * stride, a + 7 * stride)
-    let u0 = loadRow(rows, width: width)
-    c.r0 = multiplyAdd(a[0], u0, c.r0)
-    c.r1 = multiplyAdd(a1[0], u0, c.r1)
-    c.r2 = multiplyAdd(a2[0], u0, c.r2)
-    c.r3 = multiplyAdd(a3[0], u0, c.r3)
-    if tileRows > 4 {
-        c.r4 = multiplyAdd(a4[0], u0, c.r4)
-        c.r5 = multiplyAdd(a5[0], u0, c.r5)
-        c.r6 = multiplyAdd(a6[0], u0, c.r6)
-        c.r7 = multiplyAdd(a7[0], u0, c.r7)
-    }
-    let u1 = loadRow(rows + rowStride, width: width)
-    c.r1 = multiplyAdd(a1[1], u1, c.r1)
-    c.r2 = multiplyAdd(a2[1], u1, c.r2)
-    c.r3 = multiplyAdd(a3[1], u1, c.r3)
-    if tileRows > 4 {
-        c.r4 = multiplyAdd(a4[1], u1, c.r4)
-        c.r5 = multiplyAdd(a5[1], u1, c.r5)
-        c.r6 = multiplyAdd(a6[1], u1, c.r6)
-        c.r7 = multiplyAdd(a7[1], u1, c.r7)
-    }
-    let u2 = loadRow(rows + 2 * rowStride, width: width)
-    c.r2 = multiplyAdd(a2[2], u2, c.r2)
-    c.r3 = multiplyAdd(a3[2], u2, c.r3)
-    if tileRows > 4 {
-        c.r4 = multiplyAdd(a4[2], u2, c.r4)
-        c.r5 = multiplyAdd(a5[2], u2, c.r5)
-        c.r6 = multiplyAdd(a6[2], u2, c.r6)
-        c.r7 = multiplyAdd(a7[2], u2, c.r7)
-    }
-    let u3 = loadRow(rows + 3 * rowStride, width: width)
-    c.r3 = multiplyAdd(a3[3], u3, c.r3)
-    if tileRows > 4 {
-        c.r4 = multiplyAdd(a4[3], u3, c.r4)
-        c.r5 = multiplyAdd(a5[3], u3, c.r5)
-        c.r6 = multiplyAdd(a6[3], u3, c.r6)
-        c.r7 = multiplyAdd(a7[3], u3, c.r7)
-        let u4 = loadRow(rows + 4 * rowStride, width: width)
-        c.r4 = multiplyAdd(a4[4], u4, c.r4)
-        c.r5 = multiplyAdd(a5[4], u4, c.r5)
-        c.r6 = multiplyAdd(a6[4], u4, c.r6)
-        c.r7 = multiplyAdd(a7[4], u4, c.r7)
-        let u5 = loadRow(rows + 5 * rowStride, width: width)
-        c.r5 = multiplyAdd(a5[5], u5, c.r5)
-        c.r6 = multiplyAdd(a6[5], u5, c.r6)
-        c.r7 = multiplyAdd(a7[5], u5, c.r7)
-        let u6 = loadRow(rows + 6 * rowStride, width: width)
-        c.r6 = multiplyAdd(a6[6], u6, c.r6)
-        c.r7 = multiplyAdd(a7[6], u6, c.r7)
-        c.r7 = multiplyAdd(a7[7], loadRow(rows + 7 * rowStride, width: width), c.r7)
     }
 }
 

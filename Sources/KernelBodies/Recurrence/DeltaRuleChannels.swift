@@ -55,8 +55,7 @@ private func stageFactors(_ args: DeltaRuleArguments, _ layout: DeltaRuleScratch
     operand.base += head * args.logDecayHeadStride * byteCount(operand.type)
     for row in 0..<count {
         let target = scratch + layout.factors + row * layout.keyStride
-        Kernels.stageRows(operand, first: token + row, count: 1, channels: args.keyDim, into: target)
-        for channel in args.keyDim..<layout.keyStride { target[channel] = 0 }
+        stageRow(operand, token + row, channels: args.keyDim, times: 1, padded: layout.keyStride, into: target)
         var channel = 0
         while channel < layout.keyStride {
             store(exp(boundedLogDecay(load(target + channel))), target + channel)

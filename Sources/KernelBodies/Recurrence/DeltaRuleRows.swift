@@ -11,23 +11,19 @@ func stageDeltaRows(
 ) {
     for row in 0..<count {
         let target = rows + row * layout.keyStride
-        Kernels.stageRows(operand, first: token + row, count: 1, channels: args.keyDim, into: target)
-        for channel in args.keyDim..<layout.keyStride { target[channel] = 0 }
-        var factor = scale
-        if args.normalizes {
-            var squares = splat(0)
-            var channel = 0
-            while channel < layout.keyStride {
-                let x = load(target + channel)
-                squares = multiplyAdd(x, x, squares)
-                channel += laneCount
-            }
-            factor = scale / (laneSum(squares) + args.epsilon).squareRoot()
-        } else if scale == 1 {
-            continue
-        }
-        let factors = splat(factor)
+        stageRow(
+            operand, token + row, channels: args.keyDim, times: args.normalizes ? 1 : scale, padded: layout.keyStride,
+            into: target)
+        if !args.normalizes { continue }
+        var squares = splat(0)
         var channel = 0
+        while channel < layout.keyStride {
+            let x = load(target + channel)
+            squares = multiplyAdd(x, x, squares)
+            channel += laneCount
+        }
+        let factors = splat(scale / (laneSum(squares) + args.epsilon).squareRoot())
+        channel = 0
         while channel < layout.keyStride {
             store(load(target + channel) * factors, target + channel)
             channel += laneCount

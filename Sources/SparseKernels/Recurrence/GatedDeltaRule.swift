@@ -193,12 +193,10 @@ public struct GatedDeltaRule: Sendable {
         try query.requireMemory(named: "query")
         try batch.requireFit(tokens: query.tokens, named: "query", in: states)
         let tokens = batch.tokenCount
-        for (name, geometry) in [("query", query.geometry), ("key", key.geometry)] {
-            try geometry.requireExtents(name, heads: shape.keyHeads, tokens: tokens, channels: shape.keyDim)
-        }
-        for (name, geometry) in [("value", value.geometry), ("output", output)] {
-            try geometry.requireExtents(name, heads: shape.valueHeads, tokens: tokens, channels: shape.valueDim)
-        }
+        try query.geometry.requireExtents("query", heads: shape.keyHeads, tokens: tokens, channels: shape.keyDim)
+        try key.geometry.requireExtents("key", heads: shape.keyHeads, tokens: tokens, channels: shape.keyDim)
+        try value.geometry.requireExtents("value", heads: shape.valueHeads, tokens: tokens, channels: shape.valueDim)
+        try output.requireExtents("output", heads: shape.valueHeads, tokens: tokens, channels: shape.valueDim)
         try requireMatrix("beta", rows: beta.rows, columns: beta.columns, expected: (tokens, shape.valueHeads))
         try states.requireShape(heads: shape.valueHeads, rows: shape.keyDim, columns: shape.valueDim, named: "states")
     }
@@ -209,7 +207,7 @@ public struct GatedDeltaRule: Sendable {
         on pool: WorkerPool
     ) {
         if batch.tokenCount == 0 { return }
-        let tasks = GatedDeltaRuleTasks(self, batch)
+        let tasks = GatedDeltaRuleTasks(self, batch, stateBytes: states.format.byteCount)
         let call = GatedDeltaRuleCall(
             plan: self, tasks: tasks, query: AttentionOperand(query), key: AttentionOperand(key),
             value: AttentionOperand(value), logDecay: logDecay, logDecayHeadStride: logDecayHeadStride,

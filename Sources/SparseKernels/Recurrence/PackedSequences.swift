@@ -55,6 +55,6 @@ public struct PackedSequences: Hashable, Sendable {
         try require(
             tokens == tokenCount, .invalidShape, name, expected: "\(tokenCount) tokens, the sum of the lengths",
             actual: "\(tokens)")
-        for (index, slot) in slots.enumerated() { try states.requireSlot(slot, "slots[\(index)]") }
+        for index in 0..<slots.count { try states.requireSlot(slots[index], "slots[\(index)]") }
     }
 }

@@ -21,6 +21,7 @@ struct RecurrenceCases: CaseFamily {
         Section(
             kind: .recurrence, groups: dualityGroups() + linearGroups() + hybridGroups(),
             baselines: [RecurrenceBaseline.steps, HybridStack.labels[0]])
+            kind: .recurrence, groups: dualityGroups() + linearGroups() + deltaGroups(), baselines: [RecurrenceBaseline.steps])
     }
 
     /// Prompt lengths, with the part of the heads that are computed.
