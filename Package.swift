@@ -57,6 +57,7 @@ let facades = [
     "SLA", "NeighborhoodAttention",
     "FastDLLM",
     "ReasoningBranches",
+    "STORM",
 ]
 
 // MARK: - Package
