@@ -58,6 +58,7 @@ let facades = [
     "FastDLLM",
     "ReasoningBranches",
     "NemotronH",
+    "STORM",
 ]
 
 // MARK: - Package

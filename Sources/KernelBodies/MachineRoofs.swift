@@ -27,6 +27,23 @@ extension Kernels {
         return lanes[0]
     }
 
+    /// Computes the exponentials of `count` floats, `rounds` times. `count` is a multiple of four vectors, few enough for the nearest
+    /// cache, whose loads and stores take none of the ports that arithmetic needs.
+    public static func exponentials(
+        _ source: UnsafePointer<Float>, into target: UnsafeMutablePointer<Float>, count: Int, rounds: Int
+    ) {
+        for _ in 0..<rounds {
+            var x = 0
+            while x < count {
+                store(exp(load(source + x)), target + x)
+                store(exp(load(source + x + laneCount)), target + x + laneCount)
+                store(exp(load(source + x + 2 * laneCount)), target + x + 2 * laneCount)
+                store(exp(load(source + x + 3 * laneCount)), target + x + 3 * laneCount)
+                x += 4 * laneCount
+            }
+        }
+    }
+
     /// Reads `count` floats once, in order, with nine independent sums. `count` is a multiple of 3·panelWidth.
     public static func readAll(_ pointer: UnsafePointer<Float>, count: Int) -> Float {
         var tile = zeroTile()

@@ -102,6 +102,10 @@ public protocol RecurrenceKernels: SendableMetatype {
     static func recurSteps(_ arguments: UnsafePointer<LinearRecurrenceArguments>)
     static func chunkDeltaRule(_ arguments: UnsafePointer<DeltaRuleArguments>)
     static func stepDeltaRule(_ arguments: UnsafePointer<DeltaRuleArguments>)
+    /// Scans tokens of one sequence in a block of channels.
+    static func scanTokens(_ arguments: UnsafePointer<ScanArguments>)
+    /// The same for a single token, with the same bits, on the states where they are.
+    static func stepScan(_ arguments: UnsafePointer<ScanArguments>)
 }
 
 /// Roofs: the most that a core can do with the vectors of the kernels. Their bodies are in MachineRoofs.swift.
@@ -110,6 +114,8 @@ public protocol RoofKernels: SendableMetatype {
     static func multiplyAddChains(iterations: Int, seed: Float) -> Float
     /// Runs multiply-adds of codes in 3·`tileRows` chains, 4·`laneCount` wide, in registers.
     static func codeProductChains(iterations: Int) -> Int32
+    /// Replaces floats by their exponentials, `rounds` times. They are at most 0 and a multiple of `laneCount`, in the nearest cache.
+    static func exponentials(_ source: UnsafePointer<Float>, into target: UnsafeMutablePointer<Float>, count: Int, rounds: Int)
     /// Reads every float once. `count` is a multiple of 3·`panelWidth`.
     static func readAll(_ pointer: UnsafePointer<Float>, count: Int) -> Float
     /// Runs only the register tile of a packed matrix product.

@@ -24,6 +24,12 @@ public func magnitude(_ x: Vector) -> Vector {
     unsafeBitCast(unsafeBitCast(x, to: IntVector.self) & 0x7fff_ffff, to: Vector.self)
 }
 
+/// Lane-wise −|x|.
+@_alwaysEmitIntoClient @_transparent
+public func negativeMagnitude(_ x: Vector) -> Vector {
+    unsafeBitCast(unsafeBitCast(x, to: IntVector.self) | IntVector(repeating: Int32(bitPattern: 0x8000_0000)), to: Vector.self)
+}
+
 /// The bit pattern of the half-precision value nearest to `value`, ties to even.
 ///
 /// Adding a power of two 10 bits above the last kept bit makes the FPU round, for normal and subnormal results alike. Overflow
