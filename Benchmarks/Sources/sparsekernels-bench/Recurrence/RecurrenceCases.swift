@@ -18,7 +18,9 @@ struct RecurrenceCases: CaseFamily {
     let run: RunContext
 
     func section() -> Section {
-        Section(kind: .recurrence, groups: dualityGroups() + linearGroups(), baselines: [RecurrenceBaseline.steps])
+        Section(
+            kind: .recurrence, groups: dualityGroups() + linearGroups() + convolutionGroups(),
+            baselines: [RecurrenceBaseline.steps])
     }
 
     /// Prompt lengths, with the part of the heads that are computed.
