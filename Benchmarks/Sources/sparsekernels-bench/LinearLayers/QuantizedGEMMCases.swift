@@ -34,7 +34,8 @@ struct QuantizedGEMMCases: CaseFamily {
         var group = CaseGroup(
             op: "quant.product", name: "\(n)×\(k) M \(tokens)",
             amounts: .operations(operations, effective: operations),
-            labels: ["f32", "packed f32", "packed f16"] + QuantizedVariant.all.map(\.label), otherOps: ["quant.product.f32"]
+            labels: ["f32", "packed f32", "packed f16", "packed f8"] + QuantizedVariant.all.map(\.label),
+            otherOps: ["quant.product.f32"]
         ) { announce in
             announce("making the weights")
             let layers = try run.shared.value(for: [n, k]) { try GaussianLayers(outFeatures: n, inFeatures: k) }
@@ -103,7 +104,14 @@ struct QuantizedGEMMCases: CaseFamily {
             let half = try FloatLinear(weight: problem.layers.halves(), instructionSet: set, on: pool)
             add(
                 set, label: "packed f16", op: "quant.product.f32", bytes: half.byteCount,
-                body: { problem.compute(half, on: pool) }, check: { problem.checkProduct(roundsToHalf: true) })
+                body: { problem.compute(half, on: pool) },
+                check: { problem.checkProduct { Float(Float16(layer.weight[flat: $0])) } })
+            let codes = try problem.layers.codes()
+            let small = try FloatLinear(weight: codes, instructionSet: set, on: pool)
+            add(
+                set, label: "packed f8", op: "quant.product.f32", bytes: small.byteCount,
+                body: { problem.compute(small, on: pool) },
+                check: { problem.checkProduct { codes.codes[flat: $0].floatValue / codes.scale } })
         }
         for variant in QuantizedVariant.all {
             let quantized = try problem.layers.quantized(variant, on: pool)

@@ -16,6 +16,9 @@ final class GaussianLayers {
     /// The weights in half precision.
     func halves() -> Tensor<Float16> { layer.weight.converted(to: Float16.self) }
 
+    /// The weights as 8-bit floats of one scale.
+    func codes() throws -> Float8Tensor<E4M3> { try Float8Tensor(layer.weight) }
+
     /// The smoothing is the same in all rows, so that only the branch differs between two rows. It is given, because speed does
     /// not depend on it and a search over the largest layer would take minutes.
     func quantized(_ variant: QuantizedVariant, on pool: WorkerPool) throws -> QuantizedLayer {
@@ -76,8 +79,8 @@ final class QuantizedProblem {
 
     func check(_ layer: QuantizedLayer) -> Verification { layer.check(x: x, y: y) }
 
-    /// Compares sampled elements of the product without bias, with the weights or with their halves.
-    func checkProduct(roundsToHalf: Bool = false) -> Verification {
+    /// Compares sampled elements of the product without bias, with the weights or with what they were rounded to, by element.
+    func checkProduct(weight: ((Int) -> Float)? = nil) -> Verification {
         let (k, n) = (layers.layer.inFeatures, layers.layer.outFeatures)
         var generator = SplitMix64(seed: 7)
         var verification = Verification.none
@@ -86,10 +89,7 @@ final class QuantizedProblem {
             let column = Int.random(in: 0..<n, using: &generator)
             let exact = ReferenceMatrixProduct.element(
                 row: row, column: column, depth: k, a: { x[flat: $0 * k + $1] },
-                b: {
-                    let weight = layers.layer.weight[flat: $1 * k + $0]
-                    return roundsToHalf ? Float(Float16(weight)) : weight
-                })
+                b: { weight?($1 * k + $0) ?? layers.layer.weight[flat: $1 * k + $0] })
             verification.add(
                 error: abs(Double(y[flat: row * n + column]) - exact.value),
                 bound: ReferenceMatrixProduct.errorBound(magnitude: exact.magnitude, depth: k))

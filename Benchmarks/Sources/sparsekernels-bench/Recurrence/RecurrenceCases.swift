@@ -22,6 +22,8 @@ struct RecurrenceCases: CaseFamily {
             kind: .recurrence, groups: dualityGroups() + linearGroups() + hybridGroups(),
             baselines: [RecurrenceBaseline.steps, HybridStack.labels[0]])
             kind: .recurrence, groups: dualityGroups() + linearGroups() + deltaGroups(), baselines: [RecurrenceBaseline.steps])
+            kind: .recurrence, groups: dualityGroups() + linearGroups() + convolutionGroups(),
+            baselines: [RecurrenceBaseline.steps])
     }
 
     /// Prompt lengths, with the part of the heads that are computed.
