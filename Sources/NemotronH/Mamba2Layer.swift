@@ -13,7 +13,7 @@ public import SparseKernels
 ///
 /// - Exactness: that of `FloatLinear` and `Mamba2Mixer`.
 /// - Complexity: hiddenSize · (projectedWidth + innerWidth) multiply-adds per token beside the mixer's.
-/// - Scratch: that of its parts; calls allocate their result and the rows between. `Mamba2Mixer.run` does not.
+/// - Scratch: that of its parts; calls allocate their result and the rows between, which `Mamba2Mixer.run` does not.
 public struct Mamba2Layer: Sendable {
     public let mixer: Mamba2Mixer
     /// `[projectedWidth, hiddenSize]`.
@@ -37,13 +37,28 @@ public struct Mamba2Layer: Sendable {
         self.output = output
     }
 
+    /// How the weights of the projections are kept.
+    public enum WeightStorage: String, Hashable, Sendable, CaseIterable {
+        /// In the type that the file has.
+        case asStored
+        /// In E4M3 with a scale per projection.
+        case float8
+    }
+
     /// Reads a layer of a checkpoint with the names of Hugging Face: `in_proj` and `out_proj`, with biases where the file has them, and
-    /// the tensors of `Mamba2Tensors`. Weights of the projections keep their type.
+    /// the tensors of `Mamba2Tensors`.
     ///
+    /// - Parameters:
+    ///   - file: a file with the tensors, in 16 or 32 bits.
+    ///   - prefix: the name of the mixer, such as `backbone.layers.0.mixer`; empty for none.
+    ///   - configuration: the sizes that the tensors must have.
+    ///   - weights: how those of the projections are kept.
+    ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
+    ///   - pool: the threads that reorder the weights.
     /// - Throws: `.notFound`, `.invalidElementType` and `.invalidShape` naming file and tensor; the errors of `Mamba2Mixer`.
     public init(
-        file: SafetensorsFile, prefix: String, _ configuration: Mamba2Configuration, instructionSet: InstructionSet? = nil,
-        on pool: WorkerPool = .shared
+        file: SafetensorsFile, prefix: String, _ configuration: Mamba2Configuration, weights: WeightStorage = .asStored,
+        instructionSet: InstructionSet? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
         let c = configuration
         let name = file.name("in_proj.weight", in: prefix)
@@ -59,6 +74,11 @@ public struct Mamba2Layer: Sendable {
                 expected: "[\(outFeatures), \(inFeatures)]", actual: "\(shape)")
             let hasBias = file[file.name(biasName, in: prefix)] != nil
             let bias = hasBias ? try file.floats(biasName, in: prefix, [outFeatures]) : nil
+            if weights == .float8 {
+                return try FloatLinear(
+                    weight: Float8Tensor<E4M3>(file.floatTensor(weight), instructionSet: instructionSet, on: pool), bias: bias,
+                    instructionSet: instructionSet, on: pool)
+            }
             switch file[weight]?.elementType {
             case .float16:
                 return try FloatLinear(

@@ -146,10 +146,10 @@ public struct Mamba2Mixer: Sendable {
             rows == projected.rows && columns == c.innerWidth, .invalidShape, "output",
             expected: "[\(projected.rows), \(c.innerWidth)]", actual: "[\(rows), \(columns)]")
         try states.requireFit(c)
-        for (index, slot) in batch.slots.enumerated() {
+        for index in batch.slots.indices {
             try require(
-                slot < states.slots, .invalidArgument, "slots[\(index)]",
-                expected: states.slots == 0 ? "no slot" : "from 0 to \(states.slots - 1)", actual: "\(slot)")
+                batch.slots[index] < states.slots, .invalidArgument, "slots[\(index)]",
+                expected: states.slots == 0 ? "no slot" : "from 0 to \(states.slots - 1)", actual: "\(batch.slots[index])")
         }
     }
 }
@@ -160,6 +160,8 @@ public struct Mamba2Workspace: Sendable {
     var convolved: Tensor<Float>
     /// `[tokens, innerWidth]`.
     var mixed: Tensor<Float>
+    /// Elements of both.
+    private var (convolvedCount, mixedCount) = (0, 0)
 
     public init() {
         // An empty tensor fits any size.
@@ -170,9 +172,15 @@ public struct Mamba2Workspace: Sendable {
     /// Makes room for `tokens` tokens of a layer, so that no later call with as many allocates.
     /// - Throws: `.invalidShape` for a size that overflows.
     public mutating func reserve(tokens: Int, _ c: Mamba2Configuration) throws(SparseKernelsError) {
-        if convolved.count < tokens * c.convolvedWidth { convolved = try Tensor(zeros: [tokens, c.convolvedWidth]) }
-        if mixed.count < tokens * c.innerWidth { mixed = try Tensor(zeros: [tokens, c.innerWidth]) }
+        if convolvedCount < tokens * c.convolvedWidth {
+            convolved = try Tensor(zeros: [tokens, c.convolvedWidth])
+            convolvedCount = tokens * c.convolvedWidth
+        }
+        if mixedCount < tokens * c.innerWidth {
+            mixed = try Tensor(zeros: [tokens, c.innerWidth])
+            mixedCount = tokens * c.innerWidth
+        }
     }
 
-    public var byteCount: Int { 4 * (convolved.count + mixed.count) }
+    public var byteCount: Int { 4 * (convolvedCount + mixedCount) }
 }

@@ -264,7 +264,7 @@ struct HybridModelTests {
         let tiny = try TinyHybridModel()
         let exact = try LanguageModel(folder: tiny.folder, linear: .float32)
         let expected = try exact.logits(tokens).elements
-        for (linear, limit) in [(LinearFormat.float16, 1e-5), (.bfloat16, 5e-2), (.w4a16, 0.9), (.w4a8, 0.9)] {
+        for (linear, limit) in [(LinearFormat.float16, 1e-5), (.bfloat16, 5e-2), (.fp8, 0.3), (.w4a16, 0.9), (.w4a8, 0.9)] {
             let model = try LanguageModel(folder: tiny.folder, linear: linear)
             #expect(relativeDistance(try model.logits(tokens).elements, expected) <= limit, "\(linear)")
         }

@@ -99,8 +99,28 @@ struct LanguageModelLoadingTests {
         let model = try LanguageModel(folder: tiny.folder, linear: format)
         #expect(model.linear == format && !model.isQuantized)
         let distance = relativeDistance(try model.logits(tokens).elements, try exact.logits(tokens).elements)
-        let limit: [LinearFormat: Double] = [.float32: 0, .float16: 1e-5, .bfloat16: 2e-2, .w4a16: 0.8, .w4a8: 0.8]
+        let limit: [LinearFormat: Double] = [.float32: 0, .float16: 1e-5, .bfloat16: 2e-2, .fp8: 0.2, .w4a16: 0.8, .w4a8: 0.8]
         #expect(distance <= limit[format]!, "\(distance)")
+    }
+
+    @Test("FP8 takes a byte per weight, and layers at both ends may have bfloat16")
+    func float8() throws {
+        let tiny = try TinyLanguageModel()
+        let wide = try LanguageModel(folder: tiny.folder, linear: .bfloat16)
+        let narrow = try LanguageModel(folder: tiny.folder, linear: .fp8)
+        let some = try LanguageModel(folder: tiny.folder, linear: .fp8, wideLayers: 1)
+        #expect(narrow.byteCount < some.byteCount && some.byteCount < wide.byteCount && some.wideLayers == 1)
+        let all = try LanguageModel(folder: tiny.folder, linear: .fp8, wideLayers: 2)
+        #expect(all.byteCount == wide.byteCount)
+        let exact = try LanguageModel(folder: tiny.folder, linear: .float32).logits(tokens).elements
+        let errors = try [narrow, some, all].map { relativeDistance(try $0.logits(tokens).elements, exact) }
+        #expect(errors[2] < errors[1] && errors[1] < errors[0], "\(errors)")
+        for (linear, layers) in [(LinearFormat.float16, 1), (.fp8, -1)] {
+            let error = #expect(throws: SparseKernelsError.self) {
+                try LanguageModel(folder: tiny.folder, linear: linear, wideLayers: layers)
+            }
+            #expect(error?.code == .invalidArgument && error?.argument == "wideLayers")
+        }
     }
 
     @Test("low-rank branches are made of 16-bit weights, and bring them nearer", arguments: [LinearFormat.w4a16, .w4a8, .w4a4])
@@ -147,7 +167,7 @@ struct LanguageModelLoadingTests {
             let distance = relativeDistance(try model.logits(tokens).elements, exact.elements)
             #expect(distance < 0.5 && distance > 1e-4, "\(format): \(distance)")
         }
-        for format in [LinearFormat.float16, .float32, .bfloat16] {
+        for format in [LinearFormat.float16, .float32, .bfloat16, .fp8] {
             expect(.invalidArgument, "linear", "w4a4", folder: tiny.folder, linear: format)
         }
         let error = #expect(throws: SparseKernelsError.self) {

@@ -45,6 +45,11 @@ struct Mamba2LayerTests {
         let projected = try FloatLinear(weight: all["in_proj.weight"]!)(x)
         let mixed = try item.run(Mamba2Mixer(item.tensors, c), projected, batch, Mamba2States(slots: 2, c))
         #expect(try result == FloatLinear(weight: all["out_proj.weight"]!)(mixed))
+        let small = try Mamba2Layer(file: file, prefix: "backbone.layers.2.mixer", c, weights: .float8)
+        #expect(small.input.byteCount < layer.input.byteCount)
+        let rounded = try small(x, batch: batch, states: Mamba2States(slots: 2, c))
+        let scale = result.elements.map(abs).max()!
+        #expect(zip(rounded.elements, result.elements).allSatisfy { abs($0 - $1) < 0.5 * scale } && rounded != result)
         let empty = try layer(
             Tensor(zeros: [0, Self.hidden]), batch: PackedSequences(lengths: []), states: Mamba2States(slots: 0, c))
         #expect(empty.shape == [0, Self.hidden])

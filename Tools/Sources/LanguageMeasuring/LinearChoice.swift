@@ -30,7 +30,8 @@ public enum LinearChoice {
     public static func all(for folder: String, quantized: String?) -> [LinearSpec] {
         if isQuantized(folder) { return [.w4a16, .w4a8, .w4a4].map { LinearSpec($0) } }
         return [
-            LinearSpec(.float16), LinearSpec(.bfloat16), LinearSpec(.w4a16), LinearSpec(.w4a8), LinearSpec(.w4a8, rank: 32),
+            LinearSpec(.float16), LinearSpec(.bfloat16), LinearSpec(.fp8), LinearSpec(.w4a16), LinearSpec(.w4a8),
+            LinearSpec(.w4a8, rank: 32),
             LinearSpec(.w4a4, rank: 0), LinearSpec(.w4a4, rank: 32),
         ] + (quantized == nil ? [] : [LinearSpec(.w4a4)])
     }

@@ -17,8 +17,9 @@ public struct GenerationReport: Codable, Hashable, Sendable {
     /// Tokens per second; nil when there were none.
     public let prefillRate: Double?
     public let decodingRate: Double?
-    /// Seconds of attention, linear layers and the rest, of prefill and decoding together.
+    /// Seconds of attention, recurrences, linear layers and the rest, of prefill and decoding together. nil in models without recurrences.
     public let attentionSeconds: Double
+    public let recurrenceSeconds: Double?
     public let linearSeconds: Double
     public let otherSeconds: Double
     public let byteCount: Int
@@ -34,6 +35,8 @@ public struct GenerationReport: Codable, Hashable, Sendable {
         prefillRate = rate(statistics.prefillTokens, statistics.prefill.total)
         decodingRate = rate(statistics.decodedTokens, statistics.decoding.total)
         attentionSeconds = statistics.prefill.attention + statistics.decoding.attention
+        let recurrence = statistics.prefill.recurrence + statistics.decoding.recurrence
+        recurrenceSeconds = recurrence > 0 ? recurrence : nil
         linearSeconds = statistics.prefill.linear + statistics.decoding.linear
         otherSeconds = statistics.prefill.other + statistics.decoding.other
         self.byteCount = max(byteCount, statistics.peakByteCount)
@@ -53,7 +56,9 @@ public struct GenerationReport: Codable, Hashable, Sendable {
         let made = samples.reduce(0) { $0 + $1.tokens.count }
         return
             "\(promptTokens) tokens of prompt at \(Format.number(prefillRate))/s, \(made) made at \(Format.number(decodingRate))/s; "
-            + "attention \(Format.number(attentionSeconds)) s, linear layers \(Format.number(linearSeconds)) s, other "
+            + "attention \(Format.number(attentionSeconds)) s, "
+            + (recurrenceSeconds.map { "recurrences \(Format.number($0)) s, " } ?? "")
+            + "linear layers \(Format.number(linearSeconds)) s, other "
             + "\(Format.number(otherSeconds)) s; \(Format.number(Double(byteCount) / 1e6)) MB (\(method), \(linear), \(cache) cache)"
             + (samples.count == 1 ? "; \(samples[0].end)" : "")
     }

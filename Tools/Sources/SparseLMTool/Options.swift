@@ -54,7 +54,9 @@ struct ModelOptions: ParsableArguments {
     func load(_ folder: String, _ linear: LinearSpec) throws -> LanguageModel {
         var progress: ProgressLine?
         defer { progress?.clear() }
-        return try LanguageModel(folder: folder, linear: linear.format, rank: linear.rank, on: pool) { loaded, layers in
+        return try LanguageModel(
+            folder: folder, linear: linear.format, rank: linear.rank, wideLayers: linear.wideLayers, on: pool
+        ) { loaded, layers in
             guard linear.rank ?? 0 > 0 else { return }
             if progress == nil { progress = ProgressLine.onTerminal(total: layers) }
             progress?.begin("branches of layer \(min(loaded + 1, layers))")
@@ -128,7 +130,8 @@ struct SessionFlags: ParsableArguments {
         help: ArgumentHelp(
             "How linear layers are computed. Default: w4a8 for a quantised model, float16 for another.",
             discussion:
-                "float32, float16, bfloat16, w4a16, w4a8, w4a4. w4a4:32 makes branches of rank 32 for weights of 16 bits."),
+                "float32, float16, bfloat16, fp8, w4a16, w4a8, w4a4. w4a4:32 makes branches of rank 32 for weights of 16 bits; fp8:1 "
+                + "leaves a layer at each end in bfloat16."),
         transform: { try LinearSpec($0) })
     var linear: LinearSpec?
 

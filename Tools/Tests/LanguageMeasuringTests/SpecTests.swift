@@ -46,6 +46,8 @@ struct SpecTests {
     func linearLayers() throws {
         for format in LinearFormat.allCases { #expect(try LinearSpec(format.rawValue) == LinearSpec(format)) }
         #expect(try LinearSpec("w4a4:32") == LinearSpec(.w4a4, rank: 32) && LinearSpec("w4a8:0").description == "w4a8:0")
+        #expect(try LinearSpec("fp8:1") == LinearSpec(.fp8, wideLayers: 1) && LinearSpec("fp8:0") == LinearSpec(.fp8))
+        #expect(LinearSpec(.fp8, wideLayers: 2).description == "fp8:2" && LinearSpec(.fp8).description == "fp8")
         #expect(try LinearChoice.list("float16,w4a16:8") == [LinearSpec(.float16), LinearSpec(.w4a16, rank: 8)])
         for text in ["", "w4", "w4a4:", "w4a4:x", "w4a4:-1", "w4a4:1:2", "float16:8", ":8"] {
             let error = #expect(throws: SparseKernelsError.self) { try LinearSpec(text) }

@@ -17,7 +17,7 @@ struct LayerCommand: ParsableCommand {
 
     @OptionGroup var machine: MachineOptions
 
-    @Option(help: "How linear layers are computed: float32, float16, bfloat16, w4a16 or w4a8.")
+    @Option(help: "How linear layers are computed: float32, float16, bfloat16, fp8, w4a16 or w4a8.")
     var linear = LinearFormat.w4a8
 
     @Option(help: "Tokens before a step.")

@@ -93,6 +93,7 @@ struct LayerParts {
         case .float32: try FloatLinear(weight: weight.converted(to: Float.self), on: pool)
         case .float16: try FloatLinear(weight: weight, on: pool)
         case .bfloat16: try FloatLinear(weight: weight.converted(to: BFloat16.self), on: pool)
+        case .fp8: try FloatLinear(weight: Float8Tensor<E4M3>(weight, on: pool), on: pool)
         case .w4a16:
             try QuantizedLinear(
                 PackedWeight(WeightQuantizer(.svdQuantInt4)(weight.converted(to: Float.self), on: pool)), activation: .float)

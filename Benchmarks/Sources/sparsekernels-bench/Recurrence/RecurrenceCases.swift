@@ -19,11 +19,9 @@ struct RecurrenceCases: CaseFamily {
 
     func section() -> Section {
         Section(
-            kind: .recurrence, groups: dualityGroups() + linearGroups() + hybridGroups(),
+            kind: .recurrence,
+            groups: dualityGroups() + linearGroups() + deltaGroups() + convolutionGroups() + hybridGroups(),
             baselines: [RecurrenceBaseline.steps, HybridStack.labels[0]])
-            kind: .recurrence, groups: dualityGroups() + linearGroups() + deltaGroups(), baselines: [RecurrenceBaseline.steps])
-            kind: .recurrence, groups: dualityGroups() + linearGroups() + convolutionGroups(),
-            baselines: [RecurrenceBaseline.steps])
     }
 
     /// Prompt lengths, with the part of the heads that are computed.

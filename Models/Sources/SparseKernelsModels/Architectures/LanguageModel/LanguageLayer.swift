@@ -89,7 +89,7 @@ struct MLPMixer: Sendable {
 struct LayerSource {
     let configuration: LanguageModelConfiguration
     let files: ModelFiles
-    let format: LinearFormat
+    var format: LinearFormat
     let rank: Int?
     let pool: WorkerPool
 

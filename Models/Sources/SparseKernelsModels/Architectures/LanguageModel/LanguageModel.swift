@@ -1,3 +1,4 @@
+internal import NemotronH
 public import SparseKernels
 
 /// A language model, loaded from a folder: weights and the arithmetic of a pass, without state. Blocks of attention and an MLP, as in the
@@ -18,6 +19,8 @@ public struct LanguageModel: Sendable {
     public let linear: LinearFormat
     /// The rank of the low-rank branches that were made when the model was loaded; nil means that none were.
     public let rank: Int?
+    /// Layers at each end whose weights are in bfloat16 where those of the others are in FP8.
+    public let wideLayers: Int
     /// Whether the weights of the blocks come from a file of 4-bit codes.
     public let isQuantized: Bool
     /// Bytes of all weights, as they are in memory.
@@ -41,14 +44,16 @@ public struct LanguageModel: Sendable {
     ///   - linear: the form of the linear layers in the blocks.
     ///   - rank: for 4-bit weights of a model as it was trained: the rank of a branch in 16 bits beside each layer, 0 or more. nil
     ///     means none, and no W4A4.
+    ///   - wideLayers: for `.fp8`: so many layers from the first one on, and up to the last one, have weights in bfloat16, as Nemotron-H
+    ///     was trained with four.
     ///   - pool: the threads that pack and quantise.
     ///   - progress: called after each layer with the number of layers that are loaded, and of all.
     /// - Throws: `.inputOutput` and `.malformedFile` for files that cannot be read; `.notFound`, `.invalidElementType` and
     ///   `.invalidShape` for a weight that is missing or does not fit the configuration; `.invalidArgument` for a format that the
-    ///   file cannot have.
+    ///   file cannot have, or `wideLayers` below 0 or with another format.
     public init(
-        folder: String, linear: LinearFormat = .float16, rank: Int? = nil, on pool: WorkerPool = .shared,
-        progress: (_ loaded: Int, _ layers: Int) -> Void = { _, _ in }
+        folder: String, linear: LinearFormat = .float16, rank: Int? = nil, wideLayers: Int = 0,
+        on pool: WorkerPool = .shared, progress: (_ loaded: Int, _ layers: Int) -> Void = { _, _ in }
     ) throws(SparseKernelsError) {
         let c = try LanguageModelConfiguration(path: folder + "/config.json")
         let files = try ModelFiles(folder: folder)
@@ -56,14 +61,21 @@ public struct LanguageModel: Sendable {
         self.linear = linear
         self.rank = rank
         isQuantized = files.isQuantized
+        guard wideLayers == 0 || wideLayers > 0 && linear == .fp8 else {
+            throw SparseKernelsError(
+                .invalidArgument, "wideLayers", expected: "0, or more for fp8", actual: "\(wideLayers) for \(linear.rawValue)")
+        }
+        self.wideLayers = wideLayers
+        let wide = BFloat16Layers(first: wideLayers, last: wideLayers)
         let isHybrid = c.pattern != nil
         let (table, projection) = (isHybrid ? "backbone.embeddings.weight" : "model.embed_tokens.weight", "lm_head.weight")
         let embedded = try files.embedding(table, [c.vocabularySize, c.hiddenSize], scale: c.embeddingScale)
         embedding = embedded.embedding
         activation = try GatedActivation(c.activation)
-        let source = LayerSource(configuration: c, files: files, format: linear, rank: rank, pool: pool)
+        var source = LayerSource(configuration: c, files: files, format: linear, rank: rank, pool: pool)
         var layers: [LanguageLayer] = []
         for number in 0..<c.layers {
+            source.format = wide.contains(number, of: c.layers) ? .bfloat16 : linear
             layers += try source.layers(number)
             progress(number + 1, c.layers)
         }

@@ -6,6 +6,8 @@ public enum LinearFormat: String, Hashable, Sendable, CaseIterable {
     case float16
     /// Weights in bfloat16, widened in registers.
     case bfloat16
+    /// Weights in 8-bit floats, E4M3 with a scale per layer, widened in registers.
+    case fp8
     /// Weights of 4 bits, activations in single precision.
     case w4a16
     /// Weights of 4 bits, activations of 8.
@@ -17,7 +19,7 @@ public enum LinearFormat: String, Hashable, Sendable, CaseIterable {
     /// Whether weights are codes.
     public var isQuantized: Bool {
         switch self {
-        case .float32, .float16, .bfloat16: false
+        case .float32, .float16, .bfloat16, .fp8: false
         case .w4a16, .w4a8, .w4a4: true
         }
     }

@@ -68,6 +68,10 @@ struct ModelLinear: Sendable {
         switch format {
         case .float32, .float16, .bfloat16:
             parts = [.float(try Self.float(weights, bias: bias, in: files, format: format, on: pool))]
+        case .fp8:
+            var codes: [Float8Tensor<E4M3>] = []
+            for weight in weights { codes.append(try Float8Tensor(files.stacked([weight], as: Float.self), on: pool)) }
+            parts = [.float(try FloatLinear(weights: codes, bias: bias, on: pool))]
         case .w4a16:
             let packed = try PackedWeight(WeightQuantizer(.svdQuantInt4)(files.stacked(weights), on: pool))
             parts = [.quantized(try QuantizedLinear(packed, activation: .float, bias: bias))]
@@ -123,7 +127,9 @@ struct ModelLinear: Sendable {
         weight: String, shape: [Int], in files: ModelFiles, format: LinearFormat, on pool: WorkerPool
     ) throws(SparseKernelsError) {
         var format = format
-        if format.isQuantized { format = try files.file(with: weight)[weight]?.elementType == .bfloat16 ? .bfloat16 : .float16 }
+        if format.isQuantized || format == .fp8 {
+            format = try files.file(with: weight)[weight]?.elementType == .bfloat16 ? .bfloat16 : .float16
+        }
         parts = [.float(try Self.float([(weight, shape)], bias: nil, in: files, format: format, on: pool))]
         (outFeatures, inFeatures) = (shape[0], shape[1])
     }
@@ -142,7 +148,7 @@ struct ModelLinear: Sendable {
         case .w4a4: break
         case .w4a8: quantized = try quantized.with(activation: .int8PerGroup, on: pool)
         case .w4a16: quantized = try quantized.with(activation: .float, on: pool)
-        case .float32, .float16, .bfloat16:
+        case .float32, .float16, .bfloat16, .fp8:
             throw SparseKernelsError(
                 .invalidArgument, "linear", expected: "w4a16, w4a8 or w4a4 for \(file.name), whose weights have 4 bits",
                 actual: format.rawValue)
