@@ -91,14 +91,17 @@ public struct LinearRecurrenceScratch: Sendable {
     public static let maximumChunk = 256
     /// A decay whose logarithm is below this is 0 in single precision, so sums of logarithms need not go further.
     public static let leastLogDecay: Float = -1000
+    /// Decays below about 2⁻¹⁰⁰ between tokens of a chunk count as 0: products with them might be subnormal, which processors compute
+    /// a hundred times slower.
+    public static let leastPairLogDecay: Float = -69
 
     /// Tokens of a chunk, filled up to whole vectors of every level.
     public let tokens: Int
-    /// Floats from a staged row of queries or keys to the next one. The 16 floats behind a row are zero, so that tiles of rows of a
-    /// state may read past the last channel, and rows of 512 bytes do not meet in one set of a cache.
-    public let keyStride: Int
-    /// Floats from a row of weights of pairs of tokens to the next one.
-    public let pairStride: Int
+    /// Floats from a staged row of queries or keys, or of weights of pairs of tokens, to the next one: the longest row, and 16 more, so
+    /// that rows do not meet in one set of a cache. Kernels have it as a literal, so that rows of a tile are at constant distances.
+    public static let rowStride = 272
+    /// Floats of a staged row with the zeros behind it, which tiles of rows of a state may read.
+    public let keyWidth: Int
     /// Rows of a panel of a state, `keyDim` filled up to whole tiles.
     public let stateRows: Int
     /// Floats of the state of a head, as panels [stateRows][width].
@@ -106,13 +109,13 @@ public struct LinearRecurrenceScratch: Sendable {
 
     public let query: Int
     public let key: Int
-    /// Decays of channels: their factors [tokens][keyStride], queries of a block of tokens, and vectors of channels.
+    /// Decays of channels: their factors [tokens][rowStride], queries of a block of tokens, and vectors of channels.
     public let channelDecays: Int
     public let blockQueries: Int
     public let channelFactors: Int
     /// Keys of a panel of tokens, transposed: [keyDim][panel].
     public let keyPanel: Int
-    /// Products of queries and keys, and these times decays: [tokens][pairStride].
+    /// Products of queries and keys, and these times decays: [tokens][rowStride].
     public let products: Int
     public let weights: Int
     /// Per token of a chunk and a head: Δ; the sum of the logarithms of decays up to the token, as the sum of a high and a low part;
@@ -124,8 +127,9 @@ public struct LinearRecurrenceScratch: Sendable {
     public let toEnd: Int
     /// One factor per row of a state.
     public let stateFactors: Int
-    /// Values of a panel of channels: [tokens][panel].
+    /// Values of all heads, as panels [tokens][width], `valueCount` floats per head.
     public let values: Int
+    public let valueCount: Int
     /// One tile.
     public let edge: Int
     public let states: Int
@@ -134,26 +138,26 @@ public struct LinearRecurrenceScratch: Sendable {
     public init(keyDim: Int, valueDim: Int, chunk: Int, heads: Int, hasChannelDecays: Bool) {
         let panel = 3 * AttentionScratch.maximumLanes
         tokens = Self.padded(chunk)
-        keyStride = Self.padded(keyDim) + 16
-        pairStride = tokens + 16
+        keyWidth = Self.padded(keyDim) + 16
         stateRows = (keyDim + 7) / 8 * 8
         stateCount = stateRows * Self.padded(valueDim)
         query = 0
-        key = query + tokens * keyStride
-        channelDecays = key + tokens * keyStride
-        blockQueries = channelDecays + (hasChannelDecays ? tokens * keyStride : 0)
-        channelFactors = blockQueries + (hasChannelDecays ? Self.channelBlock * keyStride : 0)
-        keyPanel = channelFactors + (hasChannelDecays ? 2 * keyStride : 0)
+        key = query + tokens * Self.rowStride
+        channelDecays = key + tokens * Self.rowStride
+        blockQueries = channelDecays + (hasChannelDecays ? tokens * Self.rowStride : 0)
+        channelFactors = blockQueries + (hasChannelDecays ? Self.channelBlock * Self.rowStride : 0)
+        keyPanel = channelFactors + (hasChannelDecays ? 2 * keyWidth : 0)
         products = keyPanel + keyDim * panel
-        weights = products + tokens * pairStride
-        stepSizes = weights + tokens * pairStride
+        weights = products + tokens * Self.rowStride
+        stepSizes = weights + tokens * Self.rowStride
         high = stepSizes + tokens
         low = high + tokens
         fromStart = low + tokens
         toEnd = fromStart + tokens
         stateFactors = toEnd + tokens
-        values = stateFactors + keyStride
-        edge = values + tokens * panel
+        values = stateFactors + keyWidth
+        valueCount = tokens * Self.padded(valueDim)
+        edge = values + heads * valueCount
         states = edge + AttentionScratch.maximumTileRows * panel
         byteCount = (states + heads * stateCount) * 4
     }

@@ -6,6 +6,8 @@
 ///
 ///     E[n] ← d·E[n] + δ·d·M[n] + η·|k[n]|·Δ·|v|        δ = 3·10⁻⁷ + (10⁻⁷ + η)·|logDecay[n]|
 ///
+/// A decay between two tokens that is below 2⁻⁹⁹ may count as 0, which adds 2⁻⁹⁹ of what was ever added to an element.
+///
 /// δ is the relative error of an exponential, with one of η in Δ, of which the logarithm is a multiple. A form that takes one
 /// exponential for several tokens has less. Sums over channels and tokens add 6·√(keyDim + tokens)·2⁻²⁴ of the magnitudes.
 public struct ReferenceLinearRecurrence {
@@ -13,11 +15,15 @@ public struct ReferenceLinearRecurrence {
     public var state: [[Double]]
     /// The bound of every element of the state.
     public var stateBound: [[Double]] {
-        zip(errors, magnitudes).map { zip($0, $1).map { $0 + rounding * $1 } }
+        state.indices.map { n in
+            state[n].indices.map { errors[n][$0] + rounding * magnitudes[n][$0] + 0x1p-99 * totals[n][$0] + 1e-37 }
+        }
     }
 
     private var magnitudes: [[Double]]
     private var errors: [[Double]]
+    /// What was ever added to an element, without decays.
+    private var totals: [[Double]]
     private var tokens = 0
     private var rounding: Double { 6 * Double(state.count + tokens + 4).squareRoot() * 0x1p-24 }
 
@@ -26,6 +32,7 @@ public struct ReferenceLinearRecurrence {
         self.state = state
         magnitudes = state.map { $0.map { abs($0) } }
         errors = state.map { $0.map { _ in 0 } }
+        totals = magnitudes
     }
 
     /// Starts from zeros.
@@ -53,9 +60,10 @@ public struct ReferenceLinearRecurrence {
                 let added = key[n] * stepSize * value[p]
                 errors[n][p] = decay * (errors[n][p] + logError * magnitudes[n][p]) + stepError * abs(added)
                 magnitudes[n][p] = decay * magnitudes[n][p] + abs(added)
+                totals[n][p] += abs(added)
                 state[n][p] = decay * state[n][p] + added
                 output[p] += scale * query[n] * state[n][p]
-                bound[p] += abs(scale * query[n]) * (errors[n][p] + rounding * magnitudes[n][p])
+                bound[p] += abs(scale * query[n]) * (errors[n][p] + rounding * magnitudes[n][p] + 0x1p-99 * totals[n][p])
             }
         }
         return (output, zip(output, bound).map { $1 + 0x1p-23 * abs($0) + 1e-37 })

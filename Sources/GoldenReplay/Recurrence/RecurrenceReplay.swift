@@ -1,7 +1,7 @@
 internal import Foundation
 internal import SparseKernels
 
-// The forms that every recorded recurrence is run in: chunks of the recorded length and of 64 tokens, and single steps.
+// The forms that every recorded recurrence is run in: chunks of the recorded length and of the usual one, and single steps.
 private func forms(_ chunk: Int) -> [RecurrenceForm] { [.chunked(chunk), .automatic, .stepwise] }
 
 /// `lightning.recurrence`: outputs and final state, with decays per head.

@@ -19,9 +19,7 @@ public import KernelInterface
 private struct PanelStep {
     var query: UnsafePointer<Float>
     var key: UnsafePointer<Float>
-    var keyStride: Int
     var weights: UnsafePointer<Float>
-    var pairStride: Int
     var values: UnsafeMutablePointer<Float>
     var state: UnsafeMutablePointer<Float>
     var edge: UnsafeMutablePointer<Float>
@@ -55,6 +53,7 @@ extension Kernels {
         var start = 0
         while start < args.tokens {
             let count = minimum(args.chunk, args.tokens - start)
+            packValues(args, layout, start: start, count: count)
             if !isPerChannel {
                 stageKeys(args, layout, start: start, count: count)
                 multiplyPairs(layout, scratch, keyDim: args.keyDim, count: count)
@@ -89,12 +88,9 @@ private func advanceHead(
     let scratch = args.scratch.assumingMemoryBound(to: Float.self)
     let vectors = (args.valueDim + laneCount - 1) / laneCount
     forEachPanel(vectors: vectors) { column, width in
-        packValues(
-            args, head: head, column: column, lanes: width * laneCount, start: start, count: count,
-            into: scratch + layout.values)
         let step = PanelStep(
-            query: scratch + layout.query, key: scratch + layout.key, keyStride: layout.keyStride,
-            weights: scratch + layout.weights, pairStride: layout.pairStride, values: scratch + layout.values,
+            query: scratch + layout.query, key: scratch + layout.key, weights: scratch + layout.weights,
+            values: scratch + layout.values + head * layout.valueCount + layout.tokens * column,
             state: scratch + layout.states + head * layout.stateCount + layout.stateRows * column,
             edge: scratch + layout.edge, fromStart: scratch + layout.fromStart,
             toEnd: scratch + layout.toEnd,
@@ -123,21 +119,28 @@ private func advancePanel(_ args: LinearRecurrenceArguments, _ step: PanelStep, 
     let lanes = width * laneCount
     var row = 0
     while row < step.count {
+        prefetchOutputs(args, step, row: row, lanes: lanes)
         var tile = zeroTile()
         accumulate(
-            &tile, rowPointers(step.query + row * step.keyStride, stride: step.keyStride, count: tileRows), step: 1,
+            &tile, rowPointers(step.query + row * rowStride, stride: rowStride, count: tileRows), step: 1,
             panel: step.state, depth: args.keyDim, width: width)
         scaleRows(&tile, by: step.fromStart + row)
-        let weights = step.weights + row * step.pairStride
+        let weights = step.weights + row * rowStride
         accumulate(
-            &tile, rowPointers(weights, stride: step.pairStride, count: tileRows), step: 1, panel: step.values, depth: row,
+            &tile, rowPointers(weights, stride: rowStride, count: tileRows), step: 1, panel: step.values, depth: row,
             width: width)
-        accumulateTriangle(
-            &tile, weights + row, stride: step.pairStride, panel: step.values + row * lanes, width: width)
-        store(tile, step.edge, stride: lanes, width: width)
-        writeOutputs(
-            args, step.edge, head: step.head, column: step.column, lanes: lanes, first: step.start + row,
-            count: minimum(tileRows, step.count - row))
+        accumulateTriangle(&tile, weights + row, stride: rowStride, panel: step.values + row * lanes, width: width)
+        if args.output.type == .float32 && row + tileRows <= step.count && step.column + lanes <= args.valueDim {
+            store(
+                tile,
+                args.output.base.assumingMemoryBound(to: Float.self) + step.head * args.outputHeadStride
+                    + (step.start + row) * args.output.stride + step.column, stride: args.output.stride, width: width)
+        } else {
+            store(tile, step.edge, stride: lanes, width: width)
+            writeOutputs(
+                args, step.edge, head: step.head, column: step.column, lanes: lanes, first: step.start + row,
+                count: minimum(tileRows, step.count - row))
+        }
         row += tileRows
     }
     for token in 0..<step.count {
@@ -148,12 +151,30 @@ private func advancePanel(_ args: LinearRecurrenceArguments, _ step: PanelStep, 
     while channel < args.keyDim {
         var tile = zeroTile()
         accumulate(
-            &tile, rowPointers(step.key + channel, stride: 1, count: tileRows), step: step.keyStride, panel: step.values,
+            &tile, rowPointers(step.key + channel, stride: 1, count: tileRows), step: rowStride, panel: step.values,
             depth: step.count, width: width)
         let state = step.state + channel * lanes
         addRows(&tile, state, stride: lanes, times: step.stateFactors + channel, width: width)
         store(tile, state, stride: lanes, width: width)
         channel += tileRows
+    }
+}
+
+/// Fetches the output rows of a tile, which are far apart, so that processors do not do it by themselves.
+@_transparent
+private func prefetchOutputs(_ args: LinearRecurrenceArguments, _ step: PanelStep, row: Int, lanes: Int) {
+    let bytes = lanes * byteCount(args.output.type)
+    var output =
+        UnsafeRawPointer(args.output.base)
+        + (step.head * args.outputHeadStride + (step.start + row) * args.output.stride + step.column)
+        * byteCount(args.output.type)
+    for _ in 0..<tileRows {
+        var offset = 0
+        while offset < bytes {
+            prefetchNear(output + offset)
+            offset += 64
+        }
+        output += args.output.stride * byteCount(args.output.type)
     }
 }
 
@@ -165,7 +186,7 @@ private func multiplyPairs(
     let vectors = (count + laneCount - 1) / laneCount
     forEachPanel(vectors: vectors) { token, width in
         transpose(
-            scratch + layout.key + token * layout.keyStride, stride: layout.keyStride, rows: width * laneCount,
+            scratch + layout.key + token * rowStride, stride: rowStride, rows: width * laneCount,
             columns: keyDim, times: 1, into: scratch + layout.keyPanel, destinationStride: width * laneCount)
         let first = token / tileRows * tileRows
         switch width {
@@ -208,10 +229,10 @@ private func multiplyPairs(
         var tile = zeroTile()
         accumulate(
             &tile,
-            rowPointers(scratch + layout.query + row * layout.keyStride, stride: layout.keyStride, count: tileRows), step: 1,
+            rowPointers(scratch + layout.query + row * rowStride, stride: rowStride, count: tileRows), step: 1,
             panel: scratch + layout.keyPanel, depth: keyDim, width: width)
         store(
-            tile, scratch + layout.products + row * layout.pairStride + token, stride: layout.pairStride, width: width)
+            tile, scratch + layout.products + row * rowStride + token, stride: rowStride, width: width)
         row += tileRows
     }
 }

@@ -34,10 +34,10 @@ extension Kernels {
         let elementBytes = byteCount(args.stateType)
         for token in 0..<args.tokens {
             stageRow(
-                args.query, token, channels: args.keyDim, times: args.scale, padded: layout.keyStride,
+                args.query, token, channels: args.keyDim, times: args.scale, padded: layout.keyWidth,
                 into: scratch + layout.query)
             stageRow(
-                args.key, token, channels: args.keyDim, times: 1, padded: layout.keyStride, into: scratch + layout.key)
+                args.key, token, channels: args.keyDim, times: 1, padded: layout.keyWidth, into: scratch + layout.key)
             for head in 0..<args.heads {
                 var size: Float = 1
                 if isPerChannel {
@@ -79,9 +79,9 @@ private func stepChannelDecays(_ args: LinearRecurrenceArguments, _ layout: Line
     let target = args.scratch.assumingMemoryBound(to: Float.self) + layout.stateFactors
     var steps = args.steps
     steps.base += head * args.stepHeadStride * byteCount(steps.type)
-    stageRow(steps, token, channels: args.keyDim, times: 1, padded: layout.keyStride, into: target)
+    stageRow(steps, token, channels: args.keyDim, times: 1, padded: layout.keyWidth, into: target)
     var channel = 0
-    while channel < layout.keyStride {
+    while channel < layout.keyWidth {
         store(exp(minimum(load(target + channel), splat(0))), target + channel)
         channel += laneCount
     }

@@ -16,26 +16,26 @@ func weighChannelPairs(
     _ args: LinearRecurrenceArguments, _ layout: LinearRecurrenceScratch, head: Int, start: Int, count: Int
 ) {
     let scratch = args.scratch.assumingMemoryBound(to: Float.self)
-    let stride = layout.keyStride
+    let width = layout.keyWidth
     let (query, key, decays) = (scratch + layout.query, scratch + layout.key, scratch + layout.channelDecays)
     let (local, before) = (scratch + layout.blockQueries, scratch + layout.channelFactors)
-    let running = before + stride
+    let running = before + width
     findChannelDecays(args, layout, head: head, start: start, count: count)
     for token in 0..<layout.tokens {
         scratch[layout.fromStart + token] = 1
         scratch[layout.toEnd + token] = 1
     }
-    fill(before, 1, count: stride)
+    fill(before, 1, count: width)
     var first = 0
     while first < count {
         let rows = minimum(LinearRecurrenceScratch.channelBlock, count - first)
         // Queries times the decay from the block's start, and from the chunk's start.
-        fill(running, 1, count: stride)
+        fill(running, 1, count: width)
         for row in 0..<rows {
-            let (q, d, own) = (query + (first + row) * stride, decays + (first + row) * stride, local + row * stride)
+            let (q, d, own) = (query + (first + row) * rowStride, decays + (first + row) * rowStride, local + row * rowStride)
             var channel = 0
-            while channel < stride {
-                let factor = load(running + channel) * load(d + channel)
+            while channel < width {
+                let factor = flushed(load(running + channel) * load(d + channel))
                 store(factor, running + channel)
                 let value = load(q + channel)
                 store(value * factor, own + channel)
@@ -43,26 +43,26 @@ func weighChannelPairs(
                 channel += laneCount
             }
         }
-        for index in rows * stride..<LinearRecurrenceScratch.channelBlock * stride { local[index] = 0 }
+        for row in rows..<LinearRecurrenceScratch.channelBlock { fill(local + row * rowStride, 0, count: width) }
         if first > 0 { multiplyBlockPairs(layout, scratch, keyDim: args.keyDim, row: first, rows: rows) }
         // `running` is the decay of the whole block now. Local queries over decays are not the raw ones, so these are staged again.
         for row in 0..<rows {
             stageRow(
-                args.query, start + first + row, channels: args.keyDim, times: args.scale, padded: stride,
-                into: local + row * stride)
+                args.query, start + first + row, channels: args.keyDim, times: args.scale, padded: width,
+                into: local + row * rowStride)
         }
-        multiplyChannels(before, by: running, count: stride)
-        for token in 0..<first { multiplyChannels(key + token * stride, by: running, count: stride) }
+        multiplyChannels(before, by: running, count: width)
+        for token in 0..<first { multiplyChannels(key + token * rowStride, by: running, count: width) }
         for row in 0..<rows {
             takeAlong(layout, scratch, row: row, rows: rows, first: first)
         }
         first += rows
     }
-    for row in 0..<count { scratch[layout.weights + row * layout.pairStride + row] += args.skips[head] }
+    for row in 0..<count { scratch[layout.weights + row * rowStride + row] += args.skips[head] }
     for row in count..<(count + tileRows - 1) / tileRows * tileRows {
-        for token in 0..<count { scratch[layout.weights + row * layout.pairStride + token] = 0 }
+        for token in 0..<count { scratch[layout.weights + row * rowStride + token] = 0 }
     }
-    copy(before, to: scratch + layout.stateFactors, count: stride)
+    copy(before, to: scratch + layout.stateFactors, count: width)
 }
 
 /// The decays of the channels of a head over a chunk. Those that fill up rows are 1.
@@ -74,10 +74,10 @@ private func findChannelDecays(
     steps.base += head * args.stepHeadStride * byteCount(steps.type)
     let decays = args.scratch.assumingMemoryBound(to: Float.self) + layout.channelDecays
     for token in 0..<count {
-        let row = decays + token * layout.keyStride
-        stageRow(steps, start + token, channels: args.keyDim, times: 1, padded: layout.keyStride, into: row)
+        let row = decays + token * rowStride
+        stageRow(steps, start + token, channels: args.keyDim, times: 1, padded: layout.keyWidth, into: row)
         var channel = 0
-        while channel < layout.keyStride {
+        while channel < layout.keyWidth {
             store(exp(minimum(load(row + channel), splat(0))), row + channel)
             channel += laneCount
         }
@@ -90,14 +90,14 @@ private func findChannelDecays(
 private func takeAlong(
     _ layout: LinearRecurrenceScratch, _ scratch: UnsafeMutablePointer<Float>, row: Int, rows: Int, first: Int
 ) {
-    let stride = layout.keyStride
-    let key = scratch + layout.key + (first + row) * stride
+    let width = layout.keyWidth
+    let key = scratch + layout.key + (first + row) * rowStride
     for other in row..<rows {
-        let query = scratch + layout.blockQueries + other * stride
-        let decay = scratch + layout.channelDecays + (first + other) * stride
+        let query = scratch + layout.blockQueries + other * rowStride
+        let decay = scratch + layout.channelDecays + (first + other) * rowStride
         var sum = splat(0)
         var channel = 0
-        while channel < stride {
+        while channel < width {
             var value = load(key + channel)
             if other > row {
                 value = value * load(decay + channel)
@@ -106,7 +106,7 @@ private func takeAlong(
             sum = multiplyAdd(value, load(query + channel), sum)
             channel += laneCount
         }
-        scratch[layout.weights + (first + other) * layout.pairStride + first + row] = laneSum(sum)
+        scratch[layout.weights + (first + other) * rowStride + first + row] = laneSum(sum)
     }
 }
 
@@ -117,9 +117,9 @@ private func multiplyBlockPairs(
 ) {
     forEachPanel(vectors: row / laneCount) { token, width in
         transpose(
-            scratch + layout.key + token * layout.keyStride, stride: layout.keyStride, rows: width * laneCount,
+            scratch + layout.key + token * rowStride, stride: rowStride, rows: width * laneCount,
             columns: keyDim, times: 1, into: scratch + layout.keyPanel, destinationStride: width * laneCount)
-        let target = scratch + layout.weights + row * layout.pairStride + token
+        let target = scratch + layout.weights + row * rowStride + token
         switch width {
         case 1: multiplyBlockPairsOfOne(layout, scratch, keyDim: keyDim, rows: rows, into: target)
         case 2: multiplyBlockPairsOfTwo(layout, scratch, keyDim: keyDim, rows: rows, into: target)
@@ -162,12 +162,16 @@ private func multiplyBlockPairs(
         var tile = zeroTile()
         accumulate(
             &tile,
-            rowPointers(scratch + layout.blockQueries + row * layout.keyStride, stride: layout.keyStride, count: tileRows),
+            rowPointers(scratch + layout.blockQueries + row * rowStride, stride: rowStride, count: tileRows),
             step: 1, panel: scratch + layout.keyPanel, depth: keyDim, width: width)
-        store(tile, target + row * layout.pairStride, stride: layout.pairStride, width: width)
+        store(tile, target + row * rowStride, stride: rowStride, width: width)
         row += tileRows
     }
 }
+
+/// A decay, which is 0 below about 2⁻¹⁰⁰, as those of whole heads are.
+@_transparent
+private func flushed(_ decay: Vector) -> Vector { decay.replacing(with: splat(0), where: decay .< splat(0x1p-100)) }
 
 /// x[n] ← x[n] · factors[n].
 @_transparent

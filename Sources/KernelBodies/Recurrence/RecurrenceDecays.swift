@@ -53,13 +53,12 @@ func findDecays(
     let (lastHigh, lastLow) = (splat(high[count - 1]), splat(low[count - 1]))
     for x in 0..<vectors {
         let (h, l) = (load(high + x * laneCount), load(low + x * laneCount))
-        store(exp(h + l), fromStart + x * laneCount)
-        let left = minimum((lastHigh - h) + (lastLow - l), splat(0))
-        store(exp(left) * load(sizes + x * laneCount), toEnd + x * laneCount)
+        store(pairDecay(h + l), fromStart + x * laneCount)
+        store(pairDecay((lastHigh - h) + (lastLow - l)) * load(sizes + x * laneCount), toEnd + x * laneCount)
     }
     let whole = splat(fromStart[count - 1])
     var channel = 0
-    while channel < layout.keyStride {
+    while channel < layout.keyWidth {
         store(whole, scratch + layout.stateFactors + channel)
         channel += laneCount
     }
@@ -73,12 +72,12 @@ func weighPairs(_ args: LinearRecurrenceArguments, _ layout: LinearRecurrenceScr
     let (sizes, high, low) = (scratch + layout.stepSizes, scratch + layout.high, scratch + layout.low)
     let skip = args.skips[head]
     for row in 0..<count {
-        let products = scratch + layout.products + row * layout.pairStride
-        let weights = scratch + layout.weights + row * layout.pairStride
+        let products = scratch + layout.products + row * rowStride
+        let weights = scratch + layout.weights + row * rowStride
         let (rowHigh, rowLow) = (splat(high[row]), splat(low[row]))
         var token = 0
         while token <= row {
-            let decay = exp(minimum((rowHigh - load(high + token)) + (rowLow - load(low + token)), splat(0)))
+            let decay = pairDecay((rowHigh - load(high + token)) + (rowLow - load(low + token)))
             store(load(products + token) * (decay * load(sizes + token)), weights + token)
             token += laneCount
         }
@@ -86,9 +85,17 @@ func weighPairs(_ args: LinearRecurrenceArguments, _ layout: LinearRecurrenceScr
     }
     // Rows that fill up the last tile are multiplied, too.
     for row in count..<(count + tileRows - 1) / tileRows * tileRows {
-        let weights = scratch + layout.weights + row * layout.pairStride
+        let weights = scratch + layout.weights + row * rowStride
         for token in 0..<count { weights[token] = 0 }
     }
+}
+
+/// The decay with a logarithm, which is 0 where that is below `leastPairLogDecay`. Lanes past the diagonal have positive logarithms,
+/// and no meaning.
+@_transparent
+func pairDecay(_ logarithm: Vector) -> Vector {
+    let least = splat(LinearRecurrenceScratch.leastPairLogDecay)
+    return exp(minimum(logarithm, splat(0)).replacing(with: splat(-100), where: logarithm .< least))
 }
 
 /// log(1 + eˣ) = max(x, 0) + log(1 + e^−|x|), with a relative error below 6e-7 + 2e-8·|x|; 0 below −87.7, NaN for NaN.

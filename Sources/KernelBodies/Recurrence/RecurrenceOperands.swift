@@ -6,15 +6,17 @@ import KernelInterface
 @inline(never)
 func stageKeys(_ args: LinearRecurrenceArguments, _ layout: LinearRecurrenceScratch, start: Int, count: Int) {
     let scratch = args.scratch.assumingMemoryBound(to: Float.self)
-    let (queries, keys, stride) = (scratch + layout.query, scratch + layout.key, layout.keyStride)
+    let (queries, keys, width) = (scratch + layout.query, scratch + layout.key, layout.keyWidth)
     for token in 0..<count {
-        stageRow(
-            args.query, start + token, channels: args.keyDim, times: args.scale, padded: stride, into: queries + token * stride)
-        stageRow(args.key, start + token, channels: args.keyDim, times: 1, padded: stride, into: keys + token * stride)
+        let (query, key) = (queries + token * rowStride, keys + token * rowStride)
+        stageRow(args.query, start + token, channels: args.keyDim, times: args.scale, padded: width, into: query)
+        stageRow(args.key, start + token, channels: args.keyDim, times: 1, padded: width, into: key)
     }
-    for index in count * stride..<layout.tokens * stride {
-        queries[index] = 0
-        keys[index] = 0
+    for token in count..<layout.tokens {
+        for channel in 0..<width {
+            queries[token * rowStride + channel] = 0
+            keys[token * rowStride + channel] = 0
+        }
     }
 }
 
@@ -41,27 +43,47 @@ func stageRow(
     }
 }
 
-/// Packs values of a chunk as a panel [tokens][lanes]. Columns past the end are zero, and so are rows that fill up the last tile.
+/// Packs values of a chunk as panels [tokens][width]. Columns past the end are zero, and so are rows that fill up the last tile.
+///
+/// Tokens are the outer loop, because the heads of a token usually lie side by side, so that processors fetch them ahead.
 @inline(never)
-func packValues(
-    _ args: LinearRecurrenceArguments, head: Int, column: Int, lanes: Int, start: Int, count: Int,
-    into panel: UnsafeMutablePointer<Float>
-) {
-    let type = args.value.type
-    let columns = minimum(lanes, args.valueDim - column)
-    for token in 0..<count {
-        let row =
-            args.value.base
-            + (head * args.valueHeadStride + (start + token) * args.value.stride + column) * byteCount(type)
-        let target = panel + token * lanes
-        var x = 0
-        while x + laneCount <= columns {
-            store(loadLanes(row, type, x), target + x)
-            x += laneCount
+func packValues(_ args: LinearRecurrenceArguments, _ layout: LinearRecurrenceScratch, start: Int, count: Int) {
+    let values = args.scratch.assumingMemoryBound(to: Float.self) + layout.values
+    let vectors = (args.valueDim + laneCount - 1) / laneCount
+    let rows = (count + tileRows - 1) / tileRows * tileRows
+    for token in 0..<rows {
+        for head in 0..<args.heads {
+            let row =
+                args.value.base
+                + (head * args.valueHeadStride + (start + token) * args.value.stride) * byteCount(args.value.type)
+            let target = values + head * layout.valueCount
+            forEachPanel(vectors: vectors) { column, width in
+                packRow(
+                    row, args.value.type, column: column, columns: token < count ? args.valueDim : 0,
+                    lanes: width * laneCount, into: target + layout.tokens * column + token * width * laneCount)
+            }
         }
-        if x < columns { store(loadLastLanes(row, type, x, columns - x, filler: 0), target + x) }
     }
-    for x in count * lanes..<(count + tileRows - 1) / tileRows * tileRows * lanes { panel[x] = 0 }
+}
+
+/// Packs columns of a row; those from `columns` on are zero.
+@_transparent
+private func packRow(
+    _ row: UnsafeRawPointer, _ type: StorageType, column: Int, columns: Int, lanes: Int,
+    into target: UnsafeMutablePointer<Float>
+) {
+    var x = 0
+    while x < lanes {
+        let left = columns - column - x
+        if left >= laneCount {
+            store(loadLanes(row, type, column + x), target + x)
+        } else if left > 0 {
+            store(loadLastLanes(row, type, column + x, left, filler: 0), target + x)
+        } else {
+            store(splat(0), target + x)
+        }
+        x += laneCount
+    }
 }
 
 /// Writes rows of a tile as outputs of tokens from `first` on.

@@ -1,5 +1,9 @@
 // Steps of register tiles that recurrences need besides those of every matrix product.
 
+/// `LinearRecurrenceScratch.rowStride`. As a literal, it becomes a part of addresses; a variable takes registers and additions.
+@_transparent
+var rowStride: Int { 272 }
+
 /// C[r][x] ← C[r][x] · factors[r].
 @_transparent
 func scaleRows(_ c: inout Tile, by factors: UnsafePointer<Float>) {

@@ -37,11 +37,11 @@ struct RecurrencePlan: Sendable {
     }
 
     /// The most value heads of a task. Heads of a task share the products of queries and keys; those of different tasks compute them
-    /// again. Four states of 128 × 64 floats stay in a second-level cache, and 32 tasks keep 16 threads busy.
+    /// again. Eight states of 128 × 64 floats stay in a second-level cache, and 16 tasks keep 16 threads busy.
     var headsPerTask: Int {
         if decay == .perChannel { return 1 }
-        let fitting = max(1, (1 << 15) / (shape.keyDim * shape.valueDim))
-        let feeding = max(1, shape.valueHeads / 32)
+        let fitting = max(1, (1 << 16) / (shape.keyDim * shape.valueDim))
+        let feeding = max(1, shape.valueHeads / 16)
         let limit = min(fitting, feeding, shape.valueHeadsPerKeyHead)
         // Parts of a group are as equal as they can be.
         let parts = (shape.valueHeadsPerKeyHead + limit - 1) / limit

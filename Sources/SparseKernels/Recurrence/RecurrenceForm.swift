@@ -5,10 +5,10 @@ public enum RecurrenceForm: Hashable, Sendable {
     /// One token at a time, as the recurrence is defined.
     case stepwise
 
-    /// Chunks of 64 tokens. A chunk of *q* tokens costs *q*/2 multiply-adds per token and channel of values beside those with the state,
-    /// and as many per channel of keys for all heads that share them, so that short chunks cost least; the tiles of shorter ones would
-    /// be too few.
-    public static let automatic = RecurrenceForm.chunked(64)
+    /// Chunks of 48 tokens. A chunk of *q* tokens costs *q*/2 multiply-adds per token and channel of values beside those with the state,
+    /// and as many per channel of keys for all heads that share them, so that short chunks cost little; but each chunk loads and
+    /// stores the state once.
+    public static let automatic = RecurrenceForm.chunked(48)
 
     /// Throws `.invalidArgument` for a chunk that is not from 1 to 256 tokens.
     func validate() throws(SparseKernelsError) {

@@ -17,16 +17,16 @@ struct RecurrenceProblem {
 
     let shape: RecurrenceShape
     let decay: Decay
-    let lengths: [Int]
-    let query: Tensor<Float>
-    let key: Tensor<Float>
-    let value: Tensor<Float>
+    var lengths: [Int]
+    var query: Tensor<Float>
+    var key: Tensor<Float>
+    var value: Tensor<Float>
     let rates: [Float]
     let biases: [Float]
     let skips: [Float]
     let scale: Float
     /// `[tokens, valueHeads]` or `[valueHeads, tokens, keyDim]`.
-    let steps: Tensor<Float>
+    var steps: Tensor<Float>
     let initialStates: [Tensor<Float>]
 
     init(
@@ -104,63 +104,97 @@ struct RecurrenceProblem {
             skip: Tensor([shape.valueHeads], skips), form: form, instructionSet: set)
     }
 
-    /// One of the outputs and the final states beyond its bound, or nil.
-    func violation(_ output: Tensor<Float>, _ states: RecurrentStates) throws -> String? {
-        var start = 0
-        for (sequence, length) in lengths.enumerated() {
-            let final = try states.state(of: sequence)
-            for head in 0..<shape.valueHeads {
-                var oracle = ReferenceLinearRecurrence(
-                    state: (0..<shape.keyDim).map { row in
-                        (0..<shape.valueDim).map { Double(initialStates[sequence][head, row, $0]) }
-                    })
+    /// Some tokens, as one sequence.
+    func tokens(_ range: Range<Int>) throws -> RecurrenceProblem {
+        func cut(_ tensor: Tensor<Float>) throws -> Tensor<Float> {
+            try Tensor(tensor.view(), heads: Array(0..<tensor.shape[0]), tokens: range)
+        }
+        var part = self
+        (part.query, part.key, part.value) = (try cut(query), try cut(key), try cut(value))
+        if decay == .perChannel {
+            part.steps = try cut(steps)
+        } else {
+            let columns = shape.valueHeads
+            part.steps = try Tensor(
+                [range.count, columns], Array(steps.elements[range.lowerBound * columns..<range.upperBound * columns]))
+        }
+        part.lengths = [range.count]
+        return part
+    }
+
+    /// The decay of a head per token, for decays per head.
+    func decayOfHead(_ head: Int) -> Float { Float(Foundation.exp(Double(rates[head]))) }
+
+    /// What the oracle makes of the problem. It takes much longer than the operators.
+    func expected() throws -> Expected {
+        let queries = try (0..<shape.keyHeads).map { try query.view().rows(head: $0) }
+        let keys = try (0..<shape.keyHeads).map { try key.view().rows(head: $0) }
+        let steps = try decay == .perChannel ? (0..<shape.valueHeads).map { try self.steps.view().rows(head: $0) } : []
+        let flat = self.steps.elements.map(Double.init)
+        var result = Expected()
+        for head in 0..<shape.valueHeads {
+            let values = try value.view().rows(head: head)
+            let keyHead = head / shape.valueHeadsPerKeyHead
+            var (outputs, bounds): ([[Double]], [[Double]]) = ([], [])
+            var start = 0
+            for (sequence, length) in lengths.enumerated() {
+                let initial = initialStates[sequence]
+                var oracle = ReferenceLinearRecurrence(state: try initial.view().rows(head: head))
                 for token in start..<start + length {
-                    let (expected, bound) = step(&oracle, head: head, token: token)
-                    for p in expected.indices {
-                        let actual = Double(output[head, token, p])
-                        if !(abs(actual - expected[p]) <= bound[p]) {
-                            return "head \(head), token \(token), channel \(p): \(actual) for \(expected[p]), bound \(bound[p])"
-                        }
+                    var (size, error, skip) = (1.0, 0.0, 0.0)
+                    var logs: [Double]
+                    switch decay {
+                    case .perHead: logs = Array(repeating: Double(rates[head]), count: shape.keyDim)
+                    case .perToken:
+                        logs = Array(repeating: flat[token * shape.valueHeads + head], count: shape.keyDim)
+                    case .perChannel: logs = steps[head][token]
+                    case .discretized:
+                        let raw = flat[token * shape.valueHeads + head] + Double(biases[head])
+                        size = ReferenceLinearRecurrence.softplus(raw)
+                        (error, skip) = (ReferenceLinearRecurrence.stepError(raw), Double(skips[head]))
+                        logs = Array(repeating: size * Double(rates[head]), count: shape.keyDim)
                     }
+                    let (output, bound) = oracle.step(
+                        query: queries[keyHead][token], key: keys[keyHead][token], value: values[token], logDecay: logs,
+                        stepSize: size, stepError: error, scale: Double(scale), skip: skip)
+                    outputs.append(output)
+                    bounds.append(bound)
                 }
-                for (n, row) in oracle.stateBound.enumerated() {
-                    for p in row.indices {
-                        let (actual, expected) = (Double(final[head, n, p]), oracle.state[n][p])
-                        if !(abs(actual - expected) <= row[p] + 1e-37) {
-                            return "state \(sequence), head \(head), [\(n), \(p)]: \(actual) for \(expected), bound \(row[p])"
-                        }
+                result.states[[sequence, head]] = (oracle.state, oracle.stateBound)
+                start += length
+            }
+            result.outputs.append((outputs, bounds))
+        }
+        return result
+    }
+
+    struct Expected {
+        var outputs: [(values: [[Double]], bounds: [[Double]])] = []
+        var states: [[Int]: (values: [[Double]], bounds: [[Double]])] = [:]
+
+        /// One of the outputs and the final states beyond its bound, or nil.
+        func violation(_ output: Tensor<Float>, _ states: RecurrentStates) throws -> String? {
+            for (head, expected) in outputs.enumerated() {
+                if let text = Self.compare(try output.view().rows(head: head), expected) { return "head \(head), \(text)" }
+            }
+            for (place, expected) in self.states {
+                let state = try states.state(of: place[0])
+                let rows = try state.view().rows(head: place[1])
+                if let text = Self.compare(rows, expected) { return "state \(place), \(text)" }
+            }
+            return nil
+        }
+
+        private static func compare(_ rows: [[Double]], _ expected: (values: [[Double]], bounds: [[Double]])) -> String? {
+            for (row, actual) in rows.enumerated() {
+                for (channel, value) in actual.enumerated() {
+                    let (wanted, bound) = (expected.values[row][channel], expected.bounds[row][channel])
+                    if !(abs(value - wanted) <= bound) {
+                        return "[\(row), \(channel)]: \(value) for \(wanted), bound \(bound)"
                     }
                 }
             }
-            start += length
-        }
-        return nil
-    }
-
-    private func step(
-        _ oracle: inout ReferenceLinearRecurrence, head: Int, token: Int
-    ) -> (output: [Double], bound: [Double]) {
-        let keyHead = head / shape.valueHeadsPerKeyHead
-        let channels = 0..<shape.keyDim
-        let q = channels.map { Double(query[keyHead, token, $0]) }
-        let k = channels.map { Double(key[keyHead, token, $0]) }
-        let v = (0..<shape.valueDim).map { Double(value[head, token, $0]) }
-        switch decay {
-        case .perHead:
-            let logs = channels.map { _ in Double(rates[head]) }
-            return oracle.step(query: q, key: k, value: v, logDecay: logs, scale: Double(scale))
-        case .perToken:
-            let logs = channels.map { _ in Double(steps[token, head]) }
-            return oracle.step(query: q, key: k, value: v, logDecay: logs, scale: Double(scale))
-        case .perChannel:
-            let logs = channels.map { Double(steps[head, token, $0]) }
-            return oracle.step(query: q, key: k, value: v, logDecay: logs, scale: Double(scale))
-        case .discretized:
-            let raw = Double(steps[token, head]) + Double(biases[head])
-            let size = ReferenceLinearRecurrence.softplus(raw)
-            return oracle.step(
-                query: q, key: k, value: v, logDecay: channels.map { _ in size * Double(rates[head]) }, stepSize: size,
-                stepError: ReferenceLinearRecurrence.stepError(raw), skip: Double(skips[head]))
+            return nil
         }
     }
 }
