@@ -57,7 +57,7 @@ public struct GatedDeltaRule: Sendable {
     public static let normEpsilon: Float = 1e-6
 
     /// Chunks of 32 tokens: a chunk of *q* costs *q* multiply-adds per token and channel of values beside those with the state, so
-    /// that short chunks cost least; those of 16 are 5% slower, because their tiles end too soon.
+    /// that short chunks cost least; in those of 16, the tiles end too soon.
     public static let defaultForm = RecurrenceForm.chunked(32)
 
     /// - Parameters:

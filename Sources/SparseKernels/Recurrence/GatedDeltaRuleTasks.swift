@@ -27,12 +27,7 @@ struct GatedDeltaRuleTasks {
         let group = shape.valueHeadsPerKeyHead
         let (sequences, keyHeads) = (batch.lengths.count, shape.keyHeads)
         var isChunked = false
-        if case .chunked = plan.form {
-            for length in batch.lengths where length > 1 {
-                isChunked = true
-                break
-            }
-        }
+        if case .chunked = plan.form { isChunked = batch.longest > 1 }
         self.isChunked = isChunked
         if !isChunked {
             heads = min(shape.valueHeads, max(1, Self.stepBytes / (shape.keyDim * shape.valueDim * stateBytes)))

@@ -13,6 +13,8 @@ public struct PackedSequences: Hashable, Sendable {
     public let slots: [Int]
     /// Tokens of all sequences.
     public let tokenCount: Int
+    /// Tokens of the longest sequence. Kept, because a loop over an array allocates in debug builds.
+    let longest: Int
     /// Where each sequence starts, and the end: one more than there are sequences.
     let starts: [Int]
 
@@ -42,6 +44,7 @@ public struct PackedSequences: Hashable, Sendable {
         }
         (self.lengths, self.slots, self.starts) = (lengths, slots, starts)
         tokenCount = starts[lengths.count]
+        longest = lengths.max() ?? 0
     }
 
     /// One token of each of some sequences: a step of decoding.

@@ -63,24 +63,33 @@ private final class DeltaProblem {
     private func run(
         _ plan: GatedDeltaRule, first: Int = 0, batch: PackedSequences, _ states: RecurrentStates, on pool: WorkerPool
     ) throws {
-        let count = batch.tokenCount
-        let range = first..<first + count
-        let q = try query.view(layout: .nhd).tokens(range)
-        let k = try key.view(layout: .nhd).tokens(range)
-        let v = try value.view(layout: .nhd).tokens(range)
-        let rest = beta.span.extracting(droppingFirst: first * shape.valueHeads)
-        let betas = try MatrixView(rest, rows: count, columns: shape.valueHeads)
-        let output = try MutableTensorView(
-            y.mutableSpan, heads: shape.valueHeads, tokens: count, channels: Self.headDim, layout: .nhd)
-        if decay == .perChannel {
-            let decays = try logDecay.view(layout: .nhd).tokens(range)
+        try Self.run(
+            plan, query, key, value, logDecay, beta, first..<first + batch.tokenCount, into: &y, batch: batch, states, on: pool)
+    }
+
+    private static func run(
+        _ plan: GatedDeltaRule, _ query: Tensor<Float>, _ key: Tensor<Float>, _ value: Tensor<Float>, _ logDecay: Tensor<Float>,
+        _ beta: Tensor<Float>, _ range: Range<Int>, into y: inout Tensor<Float>, batch: PackedSequences,
+        _ states: RecurrentStates, on pool: WorkerPool
+    ) throws {
+        let (heads, channels, skipped) = (
+            plan.shape.valueHeads, plan.shape.valueDim, range.lowerBound * plan.shape.valueHeads
+        )
+        if plan.decay == .perChannel {
             try plan.run(
-                query: q, key: k, value: v, logDecay: decays, beta: betas, into: output, batch: batch, states: states, on: pool)
+                query: query.view(layout: .nhd).tokens(range), key: key.view(layout: .nhd).tokens(range),
+                value: value.view(layout: .nhd).tokens(range), logDecay: logDecay.view(layout: .nhd).tokens(range),
+                beta: MatrixView(beta.span.extracting(droppingFirst: skipped), rows: range.count, columns: heads),
+                into: MutableTensorView(y.mutableSpan, heads: heads, tokens: range.count, channels: channels, layout: .nhd),
+                batch: batch, states: states, on: pool)
         } else {
-            let decays = try MatrixView(
-                logDecay.span.extracting(droppingFirst: first * shape.valueHeads), rows: count, columns: shape.valueHeads)
             try plan.run(
-                query: q, key: k, value: v, logDecay: decays, beta: betas, into: output, batch: batch, states: states, on: pool)
+                query: query.view(layout: .nhd).tokens(range), key: key.view(layout: .nhd).tokens(range),
+                value: value.view(layout: .nhd).tokens(range),
+                logDecay: MatrixView(logDecay.span.extracting(droppingFirst: skipped), rows: range.count, columns: heads),
+                beta: MatrixView(beta.span.extracting(droppingFirst: skipped), rows: range.count, columns: heads),
+                into: MutableTensorView(y.mutableSpan, heads: heads, tokens: range.count, channels: channels, layout: .nhd),
+                batch: batch, states: states, on: pool)
         }
     }
 
