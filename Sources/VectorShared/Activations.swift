@@ -4,15 +4,13 @@
 @_alwaysEmitIntoClient @_transparent
 public func silu(_ x: Vector) -> Vector { x / (splat(1) + exp(minimum(splat(0) - x, splat(88)))) }
 
-/// log(1 + eˣ) = max(x, 0) + log(1 + u) with u = e^(−|x|); x above 20, where u is less than half of its last place, and NaN for NaN.
+/// log(1 + eˣ) = max(x, 0) + log(1 + u), from max(x, 0) and u = e^(−|x|); x above 20, where u is less than half of its last place, and
+/// NaN for NaN.
 ///
 /// log(1 + u) is u·Q(u) with Q(0) = 1, so that the result keeps the relative accuracy of eˣ for very negative x: 4e-7 + 2e-8·|x| (1e-7·|x|
 /// on levels without fused multiply-adds). Q is the polynomial of degree 8 with the least relative error on 0…1 (3.3e-8, by Remez).
-@_alwaysEmitIntoClient @_transparent
-public func softplus(_ x: Vector) -> Vector { softplus(positive: maximum(splat(0), x), power: exp(negativeMagnitude(x))) }
-
-/// log(1 + eˣ) of max(x, 0) and e^(−|x|). Loops compute the two in a pass of their own: the whole chain is longer than what a core holds
-/// of its next instructions.
+///
+/// Loops compute u in a pass of its own: the whole chain is longer than what a core holds of its next instructions.
 @_alwaysEmitIntoClient @_transparent
 public func softplus(positive: Vector, power u: Vector) -> Vector {
     var q = splat(5.364_790_7e-3)

@@ -23,7 +23,10 @@ func storeScanLanes(_ value: Vector, _ target: RowTarget, _ row: Int, _ channel:
 
 /// Δ of a biased number.
 @_transparent
-func stepSize(_ args: ScanArguments, _ value: Vector) -> Vector { args.appliesSoftplus ? softplus(value) : value }
+func stepSize(_ args: ScanArguments, _ value: Vector) -> Vector {
+    args.appliesSoftplus
+        ? softplus(positive: maximum(splat(0), value), power: exp(negativeMagnitude(value))) : value
+}
 
 /// Whether the exponents of some channel leave −125…125, with the largest |Δ| and the fastest |decay| of every channel.
 @_transparent

@@ -15,6 +15,7 @@ struct ScanCase<X: AttentionElement> {
     var z: Tensor<X>?
     var fixed: (b: Tensor<Float>, c: Tensor<Float>)?
 
+    /// Plain cases have no skip and no bias, which may make a step negative where there is no softplus.
     init(
         _ set: InstructionSet, channels: Int, stateSize: Int, groups: Int = 1, lengths: [Int], isGated: Bool = true,
         isPlain: Bool = false, appliesSoftplus: Bool = true, isFixed: Bool = false, fastest: Float = 1
@@ -205,7 +206,8 @@ struct SelectiveScanTests {
             ScanCase<Float>(set, channels: 21, stateSize: 8, lengths: [20, 1], isGated: false, isPlain: true), Float.self,
             "\(set), plain")
         try Self.check(
-            ScanCase<Float>(set, channels: 21, stateSize: 8, lengths: [20, 1], appliesSoftplus: false), Float.self,
+            ScanCase<Float>(set, channels: 21, stateSize: 8, lengths: [20, 1], isPlain: true, appliesSoftplus: false),
+            Float.self,
             "\(set), without softplus")
     }
 
