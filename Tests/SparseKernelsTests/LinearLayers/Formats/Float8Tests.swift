@@ -19,17 +19,22 @@ struct Float8Tests {
         return sign * unit * (exponent == 0 ? mantissa : mantissa + Double(1 << mantissaBits))
     }
 
+    /// The values of the codes that are not negative.
+    private static let e4m3 = (UInt8(0)..<0x80).map { value($0, of: E4M3.self) }
+    private static let e5m2 = (UInt8(0)..<0x80).map { value($0, of: E5M2.self) }
+
     /// The code that a search over all finite values finds: nearest, ties to the even code, saturating.
     static func search<Code: Float8>(_ x: Double, of type: Code.Type) -> UInt8 {
         if x.isNaN { return 0x7f }
-        let largest: UInt8 = Code.elementType == .float8E4M3 ? 0x7e : 0x7b
-        let sign: UInt8 = x.sign == .minus ? 0x80 : 0
-        var best: UInt8 = 0
-        for bits in 0...largest {
-            let (distance, least) = (abs(abs(x) - value(bits, of: type)), abs(abs(x) - value(best, of: type)))
-            if distance < least || distance == least && bits % 2 == 0 { best = bits }
+        let values = Code.elementType == .float8E4M3 ? e4m3[...0x7e] : e5m2[...0x7b]
+        let magnitude = abs(x)
+        var (best, least) = (0, magnitude)
+        for (code, value) in values.enumerated() {
+            let distance = abs(magnitude - value)
+            if distance < least || distance == least && code % 2 == 0 { (best, least) = (code, distance) }
         }
-        return sign | (abs(x) >= value(largest, of: type) ? largest : best)
+        if magnitude >= values.last! { best = values.count - 1 }
+        return UInt8(best) | (x.sign == .minus ? 0x80 : 0)
     }
 
     /// Every value, every midpoint, their neighbours, and what is special.
