@@ -40,6 +40,7 @@ let package = Package(
                 .product(name: "XAttention", package: "SparseKernels"),
                 .product(name: "MInference", package: "SparseKernels"),
                 .product(name: "NemotronH", package: "SparseKernels"),
+                .product(name: "STORM", package: "SparseKernels"),
                 .product(name: "SpargeAttention", package: "SparseKernels"),
                 .product(name: "SparseVideoGen", package: "SparseKernels"),
                 .product(name: "DuoAttention", package: "SparseKernels"),

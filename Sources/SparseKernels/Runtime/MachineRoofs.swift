@@ -30,6 +30,32 @@ public enum MachineRoofs {
         }
     }
 
+    /// Measures exponentials of floats in the nearest cache, in 10⁹ per second, with every thread of the pool busy. Returns the best rate
+    /// within `duration`.
+    public static func exponential(
+        instructionSet: InstructionSet, on pool: WorkerPool, duration: Duration = .milliseconds(200)
+    ) -> Double {
+        let call = ExponentialCall(kernels: instructionSet.kernels, rounds: 1 << 14)
+        return best(over: duration) {
+            pool.run(call, tasks: pool.threads, work: .max, scratchByteCount: 8 * ExponentialCall.count)
+            return Double(call.rounds) * Double(ExponentialCall.count * pool.threads)
+        }
+    }
+
+    private struct ExponentialCall: PoolCall {
+        /// 8 KiB of arguments and results.
+        static let count = 1024
+        let kernels: any KernelTable.Type
+        let rounds: Int
+
+        func perform(task: Int, scratch: UnsafeMutableRawPointer) {
+            let source = scratch.assumingMemoryBound(to: Float.self)
+            for index in 0..<Self.count { source[index] = -Float(index) / 64 }
+            kernels.exponentials(source, into: source + Self.count, count: Self.count, rounds: rounds)
+            blackHole(source[Self.count])
+        }
+    }
+
     /// Measures reading memory in order, in GB/s (10⁹ bytes), with every thread of the pool reading its own part.
     /// `bytesPerThread` is 256 MiB by default, far more than any cache; choose less to measure a cache.
     public static func read(

@@ -20,8 +20,9 @@ struct RecurrenceCases: CaseFamily {
     func section() -> Section {
         Section(
             kind: .recurrence,
-            groups: dualityGroups() + linearGroups() + deltaGroups() + convolutionGroups() + hybridGroups(),
-            baselines: [RecurrenceBaseline.steps, HybridStack.labels[0]])
+            groups: dualityGroups() + linearGroups() + deltaGroups() + scanGroups() + convolutionGroups() + hybridGroups()
+                + stormGroups(),
+            baselines: [RecurrenceBaseline.steps, HybridStack.labels[0], ScanProblem.forward, StormProblem.whole])
     }
 
     /// Prompt lengths, with the part of the heads that are computed.
