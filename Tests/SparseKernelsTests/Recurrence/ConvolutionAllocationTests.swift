@@ -5,8 +5,8 @@
     import Testing
 
     /// Convolutions, gated norms and casts allocate nothing on the heap once the pool has its scratch. See `AllocationTests`.
-    @Suite("Allocations around recurrences")
-    struct RecurrenceAllocationTests {
+    @Suite("Allocations of convolutions, gated norms and casts")
+    struct ConvolutionAllocationTests {
         @Test("convolutions, gated norms and casts allocate nothing after the first calls")
         func calls() async {
             await #expect(processExitsWith: .success) {
