@@ -102,7 +102,7 @@ struct RecurrenceErrorsTests {
             try run(perToken, query: query, value: value, decays: decays, states: others)
         }
         let perChannel = try LinearRecurrence(shape, decay: .perChannel)
-        expectError(.invalidShape, "logDecay", containing: "2 heads × 5 tokens × 8", "4 × 5 × 6") {
+        expectError(.invalidShape, "logDecay", containing: "4 heads × 5 tokens × 8", "4 × 5 × 6") {
             try run(perChannel, query: query, value: value, decays: value, states: states)
         }
         let perHead = try LinearRecurrence(shape, decay: .perHead([0, 0, 0, 0]))
