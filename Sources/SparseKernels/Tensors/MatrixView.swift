@@ -107,9 +107,8 @@ extension Tensor {
 private func checkMatrix(
     _ name: String, rows: Int, columns: Int, rowStride: Int, count: Int
 ) throws(SparseKernelsError) {
-    for (axis, extent) in [("rows", rows), ("columns", columns)] {
-        try require(extent >= 0, .invalidShape, "\(name).\(axis)", expected: "at least 0", actual: "\(extent)")
-    }
+    try require(rows >= 0, .invalidShape, "\(name).rows", expected: "at least 0", actual: "\(rows)")
+    try require(columns >= 0, .invalidShape, "\(name).columns", expected: "at least 0", actual: "\(columns)")
     try require(
         rows <= 1 || rowStride >= columns, .invalidStride, "\(name).rowStride",
         expected: "at least the \(columns) columns of a row", actual: "\(rowStride)")

@@ -22,17 +22,18 @@ public struct TensorGeometry: Hashable, Sendable {
     public init(
         heads: Int, tokens: Int, channels: Int, headStride: Int, tokenStride: Int, named name: String = "tensor"
     ) throws(SparseKernelsError) {
-        for (axis, extent, least) in [("heads", heads, 1), ("tokens", tokens, 0), ("channels", channels, 0)] {
-            try require(
-                extent >= least, .invalidShape, "\(name).\(axis)", expected: "at least \(least)", actual: "\(extent)")
-        }
+        // Loops over lists of the axes would allocate, and operators make views while they run.
+        try require(heads >= 1, .invalidShape, "\(name).heads", expected: "at least 1", actual: "\(heads)")
+        try require(tokens >= 0, .invalidShape, "\(name).tokens", expected: "at least 0", actual: "\(tokens)")
+        try require(channels >= 0, .invalidShape, "\(name).channels", expected: "at least 0", actual: "\(channels)")
         // The stride of an axis of extent 1 is never used, so it is free. So are both strides of a view without elements.
         let isEmpty = tokens == 0 || channels == 0
-        for (axis, extent, stride) in [("tokenStride", tokens, tokenStride), ("headStride", heads, headStride)] {
-            try require(
-                extent == 1 || isEmpty || stride >= channels, .invalidStride, "\(name).\(axis)",
-                expected: "at least the \(channels) channels of a row", actual: "\(stride)")
-        }
+        try require(
+            tokens == 1 || isEmpty || tokenStride >= channels, .invalidStride, "\(name).tokenStride",
+            expected: "at least the \(channels) channels of a row", actual: "\(tokenStride)")
+        try require(
+            heads == 1 || isEmpty || headStride >= channels, .invalidStride, "\(name).headStride",
+            expected: "at least the \(channels) channels of a row", actual: "\(headStride)")
         self.heads = heads
         self.tokens = tokens
         self.channels = channels
@@ -137,15 +138,11 @@ public struct TensorGeometry: Hashable, Sendable {
     /// The number of elements from the first to the last one, both included; nil when that overflows.
     var elementSpan: Int? {
         if tokens == 0 || channels == 0 { return 0 }
-        var span = channels
-        for (extent, stride) in [(heads, headStride), (tokens, tokenStride)] {
-            let (distance, overflow) = (extent - 1).multipliedReportingOverflow(by: extent == 1 ? 0 : stride)
-            if overflow { return nil }
-            let (sum, overflowed) = span.addingReportingOverflow(distance)
-            if overflowed { return nil }
-            span = sum
-        }
-        return span
+        let (last, overflow) = (heads - 1).multipliedReportingOverflow(by: heads == 1 ? 0 : headStride)
+        let (row, overflowOfRow) = (tokens - 1).multipliedReportingOverflow(by: tokens == 1 ? 0 : tokenStride)
+        let (distance, overflowOfDistance) = last.addingReportingOverflow(row)
+        let (span, overflowOfSpan) = distance.addingReportingOverflow(channels)
+        return overflow || overflowOfRow || overflowOfDistance || overflowOfSpan ? nil : span
     }
 
     /// Whether two different (head, token) pairs could share an element, so that writing through the view would race.

@@ -103,28 +103,10 @@ private final class LinearProblem {
 
     func prompt(on pool: WorkerPool) throws -> RecurrencePrompt {
         let states = try RecurrentStates(slots: 1, shape: shape)
-        let sample = min(tokens, 256)
-        let whole = try PackedSequences(lengths: [tokens])
-        let part = try PackedSequences(lengths: [sample])
-        let one = try PackedSequences(stepOf: [0])
-        return RecurrencePrompt(
-            tokens: tokens, products: Double(tokens) * products,
-            chunked: { set in
-                let plan = try self.plan(.automatic, set)
-                return {
-                    try! states.reset(0)
-                    try! self.run(plan, batch: whole, states, on: pool)
-                }
-            },
-            stepwise: { set in
-                let plan = try self.plan(.stepwise, set)
-                return { try! self.run(plan, batch: part, states, on: pool) }
-            },
-            steps: { set in
-                let plan = try self.plan(.stepwise, set)
-                return { for token in 0..<sample { try! self.run(plan, first: token, batch: one, states, on: pool) } }
-            },
-            sample: sample, check: check, heads: shape.valueHeads, headDim: Self.headDim)
+        return try RecurrencePrompt(
+            tokens: tokens, products: Double(tokens) * products, states: states, form: .automatic, plan: plan,
+            run: { try self.run($0, first: $1, batch: $2, states, on: pool) }, check: check, heads: shape.valueHeads,
+            headDim: Self.headDim)
     }
 
     /// Multiply-adds of the chunked algorithm per token.

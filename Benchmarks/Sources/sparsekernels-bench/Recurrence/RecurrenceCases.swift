@@ -56,6 +56,40 @@ struct RecurrencePrompt {
     /// Heads and channels of the attention layer of equal width.
     var heads: Int
     var headDim: Int
+
+    /// - Parameters:
+    ///   - states: with one slot, for the prompt.
+    ///   - form: that of the prompt as one call.
+    ///   - plan: makes the operator of a form.
+    ///   - run: runs tokens of a batch from a given one on.
+    init<Plan>(
+        tokens: Int, products: Double, states: RecurrentStates, form: RecurrenceForm,
+        plan: @escaping (RecurrenceForm, InstructionSet) throws -> Plan,
+        run: @escaping (Plan, _ first: Int, PackedSequences) throws -> Void, check: @escaping () throws -> Verification,
+        heads: Int, headDim: Int
+    ) throws {
+        let sample = min(tokens, 256)
+        let whole = try PackedSequences(lengths: [tokens])
+        let part = try PackedSequences(lengths: [sample])
+        let one = try PackedSequences(stepOf: [0])
+        (self.tokens, self.products, self.sample) = (tokens, products, sample)
+        (self.check, self.heads, self.headDim) = (check, heads, headDim)
+        chunked = { set in
+            let plan = try plan(form, set)
+            return {
+                try! states.reset(0)
+                try! run(plan, 0, whole)
+            }
+        }
+        stepwise = { set in
+            let plan = try plan(.stepwise, set)
+            return { try! run(plan, 0, part) }
+        }
+        steps = { set in
+            let plan = try plan(.stepwise, set)
+            return { for token in 0..<sample { try! run(plan, token, one) } }
+        }
+    }
 }
 
 extension RecurrenceCases {
