@@ -37,7 +37,12 @@ public struct Tensor<Element: TensorElement>: Sendable {
     }
 
     /// Number of elements.
-    public var count: Int { shape.reduce(1, *) }
+    public var count: Int {
+        // A reduction would allocate in debug builds, and operators ask while they run.
+        var product = 1
+        for axis in 0..<shape.count { product *= shape[axis] }
+        return product
+    }
 
     /// All elements, in memory order.
     public var span: Span<Element> {
@@ -79,8 +84,7 @@ public struct Tensor<Element: TensorElement>: Sendable {
         }
     }
 
-    /// The address of the elements, for a call that returns before the tensor is used again. It needs no count, whose computation
-    /// allocates in debug builds.
+    /// The address of the elements, for a call that returns before the tensor is used again.
     mutating func uniqueAddress() -> UnsafeMutablePointer<Element> {
         makeUnique()
         return storage.pointer.assumingMemoryBound(to: Element.self)
