@@ -13,6 +13,7 @@ import Testing
             "op", "case", "density", "isa", "threads", "median_s", "min_s", "max_s", "gflops_actual", "gflops_effective",
             "gbytes_per_s", "roof_fraction", "baseline", "baseline_s", "speedup", "error", "error_bound", "recall",
             "oracle_density", "output_error", "quantize_s", "bytes_read", "scoring_share", "speedup_same_format",
+            "speedup_attention",
             "bytes_per_token", "bytes_per_branch", "tokens_kept", "tokens_budget", "verified",
         ]
         let object = try keys(Samples.complete)
