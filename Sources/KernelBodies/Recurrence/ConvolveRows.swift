@@ -55,27 +55,17 @@ private func convolveToken(_ args: ConvolveArguments, _ token: Int, _ begin: Int
     let y = args.y.base + token * args.y.stride * byteCount(args.y.type)
     var channel = begin
     while channel < end {
-        let count = minimum(laneCount, end - channel)
         var sum = splat(0)
-        if let bias = args.bias { sum = lanes(UnsafeRawPointer(bias), .float32, channel, count) }
+        if let bias = args.bias { sum = loadPart(UnsafeRawPointer(bias), .float32, channel, end) }
         for tap in 0..<args.width {
-            let weight = lanes(UnsafeRawPointer(args.weight + tap * args.channels), .float32, channel, count)
+            let weight = loadPart(UnsafeRawPointer(args.weight + tap * args.channels), .float32, channel, end)
             let (row, type) = input(args, token - args.width + 1 + tap)
-            sum = multiplyAdd(weight, lanes(row, type, channel, count), sum)
+            sum = multiplyAdd(weight, loadPart(row, type, channel, end), sum)
         }
         if args.appliesSiLU { sum = silu(sum) }
-        if count == laneCount {
-            storeLanes(sum, y, args.y.type, channel)
-        } else {
-            storeLastLanes(sum, y, args.y.type, channel, count)
-        }
+        storePart(sum, y, args.y.type, channel, end)
         channel += laneCount
     }
-}
-
-@_transparent
-private func lanes(_ base: UnsafeRawPointer, _ type: StorageType, _ index: Int, _ count: Int) -> Vector {
-    count == laneCount ? loadLanes(base, type, index) : loadLastLanes(base, type, index, count, filler: 0)
 }
 
 /// The input of a token, which is in the state for a token before 0.
@@ -152,13 +142,7 @@ private func storeInputs(_ args: ConvolveArguments) {
         let target = args.state + row * bytes
         var channel = 0
         while channel < args.channels {
-            let count = minimum(laneCount, args.channels - channel)
-            let value = lanes(source, type, channel, count)
-            if count == laneCount {
-                storeLanes(value, target, args.stateType, channel)
-            } else {
-                storeLastLanes(value, target, args.stateType, channel, count)
-            }
+            storePart(loadPart(source, type, channel, args.channels), target, args.stateType, channel, args.channels)
             channel += laneCount
         }
     }

@@ -6,19 +6,14 @@ import KernelInterface
 @_transparent
 func scanLanes(_ operand: RowOperand, _ row: Int, _ channel: Int, _ rest: Int) -> Vector {
     let base = operand.base + row * operand.stride * byteCount(operand.type)
-    return rest >= laneCount
-        ? loadLanes(base, operand.type, channel) : loadLastLanes(base, operand.type, channel, rest, filler: 0)
+    return loadPart(base, operand.type, channel, channel + rest)
 }
 
 /// Stores those lanes of a vector that are channels.
 @_transparent
 func storeScanLanes(_ value: Vector, _ target: RowTarget, _ row: Int, _ channel: Int, _ rest: Int) {
     let base = target.base + row * target.stride * byteCount(target.type)
-    if rest >= laneCount {
-        storeLanes(value, base, target.type, channel)
-    } else {
-        storeLastLanes(value, base, target.type, channel, rest)
-    }
+    storePart(value, base, target.type, channel, channel + rest)
 }
 
 /// Δ of a biased number.

@@ -287,19 +287,3 @@ private func moveColumns(
         }
     }
 }
-
-/// The elements from `index` on that are before `end`, and zeros.
-@_transparent
-private func loadPart(_ base: UnsafeRawPointer, _ type: StorageType, _ index: Int, _ end: Int) -> Vector {
-    index + laneCount <= end ? loadLanes(base, type, index) : loadLastLanes(base, type, index, end - index, filler: 0)
-}
-
-/// Stores the lanes whose elements, from `index` on, are before `end`.
-@_transparent
-private func storePart(_ value: Vector, _ base: UnsafeMutableRawPointer, _ type: StorageType, _ index: Int, _ end: Int) {
-    if index + laneCount <= end {
-        storeLanes(value, base, type, index)
-    } else {
-        storeLastLanes(value, base, type, index, end - index)
-    }
-}
