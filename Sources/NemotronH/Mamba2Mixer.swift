@@ -146,11 +146,7 @@ public struct Mamba2Mixer: Sendable {
             rows == projected.rows && columns == c.innerWidth, .invalidShape, "output",
             expected: "[\(projected.rows), \(c.innerWidth)]", actual: "[\(rows), \(columns)]")
         try states.requireFit(c)
-        for index in batch.slots.indices {
-            try require(
-                batch.slots[index] < states.slots, .invalidArgument, "slots[\(index)]",
-                expected: states.slots == 0 ? "no slot" : "from 0 to \(states.slots - 1)", actual: "\(batch.slots[index])")
-        }
+        try batch.requireSlots(in: states.recurrence)
     }
 }
 

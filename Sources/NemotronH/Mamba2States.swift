@@ -26,8 +26,8 @@ public struct Mamba2States {
 
     /// Throws `.invalidShape` unless the states are those of a layer.
     func requireFit(_ c: Mamba2Configuration) throws(SparseKernelsError) {
-        try convolution.requireShape(c.convolutionState, "convolution")
-        try recurrence.requireShape(c.recurrenceState(), "recurrence")
+        try convolution.requireShape(c.convolutionState, named: "convolution")
+        try recurrence.requireShape(c.recurrenceState(), named: "recurrence")
         try require(
             convolution.slots == recurrence.slots, .invalidShape, "recurrence", expected: "\(convolution.slots) slots",
             actual: "\(recurrence.slots)")
@@ -80,13 +80,5 @@ extension Mamba2Configuration {
     /// Both, as a pool of several layers or a `HybridCache` takes them: the convolution's comes first.
     public func stateShapes(_ format: RecurrentStates.Format = .float32) -> [RecurrentStateShape] {
         [convolutionState, recurrenceState(format)]
-    }
-}
-
-extension RecurrentStates {
-    fileprivate func requireShape(_ own: RecurrentStateShape, _ name: String) throws(SparseKernelsError) {
-        try require(
-            heads == own.heads && rows == own.rows && columns == own.columns, .invalidShape, name,
-            expected: "\(own.heads) × \(own.rows) × \(own.columns) in a slot", actual: "\(heads) × \(rows) × \(columns)")
     }
 }

@@ -104,11 +104,7 @@ public struct STORMEncoder: Sendable {
         try require(
             first.rows == configuration.stateSize && first.columns == configuration.innerWidth, .invalidShape, "states",
             expected: "\(configuration.stateSize) × \(configuration.innerWidth)", actual: "\(first.rows) × \(first.columns)")
-        for (index, slot) in batch.slots.enumerated() {
-            try require(
-                slot < states.slots, .invalidArgument, "slots[\(index)]", expected: "from 0 to \(states.slots - 1)",
-                actual: "\(slot)")
-        }
+        try batch.requireSlots(in: first)
         if batch.tokenCount == 0 { return }
         let isBidirectional = configuration.combination.isBidirectional
         for (layer, forward) in zip(layers, states.forward) {

@@ -58,6 +58,11 @@ public struct PackedSequences: Hashable, Sendable {
         try require(
             tokens == tokenCount, .invalidShape, name, expected: "\(tokenCount) tokens, the sum of the lengths",
             actual: "\(tokens)")
+        try requireSlots(in: states)
+    }
+
+    /// Throws `.invalidArgument` unless every slot is there.
+    package func requireSlots(in states: RecurrentStates) throws(SparseKernelsError) {
         for index in 0..<slots.count { try states.requireSlot(slots[index], "slots[\(index)]") }
     }
 }

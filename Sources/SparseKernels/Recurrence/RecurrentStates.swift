@@ -145,4 +145,9 @@ public final class RecurrentStates {
             expected: "\(heads) × \(rows) × \(columns) in a slot",
             actual: "\(self.heads) × \(self.rows) × \(self.columns)")
     }
+
+    /// The same, whatever the format is.
+    package func requireShape(_ shape: RecurrentStateShape, named name: String) throws(SparseKernelsError) {
+        try requireShape(heads: shape.heads, rows: shape.rows, columns: shape.columns, named: name)
+    }
 }
