@@ -4,30 +4,7 @@ import SparseKernelsModels
 import Testing
 
 @Suite("Hybrid models")
-struct HybridModelTests {
-    private var tokens: [Int] { LanguageSessionTests.tokens }
-
-    private static func exact(chunk: Int = 64) -> SessionOptions {
-        var options = SessionOptions(keyFormat: .float32, valueFormat: .float32, tokenCapacity: 256)
-        options.chunk = chunk
-        return options
-    }
-
-    private func logits(
-        _ model: LanguageModel, _ options: SessionOptions, on pool: WorkerPool = .shared
-    ) throws -> Tensor<Float> {
-        let session = try LanguageSession(model, options, on: pool)
-        return try session.append([tokens], to: [session.makeSequence()], logits: .all)
-    }
-
-    private func stepwise(_ model: LanguageModel, _ options: SessionOptions, prompt: Int) throws -> Tensor<Float> {
-        let session = try LanguageSession(model, options)
-        let sequence = session.makeSequence()
-        var rows = try session.append([Array(tokens[..<prompt])], to: [sequence], logits: .all).elements
-        for token in tokens[prompt...] { rows += try session.append([[token]], to: [sequence]).elements }
-        return try Tensor([tokens.count, 48], rows)
-    }
-
+struct HybridModelTests: SessionSuite {
     @Test(
         "the model and its sessions are as in Double",
         arguments: [

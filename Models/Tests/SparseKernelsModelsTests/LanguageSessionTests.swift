@@ -4,32 +4,8 @@ import SparseKernelsModels
 import Testing
 
 @Suite("Sessions of a language model")
-struct LanguageSessionTests {
+struct LanguageSessionTests: SessionSuite {
     static let tokens = (0..<21).map { ($0 * $0 * 5 + $0 * 3 + 7) % 48 }
-    private var tokens: [Int] { Self.tokens }
-
-    /// Exact attention over a cache in single precision.
-    private static func exact(chunk: Int = 64) -> SessionOptions {
-        var options = SessionOptions(keyFormat: .float32, valueFormat: .float32, tokenCapacity: 256)
-        options.chunk = chunk
-        return options
-    }
-
-    private func logits(
-        _ model: LanguageModel, _ options: SessionOptions, on pool: WorkerPool = .shared
-    ) throws -> Tensor<Float> {
-        let session = try LanguageSession(model, options, on: pool)
-        return try session.append([tokens], to: [session.makeSequence()], logits: .all)
-    }
-
-    /// The logits of all tokens: a prompt, then token by token.
-    private func stepwise(_ model: LanguageModel, _ options: SessionOptions, prompt: Int) throws -> Tensor<Float> {
-        let session = try LanguageSession(model, options)
-        let sequence = session.makeSequence()
-        var rows = try session.append([Array(tokens[..<prompt])], to: [sequence], logits: .all).elements
-        for token in tokens[prompt...] { rows += try session.append([[token]], to: [sequence]).elements }
-        return try Tensor([tokens.count, 48], rows)
-    }
 
     @Test("the model with every option of an architecture, and its sessions, are as in Double", arguments: TinyOptions.all)
     func architectures(_ options: TinyOptions) throws {

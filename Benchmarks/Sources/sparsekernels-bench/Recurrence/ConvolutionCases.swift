@@ -25,30 +25,6 @@ extension RecurrenceCases {
         }
         return prompts + steps + norms
     }
-
-    /// The rows of an operator that goes through memory once.
-    private func memoryGroup(op: String, name: String, _ make: @escaping () throws -> any RowProblem) -> CaseGroup {
-        CaseGroup(op: op, name: name, amounts: .uncounted) { _ in
-            let problem = try make()
-            return try instructionSets.map { set in
-                let body = try problem.body(set, on: pool)
-                let caches = ColdCaches(set, pool)
-                // One operation per element, so that rates have a unit.
-                let (elements, bytes) = (Double(problem.elements), Double(problem.bytes))
-                var variant = Variant(
-                    isa: set.name, threads: pool.threads, body: body,
-                    verify: {
-                        problem.reset()
-                        body()
-                        return problem.check()
-                    },
-                    preparation: caches.empty,
-                    roof: { caches.rate(operations: elements, bytes: bytes) }, amounts: .operations(elements))
-                variant.metrics[.bytesRead] = bytes
-                return variant
-            }
-        }
-    }
 }
 
 private final class ConvolutionProblem: RowProblem {

@@ -7,18 +7,11 @@ import SparseKernelsReference
 extension RecurrenceCases {
     func deltaGroups() -> [CaseGroup] {
         DeltaProblem.kinds.flatMap { kind, decay in
-            let prompts = prompts.map { tokens, part in
-                group(op: "recurrence.delta", name: "\(kind) \(tokens) H \(DeltaProblem.valueHeads / part)") { announce in
-                    announce("making the operands")
-                    return try DeltaProblem(tokens: tokens, part: part, decay: decay).prompt(on: pool)
-                }
+            groups(op: "recurrence.delta", name: kind, heads: DeltaProblem.valueHeads) { tokens, part in
+                try DeltaProblem(tokens: tokens, part: part, decay: decay).prompt(on: pool)
+            } step: { batch, format in
+                try DeltaProblem(tokens: batch, part: 1, decay: decay).step(format, on: pool)
             }
-            let steps = batches.map { batch in
-                stepGroup(op: "recurrence.delta.step", name: "\(kind) step b\(batch)") { format in
-                    try DeltaProblem(tokens: batch, part: 1, decay: decay).step(format, on: pool)
-                }
-            }
-            return prompts + steps
         }
     }
 }

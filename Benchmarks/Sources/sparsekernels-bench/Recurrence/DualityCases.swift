@@ -6,18 +6,11 @@ import SparseKernelsReference
 /// are slices of one row.
 extension RecurrenceCases {
     func dualityGroups() -> [CaseGroup] {
-        let prompts = prompts.map { tokens, part in
-            group(op: "recurrence.ssd", name: "SSD \(tokens) H \(DualityProblem.heads / part)") { announce in
-                announce("making the operands")
-                return try DualityProblem(tokens: tokens, part: part).prompt(on: pool)
-            }
+        groups(op: "recurrence.ssd", name: "SSD", heads: DualityProblem.heads) { tokens, part in
+            try DualityProblem(tokens: tokens, part: part).prompt(on: pool)
+        } step: { batch, format in
+            try DualityProblem(tokens: batch, part: 1).step(format, on: pool)
         }
-        let steps = batches.map { batch in
-            stepGroup(op: "recurrence.ssd.step", name: "SSD step b\(batch)") { format in
-                try DualityProblem(tokens: batch, part: 1).step(format, on: pool)
-            }
-        }
-        return prompts + steps
     }
 }
 

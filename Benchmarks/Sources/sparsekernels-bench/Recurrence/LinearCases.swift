@@ -7,18 +7,11 @@ import SparseKernelsReference
 extension RecurrenceCases {
     func linearGroups() -> [CaseGroup] {
         LinearProblem.kinds.flatMap { kind, perChannel in
-            let prompts = prompts.map { tokens, part in
-                group(op: "recurrence.linear", name: "\(kind) \(tokens) H \(LinearProblem.heads / part)") { announce in
-                    announce("making the operands")
-                    return try LinearProblem(tokens: tokens, part: part, perChannel: perChannel).prompt(on: pool)
-                }
+            groups(op: "recurrence.linear", name: kind, heads: LinearProblem.heads) { tokens, part in
+                try LinearProblem(tokens: tokens, part: part, perChannel: perChannel).prompt(on: pool)
+            } step: { batch, format in
+                try LinearProblem(tokens: batch, part: 1, perChannel: perChannel).step(format, on: pool)
             }
-            let steps = batches.map { batch in
-                stepGroup(op: "recurrence.linear.step", name: "\(kind) step b\(batch)") { format in
-                    try LinearProblem(tokens: batch, part: 1, perChannel: perChannel).step(format, on: pool)
-                }
-            }
-            return prompts + steps
         }
     }
 }

@@ -93,8 +93,25 @@ struct RecurrencePrompt {
 }
 
 extension RecurrenceCases {
+    /// The prompts of a recurrence with `heads` heads, and then its steps.
+    func groups(
+        op: String, name: String, heads: Int, prompt: @escaping (_ tokens: Int, _ part: Int) throws -> RecurrencePrompt,
+        step: @escaping (_ batch: Int, RecurrentStates.Format) throws -> RecurrenceStep
+    ) -> [CaseGroup] {
+        let prompts = prompts.map { tokens, part in
+            group(op: op, name: "\(name) \(tokens) H \(heads / part)") { announce in
+                announce("making the operands")
+                return try prompt(tokens, part)
+            }
+        }
+        let steps = batches.map { batch in
+            stepGroup(op: op + ".step", name: "\(name) step b\(batch)") { try step(batch, $0) }
+        }
+        return prompts + steps
+    }
+
     /// The rows of a prompt.
-    func group(op: String, name: String, _ make: @escaping ((String) -> Void) throws -> RecurrencePrompt) -> CaseGroup {
+    private func group(op: String, name: String, _ make: @escaping ((String) -> Void) throws -> RecurrencePrompt) -> CaseGroup {
         var group = CaseGroup(op: op, name: name, amounts: .uncounted, labels: ["stepwise", RecurrenceBaseline.steps]) {
             announce in
             let prompt = try make(announce)

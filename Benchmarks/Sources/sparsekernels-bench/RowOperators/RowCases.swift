@@ -29,7 +29,14 @@ struct RowCases: CaseFamily {
     }
 
     private func group(_ name: String, _ make: @escaping () throws -> any RowProblem) -> CaseGroup {
-        CaseGroup(op: "rows", name: name, amounts: .uncounted) { _ in
+        memoryGroup(op: "rows", name: name, make)
+    }
+}
+
+extension CaseFamily {
+    /// The rows of an operator that goes through memory once.
+    func memoryGroup(op: String, name: String, _ make: @escaping () throws -> any RowProblem) -> CaseGroup {
+        CaseGroup(op: op, name: name, amounts: .uncounted) { _ in
             let problem = try make()
             return try instructionSets.map { set in
                 let body = try problem.body(set, on: pool)
