@@ -59,7 +59,13 @@ let facades = [
     "ReasoningBranches",
     "NemotronH",
     "STORM",
+    "SparseLoRA",
+    "CATS",
+    "PolarSparsity",
 ]
+
+/// What a façade needs beside SparseKernels.
+let facadeDependencies: [String: [Target.Dependency]] = ["SparseLoRA": ["SparseKernelsTraining"]]
 
 // MARK: - Package
 
@@ -70,6 +76,7 @@ let package = Package(
         .library(name: "SparseKernels", targets: ["SparseKernels"]),
         .library(name: "SparseKernelsReference", targets: ["SparseKernelsReference"]),
         .library(name: "GoldenReplay", targets: ["GoldenReplay"]),
+        .library(name: "SparseKernelsTraining", targets: ["SparseKernelsTraining"]),
     ] + facades.map { .library(name: $0, targets: [$0]) },
     // No trait is on by default: the toolchain is enough to build, test and use the package. Benchmarks compare with OpenBLAS.
     traits: [
@@ -84,11 +91,16 @@ let package = Package(
                 .target(name: "COpenBLAS", condition: .when(platforms: [.linux], traits: ["OpenBLAS"])),
             ] + vectorLevels.map { .byName(name: "Kernels\($0.0)") },
             swiftSettings: language + views + levelDefine),
+        // Gradients and an optimiser, for what fine-tuning of adapters needs. Inference does without.
+        .target(
+            name: "SparseKernelsTraining", dependencies: ["SparseKernels", "KernelInterface"],
+            swiftSettings: language + views),
         .target(
             name: "SparseKernelsReference", dependencies: ["SparseKernels"], swiftSettings: language + views + oracleFlags),
         .target(
             name: "GoldenReplay",
-            dependencies: ["SparseKernels", "SparseKernelsReference"] + facades.map { .byName(name: $0) },
+            dependencies: ["SparseKernels", "SparseKernelsReference", "SparseKernelsTraining"]
+                + facades.map { .byName(name: $0) },
             swiftSettings: language + views + oracleFlags),
         .target(name: "KernelInterface", swiftSettings: language),
         // Code that several test targets share.
@@ -104,23 +116,35 @@ let package = Package(
             dependencies: ["SparseKernels", "SparseKernelsReference", "KernelInterface", "TestSupport", "HostileFiles"],
             swiftSettings: language + views),
         .testTarget(
+            name: "SparseKernelsTrainingTests",
+            dependencies: [
+                "SparseKernelsTraining", "SparseKernels", "SparseKernelsReference", "KernelInterface", "TestSupport",
+            ],
+            swiftSettings: language + views),
+        .testTarget(
             name: "GoldenReplayTests", dependencies: ["GoldenReplay", "SparseKernels", "TestSupport"],
             swiftSettings: language + views),
         .testTarget(
             name: "FacadeTests",
-            dependencies: ["SparseKernels", "SparseKernelsReference", "TestSupport", "HostileFiles"]
+            dependencies: [
+                "SparseKernels", "SparseKernelsReference", "SparseKernelsTraining", "TestSupport", "HostileFiles",
+            ]
                 + facades.map { .byName(name: $0) },
             swiftSettings: language + views),
         // Built as in a client: without settings of this package, without @testable.
         .testTarget(
             name: "PublicAPITests",
-            dependencies: ["SparseKernels", "SparseKernelsReference"] + facades.map { .byName(name: $0) }),
+            dependencies: ["SparseKernels", "SparseKernelsReference", "SparseKernelsTraining"]
+                + facades.map { .byName(name: $0) }),
         .systemLibrary(name: "CIntrinsics"),
         .systemLibrary(
             name: "COpenBLAS", pkgConfig: "openblas",
             providers: [.apt(["libopenblas-dev", "liblapacke-dev"]), .brew(["openblas"])]),
     ]
-        + facades.map { .target(name: $0, dependencies: ["SparseKernels"], swiftSettings: language + views) }
+        + facades.map {
+            .target(
+                name: $0, dependencies: ["SparseKernels"] + (facadeDependencies[$0] ?? []), swiftSettings: language + views)
+        }
         + level("Portable", portableFlags)
         + vectorLevels.flatMap { level($0.0, levelFlags($0.1)) }
 )

@@ -13,7 +13,10 @@ let language: [SwiftSetting] = [
 let package = Package(
     name: "SparseKernelsModels",
     platforms: [.macOS("26.0")],
-    products: [.library(name: "SparseKernelsModels", targets: ["SparseKernelsModels"])],
+    products: [
+        .library(name: "SparseKernelsModels", targets: ["SparseKernelsModels"]),
+        .library(name: "SparseKernelsFineTuning", targets: ["SparseKernelsFineTuning"]),
+    ],
     traits: [
         .trait(name: "OpenBLAS", description: "Passed on to SparseKernels.")
     ],
@@ -36,10 +39,33 @@ let package = Package(
                 .product(name: "Quest", package: "SparseKernels"),
                 .product(name: "ReasoningBranches", package: "SparseKernels"),
                 .product(name: "SVDQuant", package: "SparseKernels"),
+                .product(name: "CATS", package: "SparseKernels"),
+                .product(name: "PolarSparsity", package: "SparseKernels"),
                 .product(name: "SpargeAttention", package: "SparseKernels"),
                 .product(name: "SparseVideoGen", package: "SparseKernels"),
                 .product(name: "Twilight", package: "SparseKernels"),
                 .product(name: "XAttention", package: "SparseKernels"),
+            ],
+            swiftSettings: language),
+        // Training of adapters, which programs that only run models do without.
+        .target(
+            name: "SparseKernelsFineTuning",
+            dependencies: [
+                "SparseKernelsModels",
+                .product(name: "SVDQuant", package: "SparseKernels"),
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "SparseKernelsTraining", package: "SparseKernels"),
+                .product(name: "SparseLoRA", package: "SparseKernels"),
+            ],
+            swiftSettings: language),
+        .testTarget(
+            name: "SparseKernelsFineTuningTests",
+            dependencies: [
+                "SparseKernelsFineTuning", "SparseKernelsModels",
+                .product(name: "SVDQuant", package: "SparseKernels"),
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "SparseKernelsTraining", package: "SparseKernels"),
+                .product(name: "SparseLoRA", package: "SparseKernels"),
             ],
             swiftSettings: language),
         .testTarget(

@@ -5,7 +5,7 @@
 
 /// All kernels of one level.
 public protocol KernelTable: AttentionKernels, GEMMKernels, ScoringKernels, QuantizedKernels, TokenKernels, RowKernels,
-    RecurrenceKernels, RoofKernels, PrimitiveKernels
+    RecurrenceKernels, SparseLinearKernels, TrainingKernels, RoofKernels, PrimitiveKernels
 {
     static var sizes: TileSizes { get }
 }
@@ -106,6 +106,14 @@ public protocol RecurrenceKernels: SendableMetatype {
     static func scanTokens(_ arguments: UnsafePointer<ScanArguments>)
     /// The same for a single token, with the same bits, on the states where they are.
     static func stepScan(_ arguments: UnsafePointer<ScanArguments>)
+}
+
+/// Products with picked channels, and experts.
+public protocol SparseLinearKernels: SendableMetatype {
+}
+
+/// Gradients. Only the product for training calls them.
+public protocol TrainingKernels: SendableMetatype {
 }
 
 /// Roofs: the most that a core can do with the vectors of the kernels. Their bodies are in MachineRoofs.swift.

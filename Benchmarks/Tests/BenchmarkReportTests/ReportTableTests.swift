@@ -24,6 +24,7 @@ import Testing
         (.decodeUpkeep, "131072 b1 int8 append to a fork", ["dense"]),
         (.decodeQuality, "lm-layer3-32768 f16 LServe 8192 per query head", []),
         (.recurrence, "131072 tokens H 8 per channel", ["steps"]),
+        (.contextual, "FFN 14336×4096 2048 tokens 97%", ["dense"]),
     ])
     func everySectionFitsATerminal(section: ReportSection, name: String, baselines: [String]) {
         let table = ReportTable(

@@ -3,7 +3,7 @@
 /// Dense attention that is timed beside sparse rows has a name like theirs (`prefill.dense`), so that it is in their table.
 public enum ReportSection: String, CaseIterable, Sendable {
     case matrixProduct, denseAttention, blockSparse, scoring, prefill, quantizedProduct, quantizationError, rowOperators
-    case decode, branches, decodeUpkeep, decodeQuality, blocks, video, recurrence
+    case decode, branches, decodeUpkeep, decodeQuality, blocks, video, recurrence, contextual
 
     public init(op: String) {
         let owner = Self.allCases.first { section in section.prefixes.contains { op.hasPrefix($0) } }
@@ -27,6 +27,7 @@ public enum ReportSection: String, CaseIterable, Sendable {
         case .blocks: ["blocks"]
         case .video: ["video"]
         case .recurrence: ["recurrence"]
+        case .contextual: ["contextual"]
         }
     }
 
@@ -47,6 +48,7 @@ public enum ReportSection: String, CaseIterable, Sendable {
         case .blocks: "Blocks of rows over a long context"
         case .video: "Attention of video tokens"
         case .recurrence: "Recurrences, time of a layer"
+        case .contextual: "Contextual sparsity: picked channels, experts, gradients"
         }
     }
 

@@ -1,0 +1,2 @@
+@_exported public import SparseKernels
+@_exported public import SparseKernelsTraining
