@@ -110,6 +110,7 @@ public protocol RecurrenceKernels: SendableMetatype {
 
 /// Products with picked channels, and experts.
 public protocol SparseLinearKernels: SendableMetatype {
+    static func moveColumns(_ arguments: UnsafePointer<MoveColumnsArguments>)
 }
 
 /// Gradients. Only the product for training calls them.
