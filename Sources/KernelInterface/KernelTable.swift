@@ -114,6 +114,10 @@ public protocol SparseLinearKernels: SendableMetatype {
 
 /// Gradients. Only the product for training calls them.
 public protocol TrainingKernels: SendableMetatype {
+    static func differentiateAttention(_ arguments: UnsafePointer<AttentionGradientArguments>)
+    /// Adds `count` rows of floats, with adjacent channels, to others. Strides count floats.
+    static func addPartialRows(
+        _ source: RowOperand, count: Int, channels: Int, to target: UnsafeMutablePointer<Float>, stride: Int)
 }
 
 /// Roofs: the most that a core can do with the vectors of the kernels. Their bodies are in MachineRoofs.swift.
