@@ -7,7 +7,9 @@ struct ContextualCases: CaseFamily {
     let run: RunContext
 
     func section() -> Section {
-        Section(kind: .contextual, groups: sparseLoRAGroups(), baselines: [ContextualBaseline.dense])
+        Section(
+            kind: .contextual, groups: sparseLoRAGroups() + attentionGradientGroups(),
+            baselines: [ContextualBaseline.dense, Self.attentionForward])
     }
 }
 
