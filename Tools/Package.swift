@@ -59,6 +59,7 @@ let package = Package(
         .executableTarget(
             name: "SparseLMTool",
             dependencies: [
+                "LanguageFineTuning",
                 "LanguageMeasuring",
                 "ModelQuantization",
                 .product(name: "Terminal", package: "SparseKernelsTerminal"),
@@ -79,6 +80,15 @@ let package = Package(
                 .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
                 .product(name: "ReasoningBranches", package: "SparseKernels"),
                 .product(name: "FastDLLM", package: "SparseKernels"),
+                .product(name: "SparseKernels", package: "SparseKernels"),
+            ],
+            swiftSettings: language),
+        .target(
+            name: "LanguageFineTuning",
+            dependencies: [
+                .product(name: "Terminal", package: "SparseKernelsTerminal"),
+                .product(name: "SparseKernelsFineTuning", package: "SparseKernelsModels"),
+                .product(name: "SparseLoRA", package: "SparseKernels"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
             ],
             swiftSettings: language),
@@ -104,14 +114,17 @@ let package = Package(
         .testTarget(
             name: "LanguageMeasuringTests",
             dependencies: [
+                "LanguageFineTuning",
                 "LanguageMeasuring",
                 // For its options.
                 "SparseLMTool",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Terminal", package: "SparseKernelsTerminal"),
                 .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
+                .product(name: "SparseKernelsFineTuning", package: "SparseKernelsModels"),
                 .product(name: "ReasoningBranches", package: "SparseKernels"),
                 .product(name: "FastDLLM", package: "SparseKernels"),
+                .product(name: "SparseLoRA", package: "SparseKernels"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
             ],

@@ -38,6 +38,11 @@ public enum Format {
         return String(format: "%d h %02d min", whole / 3600, whole / 60 % 60)
     }
 
+    /// A number with so many digits behind the point, for columns in which small differences count.
+    public static func fixed(_ value: Double, _ decimals: Int) -> String {
+        value.isFinite ? fixed(value, decimals: decimals) : special(value)
+    }
+
     static func fixed(_ value: Double, decimals: Int) -> String {
         String(format: "%.\(decimals)f", value)
     }

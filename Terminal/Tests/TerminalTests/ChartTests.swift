@@ -33,6 +33,15 @@ import Testing
         }
     }
 
+    @Test func anAxisMayBeginAboveZero() throws {
+        var chart = LineChart(
+            title: "Loss", xAxis: .init("steps"), yAxis: .init("nats"), series: [.init("a", [(0, 1.42), (100, 1.31)])])
+        #expect(try #require(parse(chart.svg())).texts.contains("0.5"))
+        chart.yAxis.includesZero = false
+        let texts = try #require(parse(chart.svg())).texts
+        #expect(!texts.contains("0.5") && texts.contains("1.4"))
+    }
+
     @Test func textIsEscaped() throws {
         let contents = try #require(parse(Self.bars.svg()))
         #expect(contents.texts.contains("Roof <of> \"A & B\""))

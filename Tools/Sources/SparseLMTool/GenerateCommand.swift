@@ -14,6 +14,7 @@ struct GenerateCommand: ParsableCommand {
             """)
 
     @OptionGroup var model: ModelOptions
+    @OptionGroup var adapter: AdapterOptions
 
     @OptionGroup var prompt: PromptOptions
     @OptionGroup var session: SessionFlags
@@ -77,7 +78,7 @@ struct GenerateCommand: ParsableCommand {
         let text = try prompt.text(else: Self.standardPrompt)
         let tokenizer = try model.tokenizer
         let tokens = tokenizer.startTokens + tokenizer.encode(bytes: text)
-        let language = try model.load(linear: session.linear)
+        let language = try model.load(linear: session.linear, adapter: adapter.adapter)
         let context = tokens.count + maxTokens
         let session = try LanguageSession(
             language, try self.session.spec.options(context: context, sequences: samples, extra: (samples - 1) * context),

@@ -44,18 +44,20 @@ struct ModelOptions: ParsableArguments {
     var tokenizer: any Tokenizing { get throws { try TokenizerFolder.tokenizer(of: folder) } }
 
     /// Loads the model.
-    /// - Parameter linear: nil means the form that suits the file.
-    func load(linear: LinearSpec?) throws -> LanguageModel {
+    /// - Parameters:
+    ///   - linear: nil means the form that suits the file.
+    ///   - adapter: a folder with an adapter that is added.
+    func load(linear: LinearSpec?, adapter: String? = nil) throws -> LanguageModel {
         let folder = try folder
-        return try load(folder, linear ?? LinearChoice.standard(for: folder))
+        return try load(folder, linear ?? LinearChoice.standard(for: folder), adapter: adapter)
     }
 
     /// Loads a model, and shows how far it is when it makes low-rank branches.
-    func load(_ folder: String, _ linear: LinearSpec) throws -> LanguageModel {
+    func load(_ folder: String, _ linear: LinearSpec, adapter: String? = nil) throws -> LanguageModel {
         var progress: ProgressLine?
         defer { progress?.clear() }
         return try LanguageModel(
-            folder: folder, linear: linear.format, rank: linear.rank, wideLayers: linear.wideLayers, on: pool
+            folder: folder, linear: linear.format, rank: linear.rank, wideLayers: linear.wideLayers, adapter: adapter, on: pool
         ) { loaded, layers in
             guard linear.rank ?? 0 > 0 else { return }
             if progress == nil { progress = ProgressLine.onTerminal(total: layers) }
@@ -63,6 +65,14 @@ struct ModelOptions: ParsableArguments {
             progress?.finishCase()
         }
     }
+}
+
+/// What a model has learned beside its weights.
+struct AdapterOptions: ParsableArguments {
+    @Option(
+        help: ArgumentHelp(
+            "A LoRA adapter of the model, as finetune and PEFT save it, which is added to its weights.", valueName: "folder"))
+    var adapter: String?
 }
 
 /// A text to continue.

@@ -1,19 +1,22 @@
 import Foundation
-internal import SparseKernels
+import SVDQuant
+package import SparseKernels
 
 /// The tensors of a model's folder: one `model.safetensors`, or the parts that `model.safetensors.index.json` names.
-struct ModelFiles {
+package struct ModelFiles: Sendable {
     /// The path of the file or of the index, for messages.
-    let name: String
+    package let name: String
     private let files: [SafetensorsFile]
     /// The position in `files` of each tensor's file; nil for a single file.
     private let fileOfTensor: [String: Int]?
+    /// What is added to the weights as they are read.
+    var adapter: ModelAdapter?
 
     /// Opens the file, or all parts, and checks that every tensor of the index is there.
     ///
     /// - Throws: `.inputOutput` for a file or part that cannot be read, naming it; `.malformedFile` for one that is damaged or cut
     ///   off, an index that names a tensor twice, and an index that names a tensor which its part lacks.
-    init(folder: String) throws(SparseKernelsError) {
+    package init(folder: String) throws(SparseKernelsError) {
         let (single, index) = (folder + "/model.safetensors", folder + "/model.safetensors.index.json")
         if !FileManager.default.fileExists(atPath: single), FileManager.default.fileExists(atPath: index) {
             try self.init(index: SafetensorsIndex(path: index), folder: folder)
@@ -58,10 +61,10 @@ struct ModelFiles {
     }
 
     /// Whether `sparsekernels quantize` made the files.
-    var isQuantized: Bool { files.contains { $0.metadata["format"] == "sparsekernels.svdquant" } }
+    package var isQuantized: Bool { files.contains { $0.metadata["format"] == "sparsekernels.svdquant" } }
 
     /// Whether a tensor exists.
-    func has(_ tensor: String) -> Bool { find(tensor) != nil }
+    package func has(_ tensor: String) -> Bool { find(tensor) != nil }
 
     private func find(_ tensor: String) -> SafetensorsFile? {
         guard let fileOfTensor else { return files[0][tensor] == nil ? nil : files[0] }
@@ -87,7 +90,7 @@ struct ModelFiles {
 
     /// A floating-point tensor of the shape that the configuration gives it.
     /// - Throws: `.notFound`, `.invalidElementType`, and `.invalidShape` naming file and tensor.
-    func tensor(_ name: String, _ shape: [Int]) throws(SparseKernelsError) -> Tensor<Float> {
+    package func tensor(_ name: String, _ shape: [Int]) throws(SparseKernelsError) -> Tensor<Float> {
         try file(with: name).checkedTensor(name, shape)
     }
 
@@ -118,6 +121,9 @@ struct ModelFiles {
         _ name: String, _ shape: [Int], as type: Element.Type = Element.self
     ) throws(SparseKernelsError) -> Tensor<Element> {
         let file = try file(with: name)
+        if let adapter, name.hasSuffix(".weight"), let factors = adapter[String(name.dropLast(".weight".count))] {
+            return try adapter.adding(factors, to: file.checkedTensor(name, shape)).converted()
+        }
         if file[name]?.elementType == Element.elementType, file[name]?.shape == shape { return try file.tensor(name) }
         let wide = try file.checkedTensor(name, shape)
         return wide.converted()

@@ -16,11 +16,16 @@ public struct LineChart: Sendable {
         public var title: String
         public var scale: AxisScale
         public var style: AxisStyle
+        /// Whether a linear axis begins at 0 where all values are above. Without, small changes of large values can be seen.
+        public var includesZero: Bool
 
-        public init(_ title: String, scale: AxisScale = .linear, style: AxisStyle = .number) {
+        public init(
+            _ title: String, scale: AxisScale = .linear, style: AxisStyle = .number, includesZero: Bool = true
+        ) {
             self.title = title
             self.scale = scale
             self.style = style
+            self.includesZero = includesZero
         }
     }
 
@@ -63,9 +68,10 @@ public struct LineChart: Sendable {
             one.points.filter { ChartAxis.canShow($0.x, xAxis.scale) && ChartAxis.canShow($0.y, yAxis.scale) }
                 .sorted { $0.x < $1.x }
         }
-        let x = ChartAxis(values: curves.joined().map(\.x), scale: xAxis.scale, includingZero: true)
+        let x = ChartAxis(values: curves.joined().map(\.x), scale: xAxis.scale, includingZero: xAxis.includesZero)
         let y = ChartAxis(
-            values: curves.joined().map(\.y) + idealHeights(beside: curves), scale: yAxis.scale, includingZero: true)
+            values: curves.joined().map(\.y) + idealHeights(beside: curves), scale: yAxis.scale,
+            includingZero: yAxis.includesZero)
         let yLabelWidth = y.ticks.map { SVGCanvas.textWidth(yAxis.style.text($0), size: 11) }.max() ?? 0
         let frame = Frame(x: x, y: y, left: 50 + yLabelWidth, right: canvas.width - 30, top: top, bottom: top + 340)
 

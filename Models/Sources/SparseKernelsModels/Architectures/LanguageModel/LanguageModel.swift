@@ -46,17 +46,20 @@ public struct LanguageModel: Sendable {
     ///     means none, and no W4A4.
     ///   - wideLayers: for `.fp8`: so many layers from the first one on, and up to the last one, have weights in bfloat16, as Nemotron-H
     ///     was trained with four.
+    ///   - adapter: a folder with a LoRA adapter of the model, as PEFT and `sparse-lm finetune` save it, which is added to the weights
+    ///     (``ModelAdapter``).
     ///   - pool: the threads that pack and quantise.
     ///   - progress: called after each layer with the number of layers that are loaded, and of all.
     /// - Throws: `.inputOutput` and `.malformedFile` for files that cannot be read; `.notFound`, `.invalidElementType` and
-    ///   `.invalidShape` for a weight that is missing or does not fit the configuration; `.invalidArgument` for a format that the
-    ///   file cannot have, or `wideLayers` below 0 or with another format.
+    ///   `.invalidShape` for a weight that is missing or does not fit the configuration, and for an adapter of another model;
+    ///   `.invalidArgument` for a format that the file cannot have, or `wideLayers` below 0 or with another format.
     public init(
         folder: String, linear: LinearFormat = .float16, rank: Int? = nil, wideLayers: Int = 0,
-        on pool: WorkerPool = .shared, progress: (_ loaded: Int, _ layers: Int) -> Void = { _, _ in }
+        adapter: String? = nil, on pool: WorkerPool = .shared, progress: (_ loaded: Int, _ layers: Int) -> Void = { _, _ in }
     ) throws(SparseKernelsError) {
         let c = try LanguageModelConfiguration(path: folder + "/config.json")
-        let files = try ModelFiles(folder: folder)
+        var files = try ModelFiles(folder: folder)
+        if let adapter { files.adapter = try ModelAdapter(folder: adapter, for: c) }
         configuration = c
         self.linear = linear
         self.rank = rank

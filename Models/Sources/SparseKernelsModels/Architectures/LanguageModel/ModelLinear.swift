@@ -144,6 +144,9 @@ struct ModelLinear: Sendable {
                 .invalidShape, "\(file.name), layer \"\(layer.name)\"", expected: "[\(layer.outFeatures), \(inFeatures)]",
                 actual: "[\(quantized.outFeatures), \(quantized.inFeatures)]")
         }
+        if let adapter = files.adapter, let factors = adapter[layer.name] {
+            quantized = try quantized.adding([(factors, adapter.strength)])
+        }
         switch format {
         case .w4a4: break
         case .w4a8: quantized = try quantized.with(activation: .int8PerGroup, on: pool)
