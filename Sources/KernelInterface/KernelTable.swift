@@ -115,6 +115,16 @@ public protocol SparseLinearKernels: SendableMetatype {
 
 /// Gradients. Only the product for training calls them.
 public protocol TrainingKernels: SendableMetatype {
+    static func differentiateActivation(_ arguments: UnsafePointer<ActivationGradientArguments>)
+    static func differentiateNorm(_ arguments: UnsafePointer<NormGradientArguments>)
+    /// gradient = e^(logit − maximum) · factor, for a finite maximum that no logit exceeds. Both may be the same memory.
+    static func differentiateLogits(
+        _ logits: UnsafePointer<Float>, count: Int, maximum: Float, factor: Float, into gradient: UnsafeMutablePointer<Float>)
+    static func stepAdamW(_ arguments: UnsafePointer<AdamWArguments>)
+    static func addScaledRows(_ arguments: UnsafePointer<AddRowsArguments>)
+    static func transposeRows(_ arguments: UnsafePointer<TransposeArguments>)
+    /// Σ x², in `Double` and in a fixed order.
+    static func sumSquares(_ x: UnsafePointer<Float>, count: Int) -> Double
 }
 
 /// Roofs: the most that a core can do with the vectors of the kernels. Their bodies are in MachineRoofs.swift.

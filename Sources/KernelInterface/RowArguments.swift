@@ -95,6 +95,8 @@ public struct RotateArguments {
     public var table: UnsafePointer<Float>
     /// Floats from the table's row for one row to that for the next; 0 for rows of one position.
     public var tableStride: Int
+    /// Multiplies the sines: 1, or −1 to rotate by the negative angles.
+    public var direction: Float = 1
 
     public init(x: RowTarget, rows: Int, layout: RotationLayout, table: UnsafePointer<Float>, tableStride: Int) {
         self.x = x

@@ -15,9 +15,9 @@ extension Kernels {
             let cosines = args.table + row * args.tableStride
             let sines = cosines + args.layout.width
             if args.layout.isInterleaved {
-                rotateNeighbours(x, args.x.type, cosines, sines, channels: 2 * args.layout.pairs)
+                rotateNeighbours(x, args.x.type, cosines, sines, args.direction, channels: 2 * args.layout.pairs)
             } else {
-                rotateHalves(x, args.x.type, cosines, sines, pairs: args.layout.pairs)
+                rotateHalves(x, args.x.type, cosines, sines, args.direction, pairs: args.layout.pairs)
             }
         }
     }
@@ -26,12 +26,13 @@ extension Kernels {
 @inline(never)
 private func rotateHalves(
     _ x: UnsafeMutableRawPointer, _ type: StorageType, _ cosines: UnsafePointer<Float>, _ sines: UnsafePointer<Float>,
-    pairs: Int
+    _ direction: Float, pairs: Int
 ) {
+    let sign = splat(direction)
     var pair = 0
     while pair + laneCount <= pairs {
         let (a, b) = (loadLanes(x, type, pair), loadLanes(x, type, pairs + pair))
-        let (cosine, sine) = (load(cosines + pair), load(sines + pair))
+        let (cosine, sine) = (load(cosines + pair), sign * load(sines + pair))
         storeLanes(multiplyAdd(a, cosine, splat(0) - b * sine), x, type, pair)
         storeLanes(multiplyAdd(b, cosine, a * sine), x, type, pairs + pair)
         pair += laneCount
@@ -41,7 +42,7 @@ private func rotateHalves(
         let a = loadLastLanes(x, type, pair, rest, filler: 0)
         let b = loadLastLanes(x, type, pairs + pair, rest, filler: 0)
         // The table has whole vectors.
-        let (cosine, sine) = (load(cosines + pair), load(sines + pair))
+        let (cosine, sine) = (load(cosines + pair), sign * load(sines + pair))
         storeLastLanes(multiplyAdd(a, cosine, splat(0) - b * sine), x, type, pair, rest)
         storeLastLanes(multiplyAdd(b, cosine, a * sine), x, type, pairs + pair, rest)
     }
@@ -50,20 +51,22 @@ private func rotateHalves(
 @inline(never)
 private func rotateNeighbours(
     _ x: UnsafeMutableRawPointer, _ type: StorageType, _ cosines: UnsafePointer<Float>, _ sines: UnsafePointer<Float>,
-    channels: Int
+    _ direction: Float, channels: Int
 ) {
+    let sign = splat(direction)
     var channel = 0
     while channel + laneCount <= channels {
         let a = loadLanes(x, type, channel)
         storeLanes(
-            multiplyAdd(a, load(cosines + channel), exchangingNeighbours(a) * load(sines + channel)), x, type, channel)
+            multiplyAdd(a, load(cosines + channel), exchangingNeighbours(a) * (sign * load(sines + channel))), x, type, channel)
         channel += laneCount
     }
     let rest = channels - channel
     if rest > 0 {
         let a = loadLastLanes(x, type, channel, rest, filler: 0)
         storeLastLanes(
-            multiplyAdd(a, load(cosines + channel), exchangingNeighbours(a) * load(sines + channel)), x, type, channel, rest)
+            multiplyAdd(a, load(cosines + channel), exchangingNeighbours(a) * (sign * load(sines + channel))), x, type, channel,
+            rest)
     }
 }
 

@@ -1,4 +1,4 @@
-internal import KernelInterface
+package import KernelInterface
 
 /// An activation function of rows, alone or times other rows: y = f(gate) · up, as in the feed-forward layers of language models.
 ///
@@ -128,7 +128,8 @@ private struct ActivateCall: PoolCall {
 }
 
 extension GatedActivation.Function {
-    fileprivate var kernel: RowFunction {
+    /// The function as kernels name it.
+    package var kernel: RowFunction {
         switch self {
         case .silu: .silu
         case .gelu: .gelu

@@ -44,6 +44,13 @@ public struct RotaryTable: Sendable {
     public func rotate<Element: AttentionElement>(
         _ x: consuming MutableTensorView<Element>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
+        try rotate(x, direction: 1, on: pool)
+    }
+
+    /// Rotates by the angles, or by their negatives for a `direction` of −1.
+    package func rotate<Element: AttentionElement>(
+        _ x: consuming MutableTensorView<Element>, direction: Float, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
         try require(
             x.tokens == count && x.channels == headDim, .invalidShape, "x",
             expected: "\(count) tokens × \(headDim) channels", actual: "\(x.tokens) × \(x.channels)")
@@ -51,7 +58,7 @@ public struct RotaryTable: Sendable {
         let operand = MutableAttentionOperand(addressing: &x)
         let lines = RowLines(operand.geometry)
         let call = RotateCall(
-            kernels: kernels, operand: operand, lines: lines, layout: layout,
+            kernels: kernels, operand: operand, lines: lines, layout: layout, direction: direction,
             table: UnsafePointer(values.storage.pointer.assumingMemoryBound(to: Float.self)))
         pool.run(call, tasks: lines.taskCount, work: lines.work(bytesPerRow: headDim * 2 * operand.type.byteCount))
     }
@@ -62,6 +69,7 @@ private struct RotateCall: PoolCall {
     let operand: MutableAttentionOperand
     let lines: RowLines
     let layout: RotationLayout
+    let direction: Float
     let table: UnsafePointer<Float>
 
     func perform(task: Int, scratch: UnsafeMutableRawPointer) {
@@ -70,6 +78,7 @@ private struct RotateCall: PoolCall {
             x: RowTarget(base: operand.row(head: part.head, token: part.token), stride: lines.rowStride, type: operand.type),
             rows: part.rows, layout: layout, table: table + part.token * layout.stride,
             tableStride: lines.isOverHeads ? 0 : layout.stride)
+        arguments.direction = direction
         kernels.rotateRows(&arguments)
     }
 }

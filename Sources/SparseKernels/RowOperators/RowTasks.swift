@@ -1,10 +1,10 @@
-internal import KernelInterface
+package import KernelInterface
 
 // What operators on rows share, linear layers among them: addresses of rows, checks of extents, and how rows are cut into tasks.
 
 extension RowOperand {
     /// The rows of a view, which the caller borrows until the pointers are no longer used.
-    init<Element: AttentionElement>(_ view: borrowing MatrixView<Element>) {
+    package init<Element: AttentionElement>(_ view: borrowing MatrixView<Element>) {
         self.init(
             base: view.span.withUnsafeBufferPointer {
                 UnsafeRawPointer($0.baseAddress) ?? UnsafeRawPointer(addressOfNothing())
@@ -13,26 +13,26 @@ extension RowOperand {
     }
 
     /// The rows from `row` on.
-    func from(_ row: Int) -> RowOperand {
+    package func from(_ row: Int) -> RowOperand {
         RowOperand(base: base + row * stride * type.byteCount, stride: stride, type: type)
     }
 }
 
 extension RowTarget {
     /// The rows of a view, which the caller owns until the pointers are no longer used.
-    init<Element: AttentionElement>(_ view: inout MutableMatrixView<Element>) {
+    package init<Element: AttentionElement>(_ view: inout MutableMatrixView<Element>) {
         self.init(
             base: view.span.withUnsafeMutableBufferPointer { UnsafeMutableRawPointer($0.baseAddress) ?? addressOfNothing() },
             stride: view.rowStride, type: Element.storageType)
     }
 
     /// The rows from `row` on.
-    func from(_ row: Int) -> RowTarget {
+    package func from(_ row: Int) -> RowTarget {
         RowTarget(base: base + row * stride * type.byteCount, stride: stride, type: type)
     }
 
     /// The columns from `column` on.
-    func from(column: Int) -> RowTarget {
+    package func from(column: Int) -> RowTarget {
         RowTarget(base: base + column * type.byteCount, stride: stride, type: type)
     }
 
@@ -41,38 +41,38 @@ extension RowTarget {
 }
 
 /// Rows cut into tasks of equal size, which depends on the size of a row only.
-struct RowTasks {
-    let rows: Int
-    let rowsPerTask: Int
-    let bytesPerRow: Int
+package struct RowTasks {
+    package let rows: Int
+    package let rowsPerTask: Int
+    package let bytesPerRow: Int
 
     /// - Parameter bytesPerRow: what is read and written per row, or more where arithmetic takes longer than that.
-    init(rows: Int, bytesPerRow: Int) {
+    package init(rows: Int, bytesPerRow: Int) {
         self.rows = rows
         self.bytesPerRow = max(1, bytesPerRow)
         // 64 KB take several microseconds, far more than drawing a task.
         rowsPerTask = max(1, (1 << 16) / self.bytesPerRow)
     }
 
-    var count: Int { (rows + rowsPerTask - 1) / rowsPerTask }
+    package var count: Int { (rows + rowsPerTask - 1) / rowsPerTask }
 
     /// The estimated work of the call, as `WorkerPool.run` wants it.
-    var work: Int {
+    package var work: Int {
         let (bytes, overflow) = rows.multipliedReportingOverflow(by: bytesPerRow)
         return overflow ? .max : bytes
     }
 
-    func first(_ task: Int) -> Int { task * rowsPerTask }
+    package func first(_ task: Int) -> Int { task * rowsPerTask }
 
-    func count(_ task: Int) -> Int { min(rowsPerTask, rows - task * rowsPerTask) }
+    package func count(_ task: Int) -> Int { min(rowsPerTask, rows - task * rowsPerTask) }
 }
 
 extension WorkerPool {
-    func run<Call: PoolCall>(_ call: Call, _ tasks: RowTasks) { run(call, tasks: tasks.count, work: tasks.work) }
+    package func run<Call: PoolCall>(_ call: Call, _ tasks: RowTasks) { run(call, tasks: tasks.count, work: tasks.work) }
 }
 
 /// Throws `.invalidShape` unless a matrix has these extents.
-func requireMatrix(
+package func requireMatrix(
     _ name: String, rows: Int, columns: Int, expected: (rows: Int, columns: Int)
 ) throws(SparseKernelsError) {
     try require(
@@ -81,7 +81,7 @@ func requireMatrix(
 }
 
 /// Throws `.invalidShape` unless a matrix has this many columns.
-func requireColumns(_ name: String, _ columns: Int, expected: Int) throws(SparseKernelsError) {
+package func requireColumns(_ name: String, _ columns: Int, expected: Int) throws(SparseKernelsError) {
     try require(
         columns == expected, .invalidShape, name, expected: "\(expected) columns", actual: "\(columns)")
 }

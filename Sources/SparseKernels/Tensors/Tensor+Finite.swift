@@ -1,6 +1,6 @@
 extension Tensor<Float> {
     /// Throws `.invalidArgument` naming the first element that is not finite.
-    func requireFinite(named name: String) throws(SparseKernelsError) {
+    package func requireFinite(named name: String) throws(SparseKernelsError) {
         let elements = span
         for index in 0..<elements.count where !elements[index].isFinite {
             throw SparseKernelsError(

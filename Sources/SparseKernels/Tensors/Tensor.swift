@@ -85,7 +85,7 @@ public struct Tensor<Element: TensorElement>: Sendable {
     }
 
     /// The address of the elements, for a call that returns before the tensor is used again.
-    mutating func uniqueAddress() -> UnsafeMutablePointer<Element> {
+    package mutating func uniqueAddress() -> UnsafeMutablePointer<Element> {
         makeUnique()
         return storage.pointer.assumingMemoryBound(to: Element.self)
     }

@@ -1,8 +1,8 @@
 // Addresses of memory, for bodies that run on a pool. Operators keep views and tensors alive until the pool is done.
 
 extension Tensor {
-    /// The address of the first element of a non-empty tensor. Valid while the tensor is alive.
-    var address: UnsafePointer<Element> { span.withUnsafeBufferPointer { $0.baseAddress! } }
+    /// The address of the first element, or of no element of an empty tensor. Valid while the tensor is alive.
+    package var address: UnsafePointer<Element> { UnsafePointer(storage.pointer.assumingMemoryBound(to: Element.self)) }
 
     /// The address for writing. Valid until the tensor is copied.
     mutating func mutableAddress() -> UnsafeMutablePointer<Element> {
