@@ -128,7 +128,7 @@ private struct ActivateCall: PoolCall {
 }
 
 extension GatedActivation.Function {
-    fileprivate var kernel: RowFunction {
+    var kernel: RowFunction {
         switch self {
         case .silu: .silu
         case .gelu: .gelu
