@@ -111,6 +111,8 @@ public protocol RecurrenceKernels: SendableMetatype {
 /// Products with picked channels, and experts.
 public protocol SparseLinearKernels: SendableMetatype {
     static func moveColumns(_ arguments: UnsafePointer<MoveColumnsArguments>)
+    static func routeTokens(_ arguments: UnsafePointer<RouteTokensArguments>)
+    static func combineRows(_ arguments: UnsafePointer<CombineRowsArguments>)
 }
 
 /// Gradients. Only the product for training calls them.

@@ -130,6 +130,7 @@ private struct ActivateCall: PoolCall {
 extension GatedActivation.Function {
     /// The function as kernels name it.
     package var kernel: RowFunction {
+    var kernel: RowFunction {
         switch self {
         case .silu: .silu
         case .gelu: .gelu
