@@ -127,6 +127,10 @@ public protocol TrainingKernels: SendableMetatype {
     static func transposeRows(_ arguments: UnsafePointer<TransposeArguments>)
     /// Σ x², in `Double` and in a fixed order.
     static func sumSquares(_ x: UnsafePointer<Float>, count: Int) -> Double
+    static func differentiateAttention(_ arguments: UnsafePointer<AttentionGradientArguments>)
+    /// Adds `count` rows of floats, with adjacent channels, to others. Strides count floats.
+    static func addPartialRows(
+        _ source: RowOperand, count: Int, channels: Int, to target: UnsafeMutablePointer<Float>, stride: Int)
 }
 
 /// Roofs: the most that a core can do with the vectors of the kernels. Their bodies are in MachineRoofs.swift.

@@ -88,7 +88,7 @@ public struct AttentionMask: Sendable {
     }
 
     /// Throws `.invalidArgument` naming the property that is out of range.
-    func validate() throws(SparseKernelsError) {
+    package func validate() throws(SparseKernelsError) {
         if let window {
             try require(window >= 1, .invalidArgument, "mask.window", expected: "at least 1", actual: "\(window)")
         }
@@ -102,7 +102,7 @@ public struct AttentionMask: Sendable {
     }
 
     /// Limits for query 0: query i sees keys j with i + from ≤ j < i + to.
-    func limits(_ shape: AttentionShape) -> (from: Int, to: Int) {
+    package func limits(_ shape: AttentionShape) -> (from: Int, to: Int) {
         sides.limits(queryLength: shape.queryLength, keyLength: shape.keyLength, isCausal: isCausal)
     }
 }

@@ -14,6 +14,12 @@ package struct OperandRows {
 
     package var geometry: TensorGeometry { operand.geometry }
 
+    /// The address of a row of floats.
+    package func floats(head: Int, token: Int) -> UnsafePointer<Float> {
+        precondition(operand.type == .float32, "the elements are not floats")
+        return operand.rows(head: head, from: token).base.assumingMemoryBound(to: Float.self)
+    }
+
     /// Copies `count` rows, `step` tokens apart, to adjacent rows of floats.
     package func stage(head: Int, first: Int, step: Int = 1, count: Int, into rows: UnsafeMutablePointer<Float>) {
         if count == 0 || geometry.channels == 0 { return }

@@ -8,6 +8,9 @@ struct ContextualCases: CaseFamily {
 
     func section() -> Section {
         Section(kind: .contextual, groups: trainingGroups(), baselines: [ContextualBaseline.dense])
+        Section(
+            kind: .contextual, groups: attentionGradientGroups(),
+            baselines: [ContextualBaseline.dense, Self.attentionForward])
     }
 }
 

@@ -232,7 +232,7 @@ extension AttentionSchedule.Task {
 }
 
 /// Pairs (i, j) with i < `rows`, j < `columns` and j < i + `offset`.
-func pairsBelowDiagonal(rows: Int, columns: Int, offset: Int) -> Int {
+package func pairsBelowDiagonal(rows: Int, columns: Int, offset: Int) -> Int {
     if rows == 0 || offset + rows - 1 <= 0 { return 0 }
     // Rows from `first` to `full` see one key more each; rows from `full` on see every column.
     let full = min(rows, max(0, columns - offset))
