@@ -130,7 +130,6 @@ private struct ActivateCall: PoolCall {
 extension GatedActivation.Function {
     /// The function as kernels name it.
     package var kernel: RowFunction {
-    var kernel: RowFunction {
         switch self {
         case .silu: .silu
         case .gelu: .gelu

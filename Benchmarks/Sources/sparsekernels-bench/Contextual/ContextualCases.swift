@@ -7,9 +7,8 @@ struct ContextualCases: CaseFamily {
     let run: RunContext
 
     func section() -> Section {
-        Section(kind: .contextual, groups: trainingGroups(), baselines: [ContextualBaseline.dense])
         Section(
-            kind: .contextual, groups: attentionGradientGroups(),
+            kind: .contextual, groups: trainingGroups() + attentionGradientGroups(),
             baselines: [ContextualBaseline.dense, Self.attentionForward])
     }
 }
