@@ -111,6 +111,9 @@ public protocol RecurrenceKernels: SendableMetatype {
 /// Products with picked channels, and experts.
 public protocol SparseLinearKernels: SendableMetatype {
     static func moveColumns(_ arguments: UnsafePointer<MoveColumnsArguments>)
+    /// Returns the number of columns.
+    static func listActiveColumns(_ arguments: UnsafePointer<ActiveColumnsArguments>) -> Int
+    static func gateListedColumns(_ arguments: UnsafePointer<GateColumnsArguments>)
 }
 
 /// Gradients. Only the product for training calls them.
