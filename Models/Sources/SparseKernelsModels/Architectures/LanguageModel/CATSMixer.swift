@@ -10,14 +10,10 @@ struct CATSMixer: Sendable {
     /// - Parameters:
     ///   - prefix: of the projections' names.
     ///   - threshold: of this layer.
-    /// - Throws: `.invalidArgument` for a model or a format that cannot have it; the errors of the files and of `CATSLayer`.
+    /// - Throws: the errors of `check`, of the files and of `CATSLayer`.
     init(_ source: LayerSource, prefix: String, threshold: Float) throws(SparseKernelsError) {
         let c = source.configuration
-        guard c.gatesMLP, !c.hasMLPBias, !source.files.isQuantized else {
-            throw SparseKernelsError(
-                .invalidArgument, "cats", expected: "a model whose MLPs have a gate, no biases, and weights of 16 or 32 bits",
-                actual: source.files.isQuantized ? "weights of 4 bits" : c.gatesMLP ? "biases" : "no gate")
-        }
+        try Self.check(c, source.files, source.format)
         upNames = ["gate_proj", "up_proj"].map { prefix + $0 }
         func make<W: AttentionElement>(_ type: W.Type) throws(SparseKernelsError) -> CATSLayer {
             func weight(_ name: String, _ shape: [Int]) throws(SparseKernelsError) -> Tensor<W> {
@@ -31,11 +27,22 @@ struct CATSMixer: Sendable {
         switch source.format {
         case .float32: layer = try make(Float.self)
         case .float16: layer = try make(Float16.self)
-        case .bfloat16: layer = try make(BFloat16.self)
-        case .fp8, .w4a16, .w4a8, .w4a4:
+        default: layer = try make(BFloat16.self)
+        }
+    }
+
+    /// Throws `.invalidArgument` for a model or a format that cannot skip activations.
+    static func check(
+        _ c: LanguageModelConfiguration, _ files: ModelFiles, _ format: LinearFormat
+    ) throws(SparseKernelsError) {
+        guard c.gatesMLP, !c.hasMLPBias, !files.isQuantized else {
             throw SparseKernelsError(
-                .invalidArgument, "cats", expected: "linear layers of float32, float16 or bfloat16",
-                actual: source.format.rawValue)
+                .invalidArgument, "cats", expected: "a model whose MLPs have a gate, no biases, and weights of 16 or 32 bits",
+                actual: files.isQuantized ? "weights of 4 bits" : c.gatesMLP ? "biases" : "no gate")
+        }
+        guard [.float32, .float16, .bfloat16].contains(format) else {
+            throw SparseKernelsError(
+                .invalidArgument, "cats", expected: "linear layers of float32, float16 or bfloat16", actual: format.rawValue)
         }
     }
 

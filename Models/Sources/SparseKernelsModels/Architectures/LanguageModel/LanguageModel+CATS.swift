@@ -54,6 +54,8 @@ extension LanguageModel {
             throw SparseKernelsError(
                 .invalidArgument, "cats", expected: "a model that was loaded with thresholds", actual: "one without")
         }
+        // An impossible sparsity is refused before anything runs.
+        _ = try CATSThresholds([], sparsity: sparsity)
         var histograms = [ActivationHistogram](repeating: ActivationHistogram(), count: mixers.count)
         var workspace = CATSWorkspace()
         for (number, window) in windows.enumerated() {

@@ -75,7 +75,10 @@ public struct LanguageModel: Sendable {
                 .invalidArgument, "wideLayers", expected: "0, or more for fp8", actual: "\(wideLayers) for \(linear.rawValue)")
         }
         self.wideLayers = wideLayers
-        if let cats { try c.check(cats) }
+        if let cats {
+            try CATSMixer.check(c, files, linear)
+            try c.check(cats)
+        }
         self.cats = cats
         let wide = BFloat16Layers(first: wideLayers, last: wideLayers)
         let isHybrid = c.pattern != nil
