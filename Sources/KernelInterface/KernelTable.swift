@@ -113,6 +113,9 @@ public protocol SparseLinearKernels: SendableMetatype {
     static func moveColumns(_ arguments: UnsafePointer<MoveColumnsArguments>)
     static func routeTokens(_ arguments: UnsafePointer<RouteTokensArguments>)
     static func combineRows(_ arguments: UnsafePointer<CombineRowsArguments>)
+    /// Returns the number of columns.
+    static func listActiveColumns(_ arguments: UnsafePointer<ActiveColumnsArguments>) -> Int
+    static func gateListedColumns(_ arguments: UnsafePointer<GateColumnsArguments>)
 }
 
 /// Gradients. Only the product for training calls them.

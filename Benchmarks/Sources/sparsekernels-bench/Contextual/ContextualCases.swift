@@ -10,6 +10,7 @@ struct ContextualCases: CaseFamily {
         Section(
             kind: .contextual, groups: trainingGroups() + attentionGradientGroups(),
             baselines: [ContextualBaseline.dense, Self.attentionForward])
+        Section(kind: .contextual, groups: catsGroups() + polarGroups(), baselines: [ContextualBaseline.dense])
     }
 }
 
