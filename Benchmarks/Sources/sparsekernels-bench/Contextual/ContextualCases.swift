@@ -8,9 +8,9 @@ struct ContextualCases: CaseFamily {
 
     func section() -> Section {
         Section(
-            kind: .contextual, groups: trainingGroups() + attentionGradientGroups(),
+            kind: .contextual,
+            groups: catsGroups() + polarGroups() + trainingGroups() + attentionGradientGroups(),
             baselines: [ContextualBaseline.dense, Self.attentionForward])
-        Section(kind: .contextual, groups: catsGroups() + polarGroups(), baselines: [ContextualBaseline.dense])
     }
 }
 
