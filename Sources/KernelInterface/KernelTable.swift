@@ -111,6 +111,9 @@ public protocol RecurrenceKernels: SendableMetatype {
 /// Products with picked channels, and experts.
 public protocol SparseLinearKernels: SendableMetatype {
     static func moveColumns(_ arguments: UnsafePointer<MoveColumnsArguments>)
+    /// `scratch` has 16 floats.
+    static func sumHiddenSquares(
+        _ arguments: UnsafePointer<HiddenSquaresArguments>, scratch: UnsafeMutablePointer<Float>)
 }
 
 /// Gradients. Only the product for training calls them.
