@@ -116,6 +116,9 @@ public protocol SparseLinearKernels: SendableMetatype {
     /// Returns the number of columns.
     static func listActiveColumns(_ arguments: UnsafePointer<ActiveColumnsArguments>) -> Int
     static func gateListedColumns(_ arguments: UnsafePointer<GateColumnsArguments>)
+    /// `scratch` has 16 floats.
+    static func sumHiddenSquares(
+        _ arguments: UnsafePointer<HiddenSquaresArguments>, scratch: UnsafeMutablePointer<Float>)
 }
 
 /// Gradients. Only the product for training calls them.

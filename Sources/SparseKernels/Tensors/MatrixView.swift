@@ -37,8 +37,29 @@ public struct MatrixView<Element: TensorElement>: ~Escapable {
             uncheckedSpan: span.extracting(start..<start + count), rows: rows, columns: range.count, rowStride: rowStride)
     }
 
+    /// The view of some rows, such as those of one sequence of a batch.
+    @_lifetime(copy self)
+    public func rows(_ range: Range<Int>) -> MatrixView {
+        precondition(range.lowerBound >= 0 && range.upperBound <= rows, "rows \(range) outside \(rows)")
+        let count = range.isEmpty ? 0 : (range.count - 1) * rowStride + columns
+        let start = range.isEmpty ? 0 : range.lowerBound * rowStride
+        return MatrixView(
+            uncheckedSpan: span.extracting(start..<start + count), rows: range.count, columns: columns, rowStride: rowStride)
+    }
+
+    /// The view of every `step`-th row, from the first on.
+    @_lifetime(copy self)
+    public func rows(every step: Int) -> MatrixView {
+        precondition(step >= 1, "every row number \(step)")
+        let count = rows == 0 ? 0 : (rows - 1) / step + 1
+        // Two rows lie in memory, so that their distance is a number.
+        let stride = count <= 1 ? rowStride : rowStride * step
+        let elements = count == 0 ? 0 : (count - 1) * stride + columns
+        return MatrixView(uncheckedSpan: span.extracting(0..<elements), rows: count, columns: columns, rowStride: stride)
+    }
+
     @_lifetime(copy uncheckedSpan)
-    private init(uncheckedSpan: Span<Element>, rows: Int, columns: Int, rowStride: Int) {
+    fileprivate init(uncheckedSpan: Span<Element>, rows: Int, columns: Int, rowStride: Int) {
         self.rows = rows
         self.columns = columns
         self.rowStride = rowStride
@@ -67,6 +88,49 @@ public struct MutableMatrixView<Element: TensorElement>: ~Copyable, ~Escapable {
         self.columns = columns
         self.rowStride = stride
         self.span = span
+    }
+}
+
+extension MutableMatrixView {
+    /// A view of some rows, for as long as this one is not used.
+    @_lifetime(&self)
+    public mutating func rows(_ range: Range<Int>) -> MutableMatrixView {
+        precondition(range.lowerBound >= 0 && range.upperBound <= rows, "rows \(range) outside \(rows)")
+        let count = range.isEmpty ? 0 : (range.count - 1) * rowStride + columns
+        let start = range.isEmpty ? 0 : range.lowerBound * rowStride
+        return MutableMatrixView(
+            uncheckedSpan: span._mutatingExtracting(start..<start + count), rows: range.count, columns: columns,
+            rowStride: rowStride)
+    }
+
+    /// A view of some rows to read.
+    @_lifetime(borrow self)
+    package func readableRows(_ range: Range<Int>) -> MatrixView<Element> {
+        precondition(range.lowerBound >= 0 && range.upperBound <= rows, "rows \(range) outside \(rows)")
+        let count = range.isEmpty ? 0 : (range.count - 1) * rowStride + columns
+        let start = range.isEmpty ? 0 : range.lowerBound * rowStride
+        return MatrixView(
+            uncheckedSpan: span.span.extracting(start..<start + count), rows: range.count, columns: columns,
+            rowStride: rowStride)
+    }
+
+    /// A view of some columns, for as long as this one is not used.
+    @_lifetime(&self)
+    public mutating func columns(_ range: Range<Int>) -> MutableMatrixView {
+        precondition(range.lowerBound >= 0 && range.upperBound <= columns, "columns \(range) outside \(columns)")
+        let count = rows == 0 ? 0 : (rows - 1) * rowStride + range.count
+        let start = rows == 0 ? 0 : range.lowerBound
+        return MutableMatrixView(
+            uncheckedSpan: span._mutatingExtracting(start..<start + count), rows: rows, columns: range.count,
+            rowStride: rowStride)
+    }
+
+    @_lifetime(copy uncheckedSpan)
+    private init(uncheckedSpan: consuming MutableSpan<Element>, rows: Int, columns: Int, rowStride: Int) {
+        self.rows = rows
+        self.columns = columns
+        self.rowStride = rowStride
+        span = uncheckedSpan
     }
 }
 
