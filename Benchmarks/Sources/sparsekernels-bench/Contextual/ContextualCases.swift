@@ -9,9 +9,8 @@ struct ContextualCases: CaseFamily {
     func section() -> Section {
         Section(
             kind: .contextual,
-            groups: catsGroups() + polarGroups() + trainingGroups() + attentionGradientGroups(),
+            groups: sparseLoRAGroups() + catsGroups() + polarGroups() + trainingGroups() + attentionGradientGroups(),
             baselines: [ContextualBaseline.dense, Self.attentionForward])
-        Section(kind: .contextual, groups: sparseLoRAGroups(), baselines: [ContextualBaseline.dense])
     }
 }
 
