@@ -74,6 +74,8 @@ let package = Package(
                 "SparseKernelsModels",
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "FastDLLM", package: "SparseKernels"),
+                .product(name: "CATS", package: "SparseKernels"),
+                .product(name: "PolarSparsity", package: "SparseKernels"),
                 .product(name: "NemotronH", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
                 .product(name: "ReasoningBranches", package: "SparseKernels"),

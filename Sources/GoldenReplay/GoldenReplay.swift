@@ -25,6 +25,7 @@ public enum GoldenReplay {
         "mamba1.selective_scan": replaySelectiveScan,
         "minference.index_build": replayMInferenceIndex,
         "minference.vertical_slash": replayMInferenceVerticalSlash,
+        "moe.grouped_gemm": replayExperts,
         "nunchaku.pack": replayNunchakuPack,
         "paro.attention": replayPAROAttention,
         "paro.permutation": replayPAROPermutation,

@@ -111,6 +111,14 @@ public protocol RecurrenceKernels: SendableMetatype {
 /// Products with picked channels, and experts.
 public protocol SparseLinearKernels: SendableMetatype {
     static func moveColumns(_ arguments: UnsafePointer<MoveColumnsArguments>)
+    static func routeTokens(_ arguments: UnsafePointer<RouteTokensArguments>)
+    static func combineRows(_ arguments: UnsafePointer<CombineRowsArguments>)
+    /// Returns the number of columns.
+    static func listActiveColumns(_ arguments: UnsafePointer<ActiveColumnsArguments>) -> Int
+    static func gateListedColumns(_ arguments: UnsafePointer<GateColumnsArguments>)
+    /// `scratch` has 16 floats.
+    static func sumHiddenSquares(
+        _ arguments: UnsafePointer<HiddenSquaresArguments>, scratch: UnsafeMutablePointer<Float>)
 }
 
 /// Gradients. Only the product for training calls them.

@@ -196,7 +196,7 @@ public enum QuantizedScratch {
     public static let activationDepth = 256
 
     /// The rows of each task of a product of `rows` rows with floats: equal blocks that stay in a second-level cache. None has a
-    /// single row unless the product has, because a single row is summed in another order.
+    /// single row unless the product has, because products of nibbles with floats sum a single row in another order.
     public static func valueRows(_ rows: Int, depth: Int, tileRows: Int, laneCount: Int) -> Int {
         var limit = taskRows
         if laneCount >= 16 { limit = min(limit, max(wideValueBytes / (4 * max(depth, 1)), 4 * tileRows)) }

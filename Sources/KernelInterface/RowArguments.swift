@@ -121,7 +121,7 @@ public enum RowFunction: UInt8, Sendable {
     case reluSquared
 }
 
-/// Rows of y = function(gate) · up, or of function(gate).
+/// Rows of y = function(gate) · up, or of function(gate), with zeros where |function(gate)| ≤ threshold.
 public struct ActivateArguments {
     public var gate: RowOperand
     /// Read only if `hasUp`.
@@ -131,6 +131,8 @@ public struct ActivateArguments {
     public var rows: Int
     public var columns: Int
     public var function: RowFunction
+    /// A negative number keeps everything. NaN is kept in any case.
+    public var threshold: Float = -1
 
     public init(
         gate: RowOperand, up: RowOperand, hasUp: Bool, y: RowTarget, rows: Int, columns: Int, function: RowFunction

@@ -1,4 +1,4 @@
-internal import SparseKernels
+public import SparseKernels
 
 /// Layers of SparseLoRA in `Double`, forward and backward, with what results in `Float` may be off by.
 ///
@@ -117,9 +117,11 @@ public enum ReferenceSparseLoRA {
     }
 
     /// Norms over the rows of f(x·gateᵀ) ⊙ (x·upᵀ), with gate and up as `[channels, width]` products of estimators.
-    public static func hiddenNorms(x: BoundedMatrix, gate: BoundedMatrix, up: BoundedMatrix) -> [Double] {
+    public static func hiddenNorms(
+        x: BoundedMatrix, gate: BoundedMatrix, up: BoundedMatrix, function: GatedActivation.Function = .silu
+    ) -> [Double] {
         let (g, u) = (x.timesTransposed(gate), x.timesTransposed(up))
-        let h = g.mapped(slope: 1.1) { (ReferenceRows.activation(.silu, $0), 0) }.timesElements(u)
+        let h = g.mapped(slope: 1.1) { (ReferenceRows.activation(function, $0), 0) }.timesElements(u)
         return h.columnNorms
     }
 }

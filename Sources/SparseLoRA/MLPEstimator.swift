@@ -5,7 +5,7 @@ public import SparseKernels
 ///     s = ‖ f(X̂_gate) ⊙ X̂_up ‖ per channel,   norms over the tokens
 ///
 /// - Source: SparseLoRA (arXiv 2506.16500), section 3.2; `FFNPredictor` in `spft/modules/pred.py`.
-public struct MLPEstimator: Sendable, Equatable {
+public struct MLPEstimator: Sendable {
     /// Which tokens the norms are over.
     public enum Tokens: Hashable, Sendable {
         /// The mean token of each sequence, which is the released default: almost free.
@@ -22,6 +22,7 @@ public struct MLPEstimator: Sendable, Equatable {
     public let function: GatedActivation.Function
     /// The two `down` factors on top of each other.
     private let down: Tensor<Float>
+    private let norms: HiddenNorms
 
     /// Channels of the input.
     public var width: Int { gate.inFeatures }
@@ -51,6 +52,7 @@ public struct MLPEstimator: Sendable, Equatable {
         self.up = up
         self.function = function
         down = try stacked([gate.down, up.down])
+        norms = try HiddenNorms(gate: gate.up, up: up.up, function: function)
     }
 
     /// The scores of all channels.
@@ -127,8 +129,12 @@ public struct MLPEstimator: Sendable, Equatable {
     private func scores(
         projected t: Tensor<Float>, _ set: InstructionSet, on pool: WorkerPool
     ) throws(SparseKernelsError) -> [Float] {
-        var sums = try Tensor<Double>(zeros: [channelCount])
-        try HiddenNorms.addSquares(of: t, gate: gate.up, up: up.up, function, to: &sums, set, on: pool)
-        return sums.elements.map { Float($0.squareRoot()) }
+        try norms(t.matrixView(), instructionSet: set, on: pool)
+    }
+}
+
+extension MLPEstimator: Equatable {
+    public static func == (a: MLPEstimator, b: MLPEstimator) -> Bool {
+        a.gate == b.gate && a.up == b.up && a.function == b.function
     }
 }

@@ -64,6 +64,9 @@ public struct SparseLoRAConfiguration: Hashable, Sendable {
         self.estimatorRank = estimatorRank
     }
 
+    /// The tokens that estimators of feed-forward layers see.
+    public var estimatedTokens: MLPEstimator.Tokens { averagesSequences ? .sequenceMeans : .all }
+
     /// Whether a step is sparse. Steps count from 0.
     public func isSparse(step: Int, of total: Int) -> Bool {
         func position(_ bound: Double) -> Double { bound <= 1 ? bound * Double(total) : bound }

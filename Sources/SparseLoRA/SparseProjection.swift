@@ -28,6 +28,8 @@ public struct SparseProjection: Sendable {
     public struct Tape: Sendable {
         /// x·aᵀ.
         var projected: Tensor<Float>
+        /// Whether the run had an adapter.
+        var hasAdapter = false
         var segments: TokenSegments?
         var channels: ChannelSubset?
 
@@ -110,6 +112,7 @@ public struct SparseProjection: Sendable {
         if let lora { try requireAdapter(lora) }
         tape.segments = segments
         tape.channels = picked
+        tape.hasAdapter = lora != nil
         try runFrozen(x: x, segments, picked, &workspace.compact, y: &y, on: pool)
         guard let lora, let adapter else { return }
         if tape.projected.shape[0] < x.rows || tape.projected.shape[1] != lora.a.shape[0] {
@@ -182,9 +185,9 @@ public struct SparseProjection: Sendable {
         try requireExtents("x", x.rows, x.columns, dy.rows, inFeatures)
         try requireAdapter(lora)
         try require(
-            tape.projected.shape[0] >= x.rows && tape.projected.shape[1] == lora.a.shape[0], .invalidShape, "tape",
-            expected: "that of a run with an adapter of rank \(lora.a.shape[0]) and \(x.rows) rows",
-            actual: "\(tape.projected.shape[0]) rows of \(tape.projected.shape[1])")
+            tape.hasAdapter && tape.projected.shape[0] >= x.rows && tape.projected.shape[1] == lora.a.shape[0],
+            .invalidArgument, "tape", expected: "that of a run with an adapter of rank \(lora.a.shape[0])",
+            actual: tape.hasAdapter ? "one with rank \(tape.projected.shape[1])" : "one without an adapter")
         for (name, gradient, factor) in [("aGradient", aGradient, lora.a), ("bGradient", bGradient, lora.b)] {
             try require(
                 gradient.shape == factor.shape, .invalidShape, name, expected: "\(factor.shape)", actual: "\(gradient.shape)")

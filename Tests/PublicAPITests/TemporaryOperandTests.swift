@@ -1,6 +1,8 @@
+import CATS
 import DuoAttention
 import LServe
 import MInference
+import PolarSparsity
 import QServe
 import Quest
 import SVDQuant
@@ -240,5 +242,34 @@ struct TemporaryOperandTests {
         tensor[0, 0] += 2
         tensor.update { position, element in element += Float(position) }
         #expect(tensor.elements == [2, 1, 2, 3, 4, 10])
+    }
+
+    // MARK: - Skipped activations and heads
+
+    @Test("CATS and Polar Sparsity")
+    func contextual() throws {
+        let layer = try CATSLayer(
+            gate: Self.pattern([6, 4]), up: Self.pattern([6, 4], 3), down: Self.pattern([4, 6]), threshold: 0.1)
+        var (histogram, workspace) = (ActivationHistogram(), CATSWorkspace())
+        try layer.record(Self.pattern([3, 4]), into: &histogram, workspace: &workspace)
+        try histogram.add(Self.pattern([2, 6]))
+        var y = try Tensor<Float>(zeros: [2, 4])
+        #expect(try layer.run(Self.pattern([2, 4], 5), into: &y, workspace: &workspace) <= 6)
+        #expect(histogram.count == 30)
+
+        let fitting = try RouterFitting()
+        let heads = try fitting.headRouter(inputs: Self.pattern([9, 4]), activity: Self.pattern([9, 3], 5))
+        #expect(try heads.select(Self.pattern([2, 4]), count: 1).indices.count == 2)
+        #expect(try HeadSelection.strongest(Self.pattern([2, 4]), count: 3).sequences == 2)
+        let neurons = try fitting.neuronRouter(inputs: Self.pattern([9, 4]), activity: Self.pattern([9, 6], 5), rank: 2)
+        #expect(try neurons.select(Self.pattern([2, 4]), .strongest(6)).isAll)
+        let mlp = try PolarMLP(up: Self.pattern([6, 4]), down: Self.pattern([4, 6]))
+        var rows = PolarMLP.Workspace()
+        try mlp.run(Self.pattern([2, 4]), into: &y, workspace: &rows)
+        #expect(try mlp.hidden(of: Self.pattern([2, 4]), workspace: &rows).shape == [2, 6])
+        #expect(try HeadActivity.norms(of: Self.pattern([4, 2, 8]), heads: 2).shape == [2, 2])
+        var channels = ChannelSubset(all: 0)
+        try ActiveColumns().list(Self.pattern([2, 6]), into: &channels)
+        #expect(channels.width == 6)
     }
 }

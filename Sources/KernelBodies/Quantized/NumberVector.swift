@@ -1,7 +1,8 @@
 // One row of activations times a panel of weights that are numbers of 8, 16 or 32 bits: C += Σ_k x[k] · w[k], widened in registers.
 //
-// The product is bound by reading the weights. Four channels at a time have sums of their own: a chain of multiply-adds in one
-// register would take their latency of four cycles per channel, longer than a level-one cache takes to deliver the weights.
+// Blocks of `floatDepth` channels have sums of their own, which are added in order: so does the product of many rows, which widens
+// a block at a time, and a row has the same bits alone and among others. Four blocks are summed at a time: a chain of multiply-adds
+// in one register would take their latency of four cycles per channel, longer than a near cache takes to deliver the weights.
 
 import KernelInterface
 
@@ -37,32 +38,42 @@ private func multiply(
     _ c: UnsafeMutablePointer<Float>, width: Int
 ) {
     let lanes = width * laneCount
-    let zero = splat(0)
-    var (a0, a1, a2, a3) = (load(c), zero, zero, zero)
-    var (b0, b1, b2, b3) = (width > 1 ? load(c + laneCount) : zero, zero, zero, zero)
-    var k = 0
-    while k + 4 <= channels {
-        let (x0, x1, x2, x3) = (splat(x[k]), splat(x[k + 1]), splat(x[k + 2]), splat(x[k + 3]))
-        let first = k * lanes
-        a0 = multiplyAdd(x0, weight(weights, type, first), a0)
-        a1 = multiplyAdd(x1, weight(weights, type, first + lanes), a1)
-        a2 = multiplyAdd(x2, weight(weights, type, first + 2 * lanes), a2)
-        a3 = multiplyAdd(x3, weight(weights, type, first + 3 * lanes), a3)
-        if width > 1 {
-            b0 = multiplyAdd(x0, weight(weights, type, first + laneCount), b0)
-            b1 = multiplyAdd(x1, weight(weights, type, first + lanes + laneCount), b1)
-            b2 = multiplyAdd(x2, weight(weights, type, first + 2 * lanes + laneCount), b2)
-            b3 = multiplyAdd(x3, weight(weights, type, first + 3 * lanes + laneCount), b3)
+    let block = QuantizedScratch.floatDepth
+    var first = 0
+    while first + 4 * block <= channels {
+        var (a0, a1, a2, a3) = (splat(0), splat(0), splat(0), splat(0))
+        var (b0, b1, b2, b3) = (a0, a1, a2, a3)
+        for k in first..<first + block {
+            let (x0, x1, x2, x3) = (
+                splat(x[k]), splat(x[k + block]), splat(x[k + 2 * block]), splat(x[k + 3 * block])
+            )
+            let place = k * lanes
+            a0 = multiplyAdd(x0, weight(weights, type, place), a0)
+            a1 = multiplyAdd(x1, weight(weights, type, place + block * lanes), a1)
+            a2 = multiplyAdd(x2, weight(weights, type, place + 2 * block * lanes), a2)
+            a3 = multiplyAdd(x3, weight(weights, type, place + 3 * block * lanes), a3)
+            if width > 1 {
+                b0 = multiplyAdd(x0, weight(weights, type, place + laneCount), b0)
+                b1 = multiplyAdd(x1, weight(weights, type, place + block * lanes + laneCount), b1)
+                b2 = multiplyAdd(x2, weight(weights, type, place + 2 * block * lanes + laneCount), b2)
+                b3 = multiplyAdd(x3, weight(weights, type, place + 3 * block * lanes + laneCount), b3)
+            }
         }
-        k += 4
+        store((((load(c) + a0) + a1) + a2) + a3, c)
+        if width > 1 { store((((load(c + laneCount) + b0) + b1) + b2) + b3, c + laneCount) }
+        first += 4 * block
     }
-    while k < channels {
-        a0 = multiplyAdd(splat(x[k]), weight(weights, type, k * lanes), a0)
-        if width > 1 { b0 = multiplyAdd(splat(x[k]), weight(weights, type, k * lanes + laneCount), b0) }
-        k += 1
+    while first < channels {
+        let end = minimum(first + block, channels)
+        var (a, b) = (splat(0), splat(0))
+        for k in first..<end {
+            a = multiplyAdd(splat(x[k]), weight(weights, type, k * lanes), a)
+            if width > 1 { b = multiplyAdd(splat(x[k]), weight(weights, type, k * lanes + laneCount), b) }
+        }
+        store(load(c) + a, c)
+        if width > 1 { store(load(c + laneCount) + b, c + laneCount) }
+        first = end
     }
-    store((a0 + a1) + (a2 + a3), c)
-    if width > 1 { store((b0 + b1) + (b2 + b3), c + laneCount) }
 }
 
 /// A register of weights from element `index` on.

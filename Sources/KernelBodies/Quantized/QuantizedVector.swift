@@ -77,11 +77,16 @@ private func multiplyCodes(_ args: QuantizedProductArguments, _ part: VectorPart
         let place = part.channel / args.groupSize + group
         var c = loadRow(part.c, width: width)
         c = multiplyAdd(args.scales[place], floats(total) * loadRow(part.scales + group * lanes, width: width), c)
-        if let offsets = part.offsets {
-            c = multiplyAdd(-args.sums[place], loadRow(offsets + group * lanes, width: width), c)
-        }
         store(c, part.c, width: width)
     }
+    // After all groups, as for many rows, so that a row has the same bits alone.
+    guard let offsets = part.offsets else { return }
+    let sums = args.sums + part.channel / args.groupSize
+    var c = loadRow(part.c, width: width)
+    for group in 0..<part.channels / args.groupSize {
+        c = multiplyAdd(-sums[group], loadRow(offsets + group * lanes, width: width), c)
+    }
+    store(c, part.c, width: width)
 }
 
 /// Unpacks eight channels to signed bytes.

@@ -1,4 +1,4 @@
-// Activation functions of rows, alone or times another row: y = f(gate) · up.
+// Activation functions of rows, alone or times another row: y = f(gate) · up, and 0 where |f(gate)| is at most a threshold.
 
 public import KernelInterface
 
@@ -41,6 +41,7 @@ private func activateBySquare(_ args: ActivateArguments) {
 /// The loop of all functions. It is transparent, so that the closure is gone before code is made.
 @_transparent
 private func activate(_ args: ActivateArguments, _ function: (Vector) -> Vector) {
+    let threshold = splat(args.threshold)
     for row in 0..<args.rows {
         let gate = args.gate.base + row * args.gate.stride * byteCount(args.gate.type)
         let up = args.up.base + row * args.up.stride * byteCount(args.up.type)
@@ -48,15 +49,17 @@ private func activate(_ args: ActivateArguments, _ function: (Vector) -> Vector)
         var column = 0
         while column + laneCount <= args.columns {
             var value = function(loadLanes(gate, args.gate.type, column))
+            let isSmall = magnitude(value) .<= threshold
             if args.hasUp { value = value * loadLanes(up, args.up.type, column) }
-            storeLanes(value, y, args.y.type, column)
+            storeLanes(value.replacing(with: splat(0), where: isSmall), y, args.y.type, column)
             column += laneCount
         }
         let rest = args.columns - column
         if rest > 0 {
             var value = function(loadLastLanes(gate, args.gate.type, column, rest, filler: 0))
+            let isSmall = magnitude(value) .<= threshold
             if args.hasUp { value = value * loadLastLanes(up, args.up.type, column, rest, filler: 0) }
-            storeLastLanes(value, y, args.y.type, column, rest)
+            storeLastLanes(value.replacing(with: splat(0), where: isSmall), y, args.y.type, column, rest)
         }
     }
 }

@@ -1,9 +1,8 @@
-// Sums and transposes of rows, the small steps between products.
+// Sums of rows, the small steps between products: y += scale · x, or y = scale · x.
 
 public import KernelInterface
 
 extension Kernels {
-    /// y += scale · x, or y = scale · x.
     public static func addScaledRows(_ arguments: UnsafePointer<AddRowsArguments>) {
         let args = arguments.pointee
         let scale = splat(args.scale)
@@ -22,13 +21,5 @@ extension Kernels {
                 column += 1
             }
         }
-    }
-
-    /// target[x][y] = scale · source[y][x].
-    public static func transposeRows(_ arguments: UnsafePointer<TransposeArguments>) {
-        let args = arguments.pointee
-        transpose(
-            args.source, stride: args.stride, rows: args.rows, columns: args.columns, times: args.scale, into: args.target,
-            destinationStride: args.targetStride)
     }
 }

@@ -19,7 +19,7 @@ package import KernelInterface
 /// - Complexity: one pass over memory, O(rows · columns).
 /// - Scratch: none.
 /// - Source: Shazeer, 2020 (arXiv 2002.05202); `ACT2FN` of Hugging Face transformers, whose names are `silu`, `gelu`, `gelu_pytorch_tanh`,
-///   `relu` and `relu2`.
+///   `relu` and `relu2`. The threshold is that of CATS (arXiv 2404.08763).
 public struct GatedActivation: Sendable {
     /// A function of one number.
     public enum Function: String, Hashable, Sendable, CaseIterable {
@@ -36,16 +36,27 @@ public struct GatedActivation: Sendable {
     }
 
     public let function: Function
+    /// Where |f| is at most this, results are exactly 0, whatever `up` is; nil means that nothing is small. NaN never is.
+    public let threshold: Float?
     /// The instruction set that calls execute.
     public let instructionSet: InstructionSet
     private let kernels: any KernelTable.Type
 
     /// - Parameters:
     ///   - function: f.
+    ///   - threshold: results are 0 where |f| is at most this, finite and 0 or more; nil means none.
     ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
-    /// - Throws: `.unsupportedInstructionSet`.
-    public init(_ function: Function, instructionSet: InstructionSet? = nil) throws(SparseKernelsError) {
+    /// - Throws: `.invalidArgument` for a threshold that is negative or not finite; `.unsupportedInstructionSet`.
+    public init(
+        _ function: Function, threshold: Float? = nil, instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) {
+        if let threshold {
+            try require(
+                threshold >= 0 && threshold.isFinite, .invalidArgument, "threshold", expected: "finite, 0 or more",
+                actual: "\(threshold)")
+        }
         self.function = function
+        self.threshold = threshold
         self.instructionSet = try InstructionSet.resolve(instructionSet)
         kernels = self.instructionSet.kernels
     }
@@ -105,8 +116,9 @@ public struct GatedActivation: Sendable {
         // The exponential and a division take as long as moving about this many bytes.
         let cost = function == .relu || function == .reluSquared ? bytes : max(bytes, 16)
         let tasks = RowTasks(rows: rows, bytesPerRow: columns * cost)
-        let arguments = ActivateArguments(
+        var arguments = ActivateArguments(
             gate: gate, up: up ?? gate, hasUp: up != nil, y: y, rows: rows, columns: columns, function: function.kernel)
+        arguments.threshold = threshold ?? -1
         pool.run(ActivateCall(kernels: kernels, arguments: arguments, tasks: tasks), tasks)
     }
 }

@@ -11,9 +11,9 @@
 /// - Source: SparseLoRA (arXiv 2506.16500), CATS (arXiv 2404.08763), Polar Sparsity (arXiv 2505.14884).
 public struct ChannelSubset: Hashable, Sendable {
     /// The number of channels that there are, below 2³¹.
-    public let width: Int
+    public internal(set) var width: Int
     /// The channels that are kept, in ascending order.
-    public let indices: [Int32]
+    public internal(set) var indices: [Int32]
 
     /// Takes a list of channels.
     ///

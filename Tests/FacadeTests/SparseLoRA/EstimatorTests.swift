@@ -57,6 +57,30 @@ struct EstimatorTests {
         }
     }
 
+    @Test("norms with every function and any numbers of tokens and channels", arguments: InstructionSet.available)
+    func functions(_ set: InstructionSet) throws {
+        for (index, function) in GatedActivation.Function.allCases.enumerated() {
+            for (tokens, channels, rank) in [(1, 1, 1), (3, 16, 8), (66, 37, 3), (131, 150, 9)] {
+                func estimator(_ seed: UInt64) throws -> ChannelEstimator {
+                    try ChannelEstimator(
+                        down: .normal([rank, 12], seed: seed, scale: 0.3), up: .normal([channels, rank], seed: seed + 1))
+                }
+                let (gate, up) = (try estimator(UInt64(index)), try estimator(UInt64(index) + 10))
+                let x = try Tensor<Float>.normal([tokens, 12], seed: 20)
+                let scores = try MLPEstimator(gate: gate, up: up, function: function).scores(
+                    x.matrixView(), tokens: .all, instructionSet: set)
+                func weight(_ e: ChannelEstimator) -> BoundedMatrix { BoundedMatrix(e.up).times(BoundedMatrix(e.down)) }
+                let expected = ReferenceSparseLoRA.hiddenNorms(
+                    x: BoundedMatrix(x), gate: weight(gate), up: weight(up), function: function)
+                let largest = expected.max()!
+                #expect(scores.count == channels)
+                for (score, norm) in zip(scores, expected) {
+                    #expect(abs(Double(score) - norm) <= 1e-5 * largest, "\(set), \(function), \(tokens) × \(channels)")
+                }
+            }
+        }
+    }
+
     @Test("scores have the same bits on any number of threads, and of rows with a stride")
     func threads() throws {
         let (estimator, _, _) = try Self.mlp(600, 40)

@@ -9,6 +9,8 @@ public struct LinearSpec: Hashable, Sendable, CustomStringConvertible {
     public let rank: Int?
     /// Layers at each end in bfloat16, with FP8.
     public let wideLayers: Int
+    /// The sparsity of MLPs with CATS, of a model that has it.
+    public private(set) var catsSparsity: Double?
 
     public init(_ format: LinearFormat, rank: Int? = nil, wideLayers: Int = 0) {
         self.format = format
@@ -17,7 +19,10 @@ public struct LinearSpec: Hashable, Sendable, CustomStringConvertible {
     }
 
     /// That of a model.
-    public init(_ model: LanguageModel) { self.init(model.linear, rank: model.rank, wideLayers: model.wideLayers) }
+    public init(_ model: LanguageModel) {
+        self.init(model.linear, rank: model.rank, wideLayers: model.wideLayers)
+        catsSparsity = model.cats?.sparsity
+    }
 
     /// - Throws: `.invalidArgument` for a name that is not known, or a rank that is no number.
     public init(_ text: String) throws(SparseKernelsError) {
@@ -42,5 +47,6 @@ public struct LinearSpec: Hashable, Sendable, CustomStringConvertible {
 
     public var description: String {
         format.rawValue + (rank.map { ":\($0)" } ?? "") + (wideLayers > 0 ? ":\(wideLayers)" : "")
+            + (catsSparsity.map { "+cats:\($0)" } ?? "")
     }
 }

@@ -41,7 +41,7 @@ public struct MethodSpec: Hashable, Sendable, CustomStringConvertible {
     public static let help = """
         Prefill: dense, xattention:THRESHOLD:STRIDE (0.9:16), minference:VERTICAL:SLASH (1000:4096), sparge:KEEP_RATIO (0.5), \
         streaming:SINK:LOCAL (128:1024), lserve:SINK:LOCAL (128:4096). Decoding, after +: dense, streaming:SINK:LOCAL, quest:TOKENS \
-        (25%), twilight:TOKENS:TOP_P (50%:0.9), lserve:TOKENS:INTERVAL (25%:4). Numbers of tokens may be parts of the context: 12.5%.
+        (25%), twilight:TOKENS:TOP_P (50%:0.9), lserve:TOKENS:INTERVAL (25%:4), polar:HEADS and polar:GROUPS:groups with routers that are fitted when the model is loaded. Numbers of tokens may be parts of the context: 12.5%.
         """
 
     /// - Throws: `.invalidArgument` for a name or value that is not known.
@@ -134,6 +134,11 @@ public struct MethodSpec: Hashable, Sendable, CustomStringConvertible {
         let values = Values(values: decodingValues, name: decodingName)
         try values.expect(atMost: ["dense": 0, "quest": 1][decodingName] ?? 2)
         switch decodingName {
+        case "polar":
+            if decodingValues.isEmpty || decodingValues.count == 2 && !routesGroups {
+                throw Self.failure("polar:HEADS, or polar:GROUPS:groups", "polar" + decodingValues.map { ":" + $0 }.joined())
+            }
+            return .polar(heads: try values.integer(0, 1))
         case "dense": return .dense
         case "streaming":
             return .streaming(
@@ -143,10 +148,14 @@ public struct MethodSpec: Hashable, Sendable, CustomStringConvertible {
             return .twilight(tokens: try values.tokens(0, .part(0.5), at: context), topP: try values.number(1, 0.9))
         case "lserve":
             return .lServe(tokens: try values.tokens(0, .part(0.25), at: context), interval: try values.integer(1, 4))
-        default: throw Self.failure("a decoding of dense, streaming, quest, twilight and lserve", decodingName)
+        default: throw Self.failure("a decoding of dense, streaming, quest, twilight, lserve and polar", decodingName)
         }
     }
 
+    /// Whether decoding needs routers of heads.
+    public var needsHeadRouters: Bool { decodingName == "polar" }
+    /// Whether they choose key/value heads, whose query heads attend together.
+    public var routesGroups: Bool { needsHeadRouters && decodingValues.count == 2 && decodingValues[1] == "groups" }
     /// Whether both are dense.
     public var isDense: Bool { prefillName == "dense" && decodingName == "dense" }
     /// Whether decoding is dense.

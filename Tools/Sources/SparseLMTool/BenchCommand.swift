@@ -18,6 +18,10 @@ struct BenchCommand: ParsableCommand {
     @Option(help: ArgumentHelp("Forms of linear layers, with commas between. Default: that of generate.", valueName: "formats"))
     var linear: String?
 
+    @Option(
+        help: ArgumentHelp("How MLPs are computed, with commas between.", discussion: MLPSpec.help, valueName: "forms"))
+    var mlp = "dense"
+
     @Option(help: ArgumentHelp("Methods, with commas between.", discussion: MethodSpec.help, valueName: "methods"))
     var methods = "dense"
 
@@ -48,6 +52,7 @@ struct BenchCommand: ParsableCommand {
     func validate() throws {
         _ = try MethodSpec.list(methods)
         _ = try LinearChoice.list(linear)
+        _ = try MLPSpec.list(mlp)
         guard (1...1000).contains(repetitions), (0...1 << 20).contains(prompt), (0...1 << 20).contains(steps) else {
             throw ValidationError("--repetitions takes 1 to 1000, --pp and --tg 0 to \(1 << 20)")
         }
@@ -65,12 +70,14 @@ struct BenchCommand: ParsableCommand {
         let table = LanguageBench.Row.table(methodWidth: specs.map(\.description.count).max() ?? 0)
         table.header.forEach { printNow($0) }
         let formats = try LinearChoice.list(linear)
-        let progress = ProgressLine.onTerminal(total: bench.tests.count * specs.count * formats.count)
+        let forms = try MLPSpec.list(mlp)
+        let progress = ProgressLine.onTerminal(total: bench.tests.count * specs.count * formats.count * forms.count)
         let message = InterruptMessage(json.map { "stopped; finished rows are in \($0)" } ?? "stopped")
         defer { withExtendedLifetime(message) {} }
-        for format in formats {
-            let language = try model.load(linear: format)
+        for (format, form) in formats.flatMap({ format in forms.map { (format, $0) } }) {
+            let language = try model.load(linear: format, mlp: form)
             for method in specs {
+                let language = try model.prepare(language, for: method)
                 var rows: [LanguageBench.Row] = []
                 try bench.run(
                     language, passes.spec(method, cache), text: corpus.tokens, pool: model.pool,

@@ -105,7 +105,7 @@ struct BranchCommand: ParsableCommand {
         let text = try prompt.text(else: standard)
         let tokenizer = try model.tokenizer
         let tokens = tokenizer.startTokens + tokenizer.encode(bytes: text)
-        let language = try model.load(linear: session.linear)
+        let language = try model.load(linear: session.linear, mlp: session.mlp, for: session.method)
         let starts = mode == .spawn ? children.map { tokenizer.encode($0).count } : []
         let branches = mode == .spawn ? starts.count : count
         let longest = maxTokens + (starts.max() ?? 0)

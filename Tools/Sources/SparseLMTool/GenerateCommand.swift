@@ -78,7 +78,7 @@ struct GenerateCommand: ParsableCommand {
         let text = try prompt.text(else: Self.standardPrompt)
         let tokenizer = try model.tokenizer
         let tokens = tokenizer.startTokens + tokenizer.encode(bytes: text)
-        let language = try model.load(linear: session.linear, adapter: adapter.adapter)
+        let language = try model.load(linear: session.linear, mlp: session.mlp, for: session.method, adapter: adapter.adapter)
         let context = tokens.count + maxTokens
         let session = try LanguageSession(
             language, try self.session.spec.options(context: context, sequences: samples, extra: (samples - 1) * context),

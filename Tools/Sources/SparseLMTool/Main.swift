@@ -10,7 +10,7 @@ struct SparseLMCommand: ParsableCommand {
         version: "0.1.0",
         subcommands: [
             GenerateCommand.self, PerplexityCommand.self, NeedleCommand.self, TableCommand.self, BenchCommand.self,
-            CalibrateCommand.self, HeadsCommand.self, BranchCommand.self, DiffuseCommand.self,
+            CalibrateCommand.self, ThresholdsCommand.self, HeadsCommand.self, BranchCommand.self, DiffuseCommand.self,
             FinetuneCommand.self,
         ])
 }

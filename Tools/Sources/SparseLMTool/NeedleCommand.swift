@@ -37,7 +37,7 @@ struct NeedleCommand: ParsableCommand {
         let tokenizer = try model.tokenizer
         let corpus = try texts.corpus(for: tokenizer)
         let tasks = try context.numbers.map { try NeedleTask(context: $0, keys: keys, trials: trials, seed: seed) }
-        let language = try model.load(linear: session.linear)
+        let language = try model.load(linear: session.linear, mlp: session.mlp, for: session.method)
         let table = TextTable([
             .init("Context", width: 7), .init("Right", width: 6), .init("Questions", width: 9),
             .init("Accuracy", "%", width: 8),

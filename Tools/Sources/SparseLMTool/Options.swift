@@ -1,4 +1,5 @@
 public import ArgumentParser
+import CATS
 import Foundation
 public import LanguageMeasuring
 import SparseKernels
@@ -44,20 +45,52 @@ struct ModelOptions: ParsableArguments {
     var tokenizer: any Tokenizing { get throws { try TokenizerFolder.tokenizer(of: folder) } }
 
     /// Loads the model.
+    ///
     /// - Parameters:
     ///   - linear: nil means the form that suits the file.
+    ///   - mlp: how MLPs are computed. Thresholds that are not in a file are found on the sources of the repository.
+    ///   - method: the method of attention, whose routers are fitted on the same text where it needs some.
     ///   - adapter: a folder with an adapter that is added.
-    func load(linear: LinearSpec?, adapter: String? = nil) throws -> LanguageModel {
+    func load(
+        linear: LinearSpec?, mlp: MLPSpec = .dense, for method: MethodSpec? = nil, adapter: String? = nil
+    ) throws -> LanguageModel {
+        let model = try load(linear: linear, thresholds: mlp.thresholds(folder: folder), adapter: adapter)
+        let calibrated = try mlp.calibrated(model, on: pool, text: text(for: tokenizer))
+        return try method.map { try prepare(calibrated, for: $0) } ?? calibrated
+    }
+
+    /// The model with what a method of attention needs.
+    func prepare(_ model: LanguageModel, for method: MethodSpec) throws -> LanguageModel {
+        try RouterPlan().model(model, for: method, on: pool, text: text(for: tokenizer))
+    }
+
+    /// Makes the text of calibrations.
+    private func text(for tokenizer: any Tokenizing) -> () throws(SparseKernelsError) -> TextCorpus {
+        { () throws(SparseKernelsError) in
+            guard let sources = ModelData.sources else {
+                throw SparseKernelsError(
+                    .notFound, "sources", expected: "the sources of the repository beside this program, for a calibration",
+                    actual: "none; thresholds may come from sparse-lm thresholds --text FOLDER")
+            }
+            return try TextCorpus(path: sources, extensions: ["swift"], tokenizer: tokenizer)
+        }
+    }
+
+    /// Loads the model with thresholds of CATS; nil means dense MLPs.
+    func load(linear: LinearSpec?, thresholds: CATSThresholds?, adapter: String? = nil) throws -> LanguageModel {
         let folder = try folder
-        return try load(folder, linear ?? LinearChoice.standard(for: folder), adapter: adapter)
+        return try load(folder, linear ?? LinearChoice.standard(for: folder), thresholds, adapter: adapter)
     }
 
     /// Loads a model, and shows how far it is when it makes low-rank branches.
-    func load(_ folder: String, _ linear: LinearSpec, adapter: String? = nil) throws -> LanguageModel {
+    func load(
+        _ folder: String, _ linear: LinearSpec, _ thresholds: CATSThresholds? = nil, adapter: String? = nil
+    ) throws -> LanguageModel {
         var progress: ProgressLine?
         defer { progress?.clear() }
         return try LanguageModel(
-            folder: folder, linear: linear.format, rank: linear.rank, wideLayers: linear.wideLayers, adapter: adapter, on: pool
+            folder: folder, linear: linear.format, rank: linear.rank, wideLayers: linear.wideLayers, cats: thresholds,
+            adapter: adapter, on: pool
         ) { loaded, layers in
             guard linear.rank ?? 0 > 0 else { return }
             if progress == nil { progress = ProgressLine.onTerminal(total: layers) }
@@ -144,6 +177,9 @@ struct SessionFlags: ParsableArguments {
                 + "leaves a layer at each end in bfloat16."),
         transform: { try LinearSpec($0) })
     var linear: LinearSpec?
+
+    @Option(help: ArgumentHelp("How MLPs are computed.", discussion: MLPSpec.help), transform: { try MLPSpec($0) })
+    var mlp = MLPSpec.dense
 
     // Methods and caches are read by `transform`, as its errors are shown: those of `ExpressibleByArgument` say only that a value is
     // invalid.

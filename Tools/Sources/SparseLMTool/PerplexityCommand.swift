@@ -40,7 +40,7 @@ struct PerplexityCommand: ParsableCommand {
         let measures = try context.numbers.map {
             try Perplexity(context: $0, scored: scored, windows: windows, path: path)
         }
-        let language = try model.load(linear: session.linear, adapter: adapter.adapter)
+        let language = try model.load(linear: session.linear, mlp: session.mlp, for: session.method, adapter: adapter.adapter)
         let table = TextTable([
             .init("Context", width: 7), .init("Windows", width: 7), .init("Scored", "bytes", width: 7),
             .init("Bits/", "byte", width: 7), .init("Bits/", "token", width: 7), .init("Perplexity", width: 10),

@@ -22,6 +22,8 @@ struct SpecTests {
         try check("streaming:64:256+streaming:1:2", .streaming(sink: 64, local: 256), .streaming(sink: 1, local: 2))
         try check("dense+quest", .dense, .quest(tokens: 2048))
         try check("dense+quest:100", .dense, .quest(tokens: 100))
+        try check("dense+polar:4", .dense, .polar(heads: 4))
+        try check("dense+polar:1:groups", .dense, .polar(heads: 1))
         try check("dense+twilight:25%:0.85", .dense, .twilight(tokens: 2048, topP: 0.85))
         try check("lserve:128:512+lserve:10%:1", .lServe(sink: 128, local: 512), .lServe(tokens: 832, interval: 1))
         #expect(try MethodSpec("dense+quest:1%").decoding(at: 1024) == .quest(tokens: 64))
@@ -35,7 +37,8 @@ struct SpecTests {
         arguments: [
             "", "+", "dense+", "quest", "dense+xattention", "dense:1", "xattention:2", "xattention:-0.1", "xattention:nan",
             "xattention:0.9:0", "xattention:0.9:16:3", "streaming:0:5", "streaming:5:x", "dense+quest:0%", "dense+quest:101%",
-            "dense+quest:%", "dense+quest:1:2", "dense+twilight:5:1.5", "dense+lserve:5:0", "dense+dense+dense", "sparge:",
+            "dense+quest:%", "dense+quest:1:2", "dense+twilight:5:1.5", "dense+lserve:5:0", "dense+polar", "dense+polar:0",
+            "dense+polar:1:heads", "dense+dense+dense", "sparge:",
         ])
     func refusals(text: String) {
         let error = #expect(throws: SparseKernelsError.self) { try MethodSpec(text) }

@@ -8,7 +8,8 @@ struct ContextualCases: CaseFamily {
 
     func section() -> Section {
         Section(
-            kind: .contextual, groups: sparseLoRAGroups() + attentionGradientGroups(),
+            kind: .contextual,
+            groups: sparseLoRAGroups() + catsGroups() + polarGroups() + trainingGroups() + attentionGradientGroups(),
             baselines: [ContextualBaseline.dense, Self.attentionForward])
     }
 }

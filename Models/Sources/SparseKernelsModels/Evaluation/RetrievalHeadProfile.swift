@@ -46,7 +46,7 @@ public struct RetrievalHeadProfile: Sendable {
         try model.check(tokens)
         if sums.isEmpty { sums = Array(repeating: Array(repeating: (0, 0), count: c.kvHeads), count: c.attentionLayers) }
         let attention = try ComparedAttention(model, tokens: tokens.count, sink: sink, local: local, sums: sums)
-        var workspace = try LanguageWorkspace(c, rows: tokens.count)
+        var workspace = try LanguageWorkspace(c, rows: tokens.count, hasCATS: model.cats != nil)
         var stopwatch = Stopwatch()
         try model.run(
             PassTokens(tokens), needed: .rows([]), attention: attention, workspace: &workspace, stopwatch: &stopwatch, on: pool)

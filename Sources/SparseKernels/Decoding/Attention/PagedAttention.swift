@@ -82,32 +82,35 @@ public struct PagedAttention: Sendable {
     ///   - layer: the layer of the cache.
     ///   - selection: the tokens to attend, among those that the mask shows; all unless given. Needs the mask `.causal` or
     ///     `.full`.
+    ///   - heads: the heads that attend for each sequence, by key/value head or by query head; all unless given. Others have output 0
+    ///     and LSE −∞, and read nothing. Prefixes are not shared then.
     ///   - output: `queryHeads` × Σ `queryLengths` × `valueDim`.
     ///   - logSumExp: natural log of the sum of exponentials of each row, `[queryHeads, Σ queryLengths]`.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: `.invalidShape` for operands, query lengths, a selection or a cache that do not fit each other,
+    /// - Throws: `.invalidShape` for operands, query lengths, selections or a cache that do not fit each other,
     ///   `.unknownSequence`, `.invalidArgument` for a layer or an index of the selection that does not exist and for a
     ///   selection with another mask, `.notFound` for tokens that were discarded. On errors nothing is written.
     public func run<Q: AttentionElement, O: AttentionElement>(
         query: TensorView<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], queryLengths: [Int]? = nil,
-        layer: Int = 0, selection: KVSelection? = nil, output: consuming MutableTensorView<O>,
+        layer: Int = 0, selection: KVSelection? = nil, heads: HeadSelection? = nil, output: consuming MutableTensorView<O>,
         logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
         try check(query.geometry, cache)
         let step = try pageTables(of: sequences, in: cache, layer: layer, queryLengths: queryLengths)
         try run(
             query: query, cache: cache, step: step, queryLengths: queryLengths, layer: layer, selection: selection,
-            output: output, logSumExp: logSumExp, on: pool)
+            heads: heads, output: output, logSumExp: logSumExp, on: pool)
     }
 
     /// Attends into the caller's memory, once query heads and cache are known to fit the operator.
     private func run<Q: AttentionElement, O: AttentionElement>(
         query: TensorView<Q>, cache: PagedKVCache, step: PageTables, queryLengths: [Int]?, layer: Int,
-        selection: KVSelection?, output: consuming MutableTensorView<O>, logSumExp: consuming MutableSpan<Float>?,
+        selection: KVSelection?, heads: HeadSelection?, output: consuming MutableTensorView<O>,
+        logSumExp: consuming MutableSpan<Float>?,
         on pool: WorkerPool
     ) throws(SparseKernelsError) {
         let batch = try PagedBatch(
-            self, step: step, queryLengths: queryLengths, queryTokens: query.tokens, selection: selection)
+            self, step: step, queryLengths: queryLengths, queryTokens: query.tokens, selection: selection, heads: heads)
         let count = logSumExp?.count
         try output.geometry.requireExtents(
             "output", heads: queryHeads, tokens: batch.queryCount, channels: configuration.valueDim)
@@ -145,15 +148,16 @@ public struct PagedAttention: Sendable {
         return try PageTables(of: sequences, in: cache, layer: layer)
     }
 
-    /// Attends into new memory. See ``run(query:cache:sequences:queryLengths:layer:selection:output:logSumExp:on:)``.
+    /// Attends into new memory. See ``run(query:cache:sequences:queryLengths:layer:selection:heads:output:logSumExp:on:)``.
     public func callAsFunction<Q: AttentionElement>(
         query: Tensor<Q>, cache: PagedKVCache, sequences: [PagedKVCache.SequenceID], queryLengths: [Int]? = nil,
-        layer: Int = 0, selection: KVSelection? = nil, on pool: WorkerPool = .shared
+        layer: Int = 0, selection: KVSelection? = nil, heads: HeadSelection? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> AttentionState {
         try check(query.view(named: "query").geometry, cache)
         let step = try pageTables(of: sequences, in: cache, layer: layer, queryLengths: queryLengths)
         return try state(
-            query: query, cache: cache, step: step, queryLengths: queryLengths, layer: layer, selection: selection, on: pool)
+            query: query, cache: cache, step: step, queryLengths: queryLengths, layer: layer, selection: selection,
+            heads: heads, on: pool)
     }
 
     /// Attends one query of every sequence into new memory, with the page tables that its selection was made from.
@@ -162,19 +166,21 @@ public struct PagedAttention: Sendable {
     ) throws(SparseKernelsError) -> AttentionState {
         try check(query.view(named: "query").geometry, cache)
         return try state(
-            query: query, cache: cache, step: tables, queryLengths: nil, layer: layer, selection: selection, on: pool)
+            query: query, cache: cache, step: tables, queryLengths: nil, layer: layer, selection: selection, heads: nil,
+            on: pool)
     }
 
     private func state<Q: AttentionElement>(
         query: Tensor<Q>, cache: PagedKVCache, step: PageTables, queryLengths: [Int]?, layer: Int, selection: KVSelection?,
-        on pool: WorkerPool
+        heads: HeadSelection?, on pool: WorkerPool
     ) throws(SparseKernelsError) -> AttentionState {
         let tokens = try query.view(named: "query").tokens
         var output = try Tensor<Float>(zeros: [queryHeads, tokens, configuration.valueDim])
         var logSumExp = try Tensor<Float>(zeros: [queryHeads, tokens])
         try run(
             query: query.view(named: "query"), cache: cache, step: step, queryLengths: queryLengths, layer: layer,
-            selection: selection, output: output.mutableView(named: "output"), logSumExp: logSumExp.mutableSpan, on: pool)
+            selection: selection, heads: heads, output: output.mutableView(named: "output"), logSumExp: logSumExp.mutableSpan,
+            on: pool)
         return try AttentionState(output: output, logSumExp: logSumExp)
     }
 }

@@ -92,8 +92,8 @@ struct PagedAttentionCall {
             var sequence = 0
             for index in 0..<batch.rowsPerHead {
                 let place = batch.place(ofRow: index, group: plan.group, from: &sequence)
-                let rows = query.rows(
-                    head: kvHead * plan.group + place.head, from: place.sequence.firstQuery + place.query)
+                let head = batch.queryHead(of: place.sequence, kvHead: kvHead, place: place.head, group: plan.group)
+                let rows = query.rows(head: head, from: place.sequence.firstQuery + place.query)
                 plan.kernels.stageRows(rows, first: 0, count: 1, channels: channels, into: row)
                 row += channels
             }
@@ -189,7 +189,8 @@ struct PagedAttentionCall {
         for (index, row) in group.rows.enumerated() {
             let place = batch.place(ofRow: row, group: plan.group, from: &sequence)
             rowPositions[index] = Int32(truncatingIfNeeded: place.sequence.position(ofQuery: place.query))
-            rowSlopes[index] = slopes[group.kvHead * plan.group + place.head]
+            rowSlopes[index] =
+                slopes[batch.queryHead(of: place.sequence, kvHead: group.kvHead, place: place.head, group: plan.group)]
         }
         return TokenAliBi(
             slopes: rowSlopes, rowPositions: rowPositions, positions: positions,
@@ -228,7 +229,7 @@ struct PagedAttentionCall {
             let (kvHead, row) = (number / batch.rowsPerHead, number % batch.rowsPerHead)
             if row == 0 { sequence = 0 }
             let place = batch.place(ofRow: row, group: plan.group, from: &sequence)
-            let head = kvHead * plan.group + place.head
+            let head = batch.queryHead(of: place.sequence, kvHead: kvHead, place: place.head, group: plan.group)
             let token = place.sequence.firstQuery + place.query
             var count = 0
             for level in 0..<batch.prefixLevels {
@@ -240,7 +241,9 @@ struct PagedAttentionCall {
                 records: merge.records, recordStride: merge.stride, indices: indices, count: count, valueDim: channels,
                 output: output.row(head: head, token: token), outputType: output.type,
                 logSumExp: logSumExp.map { $0 + head * batch.queryCount + token }, scratch: sums)
-            arguments.sinkLogit = plan.modifiers.sinkLogits?[head] ?? -.infinity
+            // A skipped head sees nothing, not even its sink.
+            let isSkipped = batch.heads != nil && batch.groupOfRow[number] < 0
+            arguments.sinkLogit = isSkipped ? -.infinity : plan.modifiers.sinkLogits?[head] ?? -.infinity
             plan.kernels.mergeTokens(&arguments)
         }
     }

@@ -49,6 +49,8 @@ struct PagedBatch {
     private(set) var sequences: [Sequence] = []
     let tables: [Int32]
     let selection: KVSelection?
+    /// The heads that attend; nil means all.
+    let heads: SelectedHeads?
     /// Whether rows go head by head.
     let isHeadMajor: Bool
     /// Prefixes of so many rows that they are attended elsewhere: no group attends their tokens.
@@ -66,7 +68,7 @@ struct PagedBatch {
 
     init(
         _ plan: PagedAttention, step: PageTables, queryLengths: [Int]?, queryTokens: Int, selection: KVSelection?,
-        separateRows: Int = .max
+        heads: HeadSelection? = nil, separateRows: Int = .max
     ) throws(SparseKernelsError) {
         let configuration = plan.configuration
         pageSize = configuration.pageSize
@@ -88,7 +90,16 @@ struct PagedBatch {
             queryTokens == queries, .invalidShape, "query", expected: "Σ queryLengths = \(queries) tokens",
             actual: "\(queryTokens)")
         self.selection = selection
-        isHeadMajor = selection.map { $0.heads != configuration.kvHeads } ?? false
+        if let heads {
+            try Self.check(heads, sequences: step.sequences.count, plan)
+            self.heads = SelectedHeads(heads, kvHeads: configuration.kvHeads, group: plan.group)
+        } else {
+            self.heads = nil
+        }
+        // Where queries share a list, the rows of the selected heads are adjacent.
+        isHeadMajor =
+            selection.map { $0.heads != configuration.kvHeads } ?? false
+            || heads.map { $0.heads != configuration.kvHeads } ?? false && plan.mask.reach != nil
         rowsPerHead = queries * plan.group
         let rows = rowsPerHead * configuration.kvHeads
         groupOfRow = [Int32](repeating: -1, count: rows)
@@ -147,6 +158,16 @@ struct PagedBatch {
         }
     }
 
+    private static func check(_ heads: HeadSelection, sequences: Int, _ plan: PagedAttention) throws(SparseKernelsError) {
+        let kvHeads = plan.configuration.kvHeads
+        try require(
+            heads.sequences == sequences, .invalidShape, "heads.sequences", expected: "\(sequences)",
+            actual: "\(heads.sequences)")
+        try require(
+            heads.heads == kvHeads || heads.heads == plan.queryHeads, .invalidShape, "heads.heads",
+            expected: "kvHeads (\(kvHeads)) or queryHeads (\(plan.queryHeads))", actual: "\(heads.heads)")
+    }
+
     private func checkPages(_ mask: KVMask) throws(SparseKernelsError) {
         for sequence in sequences where sequence.queries > 0 {
             // The first query sees the earliest window and the last one the latest. Some query sees each token between.
@@ -172,7 +193,7 @@ struct PagedBatch {
     /// Makes sequences with a common prefix adjacent and numbers the rows. Returns the prefixes that are attended once.
     private mutating func shareAndOrder(_ plan: PagedAttention) -> [SharedPrefix] {
         var prefixes: [SharedPrefix] = []
-        if plan.sharesPrefixes && plan.mask == .causal && selection == nil && sequences.count > 1 {
+        if plan.sharesPrefixes && plan.mask == .causal && selection == nil && heads == nil && sequences.count > 1 {
             let order = SharedPrefix.find(among: sequences, tables: tables, pageSize: pageSize, &prefixes)
             sequences = order.map { sequences[$0] }
         }
@@ -188,14 +209,21 @@ struct PagedBatch {
 
     private mutating func addGroups(of sequence: Sequence, kvHead: Int, _ plan: PagedAttention) {
         let (group, queries) = (plan.group, sequence.queries)
-        let all = sequence.firstRow..<sequence.firstRow + queries * group
-        if queries == 0 { return }
+        // Skipped heads have the last places of their group, and no rows in any group.
+        let attending = heads?.count(sequence: sequence.index, kvHead: kvHead) ?? group
+        if queries == 0 || attending == 0 { return }
+        let all = sequence.firstRow..<sequence.firstRow + queries * (isHeadMajor ? attending : group)
         // The last query is at the end of the sequence. With a reach over all others each query sees the same.
         let reach = plan.mask.reach.flatMap { $0 < queries - 1 ? $0 : nil }
         if let selection {
-            for head in 0..<(isHeadMajor ? group : 1) {
-                let list = sequence.index * selection.heads + (isHeadMajor ? kvHead * group + head : kvHead)
-                let rows = isHeadMajor ? all.lowerBound + head * queries..<all.lowerBound + (head + 1) * queries : all
+            let hasListPerHead = selection.heads != plan.configuration.kvHeads
+            for place in 0..<(hasListPerHead ? attending : 1) {
+                let list =
+                    sequence.index * selection.heads
+                    + (hasListPerHead
+                        ? queryHead(of: sequence, kvHead: kvHead, place: place, group: group) : kvHead)
+                let rows =
+                    hasListPerHead ? all.lowerBound + place * queries..<all.lowerBound + (place + 1) * queries : all
                 addGroups(
                     kvHead: kvHead, rows: rows, list: self.list(selection, list, of: sequence), reach: reach)
             }
@@ -214,7 +242,7 @@ struct PagedBatch {
                 kind: .ranges(tokens.sink, tokens.window), table: sequence.table,
                 count: tokens.sink.count + tokens.window.count)
             let first = all.lowerBound + query * group
-            addGroups(kvHead: kvHead, rows: first..<first + group, list: list, reach: nil)
+            addGroups(kvHead: kvHead, rows: first..<first + attending, list: list, reach: nil)
         }
     }
 
@@ -247,7 +275,12 @@ struct PagedBatch {
         }
     }
 
-    /// The sequence, the query and the query head in its group of a row of a key/value head.
+    /// The query head at a place of the rows of a key/value head.
+    func queryHead(of sequence: Sequence, kvHead: Int, place: Int, group: Int) -> Int {
+        kvHead * group + (heads?.head(sequence: sequence.index, kvHead: kvHead, place: place) ?? place)
+    }
+
+    /// The sequence, the query and the place of the query head in its group of a row of a key/value head.
     func place(ofRow row: Int, group: Int, from start: inout Int) -> (sequence: Sequence, query: Int, head: Int) {
         while row >= sequences[start].firstRow + sequences[start].queries * group { start += 1 }
         let sequence = sequences[start]

@@ -13,9 +13,8 @@ internal import KernelInterface
 /// ```
 ///
 /// - Exactness: weights and activations are widened, which is exact; products are summed in `Float`. Sums with weights of 8 bits are
-///   multiplied by 1 / scale at the end. Non-finite input gives the
-///   result of IEEE arithmetic in its own row. Results are bitwise equal for every number of threads. A call with a single row
-///   sums in another order than one with several.
+///   multiplied by 1 / scale at the end. Non-finite input gives the result of IEEE arithmetic in its own row. Results are bitwise
+///   equal for every number of threads, and the result of a row does not depend on the other rows.
 /// - Complexity: M·N·K multiply-adds. With one row it is bound by reading the weights.
 /// - Scratch: `scratchByteCount` per thread and, for activations of 16 bits, their copies in single precision, kept by the pool.
 /// - Source: Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008), with B packed ahead of time.

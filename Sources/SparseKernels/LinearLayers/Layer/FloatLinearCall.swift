@@ -11,7 +11,7 @@ struct FloatLinearCall {
             multiply(x.base.assumingMemoryBound(to: Float.self), stride: x.stride, first: 0, rows: rows, on: pool)
             return
         }
-        // Blocks have equal sizes, because a last block of a single row would be summed in another order.
+        // Blocks have equal sizes, because a last block of few rows would widen all weights for little.
         let limit = GEMMScratch.block(rows, limit: QuantizedLinear.blockRows, unit: 1)
         // A cache line more than the row: rows a page apart share few cache sets.
         let stride = (layer.inFeatures + 15) / 16 * 16 + 16

@@ -12,7 +12,8 @@ internal import KernelInterface
 ///
 /// - Exactness: products of codes are summed in integers within a group of the weights, and groups in `Float`. Codes and scales
 ///   are those of the papers' own kernels; see ``ActivationFormat``. Results are bitwise equal for every number of threads. The
-///   result of a row does not depend on the other rows, except that a call with a single row sums its floats in another order.
+///   result of a row does not depend on the other rows, except that a call with a single row sums low-rank projections, and products of
+///   nibbles with `.float` activations, in another order.
 /// - Non-finite input affects only its own row, which becomes NaN, or with `.float` the result of IEEE arithmetic.
 /// - Complexity: M·N·K multiply-adds of codes, or of floats for `.float`, and M·(N + K)·rank of floats.
 /// - Scratch: `workspaceByteCount` once and `scratchByteCount` per thread, kept by the pool.

@@ -64,7 +64,7 @@ public final class DiffusionSession: DiffusionModel {
             } else {
                 try DenseDiffusionCache(model, capacity: capacity)
             }
-        workspace = try LanguageWorkspace(c, rows: capacity)
+        workspace = try LanguageWorkspace(c, rows: capacity, hasCATS: model.cats != nil)
     }
 
     /// Bytes of the cache and of the memory of passes. The model is not among them.

@@ -54,6 +54,15 @@ struct CacheTraffic: Sendable {
         return Double(tokens * kvHeads) / Double(selection.heads) * tokenBytes
     }
 
+    /// All tokens of the key/value heads that have a selected query head.
+    func selected(_ heads: HeadSelection, _ lengths: [Int]) -> Double {
+        var tokens = 0
+        for (sequence, length) in lengths.enumerated() {
+            tokens += length * Set(heads.list(sequence: sequence).map { Int($0) * kvHeads / heads.heads }).count
+        }
+        return Double(tokens) * tokenBytes
+    }
+
     /// The metadata of all pages of sequences of these lengths.
     func metadata(_ lengths: [Int]) -> Double {
         let pages = lengths.reduce(0) { $0 + ($1 + logicalPageSize - 1) / logicalPageSize }

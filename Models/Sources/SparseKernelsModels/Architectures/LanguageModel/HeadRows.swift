@@ -9,6 +9,8 @@ struct HeadRows: Sendable {
     let headDim: Int
     var rows = 0
     var elements: Tensor<Float>
+    /// The query heads that attend, where a method of decoding selects some.
+    var selected: HeadSelection?
 
     init(_ c: LanguageModelConfiguration, capacity: Int) throws(SparseKernelsError) {
         (queryHeads, kvHeads, headDim) = (c.queryHeads, c.kvHeads, c.headDim)
@@ -45,6 +47,9 @@ protocol TokenAttention: AnyObject {
         _ heads: inout HeadRows, layer: Int, into output: inout Tensor<Float>, on pool: WorkerPool
     ) throws(SparseKernelsError)
 
+    /// The number of heads that a layer attends with, where a router chooses them for this pass; nil for all.
+    func selectedHeads(layer: Int) -> Int?
+
     /// The sequences of the pass, by the slots of their recurrent states. Only models with such states ask for it.
     func batch() throws(SparseKernelsError) -> PackedSequences
 
@@ -53,6 +58,8 @@ protocol TokenAttention: AnyObject {
 }
 
 extension TokenAttention {
+    func selectedHeads(layer: Int) -> Int? { nil }
+
     // For those that bidirectional models have, which have no recurrent layers.
     func batch() throws(SparseKernelsError) -> PackedSequences { throw .withoutStates }
     func states(layer: Int) throws(SparseKernelsError) -> Mamba2States { throw .withoutStates }

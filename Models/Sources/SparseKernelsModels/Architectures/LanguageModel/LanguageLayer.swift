@@ -8,6 +8,7 @@ struct LanguageLayer: Sendable {
     enum Mixer: Sendable {
         case attention(AttentionMixer)
         case mlp(MLPMixer)
+        case cats(CATSMixer)
         case mamba2(RecurrentMixer)
     }
 
@@ -20,13 +21,17 @@ struct LanguageLayer: Sendable {
         switch mixer {
         case .attention(let mixer): mixer.qkv.byteCount + mixer.output.byteCount
         case .mlp(let mixer): mixer.up.byteCount + mixer.down.byteCount
+        case .cats(let mixer): mixer.layer.byteCount
         case .mamba2(let mixer): mixer.input.byteCount + mixer.mixer.byteCount + mixer.output.byteCount
         }
     }
 
     /// Whether a token's result depends on other tokens.
     var mixesTokens: Bool {
-        if case .mlp = mixer { false } else { true }
+        switch mixer {
+        case .mlp, .cats: false
+        case .attention, .mamba2: true
+        }
     }
 }
 
@@ -92,6 +97,8 @@ struct LayerSource {
     var format: LinearFormat
     let rank: Int?
     let pool: WorkerPool
+    /// The thresholds of the MLPs; nil for dense ones.
+    var cats: [Float]?
 
     func norm(_ name: String, _ count: Int) throws(SparseKernelsError) -> RMSNorm {
         try RMSNorm(
@@ -113,30 +120,36 @@ struct LayerSource {
         let mixer: LanguageLayer.Mixer
         switch pattern.layers[number] {
         case .attention: mixer = .attention(try AttentionMixer(self, prefix: prefix + "mixer.", index: index))
-        case .mlp: mixer = .mlp(try MLPMixer(self, prefix: prefix + "mixer."))
+        case .mlp: mixer = try mlp(prefix: prefix + "mixer.", index: index)
         case .mamba2: mixer = .mamba2(try RecurrentMixer(self, name: prefix + "mixer", index: index))
         }
         return [LanguageLayer(norm: norm, mixer: mixer, after: nil)]
     }
 
+    /// - Parameter index: which of the MLPs it is.
+    private func mlp(prefix: String, index: Int) throws(SparseKernelsError) -> LanguageLayer.Mixer {
+        guard let cats else { return .mlp(try MLPMixer(self, prefix: prefix)) }
+        return .cats(try CATSMixer(self, prefix: prefix, threshold: cats[index]))
+    }
+
     private func block(_ number: Int) throws(SparseKernelsError) -> [LanguageLayer] {
         let (prefix, width) = ("model.layers.\(number).", configuration.hiddenSize)
         let attention = try AttentionMixer(self, prefix: prefix + "self_attn.", index: number)
-        let mlp = try MLPMixer(self, prefix: prefix + "mlp.")
+        let mlp = try mlp(prefix: prefix + "mlp.", index: number)
         let first = try norm(prefix + "input_layernorm", width)
         switch configuration.normPlacement {
         case .before:
             return [
                 LanguageLayer(norm: first, mixer: .attention(attention), after: nil),
                 LanguageLayer(
-                    norm: try norm(prefix + "post_attention_layernorm", width), mixer: .mlp(mlp), after: nil),
+                    norm: try norm(prefix + "post_attention_layernorm", width), mixer: mlp, after: nil),
             ]
         case .beforeAndAfter:
             return [
                 LanguageLayer(
                     norm: first, mixer: .attention(attention), after: try norm(prefix + "post_attention_layernorm", width)),
                 LanguageLayer(
-                    norm: try norm(prefix + "pre_feedforward_layernorm", width), mixer: .mlp(mlp),
+                    norm: try norm(prefix + "pre_feedforward_layernorm", width), mixer: mlp,
                     after: try norm(prefix + "post_feedforward_layernorm", width)),
             ]
         }

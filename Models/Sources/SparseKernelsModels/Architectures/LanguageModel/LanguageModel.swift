@@ -1,4 +1,6 @@
+public import CATS
 internal import NemotronH
+public import PolarSparsity
 public import SparseKernels
 
 /// A language model, loaded from a folder: weights and the arithmetic of a pass, without state. Blocks of attention and an MLP, as in the
@@ -21,13 +23,18 @@ public struct LanguageModel: Sendable {
     public let rank: Int?
     /// Layers at each end whose weights are in bfloat16 where those of the others are in FP8.
     public let wideLayers: Int
+    /// The thresholds of MLPs that skip small activations; nil for dense MLPs.
+    public internal(set) var cats: CATSThresholds?
     /// Whether the weights of the blocks come from a file of 4-bit codes.
     public let isQuantized: Bool
     /// Bytes of all weights, as they are in memory.
     public let byteCount: Int
 
+    /// Routers that choose heads in steps of decoding, one per layer with attention, for `DecodingMethod.polar`.
+    public internal(set) var headRouters: [HeadRouter]?
+
     let embedding: TokenEmbedding
-    let layers: [LanguageLayer]
+    var layers: [LanguageLayer]
     /// The last layer whose results depend on other tokens.
     let lastMixingLayer: Int
     /// The learned logits of each layer with attention.
@@ -46,15 +53,17 @@ public struct LanguageModel: Sendable {
     ///     means none, and no W4A4.
     ///   - wideLayers: for `.fp8`: so many layers from the first one on, and up to the last one, have weights in bfloat16, as Nemotron-H
     ///     was trained with four.
+    ///   - cats: the thresholds of MLPs that skip small activations, one per MLP; nil for dense MLPs. `catsThresholds` finds them, with a
+    ///     model that was loaded with `zeroThresholds`.
     ///   - adapter: a folder with a LoRA adapter of the model, as PEFT and `sparse-lm finetune` save it, which is added to the weights
     ///     (``ModelAdapter``).
     ///   - pool: the threads that pack and quantise.
     ///   - progress: called after each layer with the number of layers that are loaded, and of all.
     /// - Throws: `.inputOutput` and `.malformedFile` for files that cannot be read; `.notFound`, `.invalidElementType` and
     ///   `.invalidShape` for a weight that is missing or does not fit the configuration, and for an adapter of another model;
-    ///   `.invalidArgument` for a format that the file cannot have, or `wideLayers` below 0 or with another format.
+    ///   `.invalidArgument` for a format that the file cannot have, `wideLayers` below 0 or with another format, or thresholds for a model that cannot have them.
     public init(
-        folder: String, linear: LinearFormat = .float16, rank: Int? = nil, wideLayers: Int = 0,
+        folder: String, linear: LinearFormat = .float16, rank: Int? = nil, wideLayers: Int = 0, cats: CATSThresholds? = nil,
         adapter: String? = nil, on pool: WorkerPool = .shared, progress: (_ loaded: Int, _ layers: Int) -> Void = { _, _ in }
     ) throws(SparseKernelsError) {
         let c = try LanguageModelConfiguration(path: folder + "/config.json")
@@ -69,13 +78,18 @@ public struct LanguageModel: Sendable {
                 .invalidArgument, "wideLayers", expected: "0, or more for fp8", actual: "\(wideLayers) for \(linear.rawValue)")
         }
         self.wideLayers = wideLayers
+        if let cats {
+            try CATSMixer.check(c, files, linear)
+            try c.check(cats)
+        }
+        self.cats = cats
         let wide = BFloat16Layers(first: wideLayers, last: wideLayers)
         let isHybrid = c.pattern != nil
         let (table, projection) = (isHybrid ? "backbone.embeddings.weight" : "model.embed_tokens.weight", "lm_head.weight")
         let embedded = try files.embedding(table, [c.vocabularySize, c.hiddenSize], scale: c.embeddingScale)
         embedding = embedded.embedding
         activation = try GatedActivation(c.activation)
-        var source = LayerSource(configuration: c, files: files, format: linear, rank: rank, pool: pool)
+        var source = LayerSource(configuration: c, files: files, format: linear, rank: rank, pool: pool, cats: cats?.values)
         var layers: [LanguageLayer] = []
         for number in 0..<c.layers {
             source.format = wide.contains(number, of: c.layers) ? .bfloat16 : linear
@@ -131,7 +145,7 @@ public struct LanguageModel: Sendable {
             throw SparseKernelsError(.invalidArgument, "tokens", expected: "one or more", actual: "none")
         }
         try check(tokens)
-        var workspace = try LanguageWorkspace(configuration, rows: tokens.count)
+        var workspace = try LanguageWorkspace(configuration, rows: tokens.count, hasCATS: cats != nil)
         let attention = try WholeSequenceAttention(self, tokens: tokens.count)
         var stopwatch = Stopwatch()
         try run(

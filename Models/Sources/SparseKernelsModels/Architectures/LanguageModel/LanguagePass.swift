@@ -1,3 +1,4 @@
+import CATS
 import Foundation
 import NemotronH
 import SparseKernels
@@ -20,25 +21,32 @@ struct LanguageWorkspace: Sendable {
     var projected: Tensor<Float>
     var mixed: Tensor<Float>
     var recurrence = Mamba2Workspace()
+    var cats = CATSWorkspace()
+    /// Channels of MLPs that skip some, since the session took it last.
+    var channels = ChannelCounts()
 
-    init(_ c: LanguageModelConfiguration, rows: Int) throws(SparseKernelsError) {
+    /// - Parameter hasCATS: whether MLPs skip small activations.
+    init(_ c: LanguageModelConfiguration, rows: Int, hasCATS: Bool = false) throws(SparseKernelsError) {
         self.rows = rows
         hidden = try Tensor(zeros: [rows, c.hiddenSize])
         normalized = try Tensor(zeros: [rows, c.hiddenSize])
         heads = try HeadRows(c, capacity: rows)
         attended = try Tensor(zeros: [rows, c.queryHeads * c.headDim])
         update = try Tensor(zeros: [rows, c.hiddenSize])
-        gateUp = try Tensor(zeros: [rows, (c.gatesMLP ? 2 : 1) * c.intermediateSize])
-        inner = try Tensor(zeros: [rows, c.intermediateSize])
+        // MLPs that skip activations have their own memory.
+        let inner = hasCATS ? 0 : c.intermediateSize
+        gateUp = try Tensor(zeros: [rows, (c.gatesMLP ? 2 : 1) * inner])
+        self.inner = try Tensor(zeros: [rows, inner])
         projected = try Tensor(zeros: [rows, c.mamba2?.projectedWidth ?? 0])
         mixed = try Tensor(zeros: [rows, c.mamba2?.innerWidth ?? 0])
+        if c.gatesMLP, hasCATS { try cats.reserve(tokens: rows, innerWidth: c.intermediateSize) }
         if let mamba2 = c.mamba2 { try recurrence.reserve(tokens: rows, mamba2) }
     }
 
     var byteCount: Int {
         4
             * (hidden.count + normalized.count + heads.elements.count + attended.count + update.count + gateUp.count
-                + inner.count + projected.count + mixed.count) + recurrence.byteCount
+                + inner.count + projected.count + mixed.count) + recurrence.byteCount + cats.byteCount
     }
 }
 
@@ -100,7 +108,7 @@ extension LanguageModel {
                 try attend(mixer, tables, rows: rows, attention, &w, &stopwatch, on: pool, observe)
             case .mamba2(let mixer):
                 try recur(mixer, rows: rows, attention, &w, &stopwatch, on: pool, observe)
-            case .mlp: break
+            case .mlp, .cats: break
             }
             if index == lastMixingLayer, case .rows(let list) = needed {
                 rows = list.count
@@ -126,6 +134,14 @@ extension LanguageModel {
                 try observe(mixer.downName, w.inner)
                 stopwatch.lap(\.other)
                 try mixer.down.run(w.inner, rows: rows, into: &w.update, on: pool)
+            case .cats(let mixer):
+                for name in mixer.upNames { try observe(name, w.normalized) }
+                stopwatch.lap(\.other)
+                w.channels.computed += try mixer.layer.run(
+                    MatrixView(w.normalized.span, rows: rows, columns: c.hiddenSize, named: "normalized"),
+                    into: MutableMatrixView(w.update.mutableSpan, rows: rows, columns: c.hiddenSize, named: "update"),
+                    workspace: &w.cats, on: pool)
+                w.channels.all += c.intermediateSize
             }
             stopwatch.lap(\.linear)
             let next = index + 1 < layers.count ? layers[index + 1].norm : finalNorm
@@ -146,7 +162,13 @@ extension LanguageModel {
         try mixer.qkv.run(w.normalized, rows: rows, into: &w.heads.elements, on: pool)
         stopwatch.lap(\.linear)
         try rotate(&w.heads, mixer, tables, on: pool)
+        w.heads.selected = nil
         stopwatch.lap(\.other)
+        if let count = attention.selectedHeads(layer: mixer.index), let router = headRouters?[mixer.index] {
+            w.heads.selected = try router.select(
+                MatrixView(w.normalized.span, rows: rows, columns: configuration.hiddenSize, named: "normalized"),
+                count: count, on: pool)
+        }
         try attention.attend(&w.heads, layer: mixer.index, into: &w.attended, on: pool)
         stopwatch.lap(\.attention)
     }

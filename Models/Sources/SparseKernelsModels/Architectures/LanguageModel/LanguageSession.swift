@@ -62,7 +62,8 @@ public final class LanguageSession {
         } else {
             cache = try PagedSessionCache(model, options)
         }
-        workspace = try LanguageWorkspace(model.configuration, rows: min(options.chunk, options.tokenCapacity))
+        workspace = try LanguageWorkspace(
+            model.configuration, rows: min(options.chunk, options.tokenCapacity), hasCATS: model.cats != nil)
         try SparsePrefill.check(model, options)
     }
 
@@ -233,6 +234,8 @@ public final class LanguageSession {
         if pass.isDecoding {
             statistics.decoding += stopwatch.seconds
             statistics.decodedTokens += tokens
+            statistics.computedChannels += workspace.channels.computed
+            statistics.possibleChannels += workspace.channels.all
             statistics.steps += tokens > 0 ? 1 : 0
         } else {
             statistics.prefill += stopwatch.seconds
@@ -244,6 +247,7 @@ public final class LanguageSession {
         statistics.readBytes += counts.readBytes
         statistics.denseBytes += counts.denseBytes
         cache.counts = AttentionCounts()
+        workspace.channels = ChannelCounts()
     }
 
     /// Begins new statistics.

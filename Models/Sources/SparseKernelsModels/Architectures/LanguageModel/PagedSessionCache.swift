@@ -33,6 +33,7 @@ final class PagedSessionCache: SessionCache {
         case quest(QuestDecode)
         case twilight(TwilightDecode, tokens: Int)
         case reused(ReusableSelection)
+        case polar(heads: Int)
     }
 
     init(_ model: LanguageModel, _ options: SessionOptions) throws(SparseKernelsError) {
@@ -87,6 +88,16 @@ final class PagedSessionCache: SessionCache {
                 try TwilightDecode(
                     queryHeads: c.queryHeads, configuration: configuration, selector: .quest(.tokens(tokens)), topP: topP,
                     denseLayers: 0, softmaxScale: scale), tokens: tokens)
+        case .polar(let heads):
+            guard let routers = model.headRouters, let most = routers.map(\.heads).min() else {
+                throw SparseKernelsError(
+                    .invalidArgument, "decoding", expected: "a model with routers of heads, for .polar", actual: "one without")
+            }
+            guard (0...most).contains(heads) else {
+                throw SparseKernelsError(
+                    .invalidArgument, "decoding.heads", expected: "0 to \(most), the heads of the routers", actual: "\(heads)")
+            }
+            decoding = .polar(heads: heads)
         case .lServe(let tokens, let interval):
             decoding = .reused(
                 try ReusableSelection(
@@ -100,14 +111,14 @@ final class PagedSessionCache: SessionCache {
     ) throws(SparseKernelsError) -> KVCacheConfiguration {
         let standardPageSize: Int
         switch options.decoding {
-        case .dense, .streaming, .lServe: standardPageSize = 64
+        case .dense, .streaming, .lServe, .polar: standardPageSize = 64
         case .quest, .twilight: standardPageSize = 16
         }
         let pageSize = options.pageSize ?? standardPageSize
         let metadata: PageMetadata?
         var keepsEstimates = false
         switch options.decoding {
-        case .dense, .streaming: metadata = nil
+        case .dense, .streaming, .polar: metadata = nil
         case .lServe: metadata = PageMetadata(.minMax, logicalPageSize: min(16, pageSize))
         case .quest: metadata = PageMetadata(.minMax, logicalPageSize: pageSize)
         case .twilight:
@@ -236,10 +247,18 @@ final class PagedSessionCache: SessionCache {
 
     /// Whether a layer uses the methods of the options.
     private func isSparse(_ layer: Int) -> Bool {
-        layer >= options.denseLayers && model.configuration.slidingWindows[layer] == nil
+        var denseLayers = options.denseLayers
+        // As in the paper. Prefill is not affected, which has no method of that name.
+        if isDecoding, case .polar = decoding { denseLayers = max(1, denseLayers) }
+        return layer >= denseLayers && model.configuration.slidingWindows[layer] == nil
     }
 
     // MARK: - Decoding
+
+    func selectedHeads(layer: Int) -> Int? {
+        guard isDecoding, isSparse(layer), case .polar(let heads) = decoding else { return nil }
+        return heads
+    }
 
     private func decode(
         _ heads: HeadRows, layer: Int, into output: inout Tensor<Float>, on pool: WorkerPool
@@ -255,6 +274,7 @@ final class PagedSessionCache: SessionCache {
             if case .dense = decoding {} else { isDense = false }
             switch decoding {
             case .dense: break
+            case .polar: if let selected = heads.selected { bytes = traffic.selected(selected, lengths) }
             case .streaming(let plans, let tokens):
                 plan = plans[layer]
                 bytes = traffic.dense(lengths, atMost: tokens)
@@ -283,7 +303,7 @@ final class PagedSessionCache: SessionCache {
             return
         }
         try plan.run(
-            query: query, cache: cache, sequences: names, layer: layer, selection: selection,
+            query: query, cache: cache, sequences: names, layer: layer, selection: selection, heads: heads.selected,
             output: MutableTensorView(output.mutableSpan, geometry: heads.outputGeometry(), named: "output"), on: pool)
     }
 

@@ -39,6 +39,9 @@ public enum DecodingMethod: Hashable, Sendable {
     /// LServe: retrieval heads read pages of up to `tokens` tokens, selected every `interval` steps; streaming heads a sink and
     /// a window.
     case lServe(tokens: Int, interval: Int = 4)
+    /// Polar Sparsity: the model's routers choose `heads` heads for every sequence, query heads or key/value heads as the routers are.
+    /// The first layer is dense.
+    case polar(heads: Int)
 }
 
 /// How a session caches and attends. The defaults are exact attention over keys and values in half precision.
