@@ -35,4 +35,17 @@ struct AttentionGradientSnippets {
 
         #expect(dq == gradients.query && dk == gradients.key && dv == gradients.value)
     }
+
+    /// Views of such operands crash the compiler; see `TemporaryOperandTests`.
+    @Test("operands that are temporaries")
+    func temporaries() throws {
+        let shape = try AttentionShape(queryLength: 6, keyLength: 9, queryHeads: 2, kvHeads: 1, headDim: 4)
+        let attention = try DenseAttention(shape)
+        let gradients = try AttentionGradient(shape)(
+            query: Self.pattern([2, 6, 4], 7), key: Self.pattern([1, 9, 4], 11), value: Self.pattern([1, 9, 4], 13),
+            state: attention(
+                query: Self.pattern([2, 6, 4], 7), key: Self.pattern([1, 9, 4], 11), value: Self.pattern([1, 9, 4], 13)),
+            outputGradient: Self.pattern([2, 6, 4], 5))
+        #expect(gradients.query.elements.contains { $0 != 0 })
+    }
 }

@@ -12,7 +12,8 @@
 // what the sums of the first two products begin with.
 //
 // Tiles that a mask hides are skipped, and the sums of the last three products leave out what is hidden from all rows of a tile.
-// Operators choose the keys and resolve head geometry. AttentionGradientOperands.swift stages rows.
+// Operators choose the keys and resolve head geometry. AttentionGradientOperands.swift stages rows, and
+// AttentionGradientTiles.swift has the steps of tiles.
 
 public import KernelInterface
 
@@ -28,6 +29,8 @@ private struct Step {
     var scoreGradients: UnsafeMutablePointer<Float>
     var queries = 0
     var keys = 0
+    var queriesAreFinite = true
+    var outputGradientsAreFinite = true
     /// Query r of the block sees the keys from r + `from` to r + `to` of the block.
     var from = 0
     var to = 0
@@ -75,108 +78,134 @@ extension Kernels {
                 args.valueGradient + args.firstKey * args.valueGradientStride, stride: args.valueGradientStride, count: keys,
                 channels: args.valueDim)
         }
-        var step = Step(
+        clearRows(
+            args.queryGradient + args.firstQuery * args.queryGradientStride, stride: args.queryGradientStride,
+            count: args.endQuery - args.firstQuery, channels: args.headDim)
+        let step = Step(
             packedQuery: scratch + layout.packedQuery, packedOutputGradient: scratch + layout.packedOutputGradient,
             offsets: scratch + layout.statistics, deltas: scratch + layout.statistics + gradientStride,
             probabilities: scratch + layout.probabilities, scoreGradients: scratch + layout.scoreGradients,
             keyRows: args.key, valueRows: args.value)
-        var query = args.firstQuery
-        while query < args.endQuery {
-            step.queries = minimum(gradientStride, args.endQuery - query)
-            let queryRows = args.query + query * args.queryStride
-            let outputGradientRows = args.outputGradient + query * args.outputGradientStride
-            clearRows(
-                args.queryGradient + query * args.queryGradientStride, stride: args.queryGradientStride, count: step.queries,
-                channels: args.headDim)
-            packLanes(
-                queryRows, stride: args.queryStride, count: step.queries, channels: args.headDim, times: args.softmaxScale,
-                into: step.packedQuery)
-            packLanes(
-                outputGradientRows, stride: args.outputGradientStride, count: step.queries, channels: args.valueDim,
-                times: args.softmaxScale, into: step.packedOutputGradient)
-            summarizeQueries(args, query: query, count: step.queries, offsets: step.offsets, deltas: step.deltas)
-            let queriesAreFinite = padFiniteRows(
-                queryRows, stride: args.queryStride, count: step.queries, channels: args.headDim,
-                into: scratch + layout.queryRows)
-            let gradientsAreFinite = padFiniteRows(
-                outputGradientRows, stride: args.outputGradientStride, count: step.queries, channels: args.valueDim,
-                into: scratch + layout.outputGradientRows)
-
-            var key = maximum(args.firstKey, query + args.visibleFrom)
-            let end = minimum(args.endKey, query + step.queries - 1 + args.visibleTo)
-            while key < end {
-                step.keys = minimum(AttentionGradientScratch.keyBlock, end - key)
-                step.from = query + args.visibleFrom - key
-                step.to = query + args.visibleTo - key
-                step.keyRows = args.key + key * args.keyStride
-                step.keyStride = args.keyStride
-                step.valueRows = args.value + key * args.valueStride
-                step.valueStride = args.valueStride
-                // Rows that are far apart share few cache sets, and those of keys are also read as vectors.
-                if args.keyStride != args.headDim || args.headDim % laneCount != 0 {
-                    padRows(
-                        step.keyRows, stride: args.keyStride, count: step.keys, channels: args.headDim,
-                        into: scratch + layout.keys)
-                    step.keyRows = UnsafePointer(scratch + layout.keys)
-                    step.keyStride = AttentionGradientScratch.padded(args.headDim)
-                }
-                if args.valueStride != args.valueDim {
-                    padRows(
-                        step.valueRows, stride: args.valueStride, count: step.keys, channels: args.valueDim,
-                        into: scratch + layout.values)
-                    step.valueRows = UnsafePointer(scratch + layout.values)
-                    step.valueStride = AttentionGradientScratch.padded(args.valueDim)
-                }
-                forEachPanel(vectors: (step.queries + laneCount - 1) / laneCount) { row, width in
-                    switch width {
-                    case 1: differentiatePanelOfOne(args, step, row: row)
-                    case 2: differentiatePanelOfTwo(args, step, row: row)
-                    default: differentiatePanelOfThree(args, step, row: row)
-                    }
-                }
-
-                var product = Product(
-                    weights: step.probabilities, rowStride: gradientStride, depthStride: 1, rows: step.keys,
-                    depth: step.queries, lower: 1 - step.to, upper: 1 - step.from, source: scratch + layout.outputGradientRows,
-                    sourceStride: AttentionGradientScratch.padded(args.valueDim), channels: args.valueDim,
-                    target: args.valueGradient + key * args.valueGradientStride, targetStride: args.valueGradientStride,
-                    edge: scratch + layout.edge)
-                multiplyStep(product)
-                if !gradientsAreFinite { addNonFinite(product, outputGradientRows, stride: args.outputGradientStride) }
-
-                product.weights = UnsafePointer(step.scoreGradients)
-                product.source = UnsafePointer(scratch + layout.queryRows)
-                product.sourceStride = AttentionGradientScratch.padded(args.headDim)
-                product.channels = args.headDim
-                product.target = args.keyGradient + key * args.keyGradientStride
-                product.targetStride = args.keyGradientStride
-                multiplyStep(product)
-                if !queriesAreFinite { addNonFinite(product, queryRows, stride: args.queryStride) }
-
-                // Keys that are not finite must not reach, as 0·∞, queries that do not see them.
-                var keysAreFinite = true
-                let isRagged = step.queries - 1 + step.from > 0 || step.to < step.keys
-                product.source = step.keyRows
-                product.sourceStride = step.keyStride
-                if isRagged && !areFinite(step.keyRows, stride: step.keyStride, count: step.keys, channels: args.headDim) {
-                    keysAreFinite = padFiniteRows(
-                        step.keyRows, stride: step.keyStride, count: step.keys, channels: args.headDim,
-                        into: scratch + layout.finiteKeys)
-                    product.source = UnsafePointer(scratch + layout.finiteKeys)
-                    product.sourceStride = AttentionGradientScratch.padded(args.headDim)
-                }
-                (product.rowStride, product.depthStride) = (1, gradientStride)
-                (product.rows, product.depth) = (step.queries, step.keys)
-                (product.lower, product.upper) = (step.from, step.to)
-                product.target = args.queryGradient + query * args.queryGradientStride
-                product.targetStride = args.queryGradientStride
-                multiplyStep(product)
-                if !keysAreFinite { addNonFinite(product, step.keyRows, stride: step.keyStride) }
-                key += step.keys
-            }
-            query += step.queries
+        let passKeys = AttentionGradientScratch.passKeys(headDim: args.headDim, valueDim: args.valueDim)
+        var first = args.firstKey
+        while first < args.endKey {
+            let end = minimum(first + passKeys, args.endKey)
+            differentiatePass(args, layout, step, keys: first, until: end)
+            first = end
         }
     }
+}
+
+/// All queries with some keys, whose rows and gradients stay in the second-level cache from one block of queries to the next.
+@inline(never)
+private func differentiatePass(
+    _ args: AttentionGradientArguments, _ layout: AttentionGradientScratch, _ step: Step, keys: Int, until: Int
+) {
+    let scratch = args.scratch.assumingMemoryBound(to: Float.self)
+    var step = step
+    var query = maximum(args.firstQuery, keys - args.visibleTo + 1)
+    let endQuery = minimum(args.endQuery, until - args.visibleFrom)
+    while query < endQuery {
+        step.queries = minimum(gradientStride, endQuery - query)
+        let queryRows = args.query + query * args.queryStride
+        let outputGradientRows = args.outputGradient + query * args.outputGradientStride
+        packLanes(
+            queryRows, stride: args.queryStride, count: step.queries, channels: args.headDim, times: args.softmaxScale,
+            into: step.packedQuery)
+        packLanes(
+            outputGradientRows, stride: args.outputGradientStride, count: step.queries, channels: args.valueDim,
+            times: args.softmaxScale, into: step.packedOutputGradient)
+        summarizeQueries(args, query: query, count: step.queries, offsets: step.offsets, deltas: step.deltas)
+        step.queriesAreFinite = padFiniteRows(
+            queryRows, stride: args.queryStride, count: step.queries, channels: args.headDim, into: scratch + layout.queryRows)
+        step.outputGradientsAreFinite = padFiniteRows(
+            outputGradientRows, stride: args.outputGradientStride, count: step.queries, channels: args.valueDim,
+            into: scratch + layout.outputGradientRows)
+
+        var key = maximum(keys, query + args.visibleFrom)
+        let end = minimum(until, query + step.queries - 1 + args.visibleTo)
+        while key < end {
+            step.keys = minimum(AttentionGradientScratch.keyBlock, end - key)
+            differentiateStep(args, layout, step, query: query, key: key)
+            key += step.keys
+        }
+        query += step.queries
+    }
+}
+
+/// The queries of a step, which are packed, with the keys from `key` on.
+@inline(never)
+private func differentiateStep(
+    _ args: AttentionGradientArguments, _ layout: AttentionGradientScratch, _ step: Step, query: Int, key: Int
+) {
+    let scratch = args.scratch.assumingMemoryBound(to: Float.self)
+    let paddedHead = AttentionGradientScratch.padded(args.headDim)
+    let paddedValue = AttentionGradientScratch.padded(args.valueDim)
+    var step = step
+    step.from = query + args.visibleFrom - key
+    step.to = query + args.visibleTo - key
+    step.keyRows = args.key + key * args.keyStride
+    step.keyStride = args.keyStride
+    step.valueRows = args.value + key * args.valueStride
+    step.valueStride = args.valueStride
+    // Rows that are far apart share few cache sets, and those of keys are also read as vectors.
+    if args.keyStride != args.headDim || args.headDim % laneCount != 0 {
+        padRows(
+            step.keyRows, stride: args.keyStride, count: step.keys, channels: args.headDim, into: scratch + layout.keys)
+        step.keyRows = UnsafePointer(scratch + layout.keys)
+        step.keyStride = paddedHead
+    }
+    if args.valueStride != args.valueDim {
+        padRows(
+            step.valueRows, stride: args.valueStride, count: step.keys, channels: args.valueDim, into: scratch + layout.values)
+        step.valueRows = UnsafePointer(scratch + layout.values)
+        step.valueStride = paddedValue
+    }
+    forEachPanel(vectors: (step.queries + laneCount - 1) / laneCount) { row, width in
+        switch width {
+        case 1: differentiatePanelOfOne(args, step, row: row)
+        case 2: differentiatePanelOfTwo(args, step, row: row)
+        default: differentiatePanelOfThree(args, step, row: row)
+        }
+    }
+
+    // Rows that are not finite must not reach, as 0·∞, what does not see them.
+    var product = Product(
+        weights: step.probabilities, rowStride: gradientStride, depthStride: 1, rows: step.keys, depth: step.queries,
+        lower: 1 - step.to, upper: 1 - step.from, source: scratch + layout.outputGradientRows, sourceStride: paddedValue,
+        channels: args.valueDim, target: args.valueGradient + key * args.valueGradientStride,
+        targetStride: args.valueGradientStride, edge: scratch + layout.edge)
+    multiplyStep(product)
+    if !step.outputGradientsAreFinite {
+        addNonFinite(product, args.outputGradient + query * args.outputGradientStride, stride: args.outputGradientStride)
+    }
+
+    product.weights = UnsafePointer(step.scoreGradients)
+    product.source = UnsafePointer(scratch + layout.queryRows)
+    product.sourceStride = paddedHead
+    product.channels = args.headDim
+    product.target = args.keyGradient + key * args.keyGradientStride
+    product.targetStride = args.keyGradientStride
+    multiplyStep(product)
+    if !step.queriesAreFinite { addNonFinite(product, args.query + query * args.queryStride, stride: args.queryStride) }
+
+    var keysAreFinite = true
+    let isRagged = step.queries - 1 + step.from > 0 || step.to < step.keys
+    product.source = step.keyRows
+    product.sourceStride = step.keyStride
+    if isRagged && !areFinite(step.keyRows, stride: step.keyStride, count: step.keys, channels: args.headDim) {
+        keysAreFinite = padFiniteRows(
+            step.keyRows, stride: step.keyStride, count: step.keys, channels: args.headDim, into: scratch + layout.finiteKeys)
+        product.source = UnsafePointer(scratch + layout.finiteKeys)
+        product.sourceStride = paddedHead
+    }
+    (product.rowStride, product.depthStride) = (1, gradientStride)
+    (product.rows, product.depth) = (step.queries, step.keys)
+    (product.lower, product.upper) = (step.from, step.to)
+    product.target = args.queryGradient + query * args.queryGradientStride
+    product.targetStride = args.queryGradientStride
+    multiplyStep(product)
+    if !keysAreFinite { addNonFinite(product, step.keyRows, stride: step.keyStride) }
 }
 
 // MARK: - Probabilities and gradients of scores
@@ -244,24 +273,11 @@ private func accumulateKeys(
         accumulate(
             &tile, rowPointers(rows + key * stride, stride: stride, count: count - key), step: 1, panel: panel, depth: depth,
             width: width)
-        if factors != nil { multiply(&tile, factors! + key * gradientStride, width: width) }
+        if factors != nil {
+            multiplyRows(&tile, by: factors! + key * gradientStride, stride: gradientStride, width: width)
+        }
         store(tile, target + key * gradientStride, stride: gradientStride, width: width)
         key += tileRows
-    }
-}
-
-/// C ← C ∘ rows of memory, `gradientStride` floats apart.
-@_transparent
-private func multiply(_ c: inout Tile, _ pointer: UnsafePointer<Float>, width: Int) {
-    c.r0 = c.r0 * loadRow(pointer, width: width)
-    c.r1 = c.r1 * loadRow(pointer + gradientStride, width: width)
-    c.r2 = c.r2 * loadRow(pointer + 2 * gradientStride, width: width)
-    c.r3 = c.r3 * loadRow(pointer + 3 * gradientStride, width: width)
-    if tileRows > 4 {
-        c.r4 = c.r4 * loadRow(pointer + 4 * gradientStride, width: width)
-        c.r5 = c.r5 * loadRow(pointer + 5 * gradientStride, width: width)
-        c.r6 = c.r6 * loadRow(pointer + 6 * gradientStride, width: width)
-        c.r7 = c.r7 * loadRow(pointer + 7 * gradientStride, width: width)
     }
 }
 
@@ -331,41 +347,6 @@ private func multiplyColumns(_ product: Product, column: Int, width: Int) {
             }
         }
         row += tileRows
-    }
-}
-
-/// C += A·B with rows of B `stride` floats apart.
-@_transparent
-private func accumulateRows(
-    _ c: inout Tile, _ a: RowPointers, step: Int, source: UnsafePointer<Float>, stride: Int, depth: Int, width: Int
-) {
-    var offset = 0
-    var b = source
-    for _ in 0..<depth {
-        let row = loadRow(b, width: width)
-        c.r0 = multiplyAdd(a.p0[offset], row, c.r0)
-        c.r1 = multiplyAdd(a.p1[offset], row, c.r1)
-        c.r2 = multiplyAdd(a.p2[offset], row, c.r2)
-        c.r3 = multiplyAdd(a.p3[offset], row, c.r3)
-        if tileRows > 4 {
-            c.r4 = multiplyAdd(a.p4[offset], row, c.r4)
-            c.r5 = multiplyAdd(a.p5[offset], row, c.r5)
-            c.r6 = multiplyAdd(a.p6[offset], row, c.r6)
-            c.r7 = multiplyAdd(a.p7[offset], row, c.r7)
-        }
-        b += stride
-        offset &+= step
-    }
-}
-
-/// Adds the valid part of a tile at the edge.
-@inline(never)
-private func addEdge(
-    _ edge: UnsafePointer<Float>, stride: Int, rows: Int, columns: Int, to target: UnsafeMutablePointer<Float>,
-    targetStride: Int
-) {
-    for row in 0..<rows {
-        for x in 0..<columns { target[row * targetStride + x] += edge[row * stride + x] }
     }
 }
 

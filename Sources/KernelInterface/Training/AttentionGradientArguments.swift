@@ -72,6 +72,15 @@ public struct AttentionGradientScratch: Sendable {
     /// Keys of a step. P and dS are 48 KiB each, which stay in a second-level cache of 512 KiB beside everything else at 64 channels.
     public static let keyBlock = 128
 
+    /// Bytes of keys, values and their gradients that all queries of a task pass before the next ones: a part of a second-level cache
+    /// of 1 MiB or more. Queries are packed once per pass, which takes about 1 part in 100 of its time.
+    public static let passBytes = 1 << 21
+
+    /// Keys of a pass.
+    public static func passKeys(headDim: Int, valueDim: Int) -> Int {
+        passBytes / (8 * (headDim + valueDim)) / keyBlock * keyBlock
+    }
+
     /// Qᵀ and dOᵀ by panels of queries, both times the scale of the softmax.
     public var packedQuery: Int
     public var packedOutputGradient: Int

@@ -170,18 +170,21 @@ struct AttentionGradientOperandTests {
         func run() throws -> (SparseKernelsError?, Bool) {
             let plan = try AttentionGradient(
                 AttentionShape(queryLength: 4, keyLength: 5, queryHeads: 6, kvHeads: 3, headDim: 7, valueDim: 8))
-            let inputs = try [query, key, value, output, outputGradient].map { try Tensor<Float>(zeros: $0) }
+            let (queries, keys, values) = try (
+                Tensor<Float>(zeros: query), Tensor<Float>(zeros: key), Tensor<Float>(zeros: value)
+            )
+            let (outputs, gradients) = try (Tensor<Float>(zeros: output), Tensor<Float>(zeros: outputGradient))
             let statistics = [Float](repeating: 0, count: logSumExp)
             var (dq, dk, dv) = try (
                 Tensor<Float>(queryGradient) { _ in 77 }, Tensor<Float>(keyGradient) { _ in 77 },
                 Tensor<Float>(valueGradient) { _ in 77 }
             )
             var caught: SparseKernelsError?
-            let (q, k, v, o, g) = try (inputs[0].view(), inputs[1].view(), inputs[2].view(), inputs[3].view(), inputs[4].view())
             do {
                 try plan.run(
-                    query: q, key: k, value: v, output: o, logSumExp: statistics.span, outputGradient: g,
-                    queryGradient: dq.mutableView(), keyGradient: dk.mutableView(), valueGradient: dv.mutableView())
+                    query: queries.view(), key: keys.view(), value: values.view(), output: outputs.view(),
+                    logSumExp: statistics.span, outputGradient: gradients.view(), queryGradient: dq.mutableView(),
+                    keyGradient: dk.mutableView(), valueGradient: dv.mutableView())
             } catch { caught = error }
             return (caught, (dq.elements + dk.elements + dv.elements).allSatisfy { $0 == 77 })
         }
