@@ -131,6 +131,9 @@ public protocol TrainingKernels: SendableMetatype {
     static func stepAdamW(_ arguments: UnsafePointer<AdamWArguments>)
     static func addScaledRows(_ arguments: UnsafePointer<AddRowsArguments>)
     static func transposeRows(_ arguments: UnsafePointer<TransposeArguments>)
+    static func packPanels(_ arguments: UnsafePointer<PackPanelsArguments>)
+    static func multiplyPanels(_ arguments: UnsafePointer<PanelProductArguments>)
+    static func addThinProduct(_ arguments: UnsafePointer<ThinProductArguments>)
     /// Σ x², in `Double` and in a fixed order.
     static func sumSquares(_ x: UnsafePointer<Float>, count: Int) -> Double
     static func differentiateAttention(_ arguments: UnsafePointer<AttentionGradientArguments>)

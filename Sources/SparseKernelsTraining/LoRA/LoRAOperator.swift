@@ -19,7 +19,7 @@ internal import KernelInterface
 /// - Non-finite input propagates as in IEEE arithmetic. Results are bitwise equal for every number of threads.
 /// - Complexity: M · rank · (in + out) multiply-adds forward and twice that backward, for M rows. Memory bandwidth limits them as much as
 ///   arithmetic does: rows are read once per product.
-/// - Scratch: `scratchByteCount` per thread, and a workspace of `workspaceByteCount(rows:)`.
+/// - Scratch: `scratchByteCount` per thread, and a workspace of `workspaceByteCount(rows:)`; a forward pass counts no rows.
 /// - Source: Hu et al., 2021 (arXiv 2106.09685).
 public struct LoRAOperator: Sendable {
     /// Columns of x.
@@ -56,10 +56,19 @@ public struct LoRAOperator: Sendable {
     }
 
     /// Bytes of scratch that each thread of the pool needs.
-    public var scratchByteCount: Int { GEMM.taskScratchByteCount + LoRATiles.byteCount(rank: rank) }
+    public var scratchByteCount: Int { max(LoRARowsCall.scratchByteCount, LoRAFactorCall.scratchByteCount(rank: rank)) }
 
-    /// Bytes of the workspace of a backward pass of some rows.
-    public func workspaceByteCount(rows: Int) -> Int { 3 * rows * rank * 4 }
+    /// Bytes of the workspace of a call: both factors as panels, and dt in a backward pass.
+    public func workspaceByteCount(rows: Int) -> Int {
+        (panelFloats(inFeatures) + panelFloats(outFeatures) + rows * rank) * 4
+    }
+
+    /// Floats of a factor as panels, in either orientation, in whole cache lines.
+    private func panelFloats(_ features: Int) -> Int {
+        max(
+            PanelLayout.floats(depth: features, columns: rank),
+            (PanelLayout.floats(depth: rank, columns: features) + 15) / 16 * 16)
+    }
 
     /// Computes t = x · aᵀ and y += scale · t · bᵀ.
     ///
@@ -79,12 +88,24 @@ public struct LoRAOperator: Sendable {
         try check(factors)
         try requireProjected(t, rows: x.rows)
         if x.rows == 0 { return }
-        let tiles = LoRATiles(rows: x.rows)
-        let call = LoRAForwardCall(
-            plan: self, tiles: tiles, x: RowOperand(x), a: factors.a.address, b: factors.b.address, scale: factors.scale,
-            t: t.uniqueAddress(), y: RowTarget(&y))
-        pool.run(
-            call, tasks: tiles.count, work: x.rows * rank * (inFeatures + outFeatures), scratchByteCount: scratchByteCount)
+        let (operand, rows, target, projected) = (RowOperand(x), x.rows, RowTarget(&y), t.uniqueAddress())
+        pool.withWorkspace(byteCount: workspaceByteCount(rows: 0)) { workspace in
+            let first = workspace.assumingMemoryBound(to: Float.self)
+            let second = first + panelFloats(inFeatures)
+            LoRAPackCall(
+                kernels: kernels,
+                first: PackPanelsArguments(
+                    source: factors.a.address, stride: inFeatures, isTransposed: true, depth: inFeatures, columns: rank,
+                    scale: 1, panels: first),
+                second: PackPanelsArguments(
+                    source: factors.b.address, stride: rank, isTransposed: true, depth: rank, columns: outFeatures,
+                    scale: factors.scale, panels: second)
+            ).run(on: pool)
+            LoRARowsCall(
+                kernels: kernels, rank: rank, rows: rows, wide: operand, wideColumns: inFeatures, first: first,
+                narrow: projected, second: second, target: target, targetColumns: outFeatures
+            ).run(on: pool)
+        }
     }
 
     /// Adds the gradients of the factors and of x.
@@ -163,35 +184,29 @@ public struct LoRAOperator: Sendable {
         _ aGradient: UnsafeMutablePointer<Float>, _ bGradient: UnsafeMutablePointer<Float>, dx: RowTarget?,
         on pool: WorkerPool
     ) {
-        let tiles = LoRATiles(rows: rows)
         pool.withWorkspace(byteCount: workspaceByteCount(rows: rows)) { workspace in
-            let dt = workspace.assumingMemoryBound(to: Float.self)
-            let call = LoRABackwardCall(
-                plan: self, tiles: tiles, dy: dy, a: factors.a.address, b: factors.b.address, scale: factors.scale, dt: dt,
-                dx: dx)
-            pool.run(
-                call, tasks: tiles.count, work: rows * rank * (outFeatures + (dx == nil ? 0 : inFeatures)),
-                scratchByteCount: scratchByteCount)
-            let (dtRows, tRows) = (dt + rows * rank, dt + 2 * rows * rank)
-            var transpose = TransposeArguments(
-                source: dt, stride: rank, rows: rows, columns: rank, target: dtRows, targetStride: rows)
-            kernels.transposeRows(&transpose)
-            transpose = TransposeArguments(
-                source: t.address, stride: rank, rows: rows, columns: rank, scale: factors.scale, target: tRows,
-                targetStride: rows)
-            kernels.transposeRows(&transpose)
-            let columns = LoRATiles(rows: inFeatures)
-            pool.run(
-                LoRAFactorCall(
-                    plan: self, tiles: columns, thin: dtRows, rows: rows, wide: x, gradient: aGradient,
-                    gradientStride: inFeatures, transposes: false),
-                tasks: columns.count, work: rows * rank * inFeatures, scratchByteCount: scratchByteCount)
-            let outColumns = LoRATiles(rows: outFeatures)
-            pool.run(
-                LoRAFactorCall(
-                    plan: self, tiles: outColumns, thin: tRows, rows: rows, wide: dy, gradient: bGradient,
-                    gradientStride: rank, transposes: true),
-                tasks: outColumns.count, work: rows * rank * outFeatures, scratchByteCount: scratchByteCount)
+            let first = workspace.assumingMemoryBound(to: Float.self)
+            let second = first + panelFloats(outFeatures)
+            let dt = second + panelFloats(inFeatures)
+            LoRAPackCall(
+                kernels: kernels,
+                first: PackPanelsArguments(
+                    source: factors.b.address, stride: rank, isTransposed: false, depth: outFeatures, columns: rank,
+                    scale: factors.scale, panels: first),
+                second: dx == nil
+                    ? nil
+                    : PackPanelsArguments(
+                        source: factors.a.address, stride: inFeatures, isTransposed: false, depth: rank,
+                        columns: inFeatures, scale: 1, panels: second)
+            ).run(on: pool)
+            LoRARowsCall(
+                kernels: kernels, rank: rank, rows: rows, wide: dy, wideColumns: outFeatures, first: first, narrow: dt,
+                second: second, target: dx, targetColumns: inFeatures
+            ).run(on: pool)
+            LoRAFactorCall(
+                kernels: kernels, rank: rank, rows: rows, x: x, inFeatures: inFeatures, dt: dt, a: aGradient, dy: dy,
+                outFeatures: outFeatures, t: t.address, b: bGradient, scale: factors.scale
+            ).run(on: pool)
         }
     }
 }
