@@ -99,8 +99,8 @@ public struct AttentionEstimator: Sendable, Equatable {
         try require(x.columns == width, .invalidShape, "x", expected: "\(width) columns", actual: "\(x.columns)")
         let t = try projected(x, by: down, instructionSet, on: pool)
         let norms = [
-            Self.norms(query, t, first: 0), Self.norms(key, t, first: query.rank),
-            Self.norms(value, t, first: query.rank + key.rank),
+            Self.norms(query, t, first: 0, on: pool), Self.norms(key, t, first: query.rank, on: pool),
+            Self.norms(value, t, first: query.rank + key.rank, on: pool),
         ]
         let (group, width, d) = (heads / kvHeads, key.outFeatures, headDim)
         var scores: [Float] = []
@@ -168,27 +168,47 @@ public struct AttentionEstimator: Sendable, Equatable {
     }
 
     /// ‖X̂‖ of every channel, from the projected tokens in columns from `first` on.
-    private static func norms(_ estimator: ChannelEstimator, _ t: Tensor<Float>, first: Int) -> [Double] {
-        let (rank, columns) = (estimator.rank, t.shape[1])
-        var gram = [Double](repeating: 0, count: rank * rank)
-        t.span.withUnsafeBufferPointer { rows in
-            for row in 0..<t.shape[0] {
-                let base = row * columns + first
-                for i in 0..<rank {
-                    let a = Double(rows[base + i])
-                    for j in 0...i { gram[i * rank + j] += a * Double(rows[base + j]) }
-                }
-            }
+    private static func norms(
+        _ estimator: ChannelEstimator, _ t: Tensor<Float>, first: Int, on pool: WorkerPool
+    ) -> [Double] {
+        let (rank, rows, columns) = (estimator.rank, t.shape[0], t.shape[1])
+        // Parts of a fixed size, added in order: sums do not depend on the number of threads.
+        let part = 256
+        let parts = pool.map((rows + part - 1) / part, work: rows * rank * rank) { index in
+            gram(t, index * part..<min(rows, (index + 1) * part), first: first, rank: rank, columns: columns)
         }
+        var sums = [Double](repeating: 0, count: rank * rank)
+        for part in parts { for index in sums.indices { sums[index] += part[index] } }
         return estimator.up.span.withUnsafeBufferPointer { up in
             (0..<estimator.outFeatures).map { channel in
                 var sum = 0.0
                 for i in 0..<rank {
-                    let a = Double(up[channel * rank + i])
-                    for j in 0..<i { sum += 2 * a * Double(up[channel * rank + j]) * gram[i * rank + j] }
-                    sum += a * a * gram[i * rank + i]
+                    var row = 0.0
+                    for j in 0..<rank { row += Double(up[channel * rank + j]) * sums[i * rank + j] }
+                    sum += Double(up[channel * rank + i]) * row
                 }
                 return (sum < 0 ? 0 : sum).squareRoot()
+            }
+        }
+    }
+
+    /// TᵀT of some rows and of `rank` columns.
+    private static func gram(
+        _ t: Tensor<Float>, _ range: Range<Int>, first: Int, rank: Int, columns: Int
+    ) -> [Double] {
+        [Double](unsafeUninitializedCapacity: rank * rank) { sums, count in
+            sums.initialize(repeating: 0)
+            count = rank * rank
+            guard let sums = sums.baseAddress else { return }
+            t.span.withUnsafeBufferPointer { elements in
+                guard let base = elements.baseAddress else { return }
+                for row in range {
+                    let line = base + row * columns + first
+                    for i in 0..<rank {
+                        let (a, target) = (Double(line[i]), sums + i * rank)
+                        for j in 0..<rank { target[j] += a * Double(line[j]) }
+                    }
+                }
             }
         }
     }
