@@ -412,6 +412,17 @@ private func multiplyFloats(_ args: QuantizedProductArguments, _ step: PanelStep
     }
     var row = 0
     while row < args.rows {
+        if tileRows > 4 && args.rows - row <= 4 {
+            let (a, c, count) = (
+                args.values! + row * args.valueStride + step.channel, step.c + row * lanes, args.rows - row
+            )
+            if width == 1 {
+                addShortRowsByOne(a, stride: args.valueStride, count: count, weights, channels: step.channels, c)
+            } else {
+                addShortRowsByTwo(a, stride: args.valueStride, count: count, weights, channels: step.channels, c)
+            }
+            break
+        }
         var tile = zeroTile()
         let rows = rowPointers(
             args.values! + row * args.valueStride + step.channel, stride: args.valueStride, count: args.rows - row)

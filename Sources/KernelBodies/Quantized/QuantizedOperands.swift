@@ -33,23 +33,40 @@ func widen(
 }
 
 /// Converts weights that are numbers to floats. `count` is a multiple of `laneCount`.
+///
+/// The weights of later steps are asked for meanwhile, so that memory is not idle while rows are multiplied with these.
 @inline(never)
 func widenWeights(
     _ source: UnsafeRawPointer, _ type: WeightType, from first: Int, count: Int, into target: UnsafeMutablePointer<Float>
 ) {
+    let ahead = QuantizedScratch.bytesAhead
     var x = 0
     switch type {
     case .float32: widen(source, .float32, from: first, count: count, into: target)
-    case .float16: widen(source, .float16, from: first, count: count, into: target)
-    case .bfloat16: widen(source, .bfloat16, from: first, count: count, into: target)
+    case .float16:
+        let source = source.assumingMemoryBound(to: UInt16.self) + first
+        while x < count {
+            store(loadHalf(source + x), target + x)
+            prefetch((UnsafeRawPointer(source + x) + ahead).assumingMemoryBound(to: Float.self))
+            x += laneCount
+        }
+    case .bfloat16:
+        let source = source.assumingMemoryBound(to: UInt16.self) + first
+        while x < count {
+            store(loadBFloat16(source + x), target + x)
+            prefetch((UnsafeRawPointer(source + x) + ahead).assumingMemoryBound(to: Float.self))
+            x += laneCount
+        }
     case .e4m3:
         while x < count {
             store(loadE4M3(source + first + x), target + x)
+            prefetch((source + first + x + ahead).assumingMemoryBound(to: Float.self))
             x += laneCount
         }
     case .e5m2:
         while x < count {
             store(loadE5M2(source + first + x), target + x)
+            prefetch((source + first + x + ahead).assumingMemoryBound(to: Float.self))
             x += laneCount
         }
     }

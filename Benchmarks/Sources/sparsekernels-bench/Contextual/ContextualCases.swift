@@ -11,6 +11,7 @@ struct ContextualCases: CaseFamily {
             kind: .contextual,
             groups: sparseLoRAGroups() + catsGroups() + polarGroups() + trainingGroups() + attentionGradientGroups(),
             baselines: [ContextualBaseline.dense, Self.attentionForward])
+        Section(kind: .contextual, groups: expertGroups, baselines: [ContextualBaseline.dense])
     }
 }
 

@@ -34,12 +34,11 @@ struct FloatLinearCall {
         let sizes = layer.kernels.sizes
         let taskRows = QuantizedScratch.valueRows(
             rows, depth: layer.inFeatures, tileRows: sizes.tileRows, laneCount: sizes.laneCount)
-        let width = layer.kernels.sizes.weightPanelWidth
-        let panels = (layer.outFeatures + width - 1) / width
         let product = Product(
-            call: self, values: values, stride: stride, first: first, rows: rows, taskRows: taskRows, panels: panels)
+            call: self, weights: PanelProduct(layer), values: values, stride: stride, first: first, rows: rows,
+            taskRows: taskRows)
         pool.run(
-            product, tasks: (rows + taskRows - 1) / taskRows * panels,
+            product, tasks: (rows + taskRows - 1) / taskRows * product.weights.panels,
             work: QuantizedLinearCall.work(rows, layer.inFeatures, layer.outFeatures),
             scratchByteCount: layer.scratchByteCount)
     }
@@ -61,37 +60,21 @@ struct FloatLinearCall {
     /// The product of a block of rows. Tasks go row block by row block, so that a thread finds its rows in the second-level cache.
     private struct Product: PoolCall {
         let call: FloatLinearCall
+        let weights: PanelProduct
         let values: UnsafePointer<Float>
         let stride: Int
         let first: Int
         let rows: Int
         let taskRows: Int
-        let panels: Int
 
         func perform(task: Int, scratch: UnsafeMutableRawPointer) {
-            let layer = call.layer
-            let (rowBlock, panel) = task.quotientAndRemainder(dividingBy: panels)
-            let (row, width) = (rowBlock * taskRows, layer.kernels.sizes.weightPanelWidth)
-            let column = panel * width
-            // Nothing reads scales, sums or the table of weights that are numbers.
-            let none = scratch.assumingMemoryBound(to: Float.self)
-            let y = call.y.from(first + row).from(column: column)
-            var arguments = QuantizedProductArguments(
-                scales: none, zeroCode: 0, sums: none, rows: min(taskRows, rows - row), paddedDepth: layer.inFeatures,
-                groupSize: 1 << 40, largestCode: 0, largestWeight: 0,
-                panel: UnsafeRawPointer(layer.weights.pointer) + column * layer.inFeatures * layer.type.byteCount,
-                isByte: false, table: scratch.assumingMemoryBound(to: UInt8.self), weightScales: scratch,
-                scaleType: .float32, y: y.base, yStride: y.stride, yType: y.type,
-                columns: min(width, layer.outFeatures - column),
-                function: layer.epilogue.function, scratch: scratch)
-            arguments.weightType = layer.type
-            arguments.values = values + row * stride
-            arguments.valueStride = stride
-            arguments.channelScales = layer.factors.map {
-                UnsafePointer($0.pointer.assumingMemoryBound(to: Float.self)) + column
-            }
-            arguments.bias = layer.bias.map { UnsafePointer($0.pointer.assumingMemoryBound(to: Float.self)) + column }
-            layer.kernels.multiplyQuantized(&arguments)
+            let (rowBlock, panel) = task.quotientAndRemainder(dividingBy: weights.panels)
+            let row = rowBlock * taskRows
+            let y = call.y.from(first + row).from(column: weights.columns(ofPanel: panel).first)
+            let activations = ActivationRows(values: values + row * stride, stride: stride)
+            var arguments = weights.arguments(
+                panel: panel, activations, rows: min(taskRows, rows - row), y: y, scratch: scratch)
+            call.layer.kernels.multiplyQuantized(&arguments)
         }
     }
 }

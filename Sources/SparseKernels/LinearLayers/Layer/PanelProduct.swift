@@ -36,7 +36,7 @@ struct PanelProduct {
         groups = 0
     }
 
-    /// - Parameter layer: a layer without a low-rank branch.
+    /// - Parameter layer: its low-rank branch is not part of the arguments; it changes from call to call.
     init(_ layer: QuantizedLinear) {
         let weight = layer.weight
         let layout = weight.layout
@@ -93,14 +93,11 @@ struct PanelProduct {
         if let bias = first.bias { arguments.bias = bias + column }
         arguments.rows = rows
         if let codes = activations.codes {
-            arguments.codes = UnsafePointer(codes)
-            arguments.codeStride = activations.stride
+            (arguments.codes, arguments.codeStride) = (codes, activations.stride)
         } else {
-            arguments.values = UnsafePointer(activations.values)
-            arguments.valueStride = activations.stride
+            (arguments.values, arguments.valueStride) = (activations.values, activations.stride)
         }
-        arguments.scales = UnsafePointer(activations.scales)
-        arguments.sums = UnsafePointer(activations.sums)
+        (arguments.scales, arguments.sums) = (activations.scales, activations.sums)
         arguments.y = y.base
         arguments.yStride = y.stride
         arguments.yType = y.type
@@ -112,13 +109,20 @@ struct PanelProduct {
 
 /// Rows of activations in the form in which a product reads them: codes, or floats where there are no codes.
 struct ActivationRows {
-    var codes: UnsafeMutablePointer<UInt8>?
-    var values: UnsafeMutablePointer<Float>
+    var codes: UnsafePointer<UInt8>?
+    var values: UnsafePointer<Float>
     /// Codes or floats from row to row.
     var stride: Int
     /// [groups] per row; unused by weights that are numbers.
-    var scales: UnsafeMutablePointer<Float>
-    var sums: UnsafeMutablePointer<Float>
+    var scales: UnsafePointer<Float>
+    var sums: UnsafePointer<Float>
+}
+
+extension ActivationRows {
+    /// Rows for weights that are numbers.
+    init(values: UnsafePointer<Float>, stride: Int) {
+        self.init(codes: nil, values: values, stride: stride, scales: values, sums: values)
+    }
 }
 
 /// Where the activations of up to some number of rows are in memory, for one layer or for several that read them alike.
@@ -151,7 +155,7 @@ struct ActivationStorage {
     func rows(from row: Int, of rows: Int, at base: UnsafeMutableRawPointer) -> ActivationRows {
         let scales = base + rowBytes(rows)
         return ActivationRows(
-            codes: isCoded ? base.assumingMemoryBound(to: UInt8.self) + row * stride : nil,
+            codes: isCoded ? UnsafePointer(base.assumingMemoryBound(to: UInt8.self)) + row * stride : nil,
             values: base.assumingMemoryBound(to: Float.self) + (isCoded ? 0 : row * stride), stride: stride,
             scales: scales.assumingMemoryBound(to: Float.self) + row * groups,
             sums: (scales + groupBytes(rows)).assumingMemoryBound(to: Float.self) + row * groups)
@@ -190,20 +194,20 @@ struct ActivationCoder {
         _ x: RowOperand, into rows: ActivationRows, kernels: any KernelTable.Type, scratch: UnsafeMutableRawPointer
     ) {
         guard var arguments = coding else {
-            kernels.stageRows(x, first: 0, count: 1, channels: channels, into: rows.values)
+            kernels.stageRows(
+                x, first: 0, count: 1, channels: channels, into: UnsafeMutablePointer(mutating: rows.values))
             return
         }
         arguments.x = x
         arguments.rows = 1
         if let codes = rows.codes {
-            arguments.codes = codes
-            arguments.codeStride = rows.stride
+            (arguments.codes, arguments.codeStride) = (UnsafeMutablePointer(mutating: codes), rows.stride)
         } else {
-            arguments.values = rows.values
-            arguments.valueStride = rows.stride
+            (arguments.values, arguments.valueStride) = (UnsafeMutablePointer(mutating: rows.values), rows.stride)
         }
-        arguments.scales = rows.scales
-        arguments.sums = rows.sums
+        (arguments.scales, arguments.sums) = (
+            UnsafeMutablePointer(mutating: rows.scales), UnsafeMutablePointer(mutating: rows.sums)
+        )
         arguments.scratch = scratch
         kernels.quantizeActivations(&arguments)
     }

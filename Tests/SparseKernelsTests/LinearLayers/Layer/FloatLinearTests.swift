@@ -120,6 +120,27 @@ struct FloatLinearTests {
         }
     }
 
+    @Test("a row has the same bits alone and among any number of others", arguments: InstructionSet.available)
+    func alone(_ set: InstructionSet) throws {
+        // Less than a block of the sum, four blocks and more, and a number that is no multiple of anything.
+        for k in [100, 512, 1101] {
+            let weight = try Tensor<Float>.normal([40, k], seed: 1)
+            let layers = try [
+                FloatLinear(weight: weight, instructionSet: set),
+                FloatLinear(weight: weight.converted(to: BFloat16.self), instructionSet: set),
+                FloatLinear(weight: Float8Tensor<E4M3>(weight), instructionSet: set),
+            ]
+            let x = try Tensor<Float>.normal([19, k], seed: 2)
+            for layer in layers {
+                let all = try layer(x).bits
+                for count in [1, 2, 3, 4, 5, 8, 9, 12, 13] {
+                    let some = try layer(Tensor<Float>([count, k]) { x[flat: $0] }).bits
+                    #expect(some == Array(all[..<(count * 40)]), "\(set), \(count) rows of \(k)")
+                }
+            }
+        }
+    }
+
     @Test("errors name the operand")
     func errors() throws {
         let weight = try Tensor<Float>(zeros: [4, 3])
