@@ -75,6 +75,29 @@ struct ActiveColumnsTests {
         #expect(y.elements.allSatisfy { $0 == 7 })
     }
 
+    @Test("nothing is read or written past the operands")
+    func borders() async {
+        await #expect(processExitsWith: .success) {
+            for set in InstructionSet.available {
+                let active = try ActiveColumns(instructionSet: set)
+                for columns in [1, 15, 16, 17, 33] {
+                    for fencesEnd in [false, true] {
+                        let x = FencedMemory((0..<2 * columns).map { Float($0 % 3) }, fencesEnd: fencesEnd)
+                        let rows = try MatrixView(
+                            x.elements.span, rows: 2, columns: columns, named: "x")
+                        var channels = ChannelSubset(all: 0)
+                        try active.list(rows, into: &channels, on: .serial)
+                        let y = FencedMemory([Float](repeating: 1, count: 2 * channels.count), fencesEnd: fencesEnd)
+                        try active.gate(
+                            MutableMatrixView(y.elements.mutableSpan, rows: 2, columns: channels.count), by: rows, channels,
+                            on: .serial)
+                        withExtendedLifetime((x, y)) {}
+                    }
+                }
+            }
+        }
+    }
+
     @Test("activations of at most the threshold become 0, with and without up", arguments: InstructionSet.available)
     func thresholds(_ set: InstructionSet) throws {
         for function in GatedActivation.Function.allCases {

@@ -1,3 +1,4 @@
+import CATS
 public import SparseKernels
 public import SparseKernelsModels
 

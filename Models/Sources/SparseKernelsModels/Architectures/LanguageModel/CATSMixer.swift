@@ -54,6 +54,18 @@ struct CATSMixer: Sendable {
     func with(threshold: Float) throws(SparseKernelsError) -> CATSMixer { try CATSMixer(self, threshold: threshold) }
 }
 
+extension CATSLayer {
+    /// Computes the first `rows` rows of `x`, `[capacity, width]`, into the first rows of `y`. Returns the computed channels.
+    func run(
+        _ x: Tensor<Float>, rows: Int, into y: inout Tensor<Float>, workspace: inout CATSWorkspace, on pool: WorkerPool
+    ) throws(SparseKernelsError) -> Int {
+        try run(
+            MatrixView(x.span, rows: rows, columns: width, named: "normalized"),
+            into: MutableMatrixView(y.mutableSpan, rows: rows, columns: width, named: "update"), workspace: &workspace,
+            on: pool)
+    }
+}
+
 /// Channels of MLPs that were computed, of all that there are; of layers that skip some.
 struct ChannelCounts {
     var computed = 0

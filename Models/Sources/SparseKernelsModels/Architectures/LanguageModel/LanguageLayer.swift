@@ -1,3 +1,4 @@
+import CATS
 import NemotronH
 import SparseKernels
 

@@ -1,4 +1,5 @@
 public import CATS
+internal import NemotronH
 public import SparseKernels
 
 extension LanguageModel {
@@ -55,7 +56,7 @@ extension LanguageModel {
                 .invalidArgument, "cats", expected: "a model that was loaded with thresholds", actual: "one without")
         }
         // An impossible sparsity is refused before anything runs.
-        _ = try CATSThresholds([], sparsity: sparsity)
+        _ = try CATSThresholds([0], sparsity: sparsity)
         var histograms = [ActivationHistogram](repeating: ActivationHistogram(), count: mixers.count)
         var workspace = CATSWorkspace()
         for (number, window) in windows.enumerated() {

@@ -1,6 +1,7 @@
 import CATS
 import Foundation
 import NemotronH
+import PolarSparsity
 import SparseKernels
 
 /// The memory of a pass, which passes use one after the other, so that they allocate next to nothing. Rows are tokens.
@@ -138,9 +139,7 @@ extension LanguageModel {
                 for name in mixer.upNames { try observe(name, w.normalized) }
                 stopwatch.lap(\.other)
                 w.channels.computed += try mixer.layer.run(
-                    MatrixView(w.normalized.span, rows: rows, columns: c.hiddenSize, named: "normalized"),
-                    into: MutableMatrixView(w.update.mutableSpan, rows: rows, columns: c.hiddenSize, named: "update"),
-                    workspace: &w.cats, on: pool)
+                    w.normalized, rows: rows, into: &w.update, workspace: &w.cats, on: pool)
                 w.channels.all += c.intermediateSize
             }
             stopwatch.lap(\.linear)
