@@ -147,6 +147,15 @@ struct FineTuningRunTests {
         #expect(try run.run())
     }
 
+    @Test("the sparsities for code-lm are in the repository")
+    func shippedSparsities() throws {
+        let data = try #require(ModelData.code).split(separator: "/").dropLast().joined(separator: "/")
+        let sparsity = try SparseLoRAConfiguration(path: "/\(data)/code-lm-sparselora.json")
+        try sparsity.validate(layerCount: 6)
+        // Only tokens that count are read from the last block, so its MLP is nearly free.
+        #expect(sparsity.layers.last?.mlp == 0.99 && sparsity.layers[0] == .init() && sparsity.outputTokensAreDense)
+    }
+
     @Test("settings out of range, and batches that do not fit, are errors")
     func settings() throws {
         let tiny = try TinyTrainee()
