@@ -9,9 +9,9 @@ struct ContextualCases: CaseFamily {
     func section() -> Section {
         Section(
             kind: .contextual,
-            groups: sparseLoRAGroups() + catsGroups() + polarGroups() + trainingGroups() + attentionGradientGroups(),
+            groups: sparseLoRAGroups() + catsGroups() + polarGroups() + expertGroups + trainingGroups()
+                + attentionGradientGroups(),
             baselines: [ContextualBaseline.dense, Self.attentionForward])
-        Section(kind: .contextual, groups: expertGroups, baselines: [ContextualBaseline.dense])
     }
 }
 
