@@ -7,7 +7,7 @@ struct ContextualCases: CaseFamily {
     let run: RunContext
 
     func section() -> Section {
-        Section(kind: .contextual, groups: [], baselines: [ContextualBaseline.dense])
+        Section(kind: .contextual, groups: sparseLinearGroups(), baselines: [ContextualBaseline.dense])
     }
 }
 
