@@ -5,8 +5,8 @@
 //         for each panel of B:   widen its picked rows, pack them, [depth][panelWidth]
 //             for each strip of A:   C tile += strip · panel
 //
-// Rows are picked while panels are packed, in place. Copying them first, for a product of adjacent rows, reads and writes the
-// picked part of the weight once more, and takes up to a tenth of the time of a product with few picked rows.
+// Rows are picked while panels are packed, in place. Copying them first, for a product of adjacent rows, is no faster: at 2048 rows and
+// 90 to 99% sparsity of 14336 × 4096 the two differ by −3 to +7%. In place, no memory is needed for the copy, which has tens of megabytes.
 //
 // The hardware does not know which rows come next. Before each strip, some cache lines of the next panel are asked for.
 
