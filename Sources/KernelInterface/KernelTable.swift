@@ -110,6 +110,10 @@ public protocol RecurrenceKernels: SendableMetatype {
 
 /// Products with picked channels, and experts.
 public protocol SparseLinearKernels: SendableMetatype {
+    static func multiplyPicked(_ arguments: UnsafePointer<PickedProductArguments>)
+    /// The same for few rows. `scratch` has `PickedScratch.rowByteCount` bytes.
+    static func multiplyPickedRows(_ arguments: UnsafePointer<PickedProductArguments>)
+    static func addPickedParts(_ arguments: UnsafePointer<PickedPartsArguments>)
     static func moveColumns(_ arguments: UnsafePointer<MoveColumnsArguments>)
     static func routeTokens(_ arguments: UnsafePointer<RouteTokensArguments>)
     static func combineRows(_ arguments: UnsafePointer<CombineRowsArguments>)

@@ -145,6 +145,14 @@ public struct QuantizedProductArguments {
     public var columns: Int
     public var function: OutputFunction
 
+    /// The groups of the panel that take part, in the order of the groups of the activations; nil for all.
+    public var groupList: UnsafePointer<Int32>?
+    /// Bytes from the end of the panel to the one that is multiplied next, and the bytes of one panel.
+    public var bytesSkipped = 0
+    public var panelBytes = 0
+    /// Bytes between the codes in use and those that are prefetched. The kernel changes it where the next codes are not adjacent.
+    public var bytesAhead = QuantizedScratch.bytesAhead
+
     /// `QuantizedScratch.productByteCount` bytes, 64-byte aligned, contents undefined.
     public var scratch: UnsafeMutableRawPointer
 

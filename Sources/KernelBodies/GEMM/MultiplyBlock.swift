@@ -101,7 +101,7 @@ private func multiplyPanel(_ args: GEMMArguments, _ step: PanelStep, width: Int)
 /// C += strip · panel. Meanwhile prefetches lines of C (near) and of the next panel (into the second-level cache), always
 /// without a branch, which would be mispredicted. Repeating the prefetch of a row costs a load that the tile has room for.
 @_transparent
-private func accumulateAhead(
+func accumulateAhead(
     _ c: inout Tile, _ strip: UnsafePointer<Float>, panel: UnsafePointer<Float>, depth: Int, width: Int,
     target: UnsafePointer<Float>, targetStride: Int, targetShift: Int, next: UnsafePointer<Float>, nextStride: Int,
     nextShift: Int

@@ -48,7 +48,9 @@ private func multiplyPanelOfOne(_ args: QuantizedProductArguments) { multiplyPan
 private func multiplyPanelOfTwo(_ args: QuantizedProductArguments) { multiplyPanel(args, width: 2) }
 
 @_transparent
-private func multiplyPanel(_ args: QuantizedProductArguments, width: Int) {
+private func multiplyPanel(_ arguments: QuantizedProductArguments, width: Int) {
+    // Where groups are picked, the activations of a step are shifted, so that its channels have the numbers of the weight's.
+    var args = arguments
     let lanes = width * laneCount
     var step = firstStep(args)
     for x in 0..<(args.rows + QuantizedScratch.spareRows) * width { store(splat(0), step.c + x * laneCount) }
@@ -56,8 +58,16 @@ private func multiplyPanel(_ args: QuantizedProductArguments, width: Int) {
     let isVector =
         args.rows == 1 && (args.weightType != nil || (args.values == nil ? !args.isByte : args.nibbleZero >= 0))
     let limit = args.values == nil || isVector ? QuantizedScratch.codeDepth : QuantizedScratch.floatDepth
-    while step.channel < args.paddedDepth {
-        step.channels = minimum(limit, args.paddedDepth - step.channel)
+    var done = 0
+    while done < args.paddedDepth {
+        step.channel = done
+        step.channels = minimum(limit, args.paddedDepth - done)
+        if args.groupList != nil {
+            step.channels = args.groupSize
+            step.channel = moveToGroup(&args, arguments, done: done, lanes: lanes)
+        } else if done + step.channels == args.paddedDepth {
+            args.bytesAhead += args.bytesSkipped
+        }
         step.group = step.channel / args.groupSize
         step.groups = step.channels / args.groupSize
         loadScales(args, step, width: width)
@@ -71,12 +81,44 @@ private func multiplyPanel(_ args: QuantizedProductArguments, width: Int) {
             prepareCodes(args, &step, width: width)
             multiplyCodes(args, step, width: width)
         }
-        step.channel += step.channels
+        done += step.channels
     }
     let up = step.c + QuantizedScratch.sumFloats
     if let factors = args.up { widen(factors, args.factorType, from: 0, count: args.rank * lanes, into: up) }
     finishSums(args, step.c, up: up, width: width)
     writeRows(args, step.c, lanes: lanes)
+}
+
+/// Takes the picked group whose activations begin at channel `done`, and returns its first channel in the weight.
+///
+/// Prefetching goes to the group that stands some places later in the list, or at the start of the list in the next panel.
+@inline(never)
+private func moveToGroup(
+    _ args: inout QuantizedProductArguments, _ arguments: QuantizedProductArguments, done: Int, lanes: Int
+) -> Int {
+    let list = args.groupList!
+    let (place, count) = (done / args.groupSize, args.paddedDepth / args.groupSize)
+    let bytes = args.groupSize * lanes / (args.isByte ? 1 : 2)
+    let group = Int(list[place])
+    let shift = group - place
+    if let codes = arguments.codes { args.codes = codes - shift * args.groupSize }
+    if let values = arguments.values { args.values = values - shift * args.groupSize }
+    args.scales = arguments.scales - shift
+    args.sums = arguments.sums - shift
+    let later = place + maximum(1, QuantizedScratch.bytesAhead / bytes)
+    let isInPanel = later < count
+    let next = Int(list[isInPanel ? later : minimum(later - count, count - 1)])
+    args.bytesAhead = (next - group) * bytes + (isInPanel ? 0 : args.panelBytes)
+    // Whole bytes are multiplied where they are, in a loop that asks for nothing.
+    if args.isByte {
+        let start = args.panel + group * bytes + args.bytesAhead
+        var offset = 0
+        while offset < bytes {
+            prefetch((start + offset).assumingMemoryBound(to: Float.self))
+            offset += 64
+        }
+    }
+    return group * args.groupSize
 }
 
 /// Divides the scratch and determines how many channels narrow sums hold.
@@ -152,6 +194,7 @@ private func prepareCodes(_ args: QuantizedProductArguments, _ step: inout Panel
 private func expandCodes(_ args: QuantizedProductArguments, _ step: PanelStep, width: Int) {
     let bytes = 4 * laneCount
     let ones = splatWord(0x0101_0101)
+    let ahead = args.bytesAhead
     var source = args.panel + step.channel * width * laneCount / 2
     var low = UnsafeMutableRawPointer(step.expanded)
     for group in 0..<step.groups {
@@ -162,9 +205,9 @@ private func expandCodes(_ args: QuantizedProductArguments, _ step: PanelStep, w
                 sums.x1 = expand(source + bytes, low + bytes, low + (width + 1) * bytes, args.table, ones, sums.x1)
             }
             // After a panel comes the next one, which the same thread usually multiplies.
-            prefetch((source + QuantizedScratch.bytesAhead).assumingMemoryBound(to: Float.self))
+            prefetch((source + ahead).assumingMemoryBound(to: Float.self))
             if width * bytes > 64 {
-                prefetch((source + QuantizedScratch.bytesAhead + 64).assumingMemoryBound(to: Float.self))
+                prefetch((source + ahead + 64).assumingMemoryBound(to: Float.self))
             }
             source += width * bytes
             low += 2 * width * bytes

@@ -45,6 +45,7 @@ private func multiplyCodes(_ args: QuantizedProductArguments, _ part: VectorPart
     let lanes = width * laneCount
     let bytes = 4 * laneCount
     let ones = splatWord(0x0101_0101)
+    let ahead = args.bytesAhead
     var a = args.codes! + part.channel
     var panel = args.panel + part.channel * lanes / 2
     for group in 0..<part.channels / args.groupSize {
@@ -63,9 +64,9 @@ private func multiplyCodes(_ args: QuantizedProductArguments, _ part: VectorPart
                     products.x1 = addProducts(addProducts(products.x1, low, w.low), high, w.high)
                     weights.x1 = addProducts(weights.x1, ones, addBytes(w.low, w.high))
                 }
-                prefetch((panel + QuantizedScratch.bytesAhead).assumingMemoryBound(to: Float.self))
+                prefetch((panel + ahead).assumingMemoryBound(to: Float.self))
                 if width * bytes > 64 {
-                    prefetch((panel + QuantizedScratch.bytesAhead + 64).assumingMemoryBound(to: Float.self))
+                    prefetch((panel + ahead + 64).assumingMemoryBound(to: Float.self))
                 }
                 a += 8
                 panel += width * bytes
@@ -106,6 +107,7 @@ private func multiplyFloats(_ args: QuantizedProductArguments, _ part: VectorPar
     let lanes = width * laneCount
     let flip = IntVector(repeating: args.nibbleZero == 8 ? Int32(bitPattern: 0x8888_8888) : 0)
     let zero = splat(Float(args.nibbleZero))
+    let ahead = args.bytesAhead
     let x = args.values! + part.channel
     var panel = args.panel + part.channel * lanes / 2
     for group in 0..<part.channels / args.groupSize {
@@ -120,8 +122,8 @@ private func multiplyFloats(_ args: QuantizedProductArguments, _ part: VectorPar
                 let second = (panel + 4 * laneCount).loadUnaligned(as: IntVector.self) ^ flip
                 addPlaces(&b, second, values + step * 8)
             }
-            prefetch((panel + QuantizedScratch.bytesAhead).assumingMemoryBound(to: Float.self))
-            if 4 * lanes > 64 { prefetch((panel + QuantizedScratch.bytesAhead + 64).assumingMemoryBound(to: Float.self)) }
+            prefetch((panel + ahead).assumingMemoryBound(to: Float.self))
+            if 4 * lanes > 64 { prefetch((panel + ahead + 64).assumingMemoryBound(to: Float.self)) }
             panel += 4 * lanes
         }
         let sum = splat(args.sums[part.channel / args.groupSize + group])

@@ -37,13 +37,20 @@ struct GEMMBlocks {
     ///
     /// - Complexity: tasks · log(tasks) for up to four tasks per thread, a few microseconds for 16 threads.
     init(m: Int, n: Int, threads: Int, kernels: any KernelTable.Type) {
+        self.init(
+            m: m, n: n, threads: threads, sizes: kernels.sizes,
+            rowLimit: kernels.sizes.laneCount >= 16 ? GEMMScratch.wideRowBlock : GEMMScratch.rowBlock,
+            columnLimit: GEMMScratch.taskColumns)
+    }
+
+    /// The same with at most `rowLimit` rows, in whole tiles, and about `columnLimit` columns.
+    init(m: Int, n: Int, threads: Int, sizes: TileSizes, rowLimit: Int, columnLimit: Int) {
         func block(_ rowBlocks: Int, _ columnBlocks: Int) -> GEMMBlocks {
             GEMMBlocks(
-                m: m, n: n, rows: GEMMScratch.block(m, into: rowBlocks, unit: kernels.sizes.tileRows),
-                columns: GEMMScratch.block(n, into: columnBlocks, unit: kernels.sizes.panelWidth))
+                m: m, n: n, rows: GEMMScratch.block(m, into: rowBlocks, unit: sizes.tileRows),
+                columns: GEMMScratch.block(n, into: columnBlocks, unit: sizes.panelWidth))
         }
-        let rowLimit = kernels.sizes.laneCount >= 16 ? GEMMScratch.wideRowBlock : GEMMScratch.rowBlock
-        let columnLimit = GEMMScratch.taskColumns / kernels.sizes.panelWidth * kernels.sizes.panelWidth
+        let columnLimit = columnLimit / sizes.panelWidth * sizes.panelWidth
         let fewestRows = (m + rowLimit - 1) / rowLimit
         let fewestColumns = (n + columnLimit - 1) / columnLimit
         var best = block(fewestRows, fewestColumns)
@@ -51,11 +58,11 @@ struct GEMMBlocks {
         let fewest = fewestRows * fewestColumns
         let most = threads == 1 ? fewest : 4 * max(threads, fewest)
         var rowBlocks = fewestRows
-        while rowBlocks * fewestColumns <= most && (rowBlocks - 1) * kernels.sizes.tileRows < m {
+        while rowBlocks * fewestColumns <= most && (rowBlocks - 1) * sizes.tileRows < m {
             var columnBlocks = fewestColumns
-            while rowBlocks * columnBlocks <= most && (columnBlocks - 1) * kernels.sizes.panelWidth < n {
+            while rowBlocks * columnBlocks <= most && (columnBlocks - 1) * sizes.panelWidth < n {
                 let candidate = block(rowBlocks, columnBlocks)
-                let cost = candidate.cost(threads: threads, multiplyAdds: 2 * kernels.sizes.laneCount)
+                let cost = candidate.cost(threads: threads, multiplyAdds: 2 * sizes.laneCount)
                 if cost < least { (best, least) = (candidate, cost) }
                 columnBlocks += 1
             }

@@ -17,9 +17,9 @@ internal import KernelInterface
 /// Matrices of picked channels are compact: column *t* belongs to the channel `subset.indices[t]`. ``ColumnMoves`` takes them
 /// from wide matrices, and back.
 ///
-/// - Exactness: weights are widened, which is exact, and products are summed in `Float`. Non-finite input gives the result of IEEE
-///   arithmetic in its own row. Channels that are not picked are never read. Results are bitwise equal for every number of threads.
-///   A call with few rows (`GEMMScratch.fewRows`) may sum in another order than one with many.
+/// - Exactness: weights are widened, which is exact, and products are summed in `Float`; sums with weights of 8 bits are multiplied by
+///   1 / scale. Non-finite input gives the result of IEEE arithmetic in its own row. Channels that are not picked are never read.
+///   Results are bitwise equal for every number of threads. One row, up to 16 rows, and more are summed in orders of their own.
 /// - Complexity: M · picked channels · depth multiply-adds; with few rows, reading the picked part of the weight.
 /// - Scratch: `scratchByteCount` per thread, kept by the pool.
 /// - Source: SparseLoRA (arXiv 2506.16500), section 3.1; CATS (arXiv 2404.08763), section 4.
@@ -40,9 +40,11 @@ public struct SparseLinear: Sendable {
     public let instructionSet: InstructionSet
 
     let kernels: any KernelTable.Type
-    let type: StorageType
+    let type: WeightType
     /// `[channels, depth]`, row-major.
     let weights: TensorStorage
+    /// What products are multiplied by: 1 / scale of weights of 8 bits, and 2⁸ times that for E4M3.
+    let factor: Float
     let bias: Tensor<Float>?
 
     /// Makes a layer of a weight.
@@ -59,6 +61,36 @@ public struct SparseLinear: Sendable {
         weight: Tensor<W>, picking side: Side, bias: Tensor<Float>? = nil, instructionSet: InstructionSet? = nil,
         on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
+        try self.init(
+            weight, type: WeightType(W.storageType), factor: 1, picking: side, bias: bias, instructionSet: instructionSet,
+            on: pool)
+    }
+
+    /// Makes a layer of a weight in 8-bit floats, which stays in them: products with the codes are divided by their scale.
+    ///
+    /// - Parameters: those of `init(weight:…)` for other types; `weight` has codes and their scale.
+    /// - Throws: the errors of `init(weight:…)` for other types; `.invalidArgument` for codes that are not finite, or a scale whose
+    ///   reciprocal is not a normal number.
+    public init<Code: Float8>(
+        weight: Float8Tensor<Code>, picking side: Side, bias: Tensor<Float>? = nil, instructionSet: InstructionSet? = nil,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        // Kernels read codes of E4M3 in units of 2⁻⁸.
+        let factor = 1 / weight.scale * Code.weightUnit
+        try require(
+            factor.isNormal, .invalidArgument, "weight.scale", expected: "from 2⁻¹¹⁹ to 2¹²⁵", actual: "\(weight.scale)")
+        let bad = weight.codes.span.withUnsafeBufferPointer { codes in codes.indices.first { !codes[$0].isFinite } }
+        try require(
+            bad == nil, .invalidArgument, "weight", expected: "finite", actual: "a code that is not, at element \(bad ?? 0)")
+        try self.init(
+            weight.codes, type: WeightType(Code.kernelType), factor: factor, picking: side, bias: bias,
+            instructionSet: instructionSet, on: pool)
+    }
+
+    private init<W: TensorElement>(
+        _ weight: Tensor<W>, type: WeightType, factor: Float, picking side: Side, bias: Tensor<Float>?,
+        instructionSet: InstructionSet?, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
         try require(
             weight.shape.count == 2 && weight.shape.allSatisfy { $0 >= 1 && $0 <= Int(Int32.max) }, .invalidShape, "weight",
             expected: "[outFeatures, inFeatures], from 1 to 2³¹ − 1 each", actual: "\(weight.shape)")
@@ -74,7 +106,8 @@ public struct SparseLinear: Sendable {
         inFeatures = weight.shape[1]
         self.side = side
         self.bias = bias
-        type = W.storageType
+        self.type = type
+        self.factor = factor
         switch side {
         case .outputs:
             // The tensor's own memory: a layer costs no copy.
@@ -97,6 +130,8 @@ public struct SparseLinear: Sendable {
     public var depth: Int { side == .outputs ? inFeatures : outFeatures }
     /// Bytes of the weight and the bias.
     public var byteCount: Int { channels * depth * type.byteCount + (bias?.count ?? 0) * 4 }
+    /// Bytes of scratch that each thread of the pool needs.
+    public var scratchByteCount: Int { max(PickedScratch.byteCount, PickedScratch.rowByteCount) }
 
     // MARK: - Run
 
@@ -164,15 +199,20 @@ public struct SparseLinear: Sendable {
         _ a: RowOperand, rows: Int, _ subset: ChannelSubset?, isTransposed: Bool, addsBias: Bool, into c: RowTarget,
         accumulates: Bool, on pool: WorkerPool
     ) {
-        if rows == 0 { return }
-        // The list of an empty subset has no address, and that of all channels is not needed.
-        let picked = subset?.count ?? channels
-        let call = PickedProductCall(
-            layer: self, a: a.base.assumingMemoryBound(to: Float.self), aStride: a.stride,
-            c: c.base.assumingMemoryBound(to: Float.self), cStride: c.stride, rows: rows, picked: picked,
-            isTransposed: isTransposed, accumulates: accumulates, addsBias: addsBias && bias != nil)
-        guard let subset, !subset.isAll else { return call.run(nil, on: pool) }
-        subset.indices.withUnsafeBufferPointer { call.run($0.baseAddress, on: pool) }
+        let bias = addsBias ? bias?.span.withUnsafeBufferPointer { $0.baseAddress } : nil
+        guard let subset, !subset.isAll else {
+            var call = PickedProductCall(
+                self, a: a, rows: rows, list: nil, picked: channels, isTransposed: isTransposed, bias: bias, c: c,
+                accumulates: accumulates)
+            return call.run(on: pool)
+        }
+        subset.indices.withUnsafeBufferPointer { list in
+            var call = PickedProductCall(
+                self, a: a, rows: rows, list: list.baseAddress, picked: list.count, isTransposed: isTransposed, bias: bias,
+                c: c,
+                accumulates: accumulates)
+            call.run(on: pool)
+        }
     }
 }
 

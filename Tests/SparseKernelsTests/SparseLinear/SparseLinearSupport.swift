@@ -5,7 +5,7 @@ import Testing
 /// A layer with a subset, its operands, and what the oracle makes of them.
 struct SparseLinearProblem<W: AttentionElement> {
     let side: SparseLinear.Side
-    let weight: Tensor<W>
+    var weight: Tensor<W>
     let bias: Tensor<Float>?
     let subset: ChannelSubset?
     let rows: Int

@@ -14,7 +14,8 @@ struct SparseLinearTests {
     @Test("types, shapes and subsets agree with Double, both directions and sides", arguments: InstructionSet.available)
     func shapes(_ set: InstructionSet) throws {
         for (index, (rows, channels, depth, picked)) in [
-            (1, 1, 1, 1), (1, 40, 37, 11), (2, 33, 130, 17), (3, 7, 15, 3), (5, 64, 16, 33), (4, 50, 64, 49), (16, 21, 35, 8),
+            (1, 1, 1, 1), (1, 40, 37, 11), (2, 33, 130, 17), (3, 7, 15, 3), (5, 64, 16, 33), (4, 50, 64, 49), (6, 9, 300, 5),
+            (16, 21, 35, 8),
             (17, 97, 49, 50), (19, 260, 13, 197), (40, 12, 250, 7),
         ].enumerated() {
             try forEachUse { side, isGradient in
@@ -30,6 +31,37 @@ struct SparseLinearTests {
                     side, isGradient: isGradient, channels: channels, depth: depth, picked: picked, rows: rows, hasBias: hasBias
                 ).expectMatch(set, gap: gap)
             }
+        }
+    }
+
+    @Test("weights of 8 bits agree with what their codes stand for", arguments: InstructionSet.available)
+    func float8(_ set: InstructionSet) throws {
+        for (rows, channels, depth, picked) in [(1, 50, 37, 21), (3, 20, 70, 7), (20, 61, 35, 33)] {
+            try forEachUse { side, isGradient in
+                let problem = try SparseLinearProblem<Float>(
+                    side, isGradient: isGradient, channels: channels, depth: depth, picked: picked, rows: rows, hasBias: true)
+                try expectMatch(problem, Float8Tensor<E4M3>(problem.weight), set)
+                try expectMatch(problem, Float8Tensor<E5M2>(problem.weight), set)
+            }
+        }
+        var codes = try Float8Tensor<E5M2>(Tensor<Float>.normal([3, 4], seed: 1)).codes
+        codes[flat: 5] = E5M2(bitPattern: 0x7c)
+        expectError(.invalidArgument, "weight", containing: "element 5") {
+            _ = try SparseLinear(weight: Float8Tensor(codes: codes, scale: 1), picking: .outputs)
+        }
+    }
+
+    private func expectMatch<Code: Float8>(
+        _ problem: SparseLinearProblem<Float>, _ weight: Float8Tensor<Code>, _ set: InstructionSet
+    ) throws {
+        let layer = try SparseLinear(weight: weight, picking: problem.side, bias: problem.bias, instructionSet: set)
+        var exact = problem
+        exact.weight = try weight.dequantized()
+        for accumulates in [false, true] {
+            let result = try #require(try problem.run(layer, accumulates: accumulates))
+            // The reference rounds each weight, and the layer each sum, to 1 / scale.
+            let worst = exact.expected(accumulates: accumulates).worst(result)
+            #expect(worst <= 1, "\(set), \(Code.name), \(problem.label): \(worst) of the bound")
         }
     }
 
@@ -91,6 +123,25 @@ struct SparseLinearTests {
                     #expect(
                         try problem.run(layer, on: pool)?.map(\.bitPattern) == serial,
                         "\(problem.label), \(pool.threads) threads")
+                }
+            }
+        }
+    }
+
+    @Test("few rows times long lists, which are summed in parts, agree with Double", arguments: InstructionSet.available)
+    func longLists(_ set: InstructionSet) throws {
+        let pool = WorkerPool(threads: 3)
+        for rows in [1, 5] {
+            for (side, isGradient) in [(SparseLinear.Side.inputs, false), (.outputs, true)] {
+                for picked in [541, nil] {
+                    let problem = try SparseLinearProblem<Float>(
+                        side, isGradient: isGradient, channels: 1030, depth: 1024, picked: picked, rows: rows,
+                        hasBias: !isGradient)
+                    try problem.expectMatch(set, gap: 1)
+                    let layer = try problem.layer(set)
+                    #expect(
+                        try problem.run(layer, on: pool)?.map(\.bitPattern) == problem.run(layer)?.map(\.bitPattern),
+                        "\(set), \(problem.label)")
                 }
             }
         }

@@ -12,6 +12,7 @@ struct ContextualCases: CaseFamily {
             groups: sparseLoRAGroups() + catsGroups() + polarGroups() + expertGroups + trainingGroups()
                 + attentionGradientGroups(),
             baselines: [ContextualBaseline.dense, Self.attentionForward])
+        Section(kind: .contextual, groups: sparseLinearGroups(), baselines: [ContextualBaseline.dense])
     }
 }
 

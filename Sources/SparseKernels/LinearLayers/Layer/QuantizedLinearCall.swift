@@ -7,6 +7,15 @@ struct QuantizedLinearCall {
     let layer: QuantizedLinear
     let x: RowOperand
     let y: RowTarget
+    /// The panels and groups that take part.
+    let part: QuantizedPart
+
+    init(layer: QuantizedLinear, x: RowOperand, y: RowTarget, part: QuantizedPart? = nil) {
+        self.layer = layer
+        self.x = x
+        self.y = y
+        self.part = part ?? QuantizedPart(layer.weight.layout)
+    }
 
     func run(rows: Int, on pool: WorkerPool) {
         // Blocks have equal sizes, because a last block of a single row would be summed in another order.
@@ -39,7 +48,7 @@ struct QuantizedLinearCall {
             codeTasks: (rows + taskRows - 1) / taskRows, lowRows: isSplit ? unit : 0)
         let lowTasks = isSplit && layer.rank > 0 ? (rows + unit - 1) / unit : 0
         pool.run(
-            phase, tasks: phase.codeTasks + lowTasks, work: rows * layer.inFeatures * (layer.rank + 8),
+            phase, tasks: phase.codeTasks + lowTasks, work: rows * part.inFeatures * (layer.rank + 8),
             scratchByteCount: layer.scratchByteCount)
     }
 
@@ -48,7 +57,8 @@ struct QuantizedLinearCall {
     ) {
         let product = product(from: first, rows: rows, block, workspace)
         pool.run(
-            product, tasks: product.productTasks, work: Self.work(rows, layer.inFeatures, layer.outFeatures),
+            product, tasks: product.productTasks,
+            work: Self.work(rows, part.inFeatures, part.panels * layer.weight.layout.panelWidth),
             scratchByteCount: layer.scratchByteCount)
     }
 
@@ -64,7 +74,7 @@ struct QuantizedLinearCall {
         let taskRows =
             layer.activation == .float
             ? QuantizedScratch.valueRows(
-                rows, depth: layer.inFeatures, tileRows: sizes.tileRows, laneCount: sizes.laneCount)
+                rows, depth: part.inFeatures, tileRows: sizes.tileRows, laneCount: sizes.laneCount)
             : GEMMScratch.block(rows, limit: QuantizedScratch.taskRows, unit: 6)
         return Phase(
             call: self, block: block, workspace: workspace, first: first, rows: rows, taskRows: taskRows)
@@ -103,7 +113,7 @@ struct QuantizedLinearCall {
         var lowRows = 0
 
         /// Tasks of the half that multiplies.
-        var productTasks: Int { (rows + taskRows - 1) / taskRows * call.layer.weight.layout.panels }
+        var productTasks: Int { (rows + taskRows - 1) / taskRows * call.part.panels }
 
         func perform(task: Int, scratch: UnsafeMutableRawPointer) {
             if codeTasks > 0 { quantize(task: task, scratch: scratch) } else { multiply(task: task, scratch: scratch) }
@@ -111,13 +121,13 @@ struct QuantizedLinearCall {
 
         func quantize(task: Int, scratch: UnsafeMutableRawPointer) {
             let layer = call.layer
-            let layout = layer.weight.layout
+            let (layout, part) = (layer.weight.layout, call.part)
             let isCodes = task < codeTasks
             let row = isCodes ? task * taskRows : (task - codeTasks) * lowRows
-            let groups = row * layout.groups
+            let groups = row * part.groups
             var arguments = QuantizeArguments(
-                x: call.x.from(first + row), rows: min(isCodes ? taskRows : lowRows, rows - row), depth: layout.inFeatures,
-                paddedDepth: layout.paddedInFeatures,
+                x: call.x.from(first + row), rows: min(isCodes ? taskRows : lowRows, rows - row), depth: part.inFeatures,
+                paddedDepth: part.groups * layout.groupSize,
                 smooth: layer.smooth?.span.withUnsafeBufferPointer { $0.baseAddress! }, coding: layer.activation.coding,
                 shift: layer.activation.shift, groupSize: layout.groupSize, zeroCode: layer.zeroCode,
                 scales: block.scales(workspace) + groups, sums: block.sums(workspace) + groups, scratch: scratch)
@@ -145,15 +155,17 @@ struct QuantizedLinearCall {
         func multiply(task: Int, scratch: UnsafeMutableRawPointer) {
             let layer = call.layer
             let weight = layer.weight
-            let layout = weight.layout
-            let (rowBlock, panel) = task.quotientAndRemainder(dividingBy: layout.panels)
+            let (layout, part) = (weight.layout, call.part)
+            let (rowBlock, place) = task.quotientAndRemainder(dividingBy: part.panels)
             let row = rowBlock * taskRows
+            let panel = part.panel(place)
             let column = panel * layout.panelWidth
-            let groups = row * layout.groups
-            let y = call.y.from(first + row).from(column: column)
+            let groups = row * part.groups
+            let y = call.y.from(first + row).from(column: place * layout.panelWidth)
             var arguments = QuantizedProductArguments(
                 scales: block.scales(workspace) + groups, zeroCode: layer.zeroCode,
-                sums: block.sums(workspace) + groups, rows: min(taskRows, rows - row), paddedDepth: layout.paddedInFeatures,
+                sums: block.sums(workspace) + groups, rows: min(taskRows, rows - row),
+                paddedDepth: part.groups * layout.groupSize,
                 groupSize: layout.groupSize, largestCode: layer.activation.largestCode + Int(layer.zeroCode),
                 largestWeight: weight.largestCode,
                 panel: UnsafeRawPointer(weight.codes.pointer) + column * layout.paddedInFeatures * layout.bits / 8,
@@ -162,6 +174,9 @@ struct QuantizedLinearCall {
                 scaleType: weight.scales.type, y: y.base, yStride: y.stride, yType: y.type,
                 columns: min(layout.panelWidth, layout.outFeatures - column),
                 function: layer.epilogue.function, scratch: scratch)
+            arguments.panelBytes = layout.panelWidth * layout.paddedInFeatures * layout.bits / 8
+            arguments.groupList = part.groupList
+            if place + 1 < part.panels { arguments.bytesSkipped = (part.panel(place + 1) - panel - 1) * arguments.panelBytes }
             if layer.activation == .float {
                 arguments.values = UnsafePointer(block.values(workspace)) + row * block.valueStride
                 arguments.valueStride = block.valueStride
@@ -194,6 +209,25 @@ struct QuantizedLinearCall {
             storage.map { UnsafePointer($0.pointer.assumingMemoryBound(to: Float.self)) + index }
         }
     }
+}
+
+/// The panels and groups of a packed weight that take part in a product: all of them, or those of lists that outlive the call.
+struct QuantizedPart {
+    /// Input features that take part, and their groups.
+    var inFeatures: Int
+    var groups: Int
+    var panels: Int
+    /// `groups` groups, or `panels` panels, in ascending order; nil for all.
+    var groupList: UnsafePointer<Int32>?
+    var panelList: UnsafePointer<Int32>?
+
+    init(_ layout: PackedLayout) {
+        inFeatures = layout.inFeatures
+        groups = layout.groups
+        panels = layout.panels
+    }
+
+    func panel(_ place: Int) -> Int { panelList.map { Int($0[place]) } ?? place }
 }
 
 /// The offsets of the activations of a block of rows in the workspace.
