@@ -9,10 +9,9 @@ struct ContextualCases: CaseFamily {
     func section() -> Section {
         Section(
             kind: .contextual,
-            groups: sparseLoRAGroups() + catsGroups() + polarGroups() + expertGroups + trainingGroups()
-                + attentionGradientGroups(),
+            groups: sparseLinearGroups() + sparseLoRAGroups() + catsGroups() + polarGroups() + expertGroups
+                + trainingGroups() + attentionGradientGroups(),
             baselines: [ContextualBaseline.dense, Self.attentionForward])
-        Section(kind: .contextual, groups: sparseLinearGroups(), baselines: [ContextualBaseline.dense])
     }
 }
 
