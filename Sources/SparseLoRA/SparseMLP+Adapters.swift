@@ -192,9 +192,13 @@ extension SparseMLP {
             throw SparseKernelsError(
                 .invalidArgument, "adapters", expected: "none, as the layer was made without a rank", actual: "adapters")
         }
-        for (name, factors) in [("adapters.gate", adapters.gate), ("adapters.up", adapters.up)] {
-            guard let factors else { continue }
-            try requireFactors(factors, named: name, inFeatures: width, outFeatures: channelCount, rank: adapted.rank)
+        if let factors = adapters.gate {
+            try requireFactors(
+                factors, named: "adapters.gate", inFeatures: width, outFeatures: channelCount, rank: adapted.rank)
+        }
+        if let factors = adapters.up {
+            try requireFactors(
+                factors, named: "adapters.up", inFeatures: width, outFeatures: channelCount, rank: adapted.rank)
         }
         if let factors = adapters.down {
             try requireFactors(
@@ -204,15 +208,18 @@ extension SparseMLP {
     }
 
     private func check(_ gradients: MLPAdapters, like adapters: MLPAdapters) throws(SparseKernelsError) {
+        try check(gradients.gate, like: adapters.gate, named: "gradients.gate")
+        try check(gradients.up, like: adapters.up, named: "gradients.up")
+        try check(gradients.down, like: adapters.down, named: "gradients.down")
+    }
+
+    private func check(
+        _ gradient: LoRAFactors?, like factors: LoRAFactors?, named name: String
+    ) throws(SparseKernelsError) {
         func shapes(_ factors: LoRAFactors?) -> String { factors.map { "\($0.a.shape) and \($0.b.shape)" } ?? "none" }
-        for (name, gradient, factors) in [
-            ("gradients.gate", gradients.gate, adapters.gate), ("gradients.up", gradients.up, adapters.up),
-            ("gradients.down", gradients.down, adapters.down),
-        ] {
-            try require(
-                gradient?.a.shape == factors?.a.shape && gradient?.b.shape == factors?.b.shape, .invalidShape, name,
-                expected: shapes(factors), actual: shapes(gradient))
-        }
+        try require(
+            gradient?.a.shape == factors?.a.shape && gradient?.b.shape == factors?.b.shape, .invalidShape, name,
+            expected: shapes(factors), actual: shapes(gradient))
     }
 }
 

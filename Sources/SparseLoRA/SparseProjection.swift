@@ -188,10 +188,8 @@ public struct SparseProjection: Sendable {
             tape.hasAdapter && tape.projected.shape[0] >= x.rows && tape.projected.shape[1] == lora.a.shape[0],
             .invalidArgument, "tape", expected: "that of a run with an adapter of rank \(lora.a.shape[0])",
             actual: tape.hasAdapter ? "one with rank \(tape.projected.shape[1])" : "one without an adapter")
-        for (name, gradient, factor) in [("aGradient", aGradient, lora.a), ("bGradient", bGradient, lora.b)] {
-            try require(
-                gradient.shape == factor.shape, .invalidShape, name, expected: "\(factor.shape)", actual: "\(gradient.shape)")
-        }
+        try requireGradient(aGradient, like: lora.a, named: "aGradient")
+        try requireGradient(bGradient, like: lora.b, named: "bGradient")
         try frozenGradient(
             dy, segments, tape.channels, &workspace.compact, dx: &dx, accumulates: accumulates,
             passesSparse: passesFrozenGradient, on: pool)
@@ -294,13 +292,23 @@ public struct SparseProjection: Sendable {
     }
 }
 
+// No array is made where nothing is wrong: these run in every step.
+
 func requireFactors(
     _ lora: LoRAFactors, named name: String, inFeatures: Int, outFeatures: Int, rank: Int
 ) throws(SparseKernelsError) {
+    let (a, b) = (lora.a.shape, lora.b.shape)
     try require(
-        lora.a.shape == [rank, inFeatures] && lora.b.shape == [outFeatures, rank], .invalidShape, name,
-        expected: "factors [\(rank), \(inFeatures)] and [\(outFeatures), \(rank)]",
-        actual: "\(lora.a.shape) and \(lora.b.shape)")
+        a.count == 2 && b.count == 2 && a[0] == rank && a[1] == inFeatures && b[0] == outFeatures && b[1] == rank,
+        .invalidShape, name, expected: "factors [\(rank), \(inFeatures)] and [\(outFeatures), \(rank)]",
+        actual: "\(a) and \(b)")
+}
+
+func requireGradient(
+    _ gradient: Tensor<Float>, like factor: Tensor<Float>, named name: String
+) throws(SparseKernelsError) {
+    try require(
+        gradient.shape == factor.shape, .invalidShape, name, expected: "\(factor.shape)", actual: "\(gradient.shape)")
 }
 
 func requireExtents(
