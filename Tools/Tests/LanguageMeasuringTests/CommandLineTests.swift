@@ -21,14 +21,16 @@ struct CommandLineTests {
     func refusals(command: String) {
         let method = refusal([command, "--method", "xattention:0.9+qest"])
         #expect(
-            method.contains("--method") && method.contains("streaming, quest, twilight and lserve, got \"qest\""), "\(method)")
+            method.contains("--method") && method.contains("streaming, quest, twilight, lserve and polar, got \"qest\""),
+            "\(method)")
         let value = refusal([command, "--method", "xattention:2"])
         #expect(value.contains("a number from 0 to 1 as value 1 of xattention, got \"2\""), "\(value)")
         let cache = refusal([command, "--cache", "int5"])
         #expect(cache.contains("--cache") && cache.contains("int8, int4, each with r behind it"), "\(cache)")
         #expect(refusal([command, "--linear", "w4a4:-1"]).contains("may have :RANK behind them"))
         #expect(refusal([command, "--streaming-heads", "2"]).contains("--streaming-heads takes 0 to 1"))
-        #expect(refusal([command, "--method", "dense+quest:25%", "--cache", "int8/int4r"]) == "")
+        #expect(refusal([command, "--mlp", "cats:1.5"]).contains("cats:SPARSITY from 0 to below 1, or cats:FILE, got"))
+        #expect(refusal([command, "--method", "dense+quest:25%", "--cache", "int8/int4r", "--mlp", "cats:0.5"]) == "")
     }
 
     @Test("branch refuses what its mode has no use for")
@@ -45,6 +47,8 @@ struct CommandLineTests {
     func lists() {
         #expect(refusal(["bench", "--methods", "dense,sparge:2"]).contains("a number from 0 to 1 as value 1 of sparge"))
         #expect(refusal(["bench", "--cache", "int8/int3"]).contains("got \"int3\""))
+        #expect(refusal(["bench", "--mlp", "dense,cats"]).contains("got \"cats\""))
+        #expect(refusal(["thresholds", "--sparsity", "1", "-o", "x"]).contains("--sparsity takes 0 to below 1"))
         #expect(refusal(["table", "--methods", "densest"]).contains("a prefill of dense, xattention"))
         #expect(refusal(["table", "--caches", "float16,int4q"]).contains("got \"int4q\""))
     }

@@ -58,6 +58,18 @@ struct SpecTests {
         }
     }
 
+    @Test("MLPs: dense, CATS at a sparsity, or with the thresholds of a file")
+    func mlps() throws {
+        #expect(
+            try MLPSpec.list("dense,cats:0.5,cats:0,cats:a/b.json")
+                == [.dense, .cats(sparsity: 0.5), .cats(sparsity: 0), .thresholds(file: "a/b.json")])
+        #expect(MLPSpec.cats(sparsity: 0.5).description == "cats:0.5")
+        for text in ["", "cats", "cats:", "cats:1", "cats:-0.5", "cats:nan", "sparse"] {
+            let error = #expect(throws: SparseKernelsError.self) { try MLPSpec(text) }
+            #expect(error?.argument == "mlp", "\(text)")
+        }
+    }
+
     @Test("retrieval heads are those with the highest gates of a file")
     func retrievalHeads() throws {
         let path = NSTemporaryDirectory() + "sparsekernels-heads-\(UUID().uuidString).tsv"
