@@ -80,6 +80,7 @@ public struct ReferenceAttentionGradient: Sendable {
             logSumExp: Array(repeating: 0, count: shape.queryHeads * queries),
             query: Gradient(count: shape.queryHeads * queries * d), key: Gradient(count: shape.kvHeads * keys * d),
             value: Gradient(count: shape.kvHeads * keys * dv))
+        let forward = forward
         for head in 0..<shape.queryHeads {
             let kvHead = head / shape.queryHeadsPerKVHead
             let (k, v) = (key.rows(head: kvHead), value.rows(head: kvHead))
@@ -112,7 +113,7 @@ public struct ReferenceAttentionGradient: Sendable {
     ) throws(SparseKernelsError) -> Gradient {
         let (query, key, value) = (try query.view(), try key.view(), try value.view())
         let (output, outputGradient) = (try state.output.view(), try outputGradient.view())
-        let kvHead = head / shape.queryHeadsPerKVHead
+        let (forward, kvHead) = (forward, head / shape.queryHeadsPerKVHead)
         var result = Gradient(count: shape.headDim)
         let line = Line(
             query.row(head: head, token: token), outputGradient.row(head: head, token: token),
@@ -135,6 +136,7 @@ public struct ReferenceAttentionGradient: Sendable {
         let (query, key, value) = (try query.view(), try key.view(), try value.view())
         let (output, outputGradient) = (try state.output.view(), try outputGradient.view())
         var result = (key: Gradient(count: shape.headDim), value: Gradient(count: shape.valueDim))
+        let forward = forward
         let (k, v) = (key.row(head: kvHead, token: token), value.row(head: kvHead, token: token))
         for head in kvHead * shape.queryHeadsPerKVHead..<(kvHead + 1) * shape.queryHeadsPerKVHead {
             for i in 0..<shape.queryLength where forward.isVisible(query: i, key: token) {

@@ -72,9 +72,9 @@ public struct AttentionGradientScratch: Sendable {
     /// Keys of a step. P and dS are 48 KiB each, which stay in a second-level cache of 512 KiB beside everything else at 64 channels.
     public static let keyBlock = 128
 
-    /// Bytes of keys, values and their gradients that all queries of a task pass before the next ones: a part of a second-level cache
-    /// of 1 MiB or more. Queries are packed once per pass, which takes about 1 part in 100 of its time.
-    public static let passBytes = 1 << 21
+    /// Bytes of keys, values and their gradients that all queries of a task pass before the next ones: three quarters of a second-level
+    /// cache of 2 MiB. Queries are packed once per pass, which takes about 1 part in 100 of its time.
+    public static let passBytes = 3 << 19
 
     /// Keys of a pass.
     public static func passKeys(headDim: Int, valueDim: Int) -> Int {
