@@ -112,6 +112,34 @@ func areFinite(_ rows: UnsafePointer<Float>, stride: Int, count: Int, channels: 
     return laneSum(sums) + sum == 0
 }
 
+/// Fills the gradients that a task adds to with zeros.
+@inline(never)
+func clearGradients(_ args: AttentionGradientArguments) {
+    if !args.accumulates {
+        let keys = args.endKey - args.firstKey
+        clearRows(
+            args.keyGradient + args.firstKey * args.keyGradientStride, stride: args.keyGradientStride, count: keys,
+            channels: args.headDim)
+        clearRows(
+            args.valueGradient + args.firstKey * args.valueGradientStride, stride: args.valueGradientStride, count: keys,
+            channels: args.valueDim)
+    }
+    clearRows(
+        args.queryGradient + args.firstQuery * args.queryGradientStride, stride: args.queryGradientStride,
+        count: args.endQuery - args.firstQuery, channels: args.headDim)
+}
+
+/// Adds the valid part of a tile at the edge.
+@inline(never)
+func addEdge(
+    _ edge: UnsafePointer<Float>, stride: Int, rows: Int, columns: Int, to target: UnsafeMutablePointer<Float>,
+    targetStride: Int
+) {
+    for row in 0..<rows {
+        for x in 0..<columns { target[row * targetStride + x] += edge[row * stride + x] }
+    }
+}
+
 /// Fills rows with zeros.
 @inline(never)
 func clearRows(_ rows: UnsafeMutablePointer<Float>, stride: Int, count: Int, channels: Int) {

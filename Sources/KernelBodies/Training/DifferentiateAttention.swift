@@ -12,8 +12,7 @@
 // what the sums of the first two products begin with.
 //
 // Tiles that a mask hides are skipped, and the sums of the last three products leave out what is hidden from all rows of a tile.
-// Operators choose the keys and resolve head geometry. AttentionGradientOperands.swift stages rows, and
-// AttentionGradientTiles.swift has the steps of tiles.
+// Operators choose the keys and resolve head geometry. AttentionGradientOperands.swift stages rows.
 
 public import KernelInterface
 
@@ -69,18 +68,7 @@ extension Kernels {
         let args = arguments.pointee
         let layout = AttentionGradientScratch(headDim: args.headDim, valueDim: args.valueDim)
         let scratch = args.scratch.assumingMemoryBound(to: Float.self)
-        if !args.accumulates {
-            let keys = args.endKey - args.firstKey
-            clearRows(
-                args.keyGradient + args.firstKey * args.keyGradientStride, stride: args.keyGradientStride, count: keys,
-                channels: args.headDim)
-            clearRows(
-                args.valueGradient + args.firstKey * args.valueGradientStride, stride: args.valueGradientStride, count: keys,
-                channels: args.valueDim)
-        }
-        clearRows(
-            args.queryGradient + args.firstQuery * args.queryGradientStride, stride: args.queryGradientStride,
-            count: args.endQuery - args.firstQuery, channels: args.headDim)
+        clearGradients(args)
         let step = Step(
             packedQuery: scratch + layout.packedQuery, packedOutputGradient: scratch + layout.packedOutputGradient,
             offsets: scratch + layout.statistics, deltas: scratch + layout.statistics + gradientStride,
@@ -281,6 +269,21 @@ private func accumulateKeys(
     }
 }
 
+/// C ← C ∘ rows of memory, `stride` floats apart.
+@_transparent
+private func multiplyRows(_ c: inout Tile, by pointer: UnsafePointer<Float>, stride: Int, width: Int) {
+    c.r0 = c.r0 * loadRow(pointer, width: width)
+    c.r1 = c.r1 * loadRow(pointer + stride, width: width)
+    c.r2 = c.r2 * loadRow(pointer + 2 * stride, width: width)
+    c.r3 = c.r3 * loadRow(pointer + 3 * stride, width: width)
+    if tileRows > 4 {
+        c.r4 = c.r4 * loadRow(pointer + 4 * stride, width: width)
+        c.r5 = c.r5 * loadRow(pointer + 5 * stride, width: width)
+        c.r6 = c.r6 * loadRow(pointer + 6 * stride, width: width)
+        c.r7 = c.r7 * loadRow(pointer + 7 * stride, width: width)
+    }
+}
+
 /// Replaces what the keys of [keys, until) have in lanes that do not see them.
 @_transparent
 private func hideKeys(
@@ -347,6 +350,30 @@ private func multiplyColumns(_ product: Product, column: Int, width: Int) {
             }
         }
         row += tileRows
+    }
+}
+
+/// C += A·B with rows of B `stride` floats apart.
+@_transparent
+private func accumulateRows(
+    _ c: inout Tile, _ a: RowPointers, step: Int, source: UnsafePointer<Float>, stride: Int, depth: Int, width: Int
+) {
+    var offset = 0
+    var b = source
+    for _ in 0..<depth {
+        let row = loadRow(b, width: width)
+        c.r0 = multiplyAdd(a.p0[offset], row, c.r0)
+        c.r1 = multiplyAdd(a.p1[offset], row, c.r1)
+        c.r2 = multiplyAdd(a.p2[offset], row, c.r2)
+        c.r3 = multiplyAdd(a.p3[offset], row, c.r3)
+        if tileRows > 4 {
+            c.r4 = multiplyAdd(a.p4[offset], row, c.r4)
+            c.r5 = multiplyAdd(a.p5[offset], row, c.r5)
+            c.r6 = multiplyAdd(a.p6[offset], row, c.r6)
+            c.r7 = multiplyAdd(a.p7[offset], row, c.r7)
+        }
+        b += stride
+        offset &+= step
     }
 }
 
