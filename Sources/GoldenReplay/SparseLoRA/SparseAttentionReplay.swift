@@ -6,6 +6,7 @@ internal import SparseLoRA
 /// released and as intended; and whole attention modules as released.
 ///
 /// Channels are equal; values agree within 10⁻⁵ of the largest of their tensor against float64, and twice that against the released ones.
+/// Gradients of whole modules have twice the tolerance.
 func replaySparseAttention(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -186,7 +187,8 @@ private struct AttentionModule {
         _ = try gradient("v", dv, x, tapes[2], addingTo: &dx)
         for prefix in ["out.\(variant).", "aux.\(variant).f64_"] {
             try item.compare(prefix + "y", y.elements, &comparison)
-            try item.compare(prefix + "grad_x", dx.elements, &comparison)
+            // Rounded queries and keys meet scores of several tens: the released gradient is 9·10⁻⁶ from float64, too.
+            try item.compare(prefix + "grad_x", dx.elements, factor: 2, &comparison)
         }
     }
 }

@@ -37,8 +37,9 @@ struct SparseLoRACase {
     }
 
     /// Compares with a recorded tensor of `F64` or `F32`.
+    /// - Parameter factor: of the tolerance.
     func compare(
-        _ name: String, _ actual: [Float], _ comparison: inout GoldenComparison
+        _ name: String, _ actual: [Float], factor: Double = 1, _ comparison: inout GoldenComparison
     ) throws(SparseKernelsError) {
         let isExact = try golden.file.entry(named: name).elementType == .float64
         let expected =
@@ -49,7 +50,7 @@ struct SparseLoRACase {
             expected.count == actual.count, .malformedFile, "\(name) of \(golden.name)", expected: "\(actual.count) elements",
             actual: "\(expected.count)")
         let largest = expected.reduce(0) { max($0, abs($1)) }
-        let bound = largest * Self.tolerance * (isExact ? 1 : 2)
+        let bound = largest * Self.tolerance * factor * (isExact ? 1 : 2)
         for (index, value) in expected.enumerated() {
             comparison.compare("\(name)[\(index)]", actual: Double(actual[index]), expected: value, bound: bound)
         }
