@@ -9,7 +9,11 @@ struct SnippetTests {
     private static let package = tests.appendingPathComponent("../..").standardizedFileURL
 
     /// Where the tests are that have the snippets.
-    private static let folders = [tests, package.appendingPathComponent("Models/Tests/SparseKernelsModelsTests")]
+    private static let folders =
+        [tests]
+        + ["SparseKernelsModelsTests", "SparseKernelsFineTuningTests"].map {
+            package.appendingPathComponent("Models/Tests/\($0)")
+        }
 
     /// The lines without indentation, omitting empty ones and imports.
     private static func lines(_ text: Substring) -> [String] {

@@ -27,6 +27,14 @@ struct SparseQuantizedLinearTests {
         try WeightQuantizer(form.format)(.normal([rows, columns], seed: 3, scale: 0.1))
     }
 
+    /// Operands of its own, since views of temporaries in a throwing call crash Swift 6.3.1.
+    private func run(
+        _ layer: SparseQuantizedLinear, _ x: Tensor<Float>, _ channels: ChannelSubset, into y: inout Tensor<Float>,
+        on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        try layer.run(x: x.matrixView(), channels: channels, y: y.mutableMatrixView(), on: pool)
+    }
+
     @Test("picked outputs have the bits of those columns of the whole layer", arguments: InstructionSet.available, forms)
     func outputs(_ set: InstructionSet, _ form: Form) throws {
         let (features, depth) = (150, 160)
@@ -46,8 +54,7 @@ struct SparseQuantizedLinearTests {
                 #expect(try sparse.blocks(of: subset).indices == list.map { Int32($0) })
                 for threads in [1, 3] {
                     var y = try Tensor<Float>([rows, subset.count]) { _ in .nan }
-                    try sparse.run(
-                        x: x.matrixView(), channels: subset, y: y.mutableMatrixView(), on: WorkerPool(threads: threads))
+                    try run(sparse, x, subset, into: &y, on: WorkerPool(threads: threads))
                     let isEqual = (0..<y.count).allSatisfy {
                         let (row, place) = ($0 / subset.count, $0 % subset.count)
                         return y[flat: $0] == whole[flat: row * features + Int(subset.indices[place])]
@@ -76,7 +83,7 @@ struct SparseQuantizedLinearTests {
                 let x = try Tensor<Float>.normal([rows, subset.count], seed: 7)
                 let expected = try alone(x)
                 var y = try Tensor<Float>([rows, features]) { _ in .nan }
-                try sparse.run(x: x.matrixView(), channels: subset, y: y.mutableMatrixView())
+                try run(sparse, x, subset, into: &y)
                 for index in 0..<y.count {
                     let (row, column) = (index / features, index % features)
                     var magnitude = Double(abs(bias[flat: column]))
@@ -99,15 +106,14 @@ struct SparseQuantizedLinearTests {
                 }
                 for threads in [2, 7] {
                     var again = try Tensor<Float>(zeros: [rows, features])
-                    try sparse.run(
-                        x: x.matrixView(), channels: subset, y: again.mutableMatrixView(), on: WorkerPool(threads: threads))
+                    try run(sparse, x, subset, into: &again, on: WorkerPool(threads: threads))
                     #expect(again.bits == y.bits)
                 }
             }
         }
         let x = try Tensor<Float>(zeros: [2, 0])
         var y = try Tensor<Float>([2, features]) { _ in .nan }
-        try sparse.run(x: x.matrixView(), channels: ChannelSubset([], of: depth), y: y.mutableMatrixView())
+        try run(sparse, x, ChannelSubset([], of: depth), into: &y)
         #expect(y.elements == bias.elements + bias.elements, "no inputs give the bias")
     }
 
@@ -143,23 +149,22 @@ struct SparseQuantizedLinearTests {
         let x = try Tensor<Float>(zeros: [1, 64])
         expectError(.invalidArgument, "channels", containing: "whole blocks of 64 inputs", "block 1", "position 64") {
             let subset = try ChannelSubset(Array(0..<100), of: 200)
-            try inputs.run(x: Tensor<Float>(zeros: [1, 100]).matrixView(), channels: subset, y: y.mutableMatrixView())
+            try run(inputs, Tensor(zeros: [1, 100]), subset, into: &y)
         }
         expectError(.invalidArgument, "channels", containing: "blocks of 64", "block 0") {
             let subset = try ChannelSubset(Array(1..<65), of: 200)
-            try inputs.run(x: x.matrixView(), channels: subset, y: y.mutableMatrixView())
+            try run(inputs, x, subset, into: &y)
         }
         expectError(.invalidShape, "channels", containing: "subset of 200", "of 96") {
-            try inputs.run(x: x.matrixView(), channels: ChannelSubset(all: 96), y: y.mutableMatrixView())
+            try run(inputs, x, ChannelSubset(all: 96), into: &y)
         }
         expectError(.invalidShape, "x", containing: "8 columns", "got 64") {
             // The last block is short.
-            try inputs.run(x: x.matrixView(), channels: ChannelSubset(Array(192..<200), of: 200), y: y.mutableMatrixView())
+            try run(inputs, x, ChannelSubset(Array(192..<200), of: 200), into: &y)
         }
         expectError(.invalidShape, "y", containing: "1 × 8", "1 × 96") {
             let outputs = try SparseQuantizedLinear(layer, picking: .outputs)
-            let wide = try Tensor<Float>(zeros: [1, 200])
-            try outputs.run(x: wide.matrixView(), channels: ChannelSubset(Array(0..<8), of: 96), y: y.mutableMatrixView())
+            try run(outputs, Tensor(zeros: [1, 200]), ChannelSubset(Array(0..<8), of: 96), into: &y)
         }
         expectError(.invalidShape, "blocks", containing: "subset of 4", "of 3") {
             _ = try inputs.channels(ofBlocks: ChannelSubset(all: 3))
