@@ -128,19 +128,9 @@ public enum PickedScratch {
     public static let bytesAhead = 2048
     /// Bytes of scratch: the sums, a row of zeros, and what they need besides, which is more than dots need.
     public static let rowByteCount = (2 * rowSums + 4 * AttentionScratch.maximumLanes + 16) * 4
-    /// Bytes of B per task: a fifth of a millisecond of a core's share of memory.
-    public static let taskBytes = 2 << 20
-    /// The most parts of a list of rows. Their sums are added at the end, so that a task reads whole rows of B.
-    public static let mostParts = 8
 
     /// The columns of a task of A·B[I] with few rows. Its sums, in whole vectors, fit.
     public static func stretch(rows: Int) -> Int { rowSums / rows / 48 * 48 }
-
-    /// The rows of B in each part of a list: by the size of the product alone, since they set the order of sums.
-    public static func partRows(_ count: Int, rowByteCount: Int) -> Int {
-        let rows = Swift.max((count + mostParts - 1) / mostParts, taskBytes / rowByteCount)
-        return (Swift.max(rows, 1) + 3) / 4 * 4
-    }
 }
 
 /// Adds the sums of parts of a list of rows: C (+)= factor · (part 0 + part 1 + …) + bias. Strides count floats.

@@ -11,7 +11,14 @@
     @Suite("Allocations")
     struct AllocationTests {
         /// Makes all threads of a pool take scratch of this size at the same time, so that none grows later.
-        static func warmUp(_ pool: WorkerPool, scratchByteCount: Int) {
+        /// - Parameter workspaces: the pieces of that size which calls hold beside the scratch of their threads.
+        static func warmUp(_ pool: WorkerPool, scratchByteCount: Int, workspaces: Int = 0) {
+            if workspaces > 0 {
+                pool.withWorkspace(byteCount: scratchByteCount) { _ in
+                    warmUp(pool, scratchByteCount: scratchByteCount, workspaces: workspaces - 1)
+                }
+                return
+            }
             let arrived = Meeting(threads: pool.threads)
             withExtendedLifetime(arrived) {
                 pool.run(

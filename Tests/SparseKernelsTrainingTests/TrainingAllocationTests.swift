@@ -38,9 +38,12 @@
                         let optimizer = try AdamW(instructionSet: set)
                         let scratch = max(
                             entropy.scratchByteCount, max(adapter.scratchByteCount, linear.scratchByteCount))
-                        let meeting = Meeting(threads: threads)
+                        // Calls hold a workspace beside the scratch of their threads.
+                        let (meeting, size) = (Meeting(threads: threads), max(scratch, 1 << 22))
                         withExtendedLifetime(meeting) {
-                            pool.run(MeetingCall(meeting: meeting), tasks: threads, work: .max, scratchByteCount: scratch)
+                            pool.withWorkspace(byteCount: size) { _ in
+                                pool.run(MeetingCall(meeting: meeting), tasks: threads, work: .max, scratchByteCount: size)
+                            }
                         }
                         var allocated = 0
                         for call in 0..<12 {

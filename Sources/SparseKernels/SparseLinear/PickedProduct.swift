@@ -54,7 +54,7 @@ struct PickedProductCall: PoolCall {
             blocks = PickedBlocks(
                 rows: rows, columns: columns, rowByteCount: rowByteCount, isTransposed: isTransposed)
             if !isTransposed {
-                let partRows = PickedScratch.partRows(depth, rowByteCount: rowByteCount)
+                let partRows = PickedBlocks.partRows(depth, rowByteCount: rowByteCount)
                 if partRows < depth { return runParts(of: partRows, work: work, on: pool) }
             }
         } else {
@@ -175,6 +175,19 @@ struct PickedBlocks {
     let rowBlocks: Int
     let columnBlocks: Int
 
+    /// Bytes of B per task of a product of few rows. A third of a layer of 14336 × 4096 numbers of 16 bits is over a hundred tasks, so
+    /// that sixteen threads end at nearly the same time, and each task still takes far longer than drawing it.
+    private static let taskBytes = 1 << 18
+    /// The most parts of a list of rows, two for each of sixteen threads. Their sums are added at the end, so that a task reads whole
+    /// rows of B.
+    private static let mostParts = 32
+
+    /// The rows of B in each part of a list: by the size of the product alone, since they set the order of sums.
+    static func partRows(_ count: Int, rowByteCount: Int) -> Int {
+        let rows = max((count + mostParts - 1) / mostParts, taskBytes / rowByteCount)
+        return (max(rows, 1) + 3) / 4 * 4
+    }
+
     var count: Int { rowBlocks * columnBlocks }
 
     init(rows: Int, columns: Int, rowBlocks: Int, columnBlocks: Int) {
@@ -190,7 +203,7 @@ struct PickedBlocks {
     init(rows: Int, columns: Int, rowByteCount: Int, isTransposed: Bool) {
         var block: Int
         if isTransposed {
-            block = max(1, PickedScratch.taskBytes / rowByteCount + 3) / 4 * 4
+            block = max(1, Self.taskBytes / rowByteCount + 3) / 4 * 4
         } else {
             block = GEMMScratch.block(columns, limit: PickedScratch.stretch(rows: rows), unit: 48)
         }

@@ -30,7 +30,11 @@
                     let pool = WorkerPool(threads: threads)
                     for (router, layer) in layers {
                         AllocationTests.warmUp(
-                            pool, scratchByteCount: max(router.scratchByteCount, layer.scratchByteCount))
+                            pool,
+                            scratchByteCount: max(
+                                router.scratchByteCount, layer.scratchByteCount,
+                                layer.workspaceByteCount(tokens: 9, expertsPerToken: 2)),
+                            workspaces: 1)
                         var allocated = 0
                         for call in 0..<12 {
                             let (scores, input) = try (logits.matrixView(), x.matrixView())

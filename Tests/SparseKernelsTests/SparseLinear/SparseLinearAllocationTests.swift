@@ -25,7 +25,8 @@
                             picking: .inputs)
                         let groups = try quantized.channels(ofBlocks: ChannelSubset([0, 2], of: quantized.blocks))
                         AllocationTests.warmUp(
-                            pool, scratchByteCount: max(layer.scratchByteCount, quantized.layer.scratchByteCount))
+                            pool, scratchByteCount: max(layer.scratchByteCount, quantized.layer.scratchByteCount, 1 << 22),
+                            workspaces: 2)
                         for rows in [2, 40] {
                             let x = try Tensor<Float>.normal([rows, depth], seed: 3)
                             let part = try Tensor<Float>.normal([rows, groups.count], seed: 4)

@@ -50,7 +50,7 @@ struct FineTuningToolTests {
         let output = tiny.folder + "/run"
         try Data((0..<3000).map { UInt8(97 + $0 * $0 % 13) }).write(to: URL(fileURLWithPath: tiny.folder + "/text.txt"))
         let sparsity = tiny.folder + "/sparsity.json"
-        try SparseLoRAConfiguration(layers: [.init(mlp: 0.75), .init(mlp: 0.5, attention: 0.5)], start: 1).write(to: sparsity)
+        try SparseLoRAConfiguration(layers: [.init(mlp: 0.75), .init(mlp: 0.5, attention: 0.5)], start: 0.3).write(to: sparsity)
         let arguments = [
             "finetune", "--model", tiny.folder, "--text", tiny.folder + "/text.txt", "-o", output, "--rank", "4", "--alpha",
             "8",

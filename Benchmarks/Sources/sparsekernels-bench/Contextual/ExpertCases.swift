@@ -97,13 +97,30 @@ struct FeedForward {
         activation = try GatedActivation(.silu, instructionSet: set)
     }
 
-    func run(
+    func run(_ x: Tensor<Float>, _ buffers: inout Buffers, on pool: WorkerPool) {
+        run(x, &buffers.both, &buffers.gated, into: &buffers.y, on: pool)
+    }
+
+    private func run(
         _ x: Tensor<Float>, _ both: inout Tensor<Float>, _ gated: inout Tensor<Float>, into y: inout Tensor<Float>,
         on pool: WorkerPool
     ) {
         try! gateAndUp.run(x, into: &both, on: pool)
         try! activation.run(halvesOf: both.matrixView(), into: gated.mutableMatrixView(), on: pool)
         try! down.run(gated, into: &y, on: pool)
+    }
+
+    /// What a run writes.
+    struct Buffers {
+        fileprivate var both: Tensor<Float>
+        fileprivate var gated: Tensor<Float>
+        fileprivate var y: Tensor<Float>
+
+        init(rows: Int, width: Int, hidden: Int) throws {
+            both = try Tensor(zeros: [rows, 2 * hidden])
+            gated = try Tensor(zeros: [rows, hidden])
+            y = try Tensor(zeros: [rows, width])
+        }
     }
 }
 
@@ -191,8 +208,8 @@ final class ExpertStep {
     private let logits: Tensor<Float>
     private var routing: ExpertRouting
     private var y: Tensor<Float>
-    private var dense: (both: Tensor<Float>, gated: Tensor<Float>, y: Tensor<Float>)
-    private var single: (both: Tensor<Float>, gated: Tensor<Float>, y: Tensor<Float>)
+    private var dense: FeedForward.Buffers
+    private var single: FeedForward.Buffers
 
     init(_ problem: ExpertProblem, tokens: Int, on pool: WorkerPool) throws {
         let shape = problem.shape
@@ -202,11 +219,9 @@ final class ExpertStep {
         logits = try .normal([tokens, shape.experts], seed: 3)
         routing = try problem.router(logits, on: pool)
         y = try Tensor(zeros: x.shape)
-        func buffers(_ rows: Int, _ hidden: Int) throws -> (Tensor<Float>, Tensor<Float>, Tensor<Float>) {
-            try (Tensor(zeros: [rows, 2 * hidden]), Tensor(zeros: [rows, hidden]), Tensor(zeros: [rows, shape.width]))
-        }
-        dense = try buffers(tokens, problem.dense.hidden)
-        single = try buffers(tokens * shape.perToken, problem.single.hidden)
+        dense = try FeedForward.Buffers(rows: tokens, width: shape.width, hidden: problem.dense.hidden)
+        single = try FeedForward.Buffers(
+            rows: tokens * shape.perToken, width: shape.width, hidden: problem.single.hidden)
     }
 
     /// Bytes of the weights of the experts that have tokens.
@@ -217,9 +232,9 @@ final class ExpertStep {
         try! problem.layer.run(x, routing: routing, into: &y, on: pool)
     }
 
-    func runDense() { problem.dense.run(x, &dense.both, &dense.gated, into: &dense.y, on: pool) }
+    func runDense() { problem.dense.run(x, &dense, on: pool) }
 
-    func runSingle() { problem.single.run(rows, &single.both, &single.gated, into: &single.y, on: pool) }
+    func runSingle() { problem.single.run(rows, &single, on: pool) }
 
     /// Compares the first and the last token with their experts' own layers, which have checks of their own.
     func check() throws -> Verification {
