@@ -36,10 +36,13 @@ import Testing
     @Test func anAxisMayBeginAboveZero() throws {
         var chart = LineChart(
             title: "Loss", xAxis: .init("steps"), yAxis: .init("nats"), series: [.init("a", [(0, 1.42), (100, 1.31)])])
-        #expect(try #require(parse(chart.svg())).texts.contains("0.5"))
+        // Ticks of the y axis below all values. Those of the x axis are 0 or far above.
+        func hasLowTicks(_ chart: LineChart) throws -> Bool {
+            try #require(parse(chart.svg())).texts.contains { text in Double(text).map { $0 > 0 && $0 < 1.25 } ?? false }
+        }
+        #expect(try hasLowTicks(chart))
         chart.yAxis.includesZero = false
-        let texts = try #require(parse(chart.svg())).texts
-        #expect(!texts.contains("0.5") && texts.contains("1.4"))
+        #expect(try !hasLowTicks(chart))
     }
 
     @Test func textIsEscaped() throws {
