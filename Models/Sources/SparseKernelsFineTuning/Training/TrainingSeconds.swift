@@ -1,3 +1,5 @@
+import SparseKernelsModels
+
 /// Seconds of the parts of a step, forward and backward together.
 public struct TrainingSeconds: Hashable, Sendable, Codable {
     /// Choosing the channels of the context.
@@ -36,17 +38,8 @@ public struct TrainingSeconds: Hashable, Sendable, Codable {
     }
 }
 
-/// Adds the time since the last lap to a part.
-struct TrainingClock {
-    private(set) var seconds = TrainingSeconds()
-    private let clock = ContinuousClock()
-    private var last: ContinuousClock.Instant
+typealias TrainingClock = LapClock<TrainingSeconds>
 
-    init() { last = clock.now }
-
-    mutating func lap(_ part: WritableKeyPath<TrainingSeconds, Double>) {
-        let now = clock.now
-        seconds[keyPath: part] += (now - last) / .seconds(1)
-        last = now
-    }
+extension LapClock<TrainingSeconds> {
+    init() { self.init(TrainingSeconds()) }
 }

@@ -20,18 +20,3 @@ public struct StageSeconds: Hashable, Sendable {
         a.other += b.other
     }
 }
-
-/// Adds the time since the last lap to a stage.
-struct Stopwatch {
-    private(set) var seconds = StageSeconds()
-    private let clock = ContinuousClock()
-    private var last: ContinuousClock.Instant
-
-    init() { last = clock.now }
-
-    mutating func lap(_ stage: WritableKeyPath<StageSeconds, Double>) {
-        let now = clock.now
-        seconds[keyPath: stage] += (now - last) / .seconds(1)
-        last = now
-    }
-}
