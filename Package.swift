@@ -62,6 +62,11 @@ let facades = [
     "SparseLoRA",
     "CATS",
     "PolarSparsity",
+    "NVILA",
+    "PS3",
+    "CoTVLA",
+    "PyramidDrop",
+    "FrameFusion",
 ]
 
 /// What a façade needs beside SparseKernels.

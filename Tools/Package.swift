@@ -16,6 +16,7 @@ let package = Package(
         .executable(name: "sparsekernels", targets: ["SparseKernelsTool"]),
         .executable(name: "sparse-video", targets: ["SparseVideoTool"]),
         .executable(name: "sparse-lm", targets: ["SparseLMTool"]),
+        .executable(name: "sparse-vision", targets: ["SparseVisionTool"]),
     ],
     traits: [
         .trait(name: "OpenBLAS", description: "LAPACKE for full decompositions; passed on to SparseKernels.")
@@ -72,6 +73,27 @@ let package = Package(
                 .product(name: "SparseLoRA", package: "SparseKernels"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: language),
+        .executableTarget(
+            name: "SparseVisionTool",
+            dependencies: [
+                "PictureSelection",
+                .product(name: "Terminal", package: "SparseKernelsTerminal"),
+                .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
+                .product(name: "PS3", package: "SparseKernels"),
+                .product(name: "SparseKernels", package: "SparseKernels"),
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: language),
+        // Pictures with the patches that a model selects.
+        .target(
+            name: "PictureSelection",
+            dependencies: [
+                .product(name: "Terminal", package: "SparseKernelsTerminal"),
+                .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
+                .product(name: "PS3", package: "SparseKernels"),
+                .product(name: "SparseKernels", package: "SparseKernels"),
             ],
             swiftSettings: language),
         .target(
@@ -133,6 +155,18 @@ let package = Package(
                 .product(name: "SparseLoRA", package: "SparseKernels"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
+            ],
+            swiftSettings: language),
+        .testTarget(
+            name: "PictureSelectionTests",
+            dependencies: [
+                "PictureSelection",
+                // For its options.
+                "SparseVisionTool",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
+                .product(name: "PS3", package: "SparseKernels"),
+                .product(name: "SparseKernels", package: "SparseKernels"),
             ],
             swiftSettings: language),
         .testTarget(

@@ -5,7 +5,7 @@
 
 /// All kernels of one level.
 public protocol KernelTable: AttentionKernels, GEMMKernels, ScoringKernels, QuantizedKernels, TokenKernels, RowKernels,
-    RecurrenceKernels, SparseLinearKernels, TrainingKernels, RoofKernels, PrimitiveKernels
+    RecurrenceKernels, SparseLinearKernels, VisionKernels, TrainingKernels, RoofKernels, PrimitiveKernels
 {
     static var sizes: TileSizes { get }
 }
@@ -123,6 +123,10 @@ public protocol SparseLinearKernels: SendableMetatype {
     /// `scratch` has 16 floats.
     static func sumHiddenSquares(
         _ arguments: UnsafePointer<HiddenSquaresArguments>, scratch: UnsafeMutablePointer<Float>)
+}
+
+/// Pictures and grids of tokens.
+public protocol VisionKernels: SendableMetatype {
 }
 
 /// Gradients. Only the product for training calls them.

@@ -25,6 +25,7 @@ import Testing
         (.decodeQuality, "lm-layer3-32768 f16 LServe 8192 per query head", []),
         (.recurrence, "131072 tokens H 8 per channel", ["steps"]),
         (.contextual, "FFN 14336×4096 2048 tokens 97%", ["dense"]),
+        (.vision, "PS3 3780×3780, 2560 of 72900 patches", ["all patches"]),
     ])
     func everySectionFitsATerminal(section: ReportSection, name: String, baselines: [String]) {
         let table = ReportTable(

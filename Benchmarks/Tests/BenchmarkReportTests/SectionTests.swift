@@ -12,7 +12,7 @@ import Testing
         ("decode.step.twilight", .decode), ("decode.branches", .branches), ("decode.upkeep", .decodeUpkeep),
         ("decode.quality", .decodeQuality),
         ("blocks.attention", .blocks), ("blocks.logits", .blocks), ("recurrence.ssd", .recurrence),
-        ("contextual.ffn", .contextual),
+        ("contextual.ffn", .contextual), ("vision.tower", .vision),
     ])
     func operationsHaveASection(op: String, section: ReportSection) {
         #expect(ReportSection(op: op) == section)

@@ -74,11 +74,11 @@ extension Metric {
     /// Bytes of the KV cache that must be read for the result: keys, values, scales, page metadata and estimates. Of row operators
     /// and steps of recurrences, bytes that are read and written.
     public static let bytesRead = Metric(
-        "bytes_read", "Read", "MB", width: 6, in: [.decode, .branches, .rowOperators, .blocks, .recurrence, .contextual],
+        "bytes_read", "Read", "MB", width: 6, in: [.decode, .branches, .rowOperators, .blocks, .recurrence, .contextual, .vision],
         format: { Format.number($0.map { $0 / 1e6 }) })
     /// `bytesRead` over the median time, in 10⁹ per second.
     public static let readRate = Metric(
-        "read_gbs", "Rate", "GB/s", width: 6, in: [.decode, .branches, .rowOperators, .blocks, .recurrence, .contextual],
+        "read_gbs", "Rate", "GB/s", width: 6, in: [.decode, .branches, .rowOperators, .blocks, .recurrence, .contextual, .vision],
         format: number
     ) { row in
         guard let bytes = row[.bytesRead], let seconds = row[.medianSeconds], seconds > 0 else { return nil }
@@ -87,7 +87,7 @@ extension Metric {
     /// Operations done per second, in 10⁹.
     public static let actualGFLOPS = Metric(
         "gflops_actual", "Actual", "GFLOP/s", width: 7,
-        in: [.matrixProduct, .denseAttention, .blockSparse, .scoring, .blocks, .video, .recurrence, .contextual])
+        in: [.matrixProduct, .denseAttention, .blockSparse, .scoring, .blocks, .video, .recurrence, .contextual, .vision])
     /// Operations that the dense operator would have needed, per second, in 10⁹.
     public static let effectiveGFLOPS = Metric(
         "gflops_effective", "Effect.", "GFLOP/s", width: 7, in: [.denseAttention, .quantizedProduct])
@@ -98,7 +98,7 @@ extension Metric {
         "roof_fraction", "Roof", "%", width: 5,
         in: [
             .matrixProduct, .denseAttention, .blockSparse, .quantizedProduct, .rowOperators, .decode, .branches, .blocks,
-            .video, .recurrence, .contextual,
+            .video, .recurrence, .contextual, .vision,
         ],
         format: percent)
     /// The time of making the layer, once: search of the smoothing, factorisation and rounding.

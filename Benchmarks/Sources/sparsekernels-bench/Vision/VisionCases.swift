@@ -1,0 +1,16 @@
+import BenchmarkReport
+
+/// Visual tokens: towers in 8 bits, projectors, selected patches of large pictures, videos before and after compression.
+///
+/// A further subject is a file in this folder with an extension that makes its groups, and a line in `section()`.
+struct VisionCases: CaseFamily {
+    let run: RunContext
+
+    func section() -> Section {
+        Section(kind: .vision, groups: [], baselines: [VisionBaseline.float])
+    }
+}
+
+enum VisionBaseline {
+    static let float = "f32"
+}

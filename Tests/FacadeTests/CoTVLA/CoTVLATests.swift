@@ -1,0 +1,4 @@
+import CoTVLA
+import Testing
+
+@Suite struct CoTVLATests {}

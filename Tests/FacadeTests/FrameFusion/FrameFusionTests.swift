@@ -1,0 +1,4 @@
+import FrameFusion
+import Testing
+
+@Suite struct FrameFusionTests {}

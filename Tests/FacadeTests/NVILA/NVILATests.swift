@@ -1,0 +1,4 @@
+import NVILA
+import Testing
+
+@Suite struct NVILATests {}

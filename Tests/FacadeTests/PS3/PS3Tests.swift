@@ -1,0 +1,4 @@
+import PS3
+import Testing
+
+@Suite struct PS3Tests {}

@@ -1,0 +1,4 @@
+import PyramidDrop
+import Testing
+
+@Suite struct PyramidDropTests {}

@@ -1,0 +1,4 @@
+import PictureSelection
+import Testing
+
+@Suite struct PictureSelectionTests {}
