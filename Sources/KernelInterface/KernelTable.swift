@@ -127,6 +127,8 @@ public protocol SparseLinearKernels: SendableMetatype {
 
 /// Pictures and grids of tokens.
 public protocol VisionKernels: SendableMetatype {
+    static func normalizeCells(_ arguments: UnsafePointer<NormalizeCellsArguments>)
+    static func averageRows(_ arguments: UnsafePointer<AverageRowsArguments>)
 }
 
 /// Gradients. Only the product for training calls them.

@@ -7,10 +7,15 @@ struct VisionCases: CaseFamily {
     let run: RunContext
 
     func section() -> Section {
-        Section(kind: .vision, groups: [], baselines: [VisionBaseline.float])
+        Section(
+            kind: .vision,
+            groups: projectorGroups() + prefillGroups(),
+            baselines: [VisionBaseline.float, VisionBaseline.unfused, VisionBaseline.uncompressed])
     }
 }
 
 enum VisionBaseline {
     static let float = "f32"
+    static let unfused = "unfused"
+    static let uncompressed = "uncompressed"
 }
