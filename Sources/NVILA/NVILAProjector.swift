@@ -139,34 +139,34 @@ public struct NVILAProjector: Sendable {
             let count = min(step, frames - frame)
             try pass(
                 x.rows(frame * tokens..<(frame + count) * tokens), into: y.rows(frame * cells..<(frame + count) * cells),
-                rows: count * cells, &workspace, on: pool)
+                rows: count * cells, &workspace.cells, &workspace.hidden, &workspace.middle, on: pool)
             frame += count
         }
     }
 
+    /// Takes some frames through all layers. The memory between the layers comes in parts, each of which is either read or written.
     private func pass<X: AttentionElement, Y: AttentionElement>(
-        _ x: MatrixView<X>, into y: consuming MutableMatrixView<Y>, rows: Int, _ workspace: inout NVILAProjectorWorkspace,
-        on pool: WorkerPool
+        _ x: MatrixView<X>, into y: consuming MutableMatrixView<Y>, rows: Int, _ cells: inout Tensor<Float>,
+        _ hidden: inout Tensor<Float>, _ narrow: inout Tensor<Float>, on pool: WorkerPool
     ) throws(SparseKernelsError) {
-        let (channels, hidden) = (reshape.cellChannels, first.outFeatures)
-        try norm.run(x, into: MutableMatrixView(workspace.cells.mutableSpan, rows: rows, columns: channels), on: pool)
+        let (channels, width) = (reshape.cellChannels, first.outFeatures)
+        try norm.run(x, into: MutableMatrixView(cells.mutableSpan, rows: rows, columns: channels), on: pool)
         try first.run(
-            MatrixView(workspace.cells.span, rows: rows, columns: channels),
-            into: MutableMatrixView(workspace.hidden.mutableSpan, rows: rows, columns: hidden), on: pool)
+            MatrixView(cells.span, rows: rows, columns: channels),
+            into: MutableMatrixView(hidden.mutableSpan, rows: rows, columns: width), on: pool)
         guard let middle else {
-            try last.run(MatrixView(workspace.hidden.span, rows: rows, columns: hidden), into: y, on: pool)
+            try last.run(MatrixView(hidden.span, rows: rows, columns: width), into: y, on: pool)
             return
         }
-        // The cells are read; their memory has room for the narrower rows.
+        // The cells have been read; their memory has room for the narrower rows.
         try middle.norm.run(
-            MatrixView(workspace.hidden.span, rows: rows, columns: hidden),
-            into: MutableMatrixView(workspace.cells.mutableSpan, rows: rows, columns: hidden), on: pool)
+            MatrixView(hidden.span, rows: rows, columns: width),
+            into: MutableMatrixView(cells.mutableSpan, rows: rows, columns: width), on: pool)
+        let narrowWidth = middle.linear.outFeatures
         try middle.linear.run(
-            MatrixView(workspace.cells.span, rows: rows, columns: hidden),
-            into: MutableMatrixView(
-                workspace.middle.mutableSpan, rows: rows, columns: middle.linear.outFeatures), on: pool)
-        try last.run(
-            MatrixView(workspace.middle.span, rows: rows, columns: middle.linear.outFeatures), into: y, on: pool)
+            MatrixView(cells.span, rows: rows, columns: width),
+            into: MutableMatrixView(narrow.mutableSpan, rows: rows, columns: narrowWidth), on: pool)
+        try last.run(MatrixView(narrow.span, rows: rows, columns: narrowWidth), into: y, on: pool)
     }
 
     /// The projected tokens, `[…, cells, outFeatures]`, in a new tensor.

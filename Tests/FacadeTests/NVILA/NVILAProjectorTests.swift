@@ -13,11 +13,12 @@ struct NVILAProjectorTests {
             let bias = try Tensor<Float>.normal([width], seed: seed)
             return Weights.Norm(weight: try Tensor([width]) { 1 + bias[flat: $0] / 4 }, bias: bias)
         }
-        let linears = try (0..<widths.count - 1).map { layer in
-            Weights.Linear(
-                weight: try .normal(
-                    [widths[layer + 1], widths[layer]], seed: UInt64(layer), scale: 1 / Float(widths[layer]).squareRoot()),
-                bias: try .normal([widths[layer + 1]], seed: UInt64(layer + 10)))
+        var linears: [Weights.Linear] = []
+        for layer in 0..<widths.count - 1 {
+            let (rows, columns) = (widths[layer + 1], widths[layer])
+            let scale = 1 / Float(columns).squareRoot()
+            let weight = try Tensor<Float>.normal([rows, columns], seed: UInt64(layer), scale: scale)
+            linears.append(Weights.Linear(weight: weight, bias: try .normal([rows], seed: UInt64(layer + 10))))
         }
         let norms = kind == .twoByTwo ? [try norm(cell, 20)] : [try norm(cell, 20), try norm(3 * channels, 21)]
         return Weights(norms: norms, linears: linears)

@@ -96,9 +96,10 @@ enum ProjectorSource {
         func norm(_ width: Int) throws -> Weights.Norm {
             Weights.Norm(weight: try Tensor([width]) { _ in 1 }, bias: try Tensor(zeros: [width]))
         }
-        let linears = try (0..<widths.count - 1).map { layer in
-            Weights.Linear(
-                weight: try matrix(widths[layer + 1], widths[layer]), bias: try Tensor(zeros: [widths[layer + 1]]))
+        var linears: [Weights.Linear] = []
+        for layer in 0..<widths.count - 1 {
+            let weight = try matrix(widths[layer + 1], widths[layer])
+            linears.append(Weights.Linear(weight: weight, bias: try Tensor(zeros: [widths[layer + 1]])))
         }
         return Weights(
             norms: kind == .twoByTwo ? [try norm(cell)] : [try norm(cell), try norm(3 * channels)], linears: linears)
