@@ -87,7 +87,8 @@ public struct ActionDecoder: Sendable {
     /// - Throws: `.invalidShape` for other rows, and the errors of ``ActionTokenizer/likeliestTokens(_:)``.
     public func actions(of logits: Tensor<Float>) throws(SparseKernelsError) -> Tensor<Float> {
         try require(
-            logits.shape.first == tokenCount, .invalidShape, "logits", expected: "\(tokenCount) rows", actual: "\(logits.shape)")
+            logits.shape.first == tokenCount, .invalidShape, "logits", expected: "\(tokenCount) rows", actual: "\(logits.shape)"
+        )
         return try tokenizer.actions(of: tokenizer.likeliestTokens(logits))
     }
 }

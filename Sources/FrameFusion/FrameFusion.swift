@@ -60,11 +60,13 @@ public struct FrameFusionTokens: Hashable, Sendable {
 /// }
 /// ```
 ///
-/// | Phase | Before a layer |
-/// |---|---|
-/// | `.merging` | Tokens whose cosine with the token before them at their place is at least `similarity` are merged into it: the first token of a run becomes the mean of the run. When this would remove as much as the budget needs or more, only the most similar ones are merged, as many as the budget needs, and nothing follows. When it removed less than `leastMerged`, merging ends. |
-/// | `.pruning` | Visual tokens with the least attention of the layer before are removed until the budget is met. |
-/// | `.finished` | Nothing. |
+/// Before a layer, each phase does this:
+///
+/// - `.merging`: tokens whose cosine with the token before them at their place is at least `similarity` are merged into it, so that the
+///   first token of a run becomes the mean of the run. When this would remove as much as the budget needs or more, only the most
+///   similar ones are merged, as many as the budget needs, and nothing follows. When it removed less than `leastMerged`, merging ends.
+/// - `.pruning`: visual tokens with the least attention of the layer before are removed until the budget is met.
+/// - `.finished`: nothing.
 ///
 /// Positions are kept, unlike in PyramidDrop. One value serves one prefill of one sequence.
 ///
@@ -92,9 +94,12 @@ public struct FrameFusion: Sendable {
     public init(
         _ configuration: FrameFusionConfiguration? = nil, channels: Int, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
-        let configuration = try configuration ?? FrameFusionConfiguration()
-        try configuration.check()
-        self.configuration = configuration
+        if let configuration {
+            try configuration.check()
+            self.configuration = configuration
+        } else {
+            self.configuration = try FrameFusionConfiguration()
+        }
         merge = try FrameMerge(channels: channels, instructionSet: instructionSet)
     }
 

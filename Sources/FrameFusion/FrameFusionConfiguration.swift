@@ -54,7 +54,8 @@ public struct FrameFusionConfiguration: Hashable, Sendable {
         let left = Double(layers) * cost - spent
         let rest = Double(layers - removed.count) * kept
         try require(
-            left >= 0, .invalidArgument, "cost", expected: "at least \(spent / Double(layers)), which \(removed.count) layers took",
+            left >= 0, .invalidArgument, "cost",
+            expected: "at least \(spent / Double(layers)), which \(removed.count) layers took",
             actual: "\(cost)")
         return left >= rest ? 0 : 1 - left / rest
     }

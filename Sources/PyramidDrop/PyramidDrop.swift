@@ -168,7 +168,8 @@ public struct PyramidDrop: Sendable {
                 after.append(sequence)
             } else {
                 let scores = try scores(
-                    query: query.tokens(index..<index + 1), key: key.tokens(first..<first + sequence.length), sequence, on: pool)
+                    query: query.tokens(index..<index + 1), key: key.tokens(first..<first + sequence.length), sequence, on: pool
+                )
                 let list = try Self.kept(scores, sequence, count, named: "scores of sequence \(index)")
                 lists.append(list)
                 after.append(try sequence.keeping(count))

@@ -119,7 +119,9 @@ struct CoTVLATests {
         expectError(.invalidShape, "counts") { _ = try ActionTokenizer(bins, leastUsedOf: [1, 2]) }
         let tokenizer = try ActionTokenizer(bins, vocabulary: [3, 4, 5, 6])
         expectError(.invalidArgument, "tokens[1]") { _ = try tokenizer.actions(of: [3, 7]) }
-        expectError(.invalidShape, "logits", containing: "above 6") { _ = try tokenizer.likeliestTokens(Tensor(zeros: [1, 6])) }
+        expectError(.invalidShape, "logits", containing: "above 6") {
+            _ = try tokenizer.likeliestTokens(Tensor(zeros: [1, 6]))
+        }
         expectError(.invalidArgument, "logits[0]") {
             _ = try tokenizer.likeliestTokens(Tensor([1, 7], [0, 0, 0, 0, 0, 0, .nan]))
         }

@@ -9,7 +9,10 @@ struct PyramidDropTests {
     @Test("the stages of the paper")
     func configuration() throws {
         let standard = PyramidDropConfiguration.standard
-        #expect((0..<32).compactMap { standard.stage(afterLayers: $0).map { index in standard.stages[index].layers } } == [8, 16, 24])
+        #expect(
+            (0..<32).compactMap { standard.stage(afterLayers: $0).map { index in standard.stages[index].layers } } == [
+                8, 16, 24,
+            ])
         #expect((0..<3).map { standard.keptTokens(stage: $0, of: 577) } == [288, 144, 72])
         // (8 · 1 + 8 · ½ + 8 · ¼ + 8 · ⅛) / 32
         #expect(standard.meanKept(layers: 32) == 0.46875)

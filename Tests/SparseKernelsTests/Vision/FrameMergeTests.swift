@@ -130,7 +130,9 @@ struct FrameMergeTests {
         let chains = try FrameChains(places: Self.places)
         let merge = try FrameMerge(channels: 4)
         var x = try Tensor<Float>(zeros: [14, 4])
-        expectError(.invalidShape, "x", containing: "14 × 4") { _ = try merge.similarities(Tensor<Float>(zeros: [13, 4]), chains) }
+        expectError(.invalidShape, "x", containing: "14 × 4") {
+            _ = try merge.similarities(Tensor<Float>(zeros: [13, 4]), chains)
+        }
         for list in [[14], [-1], [4, 4], [9, 4]] {
             expectError(.invalidArgument, "merged[\(list.count - 1)]") { _ = try merge(&x, chains, merging: list) }
         }

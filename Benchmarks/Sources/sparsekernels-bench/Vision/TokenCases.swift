@@ -80,7 +80,8 @@ extension VisionCases {
             var block = Variant(
                 isa: instructionSet.name, threads: pool.threads, body: layer.runBlock, verify: { nil },
                 baseline: (0, VisionBaseline.steps),
-                roof: { MachineRoofs.multiplyAdd(instructionSet: instructionSet, on: pool, duration: .zero) }, label: "one block")
+                roof: { MachineRoofs.multiplyAdd(instructionSet: instructionSet, on: pool, duration: .zero) },
+                label: "one block")
             block.amounts = .operations(operations)
             block.verify = { layer.check() }
             return [steps, block]

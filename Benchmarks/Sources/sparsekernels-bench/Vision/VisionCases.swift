@@ -7,7 +7,9 @@ struct VisionCases: CaseFamily {
     let run: RunContext
 
     func section() -> Section {
-        Section(kind: .vision, groups: tokenGroups(), baselines: [VisionBaseline.float, VisionBaseline.prefill, VisionBaseline.steps])
+        Section(
+            kind: .vision, groups: tokenGroups(),
+            baselines: [VisionBaseline.float, VisionBaseline.prefill, VisionBaseline.steps])
     }
 }
 
