@@ -143,6 +143,22 @@ struct AttentionColumnMassTests {
         }
     }
 
+    @Test("keys of a cache give the bits of the same keys in memory", arguments: InstructionSet.available)
+    func cachedKeys(_ set: InstructionSet) throws {
+        let shape = try AttentionShape(queryLength: 30, keyLength: 150, queryHeads: 4, kvHeads: 2, headDim: 16)
+        let query = try Tensor<Float>.normal([4, 30, 16], seed: 13)
+        let key = try Tensor<Float16>.normal([2, 150, 16], seed: 14)
+        let cache = try PagedKVCache(
+            KVCacheConfiguration(kvHeads: 2, headDim: 16, pageSize: 16, pageCapacity: 10, format: .float16))
+        let sequence = cache.makeSequence()
+        try cache.append(key: key, value: key, to: sequence)
+        let cached = try cache.rows(of: sequence)
+        let sums = try AttentionColumnMass(shape, instructionSet: set)
+        var mass = try Tensor<Float>(zeros: [4, 150])
+        try sums.run(query: query.view(), key: cached.key, into: mass.mutableMatrixView())
+        #expect(try mass.bits == sums(query: query, key: key).bits)
+    }
+
     @Test("values that are not finite reach the keys of their rows only", arguments: InstructionSet.available)
     func nonFinite(_ set: InstructionSet) throws {
         let shape = try AttentionShape(queryLength: 70, keyLength: 70, queryHeads: 2, kvHeads: 2, headDim: 16)
