@@ -129,6 +129,12 @@ public protocol SparseLinearKernels: SendableMetatype {
 public protocol VisionKernels: SendableMetatype {
     static func normalizeCells(_ arguments: UnsafePointer<NormalizeCellsArguments>)
     static func averageRows(_ arguments: UnsafePointer<AverageRowsArguments>)
+    /// Adds up probabilities per key, or takes the maximum and the sum of exponentials of every row.
+    static func sumColumnMass(_ arguments: UnsafePointer<ColumnMassArguments>)
+    static func compareRowChain(_ arguments: UnsafePointer<RowChainArguments>)
+    /// Replaces the first of some listed rows, at least two, by their mean. The stride counts floats.
+    static func averageRows(
+        _ x: UnsafeMutablePointer<Float>, stride: Int, rows: UnsafePointer<Int32>, count: Int, channels: Int)
 }
 
 /// Gradients. Only the product for training calls them.

@@ -11,6 +11,8 @@ struct VisionCases: CaseFamily {
             kind: .vision,
             groups: projectorGroups() + prefillGroups(),
             baselines: [VisionBaseline.float, VisionBaseline.unfused, VisionBaseline.uncompressed])
+            kind: .vision, groups: tokenGroups(),
+            baselines: [VisionBaseline.float, VisionBaseline.prefill, VisionBaseline.steps])
     }
 }
 
