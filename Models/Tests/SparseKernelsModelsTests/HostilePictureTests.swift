@@ -54,7 +54,10 @@ struct HostilePictureTests {
     func byHand() throws {
         let good = Self.file([("IHDR", Self.header(2, 2)), ("IDAT", pixels), ("IEND", [])])
         #expect(try Picture(png: good).bytes == [1, 2, 3, 4])
-        let parts = [("IHDR", Self.header(2, 2)), ("tEXt", [9]), ("IDAT", Array(pixels[..<3])), ("IDAT", Array(pixels[3...])), ("IEND", [])]
+        let parts = [
+            ("IHDR", Self.header(2, 2)), ("tEXt", [9]), ("IDAT", Array(pixels[..<3])), ("IDAT", Array(pixels[3...])),
+            ("IEND", []),
+        ]
         #expect(try Picture(png: Self.file(parts)).bytes == [1, 2, 3, 4])
         let clear = [("IHDR", Self.header(2, 2)), ("tRNS", [0, 3]), ("IDAT", pixels), ("IEND", [])]
         #expect(try Picture(png: Self.file(clear)).bytes == [1, 255, 2, 255, 3, 0, 4, 255])
@@ -74,7 +77,8 @@ struct HostilePictureTests {
         expect("ABCD", "need", bytes: Self.file([header, ("ABCD", []), data, end]))
         expect(nil, "letters", bytes: Self.file([header, ("A1CD", []), data, end]))
         for (bad, fragment) in [
-            (Array(Self.header(2, 2).dropLast()), "13 bytes"), (Self.header(0, 2), "2 × 0"), (Self.header(2, 1 << 21), "pixels"),
+            (Array(Self.header(2, 2).dropLast()), "13 bytes"), (Self.header(0, 2), "2 × 0"),
+            (Self.header(2, 1 << 21), "pixels"),
             (Self.header(1 << 20, 1 << 20), "pixels"), (Self.header(2, 2, depth: 3), "bits for colour type 0"),
             (Self.header(2, 2, depth: 4, type: 2), "[8, 16]"), (Self.header(2, 2, depth: 16, type: 3), "colour type 3"),
             (Self.header(2, 2, type: 1), "colour type of"), (Self.header(2, 2, rest: [1, 0, 0]), "compression"),
@@ -89,7 +93,11 @@ struct HostilePictureTests {
         expect("tRNS", "1 to 1", bytes: Self.file([palette, ("PLTE", [1, 2, 3]), ("tRNS", [1, 2]), data, end]))
         expect("tRNS", "absent", bytes: Self.file([("IHDR", Self.header(2, 2, type: 6)), ("tRNS", [1]), data, end]))
         expect("tRNS", "2 bytes", bytes: Self.file([header, ("tRNS", [1]), data, end]))
-        expect("IDAT", "indices below 3", "4", bytes: Self.file([palette, ("PLTE", Array(repeating: 0, count: 9)), ("IDAT", Self.stored([0, 1, 2, 0, 0, 4])), end]))
+        expect(
+            "IDAT", "indices below 3", "4",
+            bytes: Self.file([
+                palette, ("PLTE", Array(repeating: 0, count: 9)), ("IDAT", Self.stored([0, 1, 2, 0, 0, 4])), end,
+            ]))
         expect("IDAT", "filters 0 to 4", "5", bytes: Self.file([header, ("IDAT", Self.stored([0, 1, 2, 5, 3, 4])), end]))
         expect("IDAT", "6 bytes", bytes: Self.file([header, ("IDAT", Self.stored([0, 1, 2, 0, 3])), end]))
         expect("IDAT", "6 bytes", "more", bytes: Self.file([header, ("IDAT", Self.stored([0, 1, 2, 0, 3, 4, 5])), end]))
@@ -117,9 +125,10 @@ struct HostilePictureTests {
     @Test("files that are cut off anywhere, and flipped bits with and without new checksums, give errors or pictures")
     func damage() throws {
         var random = SplitMix64(seed: 12)
-        let sources = try PictureFileTests.foreign.map { PictureFileTests.bytes($0.file) } + [
-            PictureFileTests.picture(9, 7, .rgb).png(), PictureFileTests.picture(12, 30, .greyAlpha).png(),
-        ]
+        let sources =
+            try PictureFileTests.foreign.map { PictureFileTests.bytes($0.file) } + [
+                PictureFileTests.picture(9, 7, .rgb).png(), PictureFileTests.picture(12, 30, .greyAlpha).png(),
+            ]
         var refused = 0
         func read(_ bytes: [UInt8]) {
             do throws(SparseKernelsError) { _ = try Picture(png: bytes) } catch {

@@ -29,7 +29,10 @@ struct PictureFileTests {
     @Test("a picture in few colours is written with a palette, and many are not")
     func palettes() throws {
         for colours in [1, 2, 255, 256, 257, 300] {
-            let bytes = (0..<20 * 31).flatMap { [UInt8($0 * 7 % colours % 256), UInt8($0 * 7 % colours / 256), 5] }
+            let bytes = (0..<20 * 31).flatMap { pixel -> [UInt8] in
+                let colour = pixel * 7 % colours
+                return [UInt8(colour % 256), UInt8(colour / 256), 5]
+            }
             let picture = try Picture(GridSize(rows: 20, columns: 31), .rgb, bytes: bytes)
             let file = picture.png()
             // The colour type is byte 25.
@@ -116,7 +119,8 @@ struct PictureFileTests {
             ("P3\n1 1\n255\n1", ["P6 or P5"]), ("P6\n0 1\n255\n", ["columns from 1", "0"]),
             ("P6\n2 9999999\n255\n", ["rows", "9999999"]), ("P6\n1 1\n70000\n", ["65535", "70000"]), ("P6\n1 1", ["sample"]),
             ("P6\n1 1\n255", ["white space"]), ("P6\nx", ["no number"]), ("P6\n2 2\n255\nabc", ["12 bytes", "3"]),
-            ("P6\n1000000 1000000\n255\n", ["pixels"]), ("P5\n1 1\n3\nz", ["at most 3", "122"]), ("P6\n# never ends", ["columns"]),
+            ("P6\n1000000 1000000\n255\n", ["pixels"]), ("P5\n1 1\n3\nz", ["at most 3", "122"]),
+            ("P6\n# never ends", ["columns"]),
             ("P6\n99999999999999999999 1\n255\n", ["columns"]),
         ] {
             let error = #expect(throws: SparseKernelsError.self) { try Picture(ppm: Array(text.utf8), named: "p.ppm") }

@@ -1,6 +1,7 @@
 import Foundation
 import SparseKernels
 import SparseKernelsModels
+import SparseKernelsReference
 import Testing
 
 @Suite("Loading a vision transformer")
@@ -32,7 +33,8 @@ struct VisionLoadingTests {
         #expect(clip.layer.activation == .quickGELU && clip.layer.epsilon == 1e-5)
         #expect(try configuration(["vision_use_head": "false"]).hasPoolingHead == false)
         #expect(try configuration(["hidden_act": "\"gelu\""]).layer.activation == .gelu)
-        let inner = TinyVisionModel.configuration(isCLIP: true, changes: ["model_type": "\"clip_vision_model\"", "projection_dim": nil])
+        let inner = TinyVisionModel.configuration(
+            isCLIP: true, changes: ["model_type": "\"clip_vision_model\"", "projection_dim": nil])
         let whole = try TinyVisionModel(isCLIP: true)
         try whole.write(text: #"{"model_type": "clip", "projection_dim": 10, "vision_config": \#(inner)}"#, to: "config.json")
         #expect(try VisionTransformer(folder: whole.folder).configuration == clip)
@@ -50,7 +52,8 @@ struct VisionLoadingTests {
             ("model_type", "\"vit\"", "siglip"), ("model_type", nil, "no such key"), ("hidden_size", "0", "whole number"),
             ("num_attention_heads", "5", "divisor"), ("patch_size", "21", "at most image_size"), ("num_channels", "4", "blue"),
             ("hidden_act", "\"relu\"", "quick_gelu"), ("layer_norm_eps", "-1", "0 or more"), ("image_size", "\"x\"", "whole"),
-            ("num_hidden_layers", "1e9", "4096"), ("vision_use_head", "3", "true or false"), ("model_type", "\"siglip\"", "no such key"),
+            ("num_hidden_layers", "1e9", "4096"), ("vision_use_head", "3", "true or false"),
+            ("model_type", "\"siglip\"", "no such key"),
         ] as [(String, String?, String)] {
             let error = #expect(throws: SparseKernelsError.self, "\(key)") { try configuration([key: value]) }
             #expect(error?.code == .malformedFile && error!.description.contains(fragment), "\(error!)")

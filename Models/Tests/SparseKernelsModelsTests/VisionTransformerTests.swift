@@ -40,7 +40,8 @@ struct VisionTransformerTests {
                 let expected = try tiny.reference(picture(pictures, index))
                 for layer in 0..<3 {
                     expect(
-                        hidden[layer], firstRow: index * length, matches: expected.hidden[layer + 1], "\(label), layer \(layer)")
+                        hidden[layer], firstRow: index * length, matches: expected.hidden[layer + 1], "\(label), layer \(layer)"
+                    )
                 }
                 expect(output.tokens, firstRow: index * length, matches: expected.tokens, label)
                 expect(try #require(output.pooled), firstRow: index, matches: expected.pooled, label + ", pooled")

@@ -160,7 +160,9 @@ struct Inflate {
     private mutating func symbol(_ code: Code) throws(SparseKernelsError) -> Int {
         var result = Result<Int, SparseKernelsError>.success(0)
         code.table.withUnsafeBufferPointer { table in
-            do throws(SparseKernelsError) { result = .success(try symbol(table, code.width)) } catch { result = .failure(error) }
+            do throws(SparseKernelsError) { result = .success(try symbol(table, code.width)) } catch {
+                result = .failure(error)
+            }
         }
         return try result.get()
     }

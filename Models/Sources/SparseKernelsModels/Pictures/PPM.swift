@@ -21,7 +21,13 @@ extension Picture {
             var isComment = false
             while position < bytes.count {
                 let byte = bytes[position]
-                if isComment { isComment = byte != 10 && byte != 13 } else if byte == 35 { isComment = true } else if !Self.isSpace(byte) { break }
+                if isComment {
+                    isComment = byte != 10 && byte != 13
+                } else if byte == 35 {
+                    isComment = true
+                } else if !Self.isSpace(byte) {
+                    break
+                }
                 position += 1
             }
             var (value, digits) = (0, 0)

@@ -3,7 +3,7 @@ public import SparseKernelsModels
 
 /// What a model selects, drawn over its picture.
 public enum SelectionOverlay {
-    /// A score map as colours over a picture: dark blue for the lowest score, through green, to yellow for the highest.
+    /// A score map as colours over a picture, in twelve steps: dark blue for the lowest score, through green, to yellow for the highest.
     ///
     /// - Parameters:
     ///   - scores: a number for every cell of the grid, in raster order. Numbers that are not finite stay without colour.
@@ -21,7 +21,8 @@ public enum SelectionOverlay {
         let finite = scores.filter(\.isFinite)
         guard let least = finite.min(), let most = finite.max() else { return result }
         let colours = scores.map { score in
-            score.isFinite ? colour(most > least ? (score - least) / (most - least) : 0.5) : nil
+            // Few colours make small files, and the steps are seen as lines of equal scores.
+            score.isFinite ? colour(most > least ? ((score - least) / (most - least) * 11.999).rounded(.down) / 11 : 0.5) : nil
         }
         let size = picture.size
         for row in 0..<size.rows {

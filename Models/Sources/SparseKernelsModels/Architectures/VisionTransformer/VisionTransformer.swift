@@ -50,7 +50,8 @@ public struct VisionTransformer: Sendable {
         on pool: WorkerPool = .shared, progress: (_ loaded: Int, _ layers: Int) -> Void = { _, _ in }
     ) throws(SparseKernelsError) {
         let c = weights.configuration
-        let set = try InstructionSet.resolve(instructionSet)
+        let set: InstructionSet
+        if let instructionSet { set = instructionSet } else { set = try InstructionSet.selected() }
         configuration = c
         self.linear = linear
         patches = try PictureEmbedding(weights, instructionSet: set, on: pool)

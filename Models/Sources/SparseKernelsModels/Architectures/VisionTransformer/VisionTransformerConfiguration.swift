@@ -114,7 +114,8 @@ public struct VisionTransformerConfiguration: Hashable, Sendable {
         guard width % heads == 0, width / heads <= AttentionShape.maximumHeadDim else {
             throw vision.failure(
                 "num_attention_heads",
-                expected: "a divisor of hidden_size (\(width)), with heads of at most \(AttentionShape.maximumHeadDim) channels",
+                expected:
+                    "a divisor of hidden_size (\(width)), with heads of at most \(AttentionShape.maximumHeadDim) channels",
                 actual: "\(heads)")
         }
         let activations: [String: VisionLayerConfiguration.Activation] = [

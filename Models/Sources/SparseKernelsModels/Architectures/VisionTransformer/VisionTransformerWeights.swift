@@ -1,5 +1,5 @@
-internal import SparseKernelsReference
 public import SparseKernels
+internal import SparseKernelsReference
 
 /// The weights of a vision transformer: those of a checkpoint, with the names of Hugging Face transformers, or random ones.
 ///
@@ -36,7 +36,8 @@ public struct VisionTransformerWeights: Sendable {
         let name = "embeddings.patch_embedding.weight"
         guard let prefix = ["vision_model.", "", "vision_tower.vision_model."].first(where: { files.has($0 + name) }) else {
             throw SparseKernelsError(
-                .notFound, "\(files.name), tensor \"vision_model.\(name)\"", expected: "there, as in models with a vision tower",
+                .notFound, "\(files.name), tensor \"vision_model.\(name)\"",
+                expected: "there, as in models with a vision tower",
                 actual: "no tensor of that name")
         }
         source = .files(files, prefix: prefix)
