@@ -145,6 +145,7 @@ public protocol TrainingKernels: SendableMetatype {
     static func differentiateLogits(
         _ logits: UnsafePointer<Float>, count: Int, maximum: Float, factor: Float, into gradient: UnsafeMutablePointer<Float>)
     static func stepAdamW(_ arguments: UnsafePointer<AdamWArguments>)
+    /// Vision layers call it, too.
     static func addScaledRows(_ arguments: UnsafePointer<AddRowsArguments>)
     static func transposeRows(_ arguments: UnsafePointer<TransposeArguments>)
     static func packPanels(_ arguments: UnsafePointer<PackPanelsArguments>)
