@@ -127,6 +127,9 @@ public protocol SparseLinearKernels: SendableMetatype {
 
 /// Pictures and grids of tokens.
 public protocol VisionKernels: SendableMetatype {
+    static func resizeRows(_ arguments: UnsafePointer<ResizeArguments>)
+    static func convolveDepthwise(_ arguments: UnsafePointer<DepthwiseArguments>)
+    static func copyPatches(_ arguments: UnsafePointer<PatchArguments>)
 }
 
 /// Gradients. Only the product for training calls them.
