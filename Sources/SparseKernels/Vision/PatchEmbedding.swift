@@ -150,13 +150,8 @@ public struct PatchEmbedding: Sendable {
         into y: consuming MutableMatrixView<Float>, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
         let count = try requirePatches(picture.channels, picture.size)
-        for (name, values) in [("bytes.scale", bytes.scale), ("bytes.offset", bytes.offset)] {
-            try require(
-                values.count == channels, .invalidShape, name, expected: "\(channels) numbers", actual: "\(values.count)")
-            for value in values {
-                try require(value.isFinite, .invalidArgument, name, expected: "finite", actual: "\(value)")
-            }
-        }
+        try requireChannels("bytes.scale", bytes.scale)
+        try requireChannels("bytes.offset", bytes.offset)
         if let patches { try requireList(patches, of: count) }
         try run(
             PatchSource(picture, bytes), patches: patches ?? [], count: patches?.count ?? count, isListed: patches != nil,
@@ -188,6 +183,13 @@ public struct PatchEmbedding: Sendable {
         return grid(of: size).count
     }
 
+    private func requireChannels(_ name: String, _ values: [Float]) throws(SparseKernelsError) {
+        try require(values.count == channels, .invalidShape, name, expected: "\(channels) numbers", actual: "\(values.count)")
+        for index in 0..<values.count {
+            try require(values[index].isFinite, .invalidArgument, name, expected: "finite", actual: "\(values[index])")
+        }
+    }
+
     private func requireList(_ patches: [Int32], of count: Int) throws(SparseKernelsError) {
         for index in 0..<patches.count {
             try require(
@@ -207,16 +209,41 @@ public struct PatchEmbedding: Sendable {
     ) throws(SparseKernelsError) {
         try requireMatrix("y", rows: y.rows, columns: y.columns, expected: (count, width))
         if count == 0 { return }
-        let sizes = linear.kernels.sizes
-        let taskRows = QuantizedScratch.valueRows(
-            count, depth: linear.inFeatures, tileRows: sizes.tileRows, laneCount: sizes.laneCount)
+        let weights = PanelProduct(linear)
+        let work = QuantizedLinearCall.work(count, linear.inFeatures, width)
+        let cut = Cut(
+            rows: count, depth: linear.inFeatures, panels: weights.panels,
+            threads: work < WorkerPool.workCutoff ? 1 : pool.threads, sizes: linear.kernels.sizes)
         let call = Call(
             source: source, patches: patches, isListed: isListed, count: count, side: side, channels: channels,
-            gridColumns: source.columns / side, stride: stride, taskRows: taskRows, weights: PanelProduct(linear),
-            kernels: linear.kernels, y: RowTarget(&y))
+            gridColumns: source.columns / side, stride: stride, cut: cut, weights: weights, kernels: linear.kernels,
+            y: RowTarget(&y))
         pool.run(
-            call, tasks: (count + taskRows - 1) / taskRows,
-            work: QuantizedLinearCall.work(count, linear.inFeatures, width), scratchByteCount: scratchByteCount(rows: taskRows))
+            call, tasks: cut.rowBlocks * cut.panelBlocks, work: work, scratchByteCount: scratchByteCount(rows: cut.taskRows))
+    }
+
+    /// The cut of a product into tasks: rows that stay in the second-level cache, times all panels of the weight.
+    ///
+    /// With several threads blocks are smaller, down to 32 rows, and where they are still fewer than two per thread, several tasks take
+    /// the same rows and some panels each. Each of them copies the patches. The sum of an element does not depend on its task.
+    private struct Cut {
+        let taskRows: Int
+        let rowBlocks: Int
+        let taskPanels: Int
+        let panelBlocks: Int
+
+        init(rows: Int, depth: Int, panels: Int, threads: Int, sizes: TileSizes) {
+            var taskRows = QuantizedScratch.valueRows(
+                rows, depth: depth, tileRows: sizes.tileRows, laneCount: sizes.laneCount)
+            if threads > 1 {
+                taskRows = min(taskRows, max(32, GEMMScratch.block(rows, into: threads, unit: sizes.tileRows)))
+            }
+            self.taskRows = taskRows
+            rowBlocks = (rows + taskRows - 1) / taskRows
+            let parts = threads > 1 ? min(panels, (2 * threads + rowBlocks - 1) / rowBlocks) : 1
+            taskPanels = (panels + parts - 1) / parts
+            panelBlocks = (panels + taskPanels - 1) / taskPanels
+        }
     }
 
     /// Where a picture is in memory, and what becomes of its bytes. Whoever keeps it borrows the picture.
@@ -246,8 +273,7 @@ public struct PatchEmbedding: Sendable {
         }
     }
 
-    /// One call. A task copies some patches and multiplies them with all panels of the weight, while they are in the second-level
-    /// cache.
+    /// One call. A task copies some patches and multiplies them with panels of the weight, while they are in the second-level cache.
     private struct Call: PoolCall {
         let source: PatchSource
         let patches: [Int32]
@@ -257,14 +283,15 @@ public struct PatchEmbedding: Sendable {
         let channels: Int
         let gridColumns: Int
         let stride: Int
-        let taskRows: Int
+        let cut: Cut
         let weights: PanelProduct
         let kernels: any KernelTable.Type
         let y: RowTarget
 
         func perform(task: Int, scratch: UnsafeMutableRawPointer) {
-            let first = task * taskRows
-            let rows = min(taskRows, count - first)
+            let (block, part) = task.quotientAndRemainder(dividingBy: cut.panelBlocks)
+            let first = block * cut.taskRows
+            let rows = min(cut.taskRows, count - first)
             let values = scratch.assumingMemoryBound(to: Float.self)
             func address<Element>(_ array: [Element]) -> UnsafePointer<Element> {
                 // The arrays are properties of the call. An empty one is not read.
@@ -278,8 +305,8 @@ public struct PatchEmbedding: Sendable {
                 stride: stride)
             kernels.copyPatches(&copy)
             let activations = ActivationRows(values: values, stride: stride)
-            let rest = scratch + taskRows * stride * 4
-            for panel in 0..<weights.panels {
+            let rest = scratch + cut.taskRows * stride * 4
+            for panel in part * cut.taskPanels..<min(weights.panels, (part + 1) * cut.taskPanels) {
                 var product = weights.arguments(
                     panel: panel, activations, rows: rows, y: y.from(first).from(column: weights.columns(ofPanel: panel).first),
                     scratch: rest)
