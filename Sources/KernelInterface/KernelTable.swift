@@ -135,6 +135,9 @@ public protocol VisionKernels: SendableMetatype {
     /// Replaces the first of some listed rows, at least two, by their mean. The stride counts floats.
     static func averageRows(
         _ x: UnsafeMutablePointer<Float>, stride: Int, rows: UnsafePointer<Int32>, count: Int, channels: Int)
+    static func resizeRows(_ arguments: UnsafePointer<ResizeArguments>)
+    static func convolveDepthwise(_ arguments: UnsafePointer<DepthwiseArguments>)
+    static func copyPatches(_ arguments: UnsafePointer<PatchArguments>)
 }
 
 /// Gradients. Only the product for training calls them.

@@ -13,6 +13,7 @@ struct VisionCases: CaseFamily {
             baselines: [VisionBaseline.float, VisionBaseline.unfused, VisionBaseline.uncompressed])
             kind: .vision, groups: tokenGroups(),
             baselines: [VisionBaseline.float, VisionBaseline.prefill, VisionBaseline.steps])
+        Section(kind: .vision, groups: pictureGroups, baselines: [VisionBaseline.float, "GEMM"])
     }
 }
 
