@@ -127,6 +127,7 @@ public protocol SparseLinearKernels: SendableMetatype {
 
 /// Pictures and grids of tokens.
 public protocol VisionKernels: SendableMetatype {
+    static func scoreCosines(_ arguments: UnsafePointer<CosineArguments>)
 }
 
 /// Gradients. Only the product for training calls them.

@@ -7,7 +7,9 @@ struct VisionCases: CaseFamily {
     let run: RunContext
 
     func section() -> Section {
-        Section(kind: .vision, groups: [], baselines: [VisionBaseline.float])
+        Section(
+            kind: .vision, groups: ps3Groups(),
+            baselines: [VisionBaseline.float, "tiles", "in passes", "at once", "half the side"])
     }
 }
 

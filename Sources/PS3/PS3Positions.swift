@@ -1,0 +1,102 @@
+internal import SparseKernels
+
+/// The position embeddings of all scales: a row per cell of each scale's square grid.
+///
+/// Those of a high resolution are the table of the low resolution, resized bicubically with antialiasing, plus the scale's own residual.
+/// The grid of a picture that is not square is the top left part of the square one. So the sums are made once, when the encoder is made,
+/// and cost as much memory as the residuals.
+///
+/// - Source: `resample_abs_pos_embed`, `selected_pos_embed` and `tokenize_high_res` of the released code.
+struct PS3Positions: Sendable {
+    /// `[cells of the square grid, width]` per scale, low resolution first.
+    let tables: [Tensor<Float>]
+    /// The side of each square grid.
+    let sides: [Int]
+
+    init(
+        _ weights: PS3Weights, _ scales: PS3Scales, width: Int, instructionSet: InstructionSet, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        try require(
+            weights.positionResiduals.isEmpty || weights.positionResiduals.count == scales.highScales, .invalidShape,
+            "positionResiduals", expected: "none, or \(scales.highScales)", actual: "\(weights.positionResiduals.count)")
+        let low = scales.squareGrid(0)
+        let table = try Self.table(weights.positions, cells: low.count, width: width, named: "positions")
+        let grid = try Tensor<Float>([low.rows, low.columns, width], table.elements)
+        var (tables, sides) = ([table], [low.rows])
+        for scale in 1...scales.highScales {
+            let target = scales.squareGrid(scale)
+            let resize = try ImageResize(low, to: target, filter: .bicubic, antialias: true, instructionSet: instructionSet)
+            let resized = try resize(grid, layout: .interleaved, on: pool)
+            var sum = try Tensor<Float>([target.count, width], resized.elements)
+            if !weights.positionResiduals.isEmpty {
+                let residual = try Self.table(
+                    weights.positionResiduals[scale - 1], cells: target.count, width: width,
+                    named: "positionResiduals[\(scale - 1)]")
+                let cells = (0..<Int32(target.count)).map { $0 }
+                try sum.addRows(cells, of: residual, firstRow: 0, on: pool)
+            }
+            tables.append(sum)
+            sides.append(target.rows)
+        }
+        self.tables = tables
+        self.sides = sides
+    }
+
+    /// A table with or without a leading axis of 1.
+    private static func table(
+        _ tensor: Tensor<Float>, cells: Int, width: Int, named name: String
+    ) throws(SparseKernelsError) -> Tensor<Float> {
+        try require(
+            tensor.shape == [cells, width] || tensor.shape == [1, cells, width], .invalidShape, name,
+            expected: "\([cells, width])", actual: "\(tensor.shape)")
+        try tensor.requireFinite(named: name)
+        return try Tensor([cells, width], tensor.elements)
+    }
+
+    /// Adds the positions of some cells of a scale to tokens.
+    ///
+    /// - Parameters:
+    ///   - cells: of the picture's grid, one per token.
+    ///   - grid: the picture's grid at the scale.
+    ///   - tokens: `[tokens, width]`.
+    ///   - firstRow: the token of the first cell.
+    func add(
+        _ cells: [Int32], scale: Int, grid: GridSize, to tokens: inout Tensor<Float>, firstRow: Int, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        let (side, columns) = (sides[scale], grid.columns)
+        let rows =
+            side == columns
+            ? cells
+            : cells.map {
+                let (row, column) = Int($0).quotientAndRemainder(dividingBy: columns)
+                return Int32(truncatingIfNeeded: row * side + column)
+            }
+        try tokens.addRows(rows, of: tables[scale], firstRow: firstRow, on: pool)
+    }
+}
+
+extension Tensor where Element == Float {
+    /// Row `firstRow` + i += row `rows[i]` of a table of as many columns.
+    mutating func addRows(
+        _ rows: [Int32], of table: Tensor<Float>, firstRow: Int, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        let columns = shape[1]
+        let target = RowAddresses(source: table.span.withUnsafeBufferPointer { $0.baseAddress }, target: uniqueAddress())
+        guard let source = target.source else { return }
+        // Each range writes its own rows, and both tensors outlive the call.
+        withExtendedLifetime(table) {
+            pool.forEachRange(of: rows.count, workPerItem: 12 * columns) { range in
+                for index in range {
+                    let (a, b) = (target.target + (firstRow + index) * columns, source + Int(rows[index]) * columns)
+                    for column in 0..<columns { a[column] += b[column] }
+                }
+            }
+        }
+    }
+}
+
+/// Memory that ranges of a call share, each its own part of the target.
+private struct RowAddresses: @unchecked Sendable {
+    let source: UnsafePointer<Float>?
+    let target: UnsafeMutablePointer<Float>
+}
