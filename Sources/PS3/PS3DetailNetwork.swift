@@ -44,11 +44,16 @@ struct PS3DetailNetwork: Sendable {
         hidden = shape[0]
         resizeSide = side
         self.instructionSet = instructionSet
-        stem = try PatchEmbedding(
-            weight: weights.stem.weight, bias: weights.stem.bias, instructionSet: instructionSet, on: pool)
-        stemNorm = try LayerNorm(
-            channels: hidden, weight: weights.stemNorm.weight, bias: weights.stemNorm.bias, epsilon: Self.epsilon,
-            instructionSet: instructionSet)
+        let hidden = hidden
+        stem = try naming("detail.stem") { () throws(SparseKernelsError) in
+            try PatchEmbedding(
+                weight: weights.stem.weight, bias: weights.stem.bias, instructionSet: instructionSet, on: pool)
+        }
+        stemNorm = try naming("detail.stemNorm") { () throws(SparseKernelsError) in
+            try LayerNorm(
+                channels: hidden, weight: weights.stemNorm.weight, bias: weights.stemNorm.bias, epsilon: Self.epsilon,
+                instructionSet: instructionSet)
+        }
         var blocks: [Block] = []
         for (index, block) in weights.blocks.enumerated() {
             blocks.append(
@@ -61,15 +66,18 @@ struct PS3DetailNetwork: Sendable {
         try require(
             matrix.count >= 2 && matrix[1] == hidden && matrix.dropFirst(2).allSatisfy { $0 == 1 }, .invalidShape,
             "detail.output.weight", expected: "[features, \(hidden)], or with two more axes of 1", actual: "\(matrix)")
-        output = try FloatLinear(
-            weight: Tensor([matrix[0], hidden], weights.output.weight.elements), bias: weights.output.bias,
-            instructionSet: instructionSet, on: pool)
+        output = try naming("detail.output") { () throws(SparseKernelsError) in
+            try FloatLinear(
+                weight: Tensor([matrix[0], hidden], weights.output.weight.elements), bias: weights.output.bias,
+                instructionSet: instructionSet, on: pool)
+        }
         features = matrix[0]
         try require(
             weights.prompt.weight.shape == [scales * features, width], .invalidShape, "detail.prompt.weight",
             expected: "\([scales * features, width])", actual: "\(weights.prompt.weight.shape)")
-        prompt = try FloatLinear(
-            weight: weights.prompt.weight, bias: weights.prompt.bias, instructionSet: instructionSet, on: pool)
+        prompt = try naming("detail.prompt") { () throws(SparseKernelsError) in
+            try FloatLinear(weights.prompt, instructionSet: instructionSet, on: pool)
+        }
     }
 
     private static func block(
@@ -101,16 +109,23 @@ struct PS3DetailNetwork: Sendable {
                 try Tensor(bias.shape) { bias[flat: $0] * gamma[flat: $0] }
             }
         }
+        let folded = last
         return Block(
-            convolution: try DepthwiseConvolution(
-                weight: weights.convolution.weight, bias: weights.convolution.bias, instructionSet: instructionSet),
-            norm: try LayerNorm(
-                channels: hidden, weight: weights.norm.weight, bias: weights.norm.bias, epsilon: epsilon,
-                instructionSet: instructionSet),
-            expansion: try FloatLinear(
-                weight: weights.expansion.weight, bias: weights.expansion.bias, instructionSet: instructionSet, on: pool),
-            contraction: try FloatLinear(
-                weight: last.weight, bias: last.bias, instructionSet: instructionSet, on: pool))
+            convolution: try naming(name + ".convolution") { () throws(SparseKernelsError) in
+                try DepthwiseConvolution(
+                    weight: weights.convolution.weight, bias: weights.convolution.bias, instructionSet: instructionSet)
+            },
+            norm: try naming(name + ".norm") { () throws(SparseKernelsError) in
+                try LayerNorm(
+                    channels: hidden, weight: weights.norm.weight, bias: weights.norm.bias, epsilon: epsilon,
+                    instructionSet: instructionSet)
+            },
+            expansion: try naming(name + ".expansion") { () throws(SparseKernelsError) in
+                try FloatLinear(weights.expansion, instructionSet: instructionSet, on: pool)
+            },
+            contraction: try naming(name + ".contraction") { () throws(SparseKernelsError) in
+                try FloatLinear(folded, instructionSet: instructionSet, on: pool)
+            })
     }
 
     /// The features of a picture, `[cells of grid, features]`.
@@ -147,4 +162,24 @@ func resizedPicture(
 ) throws(SparseKernelsError) -> Tensor<Float> {
     if size == target { return picture }
     return try ImageResize(size, to: target, filter: .bicubic, instructionSet: instructionSet)(picture, on: pool)
+}
+
+extension FloatLinear {
+    init(
+        _ weights: PS3Weights.Affine, instructionSet: InstructionSet, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        try self.init(weight: weights.weight, bias: weights.bias, instructionSet: instructionSet, on: pool)
+    }
+}
+
+/// What `make` returns. Its errors say of which part of the weights their argument is.
+func naming<Result>(
+    _ part: String, _ make: () throws(SparseKernelsError) -> Result
+) throws(SparseKernelsError) -> Result {
+    do {
+        return try make()
+    } catch {
+        throw SparseKernelsError(
+            error.code, part + "." + error.argument, expected: error.expected, actual: error.actual)
+    }
 }

@@ -81,17 +81,20 @@ public struct PS3Encoder: Sendable {
         self.instructionSet = set
         prompt = weights.prompt
         channels = embedding[1]
-        patches = try PatchEmbedding(
-            weight: weights.patches.weight, bias: weights.patches.bias, instructionSet: set, on: pool)
+        patches = try naming("patches") { () throws(SparseKernelsError) in
+            try PatchEmbedding(
+                weight: weights.patches.weight, bias: weights.patches.bias, instructionSet: set, on: pool)
+        }
         positions = try PS3Positions(weights, scales, width: width, instructionSet: set, on: pool)
         var layers: [VisionLayer] = []
-        for layer in weights.layers {
+        for (index, layer) in weights.layers.enumerated() {
+            let sizes = VisionLayerConfiguration(
+                width: width, heads: configuration.heads, hidden: layer.up.weight.shape.first ?? 0,
+                epsilon: configuration.epsilon, activation: configuration.activation)
             layers.append(
-                try VisionLayer(
-                    VisionLayerConfiguration(
-                        width: width, heads: configuration.heads, hidden: layer.up.weight.shape.first ?? 0,
-                        epsilon: configuration.epsilon, activation: configuration.activation),
-                    layer, linear: linear, instructionSet: set, on: pool))
+                try naming("layers[\(index)]") { () throws(SparseKernelsError) in
+                    try VisionLayer(sizes, layer, linear: linear, instructionSet: set, on: pool)
+                })
         }
         self.layers = layers
 
@@ -102,12 +105,16 @@ public struct PS3Encoder: Sendable {
         ] {
             try require(shape == expected, .invalidShape, name, expected: "\(expected)", actual: "\(shape)")
         }
-        selectionFirst = try FloatLinear(
-            weight: selection.first.weight, bias: selection.first.bias, instructionSet: set, on: pool)
-        selectionNorm = try LayerNorm(
-            channels: inner, weight: selection.norm.weight, bias: selection.norm.bias, epsilon: 1e-5, instructionSet: set)
-        selectionSecond = try FloatLinear(
-            weight: selection.second.weight, bias: selection.second.bias, instructionSet: set, on: pool)
+        selectionFirst = try naming("selection.first") { () throws(SparseKernelsError) in
+            try FloatLinear(selection.first, instructionSet: set, on: pool)
+        }
+        selectionNorm = try naming("selection.norm") { () throws(SparseKernelsError) in
+            try LayerNorm(
+                channels: inner, weight: selection.norm.weight, bias: selection.norm.bias, epsilon: 1e-5, instructionSet: set)
+        }
+        selectionSecond = try naming("selection.second") { () throws(SparseKernelsError) in
+            try FloatLinear(selection.second, instructionSet: set, on: pool)
+        }
         gelu = try GatedActivation(.gelu, instructionSet: set)
         cosines = try CosineScores(channels: width, instructionSet: set)
         detail = try weights.detail.map { detail throws(SparseKernelsError) in
@@ -237,8 +244,9 @@ public struct PS3Encoder: Sendable {
             let target = try configuration.scales.pixels(index + 1, of: picture.size)
             let pixels = try resizedPicture(
                 picture.pixels, from: picture.size, to: target, instructionSet: instructionSet, on: pool)
+            let source = try pixels.pictureView(named: "pixels")
             try patches.run(
-                pixels, patches: cells, into: tokens.mutableMatrixView(named: "tokens").rows(row..<row + cells.count), on: pool)
+                source, patches: cells, into: tokens.mutableMatrixView(named: "tokens").rows(row..<row + cells.count), on: pool)
             try positions.add(cells, scale: index + 1, grid: picture.grids[index], to: &tokens, firstRow: row, on: pool)
             row += cells.count
         }

@@ -20,20 +20,19 @@ struct PS3Positions: Sendable {
             weights.positionResiduals.isEmpty || weights.positionResiduals.count == scales.highScales, .invalidShape,
             "positionResiduals", expected: "none, or \(scales.highScales)", actual: "\(weights.positionResiduals.count)")
         let low = scales.squareGrid(0)
-        let table = try Self.table(weights.positions, cells: low.count, width: width, named: "positions")
-        let grid = try Tensor<Float>([low.rows, low.columns, width], table.elements)
+        try Self.validate(weights.positions, cells: low.count, width: width, named: "positions")
+        let table = try Tensor([low.count, width], weights.positions.elements)
         var (tables, sides) = ([table], [low.rows])
         for scale in 1...scales.highScales {
             let target = scales.squareGrid(scale)
             let resize = try ImageResize(low, to: target, filter: .bicubic, antialias: true, instructionSet: instructionSet)
-            let resized = try resize(grid, layout: .interleaved, on: pool)
-            var sum = try Tensor<Float>([target.count, width], resized.elements)
+            var sum = try Tensor<Float>(zeros: [target.count, width])
+            try resize.run(tokens: table.matrixView(), into: sum.mutableMatrixView(), on: pool)
             if !weights.positionResiduals.isEmpty {
-                let residual = try Self.table(
-                    weights.positionResiduals[scale - 1], cells: target.count, width: width,
-                    named: "positionResiduals[\(scale - 1)]")
-                let cells = (0..<Int32(target.count)).map { $0 }
-                try sum.addRows(cells, of: residual, firstRow: 0, on: pool)
+                let residual = weights.positionResiduals[scale - 1]
+                try Self.validate(
+                    residual, cells: target.count, width: width, named: "positionResiduals[\(scale - 1)]")
+                try sum.addRows((0..<Int32(target.count)).map { $0 }, of: residual, firstRow: 0, on: pool)
             }
             tables.append(sum)
             sides.append(target.rows)
@@ -42,15 +41,14 @@ struct PS3Positions: Sendable {
         self.sides = sides
     }
 
-    /// A table with or without a leading axis of 1.
-    private static func table(
+    /// Throws unless a tensor is a table of so many cells, with or without a leading axis of 1.
+    private static func validate(
         _ tensor: Tensor<Float>, cells: Int, width: Int, named name: String
-    ) throws(SparseKernelsError) -> Tensor<Float> {
+    ) throws(SparseKernelsError) {
         try require(
             tensor.shape == [cells, width] || tensor.shape == [1, cells, width], .invalidShape, name,
             expected: "\([cells, width])", actual: "\(tensor.shape)")
         try tensor.requireFinite(named: name)
-        return try Tensor([cells, width], tensor.elements)
     }
 
     /// Adds the positions of some cells of a scale to tokens.
@@ -76,7 +74,7 @@ struct PS3Positions: Sendable {
 }
 
 extension Tensor where Element == Float {
-    /// Row `firstRow` + i += row `rows[i]` of a table of as many columns.
+    /// Row `firstRow` + i of a matrix += row `rows[i]` of a table of as many columns, which may have a leading axis of 1.
     mutating func addRows(
         _ rows: [Int32], of table: Tensor<Float>, firstRow: Int, on pool: WorkerPool
     ) throws(SparseKernelsError) {

@@ -221,8 +221,12 @@ struct PS3WeightsTests {
         try expect("positionResiduals") { $0.positionResiduals.removeLast() }
         try expect("positionResiduals[1]") { $0.positionResiduals[1] = wrong }
         try expect("layers") { $0.layers = [] }
-        try expect("queryKeyValue.weight") { $0.layers[1].queryKeyValue.weight = wrong }
+        try expect("layers[1].queryKeyValue.weight") { $0.layers[1].queryKeyValue.weight = wrong }
+        try expect("layers[0].mlpNorm.weight") { $0.layers[0].mlpNorm.weight = wrong }
+        try expect("patches.bias") { $0.patches.bias = wrong }
         try expect("prompt") { $0.prompt = wrong }
+        try expect("selection.first.bias") { $0.selection.first.bias = wrong }
+        try expect("selection.norm.weight") { $0.selection.norm.weight = wrong }
         try expect("selection.first.weight") { $0.selection.first.weight = wrong }
         try expect("selection.second.weight") { $0.selection.second.weight = wrong }
         try expect("detail.stem.weight") { $0.detail?.stem.weight = wrong }
@@ -230,6 +234,8 @@ struct PS3WeightsTests {
         try expect("detail.blocks[0].contraction.weight") { $0.detail?.blocks[0].contraction.weight = wrong }
         try expect("detail.blocks[0].convolution.weight") { $0.detail?.blocks[0].convolution.weight = wrong }
         try expect("detail.blocks[0].gamma") { $0.detail?.blocks[0].gamma = wrong }
+        try expect("detail.blocks[0].norm.bias") { $0.detail?.blocks[0].norm.bias = wrong }
+        try expect("detail.stemNorm.weight") { $0.detail?.stemNorm.weight = wrong }
         try expect("detail.output.weight") { $0.detail?.output.weight = wrong }
         try expect("detail.prompt.weight") { $0.detail?.prompt.weight = wrong }
         try expect(.invalidArgument, "positions") { $0.positions[flat: 3] = .nan }
