@@ -144,7 +144,7 @@ struct PS3DetailNetwork: Sendable {
             var activated = try Tensor<Float>(zeros: expanded.shape)
             try gelu.run(expanded, into: &activated, on: pool)
             let update = try block.contraction(activated, on: pool)
-            try x.addRows((0..<Int32(grid.count)).map { $0 }, of: update, firstRow: 0, on: pool)
+            x.addRows((0..<Int32(grid.count)).map { $0 }, of: update, firstRow: 0, on: pool)
         }
         return try output(x, on: pool)
     }

@@ -144,7 +144,7 @@ public struct PS3Encoder: Sendable {
             pixels, from: size, to: configuration.scales.pixels(0, of: size), instructionSet: instructionSet, on: pool)
         let grid = configuration.scales.squareGrid(0)
         var x = try patches(square, on: pool)
-        try positions.add((0..<Int32(grid.count)).map { $0 }, scale: 0, grid: grid, to: &x, firstRow: 0, on: pool)
+        positions.add((0..<Int32(grid.count)).map { $0 }, scale: 0, grid: grid, to: &x, firstRow: 0, on: pool)
         let needed = kept.union(configuration.selectionLayers)
         var (hidden, keys) = ([Int: Tensor<Float>](), [VisionKeys]())
         var workspace = VisionWorkspace()
@@ -171,10 +171,8 @@ public struct PS3Encoder: Sendable {
         var rows = try Tensor<Float>(zeros: [cells, inner])
         for (index, layer) in configuration.selectionLayers.enumerated() {
             guard let source = hidden[layer] else { continue }
-            var target = rows.mutableSpan
-            let values = source.span
             for cell in 0..<cells {
-                for column in 0..<width { target[cell * inner + index * width + column] = values[cell * width + column] }
+                rows.copy(width, from: source, at: cell * width, to: cell * inner + index * width)
             }
         }
         let first = try selectionFirst(rows, on: pool)
@@ -247,7 +245,7 @@ public struct PS3Encoder: Sendable {
             let source = try pixels.pictureView(named: "pixels")
             try patches.run(
                 source, patches: cells, into: tokens.mutableMatrixView(named: "tokens").rows(row..<row + cells.count), on: pool)
-            try positions.add(cells, scale: index + 1, grid: picture.grids[index], to: &tokens, firstRow: row, on: pool)
+            positions.add(cells, scale: index + 1, grid: picture.grids[index], to: &tokens, firstRow: row, on: pool)
             row += cells.count
         }
         return tokens

@@ -75,8 +75,9 @@ public struct PS3Request: Hashable, Sendable {
             var budgets = Array(repeating: whole, count: patches / whole.total)
             let rest = patches % whole.total
             if rest > 0 {
-                let reduced = try budget.reduced(to: rest)
-                budgets.append(try firstScales.map { try reduced.limited(toFirst: $0) } ?? reduced)
+                var last = try budget.reduced(to: rest)
+                if let firstScales { last = try last.limited(toFirst: firstScales) }
+                budgets.append(last)
             }
             return budgets
         }
@@ -150,12 +151,9 @@ public struct PS3Encoding: Sendable {
         }
         let low = picture.tokens.shape[0]
         var result = try Tensor<Float>(zeros: [low + sources.count, width])
-        var target = result.mutableSpan
-        let lowTokens = picture.tokens.span
-        for index in 0..<low * width { target[index] = lowTokens[index] }
+        result.copy(low * width, from: picture.tokens, at: 0, to: 0)
         for (row, source) in sources.enumerated() {
-            let tokens = passes[source.pass].tokens.span
-            for column in 0..<width { target[(low + row) * width + column] = tokens[source.row * width + column] }
+            result.copy(width, from: passes[source.pass].tokens, at: source.row * width, to: (low + row) * width)
         }
         return result
     }

@@ -32,7 +32,7 @@ struct PS3Positions: Sendable {
                 let residual = weights.positionResiduals[scale - 1]
                 try Self.validate(
                     residual, cells: target.count, width: width, named: "positionResiduals[\(scale - 1)]")
-                try sum.addRows((0..<Int32(target.count)).map { $0 }, of: residual, firstRow: 0, on: pool)
+                sum.addRows((0..<Int32(target.count)).map { $0 }, of: residual, firstRow: 0, on: pool)
             }
             tables.append(sum)
             sides.append(target.rows)
@@ -60,7 +60,7 @@ struct PS3Positions: Sendable {
     ///   - firstRow: the token of the first cell.
     func add(
         _ cells: [Int32], scale: Int, grid: GridSize, to tokens: inout Tensor<Float>, firstRow: Int, on pool: WorkerPool
-    ) throws(SparseKernelsError) {
+    ) {
         let (side, columns) = (sides[scale], grid.columns)
         let rows =
             side == columns
@@ -69,32 +69,52 @@ struct PS3Positions: Sendable {
                 let (row, column) = Int($0).quotientAndRemainder(dividingBy: columns)
                 return Int32(truncatingIfNeeded: row * side + column)
             }
-        try tokens.addRows(rows, of: tables[scale], firstRow: firstRow, on: pool)
+        tokens.addRows(rows, of: tables[scale], firstRow: firstRow, on: pool)
     }
 }
 
 extension Tensor where Element == Float {
+    /// Copies adjacent elements of another tensor. Both have them.
+    mutating func copy(_ count: Int, from other: Tensor<Float>, at source: Int, to position: Int) {
+        let target = uniqueAddress() + position
+        other.span.withUnsafeBufferPointer { target.update(from: $0.baseAddress! + source, count: count) }
+    }
+
     /// Row `firstRow` + i of a matrix += row `rows[i]` of a table of as many columns, which may have a leading axis of 1.
-    mutating func addRows(
-        _ rows: [Int32], of table: Tensor<Float>, firstRow: Int, on pool: WorkerPool
-    ) throws(SparseKernelsError) {
+    mutating func addRows(_ rows: [Int32], of table: Tensor<Float>, firstRow: Int, on pool: WorkerPool) {
         let columns = shape[1]
-        let target = RowAddresses(source: table.span.withUnsafeBufferPointer { $0.baseAddress }, target: uniqueAddress())
-        guard let source = target.source else { return }
+        if rows.isEmpty { return }
+        let lines = RowAddresses(source: table.span.withUnsafeBufferPointer { $0.baseAddress! }, target: uniqueAddress())
         // Each range writes its own rows, and both tensors outlive the call.
         withExtendedLifetime(table) {
             pool.forEachRange(of: rows.count, workPerItem: 12 * columns) { range in
                 for index in range {
-                    let (a, b) = (target.target + (firstRow + index) * columns, source + Int(rows[index]) * columns)
-                    for column in 0..<columns { a[column] += b[column] }
+                    addRow(
+                        lines.source + Int(rows[index]) * columns, to: lines.target + (firstRow + index) * columns,
+                        count: columns)
                 }
             }
         }
     }
 }
 
+/// Vector by vector, because models are debugged, too, and single elements take long then.
+private func addRow(_ source: UnsafePointer<Float>, to target: UnsafeMutablePointer<Float>, count: Int) {
+    var index = 0
+    while index + 16 <= count {
+        let a = UnsafeRawPointer(target + index).loadUnaligned(as: SIMD16<Float>.self)
+        let b = UnsafeRawPointer(source + index).loadUnaligned(as: SIMD16<Float>.self)
+        UnsafeMutableRawPointer(target + index).storeBytes(of: a + b, as: SIMD16<Float>.self)
+        index += 16
+    }
+    while index < count {
+        target[index] += source[index]
+        index += 1
+    }
+}
+
 /// Memory that ranges of a call share, each its own part of the target.
 private struct RowAddresses: @unchecked Sendable {
-    let source: UnsafePointer<Float>?
+    let source: UnsafePointer<Float>
     let target: UnsafeMutablePointer<Float>
 }

@@ -117,7 +117,8 @@ public struct PS3Selector: Sendable {
         var (cells, surplus) = ([[Int32]](), 0)
         for scale in 0..<grids.count {
             let wanted = budget.perScale[scale] + surplus
-            let list = try TopK.select(scores: maps[scale].span, count: wanted, excluding: taken[scale].span)
+            let (scores, flags) = (maps[scale], taken[scale])
+            let list = try TopK.select(scores: scores.span, count: wanted, excluding: flags.span)
             for cell in list { taken[scale][cell] = true }
             surplus = wanted - list.count
             remaining -= list.count

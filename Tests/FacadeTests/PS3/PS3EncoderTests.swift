@@ -251,4 +251,26 @@ struct PS3WeightsTests {
         settings.budget = try PS3Budget(3, PS3Scales([42, 84]))
         expectError(.invalidShape, "budget", containing: "2 scales", "1") { _ = try PS3Encoder(good, settings) }
     }
+
+    @Test("the configuration of a checkpoint is read, and what is missing is named")
+    func configuration() throws {
+        let file = #"{"vision_config": {"model_name": "vit_so400m_patch14_siglip_378", "ps3_scales": [378, 1512, 756],"#
+        let released = try PS3Configuration(json: file + #" "max_select_num": 2560, "select_based_on_layer": [0, 9, 18, 26]}}"#)
+        #expect(try released == .so400m())
+        let plain = try PS3Configuration(json: #"{"ps3_scales": [28, 56], "max_select_num_each_scale": [7]}"#, heads: 3)
+        #expect(plain.heads == 3 && plain.budget.perScale == [7] && plain.selectionLayers == [0, 9, 18, 26])
+        #expect(try PS3Configuration(json: file + "\"x\": null}}").budget.total == 1280)
+        for text in ["", "[]", "3", #"{"ps3_scales": "a"}"#, file] {
+            expectError(.malformedFile, "json") { _ = try PS3Configuration(json: text) }
+        }
+        expectError(.notFound, "json", containing: "ps3_scales") { _ = try PS3Configuration(json: "{}") }
+        expectError(.notFound, "heads", containing: "vit_huge") {
+            _ = try PS3Configuration(json: #"{"ps3_scales": [14, 28], "model_name": "vit_huge"}"#)
+        }
+        expectError(.invalidArgument, "radio") { _ = try PS3Configuration(json: file + #" "radio": true}}"#) }
+        expectError(.invalidArgument, "scales") { _ = try PS3Configuration(json: #"{"ps3_scales": [5]}"#, heads: 1) }
+        expectError(.invalidArgument, "budget", containing: "4") {
+            _ = try PS3Configuration(json: #"{"ps3_scales": [14, 28], "max_select_num": 5}"#, heads: 1)
+        }
+    }
 }
