@@ -138,6 +138,7 @@ public protocol VisionKernels: SendableMetatype {
     static func resizeRows(_ arguments: UnsafePointer<ResizeArguments>)
     static func convolveDepthwise(_ arguments: UnsafePointer<DepthwiseArguments>)
     static func copyPatches(_ arguments: UnsafePointer<PatchArguments>)
+    static func scoreCosines(_ arguments: UnsafePointer<CosineArguments>)
 }
 
 /// Gradients. Only the product for training calls them.

@@ -14,6 +14,8 @@ struct VisionCases: CaseFamily {
             kind: .vision, groups: tokenGroups(),
             baselines: [VisionBaseline.float, VisionBaseline.prefill, VisionBaseline.steps])
         Section(kind: .vision, groups: pictureGroups, baselines: [VisionBaseline.float, "GEMM"])
+            kind: .vision, groups: ps3Groups(),
+            baselines: [VisionBaseline.float, "tiles", "in passes", "at once", "half the side"])
     }
 }
 
