@@ -27,6 +27,7 @@ public enum GoldenReplay {
         "minference.vertical_slash": replayMInferenceVerticalSlash,
         "moe.grouped_gemm": replayExperts,
         "nunchaku.pack": replayNunchakuPack,
+        "nvila.w8a8_linear": replayW8A8Linear,
         "paro.attention": replayPAROAttention,
         "paro.permutation": replayPAROPermutation,
         "qserve.omniserve_pack": replayQServePack,

@@ -7,7 +7,7 @@ struct VisionCases: CaseFamily {
     let run: RunContext
 
     func section() -> Section {
-        Section(kind: .vision, groups: [], baselines: [VisionBaseline.float])
+        Section(kind: .vision, groups: w8a8Groups, baselines: [VisionBaseline.float])
     }
 }
 
