@@ -32,6 +32,7 @@ public enum GoldenReplay {
         "nvila.projector": replayNVILAProjector,
         "nvila.space_to_channel": replaySpaceToChannel,
         "nvila.temporal_pooling": replayTemporalPooling,
+        "nvila.w8a8_linear": replayW8A8Linear,
         "paro.attention": replayPAROAttention,
         "paro.permutation": replayPAROPermutation,
         "ps3.attention_with_low_res_prefix": replayPS3Attention,

@@ -22,13 +22,18 @@ public struct TileSizes: Sendable {
     public var weightPanelWidth: Int
     /// The number that is added to signed codes of activations, for products with weights of whole bytes.
     public var byteZero: Int32
+    /// Whether products with whole bytes are faster with quiet weights, whose adjacent pairs do not overflow 16 bits.
+    public var prefersQuietWeights: Bool
 
-    public init(laneCount: Int, panelWidth: Int, tileRows: Int, weightPanelWidth: Int, byteZero: Int32) {
+    public init(
+        laneCount: Int, panelWidth: Int, tileRows: Int, weightPanelWidth: Int, byteZero: Int32, prefersQuietWeights: Bool
+    ) {
         self.laneCount = laneCount
         self.panelWidth = panelWidth
         self.tileRows = tileRows
         self.weightPanelWidth = weightPanelWidth
         self.byteZero = byteZero
+        self.prefersQuietWeights = prefersQuietWeights
     }
 }
 

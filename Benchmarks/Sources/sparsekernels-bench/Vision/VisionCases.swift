@@ -16,6 +16,7 @@ struct VisionCases: CaseFamily {
         Section(kind: .vision, groups: pictureGroups, baselines: [VisionBaseline.float, "GEMM"])
             kind: .vision, groups: ps3Groups(),
             baselines: [VisionBaseline.float, "tiles", "in passes", "at once", "half the side"])
+        Section(kind: .vision, groups: w8a8Groups, baselines: [VisionBaseline.float])
     }
 }
 
