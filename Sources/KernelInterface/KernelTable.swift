@@ -138,7 +138,7 @@ public protocol VisionKernels: SendableMetatype {
     static func sumColumnMass(_ arguments: UnsafePointer<ColumnMassArguments>)
     static func compareRowChain(_ arguments: UnsafePointer<RowChainArguments>)
     /// Replaces the first of some listed rows, at least two, by their mean. The stride counts floats.
-    static func averageRows(
+    static func averageListedRows(
         _ x: UnsafeMutablePointer<Float>, stride: Int, rows: UnsafePointer<Int32>, count: Int, channels: Int)
     static func resizeRows(_ arguments: UnsafePointer<ResizeArguments>)
     static func convolveDepthwise(_ arguments: UnsafePointer<DepthwiseArguments>)

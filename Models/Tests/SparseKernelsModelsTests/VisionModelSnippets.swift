@@ -17,7 +17,7 @@ struct VisionModelSnippets {
 
         let layer = try VisionLayer(configuration, layerWeights)
         var workspace = VisionWorkspace()
-        try layer.run(&tokens, pictures: 2, workspace: &workspace)              // [2 · tokens, width], in place
+        try layer.run(&tokens, pictures: 2, workspace: &workspace)  // [2 · tokens, width], in place
 
         // The keys and values of a picture are kept, and other tokens attend to them and to each other.
         var keys = VisionKeys()

@@ -9,14 +9,11 @@ struct VisionCases: CaseFamily {
     func section() -> Section {
         Section(
             kind: .vision,
-            groups: projectorGroups() + prefillGroups(),
-            baselines: [VisionBaseline.float, VisionBaseline.unfused, VisionBaseline.uncompressed])
-            kind: .vision, groups: tokenGroups(),
-            baselines: [VisionBaseline.float, VisionBaseline.prefill, VisionBaseline.steps])
-        Section(kind: .vision, groups: pictureGroups, baselines: [VisionBaseline.float, "GEMM"])
-            kind: .vision, groups: ps3Groups(),
-            baselines: [VisionBaseline.float, "tiles", "in passes", "at once", "half the side"])
-        Section(kind: .vision, groups: w8a8Groups, baselines: [VisionBaseline.float])
+            groups: w8a8Groups + pictureGroups + projectorGroups() + prefillGroups() + ps3Groups() + tokenGroups(),
+            baselines: [
+                VisionBaseline.float, VisionBaseline.unfused, VisionBaseline.uncompressed, VisionBaseline.prefill,
+                VisionBaseline.steps, "GEMM", "tiles", "in passes", "at once", "half the side",
+            ])
     }
 }
 
