@@ -243,12 +243,19 @@ public struct PS3Encoder: Sendable {
             let pixels = try resizedPicture(
                 picture.pixels, from: picture.size, to: target, instructionSet: instructionSet, on: pool)
             let source = try pixels.pictureView(named: "pixels")
-            try patches.run(
-                source, patches: cells, into: tokens.mutableMatrixView(named: "tokens").rows(row..<row + cells.count), on: pool)
+            try embed(source, cells, into: &tokens, firstRow: row, on: pool)
             positions.add(cells, scale: index + 1, grid: picture.grids[index], to: &tokens, firstRow: row, on: pool)
             row += cells.count
         }
         return tokens
+    }
+
+    /// Embeds patches of one picture as rows of a larger matrix.
+    private func embed(
+        _ picture: PictureView<Float>, _ cells: [Int32], into tokens: inout Tensor<Float>, firstRow: Int, on pool: WorkerPool
+    ) throws(SparseKernelsError) {
+        var rows = try tokens.mutableMatrixView(named: "tokens")
+        try patches.run(picture, patches: cells, into: rows.rows(firstRow..<firstRow + cells.count), on: pool)
     }
 
     /// Encodes selected patches in one pass: they attend to each other and to the low resolution.

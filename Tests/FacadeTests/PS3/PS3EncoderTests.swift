@@ -208,8 +208,8 @@ struct PS3WeightsTests {
         let problem = PS3Problem()
         let (good, configuration) = (try PS3Weights(problem.file()), try problem.configuration)
         func expect(
-            _ code: SparseKernelsError.Code = .invalidShape, _ argument: String, _ change: (inout PS3Weights) throws -> Void,
-            sourceLocation: SourceLocation = #_sourceLocation
+            _ argument: String, _ code: SparseKernelsError.Code = .invalidShape,
+            sourceLocation: SourceLocation = #_sourceLocation, _ change: (inout PS3Weights) throws -> Void
         ) throws {
             var weights = good
             try change(&weights)
@@ -238,7 +238,7 @@ struct PS3WeightsTests {
         try expect("detail.stemNorm.weight") { $0.detail?.stemNorm.weight = wrong }
         try expect("detail.output.weight") { $0.detail?.output.weight = wrong }
         try expect("detail.prompt.weight") { $0.detail?.prompt.weight = wrong }
-        try expect(.invalidArgument, "positions") { $0.positions[flat: 3] = .nan }
+        try expect("positions", .invalidArgument) { $0.positions[flat: 3] = .nan }
         var settings = configuration
         settings.selectionLayers = [2]
         expectError(.invalidArgument, "selectionLayers", containing: "0 to 1", "2") { _ = try PS3Encoder(good, settings) }

@@ -136,7 +136,7 @@ struct PrefixAttentionTests {
                 }
             }
         }
-        let halves = (try scene.prefixKey.converted(to: Float16.self), try scene.prefixValue.converted(to: Float16.self))
+        let halves = (scene.prefixKey.converted(to: Float16.self), scene.prefixValue.converted(to: Float16.self))
         let rounded = (
             try Tensor<Float>([3, 60, 10]) { Float(halves.0[flat: $0]) },
             try Tensor<Float>([3, 60, 10]) { Float(halves.1[flat: $0]) }
