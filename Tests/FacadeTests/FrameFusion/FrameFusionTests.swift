@@ -112,9 +112,10 @@ struct FrameFusionTests {
         #expect(try fusion.reduce(&one, tokens: &tokens).kept.count == 11)
         #expect(fusion.needsColumnMass)
         var expected: [Float] = []
+        let original = try Self.video(frames: 30, places: 49, still: 20, channels: 128)
         for threads in [1, 2, 7] {
             for set in InstructionSet.available {
-                var (video, tokens) = try Self.video(frames: 30, places: 49, still: 20, channels: 128)
+                var (video, tokens) = original
                 var fusion = try FrameFusion(channels: 128, instructionSet: set)
                 _ = try fusion.reduce(&video, tokens: &tokens, on: WorkerPool(threads: threads))
                 // Sums of a run are in one order on every level.
