@@ -181,22 +181,39 @@ private func convolveTile(_ cells: Cells, count: Int) {
         }
         line += cells.stride
     }
-    storeCell(cells, 0, s0)
-    if count > 1 { storeCell(cells, 1, s1) }
-    if count > 2 { storeCell(cells, 2, s2) }
-    if count > 3 { storeCell(cells, 3, s3) }
-    if count > 4 { storeCell(cells, 4, s4) }
-    if count > 5 { storeCell(cells, 5, s5) }
-    if count > 6 { storeCell(cells, 6, s6) }
-    if count > 7 { storeCell(cells, 7, s7) }
-    if count > 8 { storeCell(cells, 8, s8) }
-    if count > 9 { storeCell(cells, 9, s9) }
-    if count > 10 { storeCell(cells, 10, s10) }
-    if count > 11 { storeCell(cells, 11, s11) }
+    let (target, step) = (cells.target, cells.targetStride)
+    if cells.channels == laneCount {
+        store(s0, target)
+        if count > 1 { store(s1, target + step) }
+        if count > 2 { store(s2, target + 2 * step) }
+        if count > 3 { store(s3, target + 3 * step) }
+        if count > 4 { store(s4, target + 4 * step) }
+        if count > 5 { store(s5, target + 5 * step) }
+        if count > 6 { store(s6, target + 6 * step) }
+        if count > 7 { store(s7, target + 7 * step) }
+        if count > 8 { store(s8, target + 8 * step) }
+        if count > 9 { store(s9, target + 9 * step) }
+        if count > 10 { store(s10, target + 10 * step) }
+        if count > 11 { store(s11, target + 11 * step) }
+        return
+    }
+    storeChannels(cells, 0, s0)
+    if count > 1 { storeChannels(cells, 1, s1) }
+    if count > 2 { storeChannels(cells, 2, s2) }
+    if count > 3 { storeChannels(cells, 3, s3) }
+    if count > 4 { storeChannels(cells, 4, s4) }
+    if count > 5 { storeChannels(cells, 5, s5) }
+    if count > 6 { storeChannels(cells, 6, s6) }
+    if count > 7 { storeChannels(cells, 7, s7) }
+    if count > 8 { storeChannels(cells, 8, s8) }
+    if count > 9 { storeChannels(cells, 9, s9) }
+    if count > 10 { storeChannels(cells, 10, s10) }
+    if count > 11 { storeChannels(cells, 11, s11) }
 }
 
-@_transparent
-private func storeCell(_ cells: Cells, _ index: Int, _ sum: Vector) {
+/// Stores a cell of fewer channels than lanes.
+@inline(never)
+private func storeChannels(_ cells: Cells, _ index: Int, _ sum: Vector) {
     let target = UnsafeMutableRawPointer(cells.target + index * cells.targetStride)
-    storePart(sum, target, .float32, 0, cells.channels)
+    storeLastLanes(sum, target, .float32, 0, cells.channels)
 }
