@@ -92,6 +92,7 @@ public enum OutputFunction: UInt8, Sendable {
     case none
     case gelu
     case silu
+    case geluErf
 }
 
 /// Some rows of activations times one panel of quantised weights.

@@ -297,3 +297,7 @@ public func foldSum(_ value: Vector) -> SIMD4<Float> { value.lowHalf + value.hig
 /// The maximum over the two groups of four lanes.
 @_alwaysEmitIntoClient @_transparent
 public func foldMaximum(_ value: Vector) -> SIMD4<Float> { _mm_max_ps(value.lowHalf, value.highHalf) }
+
+/// Stores lanes past the caches, in memory that is aligned to whole vectors.
+@_alwaysEmitIntoClient @_transparent
+public func stream(_ value: Vector, _ pointer: UnsafeMutablePointer<Float>) { _mm256_stream_ps(pointer, value) }

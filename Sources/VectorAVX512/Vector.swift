@@ -293,3 +293,7 @@ public func foldMaximum(_ value: Vector) -> SIMD4<Float> {
     let eight = _mm256_max_ps(value.lowHalf, value.highHalf)
     return _mm_max_ps(eight.lowHalf, eight.highHalf)
 }
+
+/// Stores lanes past the caches, in memory that is aligned to whole vectors.
+@_alwaysEmitIntoClient @_transparent
+public func stream(_ value: Vector, _ pointer: UnsafeMutablePointer<Float>) { _mm512_stream_ps(pointer, value) }

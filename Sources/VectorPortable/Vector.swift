@@ -314,3 +314,13 @@ public func foldSum(_ value: Vector) -> SIMD4<Float> { value }
 /// The maximum over groups of four lanes. This level has one group.
 @_alwaysEmitIntoClient @_transparent
 public func foldMaximum(_ value: Vector) -> SIMD4<Float> { value }
+
+/// Stores lanes past the caches where the instruction exists, in memory that is aligned to whole vectors.
+@_alwaysEmitIntoClient @_transparent
+public func stream(_ value: Vector, _ pointer: UnsafeMutablePointer<Float>) {
+    #if arch(x86_64)
+        _mm_stream_ps(pointer, value)
+    #else
+        UnsafeMutableRawPointer(pointer).storeBytes(of: value, as: Vector.self)
+    #endif
+}

@@ -386,6 +386,7 @@ extension Epilogue {
         case .none: .none
         case .gelu: .gelu
         case .silu: .silu
+        case .geluErf: .geluErf
         }
     }
 }

@@ -1,7 +1,8 @@
-@testable import SparseKernels
 import SparseKernelsReference
 import TestSupport
 import Testing
+
+@testable import SparseKernels
 
 /// Layers with one scale per output and one per token: exact sums over whole rows, quiet weights and their remainders.
 @Suite("W8A8 linear layer")
