@@ -211,8 +211,6 @@ public enum QuantizedScratch {
     public static let taskRows = 132
     /// The same for sums over the whole depth, a multiple of tiles of six and eight rows.
     public static let wholeRows = 120
-    /// Bytes of the panel per step of sums over the whole depth, which stay in a first-level cache of 32 KiB beside eight rows of codes.
-    public static let wholeStepBytes = 24 << 10
     public static let wholeRowUnit = 24
     /// The same with quiet weights, where vectors have 8 lanes: a multiple of the tile's six, and of the 32 rows with which remainders
     /// are multiplied. 192 rows of 1152 codes, twice, are 432 KiB.

@@ -23,6 +23,9 @@
 
 import KernelInterface
 
+/// Bytes of the panel per step, which stay in a first-level cache of 32 KiB beside eight rows of codes.
+private var stepBytes: Int { 24 << 10 }
+
 /// The memory of a task.
 private struct WholeStep {
     /// The quiet codes of one step.
@@ -72,9 +75,13 @@ private func multiplyWholePanel(_ args: QuantizedProductArguments, width: Int) {
     if step.hasSums { multiplyRemainders(args, step, lanes: lanes) }
     let depth = args.depth > 0 ? (args.depth + 3) / 4 * 4 : args.paddedDepth
     // Equal steps, of whole registers of four channels.
-    let limit = (step.hasSums ? QuantizedScratch.expandedBytes : QuantizedScratch.wholeStepBytes) / lanes
-    let count = (depth + limit - 1) / limit
+    let limit = (step.hasSums ? QuantizedScratch.expandedBytes : stepBytes) / lanes
+    let count = maximum(1, (depth + limit - 1) / limit)
     let size = args.groupList == nil ? ((depth + count - 1) / count + 3) / 4 * 4 : args.groupSize
+    // No channels at all, as where no group is picked, leave nothing but the bias.
+    if depth == 0 {
+        for x in 0..<args.rows * width { store(splat(0), step.c + x * laneCount) }
+    }
     var done = 0
     while done < depth {
         step.channel = done
