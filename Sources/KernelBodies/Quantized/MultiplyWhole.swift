@@ -23,6 +23,9 @@
 
 import KernelInterface
 
+/// Bytes of the panel per step, which stay in a first-level cache of 32 KiB beside eight rows of codes.
+private var stepBytes: Int { 24 << 10 }
+
 /// The memory of a task.
 private struct WholeStep {
     /// The quiet codes of one step.
@@ -36,6 +39,8 @@ private struct WholeStep {
     /// Sums as integers, and as floats after the last step.
     var c: UnsafeMutablePointer<Float>
     var codes: UnsafePointer<UInt8>
+    /// Where the codes of the next step are expected.
+    var next: UnsafeRawPointer
     /// The first channel of the activations and the number of channels.
     var channel = 0
     var channels = 0
@@ -62,7 +67,7 @@ private func multiplyWholePanel(_ args: QuantizedProductArguments, width: Int) {
     var step = WholeStep(
         quiet: quiet, scales: scales, starts: UnsafeMutableRawPointer(starts).assumingMemoryBound(to: Int32.self),
         turned: UnsafeMutableRawPointer(offsets).assumingMemoryBound(to: Int32.self),
-        c: starts + QuantizedScratch.scaleFloats, codes: quiet)
+        c: starts + QuantizedScratch.scaleFloats, codes: quiet, next: scratch)
     let panel = args.panel.assumingMemoryBound(to: UInt8.self)
     widen(args.weightScales, args.scaleType, from: 0, count: lanes, into: scales)
     startSums(args, step, lanes: lanes)
@@ -70,8 +75,13 @@ private func multiplyWholePanel(_ args: QuantizedProductArguments, width: Int) {
     if step.hasSums { multiplyRemainders(args, step, lanes: lanes) }
     let depth = args.depth > 0 ? (args.depth + 3) / 4 * 4 : args.paddedDepth
     // Equal steps, of whole registers of four channels.
-    let count = (depth + QuantizedScratch.codeDepth - 1) / QuantizedScratch.codeDepth
+    let limit = (step.hasSums ? QuantizedScratch.expandedBytes : stepBytes) / lanes
+    let count = maximum(1, (depth + limit - 1) / limit)
     let size = args.groupList == nil ? ((depth + count - 1) / count + 3) / 4 * 4 : args.groupSize
+    // No channels at all, as where no group is picked, leave nothing but the bias.
+    if depth == 0 {
+        for x in 0..<args.rows * width { store(splat(0), step.c + x * laneCount) }
+    }
     var done = 0
     while done < depth {
         step.channel = done
@@ -81,9 +91,12 @@ private func multiplyWholePanel(_ args: QuantizedProductArguments, width: Int) {
         if let list = args.groupList { stored = Int(list[done / args.groupSize]) * args.groupSize }
         step.codes = panel + stored * lanes
         if step.hasSums {
-            makeQuiet(panel + stored * lanes, into: step.quiet, bytes: step.channels * lanes)
+            makeQuiet(step.codes, into: step.quiet, bytes: step.channels * lanes)
             step.codes = UnsafePointer(step.quiet)
         }
+        // The next codes are asked for while these are multiplied.
+        step.next = UnsafeRawPointer(panel + (stored + step.channels) * lanes)
+        if step.isLast { step.next += args.bytesSkipped }
         multiplyRows(args, step, width: width)
         step.isFirst = false
         done += step.channels
@@ -193,9 +206,19 @@ private func multiplyRemainders(_ args: QuantizedProductArguments, _ step: Whole
 /// Multiplies the step with all rows, a tile at a time. A vector and the last rows have tiles of their own.
 @_transparent
 private func multiplyRows(_ args: QuantizedProductArguments, _ step: WholeStep, width: Int) {
+    // A strip asks for its share of the next step.
+    let strips = (args.rows + byteRows - 1) / byteRows
+    let share = (step.channels * width * laneCount / strips + 63) / 64 * 64
+    var ahead = step.next
     var row = 0
     while row < args.rows {
         let left = args.rows - row
+        var offset = 0
+        while offset < share {
+            prefetch((ahead + offset).assumingMemoryBound(to: Float.self))
+            offset += 64
+        }
+        ahead += share
         // Seven or eight rows are two tiles of four, which is faster than six and two.
         let rows = left == 1 ? 1 : left <= 4 || (byteRows == 6 && (left == 7 || left == 8)) ? 4 : byteRows
         switch (width, rows, step.hasSums) {
