@@ -60,8 +60,9 @@ struct DepthwiseConvolutionTests {
         let wide = try Tensor<Float>([cells, 40]) { $0 % 40 < 37 ? x[flat: $0 / 40 * 37 + $0 % 40] : .nan }
         var target = try Tensor<Float>([cells, 39]) { _ in 5 }
         var rows = try target.mutableMatrixView()
+        let wideView = try wide.matrixView()
         try convolution.run(
-            tokens: wide.matrixView().columns(0..<37), grid: GridSize(rows: 35, columns: 31), into: rows.columns(1..<38))
+            tokens: wideView.columns(0..<37), grid: GridSize(rows: 35, columns: 31), into: rows.columns(1..<38))
         #expect(
             target.elements.indices.allSatisfy { index in
                 let (row, column) = (index / 39, index % 39)

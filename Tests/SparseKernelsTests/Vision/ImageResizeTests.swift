@@ -150,14 +150,17 @@ struct ImageResizeTests {
         }
         var part = try Tensor<Float>(zeros: [1, 17, 12])
         let large = try Tensor<Float>([1, 13, 22], wide)
-        try resize.run(large.pictureView().cropped(row: 0, column: 0, to: source), into: &part)
+        let largeView = try large.pictureView()
+        let crop = try largeView.cropped(row: 0, column: 0, to: source)
+        try resize.run(crop, into: &part)
         #expect(part.elements == expected)
         let tokens = try Tensor<Float>([2, 13, 20, 5], x.elements)
         let resized = try resize(tokens, layout: .interleaved)
         let columns = try Tensor<Float>([2 * source.count, 9]) { $0 % 9 < 5 ? tokens[flat: $0 / 9 * 5 + $0 % 9] : .nan }
         var narrow = try Tensor<Float>([2 * target.count, 8]) { _ in 7 }
         var rows = try narrow.mutableMatrixView()
-        try resize.run(tokens: columns.matrixView().columns(0..<5), into: rows.columns(3..<8))
+        let columnsView = try columns.matrixView()
+        try resize.run(tokens: columnsView.columns(0..<5), into: rows.columns(3..<8))
         #expect(
             narrow.elements.indices.allSatisfy { index in
                 let (row, column) = (index / 8, index % 8)
@@ -283,7 +286,8 @@ struct ImageResizeTests {
             try resize.run(tokens: tokens.matrixView(), into: target.mutableMatrixView())
         }
         expectError(.invalidShape, "y", containing: ["6 × 3", "6 × 2"]) {
-            try resize.run(tokens: Tensor<Float>(zeros: [20, 3]).matrixView(), into: target.mutableMatrixView())
+            let wide = try Tensor<Float>(zeros: [20, 3])
+            try resize.run(tokens: wide.matrixView(), into: target.mutableMatrixView())
         }
         let picture = try right.pictureView()
         expectError(.invalidShape, "x", containing: ["3 × 5"]) {
