@@ -28,7 +28,8 @@ struct PicturesSnippets {
         let all = try embedding(picture)  // 5 × 6 patches: [30, 16]
         let some = try embedding(picture, patches: [3, 17])  // [2, 16]
         // The patches of the lower right corner, into the last rows of a matrix of tokens.
-        let corner = try picture.pictureView().cropped(row: 42, column: 56, to: GridSize(side: 28))
+        let view = try picture.pictureView()
+        let corner = try view.cropped(row: 42, column: 56, to: GridSize(side: 28))
         var tokens = try Tensor<Float>(zeros: [10, 16])
         var rows = try tokens.mutableMatrixView()
         try embedding.run(corner, into: rows.rows(6..<10))

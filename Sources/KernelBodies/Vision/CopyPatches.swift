@@ -16,6 +16,9 @@ extension Kernels {
             let (row, column) = (patch / args.gridColumns, patch % args.gridColumns)
             let place = row * args.side * args.rowStride + column * args.side
             let target = args.rows + index * args.stride
+            if let list = args.patches, index + patchesAhead < args.count {
+                prefetchPatch(args, Int(list[args.first + index + patchesAhead]))
+            }
             if args.isBytes {
                 copyBytes(args, args.picture.assumingMemoryBound(to: UInt8.self) + place, target)
             } else if args.side >= laneCount {
@@ -25,6 +28,26 @@ extension Kernels {
             } else {
                 copySingly(args, args.picture.assumingMemoryBound(to: Float.self) + place, target)
             }
+        }
+    }
+}
+
+/// Patches between the one that is copied and the one that is asked for.
+@_transparent
+private var patchesAhead: Int { 2 }
+
+/// Asks for the lines of a patch of a list: its stretches are rows of the picture apart, where no prefetcher of the processor follows.
+@inline(never)
+private func prefetchPatch(_ args: PatchArguments, _ patch: Int) {
+    let bytes = args.isBytes ? 1 : 4
+    let (row, column) = (patch / args.gridColumns, patch % args.gridColumns)
+    let place = args.picture + (row * args.side * args.rowStride + column * args.side) * bytes
+    for channel in 0..<args.channels {
+        var line = place + channel * args.planeStride * bytes
+        for _ in 0..<args.side {
+            prefetchNear(line)
+            prefetchNear(line + (args.side * bytes - 1))
+            line += args.rowStride * bytes
         }
     }
 }

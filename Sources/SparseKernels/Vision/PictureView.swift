@@ -1,7 +1,8 @@
 /// A read-only view of a picture in planes, or of a part of one, in the caller's memory. The elements of a row are adjacent.
 ///
 /// ```swift
-/// let tile = try picture.pictureView().cropped(row: 378, column: 0, to: GridSize(side: 378))
+/// let view = try picture.pictureView()
+/// let tile = try view.cropped(row: 378, column: 0, to: GridSize(side: 378))
 /// ```
 public struct PictureView<Element: TensorElement>: ~Escapable {
     public let channels: Int

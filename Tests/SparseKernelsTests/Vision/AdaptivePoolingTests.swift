@@ -18,7 +18,7 @@ struct AdaptivePoolingTests {
                 GridSize(rows: rows, columns: columns), GridSize(rows: targetRows, columns: targetColumns)
             )
             let pooling = try AdaptivePooling(source, to: target, .maximum, instructionSet: set)
-            for channels in [1, 5, 33] {
+            for channels in rows > 50 ? [3] : [1, 17] {
                 let x = try Tensor<Float>.normal([channels, rows, columns], seed: 2)
                 let tokens = try Tensor<Float>([rows, columns, channels]) {
                     x[flat: $0 % channels * source.count + $0 / channels]
@@ -83,13 +83,13 @@ struct AdaptivePoolingTests {
     func threads(_ set: InstructionSet) throws {
         let (source, target) = (GridSize(side: 54), GridSize(side: 27))
         let pooling = try AdaptivePooling(source, to: target, .maximum, instructionSet: set)
-        let x = try Tensor<Float>.normal([2, 54, 54, 130], seed: 3)
+        let x = try Tensor<Float>.normal([2, 54, 54, 40], seed: 3)
         let serial = try pooling(x, layout: .interleaved, on: .serial)
         for threads in [2, 7] {
             #expect(try pooling(x, layout: .interleaved, on: WorkerPool(threads: threads)).bits == serial.bits, "\(set)")
         }
-        var y = try Tensor<Float>(zeros: [2 * 729, 130])
-        let tokens = try Tensor<Float>([2 * 54 * 54, 130], x.elements)
+        var y = try Tensor<Float>(zeros: [2 * 729, 40])
+        let tokens = try Tensor<Float>([2 * 54 * 54, 40], x.elements)
         try pooling.run(tokens: tokens.matrixView(), into: y.mutableMatrixView())
         #expect(y.bits == serial.bits)
     }

@@ -1,3 +1,4 @@
+import Foundation
 import SparseKernels
 import SparseKernelsReference
 import TestSupport
@@ -42,7 +43,7 @@ struct ImageResizeTests {
             let resize = try ImageResize(
                 source, to: target, filter: method.filter, antialias: method.antialias, instructionSet: set)
             let oracle = ReferenceResize(source, to: target, filter: method.filter, antialias: method.antialias)
-            for channels in extents.target.count > 300 ? [3, 19] : [1, 3, 16, 37, 130] {
+            for channels in extents.target.count > 300 ? [3] : [1, 16, 37, 130] {
                 let x = try Tensor<Float>.normal([channels, source.rows, source.columns], seed: UInt64(channels))
                 let interleaved = try Tensor<Float>([source.rows, source.columns, channels]) {
                     x[flat: $0 % channels * source.count + $0 / channels]
@@ -52,16 +53,15 @@ struct ImageResizeTests {
                 #expect(y.shape == [channels, target.rows, target.columns])
                 #expect(z.shape == [target.rows, target.columns, channels])
                 var worst = (excess: 0.0, text: "")
-                for place in stride(from: 0, to: target.count, by: max(1, target.count / 50)) {
+                for (index, place) in stride(from: 0, to: target.count, by: target.count / 12 + 1).enumerated() {
                     let (row, column) = (place / target.columns, place % target.columns)
-                    for channel in Set([0, channels / 2, channels - 1]) {
-                        let (value, magnitude) = oracle.cell(row, column) { x[channel, $0, $1] }
-                        let bound = oracle.errorBound(row, column, magnitude: magnitude)
-                        for actual in [y[channel, row, column], z[row, column, channel]] {
-                            let excess = abs(Double(actual) - value) - bound
-                            if !(excess <= worst.excess) {
-                                worst = (excess, "(\(channel), \(row), \(column)) \(actual), expected \(value) ± \(bound)")
-                            }
+                    let channel = index % 2 == 0 ? channels - 1 : index % channels
+                    let (value, magnitude) = oracle.cell(row, column) { x[channel, $0, $1] }
+                    let bound = oracle.errorBound(row, column, magnitude: magnitude)
+                    for actual in [y[channel, row, column], z[row, column, channel]] {
+                        let excess = abs(Double(actual) - value) - bound
+                        if !(excess <= worst.excess) {
+                            worst = (excess, "(\(channel), \(row), \(column)) \(actual), expected \(value) ± \(bound)")
                         }
                     }
                 }
@@ -105,54 +105,68 @@ struct ImageResizeTests {
         #expect(try wide(tokens, layout: .interleaved).bits == x.bits, "\(set)")
     }
 
-    @Test("threads, batches and views do not change a bit", arguments: InstructionSet.available, methods)
-    func sameBits(_ set: InstructionSet, _ method: Method) throws {
-        let (source, target) = (GridSize(rows: 45, columns: 70), GridSize(rows: 61, columns: 52))
+    @Test("threads do not change a bit", arguments: InstructionSet.available, methods)
+    func threads(_ set: InstructionSet, _ method: Method) throws {
+        // Enough to wake threads with any filter.
+        let (source, target) = (GridSize(rows: 45, columns: 170), GridSize(rows: 131, columns: 152))
         let resize = try ImageResize(
             source, to: target, filter: method.filter, antialias: method.antialias, instructionSet: set)
-        let x = try Tensor<Float>.normal([2, 30, 45, 70], seed: 5)
-        let serial = try resize(x, on: .serial)
-        #expect(serial.shape == [2, 30, 61, 52])
-        let tokens = try Tensor<Float>([2, 45, 70, 30], x.elements)
-        let serialTokens = try resize(tokens, layout: .interleaved, on: .serial)
-        for threads in [2, 7] {
-            let pool = WorkerPool(threads: threads)
-            #expect(try resize(x, on: pool).bits == serial.bits, "\(set), \(threads)")
-            #expect(try resize(tokens, layout: .interleaved, on: pool).bits == serialTokens.bits, "\(set), \(threads)")
+        for (shape, layout) in [([2, 24, 45, 170], ImageLayout.planar), ([2, 45, 170, 24], .interleaved)] {
+            let x = try Tensor<Float>.normal(shape, seed: 5)
+            let serial = try resize(x, layout: layout, on: .serial)
+            for threads in [2, 7] {
+                #expect(
+                    try Self.areSame(resize(x, layout: layout, on: WorkerPool(threads: threads)), serial), "\(set), \(threads)")
+            }
         }
+    }
+
+    private static func areSame(_ a: Tensor<Float>, _ b: Tensor<Float>) -> Bool {
+        a.shape == b.shape
+            && a.span.withUnsafeBytes { a in b.span.withUnsafeBytes { memcmp(a.baseAddress!, $0.baseAddress!, a.count) == 0 } }
+    }
+
+    @Test("batches and views do not change a bit", arguments: InstructionSet.available, methods)
+    func views(_ set: InstructionSet, _ method: Method) throws {
+        let (source, target) = (GridSize(rows: 13, columns: 20), GridSize(rows: 17, columns: 12))
+        let resize = try ImageResize(
+            source, to: target, filter: method.filter, antialias: method.antialias, instructionSet: set)
+        let x = try Tensor<Float>.normal([2, 5, 13, 20], seed: 5)
+        let all = try resize(x)
+        #expect(all.shape == [2, 5, 17, 12])
         // A plane with strides, a part of a picture, and columns of a wider matrix.
-        let elements = x.elements
-        let plane = elements[3 * source.count..<4 * source.count]
-        let expected = Array(serial.elements[3 * target.count..<4 * target.count])
-        let wide = plane.indices.flatMap { ($0 + 1) % 70 == 0 ? [plane[$0], .nan, .nan] : [plane[$0]] }
-        var result = [Float](repeating: 7, count: 61 * 55)
+        let plane = Array(x.elements[3 * source.count..<4 * source.count])
+        let expected = Array(all.elements[3 * target.count..<4 * target.count])
+        let wide = plane.indices.flatMap { ($0 + 1) % 20 == 0 ? [plane[$0], .nan, .nan] : [plane[$0]] }
+        var result = [Float](repeating: 7, count: 17 * 15)
         try result.withUnsafeMutableBufferPointer { result in
             try resize.run(
-                plane: MatrixView(wide.span, rows: 45, columns: 70, rowStride: 72),
-                into: MutableMatrixView(result.mutableSpan, rows: 61, columns: 52, rowStride: 55))
+                plane: MatrixView(wide.span, rows: 13, columns: 20, rowStride: 22),
+                into: MutableMatrixView(result.mutableSpan, rows: 17, columns: 12, rowStride: 15))
         }
-        for row in 0..<61 {
-            #expect(Array(result[row * 55..<row * 55 + 52]) == Array(expected[row * 52..<row * 52 + 52]))
-            #expect(result[row * 55 + 52..<row * 55 + 55].allSatisfy { $0 == 7 })
+        for row in 0..<17 {
+            #expect(Array(result[row * 15..<row * 15 + 12]) == Array(expected[row * 12..<row * 12 + 12]))
+            #expect(result[row * 15 + 12..<row * 15 + 15].allSatisfy { $0 == 7 })
         }
-        var part = try Tensor<Float>(zeros: [1, 61, 52])
-        let large = try Tensor<Float>([1, 45, 72], wide)
+        var part = try Tensor<Float>(zeros: [1, 17, 12])
+        let large = try Tensor<Float>([1, 13, 22], wide)
         let largeView = try large.pictureView()
         let crop = try largeView.cropped(row: 0, column: 0, to: source)
         try resize.run(crop, into: &part)
         #expect(part.elements == expected)
-        let count = 2 * source.count
-        let columns = try Tensor<Float>([count, 40]) { $0 % 40 < 30 ? tokens[flat: $0 / 40 * 30 + $0 % 40] : .nan }
-        var narrow = try Tensor<Float>([2 * target.count, 33]) { _ in 7 }
+        let tokens = try Tensor<Float>([2, 13, 20, 5], x.elements)
+        let resized = try resize(tokens, layout: .interleaved)
+        let columns = try Tensor<Float>([2 * source.count, 9]) { $0 % 9 < 5 ? tokens[flat: $0 / 9 * 5 + $0 % 9] : .nan }
+        var narrow = try Tensor<Float>([2 * target.count, 8]) { _ in 7 }
         var rows = try narrow.mutableMatrixView()
         let columnsView = try columns.matrixView()
-        try resize.run(tokens: columnsView.columns(0..<30), into: rows.columns(3..<33))
+        try resize.run(tokens: columnsView.columns(0..<5), into: rows.columns(3..<8))
         #expect(
             narrow.elements.indices.allSatisfy { index in
-                let (row, column) = (index / 33, index % 33)
+                let (row, column) = (index / 8, index % 8)
                 return column < 3
                     ? narrow[flat: index] == 7
-                    : narrow[flat: index].bitPattern == serialTokens[flat: row * 30 + column - 3].bitPattern
+                    : narrow[flat: index].bitPattern == resized[flat: row * 5 + column - 3].bitPattern
             })
     }
 
@@ -165,7 +179,7 @@ struct ImageResizeTests {
             let resize = try ImageResize(
                 source, to: target, filter: method.filter, antialias: method.antialias, instructionSet: set)
             let oracle = ReferenceResize(source, to: target, filter: method.filter, antialias: method.antialias)
-            for channels in [1, 17] {
+            for channels in [1, 5] {
                 var x = try Tensor<Float>.normal([12, 20, channels], seed: 1)
                 let clean = try resize(x, layout: .interleaved)
                 x[flat: (6 * 20 + 9) * channels] = .nan
