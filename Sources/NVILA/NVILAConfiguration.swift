@@ -10,7 +10,7 @@ public struct NVILAConfiguration: Hashable, Sendable {
     /// How the projector compresses tokens.
     public var downsampling: NVILADownsampling
     /// The poolings of a video. Each gives tokens of its own; released models have one.
-    public var temporalPools: [TokenPool]
+    public var temporalPools: [PoolingWindow]
     /// The linear layers of the vision tower.
     public var tower: NVILALinearFormat
     /// The linear layers of the projector.
@@ -28,7 +28,7 @@ public struct NVILAConfiguration: Hashable, Sendable {
     /// - Throws: `.invalidArgument` for no poolings.
     public init(
         tiles: DynamicS2? = nil, downsampling: NVILADownsampling = .twoByTwo,
-        temporalPools: [TokenPool] = [TokenPool(frames: 8)], tower: NVILALinearFormat = .w8a8,
+        temporalPools: [PoolingWindow] = [PoolingWindow(frames: 8)], tower: NVILALinearFormat = .w8a8,
         projector: NVILALinearFormat = .float16, languageModel: NVILALinearFormat = .w4a16()
     ) throws(SparseKernelsError) {
         try require(

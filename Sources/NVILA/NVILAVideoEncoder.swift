@@ -6,7 +6,7 @@ public import SparseKernels
 /// With several poolings the video is there once for each, with the separator's tokens after each.
 ///
 /// ```swift
-/// let encoder = try NVILAVideoEncoder(frames: 256, grid: GridSize(side: 16), pools: [TokenPool(frames: 8)], end: newline)
+/// let encoder = try NVILAVideoEncoder(frames: 256, grid: GridSize(side: 16), pools: [PoolingWindow(frames: 8)], end: newline)
 /// let y = try encoder(x)  // [256, 256, channels] → [32 · 257, channels]
 /// ```
 ///
@@ -40,7 +40,7 @@ public struct NVILAVideoEncoder: Sendable {
     /// - Throws: the errors of ``TemporalPooling``; `.invalidArgument` for no poolings; `.invalidShape` naming the embedding of other
     ///   channels; `.unsupportedInstructionSet`.
     public init(
-        frames: Int, grid: GridSize, channels: Int, pools: [TokenPool] = [TokenPool(frames: 8)],
+        frames: Int, grid: GridSize, channels: Int, pools: [PoolingWindow] = [PoolingWindow(frames: 8)],
         tails: TemporalPooling.Tails = .refused, start: Tensor<Float>? = nil, end: Tensor<Float>? = nil,
         separator: Tensor<Float>? = nil, instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {

@@ -34,7 +34,7 @@ struct NVILASnippets {
 
         // 16 frames after the projector: means of 8, and a newline token after each.
         let encoder = try NVILAVideoEncoder(
-            frames: 16, grid: GridSize(side: 4), channels: 40, pools: [TokenPool(frames: 8)], end: newline)
+            frames: 16, grid: GridSize(side: 4), channels: 40, pools: [PoolingWindow(frames: 8)], end: newline)
         let video = try encoder(frames)
         print(video.shape)  // [34, 40]
         #expect(video.shape == [34, 40])

@@ -20,7 +20,7 @@ func replayTemporalPooling(
     }
     let parameters = try golden.parameters(Parameters.self)
     let (file, grid) = (golden.file, GridSize(side: parameters.side))
-    let pools = parameters.pools.map { TokenPool(frames: $0[0], rows: $0[1], columns: $0[2]) }
+    let pools = parameters.pools.map { PoolingWindow(frames: $0[0], rows: $0[1], columns: $0[2]) }
     let x = try file.floatTensor("in.x")
     var comparison = GoldenComparison()
     func compare(_ name: String, _ y: Tensor<Float>, _ expected: [Double]) throws(SparseKernelsError) {

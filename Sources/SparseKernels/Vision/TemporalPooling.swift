@@ -1,5 +1,5 @@
 /// How many frames, rows and columns of tokens become one.
-public struct TokenPool: Hashable, Sendable {
+public struct PoolingWindow: Hashable, Sendable {
     public var frames: Int
     public var rows: Int
     public var columns: Int
@@ -11,7 +11,7 @@ public struct TokenPool: Hashable, Sendable {
     }
 }
 
-extension TokenPool: CustomStringConvertible {
+extension PoolingWindow: CustomStringConvertible {
     /// Frames × rows × columns.
     public var description: String { "\(frames) × \(rows) × \(columns)" }
 }
@@ -22,7 +22,7 @@ extension TokenPool: CustomStringConvertible {
 /// the pooled tokens later.
 ///
 /// ```swift
-/// let pooling = try TemporalPooling(frames: 256, grid: GridSize(side: 16), pool: TokenPool(frames: 8))
+/// let pooling = try TemporalPooling(frames: 256, grid: GridSize(side: 16), pool: PoolingWindow(frames: 8))
 /// let y = try pooling(x)  // [256, 256, channels] → [32, 16, 16, channels]
 /// ```
 ///
@@ -45,7 +45,7 @@ public struct TemporalPooling: Sendable {
     public let frames: Int
     /// Tokens of a frame before pooling.
     public let grid: GridSize
-    public let pool: TokenPool
+    public let pool: PoolingWindow
     /// Frames after pooling.
     public let pooledFrames: Int
     /// Tokens of a frame after pooling.
@@ -65,7 +65,7 @@ public struct TemporalPooling: Sendable {
     /// - Throws: `.invalidArgument` naming a number that is out of range, or with refused tails the extent that a box does not divide;
     ///   `.invalidShape` for a grid without tokens or a result too large for 32-bit indices; `.unsupportedInstructionSet`.
     public init(
-        frames: Int, grid: GridSize, pool: TokenPool, tails: Tails = .refused, tokensBefore: Int = 0, tokensAfter: Int = 0,
+        frames: Int, grid: GridSize, pool: PoolingWindow, tails: Tails = .refused, tokensBefore: Int = 0, tokensAfter: Int = 0,
         instructionSet: InstructionSet? = nil
     ) throws(SparseKernelsError) {
         try grid.validate("grid")
@@ -158,7 +158,7 @@ public struct TemporalPooling: Sendable {
 private struct TokenBoxes {
     let frames: Int
     let grid: GridSize
-    let pool: TokenPool
+    let pool: PoolingWindow
     let pooledGrid: GridSize
     var offsets: [Int32] = [0]
     var rows: [Int32] = []

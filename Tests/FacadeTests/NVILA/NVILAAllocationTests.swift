@@ -24,7 +24,8 @@
                 }
                 var workspaces = try projectors.map { try $0.makeWorkspace() }
                 let encoder = try NVILAVideoEncoder(
-                    frames: merge.boardCount, grid: grid, channels: 24, pools: [TokenPool(frames: 1), TokenPool(frames: 5)],
+                    frames: merge.boardCount, grid: grid, channels: 24,
+                    pools: [PoolingWindow(frames: 1), PoolingWindow(frames: 5)],
                     end: .init(zeros: [1, 24]), separator: .init(zeros: [2, 24]))
                 var tokens = try Tensor<Float>(zeros: [encoder.tokenCount, 24])
                 #expect(AllocationCounter.install() > 0)

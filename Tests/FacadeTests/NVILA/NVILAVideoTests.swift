@@ -9,7 +9,7 @@ struct NVILAVideoTests {
     func tokens(_ set: InstructionSet) throws {
         let x = try Tensor<Float>.normal([12, 4, 5], seed: 1)
         func embedding(_ rows: Int, _ value: Float) throws -> Tensor<Float> { try Tensor([rows, 5]) { _ in value } }
-        let pools = [TokenPool(frames: 4), TokenPool(frames: 6, rows: 2, columns: 1)]
+        let pools = [PoolingWindow(frames: 4), PoolingWindow(frames: 6, rows: 2, columns: 1)]
         let grid = GridSize(side: 2)
         let encoder = try NVILAVideoEncoder(
             frames: 12, grid: grid, channels: 5, pools: pools, start: embedding(2, 100), end: embedding(1, 200),
@@ -27,7 +27,7 @@ struct NVILAVideoTests {
         }
         #expect(y.elements == expected && y.shape == [encoder.tokenCount, 5])
         #expect(try encoder(x, on: WorkerPool(threads: 7)).bits == y.bits)
-        let plain = try NVILAVideoEncoder(frames: 12, grid: grid, channels: 5, pools: [TokenPool(frames: 1)])
+        let plain = try NVILAVideoEncoder(frames: 12, grid: grid, channels: 5, pools: [PoolingWindow(frames: 1)])
         #expect(try plain(x).elements == x.elements)
     }
 

@@ -137,13 +137,16 @@ struct ImageResizeTests {
         }
         var part = try Tensor<Float>(zeros: [1, 61, 52])
         let large = try Tensor<Float>([1, 45, 72], wide)
-        try resize.run(large.pictureView().cropped(row: 0, column: 0, to: source), into: &part)
+        let largeView = try large.pictureView()
+        let crop = try largeView.cropped(row: 0, column: 0, to: source)
+        try resize.run(crop, into: &part)
         #expect(part.elements == expected)
         let count = 2 * source.count
         let columns = try Tensor<Float>([count, 40]) { $0 % 40 < 30 ? tokens[flat: $0 / 40 * 30 + $0 % 40] : .nan }
         var narrow = try Tensor<Float>([2 * target.count, 33]) { _ in 7 }
         var rows = try narrow.mutableMatrixView()
-        try resize.run(tokens: columns.matrixView().columns(0..<30), into: rows.columns(3..<33))
+        let columnsView = try columns.matrixView()
+        try resize.run(tokens: columnsView.columns(0..<30), into: rows.columns(3..<33))
         #expect(
             narrow.elements.indices.allSatisfy { index in
                 let (row, column) = (index / 33, index % 33)
@@ -269,7 +272,8 @@ struct ImageResizeTests {
             try resize.run(tokens: tokens.matrixView(), into: target.mutableMatrixView())
         }
         expectError(.invalidShape, "y", containing: ["6 × 3", "6 × 2"]) {
-            try resize.run(tokens: Tensor<Float>(zeros: [20, 3]).matrixView(), into: target.mutableMatrixView())
+            let wide = try Tensor<Float>(zeros: [20, 3])
+            try resize.run(tokens: wide.matrixView(), into: target.mutableMatrixView())
         }
         let picture = try right.pictureView()
         expectError(.invalidShape, "x", containing: ["3 × 5"]) {

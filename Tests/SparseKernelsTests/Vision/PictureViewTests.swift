@@ -56,7 +56,8 @@ struct PictureViewTests {
             _ = try view.cropped(row: 0, column: 0, to: GridSize(side: 0))
         }
         expectError(.invalidShape, "picture", containing: "[2, 2, 2, 2]") {
-            _ = try Tensor<Float>(zeros: [2, 2, 2, 2]).pictureView()
+            let batch = try Tensor<Float>(zeros: [2, 2, 2, 2])
+            _ = try batch.pictureView()
         }
     }
 }

@@ -20,7 +20,7 @@
                     for set in InstructionSet.available {
                         let norm = try SpaceToChannelNorm(reshape, instructionSet: set)
                         let pooling = try TemporalPooling(
-                            frames: 20, grid: reshape.grid, pool: TokenPool(frames: 4), tokensAfter: 1, instructionSet: set)
+                            frames: 20, grid: reshape.grid, pool: PoolingWindow(frames: 4), tokensAfter: 1, instructionSet: set)
                         AllocationTests.warmUp(pool, scratchByteCount: 64)
                         var allocated = 0
                         for call in 0..<12 {

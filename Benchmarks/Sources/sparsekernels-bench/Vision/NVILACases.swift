@@ -141,7 +141,7 @@ private final class ProjectorWork {
             instructionSet: set, on: pool)
         cells = projector.reshape.cells.count
         encoder = try NVILAVideoEncoder(
-            frames: frames, grid: projector.reshape.cells, channels: hidden, pools: [TokenPool(frames: pooled)],
+            frames: frames, grid: projector.reshape.cells, channels: hidden, pools: [PoolingWindow(frames: pooled)],
             end: Tensor(zeros: [1, hidden]), instructionSet: set)
         workspace = try projector.makeWorkspace()
         x = try .normal([frames * 1024, 1152], seed: 1)
