@@ -20,6 +20,7 @@ struct NVILASnippets {
         let tiles = try DynamicS2()
         let tiling = try tiles.tiling(width: 1920, height: 1080)
         print(tiling.blocks, tiling.count)  // [1 × 1, 2 × 2, 3 × 4] 17
+        // What the tower takes, [17, 3, 448, 448], is tiling.tiles(of: picture).
         // The tower's features of the tiles: [17, 64 tokens, 16 channels].
         let merge = try DynamicS2Merge(tiles, images: [tiling.largest], tokens: GridSize(side: 8))
         let boards = try merge(features)

@@ -43,4 +43,41 @@ public enum ReferenceTokenCells {
         let shift = (2 * sums * (variance.squareRoot() + 0x1p-22) + 0x1p-23) / deviation
         return abs(e - bias) * (sums + 14 * 0x1p-24) + abs(weight) * shift + 0x1p-23 * abs(bias) + 0x1p-24
     }
+
+    /// The largest error of normalised cells, as a fraction of its bound; infinite for NaN.
+    ///
+    /// - Parameters:
+    ///   - y: `[frames · cells, cellChannels]`.
+    ///   - reshape: grid, cells and channels.
+    ///   - x: `[frames · tokens, channels]`.
+    ///   - weight: `[cellChannels]`.
+    ///   - bias: `[cellChannels]`.
+    ///   - epsilon: ε of the norm.
+    ///   - rounding: the relative rounding of the type of y.
+    public static func worstNormError(
+        of y: [Double], _ reshape: SpaceToChannel, x: [Double], weight: [Double], bias: [Double], epsilon: Double,
+        rounding: Double
+    ) -> Double {
+        let (width, cells) = (reshape.cellChannels, reshape.cells)
+        var worst = 0.0
+        for index in 0..<y.count / width {
+            let (frame, cell) = index.quotientAndRemainder(dividingBy: cells.count)
+            let values = row(of: reshape, frame: frame, cell: (cell / cells.columns, cell % cells.columns)) {
+                x[$0 * reshape.channels + $1]
+            }
+            let expected = ReferenceRows.layerNorm(values, weight: weight, bias: bias, epsilon: epsilon)
+            let mean = values.reduce(0, +) / Double(width)
+            let variance = values.reduce(0) { $0 + ($1 - mean) * ($1 - mean) } / Double(width)
+            for channel in 0..<width {
+                let e = expected[channel]
+                let bound =
+                    normBound(
+                        e, weight: weight[channel], bias: bias[channel], channels: width,
+                        pieces: reshape.factor * reshape.factor, variance: variance, epsilon: epsilon) + rounding * abs(e)
+                let ratio = abs(y[index * width + channel] - e) / bound
+                worst = ratio.isNaN ? .infinity : max(worst, ratio)
+            }
+        }
+        return worst
+    }
 }

@@ -33,8 +33,9 @@ struct NVILAProjectorTests {
         var x = norm(row, weights.norms[0])
         for (index, linear) in weights.linears.enumerated() {
             var y = linear.bias.elements.map(Double.init)
-            for (out, _) in y.enumerated() {
-                for (k, value) in x.enumerated() { y[out] += value * Double(linear.weight[out, k]) }
+            let weight = linear.weight.elements
+            for out in y.indices {
+                for k in x.indices { y[out] += x[k] * Double(weight[out * x.count + k]) }
             }
             let isLast = index + 1 == weights.linears.count
             x = isLast ? y : y.map { ReferenceRows.activation(.gelu, $0) }

@@ -20,22 +20,19 @@ struct RowMeansTests {
         let means = try RowMeans(of: 13, lists: lists, instructionSet: set)
         var y = try Tensor<Y>([25, channels]) { _ in Y(7) }
         try means.run(x, into: &y, on: .serial)
+        let (given, means64) = (x.elements.map { Double($0.floatValue) }, y.elements.map { Double($0.floatValue) })
+        let rounding = RowNormTests.rounding(Y.self)
         for (index, list) in lists.enumerated() {
             for channel in 0..<channels {
-                let expected = ReferenceTokenCells.mean(list.map { Double(x[Int($0), channel].floatValue) })
-                let actual = Double(y[index, channel].floatValue)
-                let bound =
-                    expected.bound + RowNormTests.rounding(Y.self) * abs(expected.value) + 0x1p-24
-                    * (Y.self == Float.self ? 0 : 1)
+                let expected = ReferenceTokenCells.mean(list.map { given[Int($0) * channels + channel] })
+                let actual = means64[index * channels + channel]
+                // One row is a copy where types are equal, and none are zeros. Half precision has a smallest step.
+                let isExact = list.isEmpty || list.count == 1 && X.self == Y.self
+                let bound = isExact ? 0 : expected.bound + rounding * abs(expected.value) + (Y.self == Float.self ? 0 : 0x1p-24)
                 if !(abs(actual - expected.value) <= bound) {
                     Issue.record("\(set), \(X.self) to \(Y.self), \(channels): \(actual) for \(expected) in list \(index)")
                     return
                 }
-                // One row is a copy, and none are zeros.
-                if list.count == 1, X.self == Y.self {
-                    #expect(y[index, channel].floatValue == x[Int(list[0]), channel].floatValue)
-                }
-                if list.isEmpty { #expect(actual == 0) }
             }
         }
         for threads in [2, 7] {
@@ -45,7 +42,7 @@ struct RowMeansTests {
         }
     }
 
-    @Test("agree with the oracle", arguments: InstructionSet.available, [1, 3, 7, 16, 17, 63, 64, 65, 200])
+    @Test("agree with the oracle", arguments: InstructionSet.available, [1, 7, 17, 64, 130])
     func agree(_ set: InstructionSet, _ channels: Int) throws {
         try Self.check(Float.self, Float.self, channels: channels, set)
         try Self.check(Float16.self, Float16.self, channels: channels, set)

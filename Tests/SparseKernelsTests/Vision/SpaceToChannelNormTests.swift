@@ -6,42 +6,25 @@ import Testing
 
 @Suite("Space-to-channel folded into LayerNorm")
 struct SpaceToChannelNormTests {
-    /// Compares all cells of two frames with the oracle.
+    /// Compares all cells of two frames with the oracle, which does so in optimised code.
     static func check<X: AttentionElement, Y: AttentionElement>(
         _ xType: X.Type, _ yType: Y.Type, _ reshape: SpaceToChannel, offset: Float = 0, _ set: InstructionSet
     ) throws {
-        let x = try Tensor<X>([2, reshape.grid.count, reshape.channels]) { index in
-            var random = SplitMix64(seed: UInt64(index) &* 77 &+ 1)
-            return X(random.normal() + offset)
+        var x = try Tensor<X>.normal([2, reshape.grid.count, reshape.channels], seed: 1)
+        if offset != 0 {
+            let centred = x
+            x = try Tensor(x.shape) { X(centred[flat: $0].floatValue + offset) }
         }
         let width = reshape.cellChannels
         let (weight, bias) = (try Tensor<Float>.normal([width], seed: 2), try Tensor<Float>.normal([width], seed: 3))
         let norm = try SpaceToChannelNorm(reshape, weight: weight, bias: bias, instructionSet: set)
         var y = try Tensor<Y>(zeros: [2, reshape.cells.count, width])
         try norm.run(x, into: &y, on: .serial)
-        let (w, b) = (weight.elements.map(Double.init), bias.elements.map(Double.init))
-        let rounding = RowNormTests.rounding(Y.self)
-        for cell in 0..<2 * reshape.cells.count {
-            let (frame, inFrame) = cell.quotientAndRemainder(dividingBy: reshape.cells.count)
-            let (row, column) = inFrame.quotientAndRemainder(dividingBy: reshape.cells.columns)
-            let values = ReferenceTokenCells.row(of: reshape, frame: frame, cell: (row, column)) {
-                Double(x[flat: $0 * reshape.channels + $1].floatValue)
-            }
-            let expected = ReferenceRows.layerNorm(values, weight: w, bias: b, epsilon: Double(norm.epsilon))
-            let mean = values.reduce(0, +) / Double(width)
-            let variance = values.reduce(0) { $0 + ($1 - mean) * ($1 - mean) } / Double(width)
-            for channel in 0..<width {
-                let (actual, e) = (Double(y[flat: cell * width + channel].floatValue), expected[channel])
-                let bound =
-                    ReferenceTokenCells.normBound(
-                        e, weight: w[channel], bias: b[channel], channels: width, pieces: reshape.factor * reshape.factor,
-                        variance: variance, epsilon: Double(norm.epsilon)) + 2 * rounding * abs(e)
-                if !(abs(actual - e) <= bound) {
-                    Issue.record("\(set), \(X.self) to \(Y.self), \(reshape), cell \(cell): \(actual) for \(e), bound \(bound)")
-                    return
-                }
-            }
-        }
+        let worst = ReferenceTokenCells.worstNormError(
+            of: y.elements.map { Double($0.floatValue) }, reshape, x: x.elements.map { Double($0.floatValue) },
+            weight: weight.elements.map(Double.init), bias: bias.elements.map(Double.init), epsilon: Double(norm.epsilon),
+            rounding: 2 * RowNormTests.rounding(Y.self))
+        #expect(worst <= 1, "\(set), \(X.self) to \(Y.self), \(reshape): \(worst) of the bound")
     }
 
     static func reshape(_ rows: Int, _ columns: Int, _ factor: Int, _ channels: Int) throws -> SpaceToChannel {
@@ -50,37 +33,37 @@ struct SpaceToChannelNormTests {
 
     @Test("agrees with the oracle at all sizes", arguments: InstructionSet.available)
     func agrees(_ set: InstructionSet) throws {
-        for (rows, columns, factor) in [(1, 1, 2), (2, 5, 2), (3, 8, 3), (4, 4, 2), (5, 7, 3), (7, 7, 2), (6, 4, 1), (5, 5, 4)]
-        {
-            for channels in [1, 3, 7, 16, 33, 64] {
-                let reshape = try Self.reshape(rows, columns, factor, channels)
-                try Self.check(Float.self, Float.self, reshape, set)
-                try Self.check(Float16.self, BFloat16.self, reshape, set)
-                try Self.check(BFloat16.self, Float16.self, reshape, set)
+        for (rows, columns, factor) in [(1, 1, 2), (2, 5, 2), (3, 4, 3), (4, 4, 2), (3, 2, 1), (5, 3, 4)] {
+            for channels in [1, 7, 16, 33] {
+                try Self.check(Float.self, Float.self, Self.reshape(rows, columns, factor, channels), set)
             }
         }
+        for (factor, channels) in [(2, 3), (3, 20)] {
+            try Self.check(Float16.self, BFloat16.self, Self.reshape(3, 4, factor, channels), set)
+            try Self.check(BFloat16.self, Float16.self, Self.reshape(3, 4, factor, channels), set)
+        }
         // Released widths.
-        try Self.check(Float.self, Float.self, Self.reshape(5, 5, 2, 1152), set)
-        try Self.check(Float.self, Float.self, Self.reshape(5, 5, 3, 1152), set)
+        try Self.check(Float.self, Float.self, Self.reshape(2, 3, 2, 1152), set)
+        try Self.check(Float.self, Float.self, Self.reshape(2, 2, 3, 1152), set)
     }
 
     @Test("cells far away from 0 keep their accuracy", arguments: InstructionSet.available)
     func offset(_ set: InstructionSet) throws {
         // Without padding, whose zeros would be the far ones.
-        try Self.check(Float.self, Float.self, Self.reshape(4, 6, 2, 250), offset: 1000, set)
-        try Self.check(Float.self, Float.self, Self.reshape(6, 3, 3, 100), offset: -1000, set)
+        try Self.check(Float.self, Float.self, Self.reshape(2, 4, 2, 100), offset: 1000, set)
+        try Self.check(Float.self, Float.self, Self.reshape(3, 3, 3, 50), offset: -1000, set)
     }
 
     @Test("is what a user would do in two steps, to a millionth", arguments: InstructionSet.available)
     func unfused(_ set: InstructionSet) throws {
         for factor in [2, 3] {
-            let reshape = try Self.reshape(8, 8, factor, 96)
-            let x = try Tensor<Float>.normal([3, 64, 96], seed: 4)
+            let reshape = try Self.reshape(4, 5, factor, 32)
+            let x = try Tensor<Float>.normal([2, 20, 32], seed: 4)
             let cells = try reshape(x)
             let plain = try LayerNorm(channels: reshape.cellChannels, instructionSet: set)(
-                Tensor([3 * reshape.cells.count, reshape.cellChannels], cells.elements))
+                Tensor([2 * reshape.cells.count, reshape.cellChannels], cells.elements))
             let fused = try SpaceToChannelNorm(reshape, instructionSet: set)(x)
-            #expect(fused.shape == [3, reshape.cells.count, reshape.cellChannels])
+            #expect(fused.shape == [2, reshape.cells.count, reshape.cellChannels])
             // Results are up to 4, so this is the last place of the largest.
             #expect((0..<plain.count).allSatisfy { abs(fused[flat: $0] - plain[flat: $0]) <= 1e-6 }, "\(set), \(factor)")
         }
@@ -89,7 +72,7 @@ struct SpaceToChannelNormTests {
     @Test("strides, threads and other cells do not change bits", arguments: InstructionSet.available)
     func bits(_ set: InstructionSet) throws {
         let reshape = try Self.reshape(9, 7, 3, 50)
-        var x = try Tensor<Float>.normal([40, 63, 50], seed: 5)
+        var x = try Tensor<Float>.normal([8, 63, 50], seed: 5)
         let norm = try SpaceToChannelNorm(reshape, weight: .normal([450], seed: 6), instructionSet: set)
         let first = try norm(x, on: .serial)
         for threads in [2, 7] { #expect(try norm(x, on: WorkerPool(threads: threads)).bits == first.bits, "\(set)") }
@@ -98,7 +81,7 @@ struct SpaceToChannelNormTests {
         x[1, 62, 4] = .infinity
         let second = try norm(x)
         let cells = reshape.cells.count
-        for cell in 0..<40 * cells {
+        for cell in 0..<8 * cells {
             let isTouched = cell == 0 || cell == 2 * cells - 1
             let isRight = (cell * 450..<(cell + 1) * 450).allSatisfy { index in
                 isTouched ? second[flat: index].isNaN : second[flat: index].bitPattern == first[flat: index].bitPattern

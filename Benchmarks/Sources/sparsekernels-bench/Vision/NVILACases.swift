@@ -84,53 +84,42 @@ extension VisionCases {
 /// A layer of the vision tower over one frame.
 private final class TowerWork {
     static let layers = 27
-    private static let (tokens, width, headCount, headDim, hidden) = (1024, 1152, 16, 72, 4304)
+    private static let (tokens, width, heads, hidden) = (1024, 1152, 16, 4304)
 
     private let pool: WorkerPool
-    private let norm: LayerNorm
-    private let (qkv, output, up, down): (NVILALinear, NVILALinear, NVILALinear, NVILALinear)
-    private let attention: DenseAttention
-    private let x: Tensor<Float>
-    /// Queries, keys and values of heads, in place of those that the layer computes.
-    private let heads: [Tensor<Float>]
-    private var attended: Tensor<Float>
-    private var (normed, projected, mixed, inner): (Tensor<Float>, Tensor<Float>, Tensor<Float>, Tensor<Float>)
+    private let layer: VisionLayer
+    private let given: Tensor<Float>
+    private var x: Tensor<Float>
+    private var workspace = VisionWorkspace()
 
     init(_ set: InstructionSet, on pool: WorkerPool) throws {
         self.pool = pool
-        func linear(_ outFeatures: Int, _ inFeatures: Int, _ epilogue: Epilogue = .none) throws -> NVILALinear {
-            try NVILALinear(
-                weight: ProjectorSource.matrix(outFeatures, inFeatures), bias: Tensor(zeros: [outFeatures]), epilogue: epilogue,
-                format: .w8a8, instructionSet: set, on: pool)
+        typealias Affine = VisionLayerWeights.Affine
+        func linear(_ outFeatures: Int, _ inFeatures: Int) throws -> Affine {
+            Affine(weight: try ProjectorSource.matrix(outFeatures, inFeatures), bias: try Tensor(zeros: [outFeatures]))
         }
-        norm = try LayerNorm(channels: Self.width, instructionSet: set)
-        qkv = try linear(3 * Self.width, Self.width)
-        output = try linear(Self.width, Self.width)
-        up = try linear(Self.hidden, Self.width, .gelu)
-        down = try linear(Self.width, Self.hidden)
-        attention = try DenseAttention(
-            AttentionShape(
-                queryLength: Self.tokens, keyLength: Self.tokens, queryHeads: Self.headCount, kvHeads: Self.headCount,
-                headDim: Self.headDim), mask: .full, instructionSet: set)
-        x = try .normal([Self.tokens, Self.width], seed: 1)
-        (normed, projected) = (x, try Tensor(zeros: [Self.tokens, 3 * Self.width]))
-        (mixed, inner) = (x, try Tensor(zeros: [Self.tokens, Self.hidden]))
-        heads = try (2...4).map { try .normal([Self.headCount, Self.tokens, Self.headDim], seed: $0) }
-        attended = heads[0]
+        let norm = try Affine(weight: Tensor([Self.width]) { _ in 1 }, bias: Tensor(zeros: [Self.width]))
+        let weights = try VisionLayerWeights(
+            attentionNorm: norm, queryKeyValue: linear(3 * Self.width, Self.width),
+            projection: linear(Self.width, Self.width), mlpNorm: norm, up: linear(Self.hidden, Self.width),
+            down: linear(Self.width, Self.hidden))
+        layer = try VisionLayer(
+            VisionLayerConfiguration(width: Self.width, heads: Self.heads, hidden: Self.hidden, activation: .geluTanh), weights,
+            linear: .w8a8, instructionSet: set, on: pool)
+        given = try .normal([Self.tokens, Self.width], seed: 1)
+        x = given
     }
 
     var body: () -> Void { { [self] in run() } }
 
     private func run() {
-        try! norm.run(x, into: &normed, on: pool)
-        try! qkv.run(normed, into: &projected, on: pool)
-        try! attention.run(query: heads[0], key: heads[1], value: heads[2], into: &attended, on: pool)
-        try! output.run(mixed, into: &normed, on: pool)
-        try! norm.run(adding: x, to: &mixed, into: &normed, on: pool)
-        try! up.run(normed, into: &inner, on: pool)
-        try! down.run(inner, into: &mixed, on: pool)
+        // Copying the frame keeps the residual stream from growing; it takes a thousandth of the layer.
+        given.span.withUnsafeBufferPointer { source in
+            var span = x.mutableSpan
+            span.withUnsafeMutableBufferPointer { $0.baseAddress!.update(from: source.baseAddress!, count: source.count) }
+        }
+        try! layer.run(&x, workspace: &workspace, on: pool)
     }
-
 }
 
 /// The projector over some frames, and pooling of its tokens.
