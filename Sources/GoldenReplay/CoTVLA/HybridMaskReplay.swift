@@ -1,3 +1,4 @@
+internal import CoTVLA
 internal import SparseKernels
 
 /// `cotvla.hybrid_mask_attention`: causal attention with full attention inside spans of actions.
@@ -38,7 +39,7 @@ func replayHybridMask(
         spans.append(span[0]..<span[1])
     }
 
-    let limits = try KeyLimits(shape, mask: .causal, fullWithin: spans)
+    let limits = try CoTVLASequence(length: shape.keyLength, actionSpans: spans).limits(shape)
     let state = try DenseAttention(shape, limits: limits, instructionSet: instructionSet)(
         query: query, key: key, value: value, on: pool)
     var comparison = GoldenComparison()
