@@ -25,7 +25,6 @@ struct PS3DetailNetwork: Sendable {
     private let stemNorm: LayerNorm
     private let blocks: [Block]
     private let output: FloatLinear
-    private let gelu: GatedActivation
     private let prompt: FloatLinear
     private let instructionSet: InstructionSet
 
@@ -61,7 +60,6 @@ struct PS3DetailNetwork: Sendable {
                     block, named: "detail.blocks[\(index)]", hidden: hidden, instructionSet: instructionSet, on: pool))
         }
         self.blocks = blocks
-        gelu = try GatedActivation(.gelu, instructionSet: instructionSet)
         let matrix = weights.output.weight.shape
         try require(
             matrix.count >= 2 && matrix[1] == hidden && matrix.dropFirst(2).allSatisfy { $0 == 1 }, .invalidShape,
@@ -121,7 +119,7 @@ struct PS3DetailNetwork: Sendable {
                     instructionSet: instructionSet)
             },
             expansion: try naming(name + ".expansion") { () throws(SparseKernelsError) in
-                try FloatLinear(weights.expansion, instructionSet: instructionSet, on: pool)
+                try FloatLinear(weights.expansion, epilogue: .geluErf, instructionSet: instructionSet, on: pool)
             },
             contraction: try naming(name + ".contraction") { () throws(SparseKernelsError) in
                 try FloatLinear(folded, instructionSet: instructionSet, on: pool)
@@ -140,10 +138,7 @@ struct PS3DetailNetwork: Sendable {
             let cells = try Tensor([grid.rows, grid.columns, hidden], x.elements)
             let convolved = try block.convolution(cells, on: pool)
             let normalized = try block.norm(Tensor([grid.count, hidden], convolved.elements), on: pool)
-            let expanded = try block.expansion(normalized, on: pool)
-            var activated = try Tensor<Float>(zeros: expanded.shape)
-            try gelu.run(expanded, into: &activated, on: pool)
-            let update = try block.contraction(activated, on: pool)
+            let update = try block.contraction(block.expansion(normalized, on: pool), on: pool)
             x.addRows((0..<Int32(grid.count)).map { $0 }, of: update, firstRow: 0, on: pool)
         }
         return try output(x, on: pool)
@@ -166,9 +161,10 @@ func resizedPicture(
 
 extension FloatLinear {
     init(
-        _ weights: PS3Weights.Affine, instructionSet: InstructionSet, on pool: WorkerPool
+        _ weights: PS3Weights.Affine, epilogue: Epilogue = .none, instructionSet: InstructionSet, on pool: WorkerPool
     ) throws(SparseKernelsError) {
-        try self.init(weight: weights.weight, bias: weights.bias, instructionSet: instructionSet, on: pool)
+        try self.init(
+            weight: weights.weight, bias: weights.bias, epilogue: epilogue, instructionSet: instructionSet, on: pool)
     }
 }
 

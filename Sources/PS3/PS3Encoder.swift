@@ -36,7 +36,6 @@ public struct PS3Encoder: Sendable {
     private let selectionFirst: FloatLinear
     private let selectionNorm: LayerNorm
     private let selectionSecond: FloatLinear
-    private let gelu: GatedActivation
     private let cosines: CosineScores
     private let detail: PS3DetailNetwork?
 
@@ -106,7 +105,7 @@ public struct PS3Encoder: Sendable {
             try require(shape == expected, .invalidShape, name, expected: "\(expected)", actual: "\(shape)")
         }
         selectionFirst = try naming("selection.first") { () throws(SparseKernelsError) in
-            try FloatLinear(selection.first, instructionSet: set, on: pool)
+            try FloatLinear(selection.first, epilogue: .geluErf, instructionSet: set, on: pool)
         }
         selectionNorm = try naming("selection.norm") { () throws(SparseKernelsError) in
             try LayerNorm(
@@ -115,7 +114,6 @@ public struct PS3Encoder: Sendable {
         selectionSecond = try naming("selection.second") { () throws(SparseKernelsError) in
             try FloatLinear(selection.second, instructionSet: set, on: pool)
         }
-        gelu = try GatedActivation(.gelu, instructionSet: set)
         cosines = try CosineScores(channels: width, instructionSet: set)
         detail = try weights.detail.map { detail throws(SparseKernelsError) in
             try PS3DetailNetwork(
@@ -175,10 +173,7 @@ public struct PS3Encoder: Sendable {
                 rows.copy(width, from: source, at: cell * width, to: cell * inner + index * width)
             }
         }
-        let first = try selectionFirst(rows, on: pool)
-        var activated = try Tensor<Float>(zeros: [cells, inner])
-        try gelu.run(first, into: &activated, on: pool)
-        return try selectionSecond(selectionNorm(activated, on: pool), on: pool)
+        return try selectionSecond(selectionNorm(selectionFirst(rows, on: pool), on: pool), on: pool)
     }
 
     // MARK: - Selection

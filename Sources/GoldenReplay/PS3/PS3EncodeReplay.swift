@@ -7,7 +7,8 @@ internal import SparseKernels
 /// encoder itself selects are compared as those of `ps3.select`.
 ///
 /// Tolerance, as recorded with the cases: tokens and hidden states 2·10⁻⁵ against float64, probabilities 2·10⁻⁶. Resized pictures and
-/// position tables 10⁻⁵, as all resizes.
+/// position tables 10⁻⁵, as all resizes. Where only single precision is recorded, its own distance from float64 (1.6·10⁻⁵ at most, by the
+/// cases' metadata) comes on top: 4·10⁻⁵.
 func replayPS3Encode(
     _ golden: GoldenCase, _ instructionSet: InstructionSet, _ pool: WorkerPool
 ) throws(SparseKernelsError) -> GoldenResult {
@@ -39,7 +40,7 @@ func replayPS3Encode(
         instructionSet: instructionSet, on: pool)
     let pixels = try file.floatTensor("in.image")
     let prompt = file["in.prompt"] == nil ? nil : try file.floatTensor("in.prompt")
-    let layers = Set(0..<parameters.depth)
+    let (layers, releasedBound) = (Set(0..<parameters.depth), 4e-5)
     var comparison = GoldenComparison()
 
     let picture = try encoder.look(at: pixels, keeping: layers, on: pool)
@@ -47,7 +48,7 @@ func replayPS3Encode(
     try comparison.compareLayers(picture.hiddenStates, "aux.f64_low_hidden", in: file)
     var cache: [Float] = []
     for keys in picture.keys { cache += keys.keys.elements + keys.values.elements }
-    try comparison.compare(Tensor([cache.count], cache), "out.low_kv_cache", in: file, bound: 2e-5)
+    try comparison.compare(Tensor([cache.count], cache), "out.low_kv_cache", in: file, bound: releasedBound)
     try comparison.compare(picture.selectionFeatures, "aux.f64_selection_feature", in: file, bound: 2e-5)
     if let features = picture.detailFeatures {
         let (cells, channels) = (features.shape[0], features.shape[1])
@@ -78,7 +79,7 @@ func replayPS3Encode(
         recorded.append(result)
     }
     let all = try PS3Encoding(picture: picture, map: encoding.map, passes: recorded)
-    try comparison.compare(all.tokens(), "out.all_hidden_last", in: file, bound: 2e-5)
+    try comparison.compare(all.tokens(), "out.all_hidden_last", in: file, bound: releasedBound)
     return comparison.result(golden)
 }
 

@@ -58,7 +58,7 @@ struct CosineScoresTests {
     func angles(_ set: InstructionSet) throws {
         let x = try Tensor<Float>([91, 2]) { index in
             let angle = Double(index / 2) * .pi / 90
-            return Float(index % 2 == 0 ? cos(angle) : sin(angle)) * Float(1 + index % 7)
+            return Float(index % 2 == 0 ? cos(angle) : sin(angle)) * Float(1 + index / 2 % 7)
         }
         let scores = try CosineScores(channels: 2, instructionSet: set)(x, Tensor([2], [3, 0]))
         for row in 1..<91 { #expect(scores[row] < scores[row - 1], "\(set), \(row) quarter turns") }
@@ -112,7 +112,7 @@ struct CosineScoresTests {
         let x = try Tensor<Float>(zeros: [2, 3])
         let vector = try Tensor<Float>(zeros: [3])
         var scores = try Tensor<Float>([2]) { _ in 7 }
-        expectError(.invalidShape, "x", containing: "3 columns", "4 columns") {
+        expectError(.invalidShape, "x", containing: "3 columns", "got 4") {
             _ = try cosines(Tensor<Float>(zeros: [2, 4]), vector)
         }
         expectError(.invalidShape, "vector", containing: "[3]", "[4]") {
