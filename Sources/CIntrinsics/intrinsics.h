@@ -16,6 +16,16 @@ static inline __attribute__((always_inline)) void sparsekernels_prefetch_near(co
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
+#endif
+
+// Orders stores past the caches before later stores. Other architectures have none of the former here.
+static inline __attribute__((always_inline)) void sparsekernels_store_fence(void) {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
+#if defined(__x86_64__)
 
 #if defined(__AVX512F__)
 // Groups of four lanes: the even ones of a, then those of b; and the odd ones.

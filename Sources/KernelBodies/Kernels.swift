@@ -5,6 +5,7 @@ public enum Kernels: KernelTable {
     public static var sizes: TileSizes {
         TileSizes(
             laneCount: laneCount, panelWidth: panelWidth, tileRows: tileRows,
-            weightPanelWidth: weightVectors * laneCount, byteZero: byteZero)
+            weightPanelWidth: weightVectors * laneCount, byteZero: byteZero,
+            prefersQuietWeights: prefersQuietWeights)
     }
 }

@@ -22,13 +22,18 @@ public struct TileSizes: Sendable {
     public var weightPanelWidth: Int
     /// The number that is added to signed codes of activations, for products with weights of whole bytes.
     public var byteZero: Int32
+    /// Whether products with whole bytes are faster with quiet weights, whose adjacent pairs do not overflow 16 bits.
+    public var prefersQuietWeights: Bool
 
-    public init(laneCount: Int, panelWidth: Int, tileRows: Int, weightPanelWidth: Int, byteZero: Int32) {
+    public init(
+        laneCount: Int, panelWidth: Int, tileRows: Int, weightPanelWidth: Int, byteZero: Int32, prefersQuietWeights: Bool
+    ) {
         self.laneCount = laneCount
         self.panelWidth = panelWidth
         self.tileRows = tileRows
         self.weightPanelWidth = weightPanelWidth
         self.byteZero = byteZero
+        self.prefersQuietWeights = prefersQuietWeights
     }
 }
 
@@ -127,12 +132,18 @@ public protocol SparseLinearKernels: SendableMetatype {
 
 /// Pictures and grids of tokens.
 public protocol VisionKernels: SendableMetatype {
+    static func normalizeCells(_ arguments: UnsafePointer<NormalizeCellsArguments>)
+    static func averageRows(_ arguments: UnsafePointer<AverageRowsArguments>)
     /// Adds up probabilities per key, or takes the maximum and the sum of exponentials of every row.
     static func sumColumnMass(_ arguments: UnsafePointer<ColumnMassArguments>)
     static func compareRowChain(_ arguments: UnsafePointer<RowChainArguments>)
     /// Replaces the first of some listed rows, at least two, by their mean. The stride counts floats.
-    static func averageRows(
+    static func averageListedRows(
         _ x: UnsafeMutablePointer<Float>, stride: Int, rows: UnsafePointer<Int32>, count: Int, channels: Int)
+    static func resizeRows(_ arguments: UnsafePointer<ResizeArguments>)
+    static func convolveDepthwise(_ arguments: UnsafePointer<DepthwiseArguments>)
+    static func copyPatches(_ arguments: UnsafePointer<PatchArguments>)
+    static func scoreCosines(_ arguments: UnsafePointer<CosineArguments>)
 }
 
 /// Gradients. Only the product for training calls them.
@@ -143,6 +154,7 @@ public protocol TrainingKernels: SendableMetatype {
     static func differentiateLogits(
         _ logits: UnsafePointer<Float>, count: Int, maximum: Float, factor: Float, into gradient: UnsafeMutablePointer<Float>)
     static func stepAdamW(_ arguments: UnsafePointer<AdamWArguments>)
+    /// Vision layers call it, too.
     static func addScaledRows(_ arguments: UnsafePointer<AddRowsArguments>)
     static func transposeRows(_ arguments: UnsafePointer<TransposeArguments>)
     static func packPanels(_ arguments: UnsafePointer<PackPanelsArguments>)

@@ -39,6 +39,9 @@ public struct QuantizeArguments {
     /// Σ scale · code of each group, or Σ values. Sums of codes are written when weights have offsets.
     public var sums: UnsafeMutablePointer<Float>
     public var needsSums = false
+    /// The same codes by columns, for remainders of quiet weights: [rows / 4·laneCount][paddedDepth / 4][4·laneCount][4] bytes, from
+    /// the first row on. Rows past the last one are undefined.
+    public var turnedCodes: UnsafeMutablePointer<UInt8>?
 
     /// Panels [depth][width·laneCount] of the down-projection, one after the other.
     public var down: UnsafeRawPointer?
@@ -89,6 +92,7 @@ public enum OutputFunction: UInt8, Sendable {
     case none
     case gelu
     case silu
+    case geluErf
 }
 
 /// Some rows of activations times one panel of quantised weights.
@@ -121,6 +125,18 @@ public struct QuantizedProductArguments {
     public var table: UnsafePointer<UInt8>
     /// Σ codes of each group, [groups][width·laneCount], for weights of whole bytes.
     public var codeSums: UnsafePointer<Int32>?
+    /// Whether all groups have one scale and one offset on both sides, so that products are summed over the whole depth in integers.
+    /// Weights are bytes then, codes of activations have 128 added, and depths are at most `QuantizedScratch.largestWholeDepth`.
+    public var isWhole = false
+    /// Channels before padding, for whole sums; 0 means `paddedDepth`.
+    public var depth = 0
+    /// The codes by columns as `QuantizeArguments` has them, from the first row on. If they are given, weights are made quiet, and
+    /// their remainders are multiplied apart.
+    public var turnedCodes: UnsafePointer<UInt8>?
+    /// Remainders of the weights, lane by lane: the number of the word of four channels in the upper half, and the bytes of its
+    /// second and fourth channel. Those of lane i of the panel are from `remainderStarts[i]` to `remainderStarts[i + 1]`.
+    public var remainders: UnsafePointer<UInt32>?
+    public var remainderStarts: UnsafePointer<Int32>?
     /// [groups][width·laneCount].
     public var weightScales: UnsafeRawPointer
     public var scaleType: StorageType
@@ -193,6 +209,17 @@ public enum QuantizedScratch {
     /// The most rows of a task, a multiple of the tile's six. 132 rows of 3072 codes are 400 KiB, which stay in a second-level
     /// cache of 512 KiB while panels are read.
     public static let taskRows = 132
+    /// The same for sums over the whole depth, a multiple of tiles of six and eight rows.
+    public static let wholeRows = 120
+    public static let wholeRowUnit = 24
+    /// The same with quiet weights, where vectors have 8 lanes: a multiple of the tile's six, and of the 32 rows with which remainders
+    /// are multiplied. 192 rows of 1152 codes, twice, are 432 KiB.
+    public static let quietRows = 192
+    public static let quietRowUnit = 96
+    /// The fewest rows of a call for which weights are made quiet.
+    public static let fewestQuietRows = 32
+    /// The largest padded depth of sums in 32 bits, 127·128·2¹⁷ < 2³¹, whose words of four channels have numbers of 16 bits.
+    public static let largestWholeDepth = 1 << 17
     /// Bytes of the activations of a task whose activations are floats, where vectors have 16 lanes. Cores with such vectors have
     /// 1 MiB of second-level cache or more. Every panel is widened once per task, which costs 20 cycles per 128 weights, compared
     /// with the 256 cycles in which 64 rows are multiplied with them.

@@ -116,6 +116,7 @@ extension Epilogue {
         case .none: z
         case .gelu: 0.5 * z * (1 + hyperbolicTangent(0.7978845608028654 * (z + 0.044715 * z * z * z)))
         case .silu: z / (1 + exponential(-z))
+        case .geluErf: 0.5 * z * complementaryError(-z / 2.0.squareRoot())
         }
     }
 }

@@ -154,6 +154,35 @@ public func addByteProducts(_ sum: CodeVector, _ codes: CodeVector, _ weights: C
 @_alwaysEmitIntoClient @_transparent
 public func byteSums(_ sum: CodeVector) -> IntVector { unsafeBitCast(sum, to: IntVector.self) }
 
+/// Codes of activations with 128 added, as `addByteProducts` takes them.
+@_alwaysEmitIntoClient @_transparent
+public func byteCodes(_ codes: CodeVector) -> CodeVector {
+    _mm256_xor_si256(codes, _mm256_set1_epi8(Int8(bitPattern: 0x80)))
+}
+
+/// Whether products with weights of whole bytes are faster if no pair of adjacent ones is loud.
+@_alwaysEmitIntoClient @_transparent
+public var prefersQuietWeights: Bool { true }
+
+/// The weights, of which every odd one is limited so that it and the one before it are a quiet pair: neither their positive nor their
+/// negative sum exceeds 127 or 128 in magnitude.
+@_alwaysEmitIntoClient @_transparent
+public func quietWeights(_ weights: CodeVector) -> CodeVector {
+    // The even weights, in the place of the odd ones. No limit remains for the even ones.
+    let first = _mm256_slli_epi16(weights, 8)
+    let zero = _mm256_setzero_si256()
+    let least = _mm256_sub_epi8(_mm256_set1_epi8(-128), _mm256_min_epi8(first, zero))
+    let most = _mm256_sub_epi8(_mm256_set1_epi8(127), _mm256_max_epi8(first, zero))
+    return _mm256_min_epi8(_mm256_max_epi8(weights, least), most)
+}
+
+/// sum += products of unsigned codes and quiet weights, four per 32-bit lane. A pair of them fits in 16 bits: 255·128 < 2¹⁵.
+@_alwaysEmitIntoClient @_transparent
+public func addQuietProducts(_ sum: CodeVector, _ codes: CodeVector, _ weights: CodeVector) -> CodeVector {
+    let pairs = _mm256_maddubs_epi16(codes, weights)
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+}
+
 /// Byte-wise a + b.
 @_alwaysEmitIntoClient @_transparent
 public func addBytes(_ a: CodeVector, _ b: CodeVector) -> CodeVector {
@@ -268,3 +297,7 @@ public func foldSum(_ value: Vector) -> SIMD4<Float> { value.lowHalf + value.hig
 /// The maximum over the two groups of four lanes.
 @_alwaysEmitIntoClient @_transparent
 public func foldMaximum(_ value: Vector) -> SIMD4<Float> { _mm_max_ps(value.lowHalf, value.highHalf) }
+
+/// Stores lanes past the caches, in memory that is aligned to whole vectors.
+@_alwaysEmitIntoClient @_transparent
+public func stream(_ value: Vector, _ pointer: UnsafeMutablePointer<Float>) { _mm256_stream_ps(pointer, value) }

@@ -138,6 +138,24 @@ public func addByteProducts(_ sum: CodeVector, _ codes: CodeVector, _ weights: C
 @_alwaysEmitIntoClient @_transparent
 public func byteSums(_ sum: CodeVector) -> IntVector { unsafeBitCast(sum, to: IntVector.self) }
 
+/// Codes of activations with 128 added, as `addByteProducts` takes them.
+@_alwaysEmitIntoClient @_transparent
+public func byteCodes(_ codes: CodeVector) -> CodeVector { codes }
+
+/// Whether products with weights of whole bytes are faster if no pair of adjacent ones is loud.
+@_alwaysEmitIntoClient @_transparent
+public var prefersQuietWeights: Bool { false }
+
+/// The weights as quiet ones: here all are, because sums of products have 32 bits.
+@_alwaysEmitIntoClient @_transparent
+public func quietWeights(_ weights: CodeVector) -> CodeVector { weights }
+
+/// sum += products of unsigned codes and quiet weights, four per 32-bit lane.
+@_alwaysEmitIntoClient @_transparent
+public func addQuietProducts(_ sum: CodeVector, _ codes: CodeVector, _ weights: CodeVector) -> CodeVector {
+    addProducts(sum, codes, weights)
+}
+
 /// Byte-wise a + b.
 @_alwaysEmitIntoClient @_transparent
 public func addBytes(_ a: CodeVector, _ b: CodeVector) -> CodeVector {
@@ -275,3 +293,7 @@ public func foldMaximum(_ value: Vector) -> SIMD4<Float> {
     let eight = _mm256_max_ps(value.lowHalf, value.highHalf)
     return _mm_max_ps(eight.lowHalf, eight.highHalf)
 }
+
+/// Stores lanes past the caches, in memory that is aligned to whole vectors.
+@_alwaysEmitIntoClient @_transparent
+public func stream(_ value: Vector, _ pointer: UnsafeMutablePointer<Float>) { _mm512_stream_ps(pointer, value) }

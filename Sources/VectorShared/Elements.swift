@@ -81,3 +81,7 @@ public func prefetch(_ pointer: UnsafePointer<Float>) { sparsekernels_prefetch(p
 /// Prefetches the cache line at `pointer` into the first level. Never faults, so `pointer` may be any address.
 @_alwaysEmitIntoClient @_transparent
 public func prefetchNear(_ pointer: UnsafeRawPointer) { sparsekernels_prefetch_near(pointer) }
+
+/// Makes what was stored past the caches visible before everything that is stored later.
+@_alwaysEmitIntoClient @_transparent
+public func finishStreaming() { sparsekernels_store_fence() }

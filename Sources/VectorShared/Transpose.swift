@@ -47,3 +47,33 @@ public func transposeBlock(
     (target + 2 * rowBytes).storeBytes(of: even.oddHalf * factor, as: SIMD4<Float>.self)
     (target + 3 * rowBytes).storeBytes(of: odd.oddHalf * factor, as: SIMD4<Float>.self)
 }
+
+/// destination[x][y] = source[y][x] for words of 32 bits; `rows` and `columns` are multiples of 4. Strides count words.
+@_alwaysEmitIntoClient @_transparent
+public func transposeWords(
+    _ source: UnsafePointer<Int32>, stride: Int, rows: Int, columns: Int, into destination: UnsafeMutablePointer<Int32>,
+    destinationStride: Int
+) {
+    var y = 0
+    while y < rows {
+        var x = 0
+        while x < columns {
+            let base = UnsafeRawPointer(source + y * stride + x)
+            let r0 = base.loadUnaligned(as: SIMD4<Int32>.self)
+            let r1 = (base + 4 * stride).loadUnaligned(as: SIMD4<Int32>.self)
+            let r2 = (base + 8 * stride).loadUnaligned(as: SIMD4<Int32>.self)
+            let r3 = (base + 12 * stride).loadUnaligned(as: SIMD4<Int32>.self)
+            let (ab, cd) = (SIMD8(lowHalf: r0, highHalf: r1), SIMD8(lowHalf: r2, highHalf: r3))
+            let even = SIMD8(lowHalf: ab.evenHalf, highHalf: cd.evenHalf)
+            let odd = SIMD8(lowHalf: ab.oddHalf, highHalf: cd.oddHalf)
+            let target = UnsafeMutableRawPointer(destination + x * destinationStride + y)
+            let rowBytes = destinationStride * 4
+            target.storeBytes(of: even.evenHalf, as: SIMD4<Int32>.self)
+            (target + rowBytes).storeBytes(of: odd.evenHalf, as: SIMD4<Int32>.self)
+            (target + 2 * rowBytes).storeBytes(of: even.oddHalf, as: SIMD4<Int32>.self)
+            (target + 3 * rowBytes).storeBytes(of: odd.oddHalf, as: SIMD4<Int32>.self)
+            x += 4
+        }
+        y += 4
+    }
+}

@@ -125,6 +125,9 @@ struct DenseAttentionSnippets {
         var state = try DenseAttention(shared)(query: query, key: key, value: value)
         try state.merge(DenseAttention(own)(query: query, key: otherKey, value: otherValue))
 
+        let attention = try PrefixAttention(own, prefixLength: 40)
+        let merged = try attention(query: query, prefixKey: key, prefixValue: value, key: otherKey, value: otherValue)
+
         func joined(_ a: Tensor<Float>, _ b: Tensor<Float>) throws -> Tensor<Float> {
             let (first, second) = (a.elements, b.elements)
             let (n, m) = (first.count / 2, second.count / 2)
@@ -136,6 +139,7 @@ struct DenseAttentionSnippets {
         // Values are at most 1 and scores below 16, so the bound of Docs/Operators/DenseAttention.md is below 1e-4.
         for index in 0..<all.output.count {
             #expect(abs(all.output[flat: index] - state.output[flat: index]) < 1e-4)
+            #expect(abs(all.output[flat: index] - merged.output[flat: index]) < 1e-4)
         }
     }
 }

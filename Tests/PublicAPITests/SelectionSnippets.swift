@@ -29,4 +29,19 @@ struct SelectionSnippets {
 
         #expect(kept == [1, 2])
     }
+
+    @Test("numbers, and scores by angle")
+    func numbers() throws {
+        let scores: [Float] = [0.2, 0.9, 0.4, 0.9, 0.1]
+        let best = try TopK.select(scores: scores.span, count: 2)
+        print(best)  // [1, 3]
+        let next = try TopK.select(scores: scores.span, count: 2, excluding: [false, true, false, true, false].span)
+        print(next)  // [0, 2]
+
+        let cosines = try CosineScores(channels: 3)
+        let angles = try cosines(Tensor<Float>([2, 3], [3, 0, 0, 0, -2, 0]), Tensor([3], [1, 0, 0]))
+        print(angles.elements)  // [1.0, 0.0]
+
+        #expect(best == [1, 3] && next == [0, 2] && angles.elements == [1, 0])
+    }
 }

@@ -37,7 +37,12 @@ extension Kernels {
     /// See `QuantizedProductArguments`.
     public static func multiplyQuantized(_ arguments: UnsafePointer<QuantizedProductArguments>) {
         let args = arguments.pointee
-        if args.columns > laneCount { multiplyPanelOfTwo(args) } else { multiplyPanelOfOne(args) }
+        switch (args.columns > laneCount, args.isWhole) {
+        case (true, false): multiplyPanelOfTwo(args)
+        case (false, false): multiplyPanelOfOne(args)
+        case (true, true): multiplyWholePanelOfTwo(args)
+        case (false, true): multiplyWholePanelOfOne(args)
+        }
     }
 }
 

@@ -62,6 +62,24 @@ extension Kernels {
             }
             start += padded
         }
+        if args.turnedCodes != nil { turnCodes(args) }
+    }
+}
+
+/// Stores the codes by columns, as words of four channels.
+@inline(never)
+private func turnCodes(_ args: QuantizeArguments) {
+    let (block, words) = (4 * laneCount, args.paddedDepth / 4)
+    let codes = UnsafeRawPointer(args.codes!).assumingMemoryBound(to: Int32.self)
+    let turned = UnsafeMutableRawPointer(args.turnedCodes!).assumingMemoryBound(to: Int32.self)
+    var row = 0
+    while row < args.rows {
+        // Rows come in fours; those past the last one are undefined, in memory of the caller.
+        let count = (minimum(block, args.rows - row) + 3) / 4 * 4
+        transposeWords(
+            codes + row * args.codeStride / 4, stride: args.codeStride / 4, rows: count, columns: words,
+            into: turned + row * words, destinationStride: block)
+        row += block
     }
 }
 
@@ -237,8 +255,11 @@ private func scaleTokens(_ args: QuantizeArguments, staged: UnsafeMutablePointer
             } else {
                 Kernels.stageRows(channelsFrom(start, of: args.x), first: row, count: 1, channels: channels, into: staged)
             }
-            smooth(args, x, start: start, channels: channels, padded: padded, into: smoothed)
-            let local = range(smoothed, padded)
+            if args.smooth != nil || channels != padded {
+                smooth(args, x, start: start, channels: channels, padded: padded, into: smoothed)
+                x = UnsafePointer(smoothed)
+            }
+            let local = range(x, padded)
             // NaN is kept.
             top = local > top || local != local ? local : top
             start += padded
@@ -281,10 +302,22 @@ private func encode(
             storeLowBytes(code &+ zero, codes + x * laneCount)
         }
     case .int8PerToken:
+        // Quotients are products with 1 / scale unless one of them is so near to a half that its rounding could be another one: the
+        // product is within 256·2⁻²³ of the quotient, whose own rounding is at most 256·2⁻²⁵. Of 128 values one in 64 times.
+        // Huge scales have reciprocals that are not exact.
+        var farthest = splat(0)
         for x in 0..<vectors {
             // If 16 bits round the scale down far, quotients exceed 127.
-            let above = maximum(nearest(load(v + x * laneCount) / divisor), IntVector(repeating: -127))
-            let code = IntVector(repeating: 0) &- maximum(IntVector(repeating: 0) &- above, IntVector(repeating: -127))
+            let quotient = maximum(minimum(load(v + x * laneCount) * factor, splat(127)), splat(-127))
+            let code = nearest(quotient)
+            farthest = maximum(magnitude(quotient - floats(code)), farthest)
+            sum = sum &+ code
+            storeLowBytes(code &+ zero, codes + x * laneCount)
+        }
+        if signBits(splat(0.5 - 0x1p-14) - farthest) == 0 && scale < 0x1p100 { break }
+        sum = IntVector(repeating: 0)
+        for x in 0..<vectors {
+            let code = nearest(maximum(minimum(load(v + x * laneCount) / divisor, splat(127)), splat(-127)))
             sum = sum &+ code
             storeLowBytes(code &+ zero, codes + x * laneCount)
         }

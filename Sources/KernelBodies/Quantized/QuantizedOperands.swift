@@ -161,6 +161,8 @@ func writeRows(_ args: QuantizedProductArguments, _ c: UnsafeMutablePointer<Floa
             for x in 0..<lanes / laneCount { store(geluTanh(load(line + x * laneCount)), line + x * laneCount) }
         case .silu:
             for x in 0..<lanes / laneCount { store(silu(load(line + x * laneCount)), line + x * laneCount) }
+        case .geluErf:
+            for x in 0..<lanes / laneCount { store(gelu(load(line + x * laneCount)), line + x * laneCount) }
         }
         var column = 0
         switch args.yType {

@@ -288,13 +288,14 @@ extension ActivationFormat {
 }
 
 extension Epilogue {
-    fileprivate static let inFiles: [Epilogue] = [.none, .gelu, .silu]
+    fileprivate static let inFiles: [Epilogue] = [.none, .gelu, .silu, .geluErf]
 
     fileprivate var fileName: String {
         switch self {
         case .none: "none"
         case .gelu: "gelu"
         case .silu: "silu"
+        case .geluErf: "gelu_erf"
         }
     }
 }

@@ -33,6 +33,50 @@ public enum TopK {
         return result
     }
 
+    /// The indices of the `count` largest scores that are not excluded, ascending; equal scores by lower index. All that are not
+    /// excluded if there are no more than `count`.
+    ///
+    /// Scores are ranked as ``select(scores:count:)`` ranks them; what an excluded score is does not matter. Selections in several
+    /// passes without repeats exclude what earlier passes took.
+    ///
+    /// - Parameters:
+    ///   - scores: any numbers.
+    ///   - count: at least 0.
+    ///   - excluded: one flag per score.
+    /// - Throws: `.invalidArgument` for a negative count, `.invalidShape` for 2³¹ scores or more, or another number of flags.
+    /// - Complexity: O(n), at most seven passes for any scores.
+    /// - Scratch: 8 bytes per score and 8 KiB.
+    public static func select(
+        scores: Span<Float>, count: Int, excluding excluded: Span<Bool>
+    ) throws(SparseKernelsError) -> [Int] {
+        try require(count >= 0, .invalidArgument, "count", expected: "at least 0", actual: "\(count)")
+        try require(
+            scores.count < 1 << 31, .invalidShape, "scores", expected: "fewer than 2³¹", actual: "\(scores.count)")
+        try require(
+            excluded.count == scores.count, .invalidShape, "excluded", expected: "one flag per score (\(scores.count))",
+            actual: "\(excluded.count)")
+        if count == 0 { return [] }
+        let scratch = UnsafeMutableRawPointer.allocate(
+            byteCount: scratchByteCount(scores.count) + scores.count * MemoryLayout<Int32>.stride, alignment: 64)
+        defer { scratch.deallocate() }
+        // The keys of what is not excluded, without gaps.
+        let keys = (scratch + scratchByteCount(scores.count)).bindMemory(to: Int32.self, capacity: scores.count)
+        var candidates = 0
+        for index in 0..<scores.count where !excluded[index] {
+            keys[candidates] = ScoreOrder.key(scores[index])
+            candidates += 1
+        }
+        if count >= candidates { return (0..<scores.count).filter { !excluded[$0] } }
+        let threshold = threshold(keys, count: candidates, keeping: count, scratch: scratch)
+        var (result, ties, candidate) = ([Int](), threshold.ties, 0)
+        result.reserveCapacity(count)
+        for index in 0..<scores.count where !excluded[index] {
+            if threshold.takes(keys[candidate], &ties) { result.append(index) }
+            candidate += 1
+        }
+        return result
+    }
+
     /// The condition to be kept: keys above `key`, and the first `ties` keys equal to it.
     struct Threshold {
         let key: Int32

@@ -195,7 +195,7 @@ private struct MergeRuns: PoolCall {
     let runs: UnsafePointer<MergedRun>
 
     func perform(task: Int, scratch: UnsafeMutableRawPointer) {
-        kernels.averageRows(
+        kernels.averageListedRows(
             x, stride: stride, rows: rows + runs[task].first, count: runs[task].count, channels: channels)
     }
 }

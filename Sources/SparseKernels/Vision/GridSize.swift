@@ -18,7 +18,7 @@ public struct GridSize: Hashable, Sendable {
 
     /// Throws unless both extents are at least 1 and their product is representable.
     /// - Throws: `.invalidShape` that names `argument`.
-    func validate(_ argument: String) throws(SparseKernelsError) {
+    package func validate(_ argument: String) throws(SparseKernelsError) {
         let isValid = rows >= 1 && columns >= 1 && !rows.multipliedReportingOverflow(by: columns).overflow
         try require(isValid, .invalidShape, argument, expected: "at least 1 × 1", actual: "\(self)")
     }

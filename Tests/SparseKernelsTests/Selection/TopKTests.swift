@@ -1,5 +1,6 @@
 import SparseKernels
 import SparseKernelsReference
+import TestSupport
 import Testing
 
 @Suite("Selection: top-k")
@@ -50,6 +51,44 @@ struct TopKTests {
         #expect(try TopK.select(scores: scores.span, count: 3) == [2, 3, 4])
         #expect(try TopK.select(scores: scores.span, count: 5) == [0, 2, 3, 4, 5])
         #expect(try TopK.select(scores: [-.infinity, -.infinity, -.infinity].span, count: 2) == [0, 1])
+    }
+
+    @Test("what is excluded is never taken, whatever its score, and passes without repeats are a full sort in parts")
+    func exclusion() throws {
+        let scores: [Float] = [5, .nan, 3, 3, 9, 3, .infinity]
+        let excluded = [false, true, false, false, true, false, true]
+        #expect(try TopK.select(scores: scores.span, count: 0, excluding: excluded.span) == [])
+        #expect(try TopK.select(scores: scores.span, count: 1, excluding: excluded.span) == [0])
+        #expect(try TopK.select(scores: scores.span, count: 3, excluding: excluded.span) == [0, 2, 3])
+        #expect(try TopK.select(scores: scores.span, count: 4, excluding: excluded.span) == [0, 2, 3, 5])
+        #expect(try TopK.select(scores: scores.span, count: 9, excluding: excluded.span) == [0, 2, 3, 5])
+        let all = [Bool](repeating: true, count: 7)
+        #expect(try TopK.select(scores: scores.span, count: 2, excluding: all.span) == [])
+        var generator = SplitMix64(seed: 31)
+        // Few values, so that passes end among equal scores.
+        let many = (0..<3000).map { _ in Float(Int(generator.normal() * 4)) }
+        var taken = [Bool](repeating: false, count: many.count)
+        for pass in 0..<11 {
+            let picked = try TopK.select(scores: many.span, count: 277, excluding: taken.span)
+            for index in picked {
+                #expect(!taken[index], "\(index) again in pass \(pass)")
+                taken[index] = true
+            }
+            let expected = Self.sorted(many, 277 * (pass + 1))
+            #expect(taken.indices.filter { taken[$0] } == expected, "after pass \(pass)")
+        }
+        #expect(taken.allSatisfy { $0 })
+    }
+
+    @Test("flags of another number and negative counts are refused")
+    func exclusionErrors() throws {
+        let (scores, flags): ([Float], [Bool]) = ([1, 2, 3], [false, true])
+        expectError(.invalidShape, "excluded", containing: "3", "2") {
+            _ = try TopK.select(scores: scores.span, count: 1, excluding: flags.span)
+        }
+        expectError(.invalidArgument, "count", containing: "-1") {
+            _ = try TopK.select(scores: scores.span, count: -1, excluding: [false, true, true].span)
+        }
     }
 
     @Test("neighbouring numbers are told apart, and the ends of the range")

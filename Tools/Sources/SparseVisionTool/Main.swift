@@ -5,5 +5,6 @@ struct SparseVisionCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "sparse-vision",
         abstract: "Selects the patches of large pictures that a vision transformer looks at, and shows them.",
-        version: "0.1.0")
+        version: "0.1.0",
+        subcommands: [DrawCommand.self])
 }

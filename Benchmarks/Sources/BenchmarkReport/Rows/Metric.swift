@@ -74,11 +74,13 @@ extension Metric {
     /// Bytes of the KV cache that must be read for the result: keys, values, scales, page metadata and estimates. Of row operators
     /// and steps of recurrences, bytes that are read and written.
     public static let bytesRead = Metric(
-        "bytes_read", "Read", "MB", width: 6, in: [.decode, .branches, .rowOperators, .blocks, .recurrence, .contextual, .vision],
+        "bytes_read", "Read", "MB", width: 6,
+        in: [.decode, .branches, .rowOperators, .blocks, .recurrence, .contextual, .vision],
         format: { Format.number($0.map { $0 / 1e6 }) })
     /// `bytesRead` over the median time, in 10⁹ per second.
     public static let readRate = Metric(
-        "read_gbs", "Rate", "GB/s", width: 6, in: [.decode, .branches, .rowOperators, .blocks, .recurrence, .contextual, .vision],
+        "read_gbs", "Rate", "GB/s", width: 6,
+        in: [.decode, .branches, .rowOperators, .blocks, .recurrence, .contextual, .vision],
         format: number
     ) { row in
         guard let bytes = row[.bytesRead], let seconds = row[.medianSeconds], seconds > 0 else { return nil }

@@ -8,11 +8,17 @@ struct VisionCases: CaseFamily {
 
     func section() -> Section {
         Section(
-            kind: .vision, groups: tokenGroups(),
-            baselines: [VisionBaseline.float, VisionBaseline.prefill, VisionBaseline.steps])
+            kind: .vision,
+            groups: w8a8Groups + pictureGroups + projectorGroups() + prefillGroups() + ps3Groups() + tokenGroups(),
+            baselines: [
+                VisionBaseline.float, VisionBaseline.unfused, VisionBaseline.uncompressed, VisionBaseline.prefill,
+                VisionBaseline.steps, "GEMM", "tiles", "in passes", "at once", "half the side",
+            ])
     }
 }
 
 enum VisionBaseline {
     static let float = "f32"
+    static let unfused = "unfused"
+    static let uncompressed = "uncompressed"
 }

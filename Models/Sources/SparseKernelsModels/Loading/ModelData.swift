@@ -16,10 +16,17 @@ public enum ModelData {
         return FileManager.default.fileExists(atPath: path) ? path : nil
     }
 
+    /// The picture of a desk, 1512 × 1512 pixels, which `sparse-vision draw` made; nil as for `video`.
+    public static var deskPicture: String? { path("pictures/desk.png") }
+
     private static func folder(_ name: String) -> String? {
+        path(name + "/config.json").map { String($0.dropLast("/config.json".count)) }
+    }
+
+    private static func path(_ name: String) -> String? {
         let package = (0..<4).reduce(URL(fileURLWithPath: #filePath)) { url, _ in url.deletingLastPathComponent() }
         let program = URL(fileURLWithPath: CommandLine.arguments[0]).deletingLastPathComponent()
         return [package, program].map { $0.appendingPathComponent("Data/\(name)").path }
-            .first { FileManager.default.fileExists(atPath: $0 + "/config.json") }
+            .first { FileManager.default.fileExists(atPath: $0) }
     }
 }

@@ -5,4 +5,6 @@ public enum Epilogue: Hashable, Sendable {
     case gelu
     /// x / (1 + e⁻ˣ).
     case silu
+    /// GELU itself: ½ x (1 + erf(x / √2)), which `torch.nn.GELU` has unless told otherwise.
+    case geluErf
 }

@@ -23,6 +23,8 @@ public struct PackedWeight: Sendable {
     let channelScales: TensorStorage?
     /// Σ codes of each group for whole bytes. Sums of nibbles are taken when they are unpacked.
     let codeSums: TensorStorage?
+    /// What quiet codes differ in from the codes, for levels that prefer quiet ones; nil if they would differ in too many.
+    let remainders: WeightRemainders?
 
     /// Packs a weight.
     ///
@@ -60,12 +62,21 @@ public struct PackedWeight: Sendable {
         }
         channelScales = weight.channelScales.map { layout.padded($0) }
         codeSums = weight.format.code == .int8 ? layout.sums(of: codes) : nil
+        let isQuiet = kernels.sizes.prefersQuietWeights && Self.hasWholeRows(format, layout)
+        remainders = isQuiet ? WeightRemainders(of: codes, layout: layout, on: pool) : nil
     }
 
     /// Bytes of codes, scales and offsets, with rows and columns filled up to whole registers and groups.
     public var byteCount: Int {
         codes.byteCount + scales.byteCount + (offsets?.byteCount ?? 0) + (channelScales?.byteCount ?? 0)
-            + (codeSums?.byteCount ?? 0)
+            + (codeSums?.byteCount ?? 0) + (remainders?.byteCount ?? 0)
+    }
+
+    /// Whether every row has one scale, and sums of byte products over a whole row fit in 32 bits.
+    var hasWholeRows: Bool { Self.hasWholeRows(format, layout) }
+
+    private static func hasWholeRows(_ format: WeightFormat, _ layout: PackedLayout) -> Bool {
+        format == .int8PerChannel && layout.paddedInFeatures <= QuantizedScratch.largestWholeDepth
     }
 }
 

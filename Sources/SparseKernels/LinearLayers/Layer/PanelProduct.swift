@@ -58,6 +58,8 @@ struct PanelProduct {
         arguments.channelScales = Self.floats(weight.channelScales)
         arguments.codeSums = weight.codeSums.map { UnsafePointer($0.pointer.assumingMemoryBound(to: Int32.self)) }
         arguments.bias = Self.floats(layer.bias)
+        arguments.isWhole = layer.sumsWholeRows
+        if arguments.isWhole { arguments.depth = layout.inFeatures }
         first = arguments
         outFeatures = layer.outFeatures
         panelWidth = layout.panelWidth

@@ -10,7 +10,8 @@ internal import KernelInterface
 ///
 /// One call quantises x and computes the low-rank branch, bias and epilogue. It reads x once and writes y once.
 ///
-/// - Exactness: products of codes are summed in integers within a group of the weights, and groups in `Float`. Codes and scales
+/// - Exactness: products of codes are summed in integers within a group of the weights, and groups in `Float`; where a row of the
+///   weight has one scale and no offset, and a token has one, integers are summed over the whole row. Codes and scales
 ///   are those of the papers' own kernels; see ``ActivationFormat``. Results are bitwise equal for every number of threads. The
 ///   result of a row does not depend on the other rows, except that a call with a single row sums low-rank projections, and products of
 ///   nibbles with `.float` activations, in another order.
@@ -92,7 +93,9 @@ public struct QuantizedLinear: Sendable {
     }
 
     /// Bytes that the threads share, for the quantised activations of up to 1024 rows.
-    public func workspaceByteCount(tokens: Int) -> Int { ActivationBlock(self, rows: min(tokens, Self.blockRows)).byteCount }
+    public func workspaceByteCount(tokens: Int) -> Int {
+        ActivationBlock(self, rows: min(tokens, Self.blockRows), hasTurnedCodes: hasQuietWeight).byteCount
+    }
 
     /// Rows whose activations exist at one time: enough that the tasks of 16 threads come out even for 512 output features, and
     /// few enough that 4096 channels stay in the last-level cache.
@@ -155,7 +158,7 @@ public struct QuantizedLinear: Sendable {
         }
         // Kernels multiply twice the values of E2M1, and halve the scales.
         let unit: Float = activation == .fp4 ? 2 : 1
-        let block = ActivationBlock(self, rows: x.rows)
+        let block = ActivationBlock(self, rows: x.rows, hasTurnedCodes: false)
         let call = QuantizedLinearCall(
             layer: self, x: RowOperand(x), y: RowTarget(base: addressOfNothing(), stride: 0, type: .float32))
         pool.withWorkspace(byteCount: block.byteCount) { workspace in

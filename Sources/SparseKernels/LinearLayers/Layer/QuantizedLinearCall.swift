@@ -19,7 +19,9 @@ struct QuantizedLinearCall {
 
     func run(rows: Int, on pool: WorkerPool) {
         // Blocks have equal sizes, because a last block of a single row would be summed in another order.
-        let block = ActivationBlock(layer, rows: GEMMScratch.block(rows, limit: QuantizedLinear.blockRows, unit: 1))
+        let block = ActivationBlock(
+            layer, rows: GEMMScratch.block(rows, limit: QuantizedLinear.blockRows, unit: 1),
+            hasTurnedCodes: layer.hasQuietWeight && part.groupList == nil)
         pool.withWorkspace(byteCount: block.byteCount) { workspace in
             var first = 0
             while first < rows {
@@ -41,8 +43,12 @@ struct QuantizedLinearCall {
     ) {
         let unit = layer.weight.kernels.sizes.tileRows
         let isSplit = rows < 8 * unit
+        // Rows whose codes are turned together are rows of one task.
+        let taskUnit = block.turns(rows: rows) ? 4 * layer.weight.layout.laneCount : unit
         let taskRows =
-            isSplit ? (rows + 7) / 8 : min(QuantizedScratch.activationRows, ((rows + 15) / 16 + unit - 1) / unit * unit)
+            isSplit
+            ? (rows + 7) / 8
+            : min(QuantizedScratch.activationRows, ((rows + 15) / 16 + taskUnit - 1) / taskUnit * taskUnit)
         let phase = Phase(
             call: self, block: block, workspace: workspace, first: first, rows: rows, taskRows: taskRows,
             codeTasks: (rows + taskRows - 1) / taskRows, lowRows: isSplit ? unit : 0)
@@ -71,11 +77,17 @@ struct QuantizedLinearCall {
         from first: Int, rows: Int, _ block: ActivationBlock, _ workspace: UnsafeMutableRawPointer
     ) -> Phase {
         let sizes = layer.weight.kernels.sizes
-        let taskRows =
-            layer.activation == .float
-            ? QuantizedScratch.valueRows(
+        let taskRows: Int
+        if layer.activation == .float {
+            taskRows = QuantizedScratch.valueRows(
                 rows, depth: part.inFeatures, tileRows: sizes.tileRows, laneCount: sizes.laneCount)
-            : GEMMScratch.block(rows, limit: QuantizedScratch.taskRows, unit: 6)
+        } else if layer.hasQuietWeight && block.turns(rows: rows) {
+            taskRows = GEMMScratch.block(rows, limit: QuantizedScratch.quietRows, unit: QuantizedScratch.quietRowUnit)
+        } else if layer.sumsWholeRows {
+            taskRows = GEMMScratch.block(rows, limit: QuantizedScratch.wholeRows, unit: QuantizedScratch.wholeRowUnit)
+        } else {
+            taskRows = GEMMScratch.block(rows, limit: QuantizedScratch.taskRows, unit: 6)
+        }
         return Phase(
             call: self, block: block, workspace: workspace, first: first, rows: rows, taskRows: taskRows)
     }
@@ -139,6 +151,7 @@ struct QuantizedLinearCall {
                 } else {
                     arguments.codes = block.codes(workspace) + row * block.codeStride
                     arguments.codeStride = block.codeStride
+                    if block.turns(rows: rows) { arguments.turnedCodes = block.turnedCodes(workspace, row: row) }
                 }
             }
             if let lowRank = layer.lowRank, !isCodes || lowRows == 0 {
@@ -195,6 +208,13 @@ struct QuantizedLinearCall {
                 UnsafePointer($0.pointer.assumingMemoryBound(to: Int32.self)) + column * layout.groups
             }
             arguments.bias = floats(layer.bias, at: column)
+            arguments.isWhole = layer.sumsWholeRows
+            if arguments.isWhole && part.groupList == nil { arguments.depth = part.inFeatures }
+            if let remainders = weight.remainders, layer.hasQuietWeight && block.turns(rows: rows) {
+                arguments.turnedCodes = UnsafePointer(block.turnedCodes(workspace, row: row))
+                arguments.remainders = remainders.pointer
+                arguments.remainderStarts = remainders.starts(column: column)
+            }
             if let lowRank = layer.lowRank {
                 arguments.low = UnsafePointer(block.low(workspace)) + row * block.lowStride
                 arguments.lowStride = block.lowStride
@@ -237,7 +257,10 @@ struct ActivationBlock {
     let valueStride: Int
     private(set) var lowStride: Int
     let byteCount: Int
-    private var places: (codes: Int, scales: Int, sums: Int, low: Int)
+    /// Whether there is memory for the codes by columns, and the channels of a row.
+    private let hasTurnedCodes: Bool
+    private let depth: Int
+    private var places: (codes: Int, turned: Int, scales: Int, sums: Int, low: Int)
 
     /// The block of another layer that shares the codes of this one. The low-rank projections of its own lie at an offset.
     func sharing(_ layer: QuantizedLinear, low: Int) -> ActivationBlock {
@@ -259,22 +282,40 @@ struct ActivationBlock {
         (layer.lowRank?.vectors ?? 0) * layer.weight.kernels.sizes.laneCount
     }
 
-    init(_ layer: QuantizedLinear, rows: Int) {
+    /// - Parameter hasTurnedCodes: whether a product may use quiet weights.
+    init(_ layer: QuantizedLinear, rows: Int, hasTurnedCodes: Bool) {
         let layout = layer.weight.layout
         self.rows = rows
+        self.hasTurnedCodes = hasTurnedCodes
+        depth = layout.paddedInFeatures
         // A cache line more than the row: depths are often multiples of 4096, and rows a page apart share few cache sets.
         codeStride = (layout.paddedInFeatures + 63) / 64 * 64 + 64
         valueStride = codeStride
         lowStride = Self.lowStride(layer)
         // Written out: a local function that captures an offset would allocate in debug builds.
-        let codeBytes = Self.wholeLines(rows * codeStride * (layer.activation == .float ? 4 : 1))
+        // Codes are turned four rows at a time, so the last row may have three more after it.
+        let codeRows = (rows + 3) / 4 * 4
+        let codeBytes = Self.wholeLines(codeRows * codeStride * (layer.activation == .float ? 4 : 1))
+        let turnedBlock = 4 * layout.laneCount
+        let turnedBytes =
+            hasTurnedCodes && rows >= QuantizedScratch.fewestQuietRows
+            ? Self.wholeLines((rows + turnedBlock - 1) / turnedBlock * turnedBlock * depth) : 0
         let groupBytes = Self.wholeLines(rows * layout.groups * 4)
-        places = (0, codeBytes, codeBytes + groupBytes, codeBytes + 2 * groupBytes)
+        let scales = codeBytes + turnedBytes
+        places = (0, codeBytes, scales, scales + groupBytes, scales + 2 * groupBytes)
         byteCount = places.low + Self.lowByteCount(layer, rows: rows)
     }
 
     func codes(_ workspace: UnsafeMutableRawPointer) -> UnsafeMutablePointer<UInt8> {
         (workspace + places.codes).assumingMemoryBound(to: UInt8.self)
+    }
+
+    /// Whether codes are also stored by columns when so many rows are multiplied.
+    func turns(rows: Int) -> Bool { hasTurnedCodes && rows >= QuantizedScratch.fewestQuietRows }
+
+    /// The codes by columns from a row on that is a multiple of the rows that are turned together.
+    func turnedCodes(_ workspace: UnsafeMutableRawPointer, row: Int) -> UnsafeMutablePointer<UInt8> {
+        (workspace + places.turned).assumingMemoryBound(to: UInt8.self) + row * depth
     }
 
     func values(_ workspace: UnsafeMutableRawPointer) -> UnsafeMutablePointer<Float> {
@@ -325,9 +366,16 @@ extension ActivationFormat {
 }
 
 extension QuantizedLinear {
+    /// Whether products are summed over the whole depth in integers: both sides have one scale per row then.
+    var sumsWholeRows: Bool { activation == .int8PerToken && weight.hasWholeRows }
+
+    /// Whether products with many rows use quiet weights.
+    var hasQuietWeight: Bool { sumsWholeRows && weight.remainders != nil }
+
     /// The number that is added to codes of activations to make them unsigned.
     var zeroCode: Int32 {
         if case .uint4 = activation { return 0 }
+        if sumsWholeRows { return 128 }
         return weight.format.code == .int8 ? weight.kernels.sizes.byteZero : Int32(activation.largestCode) + 1
     }
 }
@@ -338,6 +386,7 @@ extension Epilogue {
         case .none: .none
         case .gelu: .gelu
         case .silu: .silu
+        case .geluErf: .geluErf
         }
     }
 }

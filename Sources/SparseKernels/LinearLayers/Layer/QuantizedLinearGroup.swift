@@ -22,6 +22,8 @@ public struct QuantizedLinearGroup: Sendable {
     public let scratchByteCount: Int
     /// The layer that quantises the input for all.
     fileprivate let coding: Int
+    /// Whether a product may use quiet weights.
+    fileprivate let hasQuietWeight: Bool
 
     /// - Parameter layers: one or more layers that quantise their input alike: of one width, activation format, group size and
     ///   instruction set, with equal smoothing factors.
@@ -55,6 +57,7 @@ public struct QuantizedLinearGroup: Sendable {
         scratchByteCount = layers.reduce(0) { max($0, $1.scratchByteCount) }
         // The codes are the same for all, and so are their sums, which only weights with offsets need.
         coding = layers.firstIndex { $0.weight.offsets != nil } ?? 0
+        hasQuietWeight = layers.contains { $0.hasQuietWeight }
     }
 
     public var inFeatures: Int { layers[0].inFeatures }
@@ -107,7 +110,8 @@ private struct GroupCall {
 
     func run(rows: Int, on pool: WorkerPool) {
         let shared = ActivationBlock(
-            group.layers[0], rows: GEMMScratch.block(rows, limit: QuantizedLinear.blockRows, unit: 1))
+            group.layers[0], rows: GEMMScratch.block(rows, limit: QuantizedLinear.blockRows, unit: 1),
+            hasTurnedCodes: group.hasQuietWeight)
         var byteCount = shared.byteCount
         for index in 1..<group.layers.count {
             byteCount += ActivationBlock.lowByteCount(group.layers[index], rows: shared.rows)

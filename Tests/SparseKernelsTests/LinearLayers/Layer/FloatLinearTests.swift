@@ -56,13 +56,13 @@ struct FloatLinearTests {
 
     @Test("types, shapes, bias and epilogues agree with Double", arguments: InstructionSet.available)
     func shapes(_ set: InstructionSet) throws {
-        let epilogues: [Epilogue] = [.none, .silu, .gelu]
+        let epilogues: [Epilogue] = [.none, .silu, .gelu, .geluErf]
         for (index, (m, n, k)) in [
             (1, 1, 1), (1, 17, 5), (1, 100, 513), (2, 33, 130), (3, 15, 64), (5, 16, 129), (7, 49, 1), (8, 64, 200),
             (65, 31, 260),
             (140, 20, 33),
         ].enumerated() {
-            let (epilogue, hasBias) = (epilogues[index % 3], index % 2 == 0)
+            let (epilogue, hasBias) = (epilogues[index % 4], index % 2 == 0)
             try expect(set, Float.self, Float.self, Float.self, m, n, k, epilogue, hasBias: hasBias)
             try expect(set, Float.self, Float16.self, Float.self, m, n, k, epilogue, hasBias: !hasBias)
             try expect(set, BFloat16.self, BFloat16.self, Float.self, m, n, k, epilogue, hasBias: hasBias)

@@ -96,7 +96,7 @@ struct QuantizedLinearBranchTests {
         }
     }
 
-    @Test("epilogues agree with the oracle", arguments: [Epilogue.none, .gelu, .silu])
+    @Test("epilogues agree with the oracle", arguments: [Epilogue.none, .gelu, .silu, .geluErf])
     func epilogues(_ epilogue: Epilogue) throws {
         for (index, activation) in ActivationFormat.all.enumerated() {
             for m in [1, 9] {
@@ -116,7 +116,7 @@ struct QuantizedLinearBranchTests {
     @Test("epilogues of huge arguments are their limits, not NaN", arguments: InstructionSet.available)
     func epilogueLimits(_ set: InstructionSet) throws {
         let bias = try Tensor<Float>([6], [-1e30, -1e4, -100, 100, 1e4, 1e30])
-        for epilogue in [Epilogue.gelu, .silu] {
+        for epilogue in [Epilogue.gelu, .silu, .geluErf] {
             let parts = try LayerParts(
                 weight: WeightKind(.int4, 64).weight(6, 64, seed: 1, code: 0), activation: .int4, bias: bias, epilogue: epilogue
             )

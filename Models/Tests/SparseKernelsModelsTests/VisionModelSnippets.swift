@@ -1,0 +1,29 @@
+import Foundation
+import SparseKernels
+import SparseKernelsModels
+import SparseKernelsReference
+import Testing
+
+/// The snippets of Docs/Operators/VisionModel.md.
+@Suite("Snippets: vision transformers")
+struct VisionModelSnippets {
+    @Test("a layer, with keys that are kept")
+    func layer() throws {
+        let configuration = VisionLayerConfiguration(width: 32, heads: 2, hidden: 48)
+        let layerWeights = try VisionLayerWeights.normal(configuration, seed: 1)
+        var tokens = try Tensor<Float>.normal([2 * 5, 32], seed: 2)
+        var (low, high) = (try Tensor<Float>.normal([9, 32], seed: 3), try Tensor<Float>.normal([4, 32], seed: 4))
+        let before = high
+
+        let layer = try VisionLayer(configuration, layerWeights)
+        var workspace = VisionWorkspace()
+        try layer.run(&tokens, pictures: 2, workspace: &workspace)  // [2 · tokens, width], in place
+
+        // The keys and values of a picture are kept, and other tokens attend to them and to each other.
+        var keys = VisionKeys()
+        try layer.run(&low, keeping: &keys, workspace: &workspace)
+        try layer.run(&high, after: keys, workspace: &workspace)
+
+        #expect(keys.tokens == 9 && high != before)
+    }
+}

@@ -1,4 +1,0 @@
-import NVILA
-import Testing
-
-@Suite struct NVILATests {}

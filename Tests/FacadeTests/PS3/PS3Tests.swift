@@ -1,4 +1,0 @@
-import PS3
-import Testing
-
-@Suite struct PS3Tests {}

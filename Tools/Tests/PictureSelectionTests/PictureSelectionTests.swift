@@ -1,4 +1,0 @@
-import PictureSelection
-import Testing
-
-@Suite struct PictureSelectionTests {}
