@@ -11,7 +11,7 @@ public import SparseKernels
 /// print(actions.shape)                                                      // [10, 7]
 /// ```
 ///
-/// In each layer, append the keys and values of the 70 rows to the cache and attend with ``attention(queryHeads:_:instructionSet:)``.
+/// In each layer, append the keys and values of the 70 rows to the cache and attend with ``attention(queryHeads:over:_:instructionSet:)``.
 ///
 /// - Source: Zhao et al., "CoT-VLA" (arXiv 2503.22020), section 3.3. No code was released.
 public struct ActionDecoder: Sendable {
@@ -62,13 +62,31 @@ public struct ActionDecoder: Sendable {
     /// Tokens of a chunk.
     public var tokenCount: Int { actions * kinds.count }
 
-    /// The attention of the rows of a chunk over a cache that has their keys and values at its end: they see each other and all before.
-    /// - Throws: the errors of `PagedAttention`.
+    /// The attention of the rows of a chunk, which see each other and all before them: a block of queries over the rows of a cache that
+    /// has their keys and values at its end, or over tensors.
+    ///
+    /// ```swift
+    /// let cached = try cache.rows(of: sequence, layer: layer)
+    /// try decoder.attention(queryHeads: 32, over: cached.tokens, cache.configuration).run(
+    ///     query: q.view(), key: cached.key, value: cached.value, output: output.mutableView())
+    /// ```
+    ///
+    /// - Parameters:
+    ///   - queryHeads: a multiple of the key/value heads.
+    ///   - tokens: the keys, those of the chunk among them.
+    ///   - configuration: key/value heads and channels.
+    ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
+    /// - Throws: `.invalidShape` for fewer keys than rows, and the errors of `AttentionShape` and `DenseAttention`.
     public func attention(
-        queryHeads: Int, _ configuration: KVCacheConfiguration, instructionSet: InstructionSet? = nil
-    ) throws(SparseKernelsError) -> PagedAttention {
-        try PagedAttention(
-            queryHeads: queryHeads, configuration: configuration, mask: .full, instructionSet: instructionSet)
+        queryHeads: Int, over tokens: Int, _ configuration: KVCacheConfiguration, instructionSet: InstructionSet? = nil
+    ) throws(SparseKernelsError) -> DenseAttention {
+        try require(
+            tokens >= tokenCount, .invalidShape, "tokens", expected: "at least \(tokenCount), the rows of a chunk",
+            actual: "\(tokens)")
+        let shape = try AttentionShape(
+            queryLength: tokenCount, keyLength: tokens, queryHeads: queryHeads, kvHeads: configuration.kvHeads,
+            headDim: configuration.headDim, valueDim: configuration.valueDim)
+        return try DenseAttention(shape, mask: .full, instructionSet: instructionSet)
     }
 
     /// Decodes a chunk with one pass of a model.

@@ -18,10 +18,8 @@ struct FrameFusionSnippets {
         var tokens = try FrameFusionTokens(textBefore: 14, frames: 16, placesPerFrame: 49, textAfter: 20)
         var mass: Tensor<Float>?
         for _ in 0..<28 {
-            if !fusion.isFinished {
-                let compaction = try fusion.reduce(&hidden, tokens: &tokens, columnMass: mass)
-                positions = try compaction.positions(.kept, from: positions)
-            }
+            let compaction = try fusion.reduce(&hidden, tokens: &tokens, columnMass: mass)
+            positions = try compaction.positions(.kept, from: positions)
             let (q, k) = try runLayer(&hidden, positions)
             // The attention mass of the layer, when the next reduction ranks by it.
             if fusion.needsColumnMass {

@@ -158,12 +158,23 @@ struct CoTVLATests {
         let block = try Tensor<Float>([heads, 70, channels]) { index in
             query[flat: (index / (70 * channels) * length + 55) * channels + index % (70 * channels)]
         }
-        let state = try decoder.attention(queryHeads: heads, cache.configuration, instructionSet: set)(
-            query: block, cache: cache, sequences: [id], queryLengths: [70])
+        let cached = try cache.rows(of: id)
+        var output = try Tensor<Float>(zeros: [heads, 70, channels])
+        try decoder.attention(queryHeads: heads, over: cached.tokens, cache.configuration, instructionSet: set).run(
+            query: block.view(), key: cached.key, value: cached.value, output: output.mutableView())
+        // The paged operator gives the same, for batches of sequences.
+        let state = try PagedAttention(
+            queryHeads: heads, configuration: cache.configuration, mask: .full, instructionSet: set)(
+                query: block, cache: cache, sequences: [id], queryLengths: [70])
+        expectError(.invalidShape, "tokens", containing: "70", "69") {
+            _ = try decoder.attention(queryHeads: heads, over: 69, cache.configuration, instructionSet: set)
+        }
         for head in 0..<heads {
             for row in 0..<70 {
                 for channel in 0..<channels {
-                    #expect(abs(state.output[head, row, channel] - whole.output[head, row + 55, channel]) < 1e-5)
+                    let expected = whole.output[head, row + 55, channel]
+                    #expect(abs(output[head, row, channel] - expected) < 1e-5)
+                    #expect(abs(state.output[head, row, channel] - expected) < 1e-5)
                 }
             }
         }

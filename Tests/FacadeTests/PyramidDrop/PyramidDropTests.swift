@@ -24,7 +24,7 @@ struct PyramidDropTests {
         expectError(.invalidArgument, "stages[0].layers") {
             _ = try PyramidDropConfiguration(stages: [.init(afterLayers: 0, kept: 0.5)])
         }
-        expectError(.invalidArgument, "stages[1].kept", containing: "0.0...0.5", "0.6") {
+        expectError(.invalidArgument, "stages[1].kept", containing: "0...0.5", "0.6") {
             _ = try PyramidDropConfiguration(stages: [.init(afterLayers: 8, kept: 0.5), .init(afterLayers: 9, kept: 0.6)])
         }
         for kept in [-0.1, 1.1, .nan] {

@@ -112,11 +112,12 @@ struct FrameMergeTests {
         }
         x[100, 7] = .nan
         let similarities = try merge.similarities(x, chains)
+        let (bits, expectedBits) = (similarities.bits, expected.bits)
         for token in 0..<980 {
             #expect(
                 token == 100 || token == 149
                     ? similarities[flat: token].isNaN
-                    : similarities.bits[token] == expected.bits[token])
+                    : bits[token] == expectedBits[token])
         }
         #expect(try !chains.tokens(withSimilarity: -1, of: similarities).contains(149))
     }

@@ -18,7 +18,8 @@ struct TokenCompactionTests {
         let x = try Tensor<Float16>.normal([3012, 131], seed: 1)
         let y = try compaction(x, on: pool)
         #expect(y.shape == [kept.count, 131])
-        #expect(y.bits == kept.flatMap { x.bits[$0 * 131..<($0 + 1) * 131] })
+        let bits = x.bits
+        #expect(y.bits == kept.flatMap { bits[$0 * 131..<($0 + 1) * 131] })
         // Heads of a cache, and a number per token.
         let heads = try Tensor<Float>.normal([3, 3012, 5], seed: 2)
         let fewer = try compaction(heads, on: pool)

@@ -270,7 +270,8 @@ private final class ActionLayer {
     private let gateUp: FloatLinear
     private let down: FloatLinear
     private let activation: GatedActivation
-    private let blockAttention: PagedAttention
+    private let stepAttention: PagedAttention
+    private let blockAttention: DenseAttention
     private let cache: PagedKVCache
     private let sequence: PagedKVCache.SequenceID
     private let rows: Tensor<Float>
@@ -298,8 +299,11 @@ private final class ActionLayer {
         activation = try GatedActivation(.silu, instructionSet: set)
         cache = try PagedKVCache(
             KVCacheConfiguration(kvHeads: kvHeads, headDim: 128, pageCapacity: (cached + tokens) / 64 + 2), instructionSet: set)
-        blockAttention = try PagedAttention(
+        stepAttention = try PagedAttention(
             queryHeads: heads, configuration: cache.configuration, mask: .full, instructionSet: set)
+        let shape = try AttentionShape(
+            queryLength: tokens, keyLength: cached + tokens, queryHeads: heads, kvHeads: kvHeads, headDim: 128)
+        blockAttention = try DenseAttention(shape, instructionSet: set)
         sequence = cache.makeSequence()
         let keys = try Tensor<Float>.normal([kvHeads, cached + tokens, 128], seed: 1)
         try cache.append(key: keys, value: keys, to: sequence, on: pool)
@@ -320,9 +324,16 @@ private final class ActionLayer {
         let queries = try! projection(x, on: pool)
         var attended = try! Tensor<Float>(zeros: [tokens, heads * 128])
         let view = try! queries.view(headDim: 128)
-        try! blockAttention.run(
-            query: view.heads(0..<heads), cache: cache, sequences: [sequence], queryLengths: [tokens],
-            output: attended.mutableView(headDim: 128), on: pool)
+        if tokens == 1 {
+            try! stepAttention.run(
+                query: view.heads(0..<heads), cache: cache, sequences: [sequence],
+                output: attended.mutableView(headDim: 128), on: pool)
+        } else {
+            let cached = try! cache.rows(of: sequence)
+            try! blockAttention.run(
+                query: view.heads(0..<heads), key: cached.key, value: cached.value,
+                output: attended.mutableView(headDim: 128), on: pool)
+        }
         let hidden = try! gateUp(output(attended, on: pool), on: pool)
         var gated = try! Tensor<Float>(zeros: [tokens, hidden.shape[1] / 2])
         try! activation.run(halvesOf: hidden, into: &gated, on: pool)
