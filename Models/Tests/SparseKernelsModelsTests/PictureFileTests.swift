@@ -171,4 +171,20 @@ struct PictureFileTests {
             }
         }
     }
+
+    @Test("pictures are resized as image processors do, and for people by means or copies")
+    func resizing() throws {
+        let picture = try Self.picture(12, 18, .rgb)
+        let same = try picture.planes(resizedTo: picture.size)
+        #expect(same == (try picture.planes()))
+        let size = GridSize(rows: 5, columns: 9)
+        let expected = try ImageResize(picture.size, to: size, filter: .bicubic, antialias: true)(picture.planes())
+        #expect(try picture.planes(resizedTo: size) == expected)
+        let half = try picture.resized(to: GridSize(rows: 6, columns: 9))
+        let sum = (0..<2).flatMap { row in (0..<2).map { Int(picture[row, $0].red) } }.reduce(0, +)
+        #expect(abs(Int(half[0, 0].red) * 4 - sum) <= 2)
+        let large = try picture.resized(to: GridSize(rows: 24, columns: 36))
+        #expect(large[23, 35] == picture[11, 17] && large[4, 6] == picture[2, 3])
+        #expect(throws: SparseKernelsError.self) { try picture.resized(to: GridSize(rows: 0, columns: 3)) }
+    }
 }
