@@ -35,7 +35,7 @@ struct PS3VisionModelTests {
     func positions() throws {
         let model = try PS3VisionModel(weights(imageSize: 30), sides: [20, 40], budget: 10)
         let picture = try model.encoder.look(at: .normal([3, 33, 50], seed: 1))
-        #expect(picture.tokens.shape == [16, 24] && picture.grids == [GridSize(rows: 5, columns: 8)])
+        #expect(picture.tokens.shape == [16, 24] && picture.grids == [GridSize(rows: 4, columns: 8)])
     }
 
     @Test("CLIP models, layers and sides that do not fit are refused")

@@ -120,7 +120,8 @@ struct VisionTransformerTests {
 
     @Test("pictures of other shapes are refused")
     func shapes() throws {
-        let model = try VisionTransformer(folder: TinyVisionModel().folder)
+        let tiny = try TinyVisionModel()
+        let model = try VisionTransformer(folder: tiny.folder)
         for shape in [[3, 5, 20], [3, 20, 5], [1, 20, 20], [20, 20], [0, 3, 20, 20], [2, 4, 20, 20], [1, 1, 3, 20, 20]] {
             let error = #expect(throws: SparseKernelsError.self) { try model(Tensor(zeros: shape)) }
             #expect(error?.code == .invalidShape && error?.argument == "pictures", "\(shape)")
@@ -129,7 +130,8 @@ struct VisionTransformerTests {
 
     @Test("what stops a pass between layers comes out of it")
     func stopping() throws {
-        let model = try VisionTransformer(folder: TinyVisionModel().folder)
+        let tiny = try TinyVisionModel()
+        let model = try VisionTransformer(folder: tiny.folder)
         var (last, workspace) = (-1, VisionWorkspace())
         let stop = SparseKernelsError(.invalidArgument, "layer", expected: "less", actual: "enough")
         #expect(throws: stop) {
