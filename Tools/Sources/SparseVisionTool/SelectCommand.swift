@@ -1,5 +1,4 @@
 import ArgumentParser
-import Foundation
 import PictureSelection
 import SparseKernels
 import SparseKernelsModels
@@ -91,11 +90,17 @@ struct SelectCommand: ParsableCommand {
         }
         progress.clear()
         try report(run, of: ps3, image)
-        let stem = output ?? URL(fileURLWithPath: picture).deletingPathExtension().path
+        let stem = output ?? Self.withoutExtension(picture)
         for (name, overlay) in try SelectionPictures(run, of: ps3, over: image, longerSide: overlaySize, box: box).all {
             try overlay.writePNG(to: "\(stem)-\(name).png")
             printNow("wrote \(stem)-\(name).png")
         }
+    }
+
+    /// The path as it was given, without the ending of its last part.
+    private static func withoutExtension(_ path: String) -> String {
+        guard let dot = path.lastIndex(of: "."), !path[dot...].contains("/"), dot != path.startIndex else { return path }
+        return String(path[..<dot])
     }
 
     private func report(_ run: SelectionRun, of model: PS3VisionModel, _ image: Picture) throws {
