@@ -12,7 +12,7 @@ VIDEO ?= video.gif
 VIDEO_FLAGS ?= --attention svg2 --compare --strip $(VIDEO:.gif=-strip.png)
 
 .DEFAULT_GOAL := help
-.PHONY: help bench tools quantize demo demo-video pictures test verify tables dependencies format lint hygiene docs clean
+.PHONY: help bench tools quantize demo demo-video demo-vision pictures test verify tables dependencies format lint hygiene docs clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r target text; do \
@@ -34,6 +34,10 @@ demo: dependencies ## a text by the 4-bit language model in here; DEMO_FLAGS="'f
 demo-video: dependencies pictures ## a video by sparse and by dense attention, of the model in here: VIDEO=a.gif VIDEO_FLAGS="--sprite circle,red,right"
 	$(SWIFT) build $(TRAITS) --package-path Tools -c release --product sparse-video
 	Tools/.build/release/sparse-video generate --out $(VIDEO) $(VIDEO_FLAGS)
+
+demo-vision: dependencies ## patches of the picture in here that resemble its letter, as PNG files: VISION_FLAGS="--scales 378,756 --passes 2"
+	$(SWIFT) build $(TRAITS) --package-path Tools -c release --product sparse-vision
+	Tools/.build/release/sparse-vision select Models/Data/pictures/desk.png --like 960,300,420,320 --out desk $(VISION_FLAGS)
 
 pictures: ## install ImageMagick where it is missing, for GIF and PNG files
 	@Scripts/install-imagemagick

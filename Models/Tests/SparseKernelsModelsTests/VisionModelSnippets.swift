@@ -26,4 +26,21 @@ struct VisionModelSnippets {
 
         #expect(keys.tokens == 9 && high != before)
     }
+
+    @Test("a model on a picture")
+    func model() throws {
+        let path = NSTemporaryDirectory() + "snippet-\(UUID().uuidString).png"
+        defer { try? FileManager.default.removeItem(atPath: path) }
+        try Picture(GridSize(side: 40), filledWith: Picture.Colour(200, 100, 50)).writePNG(to: path)
+        let configuration = VisionTransformerConfiguration(
+            imageSize: 28, patchSize: 14, layer: VisionLayerConfiguration(width: 32, heads: 2, hidden: 48), layers: 2)
+
+        let weights = try VisionTransformerWeights(configuration, seed: 1)  // or (folder: …), of a checkpoint
+        let model = try VisionTransformer(weights, linear: .w8a8)
+        let picture = try Picture(path: path)
+        let output = try model(picture.planes(resizedTo: GridSize(side: 378)))
+        print(output.tokens.shape)  // [729, width]
+
+        #expect(output.tokens.shape == [729, 32])
+    }
 }

@@ -96,9 +96,32 @@ struct VisionTransformerTests {
         #expect(throws: SparseKernelsError.self) { try VisionTransformerWeights(wrong, seed: 1) }
     }
 
+    @Test(
+        "another number of patches has a position table that was resized to it, but for the class token",
+        arguments: [false, true])
+    func otherGrids(_ isCLIP: Bool) throws {
+        let tiny = try TinyVisionModel(isCLIP: isCLIP)
+        let pictures = try pictures(2, rows: 27, columns: 26)
+        let resized = try VisionTransformer(folder: tiny.folder)(pictures)
+        #expect(resized.grid == GridSize(side: 4))
+        // A model that was made for 24 pixels, with that table.
+        let name = "vision_model.embeddings.position_embedding.weight"
+        let (table, first) = (tiny.weights[name]!, isCLIP ? 24 : 0)
+        let grid = try Tensor<Float>([3, 3, 24]) { table[flat: first + $0] }
+        let larger = try ImageResize(GridSize(side: 3), to: GridSize(side: 4), filter: .bicubic)(grid, layout: .interleaved)
+        try tiny.write(
+            replacing: name, by: Tensor([16 + first / 24, 24], Array(table.elements[..<first]) + larger.elements))
+        try tiny.write(
+            text: TinyVisionModel.configuration(isCLIP: isCLIP, changes: ["image_size": "24"]), to: "config.json")
+        #expect(try VisionTransformer(folder: tiny.folder)(pictures).tokens == resized.tokens)
+        let wide = try VisionTransformer(folder: tiny.folder)(.normal([3, 6, 50], seed: 1))
+        #expect(wide.grid == GridSize(rows: 1, columns: 8) && wide.tokens.shape == [8 + first / 24, 24])
+    }
+
     @Test("pictures of other shapes are refused")
     func shapes() throws {
-        let model = try VisionTransformer(folder: TinyVisionModel().folder)
+        let tiny = try TinyVisionModel()
+        let model = try VisionTransformer(folder: tiny.folder)
         for shape in [[3, 5, 20], [3, 20, 5], [1, 20, 20], [20, 20], [0, 3, 20, 20], [2, 4, 20, 20], [1, 1, 3, 20, 20]] {
             let error = #expect(throws: SparseKernelsError.self) { try model(Tensor(zeros: shape)) }
             #expect(error?.code == .invalidShape && error?.argument == "pictures", "\(shape)")
@@ -107,7 +130,8 @@ struct VisionTransformerTests {
 
     @Test("what stops a pass between layers comes out of it")
     func stopping() throws {
-        let model = try VisionTransformer(folder: TinyVisionModel().folder)
+        let tiny = try TinyVisionModel()
+        let model = try VisionTransformer(folder: tiny.folder)
         var (last, workspace) = (-1, VisionWorkspace())
         let stop = SparseKernelsError(.invalidArgument, "layer", expected: "less", actual: "enough")
         #expect(throws: stop) {

@@ -110,17 +110,6 @@ public struct GatedActivation: Sendable {
         run(gate: gate, up: up, y: RowTarget(&y), rows: x.rows, columns: columns, on: pool)
     }
 
-    /// Replaces the elements of a matrix by their function values.
-    ///
-    /// - Parameters:
-    ///   - x: rows × columns.
-    ///   - pool: the threads to use. The call blocks until they are done.
-    public func apply<X: AttentionElement>(to x: consuming MutableMatrixView<X>, on pool: WorkerPool = .shared) {
-        // The kernel reads every vector of x before it writes it, and no other.
-        let target = RowTarget(&x)
-        run(gate: target.asOperand, up: nil, y: target, rows: x.rows, columns: x.columns, on: pool)
-    }
-
     private func run(gate: RowOperand, up: RowOperand?, y: RowTarget, rows: Int, columns: Int, on pool: WorkerPool) {
         if rows == 0 || columns == 0 { return }
         let bytes = gate.type.byteCount * (up == nil ? 1 : 2) + y.type.byteCount

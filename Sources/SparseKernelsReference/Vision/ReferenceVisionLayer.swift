@@ -4,7 +4,8 @@ public import SparseKernels
 ///
 ///     x ← x + C·attention(LayerNorm x) + c        x ← x + D·f(U·LayerNorm x + u) + d
 ///
-/// Rounding errors of every step and errors of what it takes are added to first order; see `BoundedMatrix`.
+/// Rounding errors of a step are those of `BoundedMatrix`. Errors that a step takes over have random signs and are independent of each
+/// other, so that their squares add up: a sum of the magnitudes would grow with the square root of every depth, 10⁵ times in a layer.
 public struct ReferenceVisionLayer: Sendable {
     public let configuration: VisionLayerConfiguration
     public let weights: VisionLayerWeights
@@ -48,8 +49,8 @@ public struct ReferenceVisionLayer: Sendable {
             own.values.append(value)
             let allKeys = prefix.map { $0.keys[head].appendingRows(of: key) } ?? key
             let allValues = prefix.map { $0.values[head].appendingRows(of: value) } ?? value
-            let scores = query.timesTransposed(allKeys).times(1 / Double(c.headDim).squareRoot())
-            heads.append(scores.softmaxOfRows().times(allValues))
+            let scores = query.independentProduct(allKeys, isTransposed: true).times(1 / Double(c.headDim).squareRoot())
+            heads.append(scores.softmaxOfRows().independentProduct(allValues, isTransposed: false))
         }
         return (affine(BoundedMatrix(joiningColumns: heads), weights.projection), own)
     }
@@ -61,7 +62,7 @@ public struct ReferenceVisionLayer: Sendable {
             // The factor of the function is in both weights of the MLP, and its rounding, too.
             for index in matrix.values.indices { matrix.errors[index] = abs(matrix.values[index]) * 0x1p-23 }
         }
-        let product = x.timesTransposed(matrix)
+        let product = x.independentProduct(matrix, isTransposed: true)
         guard let bias = weights.bias else { return product }
         return product.adding(row: bias.elements.map(Double.init))
     }
@@ -119,6 +120,31 @@ extension BoundedMatrix {
         }
     }
 
+    /// A·B or A·Bᵀ, where errors of the operands are independent: their squares add up.
+    public func independentProduct(_ other: BoundedMatrix, isTransposed: Bool) -> BoundedMatrix {
+        var result = isTransposed ? timesTransposed(other.withoutErrors) : times(other.withoutErrors)
+        for row in 0..<rows {
+            for column in 0..<result.columns {
+                var (squares, magnitude) = (0.0, 0.0)
+                for k in 0..<columns {
+                    let i = row * columns + k
+                    let j = isTransposed ? column * columns + k : k * other.columns + column
+                    let byOther = values[i] * other.errors[j]
+                    let byThis = errors[i] * other.values[j]
+                    squares += byOther * byOther + byThis * byThis
+                    magnitude += abs(values[i] * other.values[j])
+                }
+                // Errors of the operands enter a second time as products with each other, which are far smaller.
+                result.errors[row * result.columns + column] =
+                    1.01 * squares.squareRoot()
+                    + ReferenceMatrixProduct.errorBound(magnitude: magnitude, depth: Swift.max(1, columns))
+            }
+        }
+        return result
+    }
+
+    private var withoutErrors: BoundedMatrix { BoundedMatrix(rows: rows, columns: columns, values: values) }
+
     private func rebuilt(rows: Int, columns: Int, _ source: (Int, Int) -> Int) -> BoundedMatrix {
         var result = BoundedMatrix(rows: rows, columns: columns, values: Array(repeating: 0, count: rows * columns))
         for row in 0..<rows {
@@ -132,8 +158,8 @@ extension BoundedMatrix {
 
     /// LayerNorm of every row.
     ///
-    /// With x̂ the normalised row and σ its deviation, errors e of the row move y by at most |w|/σ·(e + mean e + |x̂|·mean(|x̂|·e)); the
-    /// operator's own errors are those of its two sums and of a few roundings.
+    /// With x̂ the normalised row and σ its deviation, errors e of the row move y by w/σ·(e − mean e − x̂·mean(x̂·e)), whose squares add up;
+    /// the operator's own errors are those of its two sums and of a few roundings.
     public func layerNormalized(weight: [Double], bias: [Double]?, epsilon: Double) -> BoundedMatrix {
         var result = self
         let sums = ReferenceRows.sumError(columns)
@@ -145,15 +171,19 @@ extension BoundedMatrix {
             let variance = x.reduce(0) { $0 + ($1 - mean) * ($1 - mean) } / Double(columns)
             let deviation = (variance + epsilon).squareRoot()
             let largest = x.reduce(0) { Swift.max($0, abs($1)) }
-            let meanError = e.reduce(0, +) / Double(columns)
-            let scaledError = x.indices.reduce(0) { $0 + abs(x[$1] - mean) / deviation * e[$1] } / Double(columns)
+            let meanError = e.reduce(0) { $0 + $1 * $1 } / Double(columns * columns)
+            let scaledError =
+                x.indices.reduce(0) { sum, k in
+                    let part = (x[k] - mean) / deviation * e[k]
+                    return sum + part * part
+                } / Double(columns * columns)
             // What the operator adds to a deviation from the mean, in units of σ.
             let own = (2 * sums * (variance.squareRoot() + u * largest) + 2 * u * largest) / deviation
             for k in 0..<columns {
                 let scaled = (x[k] - mean) / deviation
                 let y = scaled * weight[k]
                 result.values[range.lowerBound + k] = y + (bias?[k] ?? 0)
-                let propagated = (e[k] + meanError + abs(scaled) * scaledError) / deviation
+                let propagated = (e[k] * e[k] + meanError + scaled * scaled * scaledError).squareRoot() / deviation
                 result.errors[range.lowerBound + k] =
                     abs(weight[k]) * (1.01 * propagated + own) + abs(y) * (sums / 2 + 16 * u)
                     + 2 * u * abs(result.values[range.lowerBound + k])
@@ -162,7 +192,7 @@ extension BoundedMatrix {
         return result
     }
 
-    /// Probabilities of every row of scores: an error of a score moves the logarithm of a probability by itself and by the mean.
+    /// Probabilities of every row of scores: an error of a score moves the logarithm of a probability by itself, and by its share of the mean.
     public func softmaxOfRows() -> BoundedMatrix {
         var result = self
         for row in 0..<rows {
@@ -170,14 +200,18 @@ extension BoundedMatrix {
             let largest = values[range].reduce(-.infinity) { Swift.max($0, $1) }
             let weights = values[range].map { exponential($0 - largest) }
             let total = weights.reduce(0, +)
-            let meanError = zip(weights, errors[range]).reduce(0) { $0 + $1.0 * $1.1 } / total
+            let meanError = zip(weights, errors[range]).reduce(0) { sum, pair in
+                let part = pair.0 / total * pair.1
+                return sum + part * part
+            }
             let meanDistance = zip(weights, values[range]).reduce(0) { $0 + $1.0 * (largest - $1.1) } / total
             for k in 0..<columns {
                 let p = weights[k] / total
                 let index = range.lowerBound + k
                 // The kernel's exponential is within 2e-7·(1 + |x|/2), and the sum and the division round.
                 let exponentials = 2e-7 * (2 + (largest - values[index] + meanDistance) / 2)
-                result.errors[index] = p * (1.01 * (errors[index] + meanError) + exponentials + 1e-6)
+                let scores = (errors[index] * errors[index] + meanError).squareRoot()
+                result.errors[index] = p * (1.01 * scores + exponentials + 2e-7)
                 result.values[index] = p
             }
         }

@@ -19,8 +19,8 @@ internal import KernelInterface
 /// - Non-finite input affects the rows of its own picture, which all see it, and no other.
 /// - Complexity: tokens · width · 4 · heads · headDim multiply-adds of the projections, and tokens · (prefix + tokens) · 2 · heads ·
 ///   headDim of attention.
-/// - Scratch: the workspace has 4 · heads · headDim floats per token, and with a prefix the keys and values of one picture;
-///   `scratchByteCount` per thread is kept by the pool.
+/// - Scratch: the workspace has 4 · heads · headDim floats per token; `scratchByteCount` per thread is kept by the pool. A prefix is read
+///   where it is.
 /// - Source: Dosovitskiy et al., 2020 (arXiv 2010.11929); PS3, `Attention_w_KVCache`, for the prefix.
 public struct VisionAttention: Sendable {
     public let configuration: VisionLayerConfiguration
@@ -70,7 +70,7 @@ public struct VisionAttention: Sendable {
     /// Bytes of scratch that each thread of the pool needs for tokens after a prefix, the workspace aside.
     public func scratchByteCount(tokens: Int, prefix: Int = 0) throws(SparseKernelsError) -> Int {
         var workspace = HeadWorkspace()
-        let plan = try workspace.attention(queries: tokens, keys: prefix + tokens, configuration, instructionSet)
+        let plan = try workspace.plan(tokens: tokens, prefix: prefix, configuration, instructionSet)
         return max(plan.scratchByteCount, queryKeyValue.scratchByteCount, projection.scratchByteCount)
     }
 
@@ -124,7 +124,6 @@ public struct VisionAttention: Sendable {
         let tokens = try tokens(x.shape, y.shape, pictures)
         try prefix.validate(configuration, pictures: pictures)
         try workspace.heads.prepare(rows: x.shape[0], configuration)
-        try workspace.heads.prepare(keys: prefix.tokens + tokens, configuration)
         try run(
             x.matrixView(named: "x"), into: y.mutableMatrixView(named: "y"), tokens: tokens,
             keys: .joined(prefix, firstPicture: 0), workspace: &workspace.heads, on: pool)
@@ -146,7 +145,7 @@ public struct VisionAttention: Sendable {
         /// In memory of the caller's, `[pictures · heads, tokens, headDim]`.
         case kept(
             (keys: UnsafeMutablePointer<Float>, values: UnsafeMutablePointer<Float>), firstPicture: Int)
-        /// In the workspace, after those of a prefix.
+        /// Where the projection wrote them, and those of a prefix before them.
         case joined(VisionKeys, firstPicture: Int)
     }
 
@@ -168,114 +167,91 @@ public struct VisionAttention: Sendable {
             try keyNorm.normalize(
                 MutableTensorView(workspace.projected.mutableSpan, geometry: all).heads(c.heads..<2 * c.heads), on: pool)
         }
-        var prefix = 0
+        var prefix: Int?
         if case .joined(let rows, _) = keys { prefix = rows.tokens }
-        let plan = try workspace.attention(queries: tokens, keys: prefix + tokens, c, instructionSet)
+        let plan = try workspace.plan(tokens: tokens, prefix: prefix, c, instructionSet)
         for picture in 0..<rows / tokens {
-            let copies = copyKeys(of: picture, tokens: tokens, keys, workspace: &workspace, on: pool)
-            try attend(
-                plan, picture, workspace.projected, all, copies: copies, into: &workspace.attended, on: pool)
+            try attend(plan, picture, workspace.projected, all, keys, into: &workspace.attended, on: pool)
         }
         try projection.run(
             MatrixView(workspace.attended.span, rows: rows, columns: c.innerWidth), into: y, on: pool)
     }
 
-    /// Attention of the tokens of one picture, to the keys beside its queries or to copies of them.
+    /// Attention of the tokens of one picture.
     private func attend(
-        _ plan: DenseAttention, _ picture: Int, _ projected: Tensor<Float>, _ all: TensorGeometry,
-        copies: (keys: UnsafePointer<Float>, values: UnsafePointer<Float>)?, into attended: inout Tensor<Float>,
-        on pool: WorkerPool
+        _ plan: VisionPlan, _ picture: Int, _ projected: Tensor<Float>, _ all: TensorGeometry, _ place: KeyPlace,
+        into attended: inout Tensor<Float>, on pool: WorkerPool
     ) throws(SparseKernelsError) {
-        let (c, tokens, keys) = (configuration, plan.shape.queryLength, plan.shape.keyLength)
+        let (c, tokens) = (configuration, plan.tokens)
         let first = picture * tokens
         let rows = try TensorView(projected.span, geometry: all).tokens(first..<first + tokens)
         let geometry = try TensorGeometry(heads: c.heads, tokens: tokens, channels: c.headDim, layout: .nhd)
         let output = try MutableTensorView(
             attended.mutableSpan._consumingExtracting((first * c.innerWidth)...), geometry: geometry)
-        guard let copies else {
-            try plan.run(
-                query: rows.heads(0..<c.heads), key: rows.heads(c.heads..<2 * c.heads),
-                value: rows.heads(2 * c.heads..<3 * c.heads), output: output, on: pool)
-            return
+        let heads = c.heads
+        switch (plan, place) {
+        case (.after(let attention), .joined(let prefix, let firstPicture)):
+            let start = (prefix.pictures == 1 ? 0 : firstPicture + picture) * heads
+            try attention.run(
+                query: rows.heads(0..<heads), prefixKey: prefix.keys.view(named: "prefix.keys").heads(start..<start + heads),
+                prefixValue: prefix.values.view(named: "prefix.values").heads(start..<start + heads),
+                key: rows.heads(heads..<2 * heads), value: rows.heads(2 * heads..<3 * heads), output: output, on: pool)
+        case (.own(let attention), .kept(let memory, let firstPicture)):
+            let count = tokens * c.innerWidth
+            let offset = (firstPicture + picture) * count
+            copyKeys(of: picture, projected, tokens: tokens, to: (memory.keys + offset, memory.values + offset), on: pool)
+            // They are the caller's memory, which outlives the call.
+            let keyRows = UnsafeBufferPointer(start: memory.keys + offset, count: count)
+            let valueRows = UnsafeBufferPointer(start: memory.values + offset, count: count)
+            try attention.run(
+                query: rows.heads(0..<heads),
+                key: TensorView(keyRows.span, heads: heads, tokens: tokens, channels: c.headDim),
+                value: TensorView(valueRows.span, heads: heads, tokens: tokens, channels: c.headDim), output: output, on: pool)
+        case (.own(let attention), _):
+            try attention.run(
+                query: rows.heads(0..<heads), key: rows.heads(heads..<2 * heads), value: rows.heads(2 * heads..<3 * heads),
+                output: output, on: pool)
+        case (.after, _): preconditionFailure("a plan with a prefix, and none in the call")
         }
-        // They are the caller's memory or that of the workspace, and outlive the call.
-        let keyRows = UnsafeBufferPointer(start: copies.keys, count: keys * c.innerWidth)
-        let valueRows = UnsafeBufferPointer(start: copies.values, count: keys * c.innerWidth)
-        try plan.run(
-            query: rows.heads(0..<c.heads),
-            key: TensorView(keyRows.span, heads: c.heads, tokens: keys, channels: c.headDim),
-            value: TensorView(valueRows.span, heads: c.heads, tokens: keys, channels: c.headDim), output: output, on: pool)
     }
 
-    /// Copies the keys and values of a picture to where they are kept or follow a prefix, `[heads, prefix + tokens, headDim]`.
+    /// Copies the keys and values of a picture to where they are kept, `[heads, tokens, headDim]`.
     private func copyKeys(
-        of picture: Int, tokens: Int, _ place: KeyPlace, workspace: inout HeadWorkspace, on pool: WorkerPool
-    ) -> (keys: UnsafePointer<Float>, values: UnsafePointer<Float>)? {
-        let c = configuration
-        let source = UnsafePointer(workspace.projected.uniqueAddress()) + picture * tokens * 3 * c.innerWidth + c.innerWidth
-        switch place {
-        case .own: return nil
-        case .kept(let memory, let firstPicture):
-            let offset = (firstPicture + picture) * tokens * c.innerWidth
-            copyRows(
-                from: source, stride: 3 * c.innerWidth, headStride: c.headDim, valueOffset: c.innerWidth, rows: tokens,
-                to: (memory.keys + offset, memory.values + offset), headStride: tokens * c.headDim, on: pool)
-            return (UnsafePointer(memory.keys + offset), UnsafePointer(memory.values + offset))
-        case .joined(let prefix, let firstPicture):
-            let length = prefix.tokens + tokens
-            let keys = workspace.joined.uniqueAddress()
-            let values = keys + length * c.innerWidth
-            let index = prefix.pictures == 1 ? 0 : firstPicture + picture
-            let offset = index * prefix.tokens * c.innerWidth
-            // The prefix is an argument, which outlives the call.
-            let keyRows = prefix.keys.span.withUnsafeBufferPointer { $0.baseAddress! }
-            let valueRows = prefix.values.span.withUnsafeBufferPointer { $0.baseAddress! }
-            copyRows(
-                from: keyRows + offset, stride: c.headDim, headStride: prefix.tokens * c.headDim,
-                valueOffset: valueRows - keyRows, rows: prefix.tokens, to: (keys, values), headStride: length * c.headDim,
-                on: pool)
-            let gap = prefix.tokens * c.headDim
-            copyRows(
-                from: source, stride: 3 * c.innerWidth, headStride: c.headDim, valueOffset: c.innerWidth, rows: tokens,
-                to: (keys + gap, values + gap), headStride: length * c.headDim, on: pool)
-            return (UnsafePointer(keys), UnsafePointer(values))
-        }
-    }
-
-    /// Copies the rows of all heads of keys, and of the values that are `valueOffset` floats away from them.
-    private func copyRows(
-        from source: UnsafePointer<Float>, stride: Int, headStride: Int, valueOffset: Int, rows: Int,
-        to target: (keys: UnsafeMutablePointer<Float>, values: UnsafeMutablePointer<Float>), headStride targetStride: Int,
-        on pool: WorkerPool
+        of picture: Int, _ projected: Tensor<Float>, tokens: Int,
+        to target: (keys: UnsafeMutablePointer<Float>, values: UnsafeMutablePointer<Float>), on pool: WorkerPool
     ) {
         let c = configuration
-        let call = HeadRowsCall(
-            kernels: kernels, source: source, stride: stride, headStride: headStride, valueOffset: valueOffset, rows: rows,
-            heads: c.heads, headDim: c.headDim, keys: target.keys, values: target.values, targetStride: targetStride)
-        pool.run(call, tasks: 2 * c.heads, work: 16 * rows * c.innerWidth)
+        projected.span.withUnsafeBufferPointer { rows in
+            let call = HeadRowsCall(
+                kernels: kernels, source: rows.baseAddress! + picture * tokens * 3 * c.innerWidth + c.innerWidth,
+                stride: 3 * c.innerWidth, valueOffset: c.innerWidth, rows: tokens, heads: c.heads, headDim: c.headDim,
+                keys: target.keys, values: target.values)
+            pool.run(call, tasks: 2 * c.heads, work: 16 * tokens * c.innerWidth)
+        }
     }
 }
 
 /// Copies rows of keys and values head by head. A task is one head of one of the two.
 private struct HeadRowsCall: PoolCall {
     let kernels: any KernelTable.Type
+    /// The keys of the first head, in rows with those of the other heads.
     let source: UnsafePointer<Float>
     let stride: Int
-    let headStride: Int
+    /// Floats from keys to values.
     let valueOffset: Int
     let rows: Int
     let heads: Int
     let headDim: Int
     let keys: UnsafeMutablePointer<Float>
     let values: UnsafeMutablePointer<Float>
-    let targetStride: Int
 
     func perform(task: Int, scratch: UnsafeMutableRawPointer) {
         let (isValue, head) = (task >= heads, task % heads)
-        let rows = RowOperand(
-            base: UnsafeRawPointer(source + head * headStride + (isValue ? valueOffset : 0)), stride: stride, type: .float32)
+        let operand = RowOperand(
+            base: UnsafeRawPointer(source + head * headDim + (isValue ? valueOffset : 0)), stride: stride, type: .float32)
         kernels.stageRows(
-            rows, first: 0, count: self.rows, channels: headDim, into: (isValue ? values : keys) + head * targetStride)
+            operand, first: 0, count: rows, channels: headDim,
+            into: (isValue ? values : keys) + head * rows * headDim)
     }
 }
 

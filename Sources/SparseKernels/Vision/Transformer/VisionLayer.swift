@@ -20,8 +20,8 @@ internal import KernelInterface
 /// - Non-finite input affects the rows of its own picture and no other. Tokens after a prefix see a non-finite prefix, too.
 /// - Complexity: tokens · width · (4 · heads · headDim + 2 · hidden) multiply-adds of the linear layers and tokens · (prefix + tokens) ·
 ///   2 · heads · headDim of attention. No allocation when the workspace has seen as many tokens.
-/// - Scratch: the workspace has 2 · width + 4 · heads · headDim + hidden floats per token of a group, and with a prefix the keys and
-///   values of one picture; operators take their scratch from the pool.
+/// - Scratch: the workspace has 2 · width + 4 · heads · headDim + hidden floats per token of a group; operators take their scratch from the
+///   pool. A prefix is read where it is.
 /// - Source: Dosovitskiy et al., 2020 (arXiv 2010.11929); `SiglipEncoderLayer` and `CLIPEncoderLayer` of Hugging Face transformers.
 public struct VisionLayer: Sendable {
     public let configuration: VisionLayerConfiguration
@@ -33,8 +33,6 @@ public struct VisionLayer: Sendable {
     private let mlpNorm: LayerNorm
     private let up: VisionLinear
     private let down: VisionLinear
-    /// The exact GELU, which the linear layer does not apply itself.
-    private let gelu: GatedActivation?
 
     /// - Parameters:
     ///   - configuration: the sizes.
@@ -58,15 +56,13 @@ public struct VisionLayer: Sendable {
             weights.attentionNorm, named: "attentionNorm", channels: c.width, epsilon: c.epsilon, instructionSet: set)
         mlpNorm = try LayerNorm(
             weights.mlpNorm, named: "mlpNorm", channels: c.width, epsilon: c.epsilon, instructionSet: set)
-        var (upWeights, downWeights, epilogue) = (weights.up, weights.down, Epilogue.none)
+        var (upWeights, downWeights) = (weights.up, weights.down)
+        let epilogue: Epilogue
         switch c.activation {
-        case .gelu: gelu = try GatedActivation(.gelu, instructionSet: set)
-        case .geluTanh:
-            gelu = nil
-            epilogue = .gelu
+        case .gelu: epilogue = .geluErf
+        case .geluTanh: epilogue = .gelu
         case .quickGELU:
             // x / (1 + e^(−βx)) is SiLU(βx) / β, and both factors go into the weights.
-            gelu = nil
             epilogue = .silu
             let slope: Float = 1.702
             upWeights = try weights.up.multiplied(by: slope, addend: slope)
@@ -128,7 +124,6 @@ public struct VisionLayer: Sendable {
     ) throws(SparseKernelsError) {
         let tokens = try configuration.tokens(of: x.shape, pictures: pictures)
         try prefix.validate(configuration, pictures: pictures)
-        try workspace.heads.prepare(keys: prefix.tokens + tokens, configuration)
         try run(
             &x, pictures: pictures, tokens: tokens, keys: .joined(prefix, firstPicture: 0), workspace: &workspace, on: pool)
     }
@@ -181,7 +176,6 @@ public struct VisionLayer: Sendable {
         try up.run(
             MatrixView(normalized.span, rows: rows, columns: c.width),
             into: MutableMatrixView(inner.mutableSpan, rows: rows, columns: c.hidden), on: pool)
-        gelu?.apply(to: try MutableMatrixView(inner.mutableSpan, rows: rows, columns: c.hidden), on: pool)
         try down.run(
             MatrixView(inner.span, rows: rows, columns: c.hidden),
             into: MutableMatrixView(update.mutableSpan, rows: rows, columns: c.width), on: pool)

@@ -37,19 +37,16 @@ struct HeadWorkspace: Sendable {
     var projected: Tensor<Float>
     /// `[rows, heads · headDim]`: the output of attention.
     var attended: Tensor<Float>
-    /// Keys, then values of one picture, those of a prefix first, `[heads, prefix + tokens, headDim]` each.
-    var joined: Tensor<Float>
-    private var plan: DenseAttention?
+    private var plan: VisionPlan?
 
     init() {
         // An extent of 0 cannot overflow.
         let empty = try! Tensor<Float>(zeros: [0])
         projected = empty
         attended = empty
-        joined = empty
     }
 
-    var byteCount: Int { (projected.count + attended.count + joined.count) * 4 }
+    var byteCount: Int { (projected.count + attended.count) * 4 }
 
     /// Makes room for some rows.
     mutating func prepare(rows: Int, _ c: VisionLayerConfiguration) throws(SparseKernelsError) {
@@ -57,25 +54,55 @@ struct HeadWorkspace: Sendable {
         try reserve(rows, c.innerWidth, in: &attended)
     }
 
-    /// Makes room for keys and values of one picture with its prefix.
-    mutating func prepare(keys tokens: Int, _ c: VisionLayerConfiguration) throws(SparseKernelsError) {
-        try reserve(tokens, 2 * c.innerWidth, in: &joined)
-    }
-
-    /// The plan for one picture, made anew when the lengths change.
-    mutating func attention(
-        queries: Int, keys: Int, _ c: VisionLayerConfiguration, _ instructionSet: InstructionSet
-    ) throws(SparseKernelsError) -> DenseAttention {
-        if let plan, plan.shape.queryLength == queries, plan.shape.keyLength == keys, plan.shape.queryHeads == c.heads,
-            plan.shape.headDim == c.headDim, plan.instructionSet == instructionSet
-        {
-            return plan
-        }
+    /// The plan for one picture, made anew when the lengths change. A nil prefix is none.
+    mutating func plan(
+        tokens: Int, prefix: Int?, _ c: VisionLayerConfiguration, _ instructionSet: InstructionSet
+    ) throws(SparseKernelsError) -> VisionPlan {
+        if let plan, plan.isFor(tokens: tokens, prefix: prefix, c, instructionSet) { return plan }
         let shape = try AttentionShape(
-            queryLength: queries, keyLength: keys, queryHeads: c.heads, kvHeads: c.heads, headDim: c.headDim)
-        let plan = try DenseAttention(shape, instructionSet: instructionSet)
+            queryLength: tokens, keyLength: tokens, queryHeads: c.heads, kvHeads: c.heads, headDim: c.headDim)
+        let plan: VisionPlan
+        if let prefix {
+            plan = .after(try PrefixAttention(shape, prefixLength: prefix, instructionSet: instructionSet))
+        } else {
+            plan = .own(try DenseAttention(shape, instructionSet: instructionSet))
+        }
         self.plan = plan
         return plan
+    }
+}
+
+/// The attention of the tokens of one picture: to each other, or also to a prefix.
+enum VisionPlan: Sendable {
+    case own(DenseAttention)
+    case after(PrefixAttention)
+
+    private var shape: AttentionShape {
+        switch self {
+        case .own(let plan): plan.shape
+        case .after(let plan): plan.shape
+        }
+    }
+
+    /// Tokens of the picture.
+    var tokens: Int { shape.queryLength }
+
+    /// Bytes of scratch that each thread of the pool needs.
+    var scratchByteCount: Int {
+        switch self {
+        case .own(let plan): plan.scratchByteCount
+        case .after(let plan): plan.scratchByteCount
+        }
+    }
+
+    func isFor(
+        tokens: Int, prefix: Int?, _ c: VisionLayerConfiguration, _ instructionSet: InstructionSet
+    ) -> Bool {
+        guard self.tokens == tokens, shape.queryHeads == c.heads, shape.headDim == c.headDim else { return false }
+        switch self {
+        case .own(let plan): return prefix == nil && plan.instructionSet == instructionSet
+        case .after(let plan): return prefix == plan.prefixLength && plan.instructionSet == instructionSet
+        }
     }
 }
 

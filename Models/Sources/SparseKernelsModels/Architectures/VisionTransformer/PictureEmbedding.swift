@@ -3,23 +3,20 @@ internal import SparseKernels
 /// The tokens of pictures: a linear function of every patch, CLIP's class token, and positions.
 struct PictureEmbedding: Sendable {
     private let configuration: VisionTransformerConfiguration
-    /// Of patches, whose values are in the order channel, row, column.
-    private let linear: FloatLinear
+    private let patches: PatchEmbedding
+    /// `[width]`.
     private let classEmbedding: Tensor<Float>?
-    /// `[classTokens + patches, width]`.
-    private let positions: Tensor<Float>
+    private let positions: PositionTable
 
     init(
         _ weights: VisionTransformerWeights, instructionSet: InstructionSet, on pool: WorkerPool
     ) throws(SparseKernelsError) {
         configuration = weights.configuration
         let embedding = try weights.patchEmbedding()
-        let depth = embedding.weight.count / embedding.weight.shape[0]
-        linear = try FloatLinear(
-            weight: Tensor<Float>([embedding.weight.shape[0], depth], embedding.weight.elements), bias: embedding.bias,
-            instructionSet: instructionSet, on: pool)
+        patches = try PatchEmbedding(
+            weight: embedding.weight, bias: embedding.bias, instructionSet: instructionSet, on: pool)
         classEmbedding = try weights.classEmbedding()
-        positions = try weights.positions()
+        positions = try PositionTable(weights)
     }
 
     /// - Parameter pictures: `[3, rows, columns]`, or `[pictures, 3, rows, columns]`.
@@ -37,61 +34,42 @@ struct PictureEmbedding: Sendable {
                 expected: "[3, rows, columns] or [pictures, 3, rows, columns], with at least \(side) × \(side) pixels",
                 actual: "\(shape)")
         }
-        let (rows, columns) = (shape[shape.count - 2], shape[shape.count - 1])
-        let (count, grid) = (shape.count == 4 ? shape[0] : 1, GridSize(rows: rows / side, columns: columns / side))
-        let table = try positions(for: grid)
-        let patches = try gather(pictures, count, grid, on: pool)
-        let embedded = try linear(patches, on: pool)
+        let size = GridSize(rows: shape[shape.count - 2], columns: shape[shape.count - 1])
+        let (count, grid) = (shape.count == 4 ? shape[0] : 1, patches.grid(of: size))
+        let table = try positions.rows(for: grid, instructionSet: patches.instructionSet, on: pool)
         let (first, width) = (c.classTokens, c.width)
         let length = first + grid.count
-        let tokens = try Tensor<Float>([count * length, width]) { index in
-            let (row, channel) = (index / width, index % width)
-            let (picture, token) = (row / length, row % length)
-            let value =
-                token < first
-                ? classEmbedding![flat: channel] : embedded[flat: (picture * grid.count + token - first) * width + channel]
-            return value + table[flat: token * width + channel]
+        var tokens = try Tensor<Float>(zeros: [count * length, width])
+        for picture in 0..<count {
+            let pixels = pictures.span.extracting((picture * channels * size.count)...)
+            let view = try PictureView(pixels, channels: channels, size: size, named: "pictures")
+            var rows = try tokens.mutableMatrixView(named: "tokens")
+            let start = picture * length + first
+            try patches.run(view, into: rows.rows(start..<start + grid.count), on: pool)
         }
+        add(table, length, to: &tokens, on: pool)
         return (tokens, count, grid)
     }
 
-    /// The positions of the tokens of a grid.
-    private func positions(for grid: GridSize) throws(SparseKernelsError) -> Tensor<Float> {
-        guard grid == configuration.grid else {
-            throw SparseKernelsError(
-                .invalidShape, "pictures", expected: "\(configuration.grid) patches of \(configuration.patchSize) pixels",
-                actual: "\(grid)")
-        }
-        return positions
-    }
-
-    /// `[pictures · patches, 3 · patchSize²]`.
-    private func gather(
-        _ pictures: Tensor<Float>, _ count: Int, _ grid: GridSize, on pool: WorkerPool
-    ) throws(SparseKernelsError) -> Tensor<Float> {
-        let (side, channels) = (configuration.patchSize, VisionTransformerConfiguration.colourChannels)
-        let (rows, columns) = (pictures.shape[pictures.shape.count - 2], pictures.shape[pictures.shape.count - 1])
-        let depth = channels * side * side
-        var patches = try Tensor<Float>(zeros: [count * grid.count, depth])
-        var elements = patches.mutableSpan
+    /// Adds positions to the rows of every picture, and CLIP's class token to its first one.
+    private func add(_ table: Tensor<Float>, _ length: Int, to tokens: inout Tensor<Float>, on pool: WorkerPool) {
+        let (first, width, count) = (configuration.classTokens, configuration.width, tokens.shape[0])
+        var elements = tokens.mutableSpan
         elements.withUnsafeMutableBufferPointer { target in
-            pictures.span.withUnsafeBufferPointer { source in
-                // Every task writes patches of its own, and both tensors outlive the call.
-                nonisolated(unsafe) let target = target.baseAddress!
-                nonisolated(unsafe) let source = source.baseAddress!
-                pool.forEachRange(of: count * grid.count, workPerItem: 8 * depth) { range in
-                    for patch in range {
-                        let (picture, cell) = (patch / grid.count, patch % grid.count)
-                        let corner = cell / grid.columns * side * columns + cell % grid.columns * side
-                        for line in 0..<channels * side {
-                            let (channel, row) = (line / side, line % side)
-                            let start = (picture * channels + channel) * rows * columns + corner + row * columns
-                            (target + patch * depth + line * side).update(from: source + start, count: side)
+            table.span.withUnsafeBufferPointer { source in
+                // Every task writes rows of its own, and the tensors outlive the call.
+                nonisolated(unsafe) let (target, source) = (target.baseAddress!, source.baseAddress!)
+                pool.forEachRange(of: count, workPerItem: 8 * width) { rows in
+                    for row in rows {
+                        let token = row % length
+                        for channel in 0..<width {
+                            var value = target[row * width + channel] + source[token * width + channel]
+                            if token < first { value += classEmbedding![flat: channel] }
+                            target[row * width + channel] = value
                         }
                     }
                 }
             }
         }
-        return patches
     }
 }

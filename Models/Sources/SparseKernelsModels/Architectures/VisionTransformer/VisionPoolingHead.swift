@@ -22,7 +22,6 @@ struct VisionPoolingHead: Sendable {
     private let output: FloatLinear
     private let norm: LayerNorm
     private let up: FloatLinear
-    private let activation: GatedActivation?
     private let down: FloatLinear
 
     init(
@@ -45,14 +44,13 @@ struct VisionPoolingHead: Sendable {
         norm = try LayerNorm(
             channels: width, weight: weights.norm.weight, bias: weights.norm.bias, epsilon: c.epsilon,
             instructionSet: instructionSet)
-        up = try FloatLinear(
-            weight: weights.up.weight, bias: weights.up.bias, epilogue: c.activation == .geluTanh ? .gelu : .none,
-            instructionSet: instructionSet, on: pool)
-        activation = c.activation == .gelu ? try GatedActivation(.gelu, instructionSet: instructionSet) : nil
         guard c.activation != .quickGELU else {
             throw SparseKernelsError(
                 .invalidArgument, "activation", expected: "gelu or geluTanh for a head that pools", actual: "quickGELU")
         }
+        up = try FloatLinear(
+            weight: weights.up.weight, bias: weights.up.bias, epilogue: c.activation == .gelu ? .geluErf : .gelu,
+            instructionSet: instructionSet, on: pool)
         down = try FloatLinear(
             weight: weights.down.weight, bias: weights.down.bias, instructionSet: instructionSet, on: pool)
     }
@@ -78,9 +76,7 @@ struct VisionPoolingHead: Sendable {
                 output: MutableTensorView(target, geometry: geometry, named: "output"), on: pool)
         }
         var pooled = try output(attended, on: pool)
-        var inner = try up(norm(pooled, on: pool), on: pool)
-        activation?.apply(to: try inner.mutableMatrixView(named: "inner"), on: pool)
-        let update = try down(inner, on: pool)
+        let update = try down(up(norm(pooled, on: pool), on: pool), on: pool)
         pooled.update { position, element in element += update[flat: position] }
         return pooled
     }
