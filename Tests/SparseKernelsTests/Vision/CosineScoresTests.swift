@@ -61,7 +61,7 @@ struct CosineScoresTests {
             return Float(index % 2 == 0 ? cos(angle) : sin(angle)) * Float(1 + index / 2 % 7)
         }
         let scores = try CosineScores(channels: 2, instructionSet: set)(x, Tensor([2], [3, 0]))
-        for row in 1..<91 { #expect(scores[row] < scores[row - 1], "\(set), \(row) quarter turns") }
+        for row in 1..<91 { #expect(scores[row] < scores[row - 1], "\(set), \(2 * row) degrees") }
     }
 
     @Test("strides are followed, threads do not change bits, and NaN stays in its row", arguments: InstructionSet.available)
