@@ -9,7 +9,8 @@ struct VisionCases: CaseFamily {
     func section() -> Section {
         Section(
             kind: .vision,
-            groups: w8a8Groups + towerGroups + pictureGroups + projectorGroups() + prefillGroups() + ps3Groups() + tokenGroups(),
+            groups: w8a8Groups + towerGroups + pictureGroups + projectorGroups() + prefillGroups() + ps3Groups()
+                + tokenGroups(),
             baselines: [
                 VisionBaseline.float, VisionBaseline.unfused, VisionBaseline.uncompressed, VisionBaseline.prefill,
                 VisionBaseline.steps, "GEMM", "tiles", "in passes", "at once", "half the side",
