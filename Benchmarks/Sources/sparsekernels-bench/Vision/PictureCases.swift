@@ -154,12 +154,27 @@ private final class PatchProblem {
     func multiply(_ gemm: GEMM, on pool: WorkerPool) { try! gemm.run(a: rows, b: matrix, into: &y, on: pool) }
 
     func embed(_ embedding: PatchEmbedding, on pool: WorkerPool) {
-        try! embedding.run(picture.pictureView(), patches: patches, into: y.mutableMatrixView(), on: pool)
+        withTarget { y in
+            let picture = self.picture
+            let view = try! picture.pictureView()
+            try! embedding.run(view, patches: patches, into: y.mutableMatrixView(), on: pool)
+        }
     }
 
     func embedBytes(_ embedding: PatchEmbedding, on pool: WorkerPool) {
-        try! embedding.run(
-            pictureOfBytes.pictureView(), bytes: bytes, patches: patches, into: y.mutableMatrixView(), on: pool)
+        withTarget { y in
+            let picture = pictureOfBytes
+            let view = try! picture.pictureView()
+            try! embedding.run(view, bytes: bytes, patches: patches, into: y.mutableMatrixView(), on: pool)
+        }
+    }
+
+    /// Lends y to a call. A view of a property would outlive its access.
+    private func withTarget(_ body: (inout Tensor<Float>) -> Void) {
+        var target = try! Tensor<Float>(zeros: [0])
+        swap(&target, &y)
+        body(&target)
+        swap(&target, &y)
     }
 
     /// Compares some tokens with the oracle. Those of bytes are the same, because the floats are scaled bytes.

@@ -129,10 +129,12 @@ private final class MassProblem {
     /// Compares the first and the last head with the oracle.
     func check(given: Bool) -> Verification {
         sum(last, given: given)
+        let (query, key) = (self.query, self.key)
+        let (queries, keys) = (try! query.view(), try! key.view())
         var verification = Verification.none
         for head in [0, shape.queryHeads - 1] {
             let oracle = try! ReferenceColumnMass(
-                shape, head: head, queries: last.queries, hasLogSumExp: given, query: query.view(), key: key.view()
+                shape, head: head, queries: last.queries, hasLogSumExp: given, query: queries, key: keys
             ) { key, query in query <= key }
             for index in 0..<shape.keyLength {
                 verification.add(
