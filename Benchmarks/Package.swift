@@ -47,8 +47,6 @@ let package = Package(
                 .product(name: "SparseLoRA", package: "SparseKernels"),
                 .product(name: "NVILA", package: "SparseKernels"),
                 .product(name: "PS3", package: "SparseKernels"),
-                .product(name: "PyramidDrop", package: "SparseKernels"),
-                .product(name: "FrameFusion", package: "SparseKernels"),
                 .product(name: "SpargeAttention", package: "SparseKernels"),
                 .product(name: "SparseVideoGen", package: "SparseKernels"),
                 .product(name: "DuoAttention", package: "SparseKernels"),
