@@ -62,7 +62,7 @@ ifneq ($(findstring OpenBLAS,$(TRAITS)),)
 endif
 
 # What is formatted and linted.
-NESTED = Terminal Models Benchmarks Tools Fuzz Examples
+NESTED = Terminal Distributed Models Benchmarks Tools Fuzz Examples
 FORMATTED = Package.swift Sources Tests $(wildcard $(foreach package,$(NESTED),$(addprefix $(package)/,Package.swift Sources Tests)))
 
 format: ## format all Swift files

@@ -54,14 +54,16 @@ public struct GoldenResult: Sendable {
 }
 
 /// Compares outputs with expectations, keeping the worst ratio of error to bound.
-struct GoldenComparison {
+public struct GoldenComparison {
     private var error = 0.0
     private var bound = 0.0
     private var ratio = -1.0
     private var detail = ""
 
+    public init() {}
+
     /// Infinities and NaN must match exactly, and finite values within `bound`.
-    mutating func compare(_ label: @autoclosure () -> String, actual: Double, expected: Double, bound: Double) {
+    public mutating func compare(_ label: @autoclosure () -> String, actual: Double, expected: Double, bound: Double) {
         let same = actual == expected || (actual.isNaN && expected.isNaN)
         let difference = same ? 0 : abs(actual - expected)
         let error = difference.isNaN ? .infinity : difference
@@ -72,7 +74,7 @@ struct GoldenComparison {
         }
     }
 
-    func result(_ golden: GoldenCase) -> GoldenResult {
+    public func result(_ golden: GoldenCase) -> GoldenResult {
         GoldenResult(name: golden.name, operation: golden.operation, error: error, bound: bound, detail: detail)
     }
 }

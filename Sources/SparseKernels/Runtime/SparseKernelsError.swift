@@ -31,6 +31,8 @@ public struct SparseKernelsError: Error, Hashable, Sendable {
         public static let unknownSequence = Code("unknown sequence")
         /// The operating system refused an operation on a file.
         public static let inputOutput = Code("input/output failure")
+        /// A process that works on the same task did not answer, died, or disagrees about what is being done.
+        public static let communication = Code("communication failure")
     }
 
     public let code: Code

@@ -112,6 +112,12 @@ public struct TensorGeometry: Hashable, Sendable {
             "heads \(range) are none, or outside a view of \(heads) heads")
     }
 
+    func requireRow(head: Int, token: Int) {
+        precondition(
+            head >= 0 && head < heads && token >= 0 && token < tokens,
+            "row (\(head), \(token)) outside \(heads) heads × \(tokens) tokens")
+    }
+
     /// The extents of cached rows. Their memory has one element per head, whatever the other extents are.
     static func cachedRows(heads: Int, tokens: Int, channels: Int) -> TensorGeometry {
         TensorGeometry(checkedHeads: heads, tokens: tokens, channels: channels, headStride: 1, tokenStride: 0)
@@ -214,6 +220,16 @@ public struct TensorView<Element: TensorElement>: ~Escapable {
         return TensorView(checked: span.extracting(droppingFirst: first), geometry.withHeads(range.count))
     }
 
+    /// The channels of a token of one head, which are adjacent in memory.
+    @_lifetime(copy self)
+    public func row(head: Int, token: Int) -> Span<Element> {
+        geometry.requireRow(head: head, token: token)
+        precondition(
+            Element.self != CachedElement.self, "cached rows have no elements in memory; `keys` and `values` copy them")
+        let first = channels == 0 ? 0 : geometry.offset(head: head, token: token)
+        return span.extracting(first..<first + channels)
+    }
+
     @_lifetime(copy span)
     init(checked span: Span<Element>, _ geometry: TensorGeometry) {
         self.geometry = geometry
@@ -275,6 +291,24 @@ public struct MutableTensorView<Element: TensorElement>: ~Copyable, ~Escapable {
         geometry.requireHeads(range)
         let first = tokens == 0 || channels == 0 ? 0 : range.lowerBound * geometry.headStride
         return MutableTensorView(geometry.withHeads(range.count), span._consumingExtracting(first...))
+    }
+
+    /// The view of some tokens of all heads.
+    @_lifetime(copy self)
+    public consuming func tokens(_ range: Range<Int>) -> MutableTensorView {
+        precondition(
+            range.lowerBound >= 0 && range.upperBound <= tokens, "tokens \(range) outside a view of \(tokens) tokens")
+        // A view without elements may have no memory.
+        let first = range.isEmpty || channels == 0 ? 0 : range.lowerBound * geometry.tokenStride
+        return MutableTensorView(geometry.withTokens(range.count), span._consumingExtracting(first...))
+    }
+
+    /// The channels of a token of one head, which are adjacent in memory, to be written.
+    @_lifetime(&self)
+    public mutating func mutableRow(head: Int, token: Int) -> MutableSpan<Element> {
+        geometry.requireRow(head: head, token: token)
+        let first = channels == 0 ? 0 : geometry.offset(head: head, token: token)
+        return span._mutatingExtracting(first..<first + channels)
     }
 
     @_lifetime(copy span)
