@@ -71,8 +71,8 @@ struct RingSchedule {
     /// The rows of each group.
     let counts: [Int]
 
-    /// Queries that see a key of this or that run in neighbouring rows, at least; shorter runs share a slice.
-    private static let leastRows = 16
+    /// Where runs of positions have fewer rows than this on average, slices go across them.
+    private static let leastRunLength = 16
 
     /// - Parameters:
     ///   - shards: who has which tokens.
@@ -138,13 +138,10 @@ struct RingSchedule {
     /// The slices of a rank's rows. They depend on the shards and the size only, so that every rank of the group has the same.
     static func slices(_ group: GroupRows, place: Int, sliceRows: Int) -> [Slice] {
         let rows = group.rows(ofPlace: place)
-        let least = min(Self.leastRows, sliceRows)
-        // Cuts between runs, unless a part would be short.
+        let starts = group.runs.map(\.row).filter { $0 > rows.lowerBound && $0 < rows.upperBound }
+        // Queries of one run mostly see the same keys.
         var cuts = [rows.lowerBound]
-        for run in group.runs where run.row > rows.lowerBound && run.row < rows.upperBound {
-            let length = min(rows.upperBound, run.row + run.tokens.count) - run.row
-            if run.row - cuts[cuts.count - 1] >= least && length >= least { cuts.append(run.row) }
-        }
+        if (starts.count + 1) * Self.leastRunLength <= rows.count { cuts += starts }
         cuts.append(rows.upperBound)
         var slices: [Slice] = []
         for (start, end) in zip(cuts, cuts.dropFirst()) {

@@ -100,12 +100,14 @@ public final class SequenceParallelAttention {
         guard queryHeads % ulysses == 0, kvHeads % ulysses == 0 || ulysses % kvHeads == 0 else {
             throw SparseKernelsError(
                 .invalidArgument, "ulysses",
-                expected: "a divisor of the \(queryHeads) query heads, and a divisor or multiple of the \(kvHeads) key/value heads",
+                expected:
+                    "a divisor of the \(queryHeads) query heads, and a divisor or multiple of the \(kvHeads) key/value heads",
                 actual: "\(ulysses)")
         }
         guard modifiers.aliBiSlopes == nil else {
             throw SparseKernelsError(
-                .invalidArgument, "modifiers.aliBiSlopes", expected: "nil: tokens of a rank are not at the distances of their rows",
+                .invalidArgument, "modifiers.aliBiSlopes",
+                expected: "nil: tokens of a rank are not at the distances of their rows",
                 actual: "slopes")
         }
         let rows = sliceRows ?? Self.sliceRows(queryHeads: queryHeads / ulysses)

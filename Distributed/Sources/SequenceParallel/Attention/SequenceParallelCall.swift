@@ -263,7 +263,6 @@ struct SequenceParallelCall<Q: AttentionElement, K: AttentionElement, O: Attenti
             try communicator.send(buffer, first..<first + bytes, to: rank(ofPlace: place), tag: Tag.output))
     }
 
-
     /// Writes the output of this rank's rows: of its own heads, and of those that came.
     private mutating func unpack() {
         let tokens = buffers.tokens
