@@ -13,7 +13,7 @@ final class ExchangeBuffers {
     /// Keys and values that are attended, and those that arrive meanwhile.
     private(set) var keys: MessageBuffer
     private(set) var nextKeys: MessageBuffer
-    /// Packed keys and values of all key/value heads, a part for the ranks that have the head or heads.
+    /// Packed keys and values of all key/value heads.
     private(set) var packedKeys: MessageBuffer
     /// Outputs and LSE of all rows of the group, in `Float`.
     private(set) var states: MessageBuffer

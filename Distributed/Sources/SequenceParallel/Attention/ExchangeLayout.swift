@@ -1,8 +1,9 @@
 /// Where rows are in the buffers of a rank, for element types of some sizes.
 ///
-/// Rows of queries, and in groups of several ranks also those of keys and values, are by tokens: the queries of a token's heads,
-/// and its keys beside its values. A rank's part of them is one message, and the parts of all ranks are one operand in place. A group of one
-/// rank keeps the keys of a head, and its values, as adjacent rows.
+/// Keys and values are by heads: the keys of a head are adjacent, as kernels read them fastest, and behind the keys of all heads are the
+/// values. The rows of a rank of the group are a part of each head, so that they come as a message per head, in place.
+///
+/// Queries are by tokens: those of a rank are one message, and the messages of all ranks are one operand in place.
 ///
 /// States are the outputs of the rows of a rank, by tokens, and then their LSE by slices: `[heads, rows of the slice]`.
 struct ExchangeLayout: Hashable {
@@ -45,20 +46,13 @@ struct ExchangeLayout: Hashable {
         RowMemory(base: base, headStride: headDim * queryBytes, tokenStride: queryRowBytes)
     }
 
-    /// Places in a buffer for the keys and values of some tokens.
-    func keyMemory(_ base: UnsafeMutableRawPointer, tokens: Int) -> (key: RowMemory, value: RowMemory) {
-        let (key, value) = (headDim * keyBytes, valueDim * keyBytes)
-        if ulysses == 1 {
-            return (
-                RowMemory(base: base, headStride: tokens * key, tokenStride: key),
-                RowMemory(base: base + kvHeads * tokens * key, headStride: tokens * value, tokenStride: value)
-            )
-        }
-        return (
-            RowMemory(base: base, headStride: key, tokenStride: keyRowBytes),
-            RowMemory(base: base + kvHeads * key, headStride: value, tokenStride: keyRowBytes)
-        )
+    /// The places of keys and values in a buffer for some tokens.
+    func keyPlaces(heads: Int, tokens: Int) -> KeyPlaces {
+        KeyPlaces(heads: heads, tokens: tokens, keyBytes: headDim * keyBytes, valueBytes: valueDim * keyBytes)
     }
+
+    /// The key/value heads of all ranks.
+    var allKVHeads: Int { kvHeads * ulysses / copies }
 
     // MARK: - Operands
 
@@ -67,24 +61,15 @@ struct ExchangeLayout: Hashable {
     }
 
     func keyGeometry(tokens: Int) throws(SparseKernelsError) -> TensorGeometry {
-        try geometry(tokens, channels: headDim)
+        try TensorGeometry(heads: kvHeads, tokens: tokens, channels: headDim, layout: .hnd, named: "key")
     }
 
     func valueGeometry(tokens: Int) throws(SparseKernelsError) -> TensorGeometry {
-        try geometry(tokens, channels: valueDim)
+        try TensorGeometry(heads: kvHeads, tokens: tokens, channels: valueDim, layout: .hnd, named: "value")
     }
 
-    /// The first byte of the values of a buffer.
-    func valueOffset(tokens: Int) -> Int { (ulysses == 1 ? tokens : 1) * kvHeads * headDim * keyBytes }
-
-    private func geometry(_ tokens: Int, channels: Int) throws(SparseKernelsError) -> TensorGeometry {
-        if ulysses == 1 {
-            return try TensorGeometry(heads: kvHeads, tokens: tokens, channels: channels, layout: .hnd, named: "key")
-        }
-        return try TensorGeometry(
-            heads: kvHeads, tokens: tokens, channels: channels, headStride: channels,
-            tokenStride: kvHeads * (headDim + valueDim), named: "key")
-    }
+    /// The first byte of the values in a buffer of keys.
+    func valueOffset(tokens: Int) -> Int { keyPlaces(heads: kvHeads, tokens: tokens).value(head: 0, row: 0) }
 
     /// The outputs of a slice.
     func stateGeometry(tokens: Int) throws(SparseKernelsError) -> TensorGeometry {
@@ -99,5 +84,31 @@ struct ExchangeLayout: Hashable {
     /// Bytes of the message that takes the output of some tokens home.
     func messageBytes(tokens: Int, logSumExp: Bool) -> Int {
         outputBytes(tokens: tokens) + (logSumExp ? tokens * logSumExpRowBytes : 0)
+    }
+}
+
+/// Where keys and values are in a buffer: `[heads, tokens, headDim]`, and behind it `[heads, tokens, valueDim]`.
+struct KeyPlaces {
+    let heads: Int
+    let tokens: Int
+    /// Bytes of a key of a head, and of a value.
+    let keyBytes: Int
+    let valueBytes: Int
+
+    /// The first byte of a key.
+    func key(head: Int, row: Int) -> Int { (head * tokens + row) * keyBytes }
+    /// The first byte of a value.
+    func value(head: Int, row: Int) -> Int { heads * tokens * keyBytes + (head * tokens + row) * valueBytes }
+
+    /// The keys of some rows of a head.
+    func keys(head: Int, _ rows: Range<Int>) -> Range<Int> {
+        let first = key(head: head, row: rows.lowerBound)
+        return first..<first + rows.count * keyBytes
+    }
+
+    /// The values of some rows of a head.
+    func values(head: Int, _ rows: Range<Int>) -> Range<Int> {
+        let first = value(head: head, row: rows.lowerBound)
+        return first..<first + rows.count * valueBytes
     }
 }

@@ -69,7 +69,7 @@ public final class SequenceParallelAttention {
     ///   - modifiers: how scores become probabilities. ALiBi is not available.
     ///   - ulysses: the ranks of a group, which divides the number of ranks. 1 is a plain ring, all ranks are plain Ulysses.
     ///   - overlaps: whether transfers go on while scores are computed.
-    ///   - sliceRows: the most queries that are computed between two looks at the messages; nil means as many as keep 16 threads busy.
+    ///   - sliceRows: the most queries that are computed between two looks at the messages; nil means as many as keep 32 threads busy.
     ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
     ///   - communicator: the ranks.
     /// - Throws: on every rank `.communication` when the ranks disagree; `.invalidArgument` for another number of shards than ranks, for
@@ -137,9 +137,10 @@ public final class SequenceParallelAttention {
         buffers = ExchangeBuffers(layout, schedule, grid, rank: communicator.rank)
     }
 
-    /// Queries of a slice: enough tasks of 96 rows for 16 threads, at least one task of each head.
+    /// Queries of a slice: 32 tasks of 96 rows, at least one of each head. With fewer, starting costs some percent; with more, a
+    /// rank rarely looks at its messages.
     private static func sliceRows(queryHeads: Int) -> Int {
-        let rows = (16 * 96 + queryHeads - 1) / queryHeads
+        let rows = (32 * 96 + queryHeads - 1) / queryHeads
         return (rows + 95) / 96 * 96
     }
 

@@ -93,76 +93,93 @@ struct SequenceParallelCall<Q: AttentionElement, K: AttentionElement, O: Attenti
         clock.end(&statistics.waitingSeconds)
     }
 
-    /// The part of a buffer.
-    private func part(_ index: Int, bytes: Int) -> Range<Int> { index * bytes..<(index + 1) * bytes }
-
     // MARK: - To the heads
 
     /// Sends this rank's rows to the ranks of the group that compute their heads, and starts to receive.
     private mutating func exchange(_ query: RowMemory, _ key: RowMemory, _ value: RowMemory) throws(SparseKernelsError) {
-        let tokens = buffers.tokens
         let ulysses = layout.ulysses
-        if ulysses == 1 {
-            copyKeys(key, value, place: 0, to: buffers.keys.address)
-            clock.end(&statistics.exchangeSeconds)
-            return
+        let group = layout.keyPlaces(heads: layout.kvHeads, tokens: schedule.own.count)
+        let own = layout.firstKVHead(ofPlace: place)
+        copyKeys(
+            key, value, heads: own..<own + layout.kvHeads, to: buffers.keys, group, head: 0, row: schedule.own.starts[place])
+        if ulysses > 1 {
+            try receive(group)
+            if buffers.tokens > 0 { try send(query, key, value) }
+            try wait(keysToCome)
         }
-        for peer in 0..<ulysses where peer != place && schedule.own.rows(ofPlace: peer).count > 0 {
-            let rows = schedule.own.rows(ofPlace: peer)
-            keysToCome.append(
-                try communicator.receive(
-                    into: buffers.keys, rows.lowerBound * layout.keyRowBytes..<rows.upperBound * layout.keyRowBytes,
-                    from: rank(ofPlace: peer), tag: Tag.keys))
-            queriesToCome.append(
-                try communicator.receive(
-                    into: buffers.queries, rows.lowerBound * layout.queryRowBytes..<rows.upperBound * layout.queryRowBytes,
-                    from: rank(ofPlace: peer), tag: Tag.queries))
-        }
-        for turn in 1..<ulysses where tokens > 0 {
-            // Every rank begins with another one.
-            let peer = (place + turn) % ulysses
-            outputsToCome.append(
-                try communicator.receive(
-                    into: buffers.outputs,
-                    peer * buffers.homeBytes..<peer * buffers.homeBytes
-                        + layout.messageBytes(tokens: tokens, logSumExp: logSumExp != nil),
-                    from: rank(ofPlace: peer), tag: Tag.output))
-        }
-        if tokens > 0 {
-            let first = schedule.own.starts[place]
-            copyKeys(key, value, place: place, to: buffers.keys.address + first * layout.keyRowBytes)
-            for part in 0..<ulysses / layout.copies where part != place || layout.copies > 1 {
-                copyKeys(
-                    key, value, place: part * layout.copies,
-                    to: buffers.packedKeys.address + part * tokens * layout.keyRowBytes)
-            }
-            for turn in 1..<ulysses {
-                let peer = (place + turn) % ulysses
-                sent.append(
-                    try communicator.send(
-                        buffers.packedKeys, part(peer / layout.copies, bytes: tokens * layout.keyRowBytes),
-                        to: rank(ofPlace: peer), tag: Tag.keys))
-            }
-            copyQueries(query, place: place, to: buffers.queries.address + first * layout.queryRowBytes)
-            for turn in 1..<ulysses {
-                let peer = (place + turn) % ulysses
-                let bytes = part(peer, bytes: tokens * layout.queryRowBytes)
-                copyQueries(query, place: peer, to: buffers.packedQueries.address + bytes.lowerBound)
-                sent.append(
-                    try communicator.send(buffers.packedQueries, bytes, to: rank(ofPlace: peer), tag: Tag.queries))
-            }
-        }
-        try wait(keysToCome)
+        clock.end(&statistics.exchangeSeconds)
     }
 
-    private func copyKeys(_ key: RowMemory, _ value: RowMemory, place: Int, to address: UnsafeMutableRawPointer) {
-        let target = layout.keyMemory(address, tokens: buffers.tokens)
-        let head = layout.firstKVHead(ofPlace: place)
-        key.from(head: head).copy(
-            to: target.key, heads: layout.kvHeads, tokens: buffers.tokens, rowBytes: layout.headDim * layout.keyBytes, on: pool)
-        value.from(head: head).copy(
-            to: target.value, heads: layout.kvHeads, tokens: buffers.tokens, rowBytes: layout.valueDim * layout.keyBytes,
-            on: pool)
+    /// Starts to receive what the other ranks of the group send: keys and queries of their rows, and outputs of this rank's.
+    private mutating func receive(_ group: KeyPlaces) throws(SparseKernelsError) {
+        // Every rank begins with another one.
+        for turn in 1..<layout.ulysses {
+            let peer = (place + turn) % layout.ulysses
+            let (source, rows) = (rank(ofPlace: peer), schedule.own.rows(ofPlace: peer))
+            if !rows.isEmpty {
+                for head in 0..<layout.kvHeads {
+                    keysToCome.append(
+                        try communicator.receive(into: buffers.keys, group.keys(head: head, rows), from: source, tag: Tag.keys))
+                    keysToCome.append(
+                        try communicator.receive(
+                            into: buffers.keys, group.values(head: head, rows), from: source, tag: Tag.keys))
+                }
+                let bytes = rows.lowerBound * layout.queryRowBytes..<rows.upperBound * layout.queryRowBytes
+                queriesToCome.append(try communicator.receive(into: buffers.queries, bytes, from: source, tag: Tag.queries))
+            }
+            if buffers.tokens > 0 {
+                let first = peer * buffers.homeBytes
+                let bytes = layout.messageBytes(tokens: buffers.tokens, logSumExp: logSumExp != nil)
+                outputsToCome.append(
+                    try communicator.receive(into: buffers.outputs, first..<first + bytes, from: source, tag: Tag.output))
+            }
+        }
+    }
+
+    /// Packs this rank's rows and sends each rank of the group those of its heads.
+    private mutating func send(_ query: RowMemory, _ key: RowMemory, _ value: RowMemory) throws(SparseKernelsError) {
+        let (ulysses, tokens) = (layout.ulysses, buffers.tokens)
+        let packed = layout.keyPlaces(heads: layout.allKVHeads, tokens: tokens)
+        let own = layout.firstKVHead(ofPlace: place)
+        for first in stride(from: 0, to: layout.allKVHeads, by: layout.kvHeads) where first != own || layout.copies > 1 {
+            copyKeys(key, value, heads: first..<first + layout.kvHeads, to: buffers.packedKeys, packed, head: first, row: 0)
+        }
+        for turn in 1..<ulysses {
+            let peer = (place + turn) % ulysses
+            let (target, first) = (rank(ofPlace: peer), layout.firstKVHead(ofPlace: peer))
+            for head in first..<first + layout.kvHeads {
+                for bytes in [packed.keys(head: head, 0..<tokens), packed.values(head: head, 0..<tokens)] {
+                    sent.append(try communicator.send(buffers.packedKeys, bytes, to: target, tag: Tag.keys))
+                }
+            }
+        }
+        copyQueries(query, place: place, to: buffers.queries.address + schedule.own.starts[place] * layout.queryRowBytes)
+        let bytes = tokens * layout.queryRowBytes
+        for turn in 1..<ulysses {
+            let peer = (place + turn) % ulysses
+            let first = peer * bytes
+            copyQueries(query, place: peer, to: buffers.packedQueries.address + first)
+            sent.append(
+                try communicator.send(
+                    buffers.packedQueries, first..<first + bytes, to: rank(ofPlace: peer), tag: Tag.queries))
+        }
+    }
+
+    /// Copies this rank's keys and values of some heads to places in a buffer, from a head and a row on.
+    private func copyKeys(
+        _ key: RowMemory, _ value: RowMemory, heads: Range<Int>, to buffer: MessageBuffer, _ places: KeyPlaces, head: Int,
+        row: Int
+    ) {
+        key.from(head: heads.lowerBound).copy(
+            to: RowMemory(
+                base: buffer.address + places.key(head: head, row: row), headStride: places.tokens * places.keyBytes,
+                tokenStride: places.keyBytes),
+            heads: heads.count, tokens: buffers.tokens, rowBytes: places.keyBytes, on: pool)
+        value.from(head: heads.lowerBound).copy(
+            to: RowMemory(
+                base: buffer.address + places.value(head: head, row: row), headStride: places.tokens * places.valueBytes,
+                tokenStride: places.valueBytes),
+            heads: heads.count, tokens: buffers.tokens, rowBytes: places.valueBytes, on: pool)
     }
 
     private func copyQueries(_ query: RowMemory, place: Int, to address: UnsafeMutableRawPointer) {
