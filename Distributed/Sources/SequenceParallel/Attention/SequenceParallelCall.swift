@@ -23,8 +23,8 @@ struct SequenceParallelCall<Q: AttentionElement, K: AttentionElement, O: Attenti
     /// Slices of each rank of the group that are not finished.
     private var unfinished: [Int]
 
-    /// Messages of one kind between two ranks arrive in the order in which they were sent, so that a kind needs one tag. Callers rarely use
-    /// such large ones.
+    /// Messages of one kind between two ranks arrive in the order in which they were sent, so that a kind needs one tag.
+    /// Callers rarely use such large ones.
     private enum Tag {
         static var keys: Int { 32_700 }
         static var queries: Int { 32_701 }

@@ -151,8 +151,8 @@ struct SequenceParallelPropertyTests {
         for mask in [AttentionMask.causal, .full] {
             let result = try scene.attend(
                 .zigzag(length: n, ulysses: ulysses, ring: ring), .init(mask: mask, ulysses: ulysses))
-            // Of all ranks: queries, keys, values and outputs (with an LSE per row) leave their rank but for 1/U of the heads, and the keys and
-            // values of a group visit R − 1 others.
+            // Of all ranks: queries, keys, values and outputs (with an LSE per row) leave their rank but for 1/U of the heads,
+            // and the keys and values of a group visit R − 1 others.
             let rows = Double(4 * n * (heads * (2 * d + 1) + kvHeads * 2 * d))
             let exchange = rows * Double(ulysses - 1) / Double(ulysses)
             let passed = Double(4 * n * kvHeads * 2 * d * (ring - 1))
