@@ -104,7 +104,7 @@ public final class LocalCommunicator: MessageTransport {
 
     // MARK: - Collective calls
 
-    public func barrier() throws(SparseKernelsError) { try tellAll() }
+    public func barrier() throws(SparseKernelsError) { try tellAll("barrier") }
 
     public func broadcast(_ message: MessageBuffer, _ bytes: Range<Int>, from root: Int) throws(SparseKernelsError) {
         try sendDownTree(message, bytes, from: root)

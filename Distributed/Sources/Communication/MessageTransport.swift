@@ -54,17 +54,17 @@ extension MessageTransport {
     // MARK: - Collective calls
 
     /// In round k rank r tells rank r + 2ᵏ that it and those that told it are here: ⌈log₂ ranks⌉ empty messages per rank.
-    package func tellAll() throws(SparseKernelsError) {
-        try requireUse("barrier")
+    package func tellAll(_ operation: String) throws(SparseKernelsError) {
+        try requireUse(operation)
         let none = try MessageBuffer(byteCount: 0)
-        try waiting("barrier") { (deadline) throws(SparseKernelsError) in
+        try waiting(operation) { (deadline) throws(SparseKernelsError) in
             var distance = 1
             while distance < count {
                 let came = try expect(
                     none, 0..<0, from: (rank + count - distance) % count, tag: collectiveTag, exactly: true)
                 let sent = try post(none, 0..<0, to: (rank + distance) % count, tag: collectiveTag)
-                try finish(came, "barrier", until: deadline)
-                try finish(sent, "barrier", until: deadline)
+                try finish(came, operation, until: deadline)
+                try finish(sent, operation, until: deadline)
                 distance *= 2
             }
         }
