@@ -2,6 +2,7 @@ import ArgumentParser
 import Communication
 import Foundation
 import MPICommunication
+import SequenceParallel
 import SparseKernels
 
 /// Something that goes wrong on one rank.
@@ -110,7 +111,8 @@ struct FaultCommand: ParsableCommand {
         case .kill:
             if isBad { Foundation.kill(getpid(), SIGKILL) }
         case .shape:
-            try ranks.agree(on: "\(isBad ? 4 : 8) query heads, 2 key/value heads", "shape of attention")
+            _ = try SequenceParallelAttention(
+                .contiguous(length: 100, ranks: ranks.count), queryHeads: isBad ? 4 : 8, kvHeads: 2, headDim: 16, on: ranks)
         case .version:
             break
         case .large:

@@ -31,7 +31,7 @@ struct ProcessRanksTests {
     @Test(
         "a fault is an error on every rank, which names rank and operation",
         arguments: [
-            ("shape", "shape of attention", "on rank 1: 4 query heads"),
+            ("shape", "the plan of sequence-parallel attention", "heads 4/2"),
             ("version", "version of SparseKernels", "on rank 1: 0.0.0"),
             ("large", "wait of world", "from rank 1, got more than 1000 bytes"),
             ("free", "of world.group", "rank 1"),

@@ -12,7 +12,7 @@ struct ThreadRanksTests {
     @Test(
         "a fault is an error on every rank",
         arguments: [
-            ("shape", "on rank 1: 4 query heads"), ("version", "on rank 1: 0.0.0"), ("large", "at most 1000 bytes from rank 1"),
+            ("shape", "heads 4/2"), ("version", "on rank 1: 0.0.0"), ("large", "at most 1000 bytes from rank 1"),
             ("free", "rank 1"), ("silent", "rank 1"), ("error", "tokens.bin must be a file"),
         ])
     func fault(_ kind: String, _ reason: String) {

@@ -14,7 +14,7 @@ struct RankCheck: Sendable {
 }
 
 enum RankChecks {
-    static let all = messages + collectives + groups
+    static let all = messages + collectives + groups + attention
 
     /// Makes all checks, and prints on rank 0.
     /// - Returns: the number of those that failed on any rank.
