@@ -54,8 +54,7 @@ public struct TokenShards: Hashable, Sendable {
                 guard !range.isEmpty, range.lowerBound >= least, range.upperBound <= length else {
                     throw SparseKernelsError(
                         .invalidArgument, "ranges[\(rank)][\(index)]",
-                        expected: "a range of tokens within \(least)..<\(length)",
-                        actual: "\(range)")
+                        expected: "a range of tokens within \(least)..<\(length)", actual: "\(range)")
                 }
                 if let last = list.last, last.upperBound == range.lowerBound {
                     list[list.count - 1] = last.lowerBound..<range.upperBound
@@ -114,6 +113,21 @@ public struct TokenShards: Hashable, Sendable {
             if pieces[middle].tokens.upperBound <= token { low = middle + 1 } else { high = middle }
         }
         return pieces[low]
+    }
+
+    /// The shards in some letters, for ranks to agree on: their numbers, and a hash (FNV-1a) of all ranges, which is the same in every
+    /// process.
+    package var summary: String {
+        var hash: UInt64 = 0xcbf2_9ce4_8422_2325
+        func add(_ value: Int) { hash = (hash ^ UInt64(bitPattern: Int64(value))) &* 0x100_0000_01b3 }
+        for own in ranges {
+            add(own.count)
+            for range in own {
+                add(range.lowerBound)
+                add(range.upperBound)
+            }
+        }
+        return "\(length) tokens on \(ranks) ranks (\(String(hash, radix: 16)))"
     }
 
     // MARK: - Checks
