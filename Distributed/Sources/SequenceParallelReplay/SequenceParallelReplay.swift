@@ -9,8 +9,11 @@ public enum SequenceParallelReplay {
     public static var operations: [String] { replays.keys.sorted() }
 
     private static let replays: [String: Replay] = [
+        "longvila.attention_2d": replayAttention2D,
         "longvila.reshard": replayReshard,
+        "longvila.ring_attention": replayRingAttention,
         "longvila.shard_maps": replayShardMaps,
+        "longvila.ulysses": replayUlysses,
     ]
 
     /// Replays one file.
