@@ -97,9 +97,9 @@ public final class SequenceParallelGradient {
         group = try Self.split(communicator, color: ownGroup, key: place, "ulysses")
         ring = try Self.split(communicator, color: place, key: ownGroup, "ring")
         schedule = GradientSchedule(shards, grid, group: ownGroup, mask: mask)
-        // Slices drive transfers; without any, or without a choice of heads, there is one.
+        // Transfers make progress between slices. Alone a group has none.
         let localKVHeads = heads.localKVHeads
-        slices = grid.ring == 1 || !overlaps ? 1 : (1...min(4, localKVHeads)).last { localKVHeads % $0 == 0 } ?? 1
+        slices = grid.ring == 1 ? 1 : (1...min(4, localKVHeads)).last { localKVHeads % $0 == 0 } ?? 1
         buffers = try GradientBuffers(schedule, heads, ownCount: shards.count(of: communicator.rank), slices: slices)
         var plans: [[AttentionGradient]] = []
         for step in schedule.steps {
