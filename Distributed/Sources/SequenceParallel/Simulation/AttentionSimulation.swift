@@ -5,6 +5,8 @@
 /// sides have come to its step and the memory for it is free. In the end outputs go back. What follows from uneven work, from slow
 /// links in a ring of fast ones, and from what transfers hide behind, is thus found and not assumed.
 ///
+/// Keys that no later group of the ring sees are not passed on.
+///
 /// Transfers that occupy a core (``RankMachine/Link/occupiesCore``) are added to the computation of the rank that receives.
 ///
 /// - Complexity: O(ring² · pieces²) for the pieces of the sequence that a group has: one or two.
@@ -53,9 +55,14 @@ public struct AttentionSimulation: Hashable, Sendable {
         }
         let ring = shards.ranks / ulysses
         let plan = RingPlan(costs, shards, ulysses: ulysses, machine)
+        let hops = plan.hops(isCausal: isCausal)
         let tokens = (0..<shards.ranks).map { shards.count(of: $0) }
         for rank in tokens.indices {
-            let sent = costs.sentBytes(by: rank, tokens: tokens, ulysses: ulysses).total
+            var sent = costs.sentBytes(by: rank, tokens: tokens, ulysses: ulysses).exchange
+            for step in 0..<ring - 1 {
+                let block = (rank / ulysses - step + ring) % ring
+                if step < hops[block] { sent += plan.tokens[block] * costs.ringBytesPerToken(ulysses: ulysses) }
+            }
             largestSentBytes = max(largestSentBytes, sent)
             totalSentBytes += sent
         }
@@ -74,11 +81,12 @@ public struct AttentionSimulation: Hashable, Sendable {
                 let work = plan.seconds(of: seen, group: group, block: block, isFirst: step == 0)
                 next[group].computing += work
                 next[group].time += work
-                guard step + 1 < ring else { continue }
+                let coming = (block - 1 + ring) % ring
+                guard step < hops[coming] else { continue }
                 // Meanwhile the group before sends what it computes with, into memory that is free when the block before is gone.
                 let (from, to) = ((group - 1 + ring) % ring, (group + 1) % ring)
                 let begin = max(state[from].time, state[group].time, arrivals[to])
-                let transfer = plan.transfer(to: group, of: (block - 1 + ring) % ring)
+                let transfer = plan.transfer(to: group, of: coming)
                 let arrival = begin + transfer.seconds
                 next[group].transferring += transfer.seconds
                 next[group].copying += transfer.copying
@@ -116,7 +124,7 @@ private struct RingPlan {
     let machine: RankMachine
     /// The tokens of each group, in order.
     let ranges: [[Range<Int>]]
-    private let tokens: [Int]
+    let tokens: [Int]
     private let ring: Int
 
     init(_ costs: SequenceParallelCosts, _ shards: TokenShards, ulysses: Int, _ machine: RankMachine) {
@@ -144,6 +152,18 @@ private struct RingPlan {
 
     // MARK: - Computing
 
+    /// Query rows of a slice, over all heads, as ``SequenceParallelAttention`` has them.
+    private static let sliceRows = 16 * 96
+
+    /// How far the keys of each group go round: to the last group that sees some.
+    func hops(isCausal: Bool) -> [Int] {
+        (0..<ring).map { block in
+            var hops = ring - 1
+            while hops > 0 && visiblePairs(ranges[(block + hops) % ring], ranges[block], isCausal: isCausal) == 0 { hops -= 1 }
+            return hops
+        }
+    }
+
     /// Seconds of a step: the multiply-adds, and to merge its rows into those of the steps before.
     func seconds(of pairs: Int, group: Int, block: Int, isFirst: Bool) -> Double {
         if pairs == 0 { return 0 }
@@ -154,7 +174,9 @@ private struct RingPlan {
         let rows = ranges[group].reduce(0) { $0 + max(0, $1.upperBound - max($1.lowerBound, first)) }
         // Two partial outputs are read and one is written.
         let merged = isFirst ? 0 : rows * heads * costs.valueDim * 3 * 4
-        return machine.attentionCallSeconds + work + Double(merged) / memoryRate
+        // Rows are computed in slices, between which messages are looked after.
+        let calls = shards.ranks == 1 ? 1 : (rows * heads + Self.sliceRows - 1) / Self.sliceRows
+        return Double(calls) * machine.attentionCallSeconds + work + Double(merged) / memoryRate
     }
 
     private var memoryRate: Double { machine.memoryRate(ranksOfHost: min(machine.ranksPerHost, shards.ranks)) }

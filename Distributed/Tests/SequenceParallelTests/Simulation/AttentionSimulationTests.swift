@@ -79,6 +79,20 @@ struct AttentionSimulationTests {
         #expect(Self.close(try exchange(8), 4 * 4 * Double(512 * (3 + 1) * 64 * 4) / 1e6, 1e-6))
     }
 
+    @Test("keys go round as far as some group sees them")
+    func hops() throws {
+        // Every rank has 4 tokens, with keys and values of 8 heads of 64 channels.
+        let (n, row) = (16, 8 * 128 * 4)
+        func sent(_ shards: TokenShards, isCausal: Bool) throws -> Int {
+            try AttentionSimulation(Self.costs, shards: shards, ulysses: 1, isCausal: isCausal, on: Self.ideal).totalSentBytes
+        }
+        let plain = try TokenShards.contiguous(length: n, ranks: 4)
+        #expect(try sent(plain, isCausal: true) == (3 + 2 + 1) * 4 * row)
+        #expect(try sent(plain, isCausal: false) == 4 * 3 * 4 * row)
+        let zigzag = try TokenShards.zigzag(length: n, ulysses: 1, ring: 4)
+        #expect(try sent(zigzag, isCausal: true) == 4 * 3 * 4 * row)
+    }
+
     @Test("uneven and empty shards are simulated")
     func uneven() throws {
         let shards = try TokenShards(length: 10, ranges: [[0..<3, 9..<10], [], [3..<9], []])
