@@ -52,16 +52,20 @@ struct MeasureCommand: ParsableCommand {
     }
 
     func run() throws {
-        let (link, name, threads) = (try link(), name, threads)
+        let (link, name, threads, check) = (try link(), name, threads, check)
         let effort: RankMeasurement.Effort = quick ? .least : .usual
         let result = try RankRunner.run(local: local) { (ranks) throws(SparseKernelsError) in
             let pool = WorkerPool(threads: threads)
             let measured = try RankMeasurement(
                 on: ranks, host: RankRunner.host, named: name, assuming: link, effort: effort, pool: pool)
-            return (measured, 0)
+            let checks = try check.map { tokens throws(SparseKernelsError) in
+                try SimulationCheck.all(tokens: tokens, measured.machine, on: ranks, pool: pool)
+            }
+            return (measured, checks)
         }
-        guard let (measured, _) = result else { return }
+        guard let (measured, checks) = result else { return }
         measured.lines.forEach { printNow($0) }
+        checks.map { SimulationCheck.lines($0, tokens: check!) }?.forEach { printNow($0) }
         if let json {
             let encoder = JSONEncoder()
             encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
