@@ -5,4 +5,5 @@ struct SparseRanks: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "sparse-ranks", abstract: "Sequence parallelism on several ranks.",
         subcommands: [CheckCommand.self, FaultCommand.self])
+        subcommands: [MeasureCommand.self, SimulateCommand.self])
 }
