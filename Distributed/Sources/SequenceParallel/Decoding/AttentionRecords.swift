@@ -1,9 +1,10 @@
 internal import Foundation
 
-/// How the states of some queries over the keys of one rank lie in memory: token by token, the outputs of all heads, then their LSE.
+/// How the states of some queries over the keys of one rank lie in memory: token by token, the outputs of all heads, then their
+/// LSE.
 ///
-/// Attention writes the outputs where they are sent from. The states of a token are adjacent, so that those of a range of tokens are one
-/// part of a message.
+/// Attention writes the outputs where they are sent from. The states of a token are adjacent, so that those of a range of
+/// tokens are one part of a message.
 struct AttentionRecords {
     let heads: Int
     /// Channels of an output.
@@ -40,8 +41,8 @@ struct AttentionRecords {
 
 /// The states of the same queries over the keys of every rank, which are merged in the order of the ranks.
 ///
-/// With m the largest LSE and w_r = e^(LSE_r − m): output Σ (w_r / Σ w)·o_r, and LSE m + ln Σ w. Weights are computed in `Double`. A
-/// rank without a key that is seen contributes nothing; when one rank alone contributes, its bits are the result.
+/// With m the largest LSE and w_r = e^(LSE_r − m): output Σ (w_r / Σ w)·o_r, and LSE m + ln Σ w. Weights are computed in
+/// `Double`. A rank without a key that is seen contributes nothing; when one rank alone contributes, its bits are the result.
 ///
 /// The class of the buffers outlives the calls, so that the addresses are valid while one runs.
 struct RecordMerge<Output: AttentionElement>: @unchecked Sendable {

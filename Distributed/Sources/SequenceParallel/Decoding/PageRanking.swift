@@ -1,7 +1,7 @@
 /// The competition of the pages of all ranks: what ranks tell each other, and who wins.
 ///
-/// For a sequence a rank sends the number of its pages, the first tokens of those at its ends, which may be forced, and for each list
-/// the first tokens and scores of its best pages. Of the pages that win, a rank has at most as many as it sends.
+/// For a sequence a rank sends the number of its pages, the first tokens of those at its ends, which may be forced, and for
+/// each list the first tokens and scores of its best pages. Of the pages that win, a rank has at most as many as it sends.
 struct PageRanking {
     private let selector: PageSelector
     private let ranks: Int
@@ -101,7 +101,9 @@ struct PageRanking {
             }
             place += list * candidates[sequence] * 2
             for _ in 0..<candidates[sequence] {
-                if words[place] >= 0 { found.append(Candidate(key: Int32(truncatingIfNeeded: words[place + 1]), token: words[place])) }
+                if words[place] >= 0 {
+                    found.append(Candidate(key: Int32(truncatingIfNeeded: words[place + 1]), token: words[place]))
+                }
                 place += 2
             }
         }

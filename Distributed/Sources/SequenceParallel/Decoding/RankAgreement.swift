@@ -1,7 +1,7 @@
 /// Lets all ranks succeed or fail together, before any of them has changed something.
 ///
-/// Each rank says in one small message whether it can go on, and what it is about to do. Ranks are then told apart that were called
-/// with other arguments, and one that cannot go on stops all of them.
+/// Each rank says in one small message whether it can go on, and what it is about to do. Ranks are then told apart that were
+/// called with other arguments, and one that cannot go on stops all of them.
 final class RankAgreement {
     private let communicator: any Communicator
     private let message: MessageBuffer

@@ -23,15 +23,15 @@ extension ShardedKVCache {
         return try communicator.gather([local.usedPageCount, local.freePageCount]).map { PageCounts(used: $0[0], free: $0[1]) }
     }
 
-    /// The pages of all ranks together. Every rank calls it. A call may fail for lack of pages while there are some: those of the
-    /// rank that owns the tokens count.
+    /// The pages of all ranks together. Every rank calls it. A call may fail for lack of pages while there are some: those of
+    /// the rank that owns the tokens count.
     /// - Throws: `.communication`.
     public func totalPages() throws(SparseKernelsError) -> PageCounts {
         try pages().reduce(PageCounts(used: 0, free: 0)) { $0 + $1 }
     }
 
-    /// The free pages that it takes on each rank to append tokens to every layer of some sequences, where `placement` puts them:
-    /// new pages, and copies of shared ones. Every rank calls it.
+    /// The free pages that it takes on each rank to append tokens to every layer of some sequences, where `placement` puts
+    /// them: new pages, and copies of shared ones. Every rank calls it.
     ///
     /// - Parameters:
     ///   - counts: tokens for each sequence, 0 or more.

@@ -3,8 +3,8 @@
 extension ShardedKVCache {
     /// Who owns the next tokens of a layer of a sequence.
     ///
-    /// Tokens that another layer has already are where they are. Others continue the page of the last token, and new pages go to the
-    /// rank that has the fewest tokens.
+    /// Tokens that another layer has already are where they are. Others continue the page of the last token, and new pages go
+    /// to the rank that has the fewest tokens.
     ///
     /// ```swift
     /// let shards = try cache.placement(of: 512, in: sequence)

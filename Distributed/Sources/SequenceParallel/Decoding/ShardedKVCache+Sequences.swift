@@ -21,7 +21,8 @@ extension ShardedKVCache {
         entries[sequence.number] = nil
     }
 
-    /// Makes a sequence that begins with the tokens of another one and shares their pages, on every rank. See `PagedKVCache.fork`.
+    /// Makes a sequence that begins with the tokens of another one and shares their pages, on every rank. See
+    /// `PagedKVCache.fork`.
     ///
     /// - Parameters:
     ///   - sequence: the parent, which does not change.
@@ -75,8 +76,8 @@ extension ShardedKVCache {
     }
 
     /// Returns pages inside a range of tokens to the pools, for heads that see the first and the last tokens only. See
-    /// `PagedKVCache.discard`. Pages that the range covers only in part stay; so a rank that has runs which are not whole pages keeps
-    /// one or two pages more. No message is sent.
+    /// `PagedKVCache.discard`. Pages that the range covers only in part stay; so a rank that has runs which are not whole pages
+    /// keeps one or two pages more. No message is sent.
     ///
     /// - Parameters:
     ///   - sequence: the sequence. Other sequences that share the pages keep them.
@@ -103,7 +104,8 @@ extension ShardedKVCache {
         }
     }
 
-    /// Whether a page whose metadata describe tokens on both sides of a cut is needed on both. Throws when the rows cannot end there.
+    /// Whether a page whose metadata describe tokens on both sides of a cut is needed on both. Throws when the rows cannot end
+    /// there.
     private func copiesPage(cutting entry: Entry, at rows: Int) throws(SparseKernelsError) -> Bool {
         let offset = rows % configuration.pageSize
         if offset != 0, try local.pageTable(of: entry.name)[rows / configuration.pageSize] < 0 {

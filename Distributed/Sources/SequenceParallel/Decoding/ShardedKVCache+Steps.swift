@@ -1,8 +1,8 @@
 // Steps of decoding: a token for each of some sequences.
 
 extension ShardedKVCache {
-    /// Appends one token to one layer of each of several sequences: what a step of decoding does on every rank. Each rank stores the
-    /// tokens that it owns.
+    /// Appends one token to one layer of each of several sequences: what a step of decoding does on every rank. Each rank
+    /// stores the tokens that it owns.
     ///
     /// - Parameters:
     ///   - key: `[kvHeads, sequences, headDim]`, the same on every rank: token i goes to `sequences[i]`.
@@ -11,8 +11,8 @@ extension ShardedKVCache {
     ///   - layer: the layer of the keys and values.
     ///   - pool: the threads that write heads and sequences in parallel.
     /// - Throws: the errors of `PagedKVCache.append(key:value:toEach:layer:on:)`, on every rank. Nothing changes then.
-    /// - Complexity: O(sequences · ranks). One small message per rank where a token begins a page of its owner, or its page may be
-    ///   shared; otherwise none.
+    /// - Complexity: O(sequences · ranks). One small message per rank where a token begins a page of its owner, or its page may
+    ///   be shared; otherwise none.
     public func append<Key: AttentionElement, Value: AttentionElement>(
         key: TensorView<Key>, value: TensorView<Value>, toEach sequences: [SequenceID], layer: Int = 0,
         on pool: WorkerPool = .shared

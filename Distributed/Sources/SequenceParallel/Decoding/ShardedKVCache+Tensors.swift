@@ -22,7 +22,8 @@ extension ShardedKVCache {
             on: pool)
     }
 
-    /// Appends tokens to one layer of a sequence, whose rows are on every rank. See `append(key:value:to:layer:on:)` with views.
+    /// Appends tokens to one layer of a sequence, whose rows are on every rank. See `append(key:value:to:layer:on:)` with
+    /// views.
     ///
     /// - Parameters:
     ///   - key: `[kvHeads, tokens, headDim]`, the same on every rank.

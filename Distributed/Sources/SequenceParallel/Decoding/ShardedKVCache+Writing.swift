@@ -4,15 +4,15 @@ extension ShardedKVCache {
     /// Appends tokens to one layer of a sequence, of which every rank has its own rows.
     ///
     /// - Parameters:
-    ///   - key: `[kvHeads, shards.count(of: rank), headDim]`: the keys of the tokens that this rank owns, ascending. Of any attention
-    ///     element type and strides. A rank that owns none may pass any view without tokens.
+    ///   - key: `[kvHeads, shards.count(of: rank), headDim]`: the keys of the tokens that this rank owns, ascending. Of any
+    ///     attention element type and strides. A rank that owns none may pass any view without tokens.
     ///   - value: `[kvHeads, shards.count(of: rank), valueDim]`.
     ///   - sequence: the sequence.
     ///   - shards: who owns the new tokens; the same on every rank. Layers that follow give their tokens the same owners.
     ///   - layer: the layer of the keys and values.
     ///   - pool: the threads that write heads and pages in parallel.
-    /// - Throws: the errors of `PagedKVCache.append`, and `.invalidArgument` for shards of another number of ranks, or that have other
-    ///   owners than an earlier layer. When a rank has one, all ranks throw it, and nothing changes on any rank.
+    /// - Throws: the errors of `PagedKVCache.append`, and `.invalidArgument` for shards of another number of ranks, or that
+    ///   have other owners than an earlier layer. When a rank has one, all ranks throw it, and nothing changes on any rank.
     /// - Complexity: O(own tokens + pieces), and one small message per rank.
     public func append<Key: AttentionElement, Value: AttentionElement>(
         key: TensorView<Key>, value: TensorView<Value>, to sequence: SequenceID, shards: TokenShards, layer: Int = 0,

@@ -1,7 +1,8 @@
-/// Keys and values of sequences whose pages live on several ranks: contexts that one machine cannot hold, or cannot read fast enough.
+/// Keys and values of sequences whose pages live on several ranks: contexts that one machine cannot hold, or cannot read fast
+/// enough.
 ///
-/// Every rank has a ``PagedKVCache`` of its own and stores the tokens that it owns. Which rank owns which tokens is known on all of
-/// them. ``ShardedPagedAttention`` attends the tokens where they are, and only outputs travel.
+/// Every rank has a ``PagedKVCache`` of its own and stores the tokens that it owns. Which rank owns which tokens is known on
+/// all of them. ``ShardedPagedAttention`` attends the tokens where they are, and only outputs travel.
 ///
 /// ```swift
 /// let cache = try ShardedKVCache(KVCacheConfiguration(kvHeads: 8, headDim: 128, pageCapacity: 1024), on: ranks)
@@ -11,14 +12,14 @@
 /// try cache.append(key: key, value: value, toEach: [sequence])                // a step: the same row on every rank
 /// ```
 ///
-/// **Owners.** A prompt may be cut in any way. New tokens continue the page of the last token, on its rank; a new page goes to the rank
-/// with the fewest tokens of the sequence, of these to the one with the fewest tokens of all sequences, and then to the lowest. So
-/// pages go round, and ranks that were behind catch up. Where tokens are cut at multiples of the page size, pages of the ranks are
-/// pages of the sequence.
+/// **Owners.** A prompt may be cut in any way. New tokens continue the page of the last token, on its rank; a new page goes to
+/// the rank with the fewest tokens of the sequence, of these to the one with the fewest tokens of all sequences, and then to
+/// the lowest. So pages go round, and ranks that were behind catch up. Where tokens are cut at multiples of the page size,
+/// pages of the ranks are pages of the sequence.
 ///
-/// **Ranks.** Every rank makes the same calls in the same order. What a call could fail for on one rank only, such as too few pages, is
-/// settled between the ranks before any of them writes: then all throw the same error, which names the rank, and nothing changes.
-/// Appending a step sends a message when a page is begun, and otherwise none.
+/// **Ranks.** Every rank makes the same calls in the same order. What a call could fail for on one rank only, such as too few
+/// pages, is settled between the ranks before any of them writes: then all throw the same error, which names the rank, and
+/// nothing changes. Appending a step sends a message when a page is begun, and otherwise none.
 ///
 /// **Threads.** As ``PagedKVCache``; and a rank's cache belongs to the thread of its communicator.
 ///

@@ -9,13 +9,13 @@
 /// | Scope | Pages | Messages |
 /// |---|---|---|
 /// | `.eachRank` | the best of each rank, which reads `tokenBudget` / ranks tokens | none |
-/// | `.allRanks` | the best of all: those of one machine, where runs are whole pages | one per rank, of the best scores of each |
+/// | `.allRanks` | the best of all: those of one machine, where runs are whole pages | one per rank, of its best scores |
 ///
-/// With `.eachRank` every rank keeps its own first and last pages, as many as the selector forces. It reads the same on all ranks, but
-/// misses pages where the best are on few of them. With `.allRanks` a rank may have more to read than others.
+/// With `.eachRank` every rank keeps its own first and last pages, as many as the selector forces. It reads the same on all
+/// ranks, but misses pages where the best are on few of them. With `.allRanks` a rank may have more to read than others.
 ///
-/// Pages are those of the ranks' caches. They are ranked as ``PageSelector`` ranks them; equal scores by the position of the first
-/// token. Where runs are not whole pages, tokens that are far apart may share a page and its bounds.
+/// Pages are those of the ranks' caches. They are ranked as ``PageSelector`` ranks them; equal scores by the position of the
+/// first token. Where runs are not whole pages, tokens that are far apart may share a page and its bounds.
 ///
 /// - Source: the selectors of Quest and LServe; a union of the best of every part holds the best of the whole.
 /// - Complexity: that of the selector for the own tokens; with `.allRanks` also O(ranks · budget · log) per list.

@@ -3,13 +3,14 @@ internal import Foundation
 extension ShardedPagedAttention {
     /// Attends queries of which every rank has its own: a prompt, or a chunk of one, that was appended with the same shards.
     ///
-    /// The queries go to all ranks, which attend the tokens that they own; the states go back to the rank of the query, which merges
-    /// them in the order of the ranks. That moves queries and outputs of the chunk, while the tokens before it stay where they are:
-    /// the way to go where a chunk is short beside what it attends. For a whole prompt see ``SequenceParallelAttention``.
+    /// The queries go to all ranks, which attend the tokens that they own; the states go back to the rank of the query, which
+    /// merges them in the order of the ranks. That moves queries and outputs of the chunk, while the tokens before it stay
+    /// where they are: the way to go where a chunk is short beside what it attends. For a whole prompt see
+    /// ``SequenceParallelAttention``.
     ///
     /// - Parameters:
-    ///   - query: `queryHeads` × `shards.count(of: rank)` × `headDim`: the queries of the tokens that this rank has, ascending. A rank
-    ///     without any passes a view without tokens.
+    ///   - query: `queryHeads` × `shards.count(of: rank)` × `headDim`: the queries of the tokens that this rank has, ascending.
+    ///     A rank without any passes a view without tokens.
     ///   - shards: who has which of the last `shards.length` tokens of the sequence.
     ///   - cache: the cache, which already has the keys and values of all queries.
     ///   - sequence: the sequence of the queries.
@@ -18,8 +19,8 @@ extension ShardedPagedAttention {
     ///   - logSumExp: `[queryHeads, shards.count(of: rank)]`.
     ///   - pool: the threads to use. The call blocks until they are done.
     /// - Throws: the errors of `run(query:cache:sequences:…)`. When one rank has one, all throw it, and nothing is written.
-    /// - Complexity: sends the own queries to each other rank, and their states back: per token
-    ///   `queryHeads` · (`headDim` · element size + (`valueDim` + 1) · 4) bytes.
+    /// - Complexity: sends the own queries to each other rank, and their states back: per token `queryHeads` · (`headDim` ·
+    ///   element size + (`valueDim` + 1) · 4) bytes.
     public func run<Q: AttentionElement, O: AttentionElement>(
         query: TensorView<Q>, shards: TokenShards, cache: ShardedKVCache, sequence: ShardedKVCache.SequenceID,
         layer: Int = 0, output: consuming MutableTensorView<O>, logSumExp: consuming MutableSpan<Float>? = nil,

@@ -12,14 +12,14 @@ internal import Foundation
 /// let state = try attention(query: query, cache: cache, sequences: [sequence])    // the same on every rank
 /// ```
 ///
-/// - Every rank makes the same calls with the same arguments and, unless one sends them, the same queries. When one rank cannot do a
-///   call, all throw its error.
+/// - Every rank makes the same calls with the same arguments and, unless one sends them, the same queries. When one rank cannot
+///   do a call, all throw its error.
 /// - Results are bitwise equal on all ranks, for every number of threads of each, and in every run. They are those of
 ///   ``PagedAttention`` over all tokens up to rounding, and on one rank its bits.
 /// - A query that attends no token gives output 0 and LSE −∞. Input that is not finite affects only the queries that see it.
 /// - Linear biases (ALiBi) need positions that the ranks' caches do not have, and are refused on more than one rank.
-/// - Complexity: each rank does the work of ``PagedAttention`` for its own tokens, and merges `ranks` states per query and head.
-///   Sends ``messageByteCount(queries:)`` to each other rank.
+/// - Complexity: each rank does the work of ``PagedAttention`` for its own tokens, and merges `ranks` states per query and
+///   head. Sends ``messageByteCount(queries:)`` to each other rank.
 /// - Memory: messages of `ranks` states per query, grown when a call has more queries than any before; otherwise as
 ///   ``PagedAttention``.
 /// - Source: FlashDecoding (Dao et al., 2023) over ranks instead of threads; states and their merge as in Ye et al., FlashInfer
@@ -66,8 +66,8 @@ public final class ShardedPagedAttention {
     ///   - modifiers: how scores become probabilities.
     ///   - communicator: that of the caches.
     ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
-    /// - Throws: the errors of ``PagedAttention``; `.invalidArgument` for ALiBi on more than one rank; `.communication` when ranks
-    ///   have other arguments.
+    /// - Throws: the errors of ``PagedAttention``; `.invalidArgument` for ALiBi on more than one rank; `.communication` when
+    ///   ranks have other arguments.
     public init(
         queryHeads: Int, configuration: KVCacheConfiguration, mask: KVMask = .causal,
         modifiers: ScoreModifiers = ScoreModifiers(), on communicator: any Communicator,
@@ -111,18 +111,20 @@ public final class ShardedPagedAttention {
     /// Attends queries that are the same on all ranks into the caller's memory.
     ///
     /// - Parameters:
-    ///   - query: `queryHeads` × Σ `queryLengths` × `headDim`, one sequence after the other. With a `root`, other ranks may pass any
-    ///     view of the same extents and element type; it is not read.
+    ///   - query: `queryHeads` × Σ `queryLengths` × `headDim`, one sequence after the other. With a `root`, other ranks may
+    ///     pass any view of the same extents and element type; it is not read.
     ///   - cache: the cache, which already has the keys and values of all queries.
     ///   - sequences: the sequences of the queries.
     ///   - queryLengths: queries of each sequence, 0 or more; 1 each unless given. Query i of n has position length − n + i.
     ///   - layer: the layer of the cache.
-    ///   - selector: chooses the pages to attend; nil attends all. Needs one query per sequence and the mask `.causal` or `.full`.
+    ///   - selector: chooses the pages to attend; nil attends all. Needs one query per sequence and the mask `.causal` or
+    ///     `.full`.
     ///   - root: the rank whose queries all use; nil when all have them.
     ///   - output: `queryHeads` × Σ `queryLengths` × `valueDim`.
     ///   - logSumExp: natural log of the sum of exponentials of each row, `[queryHeads, Σ queryLengths]`.
     ///   - pool: the threads to use. The call blocks until they are done.
-    /// - Throws: the errors of `PagedAttention.run`; `.communication`. When one rank has one, all throw it, and nothing is written.
+    /// - Throws: the errors of `PagedAttention.run`; `.communication`. When one rank has one, all throw it, and nothing is
+    ///   written.
     public func run<Q: AttentionElement, O: AttentionElement>(
         query: TensorView<Q>, cache: ShardedKVCache, sequences: [ShardedKVCache.SequenceID], queryLengths: [Int]? = nil,
         layer: Int = 0, selector: ShardedPageSelector? = nil, root: Int? = nil,
@@ -270,89 +272,6 @@ public final class ShardedPagedAttention {
         try communicator.broadcast(queries, 0..<bytes, from: root)
         return queries
     }
-
-    // MARK: - Checks
-
-    /// Throws, on every rank alike, unless cache, sequences and layer fit.
-    func check(
-        _ cache: ShardedKVCache, _ sequences: [ShardedKVCache.SequenceID], layer: Int
-    ) throws(SparseKernelsError) -> [ShardedKVCache.Entry] {
-        guard cache.configuration == configuration, cache.communicator === communicator else {
-            throw SparseKernelsError(
-                .invalidShape, "cache", expected: "of the configuration and the ranks that the operator was made for",
-                actual: "another one")
-        }
-        try cache.requireLayer(layer)
-        var entries: [ShardedKVCache.Entry] = []
-        entries.reserveCapacity(sequences.count)
-        for sequence in sequences { entries.append(try cache.entry(of: sequence)) }
-        return entries
-    }
-
-    /// The number of queries.
-    private func check(
-        _ query: TensorGeometry, _ sequences: [ShardedKVCache.SequenceID], _ queryLengths: [Int]?,
-        _ selector: ShardedPageSelector?
-    ) throws(SparseKernelsError) -> Int {
-        try check(query: query)
-        var count = sequences.count
-        if let queryLengths {
-            guard queryLengths.count == sequences.count else {
-                throw SparseKernelsError(
-                    .invalidShape, "queryLengths", expected: "one per sequence (\(sequences.count))",
-                    actual: "\(queryLengths.count)")
-            }
-            count = 0
-            for (index, length) in queryLengths.enumerated() {
-                guard length >= 0, length <= query.tokens else {
-                    throw SparseKernelsError(
-                        .invalidShape, "queryLengths[\(index)]",
-                        expected: "0 or more queries, and no more than the \(query.tokens) of the call", actual: "\(length)")
-                }
-                count += length
-            }
-        }
-        guard query.tokens == count else {
-            throw SparseKernelsError(
-                .invalidShape, "query", expected: "Σ queryLengths = \(count) tokens", actual: "\(query.tokens)")
-        }
-        guard let selector else { return count }
-        guard mask == .causal || mask == .full else {
-            throw SparseKernelsError(
-                .invalidArgument, "selector", expected: "nil with a mask that is not .causal or .full",
-                actual: "a selector with \(mask)")
-        }
-        guard queryLengths?.allSatisfy({ $0 == 1 }) ?? true else {
-            throw SparseKernelsError(
-                .invalidShape, "queryLengths", expected: "1 each, with a selector", actual: "others")
-        }
-        guard selector.communicator === communicator else {
-            throw SparseKernelsError(
-                .invalidArgument, "selector", expected: "of the ranks of the operator", actual: "one of others")
-        }
-        return count
-    }
-
-    func check(query: TensorGeometry) throws(SparseKernelsError) {
-        guard query.heads == queryHeads, query.channels == configuration.headDim else {
-            throw SparseKernelsError(
-                .invalidShape, "query", expected: "\(queryHeads) heads of \(configuration.headDim) channels",
-                actual: "\(query.heads) of \(query.channels)")
-        }
-    }
-
-    func check(output: TensorGeometry, logSumExp: Int?, count: Int) throws(SparseKernelsError) {
-        guard output.heads == queryHeads, output.tokens == count, output.channels == configuration.valueDim else {
-            throw SparseKernelsError(
-                .invalidShape, "output", expected: "\(queryHeads) heads × \(count) tokens × \(configuration.valueDim) channels",
-                actual: "\(output.heads) × \(output.tokens) × \(output.channels)")
-        }
-        guard logSumExp == nil || logSumExp == queryHeads * count else {
-            throw SparseKernelsError(
-                .invalidShape, "logSumExp", expected: "queryHeads × queries = \(queryHeads * count) elements",
-                actual: "\(logSumExp ?? 0)")
-        }
-    }
 }
 
 /// What calls of ``ShardedPagedAttention`` took on a rank, and what it sent.
@@ -368,11 +287,4 @@ public struct ShardedAttentionStatistics: Hashable, Sendable {
     public var sentBytes = 0
 
     public init() {}
-}
-
-extension TensorGeometry {
-    /// The same extents in adjacent rows.
-    func packed() throws(SparseKernelsError) -> TensorGeometry {
-        try TensorGeometry(heads: heads, tokens: tokens, channels: channels, layout: .hnd, named: "query")
-    }
 }

@@ -8,9 +8,10 @@ struct ShardedDecodingErrorsTests {
     private static func expect(
         _ texts: String..., ranks: Int = 3, problem: ShardedProblem = ShardedProblem(lengths: [40, 20]), pages: Int = 200,
         sourceLocation: SourceLocation = #_sourceLocation,
-        _ body: @escaping @Sendable (
-            ShardedKVCache, [ShardedKVCache.SequenceID], any Communicator
-        ) throws(SparseKernelsError) -> Void
+        _ body:
+            @escaping @Sendable (
+                ShardedKVCache, [ShardedKVCache.SequenceID], any Communicator
+            ) throws(SparseKernelsError) -> Void
     ) throws {
         let results = try LocalCommunicator.run(ranks: ranks, timeLimit: 20) { (ranks) throws(SparseKernelsError) in
             let (cache, sequences) = try problem.sharded(on: ranks)
@@ -40,14 +41,16 @@ struct ShardedDecodingErrorsTests {
     @Test("a rank without a free page stops all of them")
     func capacity() throws {
         // Rank 1 gets all of a prompt, and has no room for it.
-        try Self.expect("capacity exceeded", "pageCapacity", "13 more pages", "on rank 1") { (cache, sequences, ranks) throws(SparseKernelsError) in
+        try Self.expect("capacity exceeded", "pageCapacity", "13 more pages", "on rank 1") {
+            (cache, sequences, ranks) throws(SparseKernelsError) in
             let small = try ShardedKVCache(ShardedProblem(lengths: []).configuration(pages: 12), on: ranks)
             let shards = try TokenShards(length: 200, ranges: [[], [0..<200], []])
             let (key, value) = try Self.rows(ranks.rank == 1 ? 200 : 0)
             try small.append(key: key, value: value, to: small.makeSequence(), shards: shards, on: .serial)
         }
         // Steps: every rank has one page, which is shared, so that the owner of the last one needs a copy.
-        try Self.expect("capacity exceeded", "1 more pages", "on rank 2") { (cache, sequences, ranks) throws(SparseKernelsError) in
+        try Self.expect("capacity exceeded", "1 more pages", "on rank 2") {
+            (cache, sequences, ranks) throws(SparseKernelsError) in
             let small = try ShardedKVCache(ShardedProblem(lengths: []).configuration(pages: 1), on: ranks)
             let sequence = small.makeSequence()
             let (key, value) = try Self.rows(40)
@@ -69,7 +72,8 @@ struct ShardedDecodingErrorsTests {
 
     @Test("a rank with other arguments stops all of them")
     func otherArguments() throws {
-        try Self.expect("invalid shape", "key", "[2, 5, 8]", "[2, 4, 8]", "on rank 2") { (cache, sequences, ranks) throws(SparseKernelsError) in
+        try Self.expect("invalid shape", "key", "[2, 5, 8]", "[2, 4, 8]", "on rank 2") {
+            (cache, sequences, ranks) throws(SparseKernelsError) in
             let shards = try TokenShards.contiguous(length: 15, ranks: 3)
             let (key, value) = try Self.rows(ranks.rank == 2 ? 4 : 5)
             try cache.append(key: key, value: value, to: sequences[0], shards: shards, on: .serial)
@@ -82,16 +86,19 @@ struct ShardedDecodingErrorsTests {
         try Self.expect("communication failure", "truncate", "rank 2") { (cache, sequences, ranks) throws(SparseKernelsError) in
             try cache.truncate(sequences[0], to: ranks.rank == 2 ? 7 : 8)
         }
-        try Self.expect("communication failure", "attention", "rank 1") { (cache, sequences, ranks) throws(SparseKernelsError) in
+        try Self.expect("communication failure", "attention", "rank 1") {
+            (cache, sequences, ranks) throws(SparseKernelsError) in
             let attention = try ShardedPagedAttention(queryHeads: 4, configuration: cache.configuration, on: ranks)
             let query = try Tensor<Float>(zeros: [4, 1, 8])
             _ = try attention(
                 query: query, cache: cache, sequences: [sequences[ranks.rank == 1 ? 1 : 0]], on: .serial)
         }
-        try Self.expect("communication failure", "configuration", "rank 1") { (cache, sequences, ranks) throws(SparseKernelsError) in
+        try Self.expect("communication failure", "configuration", "rank 1") {
+            (cache, sequences, ranks) throws(SparseKernelsError) in
             _ = try ShardedKVCache(ShardedProblem(lengths: []).configuration(pages: 10 + ranks.rank % 2), on: ranks)
         }
-        try Self.expect("communication failure", "ShardedPagedAttention", "rank 2") { (cache, sequences, ranks) throws(SparseKernelsError) in
+        try Self.expect("communication failure", "ShardedPagedAttention", "rank 2") {
+            (cache, sequences, ranks) throws(SparseKernelsError) in
             _ = try ShardedPagedAttention(
                 queryHeads: ranks.rank == 2 ? 2 : 4, configuration: cache.configuration, on: ranks)
         }
@@ -100,14 +107,16 @@ struct ShardedDecodingErrorsTests {
     @Test("elements that a format cannot hold on one rank stop all of them")
     func elements() throws {
         let problem = ShardedProblem(format: .int8, lengths: [40])
-        try Self.expect("invalid argument", "value", "inf at (1, 2, 3)", "on rank 0", problem: problem) { (cache, sequences, ranks) throws(SparseKernelsError) in
+        try Self.expect("invalid argument", "value", "inf at (1, 2, 3)", "on rank 0", problem: problem) {
+            (cache, sequences, ranks) throws(SparseKernelsError) in
             let shards = try TokenShards.contiguous(length: 15, ranks: 3)
             var (key, value) = try Self.rows(5)
             if ranks.rank == 0 { value[flat: (5 + 2) * 6 + 3] = .infinity }
             key[flat: 0] = 1
             try cache.append(key: key, value: value, to: sequences[0], shards: shards, on: .serial)
         }
-        try Self.expect("invalid argument", "key", "nan at (0, 0, 5)", problem: problem) { (cache, sequences, ranks) throws(SparseKernelsError) in
+        try Self.expect("invalid argument", "key", "nan at (0, 0, 5)", problem: problem) {
+            (cache, sequences, ranks) throws(SparseKernelsError) in
             var (key, value) = try Self.rows(1)
             key[flat: 5] = .nan
             value[flat: 0] = 1
@@ -150,7 +159,8 @@ struct ShardedDecodingErrorsTests {
         try Self.expect("invalid argument", "layer", "from 0 to 0", "1") { (cache, sequences, _) throws(SparseKernelsError) in
             _ = try cache.length(of: sequences[0], layer: 1)
         }
-        try Self.expect("invalid argument", "length", "from 0 to the 40", "41") { (cache, sequences, _) throws(SparseKernelsError) in
+        try Self.expect("invalid argument", "length", "from 0 to the 40", "41") {
+            (cache, sequences, _) throws(SparseKernelsError) in
             _ = try cache.fork(sequences[0], at: 41)
         }
         try Self.expect("invalid argument", "length", "-1") { (cache, sequences, _) throws(SparseKernelsError) in
@@ -221,7 +231,8 @@ struct ShardedDecodingErrorsTests {
         try Self.expect("invalid shape", "queryHeads") { (cache, _, ranks) throws(SparseKernelsError) in
             _ = try ShardedPagedAttention(queryHeads: 3, configuration: cache.configuration, on: ranks)
         }
-        try Self.expect("invalid shape", "query", "4 heads of 8", "3 of 8") { (cache, sequences, ranks) throws(SparseKernelsError) in
+        try Self.expect("invalid shape", "query", "4 heads of 8", "3 of 8") {
+            (cache, sequences, ranks) throws(SparseKernelsError) in
             _ = try Self.attend(cache, ranks)(query: Self.query(2, heads: 3), cache: cache, sequences: sequences)
         }
         try Self.expect("invalid shape", "query", "2 tokens", "3") { (cache, sequences, ranks) throws(SparseKernelsError) in
@@ -240,7 +251,8 @@ struct ShardedDecodingErrorsTests {
             let other = try ShardedKVCache(ShardedProblem(lengths: []).configuration(pages: 9), on: ranks)
             _ = try Self.attend(cache, ranks)(query: Self.query(0), cache: other, sequences: [])
         }
-        try Self.expect("invalid shape", "output", "4 heads × 2 tokens × 6") { (cache, sequences, ranks) throws(SparseKernelsError) in
+        try Self.expect("invalid shape", "output", "4 heads × 2 tokens × 6") {
+            (cache, sequences, ranks) throws(SparseKernelsError) in
             var output = try Tensor<Float>(zeros: [4, 2, 5])
             try Self.attend(cache, ranks).run(query: Self.query(2), cache: cache, sequences: sequences, into: &output)
         }
@@ -250,7 +262,8 @@ struct ShardedDecodingErrorsTests {
                 query: Self.query(own), shards: .contiguous(lengths: [2, 2, 2]), cache: cache, sequence: sequences[0])
         }
         let metadata = ShardedProblem(metadata: PageMetadata(.minMax, logicalPageSize: 16), lengths: [40, 20])
-        try Self.expect("invalid argument", "selector", "window", problem: metadata) { (cache, sequences, ranks) throws(SparseKernelsError) in
+        try Self.expect("invalid argument", "selector", "window", problem: metadata) {
+            (cache, sequences, ranks) throws(SparseKernelsError) in
             let selector = try ShardedPageSelector(
                 PageSelector(queryHeads: 4, configuration: cache.configuration, tokenBudget: 64), scope: .allRanks, on: ranks)
             _ = try Self.attend(cache, ranks, mask: .window(left: 3, right: 0))(

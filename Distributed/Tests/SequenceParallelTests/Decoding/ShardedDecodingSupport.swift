@@ -118,14 +118,14 @@ extension Tensor<Float> {
 
 /// What attention of one row over some keys on each of several ranks may differ from exact attention over all of them.
 ///
-/// The states of the ranks are within the bounds of attention of the exact ones. Merging weighs them with w_r = e^(LSE_r − LSE), which
-/// errors of the LSE move, and rounds a sum of `ranks` terms; with u = 2⁻²⁴:
+/// The states of the ranks are within the bounds of attention of the exact ones. Merging weighs them with w_r = e^(LSE_r −
+/// LSE), which errors of the LSE move, and rounds a sum of `ranks` terms; with u = 2⁻²⁴:
 ///
 ///     |δo|   ≤ Σ w_r·δo_r + Σ w_r·(δLSE_r + 2u)·max|o_r − o| + (ranks + 2)·u·Σ w_r·max|o_r|
 ///     |δLSE| ≤ Σ w_r·δLSE_r + 2u·(1 + |LSE|)
 ///
-/// Quantised caches multiply codes of 16 bits: the largest element of a query is 2¹⁵ steps, and the largest weight of a step 2¹⁴. Each
-/// code is off by half a step, of which a row's offset takes part in one and its codes in the other.
+/// Quantised caches multiply codes of 16 bits: the largest element of a query is 2¹⁵ steps, and the largest weight of a step
+/// 2¹⁴. Each code is off by half a step, of which a row's offset takes part in one and its codes in the other.
 struct MergedRow {
     let exact: ReferenceAttention.Row
     let output: Double

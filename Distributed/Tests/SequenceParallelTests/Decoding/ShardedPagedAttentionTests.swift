@@ -123,7 +123,10 @@ struct ShardedPagedAttentionTests {
     @Test("each rank gets the rows of its own queries", arguments: 1...8)
     func sharded(_ ranks: Int) throws {
         for layout in ShardedProblem.Layout.allCases {
-            for (before, count) in [(0, 50), (37, 40), (64, 5), (30, 1)] {
+            // A whole prompt, a chunk of one, a few tokens, and one.
+            let chunks = [(0, 50), (37, 40), (64, 5), (30, 1)]
+            for index in [ranks, ranks + ShardedProblem.Layout.allCases.firstIndex(of: layout)! + 1] {
+                let (before, count) = chunks[index % 4]
                 var problem = ShardedProblem(
                     format: layout == .ragged ? .float16 : .float32, lengths: [before + count], layout: layout)
                 (problem.queryHeads, problem.kvHeads) = [(4, 2), (3, 1), (2, 2)][ranks % 3]
@@ -309,7 +312,8 @@ struct ShardedPagedAttentionTests {
             for head in 0..<4 {
                 #expect(rowBits(clean, head, 0) == rowBits(broken, head, 0))
                 let row = (0..<6).map { broken.output[flat: (head * 2 + 1) * 6 + $0] }
-                let expected = head < 2 ? row.allSatisfy { $0.isNaN } : row[2] == .infinity && row[3...].allSatisfy { $0.isFinite }
+                let expected =
+                    head < 2 ? row.allSatisfy { $0.isNaN } : row[2] == .infinity && row[3...].allSatisfy { $0.isFinite }
                 #expect(expected, "\(row)")
                 // Query i of the second sequence has position 10 + i.
                 for query in 0..<80 where query < 40 || query - 40 + 10 < 20 {

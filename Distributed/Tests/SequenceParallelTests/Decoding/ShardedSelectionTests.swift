@@ -7,10 +7,12 @@ struct ShardedSelectionTests {
     /// The first tokens of the pages of each list, over all ranks, and the result.
     private struct Selected: Sendable {
         var pages: [[[Int]]] = []
+        /// By sequence, the tokens of this rank.
+        var tokens: [[Int]] = []
         var state: AttentionState
     }
 
-    private static let lengths = [300, 47, 180, 0, 64]
+    private static let lengths = [240, 47, 150, 0, 64]
 
     private static func problem(_ layout: ShardedProblem.Layout = .placement) -> ShardedProblem {
         ShardedProblem(
@@ -42,6 +44,7 @@ struct ShardedSelectionTests {
             var result = Selected(state: state)
             for (index, sequence) in sequences.enumerated() {
                 let tokens = try cache.tokens(of: sequence).flatMap { $0 }
+                result.tokens.append(tokens)
                 result.pages.append(
                     (0..<own.heads).map { head in own.list(sequence: index, head: head).map { tokens[Int($0) * 16] } })
             }
@@ -49,13 +52,13 @@ struct ShardedSelectionTests {
         }
     }
 
-    @Test("the best pages of all ranks are those of one machine", arguments: 1...8)
+    @Test("the best pages of all ranks are those of one machine", arguments: [1, 2, 3, 5, 8])
     func allRanks(_ ranks: Int) throws {
         let (cache, sequences) = try Self.problem().whole()
         for (budget, sharing, first, last) in [
             (96, SelectionSharing.kvHead, 0, 1), (64, .queryHead, 1, 2), (200, .kvHead, 2, 0), (5, .queryHead, 0, 0),
         ] {
-            for layout in [ShardedProblem.Layout.placement, .zigzagPages] {
+            for layout in [ShardedProblem.Layout.placement, .zigzagPages] where (layout == .placement) == (budget % 3 != 0) {
                 let problem = Self.problem(layout)
                 let results = try Self.run(
                     problem, ranks: ranks, scope: .allRanks, budget: budget, sharing: sharing, first: first, last: last)
@@ -75,14 +78,14 @@ struct ShardedSelectionTests {
         }
     }
 
-    @Test("ranks share a budget", arguments: 2...8)
+    @Test("ranks share a budget", arguments: [2, 3, 8])
     func eachRank(_ ranks: Int) throws {
         for layout in ShardedProblem.Layout.allCases {
             let problem = Self.problem(layout)
             let results = try Self.run(problem, ranks: ranks, scope: .eachRank, budget: 128, sharing: .kvHead)
             for result in results {
-                // ⌈128 / ranks⌉ tokens of 16, at least the forced page and a part of three pages.
-                let most = max((127 / ranks + 1) / 16, 2 / ranks + 1, 1)
+                // Pages of ⌈128 / ranks⌉ tokens, which short sequences may have all of, and at least a part of three pages.
+                let most = max((127 / ranks) / 16 + 1, 2 / ranks + 1)
                 for lists in result.pages { for list in lists { #expect(list.count <= most) } }
             }
             try expectAttends(problem, results, "\(ranks) ranks, \(layout)")
@@ -112,10 +115,7 @@ struct ShardedSelectionTests {
     private func expectAttends(
         _ problem: ShardedProblem, _ results: [Selected], _ label: String, sourceLocation: SourceLocation = #_sourceLocation
     ) throws {
-        let owners = try LocalCommunicator.run(ranks: results.count) { (ranks) throws(SparseKernelsError) in
-            let (cache, sequences) = try problem.sharded(on: ranks)
-            return try RankResult(cache, sequences).owners
-        }[0]
+        let owners = problem.lengths.indices.map { sequence in results.map { $0.tokens[sequence] } }
         // By sequence and list, the tokens of selected pages: rows of a rank, 16 at a time.
         var seen: [[Set<Int>]] = []
         for sequence in owners.indices {
