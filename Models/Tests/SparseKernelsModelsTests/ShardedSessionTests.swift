@@ -56,32 +56,31 @@ struct ShardedSessionTests {
         }
     }
 
+    /// The oracle is slow: two pages and a part of one, so that the last of four ranks has none.
     @Test(
         "architectures are as in Double on any number of ranks, and all ranks have the same bits",
-        arguments: TinyOptions.all.filter {
-            ["llama", "mistral", "gemma2", "sinks", "dynamic scaling, beyond the length of training"].contains($0.name)
-        })
+        arguments: TinyOptions.all.filter { ["gemma2", "sinks"].contains($0.name) })
     func architectures(_ options: TinyOptions) throws {
+        let tokens = Array(Self.tokens[..<37])
         let tiny = try TinyLanguageModel(options)
         let (expected, tolerance) = ReferenceLanguageModel.logits(tiny, tokens)
         let model = try LanguageModel(folder: tiny.folder, linear: .float32)
         for (ranks, chunk) in [(2, 256), (3, 7), (4, 16)] {
             let prompts = try Self.onRanks(ranks, model, Self.exact(chunk: chunk)) { (session, _) throws(SparseKernelsError) in
-                try session.append([Self.tokens], to: [session.makeSequence()], logits: .all).elements
+                try session.append([tokens], to: [session.makeSequence()], logits: .all).elements
             }
             for rows in prompts { #expect(rows == prompts[0]) }
             let difference = largestDifference(prompts[0].map(Double.init), expected)
             #expect(difference <= tolerance, "\(ranks) ranks: \(difference) of \(tolerance)")
-            if options.dependsOnLength { continue }
             let steps = try Self.onRanks(ranks, model, Self.exact(chunk: chunk)) { (session, _) throws(SparseKernelsError) in
                 let sequence = session.makeSequence()
-                _ = try session.append([Array(Self.tokens[..<60])], to: [sequence])
+                _ = try session.append([Array(tokens[..<25])], to: [sequence])
                 var rows: [Float] = []
-                for token in Self.tokens[60...] { rows += try session.append([[token]], to: [sequence]).elements }
+                for token in tokens[25...] { rows += try session.append([[token]], to: [sequence]).elements }
                 return rows
             }
             for rows in steps { #expect(rows == steps[0]) }
-            let distance = largestDifference(steps[0].map(Double.init), Array(expected[(60 * 48)...]))
+            let distance = largestDifference(steps[0].map(Double.init), Array(expected[(25 * 48)...]))
             #expect(distance <= tolerance, "\(ranks) ranks, step by step: \(distance) of \(tolerance)")
         }
     }
@@ -89,24 +88,35 @@ struct ShardedSessionTests {
     @Test("calls in pieces, forks and cuts give the logits of one rank", arguments: [2, 3, 4])
     func calls(ranks: Int) throws {
         let model = try TinyLanguageModel.load()
-        for decoding in [DecodingMethod.dense, .streaming(sink: 2, local: 20), .quest(tokens: 48)] {
-            for (key, value) in [(KVFormat.float32, KVFormat.float32), (.float16, .bfloat16), (.int8, .int4)] {
-                var options = Self.exact(chunk: 16)
-                options.decoding = decoding
-                (options.keyFormat, options.valueFormat) = (key, value)
-                options.rotatesKeys = key == .int8
-                options.rotatesValues = key == .int8
-                let expected = try Self.rows(LanguageSession(model, options, on: .serial))
-                let rows = try Self.onRanks(ranks, model, options) { (session, _) throws(SparseKernelsError) in
-                    try Self.rows(session)
-                }
-                for row in rows { #expect(row == rows[0]) }
-                let distance = relativeDistance(rows[0], expected)
-                // Sums in another order may move a stored key or value to the next code, as chunks may.
-                let limit = key == .float32 ? 1e-5 : key == .float16 ? 2e-3 : 3e-2
-                #expect(distance < limit, "\(decoding), \(key)/\(value): \(distance)")
+        let cases: [(DecodingMethod, KVFormat, KVFormat)] = [
+            (.dense, .float32, .float32), (.streaming(sink: 2, local: 20), .float16, .float16),
+            (.quest(tokens: 48), .bfloat16, .float32), (.dense, .int8, .int4),
+        ]
+        for (decoding, key, value) in cases {
+            var options = Self.exact(chunk: 16)
+            options.decoding = decoding
+            (options.keyFormat, options.valueFormat) = (key, value)
+            options.rotatesKeys = key == .int8
+            options.rotatesValues = key == .int8
+            let expected = try Self.rows(LanguageSession(model, options, on: .serial))
+            let rows = try Self.onRanks(ranks, model, options) { (session, _) throws(SparseKernelsError) in
+                try Self.rows(session)
             }
+            for row in rows { #expect(row == rows[0]) }
+            let distance = relativeDistance(rows[0], expected)
+            // Sums in another order may move a stored key or value to the next code, as chunks may.
+            let limits: [KVFormat: Double] = [.float32: 1e-5, .float16: 2e-3, .bfloat16: 1.5e-2, .int8: 3e-2]
+            #expect(distance < limits[key]!, "\(decoding), \(key)/\(value): \(distance)")
         }
+    }
+
+    @Test("angles that depend on the length of a sequence are those of one rank")
+    func dynamicScaling() throws {
+        let model = try TinyLanguageModel.load(TinyOptions.all.first { $0.dependsOnLength }!)
+        let options = Self.exact(chunk: 10)
+        let expected = try Self.rows(LanguageSession(model, options, on: .serial))
+        let rows = try Self.onRanks(3, model, options) { (session, _) throws(SparseKernelsError) in try Self.rows(session) }
+        #expect(rows[0] == rows[1] && relativeDistance(rows[0], expected) < 1e-5)
     }
 
     @Test("a streaming prompt sees its first and last tokens on any rank")

@@ -49,6 +49,8 @@ public final class LanguageSession {
     private var workspace: LanguageWorkspace
     /// The most tokens of a pass, of all ranks together.
     private let passRows: Int
+    /// Beyond so many, a pass of several ranks is no more efficient, and messages of queries and outputs take memory on all of them.
+    private static let mostShardedRows = 8192
     /// What was done since the last reset.
     public private(set) var statistics = SessionStatistics()
 
@@ -75,8 +77,9 @@ public final class LanguageSession {
             try options.checkSharded(model)
             let cache = try ShardedSessionCache(model, options, ranks)
             (self.ranks, self.cache) = (ranks, cache)
-            workspace = try LanguageWorkspace(model.configuration, rows: rows, hasCATS: model.cats != nil)
-            passRows = min(rows * ranks.count, options.tokenCapacity)
+            passRows = min(options.tokenCapacity, max(rows, min(rows * ranks.count, Self.mostShardedRows)))
+            workspace = try LanguageWorkspace(
+                model.configuration, rows: (passRows + ranks.count - 1) / ranks.count, hasCATS: model.cats != nil)
             return
         }
         (ranks, passRows) = (nil, rows)

@@ -122,12 +122,12 @@ final class ShardedSessionCache: SessionCache {
     }
 
     /// Who has the rows of a segment, and owns its tokens. A prompt from its start on is cut as a causal ring needs it, in whole pages;
-    /// what follows goes on where the cache says.
+    /// what follows goes on where the cache says, and so do prompts of few pages, which would all begin on the same rank.
     private func placement(
         of segment: PassSegment, _ name: ShardedKVCache.SequenceID
     ) throws(SparseKernelsError) -> TokenShards {
         let pageSize = cache.configuration.pageSize
-        if segment.before == 0, segment.count >= 2 * ranks.count * pageSize {
+        if segment.before == 0, segment.count >= ranks.count * pageSize {
             return try TokenShards.zigzag(length: segment.count, ulysses: 1, ring: ranks.count, alignment: pageSize)
         }
         return try cache.placement(of: segment.count, in: name)
