@@ -45,9 +45,10 @@ struct RankOptions: ParsableArguments {
                 try body(.process(world, onThisHost: Self.processesOnThisHost(environment)))
             } catch {
                 world.fail(Ranks.shared(error))
+                try? world.finalize()
                 throw error
             }
-            world.finalize()
+            try world.finalize()
         #else
             throw ValidationError(
                 "mpirun has started \(processes) processes, and this program was built without MPI: build it with "
@@ -92,28 +93,26 @@ enum Ranks {
     ///   - pool: the threads of the process. Ranks that are threads have a part of them each, and so have processes of one machine
     ///     that each may use all of it.
     ///   - body: the code, which several threads run at the same time.
-    func run(on pool: WorkerPool, _ body: (Rank) throws -> Void) throws {
+    func run(on pool: WorkerPool, _ body: @escaping (Rank) throws -> Void) throws {
         switch self {
         case .threads(1, _):
             try body(Rank(communicator: nil, pool: pool))
         case .threads(let count, let timeLimit):
             let threads = max(1, pool.threads / count)
-            try withoutActuallyEscaping(body) { body in
-                // Every thread has ended when `run` returns.
-                nonisolated(unsafe) let body = body
-                let failure = OtherFailure()
-                do {
-                    _ = try LocalCommunicator.run(ranks: count, timeLimit: timeLimit) {
-                        (communicator) throws(SparseKernelsError) in
-                        do {
-                            try body(Rank(communicator: communicator, pool: WorkerPool(threads: threads)))
-                        } catch {
-                            failure.note(error)
-                            throw Ranks.shared(error)
-                        }
+            // Ranks share what the closure captures: those that do not speak only read it.
+            nonisolated(unsafe) let body = body
+            let failure = OtherFailure()
+            do {
+                _ = try LocalCommunicator.run(ranks: count, timeLimit: timeLimit) {
+                    (communicator) throws(SparseKernelsError) in
+                    do {
+                        try body(Rank(communicator: communicator, pool: WorkerPool(threads: threads)))
+                    } catch {
+                        failure.note(error)
+                        throw Ranks.shared(error)
                     }
-                } catch { throw failure.error ?? error }
-            }
+                }
+            } catch { throw failure.error ?? error }
         case .process(let communicator, let processes):
             let sharesMachine = processes > 1 && pool.threads >= ProcessInfo.processInfo.processorCount
             let own = sharesMachine ? WorkerPool(threads: max(1, pool.threads / processes)) : pool

@@ -33,7 +33,7 @@ struct RankOptionsTests {
     @Test("an error of one rank ends all, and is the one that is thrown")
     func errors() throws {
         struct Other: Error, Equatable {}
-        func run(_ body: (Rank) throws -> Void) throws {
+        func run(_ body: @escaping (Rank) throws -> Void) throws {
             try options("--ranks", "3").withRanks(environment: [:]) { try $0.run(on: .serial, body) }
         }
         let error = #expect(throws: SparseKernelsError.self) {
