@@ -181,15 +181,18 @@ struct RingSchedule {
         let seen = first.from..<last.to
         if seen.isEmpty { return nil }
         if first == last { return (seen, .all, count * seen.count) }
-        var (limits, pairs, isDiagonal): ([Range<Int>], Int, Bool) = ([], 0, true)
+        let isOneRun = own.token(ofRow: slice.rows.upperBound - 1) - own.token(ofRow: slice.rows.lowerBound) == count - 1
+        if isOneRun && first.from == last.from && last.to - first.to == count - 1 {
+            // The next token sees at most one key more, so here each sees one more.
+            return (seen, .causal, count * seen.count - count * (count - 1) / 2)
+        }
+        var (limits, pairs): ([Range<Int>], Int) = ([], 0)
         limits.reserveCapacity(count)
-        for (index, row) in slice.rows.enumerated() {
+        for row in slice.rows {
             let (from, to) = keys(ofRow: row)
             limits.append(from - seen.lowerBound..<to - seen.lowerBound)
             pairs += to - from
-            if from != seen.lowerBound || to != seen.upperBound - (count - 1 - index) { isDiagonal = false }
         }
-        if pairs == 0 { return nil }
-        return (seen, isDiagonal ? .causal : .limits(limits), pairs)
+        return pairs == 0 ? nil : (seen, .limits(limits), pairs)
     }
 }

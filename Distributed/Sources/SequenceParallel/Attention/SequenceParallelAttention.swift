@@ -50,13 +50,13 @@ public final class SequenceParallelAttention {
     /// What the last call did.
     public internal(set) var statistics = SequenceParallelStatistics()
 
-    /// One rank's plan of the whole sequence; nil on several.
-    let dense: DenseAttention?
-    let schedule: RingSchedule
-    let layout: ExchangeLayout
-    /// A plan for each piece of each step.
-    let plans: [[DenseAttention]]
-    let buffers: ExchangeBuffers
+    enum Work {
+        /// One rank attends the whole sequence, in the caller's memory.
+        case alone(DenseAttention)
+        case ring(RankWork)
+    }
+
+    let work: Work
 
     /// Makes the plan. Every rank of the communicator calls this with the same arguments.
     ///
@@ -128,24 +128,17 @@ public final class SequenceParallelAttention {
         (self.shards, self.grid, self.queryHeads, self.kvHeads) = (shards, grid, queryHeads, kvHeads)
         (self.headDim, self.valueDim, self.mask, self.modifiers) = (headDim, valueDim, mask, modifiers)
         (self.overlaps, self.sliceRows, self.communicator) = (overlaps, rows, communicator)
-        let layout = ExchangeLayout(
-            queryHeads: queryHeads, kvHeads: kvHeads, headDim: headDim, valueDim: valueDim, ulysses: ulysses)
-        let schedule = RingSchedule(shards, grid, rank: communicator.rank, mask: mask, sliceRows: rows)
-        self.layout = layout
-        self.schedule = schedule
         if communicator.count == 1 {
             let shape = try AttentionShape(
                 queryLength: shards.length, keyLength: shards.length, queryHeads: queryHeads, kvHeads: kvHeads,
                 headDim: headDim, valueDim: valueDim)
-            dense = try DenseAttention(shape, mask: mask, modifiers: modifiers, instructionSet: level)
-            plans = []
+            work = .alone(try DenseAttention(shape, mask: mask, modifiers: modifiers, instructionSet: level))
         } else {
-            dense = nil
-            let first = layout.firstQueryHead(ofPlace: grid.place(of: communicator.rank))
-            var factory = PiecePlans(layout, modifiers, firstHead: first, level)
-            plans = try factory.plans(of: schedule)
+            let layout = ExchangeLayout(
+                queryHeads: queryHeads, kvHeads: kvHeads, headDim: headDim, valueDim: valueDim, ulysses: ulysses)
+            let schedule = RingSchedule(shards, grid, rank: communicator.rank, mask: mask, sliceRows: rows)
+            work = .ring(try RankWork(schedule, layout, modifiers, place: grid.place(of: communicator.rank), level))
         }
-        buffers = ExchangeBuffers(layout, schedule, grid, rank: communicator.rank)
     }
 
     /// Queries of a slice: 32 tasks of 96 rows, at least one of each head. With fewer, starting costs some percent; with more,
@@ -159,7 +152,12 @@ public final class SequenceParallelAttention {
     public var tokens: Int { shards.count(of: communicator.rank) }
 
     /// Score entries that this rank computes, over its heads.
-    public var visiblePairs: Int { schedule.visiblePairs * layout.queryHeads }
+    public var visiblePairs: Int {
+        switch work {
+        case .alone(let dense): dense.visiblePairs
+        case .ring(let ring): ring.schedule.visiblePairs * ring.layout.queryHeads
+        }
+    }
 
     // MARK: - Run
 
@@ -181,33 +179,30 @@ public final class SequenceParallelAttention {
         query: TensorView<Q>, key: TensorView<K>, value: TensorView<K>, output: consuming MutableTensorView<O>,
         logSumExp: consuming MutableSpan<Float>? = nil, on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
-        if let dense {
+        switch work {
+        case .alone(let dense):
             let clock = CallClock()
             try dense.run(query: query, key: key, value: value, output: output, logSumExp: logSumExp, on: pool)
             statistics = SequenceParallelStatistics()
             statistics.attentionSeconds = clock.seconds
-            return
-        }
-        do throws(SparseKernelsError) {
-            try check(query.geometry, Q.self, heads: queryHeads, channels: headDim, "query")
-            try check(key.geometry, K.self, heads: kvHeads, channels: headDim, "key")
-            try check(value.geometry, K.self, heads: kvHeads, channels: valueDim, "value")
-            try check(output.geometry, O.self, heads: queryHeads, channels: valueDim, "output")
-            let rows = queryHeads * tokens
-            if let count = logSumExp?.count, count != rows {
-                throw SparseKernelsError(
-                    .invalidShape, "logSumExp", expected: "queryHeads × tokens = \(rows) elements", actual: "\(count)")
+        case .ring(let ring):
+            do throws(SparseKernelsError) {
+                try check(query.geometry, Q.self, heads: queryHeads, channels: headDim, "query")
+                try check(key.geometry, K.self, heads: kvHeads, channels: headDim, "key")
+                try check(value.geometry, K.self, heads: kvHeads, channels: valueDim, "value")
+                try check(output.geometry, O.self, heads: queryHeads, channels: valueDim, "output")
+                try check(logSumExpCount: logSumExp?.count)
+            } catch {
+                // The others wait for messages that will never come.
+                communicator.fail(error)
+                throw error
             }
-        } catch {
-            // The others wait for messages that will never come.
-            communicator.fail(error)
-            throw error
+            let logs = logSumExp?.withUnsafeMutableBufferPointer { $0.baseAddress ?? UnsafeMutablePointer(bitPattern: 64)! }
+            var target = output
+            var call = try SequenceParallelCall(
+                self, ring, output: RowMemory(writing: &target), O.self, logSumExp: logs, Q.self, K.self, on: pool)
+            try call.run(query: query, key: key, value: value)
         }
-        let logs = logSumExp?.withUnsafeMutableBufferPointer { $0.baseAddress ?? UnsafeMutablePointer(bitPattern: 64)! }
-        var target = output
-        var call = try SequenceParallelCall(
-            self, output: RowMemory(writing: &target), O.self, logSumExp: logs, Q.self, K.self, on: pool)
-        try call.run(query: query, key: key, value: value)
     }
 
     /// Computes attention of this rank's tokens into new memory, from tensors `[heads, tokens, channels]`.
@@ -246,5 +241,12 @@ public final class SequenceParallelAttention {
                 expected: "\(heads) heads × \(tokens) tokens of rank \(communicator.rank) × \(channels) channels",
                 actual: "\(geometry.heads) × \(geometry.tokens) × \(geometry.channels)")
         }
+    }
+
+    private func check(logSumExpCount count: Int?) throws(SparseKernelsError) {
+        let rows = queryHeads * tokens
+        guard let count, count != rows else { return }
+        throw SparseKernelsError(
+            .invalidShape, "logSumExp", expected: "queryHeads × tokens = \(rows) elements", actual: "\(count)")
     }
 }

@@ -7,6 +7,7 @@ struct SequenceParallelCall<Q: AttentionElement, K: AttentionElement, O: Attenti
     private let output: RowMemory
     private let logSumExp: UnsafeMutablePointer<Float>?
     private let schedule: RingSchedule
+    private let plans: [[DenseAttention]]
     private let layout: ExchangeLayout
     private let buffers: ExchangeBuffers
     private let communicator: any Communicator
@@ -33,14 +34,15 @@ struct SequenceParallelCall<Q: AttentionElement, K: AttentionElement, O: Attenti
     }
 
     init(
-        _ plan: SequenceParallelAttention, output: RowMemory, _: O.Type, logSumExp: UnsafeMutablePointer<Float>?, _: Q.Type,
+        _ plan: SequenceParallelAttention, _ ring: RankWork, output: RowMemory, _: O.Type,
+        logSumExp: UnsafeMutablePointer<Float>?, _: Q.Type,
         _: K.Type, on pool: WorkerPool
     ) throws(SparseKernelsError) {
-        let buffers = plan.buffers
+        let buffers = ring.buffers
         try buffers.prepare(
             queryBytes: MemoryLayout<Q>.stride, keyBytes: MemoryLayout<K>.stride, outputBytes: MemoryLayout<O>.stride)
         (self.plan, self.pool, self.output, self.logSumExp) = (plan, pool, output, logSumExp)
-        (schedule, self.buffers, communicator) = (plan.schedule, buffers, plan.communicator)
+        (schedule, plans, self.buffers, communicator) = (ring.schedule, ring.plans, buffers, plan.communicator)
         layout = buffers.layout
         place = plan.grid.place(of: communicator.rank)
         unfinished = Array(repeating: 0, count: plan.grid.ulysses)
@@ -210,7 +212,7 @@ struct SequenceParallelCall<Q: AttentionElement, K: AttentionElement, O: Attenti
             if index == 0 { try wait(queriesToCome) }
             if !plan.overlaps { try wait(moving) }
             for (number, piece) in step.pieces.enumerated() {
-                try attend(piece, plan.plans[index][number], query, step: index)
+                try attend(piece, plans[index][number], query, step: index)
                 if piece.isLast { try finish(schedule.slices[piece.slice].place) }
                 if plan.overlaps {
                     try communicator.progress()

@@ -109,7 +109,8 @@ struct SequenceParallelPropertyTests {
                 try scene.query.tokens(tokens), try scene.key.tokens(tokens), try scene.value.tokens(tokens)
             )
             _ = try attention(query: q, key: k, value: v, on: .serial)
-            let buffers = attention.buffers
+            guard case .ring(let ring) = attention.work else { return false }
+            let buffers = ring.buffers
             let all = { [buffers.queries, buffers.keys, buffers.nextKeys, buffers.states, buffers.outputs, buffers.partial] }
             let before = all()
             _ = try attention(query: q, key: k, value: v, on: .serial)

@@ -1,5 +1,29 @@
+/// What a rank of several needs for its calls.
+struct RankWork {
+    let schedule: RingSchedule
+    let layout: ExchangeLayout
+    /// A plan for each piece of each step.
+    let plans: [[DenseAttention]]
+    let buffers: ExchangeBuffers
+
+    /// - Parameters:
+    ///   - schedule: what the rank computes.
+    ///   - layout: where rows are in its buffers.
+    ///   - modifiers: those of all heads.
+    ///   - place: the rank's place in its group.
+    ///   - level: the instruction set.
+    init(
+        _ schedule: RingSchedule, _ layout: ExchangeLayout, _ modifiers: ScoreModifiers, place: Int, _ level: InstructionSet
+    ) throws(SparseKernelsError) {
+        var plans = PiecePlans(layout, modifiers, firstHead: layout.firstQueryHead(ofPlace: place), level)
+        self.plans = try plans.plans(of: schedule)
+        (self.schedule, self.layout) = (schedule, layout)
+        buffers = ExchangeBuffers(layout, schedule, place: place)
+    }
+}
+
 /// Makes plans for pieces; equal pieces share one.
-struct PiecePlans {
+private struct PiecePlans {
     private struct Key: Hashable {
         let queries: Int
         let keys: Int
