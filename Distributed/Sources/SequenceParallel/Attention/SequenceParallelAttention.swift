@@ -24,6 +24,7 @@ internal import Foundation
 /// - Messages: keys and values travel in their element type, outputs in that of the output. Rows are packed once, and are used
 ///   where they arrive. Nothing is padded. While a step is computed the next keys and values are under way; the rank looks
 ///   after messages between *slices* of queries. What no rank sees, such as keys beyond a window, is not sent.
+///   Tags from 32700 to 32703 of the communicator are for these messages.
 /// - Exactness: results are those of ``DenseAttention`` up to rounding, and on one rank its bits. States merge by the steps of
 ///   the ring, in single precision. Results depend neither on timing nor on the number of threads.
 /// - A row that sees NaN is NaN, and no other row.
@@ -84,21 +85,30 @@ public final class SequenceParallelAttention {
         instructionSet: InstructionSet? = nil, on communicator: any Communicator
     ) throws(SparseKernelsError) {
         let valueDim = valueDim ?? headDim
-        // First, so that all ranks throw the same error for the same mistake.
+        // One query and key stand for all, to check heads, mask, modifiers and level.
+        let checked: Result<InstructionSet, SparseKernelsError>
+        do throws(SparseKernelsError) {
+            let shape = try AttentionShape(
+                queryLength: 1, keyLength: 1, queryHeads: queryHeads, kvHeads: kvHeads, headDim: headDim, valueDim: valueDim)
+            let plan = try DenseAttention(shape, mask: mask, modifiers: modifiers, instructionSet: instructionSet)
+            checked = .success(plan.instructionSet)
+        } catch {
+            checked = .failure(error)
+        }
+        var mistake = ""
+        if case .failure(let error) = checked { mistake = ", \(error)" }
+        // Before anything is thrown, so that no rank waits for one that has thrown.
         try communicator.agree(
             on: "\(shards.summary) heads \(queryHeads)/\(kvHeads) × \(headDim)/\(valueDim), mask \(mask.isCausal) "
-                + "\(mask.left ?? -1) \(mask.right ?? -1), \(modifiers), ulysses \(ulysses), slices \(sliceRows ?? 0)",
+                + "\(mask.left ?? -1) \(mask.right ?? -1), \(modifiers), ulysses \(ulysses), slices \(sliceRows ?? 0)\(mistake)",
             "the plan of sequence-parallel attention")
+        let level = try checked.get()
         guard shards.ranks == communicator.count else {
             throw SparseKernelsError(
                 .invalidArgument, "shards.ranks", expected: "the \(communicator.count) of \(communicator.name)",
                 actual: "\(shards.ranks)")
         }
         let grid = try RankGrid(ranks: communicator.count, ulysses: ulysses)
-        // One query and key stand for all, to check heads, mask and modifiers.
-        let small = try AttentionShape(
-            queryLength: 1, keyLength: 1, queryHeads: queryHeads, kvHeads: kvHeads, headDim: headDim, valueDim: valueDim)
-        let level = try DenseAttention(small, mask: mask, modifiers: modifiers, instructionSet: instructionSet).instructionSet
         guard queryHeads % ulysses == 0, kvHeads % ulysses == 0 || ulysses % kvHeads == 0 else {
             throw SparseKernelsError(
                 .invalidArgument, "ulysses",
@@ -192,6 +202,9 @@ public final class SequenceParallelAttention {
                 try check(value.geometry, K.self, heads: kvHeads, channels: valueDim, "value")
                 try check(output.geometry, O.self, heads: queryHeads, channels: valueDim, "output")
                 try check(logSumExpCount: logSumExp?.count)
+                try ring.buffers.prepare(
+                    queryBytes: MemoryLayout<Q>.stride, keyBytes: MemoryLayout<K>.stride,
+                    outputBytes: MemoryLayout<O>.stride)
             } catch {
                 // The others wait for messages that will never come.
                 communicator.fail(error)
@@ -199,7 +212,7 @@ public final class SequenceParallelAttention {
             }
             let logs = logSumExp?.withUnsafeMutableBufferPointer { $0.baseAddress ?? UnsafeMutablePointer(bitPattern: 64)! }
             var target = output
-            var call = try SequenceParallelCall(
+            var call = SequenceParallelCall(
                 self, ring, output: RowMemory(writing: &target), O.self, logSumExp: logs, Q.self, K.self, on: pool)
             try call.run(query: query, key: key, value: value)
         }

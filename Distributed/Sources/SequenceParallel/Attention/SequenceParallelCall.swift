@@ -33,14 +33,12 @@ struct SequenceParallelCall<Q: AttentionElement, K: AttentionElement, O: Attenti
         static var output: Int { 32_703 }
     }
 
+    /// The buffers are prepared for the element types.
     init(
         _ plan: SequenceParallelAttention, _ ring: RankWork, output: RowMemory, _: O.Type,
-        logSumExp: UnsafeMutablePointer<Float>?, _: Q.Type,
-        _: K.Type, on pool: WorkerPool
-    ) throws(SparseKernelsError) {
+        logSumExp: UnsafeMutablePointer<Float>?, _: Q.Type, _: K.Type, on pool: WorkerPool
+    ) {
         let buffers = ring.buffers
-        try buffers.prepare(
-            queryBytes: MemoryLayout<Q>.stride, keyBytes: MemoryLayout<K>.stride, outputBytes: MemoryLayout<O>.stride)
         (self.plan, self.pool, self.output, self.logSumExp) = (plan, pool, output, logSumExp)
         (schedule, plans, self.buffers, communicator) = (ring.schedule, ring.plans, buffers, plan.communicator)
         layout = buffers.layout
