@@ -39,6 +39,7 @@ let package = Package(
                 .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
                 .product(name: "Communication", package: "SparseKernelsDistributed"),
                 .product(name: "SequenceParallel", package: "SparseKernelsDistributed"),
+                .product(name: "SequenceParallelReplay", package: "SparseKernelsDistributed"),
                 .product(name: "Terminal", package: "SparseKernelsTerminal"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
