@@ -4,5 +4,5 @@ import ArgumentParser
 struct SparseRanks: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "sparse-ranks", abstract: "Sequence parallelism on several ranks.",
-        subcommands: [CheckCommand.self, FaultCommand.self])
+        subcommands: [CheckCommand.self, FaultCommand.self, MeasureCommand.self, SimulateCommand.self])
 }
