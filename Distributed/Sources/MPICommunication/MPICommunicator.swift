@@ -51,7 +51,7 @@
             (rank, count) = (Int(sparse_mpi_rank(comm)), Int(sparse_mpi_size(comm)))
         }
 
-        deinit { world.abandon(operations.values) }
+        deinit { MPIWorld.abandon(operations.values) }
 
         // MARK: - Starting and ending
 
@@ -140,6 +140,9 @@
         public func finalize() throws(SparseKernelsError) {
             guard name == "world" else {
                 throw SparseKernelsError(.invalidArgument, "finalize", expected: "called on the world", actual: "on \(name)")
+            }
+            guard pthread_equal(thread, pthread_self()) != 0 else {
+                throw CommunicatorErrors.thread("finalize", name, rank: rank)
             }
             if world.isOver { return }
             do throws(SparseKernelsError) {

@@ -22,8 +22,6 @@
         private var seenDead: [Int: Double] = [:]
         private var answers: Set<Int>?
         private var (lastControl, lastWatch) = (0.0, 0.0)
-        /// Memory that MPI may still write to, for ever.
-        private var abandoned: [MPIOperation] = []
 
         init(control: sparse_mpi_comm, timeLimit: Double, pieceBytes: Int, library: String) {
             (rank, count) = (Int(sparse_mpi_rank(control)), Int(sparse_mpi_size(control)))
@@ -143,7 +141,10 @@
             }
         }
 
-        func abandon(_ operations: some Sequence<MPIOperation>) { abandoned += operations }
+        /// Keeps the memory of transfers that were given up: MPI may still write to it, for ever.
+        static func abandon(_ operations: some Sequence<MPIOperation>) {
+            for operation in operations { _ = Unmanaged.passRetained(operation) }
+        }
 
         // MARK: - The end
 
