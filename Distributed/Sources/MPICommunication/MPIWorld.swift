@@ -151,7 +151,8 @@
         /// Ends the use of MPI after all ranks have said that they are ready.
         func finalize() {
             isOver = true
-            tellOthers(MPIControl(.left))
+            // Also those that have said it before: they wait for this one's.
+            for other in 0..<count where other != rank { control.send(MPIControl(.left), to: other) }
             // What others have said before they leave is taken, so that MPI ends without messages under way. A rank that ends first is
             // not mistaken for one that died.
             let end = WaitClock.now + 5
