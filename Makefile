@@ -51,7 +51,7 @@ test: dependencies ## all tests, those of the nested packages too; TRAITS= does 
 	done
 
 verify: dependencies ## recorded cases of released code through the benchmark
-	$(SWIFT) run $(TRAITS) --package-path Benchmarks -c release sparsekernels-bench verify $(CURDIR)/Tests/Goldens
+	$(SWIFT) run $(TRAITS) --package-path Benchmarks -c release sparsekernels-bench verify $(CURDIR)/Tests/Goldens $(CURDIR)/Distributed/Tests/Goldens
 
 tables: dependencies ## write the tables of README and Docs again, from Benchmarks/Results
 	$(SWIFT) run $(TRAITS) --package-path Benchmarks -c release sparsekernels-bench tables

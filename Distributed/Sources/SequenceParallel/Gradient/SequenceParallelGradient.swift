@@ -29,12 +29,12 @@ public final class SequenceParallelGradient {
     /// Whether keys, values and gradients of the next step move while this one is computed.
     public let overlaps: Bool
 
-    private let communicator: any Communicator
+    /// What the last call did.
+    public internal(set) var statistics = SequenceParallelStatistics()
+
+    let communicator: any Communicator
     let heads: GradientHeads
     let schedule: GradientSchedule
-    /// The ranks that exchange heads, and one of each group.
-    let group: any Communicator
-    let ring: any Communicator
     let buffers: GradientBuffers
     /// The plans of each block of each step; one serves each slice of the heads.
     let plans: [[AttentionGradient]]
@@ -42,10 +42,13 @@ public final class SequenceParallelGradient {
     let slices: Int
     /// The plan of one rank, which needs nothing else.
     private let whole: AttentionGradient?
-
     /// The rank's place in its group, and its group.
-    var place: Int { group.rank }
-    var ownGroup: Int { ring.rank }
+    let place: Int
+    let ownGroup: Int
+    var clock = CallClock()
+    /// Transfers of an exchange by heads.
+    var transfers: [Transfer] = []
+
     /// The tokens of this rank.
     var ownCount: Int { schedule.own.rows(ofPlace: place).count }
 
@@ -93,9 +96,7 @@ public final class SequenceParallelGradient {
         (self.shards, self.mask, self.overlaps, self.communicator) = (shards, mask, overlaps, communicator)
         whole = communicator.count == 1 ? plan : nil
 
-        let (ownGroup, place) = (grid.group(of: communicator.rank), grid.place(of: communicator.rank))
-        group = try Self.split(communicator, color: ownGroup, key: place, "ulysses")
-        ring = try Self.split(communicator, color: place, key: ownGroup, "ring")
+        (ownGroup, place) = (grid.group(of: communicator.rank), grid.place(of: communicator.rank))
         schedule = GradientSchedule(shards, grid, group: ownGroup, mask: mask)
         // Transfers make progress between slices. Alone a group has none.
         let localKVHeads = heads.localKVHeads
@@ -118,16 +119,6 @@ public final class SequenceParallelGradient {
         self.plans = plans
     }
 
-    private static func split(
-        _ communicator: any Communicator, color: Int, key: Int, _ name: String
-    ) throws(SparseKernelsError) -> any Communicator {
-        guard let part = try communicator.split(color: color, key: key, name: name) else {
-            throw SparseKernelsError(
-                .communication, "split of \(communicator.name)", expected: "a communicator for color \(color)", actual: "none")
-        }
-        return part
-    }
-
     /// Bytes of memory that the plan holds for operands of others, sums, and messages.
     public var bufferByteCount: Int { whole == nil ? buffers.byteCount : 0 }
 
@@ -140,9 +131,6 @@ public final class SequenceParallelGradient {
         let back = others * (heads.queryGradientRow + heads.keyRow)
         return (there + back) * 4 + schedule.sentBytes(rowByteCount: heads.keyRow * 4)
     }
-
-    /// What this rank has sent and received in all calls.
-    public var traffic: MessageTraffic { group.traffic + ring.traffic }
 
     /// Computes the gradients into the caller's memory, which they overwrite. Every rank calls it.
     ///
@@ -186,12 +174,16 @@ public final class SequenceParallelGradient {
             communicator.fail(error)
             throw error
         }
+        (clock, statistics) = (CallClock(), SequenceParallelStatistics())
+        transfers.removeAll(keepingCapacity: true)
         if let whole {
             try whole.run(
                 query: query, key: key, value: value, output: output, logSumExp: logSumExp, outputGradient: outputGradient,
                 queryGradient: queryGradient, keyGradient: keyGradient, valueGradient: valueGradient, on: pool)
+            clock.end(&statistics.attentionSeconds)
             return
         }
+        let before = communicator.traffic.sentBytes
         try sendKeys(key, value, on: pool)
         if grid.ulysses == 1 {
             try rotate(
@@ -202,6 +194,9 @@ public final class SequenceParallelGradient {
         }
         try returnGradients(
             RowMemory(writing: &queryGradient), RowMemory(writing: &keyGradient), RowMemory(writing: &valueGradient), on: pool)
+        clock.end(&statistics.exchangeSeconds)
+        statistics.sentBytes = communicator.traffic.sentBytes - before
+        statistics.expectedSentBytes = expectedSentBytes
     }
 
     private func check(
