@@ -4,5 +4,5 @@ import ArgumentParser
 struct SparseRanks: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "sparse-ranks", abstract: "Sequence parallelism on several ranks.",
-        subcommands: [MeasureCommand.self, SimulateCommand.self])
+        subcommands: [CheckCommand.self, FaultCommand.self, MeasureCommand.self, SimulateCommand.self])
 }

@@ -54,10 +54,10 @@ struct MeasureCommand: ParsableCommand {
     func run() throws {
         let (link, name, threads, check) = (try link(), name, threads, check)
         let effort: RankMeasurement.Effort = quick ? .least : .usual
-        let result = try RankRunner.run(local: local) { (ranks) throws(SparseKernelsError) in
+        let result = try RankLauncher.run(local: local) { (ranks) throws(SparseKernelsError) in
             let pool = WorkerPool(threads: threads)
             let measured = try RankMeasurement(
-                on: ranks, host: RankRunner.host, named: name, assuming: link, effort: effort, pool: pool)
+                on: ranks, host: ProcessInfo.processInfo.hostName, named: name, assuming: link, effort: effort, pool: pool)
             let checks = try check.map { tokens throws(SparseKernelsError) in
                 try SimulationCheck.all(tokens: tokens, measured.machine, on: ranks, pool: pool)
             }
@@ -85,6 +85,7 @@ extension RankMeasurement {
             line("attention, multiply-adds", machine.attentionRate / 1e9, "·10⁹/s"),
             line("a call of attention", machine.attentionCallSeconds * 1e6, "µs"),
             line("products, multiply-adds", machine.linearRate / 1e9, "·10⁹/s"),
+            line("a 16-bit cache near the core, attended", machine.cacheRate / 1e9, "GB/s"),
             line("memory, one rank", machine.memoryRate / 1e9, "GB/s"),
             line("memory, all ranks of a host", machine.hostMemoryRate / 1e9, "GB/s"),
         ]

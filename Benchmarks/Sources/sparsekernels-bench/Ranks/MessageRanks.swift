@@ -131,7 +131,8 @@ private final class MessageMember {
     var isRight: Bool {
         guard let communicator else { return true }
         let expected = UInt8(truncatingIfNeeded: (communicator.rank + communicator.count - 1) % communicator.count + 1)
-        let bytes = received.elements(UInt8.self)
+        let memory = received
+        let bytes = memory.elements(UInt8.self)
         return bytes.indices.allSatisfy { bytes[$0] == expected }
     }
 }

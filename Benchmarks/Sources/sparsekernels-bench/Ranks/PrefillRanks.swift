@@ -123,7 +123,8 @@ private final class PrefillTokens: Sendable {
     func gathered(_ parts: [Tensor<Float>], _ shards: TokenShards) throws -> Tensor<Float> {
         var all = try Tensor<Float>(zeros: query.shape)
         for (rank, part) in parts.enumerated() {
-            all.copyRows(from: part, sourceRow: { index, _ in index }, targetRow: { _, row in row }, rows: shards.positions(of: rank))
+            all.copyRows(
+                from: part, sourceRow: { index, _ in index }, targetRow: { _, row in row }, rows: shards.positions(of: rank))
         }
         return all
     }

@@ -73,8 +73,8 @@ public final class SequenceParallelAttention {
     ///   - instructionSet: the level that runs; nil means what `SPARSEKERNELS_ISA` names, or the best of this machine.
     ///   - communicator: the ranks.
     /// - Throws: on every rank `.communication` when the ranks disagree; `.invalidArgument` for another number of shards than ranks, for
-    ///   `ulysses` that does not divide the ranks or does not fit the heads, for ALiBi slopes and for a slice below 1; the errors of
-    ///   ``DenseAttention``.
+    ///   `ulysses` that does not divide the ranks or does not fit the heads, for ALiBi slopes and for a slice below 1;
+    ///   `.invalidShape` for 2³¹ − 1 tokens or more in a group; the errors of ``DenseAttention``.
     /// - Complexity: O(rows) for rows of the group on the diagonal or at the edge of a window, O(groups²) for others.
     public init(
         _ shards: TokenShards, queryHeads: Int, kvHeads: Int, headDim: Int, valueDim: Int? = nil, mask: AttentionMask = .full,
@@ -84,7 +84,7 @@ public final class SequenceParallelAttention {
         let valueDim = valueDim ?? headDim
         // First, so that all ranks throw the same error for the same mistake.
         try communicator.agree(
-            on: "\(shards.fingerprint) heads \(queryHeads)/\(kvHeads) × \(headDim)/\(valueDim), mask \(mask.isCausal) "
+            on: "\(shards.summary) heads \(queryHeads)/\(kvHeads) × \(headDim)/\(valueDim), mask \(mask.isCausal) "
                 + "\(mask.left ?? -1) \(mask.right ?? -1), \(modifiers), ulysses \(ulysses), slices \(sliceRows ?? 0)",
             "the plan of sequence-parallel attention")
         guard shards.ranks == communicator.count else {
@@ -110,9 +110,18 @@ public final class SequenceParallelAttention {
                 expected: "nil: tokens of a rank are not at the distances of their rows",
                 actual: "slopes")
         }
-        let rows = sliceRows ?? Self.sliceRows(queryHeads: queryHeads / ulysses)
-        guard rows >= 1 else {
-            throw SparseKernelsError(.invalidArgument, "sliceRows", expected: "at least 1", actual: "\(rows)")
+        guard sliceRows ?? 1 >= 1 else {
+            throw SparseKernelsError(.invalidArgument, "sliceRows", expected: "at least 1", actual: "\(sliceRows ?? 0)")
+        }
+        let rows = min(sliceRows ?? Self.sliceRows(queryHeads: queryHeads / ulysses), max(1, shards.length))
+        for group in 0..<grid.ring {
+            let tokens = grid.ranks(ofGroup: group).reduce(0) { $0 + shards.count(of: $1) }
+            guard tokens < Int(Int32.max) else {
+                // Kernels compare 32-bit numbers of keys.
+                throw SparseKernelsError(
+                    .invalidShape, "shards", expected: "with fewer than 2³¹ − 1 tokens in a group of \(ulysses) ranks",
+                    actual: "\(tokens) in group \(group)")
+            }
         }
         (self.shards, self.grid, self.queryHeads, self.kvHeads) = (shards, grid, queryHeads, kvHeads)
         (self.headDim, self.valueDim, self.mask, self.modifiers) = (headDim, valueDim, mask, modifiers)
@@ -211,6 +220,16 @@ public final class SequenceParallelAttention {
         return try AttentionState(output: output, logSumExp: logSumExp)
     }
 
+    /// Computes attention of this rank's tokens, `[heads, tokens, channels]`, into a tensor that is reused from call to call.
+    /// - Throws: the errors of `run` with views.
+    public func run<Q: AttentionElement, K: AttentionElement, O: AttentionElement>(
+        query: Tensor<Q>, key: Tensor<K>, value: Tensor<K>, into output: inout Tensor<O>, on pool: WorkerPool = .shared
+    ) throws(SparseKernelsError) {
+        try run(
+            query: query.view(named: "query"), key: key.view(named: "key"), value: value.view(named: "value"),
+            output: output.mutableView(named: "output"), logSumExp: nil, on: pool)
+    }
+
     private func check<Element: AttentionElement>(
         _ geometry: TensorGeometry, _ type: Element.Type, heads: Int, channels: Int, _ name: String
     ) throws(SparseKernelsError) {
@@ -224,22 +243,6 @@ public final class SequenceParallelAttention {
                 expected: "\(heads) heads × \(tokens) tokens of rank \(communicator.rank) × \(channels) channels",
                 actual: "\(geometry.heads) × \(geometry.tokens) × \(geometry.channels)")
         }
-    }
-}
-
-extension TokenShards {
-    /// A text that is the same for equal shards on every machine.
-    var fingerprint: String {
-        var hash: UInt64 = 0xcbf2_9ce4_8422_2325
-        func add(_ number: Int) { hash = (hash ^ UInt64(truncatingIfNeeded: number)) &* 0x0100_0000_01b3 }
-        for own in ranges {
-            add(own.count)
-            for range in own {
-                add(range.lowerBound)
-                add(range.upperBound)
-            }
-        }
-        return "\(length) tokens on \(ranks) ranks (\(String(hash, radix: 16)))"
     }
 }
 

@@ -9,7 +9,7 @@
 /// ```
 public struct DecodeSimulation: Hashable, Sendable {
     public let ranks: Int
-    /// Attention of a layer to the pages of the rank with the most.
+    /// Attention of a layer to the pages of the rank with the most: reading or computing, whichever takes longer.
     public let readingSeconds: Double
     /// The exchange of a layer's outputs, with merging.
     public let gatheringSeconds: Double
@@ -55,7 +55,7 @@ public struct DecodeSimulation: Hashable, Sendable {
         let row = Double(model.cacheBytesPerToken / model.layers)
         let ofHost = min(ranks, machine.ranksPerHost)
         let rate = machine.memoryRate(ranksOfHost: ofHost)
-        readingSeconds = Double(own) * row / rate
+        readingSeconds = Double(own) * row / min(rate, machine.cacheRate)
         let message = model.costs.decodeBytes(ranks: 2)
         var gathering = 0.0
         if ranks > 1 {
@@ -71,7 +71,7 @@ public struct DecodeSimulation: Hashable, Sendable {
         linearSeconds = Double(model.layerWeights * model.weightBits / 8) / rate
         attentionSeconds = layers * (readingSeconds + gathering)
         seconds = attentionSeconds + layers * linearSeconds
-        attentionSecondsOfOneRank = layers * Double(length) * row / machine.memoryRate
+        attentionSecondsOfOneRank = layers * Double(length) * row / min(machine.memoryRate, machine.cacheRate)
         cacheBytes = own * model.cacheBytesPerToken
         sentBytes = model.layers * model.costs.decodeBytes(ranks: ranks)
     }

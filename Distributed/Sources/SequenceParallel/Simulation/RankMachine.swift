@@ -35,6 +35,8 @@ public struct RankMachine: Hashable, Sendable, Codable {
     public var attentionCallSeconds: Double
     /// Multiply-adds per second of linear layers with many rows.
     public var linearRate: Double
+    /// Bytes of a 16-bit cache that a rank attends per second, with four query heads for each key/value head, where memory is no limit.
+    public var cacheRate: Double
     /// Bytes of memory that one rank reads per second if it is alone on its host.
     public var memoryRate: Double
     /// Bytes of memory that all ranks of a host read per second.
@@ -42,11 +44,11 @@ public struct RankMachine: Hashable, Sendable, Codable {
 
     public init(
         name: String, ranksPerHost: Int, within: Link, between: Link, attentionRate: Double, attentionCallSeconds: Double,
-        linearRate: Double, memoryRate: Double, hostMemoryRate: Double
+        linearRate: Double, cacheRate: Double, memoryRate: Double, hostMemoryRate: Double
     ) {
         (self.name, self.ranksPerHost, self.within, self.between) = (name, ranksPerHost, within, between)
         (self.attentionRate, self.attentionCallSeconds, self.linearRate) = (attentionRate, attentionCallSeconds, linearRate)
-        (self.memoryRate, self.hostMemoryRate) = (memoryRate, hostMemoryRate)
+        (self.cacheRate, self.memoryRate, self.hostMemoryRate) = (cacheRate, memoryRate, hostMemoryRate)
     }
 
     /// Bytes of memory that a rank reads per second when so many ranks of its host do.
@@ -60,6 +62,7 @@ public struct RankMachine: Hashable, Sendable, Codable {
         machine.ranksPerHost /= threads
         machine.attentionRate *= Double(threads)
         machine.linearRate *= Double(threads)
+        machine.cacheRate *= Double(threads)
         machine.memoryRate = min(hostMemoryRate, memoryRate * Double(threads))
         return machine
     }
@@ -72,8 +75,8 @@ public struct RankMachine: Hashable, Sendable, Codable {
         }
         for (name, value) in [
             ("within.bytesPerSecond", within.bytesPerSecond), ("between.bytesPerSecond", between.bytesPerSecond),
-            ("attentionRate", attentionRate), ("linearRate", linearRate), ("memoryRate", memoryRate),
-            ("hostMemoryRate", hostMemoryRate),
+            ("attentionRate", attentionRate), ("linearRate", linearRate), ("cacheRate", cacheRate),
+            ("memoryRate", memoryRate), ("hostMemoryRate", hostMemoryRate),
         ] {
             guard value > 0 && value.isFinite else {
                 throw SparseKernelsError(.invalidArgument, name, expected: "above 0 and finite", actual: "\(value)")
@@ -98,5 +101,6 @@ extension RankMachine {
         name: "hosts of 16 cores, 25 Gbit/s", ranksPerHost: 16,
         within: Link(latency: 5e-6, bytesPerSecond: 5e9, occupiesCore: true),
         between: Link(latency: 30e-6, bytesPerSecond: 3.1e9, occupiesCore: false),
-        attentionRate: 50e9, attentionCallSeconds: 20e-6, linearRate: 55e9, memoryRate: 12e9, hostMemoryRate: 120e9)
+        attentionRate: 50e9, attentionCallSeconds: 20e-6, linearRate: 55e9, cacheRate: 10e9, memoryRate: 12e9,
+        hostMemoryRate: 120e9)
 }

@@ -9,7 +9,7 @@ struct AttentionSimulationTests {
     static let ideal = RankMachine(
         name: "ideal", ranksPerHost: 4, within: .init(latency: 0, bytesPerSecond: 1e30, occupiesCore: false),
         between: .init(latency: 0, bytesPerSecond: 1e30, occupiesCore: false), attentionRate: 1e9,
-        attentionCallSeconds: 0, linearRate: 1e9, memoryRate: 1e30, hostMemoryRate: 1e30)
+        attentionCallSeconds: 0, linearRate: 1e9, cacheRate: 1e30, memoryRate: 1e30, hostMemoryRate: 1e30)
 
     private static func close(_ a: Double, _ b: Double, _ tolerance: Double = 1e-9) -> Bool { abs(a - b) <= tolerance * abs(b) }
 

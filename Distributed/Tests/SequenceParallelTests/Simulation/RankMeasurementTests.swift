@@ -15,7 +15,7 @@ struct RankMeasurementTests {
         let machine = all[0].machine
         #expect(machine.ranksPerHost == count && machine.name == "test" && machine.between == Self.network)
         #expect(machine.attentionRate > 1e6 && machine.linearRate > 1e6 && machine.attentionCallSeconds < 1)
-        #expect(machine.hostMemoryRate >= machine.memoryRate && machine.memoryRate > 1e6)
+        #expect(machine.hostMemoryRate >= machine.memoryRate && machine.memoryRate > 1e6 && machine.cacheRate > 1e6)
         #expect((all[0].within == nil) == (count == 1) && all[0].between == nil)
         #expect(machine.within.occupiesCore == (count == 2))
     }

@@ -83,7 +83,8 @@ struct LowRankSplitTests {
         for (method, tolerance, iterations) in [(SVDMethod.full, 0.02, 3), (.randomized(), 0.05, parameters.iterations)] {
             let split = try LowRankSplit(
                 .init(
-                    rank: parameters.rank, iterations: min(iterations, parameters.iterations), stopsEarly: false, method: method,
+                    rank: parameters.rank, iterations: min(iterations, parameters.iterations), stopsEarly: false,
+                    method: method,
                     activation: recorded.activation, scaleType: recorded.type, roundsAsReleased: true))
             let result = try split(smoothed, calibration: recorded["out.x_smoothed"])
             for (error, expected) in zip(result.errors, parameters.errorHistory) {

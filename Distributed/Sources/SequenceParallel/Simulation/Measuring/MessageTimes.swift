@@ -20,7 +20,7 @@ public struct MessageTimes: Hashable, Sendable {
     /// - Parameters:
     ///   - ranks: 2 or more.
     ///   - sizes: bytes of messages, ascending and above 0.
-    ///   - budget: seconds for each size, if 3 messages take no longer.
+    ///   - budget: seconds for each size, if five messages take no longer.
     /// - Throws: `.invalidArgument` for less than two ranks, and for sizes that are not ascending; `.communication`.
     public init(
         on ranks: any Communicator, sizes: [Int] = MessageTimes.usualSizes, budget: Double = 0.05
@@ -37,11 +37,13 @@ public struct MessageTimes: Hashable, Sendable {
         for size in sizes {
             try ranks.barrier()
             let first = try Self.shift(ranks, sent, received, size, times: 3) / 3
-            // All ranks send as many messages as rank 0 has time for.
-            let times = try ranks.broadcast([max(3, min(10_000, Int(budget / max(first, 1e-9))))], from: 0)[0]
+            // All ranks send as many messages as rank 0 has time for. An interruption spoils one of the batches.
+            let batches = 5
+            let batch = try ranks.broadcast([max(1, min(2000, Int(budget / 5 / max(first, 1e-9))))], from: 0)[0]
+            var samples: [Double] = []
             try ranks.barrier()
-            let all = try Self.shift(ranks, sent, received, size, times: times)
-            nanoseconds.append(Int(all * 1e9 / Double(times)))
+            for _ in 0..<batches { samples.append(try Self.shift(ranks, sent, received, size, times: batch)) }
+            nanoseconds.append(Int(samples.sorted()[batches / 2] * 1e9 / Double(batch)))
         }
         let gathered = try ranks.gather(nanoseconds)
         self.sizes = sizes

@@ -65,6 +65,7 @@ public struct RankMeasurement: Hashable, Sendable {
         try ranks.barrier()
         let attention = try Self.attention(effort, pool)
         let linear = try Self.product(effort, pool)
+        let cache = try Self.cache(pool)
         // One rank of each host reads while the others wait, and then all do.
         let set = try InstructionSet.selected()
         var alone = 0.0
@@ -73,7 +74,7 @@ public struct RankMeasurement: Hashable, Sendable {
         try ranks.barrier()
         let together = MachineRoofs.read(instructionSet: set, on: pool, bytesPerThread: effort.readBytes)
 
-        let values = [attention.rate, attention.callSeconds * 1e9, linear, alone * 1e6, together * 1e6]
+        let values = [attention.rate, attention.callSeconds * 1e9, linear, cache, alone * 1e6, together * 1e6]
         let all = try ranks.gather(values.map { Int($0) })
         func mean(_ index: Int, _ count: Int) -> Double { Double(all.reduce(0) { $0 + $1[index] }) / Double(count) }
         let hostCount = Set(hosts).count
@@ -83,9 +84,9 @@ public struct RankMeasurement: Hashable, Sendable {
         machine = RankMachine(
             name: name, ranksPerHost: perHost, within: withinLink ?? betweenLink ?? assumed, between: betweenLink ?? assumed,
             attentionRate: mean(0, ranks.count), attentionCallSeconds: mean(1, ranks.count) * 1e-9,
-            linearRate: mean(2, ranks.count), memoryRate: mean(3, hostCount) * 1e3,
+            linearRate: mean(2, ranks.count), cacheRate: mean(3, ranks.count), memoryRate: mean(4, hostCount) * 1e3,
             // One rank may not be faster than all.
-            hostMemoryRate: max(mean(4, hostCount), mean(3, hostCount)) * 1e3)
+            hostMemoryRate: max(mean(5, hostCount), mean(4, hostCount)) * 1e3)
         try machine.validate()
         group.free()
         leaders?.free()
@@ -134,6 +135,24 @@ public struct RankMeasurement: Hashable, Sendable {
         var c = try Tensor<Float>(zeros: [rows, columns])
         let seconds = try median { () throws(SparseKernelsError) in try gemm.run(a: a, b: b, into: &c, on: pool) }
         return Double(rows * columns * columns) / max(1e-9, seconds)
+    }
+
+    /// The bytes of a 16-bit cache that are attended per second: of one that stays near the core.
+    private static func cache(_ pool: WorkerPool) throws(SparseKernelsError) -> Double {
+        let (tokens, heads, kvHeads, headDim) = (1024, 8, 2, 128)
+        let configuration = try KVCacheConfiguration(
+            kvHeads: kvHeads, headDim: headDim, pageSize: 64, pageCapacity: tokens / 64, format: .float16)
+        let cache = try PagedKVCache(configuration)
+        let sequence = cache.makeSequence()
+        let rows = try values([kvHeads, tokens, headDim])
+        try cache.append(key: rows, value: rows, to: sequence, on: pool)
+        let attention = try PagedAttention(queryHeads: heads, configuration: configuration)
+        let query = try values([heads, 1, headDim])
+        var output = try Tensor<Float>(zeros: [heads, 1, headDim])
+        let seconds = try median { () throws(SparseKernelsError) in
+            try attention.run(query: query, cache: cache, sequences: [sequence], into: &output, on: pool)
+        }
+        return Double(tokens * kvHeads * 2 * headDim * 2) / max(1e-9, seconds)
     }
 
     /// Numbers around 0.
