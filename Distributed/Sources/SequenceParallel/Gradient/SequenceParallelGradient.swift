@@ -119,6 +119,11 @@ public final class SequenceParallelGradient {
         self.plans = plans
     }
 
+    /// Score entries that this rank computes, over its heads.
+    public var visiblePairs: Int {
+        whole?.visiblePairs ?? slices * plans.reduce(0) { $0 + $1.reduce(0) { $0 + $1.visiblePairs } }
+    }
+
     /// Bytes of memory that the plan holds for operands of others, sums, and messages.
     public var bufferByteCount: Int { whole == nil ? buffers.byteCount : 0 }
 
