@@ -78,9 +78,15 @@ public final class SequenceParallelGradient {
         try communicator.agree(
             on: "\(shards.summary), \(sizes), \(seen), scale \(softmaxScale.map { "\($0)" } ?? "1/√d"), ulysses \(ulysses)",
             "gradient of sequence-parallel attention")
-        let shape = try AttentionShape(
-            queryLength: shards.length, keyLength: shards.length, queryHeads: queryHeads, kvHeads: kvHeads, headDim: headDim,
-            valueDim: valueDim)
+        func shape(tokens: Int) throws(SparseKernelsError) -> AttentionShape {
+            try AttentionShape(
+                queryLength: tokens, keyLength: tokens, queryHeads: queryHeads, kvHeads: kvHeads, headDim: headDim,
+                valueDim: valueDim)
+        }
+        // One rank has all tokens. Of several, a plan of one token checks heads, mask, scale and level before anything is made of them.
+        let plan = try AttentionGradient(
+            shape(tokens: communicator.count == 1 ? shards.length : 1), mask: mask, softmaxScale: softmaxScale,
+            instructionSet: instructionSet)
         grid = try RankGrid(ranks: communicator.count, ulysses: ulysses)
         try TokenShards.require(
             shards.ranks == communicator.count, "shards", "of the \(communicator.count) ranks", shards.ranks)
@@ -89,10 +95,8 @@ public final class SequenceParallelGradient {
         try TokenShards.require(
             kvHeads % ulysses == 0 || ulysses % kvHeads == 0, "ulysses", "a divisor or a multiple of the \(kvHeads) kv heads",
             ulysses)
-        // One plan checks mask, scale and level before anything is made of them.
-        let plan = try AttentionGradient(shape, mask: mask, softmaxScale: softmaxScale, instructionSet: instructionSet)
         heads = GradientHeads(
-            queryHeads: queryHeads, kvHeads: kvHeads, headDim: headDim, valueDim: shape.valueDim, ulysses: ulysses)
+            queryHeads: queryHeads, kvHeads: kvHeads, headDim: headDim, valueDim: plan.shape.valueDim, ulysses: ulysses)
         (self.shards, self.mask, self.overlaps, self.communicator) = (shards, mask, overlaps, communicator)
         whole = communicator.count == 1 ? plan : nil
 
@@ -109,7 +113,7 @@ public final class SequenceParallelGradient {
                 let shape = try AttentionShape(
                     queryLength: block.queries.count, keyLength: block.keys.count,
                     queryHeads: heads.localQueryHeads / slices, kvHeads: localKVHeads / slices, headDim: headDim,
-                    valueDim: shape.valueDim)
+                    valueDim: heads.valueDim)
                 blocks.append(
                     try AttentionGradient(
                         shape, mask: block.mask, softmaxScale: plan.softmaxScale, instructionSet: plan.instructionSet))
