@@ -55,7 +55,7 @@ test-mpi: ## ranks that are processes of this machine, over MPI, and what is lef
 	$(SWIFT) test --traits MPI --package-path Distributed --scratch-path $(CURDIR)/.build --filter RanksTests
 
 verify: dependencies ## recorded cases of released code through the benchmark
-	$(SWIFT) run $(TRAITS) --package-path Benchmarks -c release sparsekernels-bench verify $(CURDIR)/Tests/Goldens
+	$(SWIFT) run $(TRAITS) --package-path Benchmarks -c release sparsekernels-bench verify $(CURDIR)/Tests/Goldens $(CURDIR)/Distributed/Tests/Goldens
 
 tables: dependencies ## write the tables of README and Docs again, from Benchmarks/Results
 	$(SWIFT) run $(TRAITS) --package-path Benchmarks -c release sparsekernels-bench tables

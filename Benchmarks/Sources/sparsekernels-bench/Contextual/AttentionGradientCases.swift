@@ -97,10 +97,20 @@ private final class AttentionGradientProblem {
             keyGradient: &keyGradient, valueGradient: &valueGradient, on: pool)
     }
 
-    /// Compares a few rows of the first and the last head with the oracle.
     func check() throws -> Verification {
-        let shape = plan.shape
-        let oracle = ReferenceAttentionGradient(shape, mask: plan.mask)
+        try plan.check(
+            query: query, key: key, value: value, state: state, outputGradient: outputGradient,
+            (queryGradient, keyGradient, valueGradient))
+    }
+}
+
+extension AttentionGradient {
+    /// Compares a few rows of the first and the last head with the oracle.
+    func check(
+        query: Tensor<Float>, key: Tensor<Float>, value: Tensor<Float>, state: AttentionState, outputGradient: Tensor<Float>,
+        _ gradients: (query: Tensor<Float>, key: Tensor<Float>, value: Tensor<Float>)
+    ) throws -> Verification {
+        let oracle = ReferenceAttentionGradient(shape, mask: mask)
         var verification = Verification.none
         func compare(_ tensor: Tensor<Float>, _ row: Int, _ expected: ReferenceAttentionGradient.Gradient) {
             let count = expected.values.count
@@ -113,7 +123,7 @@ private final class AttentionGradientProblem {
         for token in [0, shape.queryLength / 2 + 1, shape.queryLength - 1] {
             for head in [0, shape.queryHeads - 1] {
                 compare(
-                    queryGradient, head * shape.queryLength + token,
+                    gradients.query, head * shape.queryLength + token,
                     try oracle.gradient(
                         ofQuery: token, head: head, query: query, key: key, value: value, state: state,
                         outputGradient: outputGradient))
@@ -122,8 +132,8 @@ private final class AttentionGradientProblem {
             let expected = try oracle.gradients(
                 ofKey: token, kvHead: kvHead, query: query, key: key, value: value, state: state,
                 outputGradient: outputGradient)
-            compare(keyGradient, kvHead * shape.keyLength + token, expected.key)
-            compare(valueGradient, kvHead * shape.keyLength + token, expected.value)
+            compare(gradients.key, kvHead * shape.keyLength + token, expected.key)
+            compare(gradients.value, kvHead * shape.keyLength + token, expected.value)
         }
         return verification
     }

@@ -10,13 +10,7 @@ extension RankCases {
     /// The longer prompt is run on the most ranks only, because one core takes twenty seconds for it.
     func prefill(_ length: Int) -> CaseGroup? {
         let counts = length > 16384 ? rankCounts.suffix(1) : rankCounts[...]
-        let layouts = counts.flatMap { ranks in
-            (0...10).map { 1 << $0 }.filter { ulysses in
-                ranks % ulysses == 0 && costs.allows(ulysses: ulysses)
-                    // Of the groups between the ring and Ulysses, those that copy no key/value head.
-                    && (ulysses == 1 || ulysses == min(ranks, Self.queryHeads) || ulysses == Self.kvHeads)
-            }.map { PrefillLayout(ranks: ranks, ulysses: $0) }
-        }
+        let layouts = layouts(counts)
         if layouts.isEmpty { return nil }
         let shape = try! AttentionShape(
             queryLength: length, keyLength: length, queryHeads: Self.queryHeads, kvHeads: Self.kvHeads, headDim: Self.headDim)
@@ -39,6 +33,17 @@ extension RankCases {
                 variants.append(try variant(layout, problem, row: variants.count, announce))
             }
             return variants
+        }
+    }
+
+    /// The ring, Ulysses, and what is between them.
+    func layouts(_ counts: ArraySlice<Int>) -> [PrefillLayout] {
+        counts.flatMap { ranks in
+            (0...10).map { 1 << $0 }.filter { ulysses in
+                ranks % ulysses == 0 && costs.allows(ulysses: ulysses)
+                    // Of the groups between the ring and Ulysses, those that copy no key/value head.
+                    && (ulysses == 1 || ulysses == min(ranks, Self.queryHeads) || ulysses == Self.kvHeads)
+            }.map { PrefillLayout(ranks: ranks, ulysses: $0) }
         }
     }
 
@@ -90,7 +95,7 @@ extension RankCases {
 }
 
 /// An arrangement of ranks.
-private struct PrefillLayout {
+struct PrefillLayout {
     let ranks: Int
     let ulysses: Int
 
@@ -206,7 +211,7 @@ extension Tensor<Float> {
     ///
     /// - Parameters:
     ///   - source, sourceRow, targetRow: the rows of either for the index of a row in the list and the row.
-    fileprivate mutating func copyRows(
+    mutating func copyRows(
         from source: Tensor<Float>, sourceRow: (Int, Int) -> Int, targetRow: (Int, Int) -> Int, rows: [Int]
     ) {
         let (heads, channels) = (shape[0], shape[2])

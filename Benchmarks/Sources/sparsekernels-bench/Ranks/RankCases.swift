@@ -14,7 +14,7 @@ struct RankCases: CaseFamily {
 
     func section() -> Section {
         let groups =
-            (isQuick ? [8192] : [16384, 32768]).compactMap(prefill)
+            (isQuick ? [8192] : [16384, 32768]).compactMap(prefill) + [isQuick ? 2048 : 8192].compactMap(gradient)
             + (run.decodeContexts ?? [isQuick ? 32768 : 131_072]).compactMap(decode) + [overhead()] + messages()
         return Section(kind: .ranks, groups: groups, baselines: [Self.oneCore, "dense", "copy"])
     }

@@ -43,14 +43,32 @@ struct GradientBlock: Hashable {
             return [GradientBlock(queries: 0..<queries.count, keys: 0..<keys.count, mask: mask)]
         }
         var blocks: [GradientBlock] = []
+        // Rectangles of the run of queries before.
+        var above: [Int] = []
         for query in queries.runs {
+            var row: [GradientBlock] = []
             for key in keys.runs {
                 if query.tokens == key.tokens {
-                    blocks.append(GradientBlock(queries: query.rows, keys: key.rows, mask: own))
+                    row.append(GradientBlock(queries: query.rows, keys: key.rows, mask: own))
                 } else {
-                    append(query, key, left: left, right: right, to: &blocks)
+                    append(query, key, left: left, right: right, to: &row)
                 }
             }
+            var rectangles: [Int] = []
+            for block in row {
+                let same =
+                    block.mask == .full
+                    ? above.first {
+                        blocks[$0].keys == block.keys && blocks[$0].queries.upperBound == block.queries.lowerBound
+                    } : nil
+                if let same {
+                    blocks[same].queries = blocks[same].queries.lowerBound..<block.queries.upperBound
+                } else {
+                    blocks.append(block)
+                }
+                if block.mask == .full { rectangles.append(same ?? blocks.count - 1) }
+            }
+            above = rectangles
         }
         return blocks
     }
@@ -99,22 +117,15 @@ struct GradientBlock: Hashable {
         }
     }
 
-    /// Adds a rectangle, as part of one that it touches if there is one.
-    private static func join(_ block: GradientBlock, to blocks: inout [GradientBlock]) {
-        for index in blocks.indices.reversed() where blocks[index].mask == .full {
-            let other = blocks[index]
-            if other.queries == block.queries && other.keys.upperBound == block.keys.lowerBound {
-                blocks.remove(at: index)
-                let keys = other.keys.lowerBound..<block.keys.upperBound
-                join(GradientBlock(queries: block.queries, keys: keys, mask: .full), to: &blocks)
-                return
-            }
-            if other.keys == block.keys && other.queries.upperBound == block.queries.lowerBound {
-                blocks[index].queries = other.queries.lowerBound..<block.queries.upperBound
-                return
-            }
+    /// Adds a rectangle to those of a run of queries, as part of the last one if they touch.
+    private static func join(_ block: GradientBlock, to row: inout [GradientBlock]) {
+        if let last = row.last, last.mask == .full, last.queries == block.queries,
+            last.keys.upperBound == block.keys.lowerBound
+        {
+            row[row.count - 1].keys = last.keys.lowerBound..<block.keys.upperBound
+        } else {
+            row.append(block)
         }
-        blocks.append(block)
     }
 }
 

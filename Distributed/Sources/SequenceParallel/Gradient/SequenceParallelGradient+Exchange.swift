@@ -6,13 +6,13 @@ extension SequenceParallelGradient {
         _ key: TensorView<Float>, _ value: TensorView<Float>, on pool: WorkerPool
     ) throws(SparseKernelsError) {
         let (heads, count) = (heads, ownCount)
-        let target = GradientMatrix(grid.ulysses == 1 ? buffers.keys[0] : buffers.keySent, columns: heads.keyRow)
+        let rows = packing(into: buffers.keySent, own: buffers.keys[0], columns: heads.keyRow)
         let (keys, values) = (RowMemory(reading: key), RowMemory(reading: value))
         pool.forEachRange(of: count * heads.ulysses, workPerItem: 4 * heads.keyRow) { range in
             for index in range {
                 let (peer, token) = (index / count, index % count)
                 let first = heads.kvHead(ofPlace: peer)
-                var place = target.row(index)
+                var place = rows.row(peer, token)
                 for head in first..<first + heads.localKVHeads {
                     place.update(from: keys.floats(head, token), count: heads.headDim)
                     place += heads.headDim
@@ -23,9 +23,7 @@ extension SequenceParallelGradient {
                 }
             }
         }
-        if grid.ulysses > 1 {
-            try exchange(from: buffers.keySent, into: buffers.keys[0], columns: heads.keyRow)
-        }
+        try exchange(from: buffers.keySent, into: buffers.keys[0], columns: heads.keyRow, Tag.keys)
     }
 
     /// Gives every rank of the group the queries of its heads with output, gradient and LSE.
@@ -35,7 +33,7 @@ extension SequenceParallelGradient {
     ) throws(SparseKernelsError) {
         let (heads, count, rows) = (heads, ownCount, schedule.own.count)
         let local = heads.localQueryHeads
-        let sent = GradientMatrix(buffers.querySent, columns: heads.queryRow)
+        let packed = packing(into: buffers.querySent, own: buffers.queryReceived, columns: heads.queryRow)
         let (queries, outputs) = (RowMemory(reading: query), RowMemory(reading: output))
         let gradients = RowMemory(reading: outputGradient)
         let statistics = RowMemory(
@@ -43,7 +41,7 @@ extension SequenceParallelGradient {
         pool.forEachRange(of: count * heads.ulysses, workPerItem: 4 * heads.queryRow) { range in
             for index in range {
                 let (peer, token) = (index / count, index % count)
-                var place = sent.row(index)
+                var place = packed.row(peer, token)
                 let first = heads.queryHead(ofPlace: peer)
                 for head in first..<first + local {
                     place.update(from: queries.floats(head, token), count: heads.headDim)
@@ -63,7 +61,7 @@ extension SequenceParallelGradient {
                 }
             }
         }
-        try exchange(from: buffers.querySent, into: buffers.queryReceived, columns: heads.queryRow)
+        try exchange(from: buffers.querySent, into: buffers.queryReceived, columns: heads.queryRow, Tag.queries)
         // The backward pass reads the LSE of a head as adjacent numbers.
         let received = GradientMatrix(buffers.queryReceived, columns: heads.queryRow)
         let byHead = GradientMatrix(buffers.logSumExp, columns: rows)
@@ -98,32 +96,30 @@ extension SequenceParallelGradient {
     }
 
     /// Gives every rank the gradients of its own tokens, and writes them.
+    ///
+    /// The sums have the rows of a rank one behind the other, so they are sent from where they are, and the own ones are read there.
     func returnGradients(
         _ queryGradient: RowMemory, _ keyGradient: RowMemory, _ valueGradient: RowMemory, on pool: WorkerPool
     ) throws(SparseKernelsError) {
-        let (heads, count) = (heads, ownCount)
-        var (queries, keys) = (buffers.queryGradient, buffers.home)
-        if grid.ulysses > 1 {
-            // The sums have the rows of a rank one behind the other, so they are sent from where they are.
-            try exchangeBack(from: queries, into: buffers.queryReturned, columns: heads.queryGradientRow)
-            try exchangeBack(from: keys, into: buffers.keyReturned, columns: heads.keyRow)
-            (queries, keys) = (buffers.queryReturned, buffers.keyReturned)
-        }
-        let queryRows = GradientMatrix(queries, columns: heads.queryGradientRow)
-        let keyRows = GradientMatrix(keys, columns: heads.keyRow)
-        pool.forEachRange(of: count, workPerItem: 4 * heads.ulysses * (heads.queryGradientRow + heads.keyRow)) { range in
+        let heads = heads
+        try exchangeBack(
+            from: buffers.queryGradient, into: buffers.queryReturned, columns: heads.queryGradientRow, Tag.queryGradients)
+        try exchangeBack(from: buffers.home, into: buffers.keyReturned, columns: heads.keyRow, Tag.keyGradients)
+        let queries = packing(into: buffers.queryReturned, own: buffers.queryGradient, columns: heads.queryGradientRow)
+        let keys = packing(into: buffers.keyReturned, own: buffers.home, columns: heads.keyRow)
+        pool.forEachRange(of: ownCount, workPerItem: 4 * heads.ulysses * (heads.queryGradientRow + heads.keyRow)) { range in
             for token in range {
                 for head in 0..<heads.queryHeads {
                     let (peer, local) = (head / heads.localQueryHeads, head % heads.localQueryHeads)
                     queryGradient.floats(head, token).update(
-                        from: queryRows.row(peer * count + token) + local * heads.headDim, count: heads.headDim)
+                        from: queries.row(peer, token) + local * heads.headDim, count: heads.headDim)
                 }
                 for head in 0..<heads.kvHeads {
                     // Ranks that have a copy of the head are neighbours.
                     let (peer, local) = (head / heads.localKVHeads * heads.copies, head % heads.localKVHeads)
                     let (dk, dv) = (keyGradient.floats(head, token), valueGradient.floats(head, token))
                     for copy in peer..<peer + heads.copies {
-                        let line = keyRows.row(copy * count + token)
+                        let line = keys.row(copy, token)
                         let k = line + local * heads.headDim
                         let v = line + heads.localKVHeads * heads.headDim + local * heads.valueDim
                         if copy == peer {
@@ -139,19 +135,76 @@ extension SequenceParallelGradient {
         }
     }
 
-    /// Sends a part of this rank's tokens to every rank of the group, and receives theirs.
-    private func exchange(from sent: MessageBuffer, into received: MessageBuffer, columns: Int) throws(SparseKernelsError) {
-        let (own, group) = (ownCount, schedule.own)
-        try self.group.allToAll(
-            from: sent, counts: Array(repeating: own * columns * 4, count: grid.ulysses), into: received,
-            counts: (0..<grid.ulysses).map { group.rows(ofPlace: $0).count * columns * 4 })
+    // MARK: - Messages
+
+    /// Where the row of a token is for each rank of the group: this rank's own part is in the place where it is used.
+    private func packing(into others: MessageBuffer, own: MessageBuffer, columns: Int) -> GradientParts {
+        GradientParts(
+            others: GradientMatrix(others, columns: columns),
+            own: GradientMatrix(own, columns: columns, firstRow: schedule.own.starts[place]), place: place, count: ownCount)
+    }
+
+    /// Sends every other rank of the group a part of this rank's tokens, and receives theirs.
+    private func exchange(
+        from sent: MessageBuffer, into received: MessageBuffer, columns: Int, _ tag: Int
+    ) throws(SparseKernelsError) {
+        let bytes = ownCount * columns * 4
+        for peer in 0..<grid.ulysses where peer != place {
+            let rows = schedule.own.rows(ofPlace: peer)
+            try receive(
+                received, rows.lowerBound * columns * 4..<rows.upperBound * columns * 4, from: rank(ofPlace: peer), tag)
+        }
+        for peer in 0..<grid.ulysses where peer != place {
+            try send(sent, peer * bytes..<(peer + 1) * bytes, to: rank(ofPlace: peer), tag)
+        }
+        try waitForAll()
     }
 
     /// The other way round.
-    private func exchangeBack(from sent: MessageBuffer, into received: MessageBuffer, columns: Int) throws(SparseKernelsError) {
-        let (own, group) = (ownCount, schedule.own)
-        try self.group.allToAll(
-            from: sent, counts: (0..<grid.ulysses).map { group.rows(ofPlace: $0).count * columns * 4 }, into: received,
-            counts: Array(repeating: own * columns * 4, count: grid.ulysses))
+    private func exchangeBack(
+        from sent: MessageBuffer, into received: MessageBuffer, columns: Int, _ tag: Int
+    ) throws(SparseKernelsError) {
+        let bytes = ownCount * columns * 4
+        for peer in 0..<grid.ulysses where peer != place {
+            try receive(received, peer * bytes..<(peer + 1) * bytes, from: rank(ofPlace: peer), tag)
+        }
+        for peer in 0..<grid.ulysses where peer != place {
+            let rows = schedule.own.rows(ofPlace: peer)
+            try send(sent, rows.lowerBound * columns * 4..<rows.upperBound * columns * 4, to: rank(ofPlace: peer), tag)
+        }
+        try waitForAll()
+    }
+
+    private func rank(ofPlace place: Int) -> Int { grid.rank(place: place, group: ownGroup) }
+
+    private func receive(
+        _ buffer: MessageBuffer, _ bytes: Range<Int>, from peer: Int, _ tag: Int
+    ) throws(SparseKernelsError) {
+        if !bytes.isEmpty { transfers.append(try communicator.receive(into: buffer, bytes, from: peer, tag: tag)) }
+    }
+
+    private func send(
+        _ buffer: MessageBuffer, _ bytes: Range<Int>, to peer: Int, _ tag: Int
+    ) throws(SparseKernelsError) {
+        if !bytes.isEmpty { transfers.append(try communicator.send(buffer, bytes, to: peer, tag: tag)) }
+    }
+
+    private func waitForAll() throws(SparseKernelsError) {
+        clock.end(&statistics.exchangeSeconds)
+        for transfer in transfers { try communicator.wait(for: transfer) }
+        transfers.removeAll(keepingCapacity: true)
+        clock.end(&statistics.waitingSeconds)
+    }
+}
+
+/// Rows of this rank's tokens by ranks of its group.
+private struct GradientParts {
+    let others: GradientMatrix
+    let own: GradientMatrix
+    let place: Int
+    let count: Int
+
+    func row(_ peer: Int, _ token: Int) -> UnsafeMutablePointer<Float> {
+        peer == place ? own.row(token) : others.row(peer * count + token)
     }
 }

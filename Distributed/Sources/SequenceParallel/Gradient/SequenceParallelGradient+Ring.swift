@@ -1,45 +1,52 @@
 internal import SparseKernelsTraining
 
 extension SequenceParallelGradient {
-    private static let keyTag = 1
-    private static let gradientTag = 2
-    private static let homeTag = 3
+    /// Messages of one kind between two ranks arrive in the order in which they were sent. Callers rarely use such large tags.
+    enum Tag {
+        static var keys: Int { 32_720 }
+        static var queries: Int { 32_721 }
+        static var ring: Int { 32_722 }
+        static var gradients: Int { 32_723 }
+        static var home: Int { 32_724 }
+        static var queryGradients: Int { 32_725 }
+        static var keyGradients: Int { 32_726 }
+    }
 
     /// Adds up the gradients of the group's queries, and those of its keys and values at home.
     ///
     /// Every rank waits only for what its neighbours did in earlier steps, so that the ring cannot stand still.
     func rotate(_ queries: Queries, on pool: WorkerPool) throws(SparseKernelsError) {
         let (count, columns) = (grid.ring, heads.keyRow)
-        let (before, behind) = ((ownGroup + count - 1) % count, (ownGroup + 1) % count)
+        let (before, behind) = (rank(ofGroup: ownGroup + count - 1), rank(ofGroup: ownGroup + 1))
         func bytes(_ step: Int) -> Range<Int> { 0..<schedule.counts[schedule.steps[step].visitor] * columns * 4 }
         var (keySends, gradientSends): ([Transfer?], [Transfer?]) = ([nil, nil], [nil, nil])
         var (nextKeys, home): (Transfer?, Transfer?) = (nil, nil)
         if let source = schedule.homeSource {
-            home = try ring.receive(into: buffers.home, bytes(0), from: source, tag: Self.homeTag)
+            home = try communicator.receive(into: buffers.home, bytes(0), from: rank(ofGroup: source), tag: Tag.home)
         }
         if !schedule.beginsWithAllQueries {
             GradientMatrix(buffers.queryGradient, columns: heads.queryGradientRow).clear(rows: schedule.own.count, on: pool)
         }
         for (index, step) in schedule.steps.enumerated() {
             let (now, next) = (index % 2, (index + 1) % 2)
-            if let transfer = nextKeys { try ring.wait(for: transfer) }
+            if let transfer = nextKeys { try wait(for: transfer) }
             nextKeys = nil
             if index + 1 < count && schedule.steps[index + 1].arrives {
                 try finish(&keySends[next])
-                nextKeys = try ring.receive(into: buffers.keys[next], bytes(index + 1), from: before, tag: Self.keyTag)
+                nextKeys = try communicator.receive(into: buffers.keys[next], bytes(index + 1), from: before, tag: Tag.ring)
             }
             if step.isPassedOn {
-                keySends[now] = try ring.send(buffers.keys[now], bytes(index), to: behind, tag: Self.keyTag)
+                keySends[now] = try communicator.send(buffers.keys[now], bytes(index), to: behind, tag: Tag.ring)
             }
             var arriving: Transfer?
             if step.arrives {
                 try finish(&gradientSends[now])
-                arriving = try ring.receive(
-                    into: buffers.visiting[now], bytes(index), from: before, tag: Self.gradientTag)
+                arriving = try communicator.receive(
+                    into: buffers.visiting[now], bytes(index), from: before, tag: Tag.gradients)
             }
             if !overlaps {
                 // To compare: transfers of keys first, then the computation.
-                if let transfer = nextKeys { try ring.wait(for: transfer) }
+                if let transfer = nextKeys { try wait(for: transfer) }
                 nextKeys = nil
                 try finish(&keySends[now])
             }
@@ -47,32 +54,43 @@ extension SequenceParallelGradient {
             let rows = schedule.counts[step.visitor]
             let first = step.isPassedOn ? buffers.visiting[now] : buffers.home
             let target = index == 0 ? first : buffers.partial
+            clock.end(&statistics.exchangeSeconds)
             try compute(index, into: target, queries, on: pool)
+            clock.end(&statistics.attentionSeconds)
             if let transfer = arriving {
-                try ring.wait(for: transfer)
+                try wait(for: transfer)
                 if !step.blocks.isEmpty {
                     let sums = GradientMatrix(buffers.visiting[now], columns: columns)
                     sums.add(GradientMatrix(buffers.partial, columns: columns), rows: rows, on: pool)
                 }
             }
             if step.isPassedOn {
-                gradientSends[now] = try ring.send(
-                    buffers.visiting[now], bytes(index), to: behind, tag: Self.gradientTag)
+                gradientSends[now] = try communicator.send(
+                    buffers.visiting[now], bytes(index), to: behind, tag: Tag.gradients)
             } else if step.goesHome {
-                gradientSends[now] = try ring.send(
-                    buffers.visiting[now], bytes(index), to: step.visitor, tag: Self.homeTag)
+                gradientSends[now] = try communicator.send(
+                    buffers.visiting[now], bytes(index), to: rank(ofGroup: step.visitor), tag: Tag.home)
             }
         }
         for index in 0..<2 {
             try finish(&keySends[index])
             try finish(&gradientSends[index])
         }
-        if let home { try ring.wait(for: home) }
+        if let home { try wait(for: home) }
     }
 
+    /// The rank at this rank's place of a group.
+    private func rank(ofGroup group: Int) -> Int { grid.rank(place: place, group: group % grid.ring) }
+
     private func finish(_ transfer: inout Transfer?) throws(SparseKernelsError) {
-        if let unfinished = transfer { try ring.wait(for: unfinished) }
+        if let unfinished = transfer { try wait(for: unfinished) }
         transfer = nil
+    }
+
+    private func wait(for transfer: Transfer) throws(SparseKernelsError) {
+        clock.end(&statistics.exchangeSeconds)
+        try communicator.wait(for: transfer)
+        clock.end(&statistics.waitingSeconds)
     }
 
     /// The operands of the group's queries.
@@ -102,7 +120,7 @@ extension SequenceParallelGradient {
         for number in step.blocks.indices {
             for slice in 0..<slices {
                 try compute(index, number, slice: slice, into: target, queries, on: pool)
-                if overlaps { try ring.progress() }
+                if overlaps { try communicator.progress() }
             }
         }
     }

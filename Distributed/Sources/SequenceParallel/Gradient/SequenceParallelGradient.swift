@@ -29,12 +29,12 @@ public final class SequenceParallelGradient {
     /// Whether keys, values and gradients of the next step move while this one is computed.
     public let overlaps: Bool
 
-    private let communicator: any Communicator
+    /// What the last call did.
+    public internal(set) var statistics = SequenceParallelStatistics()
+
+    let communicator: any Communicator
     let heads: GradientHeads
     let schedule: GradientSchedule
-    /// The ranks that exchange heads, and one of each group.
-    let group: any Communicator
-    let ring: any Communicator
     let buffers: GradientBuffers
     /// The plans of each block of each step; one serves each slice of the heads.
     let plans: [[AttentionGradient]]
@@ -42,10 +42,13 @@ public final class SequenceParallelGradient {
     let slices: Int
     /// The plan of one rank, which needs nothing else.
     private let whole: AttentionGradient?
-
     /// The rank's place in its group, and its group.
-    var place: Int { group.rank }
-    var ownGroup: Int { ring.rank }
+    let place: Int
+    let ownGroup: Int
+    var clock = CallClock()
+    /// Transfers of an exchange by heads.
+    var transfers: [Transfer] = []
+
     /// The tokens of this rank.
     var ownCount: Int { schedule.own.rows(ofPlace: place).count }
 
@@ -75,9 +78,15 @@ public final class SequenceParallelGradient {
         try communicator.agree(
             on: "\(shards.summary), \(sizes), \(seen), scale \(softmaxScale.map { "\($0)" } ?? "1/√d"), ulysses \(ulysses)",
             "gradient of sequence-parallel attention")
-        let shape = try AttentionShape(
-            queryLength: shards.length, keyLength: shards.length, queryHeads: queryHeads, kvHeads: kvHeads, headDim: headDim,
-            valueDim: valueDim)
+        func shape(tokens: Int) throws(SparseKernelsError) -> AttentionShape {
+            try AttentionShape(
+                queryLength: tokens, keyLength: tokens, queryHeads: queryHeads, kvHeads: kvHeads, headDim: headDim,
+                valueDim: valueDim)
+        }
+        // One rank has all tokens. Of several, a plan of one token checks heads, mask, scale and level before anything is made of them.
+        let plan = try AttentionGradient(
+            shape(tokens: communicator.count == 1 ? shards.length : 1), mask: mask, softmaxScale: softmaxScale,
+            instructionSet: instructionSet)
         grid = try RankGrid(ranks: communicator.count, ulysses: ulysses)
         try TokenShards.require(
             shards.ranks == communicator.count, "shards", "of the \(communicator.count) ranks", shards.ranks)
@@ -86,16 +95,12 @@ public final class SequenceParallelGradient {
         try TokenShards.require(
             kvHeads % ulysses == 0 || ulysses % kvHeads == 0, "ulysses", "a divisor or a multiple of the \(kvHeads) kv heads",
             ulysses)
-        // One plan checks mask, scale and level before anything is made of them.
-        let plan = try AttentionGradient(shape, mask: mask, softmaxScale: softmaxScale, instructionSet: instructionSet)
         heads = GradientHeads(
-            queryHeads: queryHeads, kvHeads: kvHeads, headDim: headDim, valueDim: shape.valueDim, ulysses: ulysses)
+            queryHeads: queryHeads, kvHeads: kvHeads, headDim: headDim, valueDim: plan.shape.valueDim, ulysses: ulysses)
         (self.shards, self.mask, self.overlaps, self.communicator) = (shards, mask, overlaps, communicator)
         whole = communicator.count == 1 ? plan : nil
 
-        let (ownGroup, place) = (grid.group(of: communicator.rank), grid.place(of: communicator.rank))
-        group = try Self.split(communicator, color: ownGroup, key: place, "ulysses")
-        ring = try Self.split(communicator, color: place, key: ownGroup, "ring")
+        (ownGroup, place) = (grid.group(of: communicator.rank), grid.place(of: communicator.rank))
         schedule = GradientSchedule(shards, grid, group: ownGroup, mask: mask)
         // Transfers make progress between slices. Alone a group has none.
         let localKVHeads = heads.localKVHeads
@@ -108,7 +113,7 @@ public final class SequenceParallelGradient {
                 let shape = try AttentionShape(
                     queryLength: block.queries.count, keyLength: block.keys.count,
                     queryHeads: heads.localQueryHeads / slices, kvHeads: localKVHeads / slices, headDim: headDim,
-                    valueDim: shape.valueDim)
+                    valueDim: heads.valueDim)
                 blocks.append(
                     try AttentionGradient(
                         shape, mask: block.mask, softmaxScale: plan.softmaxScale, instructionSet: plan.instructionSet))
@@ -118,14 +123,9 @@ public final class SequenceParallelGradient {
         self.plans = plans
     }
 
-    private static func split(
-        _ communicator: any Communicator, color: Int, key: Int, _ name: String
-    ) throws(SparseKernelsError) -> any Communicator {
-        guard let part = try communicator.split(color: color, key: key, name: name) else {
-            throw SparseKernelsError(
-                .communication, "split of \(communicator.name)", expected: "a communicator for color \(color)", actual: "none")
-        }
-        return part
+    /// Score entries that this rank computes, over its heads.
+    public var visiblePairs: Int {
+        whole?.visiblePairs ?? slices * plans.reduce(0) { $0 + $1.reduce(0) { $0 + $1.visiblePairs } }
     }
 
     /// Bytes of memory that the plan holds for operands of others, sums, and messages.
@@ -140,9 +140,6 @@ public final class SequenceParallelGradient {
         let back = others * (heads.queryGradientRow + heads.keyRow)
         return (there + back) * 4 + schedule.sentBytes(rowByteCount: heads.keyRow * 4)
     }
-
-    /// What this rank has sent and received in all calls.
-    public var traffic: MessageTraffic { group.traffic + ring.traffic }
 
     /// Computes the gradients into the caller's memory, which they overwrite. Every rank calls it.
     ///
@@ -186,12 +183,16 @@ public final class SequenceParallelGradient {
             communicator.fail(error)
             throw error
         }
+        (clock, statistics) = (CallClock(), SequenceParallelStatistics())
+        transfers.removeAll(keepingCapacity: true)
         if let whole {
             try whole.run(
                 query: query, key: key, value: value, output: output, logSumExp: logSumExp, outputGradient: outputGradient,
                 queryGradient: queryGradient, keyGradient: keyGradient, valueGradient: valueGradient, on: pool)
+            clock.end(&statistics.attentionSeconds)
             return
         }
+        let before = communicator.traffic.sentBytes
         try sendKeys(key, value, on: pool)
         if grid.ulysses == 1 {
             try rotate(
@@ -202,6 +203,9 @@ public final class SequenceParallelGradient {
         }
         try returnGradients(
             RowMemory(writing: &queryGradient), RowMemory(writing: &keyGradient), RowMemory(writing: &valueGradient), on: pool)
+        clock.end(&statistics.exchangeSeconds)
+        statistics.sentBytes = communicator.traffic.sentBytes - before
+        statistics.expectedSentBytes = expectedSentBytes
     }
 
     private func check(

@@ -74,12 +74,16 @@ public final class TokenExchange {
     /// - Parameters:
     ///   - rows: this rank's rows of the source, one behind the other from the first byte on.
     ///   - received: where its rows of the target go; another buffer.
-    /// - Throws: `.invalidShape` for a buffer that is too small, before anything is sent, and the errors of the communicator.
+    /// - Throws: `.invalidShape` for a buffer that is too small, before anything is sent: the other ranks then fail, too. The errors of the
+    ///   communicator.
     public func run(_ rows: MessageBuffer, into received: MessageBuffer) throws(SparseKernelsError) {
-        try require(rows, source, "rows")
-        try require(received, target, "received")
-        guard rows !== received else {
-            throw SparseKernelsError(.invalidArgument, "received", expected: "another buffer than the rows", actual: "the same")
+        try checked { () throws(SparseKernelsError) in
+            try require(rows, source, "rows")
+            try require(received, target, "received")
+            guard rows !== received else {
+                throw SparseKernelsError(
+                    .invalidArgument, "received", expected: "another buffer than the rows", actual: "the same")
+            }
         }
         transfers.removeAll(keepingCapacity: true)
         for message in receives {
@@ -100,15 +104,16 @@ public final class TokenExchange {
     /// Moves the rows of a matrix `[tokens of this rank in the source, columns]`. Every rank calls it.
     ///
     /// - Returns: `[tokens of this rank in the target, columns]`.
-    /// - Throws: `.invalidShape` for another number of rows, or columns that do not take `rowByteCount` bytes, before anything is sent,
-    ///   and the errors of the communicator.
+    /// - Throws: `.invalidShape` for another number of rows, or columns that do not take `rowByteCount` bytes, and the errors of `run`.
     public func callAsFunction<Element: TensorElement>(_ rows: Tensor<Element>) throws(SparseKernelsError) -> Tensor<Element> {
         let size = MemoryLayout<Element>.stride
         let (own, others) = (source.count(of: communicator.rank), target.count(of: communicator.rank))
-        guard rows.shape.count == 2, rows.shape[0] == own, rows.shape[1] * size == rowByteCount else {
-            throw SparseKernelsError(
-                .invalidShape, "rows", expected: "[\(own), columns of \(rowByteCount) bytes together]",
-                actual: "\(rows.shape) of \(size) bytes each")
+        try checked { () throws(SparseKernelsError) in
+            guard rows.shape.count == 2, rows.shape[0] == own, rows.shape[1] * size == rowByteCount else {
+                throw SparseKernelsError(
+                    .invalidShape, "rows", expected: "[\(own), columns of \(rowByteCount) bytes together]",
+                    actual: "\(rows.shape) of \(size) bytes each")
+            }
         }
         let sent = try MessageBuffer(byteCount: own * rowByteCount)
         let received = try MessageBuffer(byteCount: others * rowByteCount)
@@ -118,6 +123,14 @@ public final class TokenExchange {
         try run(sent, into: received)
         let moved = received.elements(Element.self)
         return try Tensor([others, rows.shape[1]], (0..<others * rows.shape[1]).map { moved[$0] })
+    }
+
+    /// Runs checks of this rank's arguments. Other ranks would wait for one that fails them.
+    private func checked(_ body: () throws(SparseKernelsError) -> Void) throws(SparseKernelsError) {
+        do throws(SparseKernelsError) { try body() } catch {
+            communicator.fail(error)
+            throw error
+        }
     }
 
     private func bytes(_ rows: Range<Int>) -> Range<Int> { rows.lowerBound * rowByteCount..<rows.upperBound * rowByteCount }

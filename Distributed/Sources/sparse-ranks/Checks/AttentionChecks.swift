@@ -46,11 +46,11 @@ extension RankChecks {
     ]
 
     /// Rounding of at most 400 terms of at most 1 in single precision: 400 · 2⁻²⁴, with scores below 2 that are exact to as much.
-    private static let largestError: Float = 1e-4
+    static let largestError: Float = 1e-4
 }
 
 /// Operands of attention that are the same on all ranks.
-private struct Operands {
+struct Operands {
     let query: Tensor<Float>
     let key: Tensor<Float>
     let value: Tensor<Float>
@@ -71,7 +71,7 @@ private struct Operands {
 
 extension Tensor where Element == Float {
     /// The rows of some tokens of `[heads, tokens, channels]`.
-    fileprivate func tokens(_ positions: [Int]) throws(SparseKernelsError) -> Tensor {
+    func tokens(_ positions: [Int]) throws(SparseKernelsError) -> Tensor {
         let (length, channels) = (shape[1], shape[2])
         return try Tensor([shape[0], positions.count, channels]) { index in
             let (row, channel) = index.quotientAndRemainder(dividingBy: channels)
@@ -80,7 +80,7 @@ extension Tensor where Element == Float {
         }
     }
 
-    fileprivate func largestDifference(_ other: Tensor) -> Float {
+    func largestDifference(_ other: Tensor) -> Float {
         guard shape == other.shape else { return .infinity }
         return (0..<shape.reduce(1, *)).reduce(0) { max($0, abs(self[flat: $1] - other[flat: $1])) }
     }

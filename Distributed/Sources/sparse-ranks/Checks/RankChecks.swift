@@ -14,7 +14,7 @@ struct RankCheck: Sendable {
 }
 
 enum RankChecks {
-    static let all = messages + collectives + groups + attention
+    static let all = messages + collectives + groups + attention + sharding
 
     /// Makes all checks, and prints on rank 0.
     /// - Returns: the number of those that failed on any rank.

@@ -71,6 +71,12 @@ struct GradientBlockTests {
         #expect(last.steps.map(\.goesHome) == [false, true, true, true])
         let first = GradientSchedule(ordered, grid, group: 0, mask: .causal)
         #expect(first.steps.map(\.arrives) == [false, false, false, false] && first.homeSource == 3)
+        // Pages in turn: a rectangle for each own page that sees any of a visitor's, and one block at home, where rows ascend.
+        let pages = try TokenShards(
+            length: 4096, ranges: (0..<4).map { rank in (0..<64).map { ($0 * 4 + rank) * 16..<($0 * 4 + rank + 1) * 16 } })
+        let cyclic = GradientSchedule(pages, grid, group: 1, mask: .causal)
+        #expect(cyclic.steps.map(\.blocks.count) == [1, 64, 63, 63])
+        #expect(GradientSchedule(pages, grid, group: 1, mask: .full).steps.map(\.blocks.count) == [1, 1, 1, 1])
         let window = GradientSchedule(ordered, grid, group: 1, mask: .causal(window: 10))
         #expect(window.steps.map(\.arrives) == [false, true, false, false] && window.homeSource == 2)
     }

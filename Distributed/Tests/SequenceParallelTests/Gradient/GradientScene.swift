@@ -69,7 +69,7 @@ struct GradientScene: Sendable {
                 if !delays.isEmpty { GradientScene.delay(delays[ranks.rank % delays.count]) }
                 result = try plan(query: q, key: k, value: v, state: own, outputGradient: gradient, on: pool)
             }
-            return (result!, plan.traffic.sentBytes / calls, plan.expectedSentBytes)
+            return (result!, plan.statistics.sentBytes, plan.expectedSentBytes)
         }
         func gather(_ path: KeyPath<SequenceParallelGradient.Gradients, Tensor<Float>>, _ heads: Int) throws -> Tensor<Float> {
             let channels = results[0].0[keyPath: path].shape[2]

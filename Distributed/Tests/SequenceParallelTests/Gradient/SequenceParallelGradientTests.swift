@@ -1,5 +1,6 @@
 import SparseKernelsReference
 import SparseKernelsTraining
+import Synchronization
 import Testing
 
 @testable import SequenceParallel
@@ -209,5 +210,40 @@ struct SequenceParallelGradientTests {
             _ = try plan(query: x, key: own, value: x, state: state, outputGradient: x, on: .serial)
         }
         #expect(shape?.code == .invalidShape && shape?.argument == "key" && shape?.actual == "2 × 3 × 4")
+    }
+
+    @Test("a rank that fails is an error on the others, which write nothing", arguments: [1, 3])
+    func failure(_ ulysses: Int) throws {
+        let shards = try TokenShards.zigzag(length: 24, ulysses: ulysses, ring: 3 / ulysses)
+        let outcomes = Mutex<[String]>([])
+        #expect(throws: SparseKernelsError.self) {
+            try LocalCommunicator.run(ranks: 3, timeLimit: 20) { (ranks) throws(SparseKernelsError) in
+                let plan = try SequenceParallelGradient(
+                    shards, queryHeads: 3, kvHeads: 3, headDim: 4, mask: .causal, ulysses: ulysses, on: ranks)
+                if ranks.rank == 1 {
+                    throw SparseKernelsError(.inputOutput, "disk", expected: "there", actual: "gone")
+                }
+                let x = try Tensor<Float>.normal([3, 8, 4], seed: 1)
+                let logs = try Tensor<Float>(zeros: [3, 8])
+                let sevens = try Tensor<Float>([3, 8, 4]) { _ in 7 }
+                var (dq, dk, dv) = (sevens, sevens, sevens)
+                var outcome = "no error"
+                do throws(SparseKernelsError) {
+                    let q = try x.view()
+                    let gq = try dq.mutableView()
+                    let gk = try dk.mutableView()
+                    let gv = try dv.mutableView()
+                    try plan.run(
+                        query: q, key: q, value: q, output: q, logSumExp: logs.span, outputGradient: q, queryGradient: gq,
+                        keyGradient: gk, valueGradient: gv, on: .serial)
+                } catch {
+                    outcome = "\(error.code), names rank 1: \(error.actual.contains("rank 1"))"
+                }
+                let isUntouched = dq == sevens && dk == sevens && dv == sevens
+                outcomes.withLock { $0.append("\(outcome), untouched: \(isUntouched)") }
+            }
+        }
+        let expected = "communication failure, names rank 1: true, untouched: true"
+        #expect(outcomes.withLock { $0 } == [expected, expected])
     }
 }
