@@ -23,12 +23,18 @@ let package = Package(
     dependencies: [
         .package(
             name: "SparseKernels", path: "..",
-            traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))])
+            traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
+        // For models over several ranks.
+        .package(
+            name: "SparseKernelsDistributed", path: "../Distributed",
+            traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
     ],
     targets: [
         .target(
             name: "SparseKernelsModels",
             dependencies: [
+                .product(name: "Communication", package: "SparseKernelsDistributed"),
+                .product(name: "SequenceParallel", package: "SparseKernelsDistributed"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),
                 .product(name: "FastDLLM", package: "SparseKernels"),
@@ -73,6 +79,7 @@ let package = Package(
             name: "SparseKernelsModelsTests",
             dependencies: [
                 "SparseKernelsModels",
+                .product(name: "Communication", package: "SparseKernelsDistributed"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "FastDLLM", package: "SparseKernels"),
                 .product(name: "PS3", package: "SparseKernels"),

@@ -19,7 +19,8 @@ let package = Package(
         .executable(name: "sparse-vision", targets: ["SparseVisionTool"]),
     ],
     traits: [
-        .trait(name: "OpenBLAS", description: "LAPACKE for full decompositions; passed on to SparseKernels.")
+        .trait(name: "MPI", description: "sparse-lm over several processes; passed on to SparseKernelsDistributed."),
+        .trait(name: "OpenBLAS", description: "LAPACKE for full decompositions; passed on to SparseKernels."),
     ],
     dependencies: [
         .package(
@@ -29,6 +30,13 @@ let package = Package(
         .package(
             name: "SparseKernelsModels", path: "../Models",
             traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
+        // For models over several ranks.
+        .package(
+            name: "SparseKernelsDistributed", path: "../Distributed",
+            traits: [
+                .trait(name: "MPI", condition: .when(traits: ["MPI"])),
+                .trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"])),
+            ]),
         // For the progress line, tables and number formats.
         .package(name: "SparseKernelsTerminal", path: "../Terminal"),
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
@@ -63,6 +71,8 @@ let package = Package(
                 "LanguageFineTuning",
                 "LanguageMeasuring",
                 "ModelQuantization",
+                .product(name: "Communication", package: "SparseKernelsDistributed"),
+                .product(name: "MPICommunication", package: "SparseKernelsDistributed"),
                 .product(name: "Terminal", package: "SparseKernelsTerminal"),
                 .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
                 .product(name: "SparseKernelsFineTuning", package: "SparseKernelsModels"),
@@ -99,6 +109,7 @@ let package = Package(
         .target(
             name: "LanguageMeasuring",
             dependencies: [
+                .product(name: "Communication", package: "SparseKernelsDistributed"),
                 .product(name: "DuoAttention", package: "SparseKernels"),
                 .product(name: "Terminal", package: "SparseKernelsTerminal"),
                 .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
@@ -144,6 +155,7 @@ let package = Package(
                 "LanguageMeasuring",
                 // For its options.
                 "SparseLMTool",
+                .product(name: "Communication", package: "SparseKernelsDistributed"),
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Terminal", package: "SparseKernelsTerminal"),
                 .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),

@@ -1,3 +1,4 @@
+import Communication
 import FastDLLM
 import Foundation
 import ReasoningBranches
@@ -86,6 +87,22 @@ struct LanguageModelSnippets {
         let other = try session.fork(sequence)
 
         #expect(try session.append([[3, 4, 5]], to: [other], logits: .all) == drafts)
+    }
+
+    @Test("several ranks")
+    func ranks() throws {
+        let model = try TinyLanguageModel.load()
+        let prompt = LanguageSessionTests.tokens
+
+        let rows = try LocalCommunicator.run(ranks: 4) { (ranks) throws(SparseKernelsError) in
+            let session = try LanguageSession(
+                model, SessionOptions(tokenCapacity: 131_072), communicator: ranks, on: WorkerPool(threads: 2))
+            let sequence = session.makeSequence()
+            _ = try session.append([prompt], to: [sequence])
+            return try session.append([[7]], to: [sequence]).elements  // the same on every rank
+        }
+
+        #expect(rows.count == 4 && rows.allSatisfy { $0 == rows[0] && $0.count == 48 })
     }
 
     @Test("sparse attention over a cache of 4 bits")

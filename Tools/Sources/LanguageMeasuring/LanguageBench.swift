@@ -1,3 +1,4 @@
+public import Communication
 import Foundation
 public import SparseKernels
 public import SparseKernelsModels
@@ -28,6 +29,8 @@ public struct LanguageBench: Hashable, Sendable {
         public let linear: String
         public let cache: String
         public let threads: Int
+        /// The ranks that ran together, of `threads` threads each; nil for one.
+        public var ranks: Int?
         /// Seconds of each repetition.
         public let seconds: [Double]
 
@@ -52,7 +55,8 @@ public struct LanguageBench: Hashable, Sendable {
 
         public func line(in table: TextTable) -> String {
             table.line([
-                method, linear, cache, "\(threads)", test, Format.number(mean), Format.number(deviation),
+                method, linear, cache, (ranks.map { "\($0) × " } ?? "") + "\(threads)", test, Format.number(mean),
+                Format.number(deviation),
                 Format.number(millisecondsPerToken),
             ])
         }
@@ -84,12 +88,13 @@ public struct LanguageBench: Hashable, Sendable {
     /// once before it is timed.
     ///
     /// - Parameters:
+    ///   - communicator: the ranks that run the model together, each in a call of its own; nil for one.
     ///   - began: called with the name of a test, also before the tokens of a depth run.
     ///   - finished: called with each row.
     /// - Throws: `.invalidArgument` for a text without tokens or numbers out of range, and the errors of the session.
     public func run(
-        _ model: LanguageModel, _ spec: SessionSpec, text: [Int], pool: WorkerPool = .shared,
-        began: (String) -> Void = { _ in }, finished: (Row) throws(SparseKernelsError) -> Void
+        _ model: LanguageModel, _ spec: SessionSpec, text: [Int], communicator: (any Communicator)? = nil,
+        pool: WorkerPool = .shared, began: (String) -> Void = { _ in }, finished: (Row) throws(SparseKernelsError) -> Void
     ) throws(SparseKernelsError) {
         guard !text.isEmpty, prompt >= 0, steps >= 0, repetitions >= 1, depths.allSatisfy({ $0 >= 0 && $0 < 1 << 28 }) else {
             throw SparseKernelsError(
@@ -98,7 +103,8 @@ public struct LanguageBench: Hashable, Sendable {
         }
         for depth in depths {
             let capacity = depth + max(prompt, steps) + 1
-            let session = try LanguageSession(model, try spec.options(context: capacity, sequences: 2), on: pool)
+            let session = try LanguageSession(
+                model, try spec.options(context: capacity, sequences: 2), communicator: communicator, on: pool)
             let sequence = session.makeSequence()
             let tokens = (0..<capacity).map { text[$0 % text.count] }
             let suffix = depth > 0 ? " @ d\(depth)" : ""
@@ -125,7 +131,7 @@ public struct LanguageBench: Hashable, Sendable {
                     Row(
                         test: name + suffix, depth: depth, tokens: count, method: spec.method.description,
                         linear: LinearSpec(model).description, cache: spec.cache.description, threads: pool.threads,
-                        seconds: seconds))
+                        ranks: communicator.flatMap { $0.count > 1 ? $0.count : nil }, seconds: seconds))
             }
             try row("pp\(prompt)", prompt) { sequence throws(SparseKernelsError) in
                 _ = try session.append([Array(tokens[depth..<depth + prompt])], to: [sequence])

@@ -30,6 +30,7 @@ struct BenchCommand: ParsableCommand {
 
     @OptionGroup var passes: PassOptions
     @OptionGroup var texts: TextOptions
+    @OptionGroup var ranks: RankOptions
 
     @Option(name: .customLong("pp"), help: "Tokens of a prompt; 0 leaves it out.")
     var prompt = LanguageBench().prompt
@@ -59,38 +60,45 @@ struct BenchCommand: ParsableCommand {
     }
 
     func run() throws {
-        var bench = LanguageBench.quick
-        if !quick {
-            (bench.prompt, bench.steps, bench.depths, bench.repetitions) = (prompt, steps, depths.numbers, repetitions)
-        }
-        let specs = try MethodSpec.list(methods)
-        let tokenizer = try model.tokenizer
-        let corpus = try texts.corpus(for: tokenizer)
-        var file = try json.map { try RowFile<LanguageBench.Row>(path: $0, continues: false) }
-        let table = LanguageBench.Row.table(methodWidth: specs.map(\.description.count).max() ?? 0)
-        table.header.forEach { printNow($0) }
-        let formats = try LinearChoice.list(linear)
-        let forms = try MLPSpec.list(mlp)
-        let progress = ProgressLine.onTerminal(total: bench.tests.count * specs.count * formats.count * forms.count)
-        let message = InterruptMessage(json.map { "stopped; finished rows are in \($0)" } ?? "stopped")
-        defer { withExtendedLifetime(message) {} }
-        for (format, form) in formats.flatMap({ format in forms.map { (format, $0) } }) {
-            let language = try model.load(linear: format, mlp: form)
-            for method in specs {
-                let language = try model.prepare(language, for: method)
-                var rows: [LanguageBench.Row] = []
-                try bench.run(
-                    language, passes.spec(method, cache), text: corpus.tokens, pool: model.pool,
-                    began: { progress?.begin("\(method), \($0)") }
-                ) { row throws(SparseKernelsError) in
-                    progress?.finishCase()
-                    progress?.clear()
-                    rows.append(row)
-                    printNow(row.line(in: table))
-                    try file?.append(row)
-                }
-                if let slope = LanguageBench.slope(rows) {
-                    printNow("  \(method): a step takes \(Format.number(slope)) ms more for each 1K tokens of context")
+        try ranks.withRanks { ranks in
+            var bench = LanguageBench.quick
+            if !quick {
+                (bench.prompt, bench.steps, bench.depths, bench.repetitions) = (prompt, steps, depths.numbers, repetitions)
+            }
+            let specs = try MethodSpec.list(methods)
+            let tokenizer = try model.tokenizer
+            let corpus = try texts.corpus(for: tokenizer)
+            var file = ranks.speaks ? try json.map { try RowFile<LanguageBench.Row>(path: $0, continues: false) } : nil
+            let table = LanguageBench.Row.table(methodWidth: specs.map(\.description.count).max() ?? 0)
+            if ranks.speaks { table.header.forEach { printNow($0) } }
+            let formats = try LinearChoice.list(linear)
+            let forms = try MLPSpec.list(mlp)
+            let message = InterruptMessage(json.map { "stopped; finished rows are in \($0)" } ?? "stopped")
+            defer { withExtendedLifetime(message) {} }
+            var total: Int { bench.tests.count * specs.count * formats.count * forms.count }
+            let progress = ranks.speaks ? ProgressLine.onTerminal(total: total) : nil
+            for (format, form) in formats.flatMap({ format in forms.map { (format, $0) } }) {
+                let language = try model.load(linear: format, mlp: form)
+                for method in specs {
+                    let language = try model.prepare(language, for: method)
+                    let spec = try passes.spec(method, cache)
+                    try ranks.run(on: model.pool) { rank in
+                        var rows: [LanguageBench.Row] = []
+                        try bench.run(
+                            language, spec, text: corpus.tokens, communicator: rank.communicator, pool: rank.pool,
+                            began: { if rank.speaks { progress?.begin("\(method), \($0)") } }
+                        ) { row throws(SparseKernelsError) in
+                            guard rank.speaks else { return }
+                            progress?.finishCase()
+                            progress?.clear()
+                            rows.append(row)
+                            printNow(row.line(in: table))
+                            try file?.append(row)
+                        }
+                        if let slope = LanguageBench.slope(rows) {
+                            printNow("  \(method): a step takes \(Format.number(slope)) ms more for each 1K tokens of context")
+                        }
+                    }
                 }
             }
         }

@@ -10,7 +10,7 @@ struct GenerateCommand: ParsableCommand {
         commandName: "generate", abstract: "Continues a text.",
         discussion: """
             The text appears as it is made, behind the prompt; a summary follows on standard error. The same seed gives the same text on \
-            any number of threads. Docs/Operators/LanguageTool.md has examples.
+            any number of threads. mpirun -n R, or --ranks R, spreads prompts and cache over ranks. Docs/Operators/LanguageTool.md has examples.
             """)
 
     @OptionGroup var model: ModelOptions
@@ -18,6 +18,7 @@ struct GenerateCommand: ParsableCommand {
 
     @OptionGroup var prompt: PromptOptions
     @OptionGroup var session: SessionFlags
+    @OptionGroup var ranks: RankOptions
 
     // MARK: Sampling
 
@@ -75,21 +76,32 @@ struct GenerateCommand: ParsableCommand {
         """
 
     func run() throws {
-        let text = try prompt.text(else: Self.standardPrompt)
-        let tokenizer = try model.tokenizer
-        let tokens = tokenizer.startTokens + tokenizer.encode(bytes: text)
-        let language = try model.load(linear: session.linear, mlp: session.mlp, for: session.method, adapter: adapter.adapter)
-        let context = tokens.count + maxTokens
-        let session = try LanguageSession(
-            language, try self.session.spec.options(context: context, sequences: samples, extra: (samples - 1) * context),
-            on: model.pool)
+        try ranks.withRanks { ranks in
+            let text = try prompt.text(else: Self.standardPrompt)
+            let tokenizer = try model.tokenizer
+            let tokens = tokenizer.startTokens + tokenizer.encode(bytes: text)
+            let language = try model.load(
+                linear: session.linear, mlp: session.mlp, for: session.method, adapter: adapter.adapter)
+            let context = tokens.count + maxTokens
+            let options = try session.spec.options(
+                context: context, sequences: samples, extra: (samples - 1) * context)
+            try ranks.run(on: model.pool) { rank in
+                let session = try LanguageSession(language, options, communicator: rank.communicator, on: rank.pool)
+                try generate(after: text, tokens, tokenizer, session, rank)
+            }
+        }
+    }
+
+    private func generate(
+        after text: [UInt8], _ tokens: [Int], _ tokenizer: any Tokenizing, _ session: LanguageSession, _ rank: Rank
+    ) throws {
         let requests = (0..<samples).map { index in
             GenerationRequest(
                 prompt: tokens, sampling: sampling, maximumTokens: maxTokens, stopStrings: stop, stream: UInt64(index))
         }
-        let shows = samples == 1 && !json
+        let shows = samples == 1 && !json && rank.speaks
         if shows { Self.write(text) }
-        let progress = shows ? nil : ProgressLine(total: samples * maxTokens)
+        let progress = shows || !rank.speaks ? nil : ProgressLine(total: samples * maxTokens)
         let results = try Generator(session, tokenizer: tokenizer).run(requests) { event throws(SparseKernelsError) in
             switch event {
             case .token(_, _, let bytes):
@@ -101,10 +113,11 @@ struct GenerateCommand: ParsableCommand {
             return true
         }
         progress?.clear()
+        guard rank.speaks else { return }
         let report = GenerationReport(
             results: results, promptTokens: tokens.count, statistics: session.statistics,
-            byteCount: language.byteCount + session.byteCount, method: self.session.method.description,
-            linear: LinearSpec(language).description, cache: self.session.cache.description)
+            byteCount: session.model.byteCount + session.byteCount, method: self.session.method.description,
+            linear: LinearSpec(session.model).description, cache: self.session.cache.description)
         if json { return Self.write(Array(try RowFile<LanguageRow>.encode(report))) }
         if !shows {
             for (index, result) in results.enumerated() {

@@ -103,7 +103,7 @@ public struct NeedleTask: Hashable, Sendable {
         var score = Score()
         for number in 0..<trials {
             score += try run(try trial(number, in: corpus, tokenizer: tokenizer), session, tokenizer: tokenizer)
-            guard try onTrial(number, score) else { break }
+            guard try session.goesOn(onTrial(number, score)) else { break }
         }
         return score
     }
@@ -120,16 +120,16 @@ public struct NeedleTask: Hashable, Sendable {
         var answers = [[UInt8]](repeating: [], count: trial.questions.count)
         var logits = try session.append(trial.questions, to: sequences)
         for step in 0..<Self.digits {
-            var next: [[Int]] = []
+            var next: [Int] = []
+            let vocabulary = logits.shape[1]
             for row in answers.indices {
-                let vocabulary = logits.shape[1]
-                let token = try Self.largest(logits.span.extracting(row * vocabulary..<(row + 1) * vocabulary))
-                answers[row] += tokenizer.bytes(of: token)
-                next.append([token])
+                next.append(try Self.largest(logits.span.extracting(row * vocabulary..<(row + 1) * vocabulary)))
             }
+            next = try session.valuesOfFirstRank(next)
+            for (row, token) in next.enumerated() { answers[row] += tokenizer.bytes(of: token) }
             let isDone = zip(answers, trial.answers).allSatisfy { $0.count >= $1.count }
             if isDone || step == Self.digits - 1 { break }
-            logits = try session.append(next, to: sequences)
+            logits = try session.append(next.map { [$0] }, to: sequences)
         }
         var score = Score()
         score.questions = answers.count

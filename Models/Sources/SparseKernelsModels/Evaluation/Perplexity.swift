@@ -69,7 +69,7 @@ public struct Perplexity: Hashable, Sendable {
         let ranges = try corpus.windows(windows, length: context)
         for (index, range) in ranges.enumerated() {
             score += try self.score(Array(corpus.tokens[range]), session, tokenizer: tokenizer)
-            guard try onWindow(index, ranges.count, score) else { break }
+            guard try session.goesOn(onWindow(index, ranges.count, score)) else { break }
         }
         return score
     }

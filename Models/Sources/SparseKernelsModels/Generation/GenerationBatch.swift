@@ -44,24 +44,31 @@ struct GenerationBatch<Predictor: TokenPredicting> {
     mutating func run(
         with predictor: Predictor, _ onEvent: (GenerationEvent) throws(SparseKernelsError) -> Bool
     ) throws(SparseKernelsError) {
-        for index in entries.indices where entries[index].request.maximumTokens == 0 {
-            if try !finish(index, .length, predictor, onEvent) { return try cancel(predictor, onEvent) }
-        }
+        let finished = entries.indices.filter { entries[$0].request.maximumTokens == 0 }
+        var wantsMore = true
+        for index in finished where wantsMore { wantsMore = try finish(index, .length, predictor, onEvent) }
+        if !finished.isEmpty { wantsMore = try predictor.goesOn(wantsMore) }
+        if !wantsMore { return try cancel(predictor, onEvent) }
         var running = entries.indices.filter { entries[$0].end == nil }
         for index in running { entries[index].sequence = try predictor.makeSequence() }
         var next = running.map { entries[$0].request.prompt }
         var isFirst = true
         while !running.isEmpty {
             let logits = try predictor.predict(next, after: running.map { entries[$0].sequence! })
-            let wantsMore = isFirst ? try onEvent(.prompts) : true
+            if isFirst { wantsMore = try onEvent(.prompts) }
             isFirst = false
-            guard wantsMore else { return try cancel(predictor, onEvent) }
-            for (row, index) in running.enumerated() {
-                let vocabulary = logits.shape[1]
-                let token = try entries[index].sampler.next(
+            var drawn = [wantsMore ? 1 : 0] + running.map { _ in 0 }
+            let vocabulary = logits.shape[1]
+            for (row, index) in running.enumerated() where wantsMore {
+                drawn[1 + row] = try entries[index].sampler.next(
                     logits.span.extracting(row * vocabulary..<(row + 1) * vocabulary), on: predictor.pool)
-                if try !take(token, for: index, predictor, onEvent) { return try cancel(predictor, onEvent) }
             }
+            drawn = try predictor.valuesOfFirstRank(drawn)
+            wantsMore = drawn[0] != 0
+            for (index, token) in zip(running, drawn.dropFirst()) where wantsMore {
+                wantsMore = try take(token, for: index, predictor, onEvent)
+            }
+            guard try predictor.goesOn(wantsMore) else { return try cancel(predictor, onEvent) }
             running = running.filter { entries[$0].end == nil }
             next = running.map { [entries[$0].tokens.last!] }
         }

@@ -66,16 +66,30 @@ public protocol TokenPredicting: AnyObject {
     func predict(_ tokens: [[Int]], after sequences: [Sequence]) throws(SparseKernelsError) -> Tensor<Float>
     /// The threads that rank logits; `WorkerPool.shared` if nothing else is said.
     var pool: WorkerPool { get }
+    /// Numbers to go on with, such as tokens that were drawn: those of the first of several ranks that predict together. A predictor
+    /// alone gives back what it gets.
+    func valuesOfFirstRank(_ values: [Int]) throws(SparseKernelsError) -> [Int]
 }
 
 extension TokenPredicting {
     public var pool: WorkerPool { .shared }
+    public func valuesOfFirstRank(_ values: [Int]) throws(SparseKernelsError) -> [Int] { values }
+
+    /// Whether the first of several ranks wants to go on.
+    func goesOn(_ wish: Bool) throws(SparseKernelsError) -> Bool { try valuesOfFirstRank([wish ? 1 : 0]) != [0] }
 }
 
 extension LanguageSession: TokenPredicting {
     public func predict(_ tokens: [[Int]], after sequences: [SequenceID]) throws(SparseKernelsError) -> Tensor<Float> {
         try append(tokens, to: sequences, logits: .last)
     }
+
+    /// The numbers that rank 0 gives, on every rank: machines of different kinds may round logits differently, and must not part ways. A
+    /// session alone gives back what it gets.
+    ///
+    /// - Parameter values: as many on every rank.
+    /// - Throws: `.communication`.
+    public func valuesOfFirstRank(_ values: [Int]) throws(SparseKernelsError) -> [Int] { try ranks?.first(values) ?? values }
 }
 
 /// Generates text: one sequence, or a batch that goes through the model together.
@@ -112,7 +126,7 @@ public struct Generator<Predictor: TokenPredicting> {
     /// - Parameters:
     ///   - requests: one per sequence.
     ///   - onEvent: called with what happens, in the order of the sequences within a step. When it returns false, all sequences
-    ///     that are running are cancelled.
+    ///     that are running are cancelled. On several ranks, each calls its own, and what that of rank 0 returns counts.
     /// - Returns: a result per request.
     /// - Throws: `.invalidArgument` for a request that cannot be run, before anything runs; the errors of the predictor, among
     ///   them `.capacityExceeded`, and those of `onEvent`.

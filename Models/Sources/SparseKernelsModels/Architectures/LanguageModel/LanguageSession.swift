@@ -1,3 +1,4 @@
+public import Communication
 public import SparseKernels
 
 /// The cache of a model, and the sequences in it: runs tokens after those that the sequences hold.
@@ -15,6 +16,9 @@ public import SparseKernels
 /// In a model with recurrent layers a sequence has, beside its pages, a state in each of these layers, of a size that does not depend
 /// on its length. `sequenceCapacity` of the options says how many sequences can have tokens then. Such states cannot go back, so
 /// that sequences are forked as they are and cut to nothing only, or to a checkpoint.
+///
+/// With a `communicator` of several ranks, each has a session of the same model and calls it in the same way. Tokens of prompts, and
+/// keys and values of all tokens, are spread over the ranks; every rank gets all logits.
 ///
 /// - A session has one writer. Memory for passes is allocated when it is made.
 /// - Results are bitwise equal for every number of threads.
@@ -40,30 +44,51 @@ public final class LanguageSession {
     }
 
     let cache: any SessionCache
+    /// The other ranks; nil for a session alone.
+    let ranks: SessionRanks?
     private var workspace: LanguageWorkspace
+    /// The most tokens of a pass, of all ranks together.
+    private let passRows: Int
+    /// Beyond so many, a pass of several ranks is no more efficient, and messages of queries and outputs take memory on all of them.
+    private static let mostShardedRows = 8192
     /// What was done since the last reset.
     public private(set) var statistics = SessionStatistics()
 
     /// - Parameters:
     ///   - model: the model.
     ///   - options: the formats of the cache, and the methods of attention.
+    ///   - communicator: the ranks that run the model together, each in a session of its own; nil, or a communicator of one rank, for
+    ///     a session alone. The call is collective then, and so are `append`, `fork`, `truncate` and `free`.
     ///   - pool: the threads to use in all calls.
     /// - Throws: `.invalidArgument` for options out of their domain or that the model cannot have, such as causal decoding of a
-    ///   bidirectional model, and the errors of the cache.
+    ///   bidirectional model, and for those that several ranks cannot have; `.communication`, naming `model` or `options`, when ranks
+    ///   have others; the errors of the cache.
     public init(
-        _ model: LanguageModel, _ options: SessionOptions = SessionOptions(), on pool: WorkerPool = .shared
+        _ model: LanguageModel, _ options: SessionOptions = SessionOptions(), communicator: (any Communicator)? = nil,
+        on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) {
         try options.check(model.configuration)
         self.model = model
         self.options = options
         self.pool = pool
+        let rows = min(options.chunk, options.tokenCapacity)
+        if let communicator, communicator.count > 1 {
+            let ranks = try SessionRanks(communicator, model, options)
+            try options.checkSharded(model)
+            let cache = try ShardedSessionCache(model, options, ranks)
+            (self.ranks, self.cache) = (ranks, cache)
+            passRows = min(options.tokenCapacity, max(rows, min(rows * ranks.count, Self.mostShardedRows)))
+            workspace = try LanguageWorkspace(
+                model.configuration, rows: (passRows + ranks.count - 1) / ranks.count, hasCATS: model.cats != nil)
+            return
+        }
+        (ranks, passRows) = (nil, rows)
         if case .lServe(let tokens, let interval) = options.decoding, let heads = options.retrievalHeads {
             cache = try LServeSessionCache(model, options, retrievalHeads: heads, tokens: tokens, interval: interval)
         } else {
             cache = try PagedSessionCache(model, options)
         }
-        workspace = try LanguageWorkspace(
-            model.configuration, rows: min(options.chunk, options.tokenCapacity), hasCATS: model.cats != nil)
+        workspace = try LanguageWorkspace(model.configuration, rows: rows, hasCATS: model.cats != nil)
         try SparsePrefill.check(model, options)
     }
 
@@ -126,16 +151,19 @@ public final class LanguageSession {
     /// - Throws: `.invalidShape` for other numbers of sequences, `.invalidArgument` for a sequence that is named twice or a token
     ///   outside the vocabulary, `.unknownSequence`, `.capacityExceeded`, and `.invalidArgument` for keys or values that the
     ///   cache's format cannot hold. The sequences are unchanged then; with LServe's layers they are only fit to be freed when
-    ///   the last two occur, and with recurrent ones, or to be cut to nothing, when the last one occurs.
+    ///   the last two occur, and with recurrent ones, or to be cut to nothing, when the last one occurs. On several ranks, these are
+    ///   thrown on all of them; `.communication` when other ranks run other tokens, died or failed.
     /// - Complexity: memory for the result, and hiddenSize numbers for each of its rows.
     public func append(
         _ tokens: [[Int]], to sequences: [SequenceID], logits: LogitRows = .last
     ) throws(SparseKernelsError) -> Tensor<Float> {
+        try ranks?.agree(tokens, sequences.map(\.number), logits)
         let lengths = try check(tokens, sequences)
         try cache.prepare(tokens.map(\.count), for: sequences.map(\.number))
         do throws(SparseKernelsError) {
             return try run(tokens, sequences.map(\.number), lengths, logits)
         } catch {
+            ranks?.report(error)
             for (sequence, length) in zip(sequences, lengths) {
                 let isUnfinished = cache.states?.unfinished.contains(sequence.number) ?? false
                 let present = try cache.length(of: sequence.number)
@@ -177,37 +205,32 @@ public final class LanguageSession {
             outputs += rows == .all ? list.count : min(1, list.count)
         }
         var finished = try Tensor<Float>(zeros: [outputs, c.hiddenSize])
+        var owners = [Int?](repeating: nil, count: ranks == nil ? 0 : outputs)
         var stopwatch = Stopwatch()
-        let passes = SessionPass.passes(lengths: tokens.map(\.count), rows: workspace.rows)
+        let passes = SessionPass.passes(lengths: tokens.map(\.count), rows: passRows)
         for pass in passes {
-            var (taken, needed, targets): (PassTokens, [Int], [Int]) = (PassTokens(), [], [])
-            var segments: [PassSegment] = []
-            for piece in pass.pieces {
-                let (list, range) = (tokens[piece.list], piece.range)
-                let before = lengths[piece.list] + range.lowerBound
-                segments.append(
-                    PassSegment(
-                        sequence: sequences[piece.list], before: before, count: range.count,
-                        isLast: range.upperBound == list.count))
-                if rows == .all {
-                    targets += range.map { firstRows[piece.list] + $0 }
-                } else if range.upperBound == list.count {
-                    needed.append(taken.ids.count + range.count - 1)
-                    targets.append(firstRows[piece.list])
-                }
-                taken.append(list[range], after: before, length: lengths[piece.list] + list.count)
+            let segments = pass.pieces.map { piece in
+                PassSegment(
+                    sequence: sequences[piece.list], before: lengths[piece.list] + piece.range.lowerBound,
+                    count: piece.range.count, isLast: piece.range.upperBound == tokens[piece.list].count)
             }
             try cache.begin(segments, isDecoding: pass.isDecoding)
+            var part = PassRows(rows, rank: ranks?.rank ?? 0)
+            for (piece, (segment, shards)) in zip(pass.pieces, zip(segments, cache.shards(of: segments))) {
+                part.add(tokens[piece.list], piece.range, segment, firstRow: firstRows[piece.list], shards, in: &owners)
+            }
+            try reserve(rows: part.tokens.ids.count)
             stopwatch.lap(\.other)
             try model.run(
-                taken, needed: rows == .all ? .all : .rows(needed), attention: cache,
+                part.tokens, needed: rows == .all ? .all : .rows(part.needed), attention: cache,
                 workspace: &workspace, stopwatch: &stopwatch, on: pool)
             try cache.end()
-            copy(workspace.normalized, into: &finished, at: targets)
+            copy(workspace.normalized, into: &finished, at: part.targets)
             stopwatch.lap(\.other)
-            take(stopwatch, pass, tokens: taken.ids.count)
+            take(stopwatch, pass, tokens: segments.reduce(0) { $0 + $1.count })
             stopwatch = Stopwatch()
         }
+        try ranks?.complete(&finished, owners: owners)
         var logits = try Tensor<Float>(zeros: [outputs, c.vocabularySize])
         stopwatch.lap(\.other)
         if outputs > 0 { try model.project(finished, rows: outputs, into: &logits, on: pool) }
@@ -216,6 +239,12 @@ public final class LanguageSession {
         statistics.peakByteCount = max(
             statistics.peakByteCount, model.byteCount + byteCount + 4 * outputs * (c.hiddenSize + c.vocabularySize))
         return logits
+    }
+
+    /// Makes room for a pass. A share may be larger than `chunk` where shards are whole pages.
+    private func reserve(rows: Int) throws(SparseKernelsError) {
+        if rows <= workspace.rows { return }
+        workspace = try LanguageWorkspace(model.configuration, rows: rows, hasCATS: model.cats != nil)
     }
 
     /// Copies the first rows to the given ones.

@@ -106,7 +106,7 @@ final class PagedSessionCache: SessionCache {
         }
     }
 
-    private static func configuration(
+    static func configuration(
         _ c: LanguageModelConfiguration, _ options: SessionOptions
     ) throws(SparseKernelsError) -> KVCacheConfiguration {
         let standardPageSize: Int

@@ -1,3 +1,4 @@
+import SequenceParallel
 import SparseKernels
 
 /// The tokens of a sequence in a pass.
@@ -47,6 +48,9 @@ protocol SessionCache: TokenAttention {
     ///   - isDecoding: whether each segment is one token and is attended by the method of decoding.
     func begin(_ segments: [PassSegment], isDecoding: Bool) throws(SparseKernelsError)
 
+    /// Which ranks run the tokens of the segments of the pass; nil for a segment that this rank runs as a whole.
+    func shards(of segments: [PassSegment]) -> [TokenShards?]
+
     /// Says that all layers have run.
     func end() throws(SparseKernelsError)
 
@@ -61,6 +65,10 @@ protocol SessionCache: TokenAttention {
     var usedByteCount: Int { get }
     /// What attention has computed and read, since the session took it last.
     var counts: AttentionCounts { get set }
+}
+
+extension SessionCache {
+    func shards(of segments: [PassSegment]) -> [TokenShards?] { segments.map { _ in nil } }
 }
 
 /// What attention computed and read, against what it could have.
