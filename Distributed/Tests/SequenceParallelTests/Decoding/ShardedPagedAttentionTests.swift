@@ -380,6 +380,31 @@ struct ShardedPagedAttentionTests {
         }
     }
 
+    @Test("queries of 16 bits travel as such, and give the bits of wider ones")
+    func shardedTraffic() throws {
+        let problem = ShardedProblem(lengths: [60])
+        let results = try LocalCommunicator.run(ranks: 3) { (ranks) throws(SparseKernelsError) in
+            let (cache, sequences) = try problem.sharded(on: ranks)
+            let attention = try ShardedPagedAttention(queryHeads: 4, configuration: cache.configuration, on: ranks)
+            let shards = try TokenShards.contiguous(lengths: [5, 0, 12])
+            let query: Tensor<BFloat16> = try problem.query(17).picking(shards.positions(of: ranks.rank)).converted()
+            let before = ranks.traffic
+            let narrow = try attention(query: query, shards: shards, cache: cache, sequence: sequences[0], on: .serial)
+            let sent = (ranks.traffic - before).sentBytes
+            let counted = attention.statistics.sentBytes
+            let wide = try attention(
+                query: query.converted(to: Float.self), shards: shards, cache: cache, sequence: sequences[0], on: .serial)
+            return [sent, counted, bits(narrow) == bits(wide) ? 1 : 0]
+        }
+        for (rank, numbers) in results.enumerated() {
+            let own = [5, 0, 12][rank]
+            #expect(numbers[1] == 2 * own * 4 * 8 * 2 + (17 - own) * 4 * (6 + 1) * 4)
+            // Twice the ranks say that they can go on.
+            #expect(numbers[0] == numbers[1] + 2 * 2 * 16)
+            #expect(numbers[2] == 1)
+        }
+    }
+
     @Test("empty calls have empty results")
     func empty() throws {
         let problem = ShardedProblem(lengths: [20])
