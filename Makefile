@@ -46,7 +46,7 @@ pictures: ## install ImageMagick where it is missing, for GIF and PNG files
 test: dependencies ## all tests, those of the nested packages too; TRAITS= does without OpenBLAS
 	$(SWIFT) test $(TRAITS)
 	$(SWIFT) test --package-path Terminal
-	for package in Models Benchmarks Tools; do \
+	for package in Distributed Models Benchmarks Tools; do \
 		$(SWIFT) test $(TRAITS) --package-path $$package --scratch-path $(CURDIR)/.build || exit 1; \
 	done
 

@@ -23,6 +23,10 @@ let package = Package(
         .package(
             name: "SparseKernelsModels", path: "../Models",
             traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
+        // For ranks.
+        .package(
+            name: "SparseKernelsDistributed", path: "../Distributed",
+            traits: [.trait(name: "OpenBLAS", condition: .when(traits: ["OpenBLAS"]))]),
         // For progress, tables, number formats and charts.
         .package(name: "SparseKernelsTerminal", path: "../Terminal"),
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
@@ -33,6 +37,9 @@ let package = Package(
             dependencies: [
                 "BenchmarkReport",
                 .product(name: "SparseKernelsModels", package: "SparseKernelsModels"),
+                .product(name: "Communication", package: "SparseKernelsDistributed"),
+                .product(name: "SequenceParallel", package: "SparseKernelsDistributed"),
+                .product(name: "SequenceParallelReplay", package: "SparseKernelsDistributed"),
                 .product(name: "Terminal", package: "SparseKernelsTerminal"),
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),

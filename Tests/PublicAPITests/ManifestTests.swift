@@ -7,7 +7,8 @@ struct ManifestTests {
     @Test(
         "no trait is on by default",
         arguments: [
-            "Package.swift", "Benchmarks/Package.swift", "Tools/Package.swift", "Fuzz/Package.swift", "Examples/Package.swift",
+            "Package.swift", "Benchmarks/Package.swift", "Distributed/Package.swift", "Models/Package.swift",
+            "Tools/Package.swift", "Fuzz/Package.swift", "Examples/Package.swift",
         ])
     func noDefaultTraits(_ path: String) throws {
         #expect(try !ProjectFiles.text(path).contains(".default("))
@@ -23,6 +24,15 @@ struct ManifestTests {
         let list = try #require(ProjectFiles.text(".spi.yml").components(separatedBy: "documentation_targets:").last)
         let documented = list.matches(of: /- (\w+)/).map { String($0.output.1) }
         #expect(documented.sorted() == products.sorted())
+    }
+
+    @Test("clients of the kernels never resolve messages, models or commands")
+    func nestedPackages() throws {
+        let manifest = try ProjectFiles.text("Package.swift")
+        for package in ["Distributed", "Models", "Terminal", "Benchmarks", "Tools"] {
+            #expect(!manifest.contains("path: \"\(package)\""), "\(package)")
+        }
+        #expect(!manifest.contains("mpi"))
     }
 
     /// CI relies on this: with the trait it only runs the suites of these folders and those of façades.

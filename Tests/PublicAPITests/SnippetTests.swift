@@ -14,6 +14,7 @@ struct SnippetTests {
         + ["SparseKernelsModelsTests", "SparseKernelsFineTuningTests"].map {
             package.appendingPathComponent("Models/Tests/\($0)")
         }
+        + [package.appendingPathComponent("Distributed/Tests/SequenceParallelTests")]
 
     /// The lines without indentation, omitting empty ones and imports.
     private static func lines(_ text: Substring) -> [String] {

@@ -4,6 +4,6 @@ var caseFamilies: [any CaseFamily.Type] {
         GEMMCases.self, AttentionCases.self, SparseAttentionCases.self, ScoringCases.self, PrefillCases.self,
         QuantizedGEMMCases.self, QuantizationErrorCases.self, RowCases.self, DecodeCases.self, BranchCases.self,
         DecodeUpkeepCases.self, DecodeQualityCases.self, BlockAttentionCases.self, VideoCases.self,
-        RecurrenceCases.self, ContextualCases.self, VisionCases.self,
+        RecurrenceCases.self, ContextualCases.self, VisionCases.self, RankCases.self,
     ]
 }

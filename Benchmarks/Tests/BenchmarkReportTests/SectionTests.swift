@@ -12,7 +12,8 @@ import Testing
         ("decode.step.twilight", .decode), ("decode.branches", .branches), ("decode.upkeep", .decodeUpkeep),
         ("decode.quality", .decodeQuality),
         ("blocks.attention", .blocks), ("blocks.logits", .blocks), ("recurrence.ssd", .recurrence),
-        ("contextual.ffn", .contextual), ("vision.tower", .vision),
+        ("contextual.ffn", .contextual), ("vision.tower", .vision), ("ranks.prefill", .ranks),
+        ("ranks.messages", .ranks),
     ])
     func operationsHaveASection(op: String, section: ReportSection) {
         #expect(ReportSection(op: op) == section)

@@ -42,4 +42,23 @@ package enum CommunicatorChecks {
             total = sum
         }
     }
+
+    package static func check(timeLimit: Double) throws(SparseKernelsError) {
+        guard timeLimit > 0 && timeLimit <= 1e9 else {
+            throw SparseKernelsError(
+                .invalidArgument, "timeLimit", expected: "above 0 and at most 10⁹ seconds", actual: "\(timeLimit)")
+        }
+    }
+
+    package static func check(color: Int?) throws(SparseKernelsError) {
+        guard color ?? 0 >= 0 else {
+            throw SparseKernelsError(.invalidArgument, "color", expected: "0 or more, or nil", actual: "\(color!)")
+        }
+    }
+
+    /// The ranks with a color, in the order that they have in the new communicator.
+    /// - Parameter answers: color and key of every rank.
+    package static func group(_ answers: [[Int]], _ color: Int) -> [Int] {
+        answers.indices.filter { answers[$0][0] == color }.sorted { (answers[$0][1], $0) < (answers[$1][1], $1) }
+    }
 }

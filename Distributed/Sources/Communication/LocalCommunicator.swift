@@ -5,8 +5,9 @@ internal import Foundation
 /// The bytes of a message are copied once, by the thread of the rank that receives them, when both sides have started the transfer.
 /// Collective calls are made of such messages.
 ///
-/// Ranks are threads of their own. Give each a ``WorkerPool`` of its own, of cores / ranks threads.
-public final class LocalCommunicator: Communicator {
+/// Ranks are threads of their own. Give each a ``WorkerPool`` of its own, of cores / ranks threads. A program that needs only one
+/// rank gets it from ``alone()``, without a thread.
+public final class LocalCommunicator: MessageTransport {
     public let rank: Int
     public let name: String
     public let timeLimit: Double
@@ -20,8 +21,8 @@ public final class LocalCommunicator: Communicator {
     /// Transfers that were started and not waited for. Receives match messages in the order in which they were started.
     private var sends: [Int: LocalMessage] = [:]
     private var receives: [LocalReceive] = []
-    private var transferCount = 0
-    private var collectiveCount = 0
+    private var numbers = TransferNumbers()
+    private let thread = pthread_self()
 
     public var count: Int { members.count }
 
@@ -31,6 +32,11 @@ public final class LocalCommunicator: Communicator {
     }
 
     // MARK: - Running
+
+    /// One rank, for programs that run on one as on several. It may be called from any thread, one at a time.
+    public static func alone() -> LocalCommunicator {
+        LocalCommunicator(LocalWorld(ranks: 1), context: 0, members: [0], rank: 0, name: "world", timeLimit: 300)
+    }
 
     /// Runs the same code on some ranks, a thread each, and returns when all are done.
     ///
@@ -47,9 +53,7 @@ public final class LocalCommunicator: Communicator {
         guard ranks >= 1 else {
             throw SparseKernelsError(.invalidArgument, "ranks", expected: "at least 1", actual: "\(ranks)")
         }
-        guard timeLimit > 0 else {
-            throw SparseKernelsError(.invalidArgument, "timeLimit", expected: "above 0 seconds", actual: "\(timeLimit)")
-        }
+        try CommunicatorChecks.check(timeLimit: timeLimit)
         let world = LocalWorld(ranks: ranks)
         let results = ResultBox<Result>(count: ranks)
         for rank in 0..<ranks {
@@ -76,149 +80,90 @@ public final class LocalCommunicator: Communicator {
     public func send(
         _ message: MessageBuffer, _ bytes: Range<Int>, to peer: Int, tag: Int
     ) throws(SparseKernelsError) -> Transfer {
-        try check(peer: peer, bytes, of: message, "send")
-        try check(tag: tag, "send")
-        return post(message, bytes, to: peer, tag: tag)
+        try checkedSend(message, bytes, to: peer, tag: tag)
     }
 
     public func receive(
         into message: MessageBuffer, _ bytes: Range<Int>, from peer: Int, tag: Int
     ) throws(SparseKernelsError) -> Transfer {
-        try check(peer: peer, bytes, of: message, "receive")
-        try check(tag: tag, "receive")
-        return expect(message, bytes, from: peer, tag: tag)
+        try checkedReceive(message, bytes, from: peer, tag: tag)
     }
 
     public func progress() throws(SparseKernelsError) {
         try requireUse("progress")
-        try timed { () throws(SparseKernelsError) in try advance("progress") }
+        try waiting("progress") { (_) throws(SparseKernelsError) in try advance("progress") }
     }
 
     public func wait(for transfer: Transfer) throws(SparseKernelsError) {
         try requireUse("wait")
-        try timed { () throws(SparseKernelsError) in try finish(transfer, "wait") }
+        try numbers.check(transfer, "wait", name)
+        try waiting("wait") { (deadline) throws(SparseKernelsError) in
+            try finish(transfer, "wait", until: deadline)
+        }
     }
 
     // MARK: - Collective calls
 
-    public func barrier() throws(SparseKernelsError) {
-        let none = try MessageBuffer(byteCount: 0)
-        let counts = Array(repeating: 0, count: count)
-        try exchange(from: none, counts, into: none, counts, "barrier")
-    }
+    public func barrier() throws(SparseKernelsError) { try tellAll("barrier") }
 
     public func broadcast(_ message: MessageBuffer, _ bytes: Range<Int>, from root: Int) throws(SparseKernelsError) {
-        try check(peer: root, bytes, of: message, "broadcast")
-        let tag = takeCollectiveTag()
-        try timed { () throws(SparseKernelsError) in
-            if rank != root {
-                try finish(expect(message, bytes, from: root, tag: tag), "broadcast")
-                return
-            }
-            let transfers = (0..<count).filter { $0 != root }.map { post(message, bytes, to: $0, tag: tag) }
-            for transfer in transfers { try finish(transfer, "broadcast") }
-        }
+        try sendDownTree(message, bytes, from: root)
     }
 
     public func allGather(_ message: MessageBuffer, counts: [Int]) throws(SparseKernelsError) {
-        try check(counts, message, "counts", "allGather")
-        let tag = takeCollectiveTag()
-        try timed { () throws(SparseKernelsError) in
-            var transfers: [Transfer] = []
-            let start = counts[..<rank].reduce(0, +)
-            var place = 0
-            for peer in 0..<count {
-                if peer != rank {
-                    transfers.append(expect(message, place..<place + counts[peer], from: peer, tag: tag))
-                    transfers.append(post(message, start..<start + counts[rank], to: peer, tag: tag))
-                }
-                place += counts[peer]
-            }
-            for transfer in transfers { try finish(transfer, "allGather") }
-        }
+        try gatherInPlace(message, counts: counts)
     }
 
     public func allToAll(
         from sent: MessageBuffer, counts sentCounts: [Int], into received: MessageBuffer, counts receivedCounts: [Int]
     ) throws(SparseKernelsError) {
-        try check(sentCounts, sent, "sentCounts", "allToAll")
-        try check(receivedCounts, received, "receivedCounts", "allToAll")
-        guard sentCounts[rank] == receivedCounts[rank], sent !== received else {
-            throw SparseKernelsError(
-                .invalidArgument, "receivedCounts[\(rank)]", expected: "\(sentCounts[rank]), in another buffer",
-                actual: "\(receivedCounts[rank])")
-        }
-        try exchange(from: sent, sentCounts, into: received, receivedCounts, "allToAll")
-    }
-
-    private func exchange(
-        from sent: MessageBuffer, _ sentCounts: [Int], into received: MessageBuffer, _ receivedCounts: [Int],
-        _ operation: String
-    ) throws(SparseKernelsError) {
-        try requireUse(operation)
-        let tag = takeCollectiveTag()
-        try timed { () throws(SparseKernelsError) in
-            var transfers: [Transfer] = []
-            var (source, target) = (0, 0)
-            for peer in 0..<count {
-                let (from, into) = (source..<source + sentCounts[peer], target..<target + receivedCounts[peer])
-                if peer == rank {
-                    (received.address + into.lowerBound).copyMemory(
-                        from: sent.address + from.lowerBound, byteCount: from.count)
-                } else {
-                    transfers.append(expect(received, into, from: peer, tag: tag))
-                    transfers.append(post(sent, from, to: peer, tag: tag))
-                }
-                (source, target) = (from.upperBound, into.upperBound)
-            }
-            for transfer in transfers { try finish(transfer, operation) }
-        }
+        try exchangeAll(from: sent, counts: sentCounts, into: received, counts: receivedCounts)
     }
 
     public func split(color: Int?, key: Int, name: String) throws(SparseKernelsError) -> (any Communicator)? {
         try requireUse("split")
+        try CommunicatorChecks.check(color: color)
         let first = rank == 0 ? world.takeContexts(count) : 0
         let answers = try gather([color ?? -1, key, first])
         guard let color else { return nil }
-        guard color >= 0 else {
-            throw SparseKernelsError(.invalidArgument, "color", expected: "0 or more", actual: "\(color)")
-        }
-        let group = answers.indices.filter { answers[$0][0] == color }
-        let order = group.sorted { (answers[$0][1], $0) < (answers[$1][1], $1) }
+        let group = CommunicatorChecks.group(answers, color)
         // A context per color: that of its lowest rank.
         return LocalCommunicator(
-            world, context: answers[0][2] + group[0], members: order.map { members[$0] },
-            rank: order.firstIndex(of: rank)!, name: "\(self.name).\(name)", timeLimit: timeLimit)
+            world, context: answers[0][2] + group.min()!, members: group.map { members[$0] },
+            rank: group.firstIndex(of: rank)!, name: "\(self.name).\(name)", timeLimit: timeLimit)
     }
 
-    public func fail(_ error: SparseKernelsError) {
-        world.fail(rank: members[rank], error)
-    }
+    public func fail(_ error: SparseKernelsError) { world.fail(rank: members[rank], error) }
 
     public func free() {
+        if isFree { return }
         isFree = true
         sends = [:]
         receives = []
+        world.withdraw(members[rank], context: context)
         world.leave(members[rank], context: context)
     }
 
     // MARK: - Transfers
 
-    private func post(_ message: MessageBuffer, _ bytes: Range<Int>, to peer: Int, tag: Int) -> Transfer {
+    package func post(_ message: MessageBuffer, _ bytes: Range<Int>, to peer: Int, tag: Int) -> Transfer {
         let posted = LocalMessage(message, bytes)
         traffic.sentBytes += bytes.count
         traffic.sentMessages += 1
-        let transfer = takeTransfer(peer)
+        let transfer = numbers.next(peer)
         sends[transfer.number] = posted
         world.post(posted, channel(from: rank, to: peer, tag: tag))
         return transfer
     }
 
-    private func expect(_ message: MessageBuffer, _ bytes: Range<Int>, from peer: Int, tag: Int) -> Transfer {
-        let transfer = takeTransfer(peer)
+    package func expect(
+        _ message: MessageBuffer, _ bytes: Range<Int>, from peer: Int, tag: Int, exactly: Bool
+    ) -> Transfer {
+        let transfer = numbers.next(peer)
         receives.append(
             LocalReceive(
-                transfer: transfer, channel: channel(from: peer, to: rank, tag: tag), buffer: message, bytes: bytes))
+                transfer: transfer, channel: channel(from: peer, to: rank, tag: tag), buffer: message, bytes: bytes,
+                exactly: exactly))
         return transfer
     }
 
@@ -234,27 +179,27 @@ public final class LocalCommunicator: Communicator {
                 index += 1
                 continue
             }
-            let room = receive.bytes.count
-            guard message.bytes.count <= room else {
-                let error = SparseKernelsError(
-                    .communication, "\(operation) of \(name)",
-                    expected: "a message of at most \(room) bytes from rank \(receive.transfer.peer)",
-                    actual: "\(message.bytes.count) bytes")
-                fail(error)
-                throw error
+            let (room, count) = (receive.bytes.count, message.bytes.count)
+            guard count == room || (count < room && !receive.exactly) else {
+                throw failing(
+                    CommunicatorErrors.length(
+                        operation, name, peer: receive.transfer.peer, room: room, exactly: receive.exactly,
+                        bytes: "\(count)"))
             }
             (receive.buffer.address + receive.bytes.lowerBound).copyMemory(
-                from: message.buffer.address + message.bytes.lowerBound, byteCount: message.bytes.count)
-            traffic.receivedBytes += message.bytes.count
+                from: message.buffer.address + message.bytes.lowerBound, byteCount: count)
+            traffic.receivedBytes += count
             traffic.receivedMessages += 1
             receives.remove(at: index)
             world.finish(message)
         }
     }
 
-    private func finish(_ transfer: Transfer, _ operation: String) throws(SparseKernelsError) {
-        let deadline = Date().addingTimeInterval(timeLimit)
+    package func finish(_ transfer: Transfer, _ operation: String, until deadline: Double) throws(SparseKernelsError) {
+        var hasWaited = false
+        defer { if hasWaited { world.endWait(members[rank]) } }
         while true {
+            // From before anything is looked at: what changes afterwards is looked at again.
             let generation = world.generation
             try advance(operation)
             if let message = sends[transfer.number] {
@@ -265,66 +210,46 @@ public final class LocalCommunicator: Communicator {
             } else if !receives.contains(where: { $0.transfer == transfer }) {
                 return
             }
-            try world.check(
-                waitingFor: members[transfer.peer], context: context, "rank \(transfer.peer) of \(name)",
-                since: generation, operation)
-            if !world.wait(for: generation, until: deadline) {
-                throw SparseKernelsError(
-                    .communication, "\(operation) of \(name)",
-                    expected: "an answer of rank \(transfer.peer) within \(timeLimit) s", actual: "none")
+            try checkFailure(operation)
+            if world.hasLeft(members[transfer.peer], context: context), world.generation == generation {
+                throw failing(CommunicatorErrors.left(operation, name, peer: transfer.peer))
             }
+            if WaitClock.now >= deadline {
+                throw failing(
+                    CommunicatorErrors.late(
+                        operation, name, peer: transfer.peer, timeLimit: timeLimit,
+                        absent: world.absent(other: members[rank])))
+            }
+            hasWaited = true
+            world.wait(members[rank], for: generation, until: deadline)
         }
-    }
-
-    private func takeTransfer(_ peer: Int) -> Transfer {
-        transferCount += 1
-        return Transfer(number: transferCount, peer: peer)
-    }
-
-    /// Tags of collective calls are negative, and no two calls have the same.
-    private func takeCollectiveTag() -> Int {
-        collectiveCount += 1
-        return -collectiveCount
     }
 
     private func channel(from source: Int, to target: Int, tag: Int) -> LocalChannel {
         LocalChannel(context: context, source: members[source], target: members[target], tag: tag)
     }
 
-    private func timed(_ body: () throws(SparseKernelsError) -> Void) throws(SparseKernelsError) {
-        let start = DispatchTime.now().uptimeNanoseconds
-        defer { traffic.seconds += Double(DispatchTime.now().uptimeNanoseconds - start) * 1e-9 }
-        try body()
+    package func countTime(_ seconds: Double) { traffic.seconds += seconds }
+
+    // MARK: - Failures
+
+    /// Ends the calls of all ranks by an error.
+    private func failing(_ error: SparseKernelsError) -> SparseKernelsError {
+        fail(error)
+        return error
     }
 
-    // MARK: - Checks
-
-    private func requireUse(_ operation: String) throws(SparseKernelsError) {
-        if isFree {
-            throw SparseKernelsError(
-                .communication, "\(operation) of \(name)", expected: "called before the communicator is freed",
-                actual: "a call of rank \(rank) afterwards")
+    package func requireUse(_ operation: String) throws(SparseKernelsError) {
+        if count > 1, pthread_equal(thread, pthread_self()) == 0 {
+            throw CommunicatorErrors.thread(operation, name, rank: rank)
         }
-        try world.checkFailure(operation)
+        if isFree { throw CommunicatorErrors.freed(operation, name, rank: rank) }
+        try checkFailure(operation)
     }
 
-    private func check(
-        peer: Int, _ bytes: Range<Int>, of message: MessageBuffer, _ operation: String
-    ) throws(SparseKernelsError) {
-        try requireUse(operation)
-        try CommunicatorChecks.check(peer: peer, of: count, operation)
-        try CommunicatorChecks.check(bytes, of: message, operation)
-    }
-
-    private func check(tag: Int, _ operation: String) throws(SparseKernelsError) {
-        try CommunicatorChecks.check(tag: tag, operation)
-    }
-
-    private func check(
-        _ counts: [Int], _ message: MessageBuffer, _ name: String, _ operation: String
-    ) throws(SparseKernelsError) {
-        try requireUse(operation)
-        try CommunicatorChecks.check(counts, message, ranks: count, name)
+    private func checkFailure(_ operation: String) throws(SparseKernelsError) {
+        guard let failure = world.failure else { return }
+        throw CommunicatorErrors.failed(operation, name, worldRank: failure.rank, "\(failure.error)")
     }
 }
 

@@ -25,6 +25,8 @@ struct LocalReceive {
     let channel: LocalChannel
     let buffer: MessageBuffer
     let bytes: Range<Int>
+    /// Whether a shorter message is wrong.
+    let exactly: Bool
 }
 
 /// What ranks that are threads share: queues of messages, and who has left or failed.
@@ -34,6 +36,7 @@ final class LocalWorld: @unchecked Sendable {
     private var channels: [LocalChannel: [LocalMessage]] = [:]
     private var nextContext = 1
     private var running: Int
+    private var isWaiting: [Bool]
     private var leftWorld: Set<Int> = []
     private var leftContexts: Set<[Int]> = []
     private var failed: (rank: Int, error: SparseKernelsError)?
@@ -41,6 +44,7 @@ final class LocalWorld: @unchecked Sendable {
 
     init(ranks: Int) {
         running = ranks
+        isWaiting = Array(repeating: false, count: ranks)
         spins = ranks <= ProcessInfo.processInfo.activeProcessorCount
     }
 
@@ -81,6 +85,11 @@ final class LocalWorld: @unchecked Sendable {
 
     func isFinished(_ message: LocalMessage) -> Bool { locked { message.isFinished } }
 
+    /// Removes the messages of a rank that nobody has taken.
+    func withdraw(_ rank: Int, context: Int) {
+        change { channels = channels.filter { $0.key.source != rank || $0.key.context != context } }
+    }
+
     func takeContexts(_ count: Int) -> Int {
         locked {
             defer { nextContext += count }
@@ -109,39 +118,33 @@ final class LocalWorld: @unchecked Sendable {
         condition.unlock()
     }
 
-    func checkFailure(_ operation: String) throws(SparseKernelsError) {
-        guard let failure else { return }
-        throw SparseKernelsError(
-            .communication, operation, expected: "answered by all ranks",
-            actual: "rank \(failure.rank) failed: \(failure.error)")
+    func hasLeft(_ rank: Int, context: Int) -> Bool {
+        locked { leftWorld.contains(rank) || leftContexts.contains([rank, context]) }
     }
 
-    /// Throws when a message of a rank will never come: some rank failed, or this one left. `generation` is from before the caller
-    /// looked for the message, so that it looks again when something has happened since.
-    func check(
-        waitingFor rank: Int, context: Int, _ peer: String, since generation: Int, _ operation: String
-    ) throws(SparseKernelsError) {
-        try checkFailure(operation)
-        let hasLeft = locked { leftWorld.contains(rank) || leftContexts.contains([rank, context]) }
-        guard hasLeft, self.generation == generation else { return }
-        throw SparseKernelsError(.communication, operation, expected: "answered by \(peer)", actual: "it has left")
+    /// The ranks that are still there and wait for nobody, other than one.
+    func absent(other rank: Int) -> [Int] {
+        locked { isWaiting.indices.filter { $0 != rank && !isWaiting[$0] && !leftWorld.contains($0) } }
     }
 
-    /// Waits until something happens after a generation.
-    /// - Returns: false when the time is over.
-    func wait(for generation: Int, until deadline: Date) -> Bool {
+    func endWait(_ rank: Int) { locked { isWaiting[rank] = false } }
+
+    /// Waits until something happens after a generation, or the time is over. Then the rank counts as waiting, until `endWait`.
+    /// - Parameter deadline: of `WaitClock`.
+    func wait(_ rank: Int, for generation: Int, until deadline: Double) {
         if spins {
             // Waking a thread takes as long as some thousand small messages.
-            let end = DispatchTime.now().uptimeNanoseconds + 50_000
-            while DispatchTime.now().uptimeNanoseconds < end {
-                if self.generation != generation { return true }
+            let end = min(deadline, WaitClock.now + 50e-6)
+            while WaitClock.now < end {
+                if self.generation != generation { return }
             }
         }
         condition.lock()
         defer { condition.unlock() }
+        isWaiting[rank] = true
         while self.generation == generation {
-            if !condition.wait(until: deadline) { return self.generation != generation }
+            let seconds = deadline - WaitClock.now
+            if seconds <= 0 || !condition.wait(until: Date(timeIntervalSinceNow: seconds)) { return }
         }
-        return true
     }
 }

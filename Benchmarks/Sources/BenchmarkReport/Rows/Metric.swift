@@ -43,7 +43,7 @@ extension Metric {
     static let measured: [Metric] = [
         medianSeconds, relativeSpread, bytesRead, readRate, actualGFLOPS, effectiveGFLOPS, weightRate, roofFraction,
         quantizationSeconds, speedup, sameFormatSpeedup, attentionSpeedup, efficiency, baselineShare, scoringShare,
-        bytesPerToken, branchBytes,
+        bytesPerToken, branchBytes, parallelEfficiency, computingShare, hiddenShare, sentBytes, sentRatio, workBalance,
         recall,
         outputError, error, errorBound,
     ]
@@ -75,12 +75,12 @@ extension Metric {
     /// and steps of recurrences, bytes that are read and written.
     public static let bytesRead = Metric(
         "bytes_read", "Read", "MB", width: 6,
-        in: [.decode, .branches, .rowOperators, .blocks, .recurrence, .contextual, .vision],
+        in: [.decode, .branches, .rowOperators, .blocks, .recurrence, .contextual, .vision, .ranks],
         format: { Format.number($0.map { $0 / 1e6 }) })
     /// `bytesRead` over the median time, in 10⁹ per second.
     public static let readRate = Metric(
         "read_gbs", "Rate", "GB/s", width: 6,
-        in: [.decode, .branches, .rowOperators, .blocks, .recurrence, .contextual, .vision],
+        in: [.decode, .branches, .rowOperators, .blocks, .recurrence, .contextual, .vision, .ranks],
         format: number
     ) { row in
         guard let bytes = row[.bytesRead], let seconds = row[.medianSeconds], seconds > 0 else { return nil }
@@ -89,7 +89,9 @@ extension Metric {
     /// Operations done per second, in 10⁹.
     public static let actualGFLOPS = Metric(
         "gflops_actual", "Actual", "GFLOP/s", width: 7,
-        in: [.matrixProduct, .denseAttention, .blockSparse, .scoring, .blocks, .video, .recurrence, .contextual, .vision])
+        in: [
+            .matrixProduct, .denseAttention, .blockSparse, .scoring, .blocks, .video, .recurrence, .contextual, .vision, .ranks,
+        ])
     /// Operations that the dense operator would have needed, per second, in 10⁹.
     public static let effectiveGFLOPS = Metric(
         "gflops_effective", "Effect.", "GFLOP/s", width: 7, in: [.denseAttention, .quantizedProduct])
@@ -100,7 +102,7 @@ extension Metric {
         "roof_fraction", "Roof", "%", width: 5,
         in: [
             .matrixProduct, .denseAttention, .blockSparse, .quantizedProduct, .rowOperators, .decode, .branches, .blocks,
-            .video, .recurrence, .contextual, .vision,
+            .video, .recurrence, .contextual, .vision, .ranks,
         ],
         format: percent)
     /// The time of making the layer, once: search of the smoothing, factorisation and rounding.
@@ -133,6 +135,25 @@ extension Metric {
     /// Memory that a branch adds to the cache of a layer beside the pages that it shares.
     public static let branchBytes = Metric(
         "bytes_per_branch", "Memory", "KB/branch", width: 9, in: [.branches], format: { Format.number($0.map { $0 / 1024 }) })
+
+    /// The `speedup` of ranks over one core, per rank.
+    public static let parallelEfficiency = Metric("parallel_efficiency", "Effic.", "%", width: 5, in: [.ranks], format: percent)
+    {
+        row in row.threads > 1 && row.baseline == "1 core" ? row[.speedup].map { $0 / Double(row.threads) } : nil
+    }
+    /// The fraction of the time in which ranks compute, on average.
+    public static let computingShare = Metric("computing_share", "Comp.", "%", width: 5, in: [.ranks], format: percent)
+    /// The fraction of the waits for messages that overlapping avoids.
+    public static let hiddenShare = Metric("hidden_share", "Hidden", "%", width: 6, in: [.ranks], format: percent)
+    /// Bytes that the rank with the most sends in a call.
+    public static let sentBytes = Metric(
+        "bytes_sent", "Sent", "MB", width: 6, in: [.ranks], format: { Format.number($0.map { $0 / 1e6 }) })
+    /// Those bytes over the bytes of the formula.
+    public static let sentRatio = Metric(
+        "sent_ratio", "Sent", "÷ form.", width: 7, in: [.ranks], format: { $0.map { Format.fixed($0, 3) } ?? "" })
+    /// The work of the rank with the most over the mean.
+    public static let workBalance = Metric(
+        "work_balance", "Work", "÷ mean", width: 6, in: [.ranks], format: { $0.map { Format.fixed($0, 3) } ?? "" })
 
     /// The fraction of the attention mass that the selection covers, from 0 to 1.
     public static let recall = Metric(

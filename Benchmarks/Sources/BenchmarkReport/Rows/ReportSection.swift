@@ -3,7 +3,7 @@
 /// Dense attention that is timed beside sparse rows has a name like theirs (`prefill.dense`), so that it is in their table.
 public enum ReportSection: String, CaseIterable, Sendable {
     case matrixProduct, denseAttention, blockSparse, scoring, prefill, quantizedProduct, quantizationError, rowOperators
-    case decode, branches, decodeUpkeep, decodeQuality, blocks, video, recurrence, contextual, vision
+    case decode, branches, decodeUpkeep, decodeQuality, blocks, video, recurrence, contextual, vision, ranks
 
     public init(op: String) {
         let owner = Self.allCases.first { section in section.prefixes.contains { op.hasPrefix($0) } }
@@ -29,6 +29,7 @@ public enum ReportSection: String, CaseIterable, Sendable {
         case .recurrence: ["recurrence"]
         case .contextual: ["contextual"]
         case .vision: ["vision"]
+        case .ranks: ["ranks"]
         }
     }
 
@@ -51,6 +52,7 @@ public enum ReportSection: String, CaseIterable, Sendable {
         case .recurrence: "Recurrences, time of a layer"
         case .contextual: "Contextual sparsity: picked channels, experts, gradients"
         case .vision: "Visual tokens: towers, projectors, selected patches"
+        case .ranks: "Ranks on one machine: prefill, decoding, messages"
         }
     }
 

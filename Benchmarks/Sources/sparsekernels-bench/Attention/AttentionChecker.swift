@@ -18,6 +18,9 @@ final class AttentionOutput {
         try! plan.run(query: query, key: key, value: value, into: &tensor, on: pool)
     }
 
+    /// For operators of other forms.
+    func update(_ body: (inout Tensor<Float>) -> Void) { body(&tensor) }
+
     func compute(_ plan: DenseAttention, _ query: Tensor<Float>, _ rows: CachedRows, on pool: WorkerPool) {
         Self.compute(plan, query, rows, into: &tensor, on: pool)
     }

@@ -1,13 +1,17 @@
 import ArgumentParser
 import Foundation
 import GoldenReplay
+import SequenceParallelReplay
 import SparseKernels
 
 struct VerifyCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "verify",
         abstract: "Replays recorded calls of released implementations, one PASS or FAIL line each.",
-        discussion: "Operations known so far: \(GoldenReplay.operations.joined(separator: ", ")).")
+        discussion: "Operations known so far: \((GoldenReplay.operations + overRanks).joined(separator: ", ")).")
+
+    /// Operations that are replayed on several ranks, which are threads of their own.
+    private static let overRanks = SequenceParallelReplay.operations
 
     @OptionGroup var machine: MachineOptions
 
@@ -23,7 +27,11 @@ struct VerifyCommand: ParsableCommand {
         for set in sets {
             for file in files {
                 do {
-                    let result = try GoldenReplay.run(path: file, instructionSet: set, on: pool)
+                    let isOverRanks = Self.overRanks.contains(try GoldenCase(path: file).operation)
+                    let result =
+                        isOverRanks
+                        ? try SequenceParallelReplay.run(path: file, instructionSet: set)
+                        : try GoldenReplay.run(path: file, instructionSet: set, on: pool)
                     print(sets.count > 1 ? "\(result.line)  \(set)" : result.line)
                     if !result.passed { failures += 1 }
                 } catch {

@@ -60,7 +60,7 @@ struct PageSelectorTests {
         "a bound bounds: small heads, small pages, every format of metadata", arguments: [1, 2, 3, 5, 8, 20],
         InstructionSet.available)
     func smallBounds(_ headDim: Int, _ set: InstructionSet) throws {
-        let length = 2048
+        let length = 640
         for (index, format) in [KVFormat.float32, .float16, .int8, .int4].enumerated() {
             for (logical, metadata) in [(1, KVFormat.int8), (4, .int8), (1, .float16), (1, .float32)] {
                 let configuration = try KVCacheConfiguration(
