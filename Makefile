@@ -12,7 +12,7 @@ VIDEO ?= video.gif
 VIDEO_FLAGS ?= --attention svg2 --compare --strip $(VIDEO:.gif=-strip.png)
 
 .DEFAULT_GOAL := help
-.PHONY: help bench tools quantize demo demo-video demo-vision pictures test verify tables dependencies format lint hygiene docs clean
+.PHONY: help bench tools quantize demo demo-video demo-vision pictures test test-mpi verify tables dependencies format lint hygiene docs clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r target text; do \
@@ -49,6 +49,10 @@ test: dependencies ## all tests, those of the nested packages too; TRAITS= does 
 	for package in Distributed Models Benchmarks Tools; do \
 		$(SWIFT) test $(TRAITS) --package-path $$package --scratch-path $(CURDIR)/.build || exit 1; \
 	done
+
+test-mpi: ## ranks that are processes of this machine, over MPI, and what is left when one is killed
+	@Scripts/install-mpi
+	$(SWIFT) test --traits MPI --package-path Distributed --scratch-path $(CURDIR)/.build --filter RanksTests
 
 verify: dependencies ## recorded cases of released code through the benchmark
 	$(SWIFT) run $(TRAITS) --package-path Benchmarks -c release sparsekernels-bench verify $(CURDIR)/Tests/Goldens $(CURDIR)/Distributed/Tests/Goldens

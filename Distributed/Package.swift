@@ -82,7 +82,7 @@ let package = Package(
         .testTarget(
             name: "SequenceParallelTests",
             dependencies: [
-                "Communication", "SequenceParallel", "SequenceParallelReplay",
+                "Communication", "MPICommunication", "SequenceParallel", "SequenceParallelReplay",
                 .product(name: "SparseKernels", package: "SparseKernels"),
                 .product(name: "SparseKernelsTraining", package: "SparseKernels"),
                 .product(name: "SparseKernelsReference", package: "SparseKernels"),

@@ -14,7 +14,8 @@ import Testing
             "gbytes_per_s", "roof_fraction", "baseline", "baseline_s", "speedup", "error", "error_bound", "recall",
             "oracle_density", "output_error", "quantize_s", "bytes_read", "scoring_share", "speedup_same_format",
             "speedup_attention",
-            "bytes_per_token", "bytes_per_branch", "tokens_kept", "tokens_budget", "verified",
+            "bytes_per_token", "bytes_per_branch", "tokens_kept", "tokens_budget", "verified", "parallel_efficiency",
+            "computing_share", "hidden_share", "bytes_sent", "sent_ratio", "work_balance",
         ]
         let object = try keys(Samples.complete)
         #expect(Set(object.keys) == expected)

@@ -11,7 +11,8 @@ enum Samples {
                 .oracleDensity: 0.101, .outputError: 0.0234, .quantizationSeconds: 0.75, .bytesRead: 2.46e7,
                 .scoringShare: 0.15, .sameFormatSpeedup: 3.5, .attentionSpeedup: 6.5, .bytesPerToken: 4672,
                 .branchBytes: 98_304, .keptTokens: 131,
-                .budgetTokens: 1024,
+                .budgetTokens: 1024, .parallelEfficiency: 0.91, .computingShare: 0.97, .hiddenShare: 0.99, .sentBytes: 8.4e6,
+                .sentRatio: 1.001, .workBalance: 1.002,
             ]), Summary(median: 0.0123, min: 0.0119, max: 0.0131))
 
     static let bare = BenchmarkRow(op: "pages.select", caseName: "one page", isa: "portable", threads: 1)

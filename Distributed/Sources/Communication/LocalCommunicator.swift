@@ -191,7 +191,7 @@ public final class LocalCommunicator: MessageTransport {
             traffic.receivedBytes += count
             traffic.receivedMessages += 1
             receives.remove(at: index)
-            world.finish(message)
+            world.finish(message, of: receive.channel.source)
         }
     }
 
@@ -200,10 +200,10 @@ public final class LocalCommunicator: MessageTransport {
         defer { if hasWaited { world.endWait(members[rank]) } }
         while true {
             // From before anything is looked at: what changes afterwards is looked at again.
-            let generation = world.generation
+            let generation = world.generation(of: members[rank])
             try advance(operation)
             if let message = sends[transfer.number] {
-                if world.isFinished(message) {
+                if message.isFinished {
                     sends[transfer.number] = nil
                     return
                 }
@@ -211,7 +211,9 @@ public final class LocalCommunicator: MessageTransport {
                 return
             }
             try checkFailure(operation)
-            if world.hasLeft(members[transfer.peer], context: context), world.generation == generation {
+            if world.hasLeft(members[transfer.peer], context: context),
+                world.generation(of: members[rank]) == generation
+            {
                 throw failing(CommunicatorErrors.left(operation, name, peer: transfer.peer))
             }
             if WaitClock.now >= deadline {

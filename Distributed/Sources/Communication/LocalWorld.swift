@@ -10,13 +10,15 @@ struct LocalChannel: Hashable, Sendable {
 }
 
 /// A message that a rank has sent. Its bytes stay in the sender's buffer until the receiver has copied them.
-final class LocalMessage: @unchecked Sendable {
+final class LocalMessage: Sendable {
     let buffer: MessageBuffer
     let bytes: Range<Int>
-    /// Guarded by the lock of the world.
-    fileprivate var isFinished = false
+    fileprivate let finished = Atomic<Bool>(false)
 
     init(_ buffer: MessageBuffer, _ bytes: Range<Int>) { (self.buffer, self.bytes) = (buffer, bytes) }
+
+    /// Whether the receiver has copied the bytes.
+    var isFinished: Bool { finished.load(ordering: .acquiring) }
 }
 
 /// A message that a rank wants.
@@ -29,29 +31,49 @@ struct LocalReceive {
     let exactly: Bool
 }
 
+/// What comes to one rank: messages, and whatever else it may wait for.
+///
+/// Each rank has a place with a lock of its own. With one lock for all, every message would wake all ranks and have them look again:
+/// an exchange between 16 ranks would take milliseconds.
+private final class LocalPlace: @unchecked Sendable {
+    let condition = NSCondition()
+    let changes = Atomic<Int>(0)
+    let isWaiting = Atomic<Bool>(false)
+    /// Guarded by the lock.
+    var channels: [LocalChannel: [LocalMessage]] = [:]
+
+    /// Changes something, and wakes the rank if it waits.
+    func change(_ body: (LocalPlace) -> Void = { _ in }) {
+        condition.lock()
+        body(self)
+        changes.add(1, ordering: .releasing)
+        condition.broadcast()
+        condition.unlock()
+    }
+}
+
 /// What ranks that are threads share: queues of messages, and who has left or failed.
 final class LocalWorld: @unchecked Sendable {
+    private let places: [LocalPlace]
+    private let spins: Bool
+    /// Guards what follows it.
     private let condition = NSCondition()
-    private let changes = Atomic<Int>(0)
-    private var channels: [LocalChannel: [LocalMessage]] = [:]
     private var nextContext = 1
     private var running: Int
-    private var isWaiting: [Bool]
     private var leftWorld: Set<Int> = []
     private var leftContexts: Set<[Int]> = []
     private var failed: (rank: Int, error: SparseKernelsError)?
-    private let spins: Bool
+    /// Whether some rank has left or failed, so that those who wait need not take the lock to see that none has.
+    private let isComplete = Atomic<Bool>(true)
 
     init(ranks: Int) {
         running = ranks
-        isWaiting = Array(repeating: false, count: ranks)
+        places = (0..<ranks).map { _ in LocalPlace() }
         spins = ranks <= ProcessInfo.processInfo.activeProcessorCount
     }
 
     /// Changes whenever something happens that a rank may wait for.
-    var generation: Int { changes.load(ordering: .acquiring) }
-
-    var failure: (rank: Int, error: SparseKernelsError)? { locked { failed } }
+    func generation(of rank: Int) -> Int { places[rank].changes.load(ordering: .acquiring) }
 
     private func locked<Result>(_ body: () -> Result) -> Result {
         condition.lock()
@@ -59,35 +81,32 @@ final class LocalWorld: @unchecked Sendable {
         return body()
     }
 
-    /// Changes something, and wakes those who wait.
-    private func change(_ body: () -> Void) {
-        locked {
-            body()
-            changes.add(1, ordering: .releasing)
-            condition.broadcast()
-        }
-    }
-
     // MARK: - Messages
 
-    func post(_ message: LocalMessage, _ channel: LocalChannel) { change { channels[channel, default: []].append(message) } }
-
-    func take(_ channel: LocalChannel) -> LocalMessage? {
-        locked {
-            guard var queue = channels.removeValue(forKey: channel) else { return nil }
-            let message = queue.removeFirst()
-            if !queue.isEmpty { channels[channel] = queue }
-            return message
-        }
+    func post(_ message: LocalMessage, _ channel: LocalChannel) {
+        places[channel.target].change { $0.channels[channel, default: []].append(message) }
     }
 
-    func finish(_ message: LocalMessage) { change { message.isFinished = true } }
+    func take(_ channel: LocalChannel) -> LocalMessage? {
+        let place = places[channel.target]
+        place.condition.lock()
+        defer { place.condition.unlock() }
+        guard var queue = place.channels.removeValue(forKey: channel) else { return nil }
+        let message = queue.removeFirst()
+        if !queue.isEmpty { place.channels[channel] = queue }
+        return message
+    }
 
-    func isFinished(_ message: LocalMessage) -> Bool { locked { message.isFinished } }
+    /// Says that the bytes of a message are copied.
+    func finish(_ message: LocalMessage, of sender: Int) {
+        places[sender].change { _ in message.finished.store(true, ordering: .releasing) }
+    }
 
     /// Removes the messages of a rank that nobody has taken.
     func withdraw(_ rank: Int, context: Int) {
-        change { channels = channels.filter { $0.key.source != rank || $0.key.context != context } }
+        for place in places {
+            place.change { $0.channels = $0.channels.filter { $0.key.source != rank || $0.key.context != context } }
+        }
     }
 
     func takeContexts(_ count: Int) -> Int {
@@ -99,17 +118,27 @@ final class LocalWorld: @unchecked Sendable {
 
     // MARK: - Ranks
 
+    /// Changes who is there, and wakes all ranks.
+    private func changeRanks(_ body: () -> Void) {
+        locked {
+            body()
+            isComplete.store(false, ordering: .releasing)
+            condition.broadcast()
+        }
+        for place in places { place.change() }
+    }
+
     func leave(_ rank: Int) {
-        change {
+        changeRanks {
             leftWorld.insert(rank)
             running -= 1
         }
     }
 
-    func leave(_ rank: Int, context: Int) { change { leftContexts.insert([rank, context]) } }
+    func leave(_ rank: Int, context: Int) { changeRanks { leftContexts.insert([rank, context]) } }
 
     func fail(rank: Int, _ error: SparseKernelsError) {
-        change { if failed == nil { failed = (rank, error) } }
+        changeRanks { if failed == nil { failed = (rank, error) } }
     }
 
     func waitForAll() {
@@ -118,16 +147,24 @@ final class LocalWorld: @unchecked Sendable {
         condition.unlock()
     }
 
+    var failure: (rank: Int, error: SparseKernelsError)? {
+        isComplete.load(ordering: .acquiring) ? nil : locked { failed }
+    }
+
     func hasLeft(_ rank: Int, context: Int) -> Bool {
-        locked { leftWorld.contains(rank) || leftContexts.contains([rank, context]) }
+        if isComplete.load(ordering: .acquiring) { return false }
+        return locked { leftWorld.contains(rank) || leftContexts.contains([rank, context]) }
     }
 
     /// The ranks that are still there and wait for nobody, other than one.
     func absent(other rank: Int) -> [Int] {
-        locked { isWaiting.indices.filter { $0 != rank && !isWaiting[$0] && !leftWorld.contains($0) } }
+        let left = locked { leftWorld }
+        return places.indices.filter {
+            $0 != rank && !places[$0].isWaiting.load(ordering: .acquiring) && !left.contains($0)
+        }
     }
 
-    func endWait(_ rank: Int) { locked { isWaiting[rank] = false } }
+    func endWait(_ rank: Int) { places[rank].isWaiting.store(false, ordering: .releasing) }
 
     /// Waits until something happens after a generation, or the time is over. Then the rank counts as waiting, until `endWait`.
     /// - Parameter deadline: of `WaitClock`.
@@ -136,15 +173,16 @@ final class LocalWorld: @unchecked Sendable {
             // Waking a thread takes as long as some thousand small messages.
             let end = min(deadline, WaitClock.now + 50e-6)
             while WaitClock.now < end {
-                if self.generation != generation { return }
+                if self.generation(of: rank) != generation { return }
             }
         }
-        condition.lock()
-        defer { condition.unlock() }
-        isWaiting[rank] = true
-        while self.generation == generation {
+        let place = places[rank]
+        place.condition.lock()
+        defer { place.condition.unlock() }
+        place.isWaiting.store(true, ordering: .releasing)
+        while self.generation(of: rank) == generation {
             let seconds = deadline - WaitClock.now
-            if seconds <= 0 || !condition.wait(until: Date(timeIntervalSinceNow: seconds)) { return }
+            if seconds <= 0 || !place.condition.wait(until: Date(timeIntervalSinceNow: seconds)) { return }
         }
     }
 }

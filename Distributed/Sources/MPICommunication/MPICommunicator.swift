@@ -51,7 +51,7 @@
             (rank, count) = (Int(sparse_mpi_rank(comm)), Int(sparse_mpi_size(comm)))
         }
 
-        deinit { world.abandon(operations.values) }
+        deinit { MPIWorld.abandon(operations.values) }
 
         // MARK: - Starting and ending
 
@@ -105,7 +105,7 @@
             // MPICH's launcher tells by this signal that a rank has died, and it would end the process.
             let handler = signal(SIGUSR1, SIG_IGN)
             var (data, control, level) = (sparse_mpi_comm(), sparse_mpi_comm(), Int32(0))
-            let code = MPIWatchdog.guarding("start of world", seconds: timeLimit, []) { () -> Int32 in
+            let code = MPIWatchdog.guarding("start of world", seconds: MPIWatchdog.limit(timeLimit), []) { () -> Int32 in
                 var code = sparse_mpi_initialize(&level)
                 if code == 0 { code = sparse_mpi_duplicate_world(&data) }
                 if code == 0 { code = sparse_mpi_duplicate_world(&control) }
@@ -140,6 +140,9 @@
         public func finalize() throws(SparseKernelsError) {
             guard name == "world" else {
                 throw SparseKernelsError(.invalidArgument, "finalize", expected: "called on the world", actual: "on \(name)")
+            }
+            guard pthread_equal(thread, pthread_self()) != 0 else {
+                throw CommunicatorErrors.thread("finalize", name, rank: rank)
             }
             if world.isOver { return }
             do throws(SparseKernelsError) {
@@ -213,7 +216,9 @@
             let (number, place) = (group.min() ?? -1, group.firstIndex(of: rank) ?? 0)
             var new = sparse_mpi_comm()
             let own = comm
-            let code = MPIWatchdog.guarding("split of \(self.name)", seconds: timeLimit, world.neighbours) {
+            let code = MPIWatchdog.guarding(
+                "split of \(self.name)", seconds: MPIWatchdog.limit(timeLimit), world.neighbours
+            ) {
                 sparse_mpi_split(own, Int32(number), Int32(place), &new)
             }
             if code != 0 { throw failing(code, "split", peer: nil) }

@@ -4,6 +4,9 @@
     /// Ends the process when a call of MPI that waits without end does so because of a rank that is not there. The few such calls are
     /// made right after all ranks have answered each other, so this is for ranks that die within milliseconds.
     enum MPIWatchdog {
+        /// Seconds that such a call may take where messages may take `timeLimit`: starting and ending takes a second on a busy machine.
+        static func limit(_ timeLimit: Double) -> Double { max(timeLimit, 30) }
+
         /// - Parameters:
         ///   - operation: what the text on standard error names.
         ///   - seconds: how long the call may take.

@@ -22,8 +22,6 @@
         private var seenDead: [Int: Double] = [:]
         private var answers: Set<Int>?
         private var (lastControl, lastWatch) = (0.0, 0.0)
-        /// Memory that MPI may still write to, for ever.
-        private var abandoned: [MPIOperation] = []
 
         init(control: sparse_mpi_comm, timeLimit: Double, pieceBytes: Int, library: String) {
             (rank, count) = (Int(sparse_mpi_rank(control)), Int(sparse_mpi_size(control)))
@@ -122,7 +120,7 @@
             answers = []
             defer { answers = nil }
             tellOthers(MPIControl(.rollCall))
-            let end = WaitClock.now + 0.5
+            let end = WaitClock.now + 1
             while WaitClock.now < end {
                 hear()
                 try checkFailure(operation, name)
@@ -133,24 +131,39 @@
 
         // MARK: - Waiting
 
-        /// Lets others work while nothing comes.
+        /// Lets others work while nothing comes. MPI moves bytes inside of its calls only, so that a rank with a core of its own does not
+        /// leave it for the length of a long message.
         func idle(_ seconds: Double) {
             if isCrowded {
-                if seconds < 50e-6 { sched_yield() } else { usleep(50) }
-            } else if seconds > 1e-3 {
+                if seconds < 200e-6 { sched_yield() } else { usleep(50) }
+            } else if seconds > 20e-3 {
                 sched_yield()
             }
         }
 
-        func abandon(_ operations: some Sequence<MPIOperation>) { abandoned += operations }
+        /// Keeps the memory of transfers that were given up: MPI may still write to it, for ever.
+        static func abandon(_ operations: some Sequence<MPIOperation>) {
+            for operation in operations { _ = Unmanaged.passRetained(operation) }
+        }
 
         // MARK: - The end
 
         /// Ends the use of MPI after all ranks have said that they are ready.
         func finalize() {
             isOver = true
+            // Also those that have said it before: they wait for this one's.
+            for other in 0..<count where other != rank { control.send(MPIControl(.left), to: other) }
+            // What others have said before they leave is taken, so that MPI ends without messages under way. A rank that ends first is
+            // not mistaken for one that died.
+            let end = WaitClock.now + 5
+            while left.count < count - 1, WaitClock.now < end, failure == nil {
+                hear()
+                idle(1e-3)
+            }
             push(seconds: 1)
-            _ = MPIWatchdog.guarding("finalize of world", seconds: min(timeLimit, 30), neighbours) { sparse_mpi_finalize() }
+            _ = MPIWatchdog.guarding("finalize of world", seconds: MPIWatchdog.limit(timeLimit), neighbours) {
+                sparse_mpi_finalize()
+            }
         }
 
         /// Ends the use of MPI after a failure. MPI itself is not ended, because it would wait for dead ranks; this rank waits until the
@@ -158,7 +171,7 @@
         func leaveAfterFailure() {
             isOver = true
             tellOthers(MPIControl(.left))
-            let end = WaitClock.now + min(timeLimit, 30)
+            let end = WaitClock.now + min(max(timeLimit, 5), 30)
             while WaitClock.now < end {
                 hear()
                 let missing = (0..<count).contains { other in

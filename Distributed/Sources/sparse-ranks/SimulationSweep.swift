@@ -72,9 +72,9 @@ struct SimulationSweep {
                 .init("Groups", "U × R", width: 8), .init("Hidden", "%", width: 5), .init("Sent", "MB", width: 6),
                 .init("Ring", "GiB", width: 6), .init("2D", "GiB", width: 6),
             ])
-            let one = rows.first.map { Format.number($0.zigzag.secondsOfOneRank) } ?? ""
+            let one = rows.first.map { Format.duration($0.zigzag.secondsOfOneRank) } ?? ""
             return [
-                "", "\(model.name), prefill of \(Self.label(context)) tokens; one rank: \(one) s; \(machine.name)",
+                "", "\(model.name), prefill of \(Self.label(context)) tokens; one rank: \(one); \(machine.name)",
             ] + table.header
                 + rows.map { row in
                     let times = [row.ring, row.zigzag, row.ulysses, row.fastest].flatMap { one in

@@ -51,6 +51,30 @@ struct SimulationSweepTests {
         }
     }
 
+    @Test("measured constants are a file that the simulation reads")
+    func files() throws {
+        let folder = FileManager.default.temporaryDirectory.appendingPathComponent("ranks-\(UUID().uuidString)")
+        try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+        defer { try? FileManager.default.removeItem(at: folder) }
+        func path(_ name: String) -> String { folder.appendingPathComponent(name).path }
+        try MeasureCommand.parse([
+            "--local", "2", "--quick", "--check", "256", "--name", "two threads", "--json", path("machine.json"),
+        ]).run()
+        try SimulateCommand.parse([
+            "--constants", path("machine.json"), "--model", "0.5B", "--ranks", "2,4", "--contexts", "8K", "--json",
+            path("rows.json"), "--chart", "speedup=\(path("chart.svg"))",
+        ]).run()
+        let rows = try Data(contentsOf: URL(fileURLWithPath: path("rows.json")))
+        let report = try JSONDecoder().decode(SimulationSweep.Report.self, from: rows)
+        #expect(report.machine.name == "two threads" && report.machine.ranksPerHost == 2)
+        #expect(report.model == .halfBillion && Set(report.prefill.map(\.ranks)) == [2, 4])
+        #expect(try String(contentsOfFile: path("chart.svg"), encoding: .utf8).contains("two threads"))
+        // A file of something else, and none.
+        for wrong in [path("rows.json"), path("missing.json")] {
+            #expect(throws: (any Error).self) { try SimulateCommand.parse(["--constants", wrong]).run() }
+        }
+    }
+
     @Test("options that make no sense are errors")
     func options() {
         for arguments in [

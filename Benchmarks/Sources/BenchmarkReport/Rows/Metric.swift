@@ -138,9 +138,6 @@ extension Metric {
 
     /// The `speedup` of ranks over one core, per rank.
     public static let parallelEfficiency = Metric("parallel_efficiency", "Effic.", "%", width: 5, in: [.ranks], format: percent)
-    {
-        row in row.threads > 1 && row.baseline == "1 core" ? row[.speedup].map { $0 / Double(row.threads) } : nil
-    }
     /// The fraction of the time in which ranks compute, on average.
     public static let computingShare = Metric("computing_share", "Comp.", "%", width: 5, in: [.ranks], format: percent)
     /// The fraction of the waits for messages that overlapping avoids.

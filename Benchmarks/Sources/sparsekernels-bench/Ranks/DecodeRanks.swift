@@ -50,7 +50,9 @@ extension RankCases {
                 let costs = SequenceParallelCosts(
                     queryHeads: DecodeOperands.queryHeads, kvHeads: DecodeOperands.kvHeads, headDim: DecodeOperands.headDim)
                 let sent = { Double(team.members.map(\.sentBytesPerCall).max()!) }
+                let index = variants.count
                 row.sampled = [
+                    .parallelEfficiency: { $0.speedup(of: "\(index)", over: "0") / Double(ranks) },
                     .sentBytes: { _ in sent() },
                     .sentRatio: { _ in sent() / Double(costs.decodeBytes(ranks: ranks)) },
                     .computingShare: { _ in team.members.map(\.computingShare).reduce(0, +) / Double(ranks) },

@@ -30,7 +30,7 @@ extension RankCases {
                     verify: { nil }, roof: { [set = instructionSet] in multiplyAddRoof(set, .serial) }, label: "dense")
             ]
             for layout in layouts {
-                variants.append(try variant(layout, problem, announce))
+                variants.append(try variant(layout, problem, row: variants.count, announce))
             }
             return variants
         }
@@ -51,7 +51,9 @@ extension RankCases {
         SequenceParallelCosts(queryHeads: Self.queryHeads, kvHeads: Self.kvHeads, headDim: Self.headDim)
     }
 
-    private func variant(_ layout: PrefillLayout, _ problem: PrefillTokens, _ announce: (String) -> Void) throws -> Variant {
+    private func variant(
+        _ layout: PrefillLayout, _ problem: PrefillTokens, row: Int, _ announce: (String) -> Void
+    ) throws -> Variant {
         announce("starting \(layout.label)")
         let (set, ranks) = (instructionSet, layout.ranks)
         let shards = try TokenShards.zigzag(length: problem.length, ulysses: layout.ulysses, ring: ranks / layout.ulysses)
@@ -70,6 +72,7 @@ extension RankCases {
         variant.metrics[.workBalance] = pairs.max()! / (pairs.reduce(0, +) / Double(ranks))
         let tally = { PrefillMember.tally(team.members) }
         variant.sampled = [
+            .parallelEfficiency: { $0.speedup(of: "\(row)", over: "0") / Double(ranks) },
             .sentBytes: { _ in Double(tally().sentBytes) },
             .sentRatio: { _ in Double(tally().sentBytes) / Double(max(1, tally().expectedBytes)) },
             .computingShare: { _ in tally().computing / tally().total },

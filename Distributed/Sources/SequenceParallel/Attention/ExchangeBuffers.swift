@@ -2,7 +2,6 @@
 final class ExchangeBuffers {
     private(set) var layout: ExchangeLayout
     private let schedule: RingSchedule
-    private let place: Int
     /// Rows of this rank.
     let tokens: Int
 
@@ -24,8 +23,8 @@ final class ExchangeBuffers {
     /// Outputs of this rank's rows from the other ranks of the group.
     private(set) var outputs: MessageBuffer
 
-    init(_ layout: ExchangeLayout, _ schedule: RingSchedule, _ grid: RankGrid, rank: Int) {
-        (self.layout, self.schedule, place) = (layout, schedule, grid.place(of: rank))
+    init(_ layout: ExchangeLayout, _ schedule: RingSchedule, place: Int) {
+        (self.layout, self.schedule) = (layout, schedule)
         tokens = schedule.own.rows(ofPlace: place).count
         let none = MessageBuffer.empty
         (queries, packedQueries, keys, nextKeys, packedKeys) = (none, none, none, none, none)

@@ -1,7 +1,8 @@
 /// Where rows are in the buffers of a rank, for element types of some sizes.
 ///
-/// Keys and values are by heads: the keys of a head are adjacent, as kernels read them fastest, and behind the keys of all heads are the
-/// values. The rows of a rank of the group are a part of each head, so that they come as a message per head, in place.
+/// Keys and values are by heads: the keys of a head are adjacent, as kernels read them fastest, and behind the keys of all
+/// heads are the values. The rows of a rank of the group are a part of each head, so that they come as a message per head, in
+/// place.
 ///
 /// Queries are by tokens: those of a rank are one message, and the messages of all ranks are one operand in place.
 ///

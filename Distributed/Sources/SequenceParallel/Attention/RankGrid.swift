@@ -1,7 +1,7 @@
 /// Ranks as a grid: Ulysses groups, inside of which heads are exchanged for tokens, times a ring over the groups.
 ///
-/// Rank u + r·`ulysses` has place u in group r, so that the ranks of a group are neighbours: those of one machine, where machines have
-/// several.
+/// Rank u + r·`ulysses` has place u in group r, so that the ranks of a group are neighbours: those of one machine, where
+/// machines have several.
 ///
 /// ```swift
 /// let grid = try RankGrid(ranks: 8, ulysses: 2)

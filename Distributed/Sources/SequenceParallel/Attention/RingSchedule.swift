@@ -1,16 +1,16 @@
 /// What a rank computes and passes on in the steps of a ring.
 ///
-/// In step s, group r has the keys and values of group r − s (modulo the groups). What its queries see of them follows from the positions of
-/// both, for any order of tokens:
+/// In step s, group r has the keys and values of group r − s (modulo the groups). What its queries see of them follows from the
+/// positions of both, for any order of tokens:
 ///
 /// * Queries are cut into *slices* of neighbouring rows, which lie in one shard and mostly in one run of positions.
-/// * What a slice sees of a visiting segment is one range of rows per query, because positions ascend in both. Often it is the same for all
-///   queries, a rectangle: all pieces of a zigzag ring but those on the diagonal. A diagonal is the causal mask of ``DenseAttention``,
-///   and all else, such as windows, are ranges of keys.
+/// * What a slice sees of a visiting segment is one range of rows per query, because positions ascend in both. Often it is the
+///   same for all queries, a rectangle: all pieces of a zigzag ring but those on the diagonal. A diagonal is the causal mask of
+///   ``DenseAttention``, and all else, such as windows, are ranges of keys.
 /// * A visiting group that a slice sees nothing of is no work. One that no later group sees any of is not passed on.
 ///
-/// Slices with their pieces are in the order in which they are computed. Partial results of a slice merge by steps and segments, so in an
-/// order that depends on nothing but positions.
+/// Slices with their pieces are in the order in which they are computed. Partial results of a slice merge by steps and
+/// segments, so in an order that depends on nothing but positions.
 struct RingSchedule {
     /// Keys that a query sees: those from `left` tokens before it to `right` tokens after it.
     struct Reach {
@@ -181,15 +181,18 @@ struct RingSchedule {
         let seen = first.from..<last.to
         if seen.isEmpty { return nil }
         if first == last { return (seen, .all, count * seen.count) }
-        var (limits, pairs, isDiagonal): ([Range<Int>], Int, Bool) = ([], 0, true)
+        let isOneRun = own.token(ofRow: slice.rows.upperBound - 1) - own.token(ofRow: slice.rows.lowerBound) == count - 1
+        if isOneRun && first.from == last.from && last.to - first.to == count - 1 {
+            // The next token sees at most one key more, so here each sees one more.
+            return (seen, .causal, count * seen.count - count * (count - 1) / 2)
+        }
+        var (limits, pairs): ([Range<Int>], Int) = ([], 0)
         limits.reserveCapacity(count)
-        for (index, row) in slice.rows.enumerated() {
+        for row in slice.rows {
             let (from, to) = keys(ofRow: row)
             limits.append(from - seen.lowerBound..<to - seen.lowerBound)
             pairs += to - from
-            if from != seen.lowerBound || to != seen.upperBound - (count - 1 - index) { isDiagonal = false }
         }
-        if pairs == 0 { return nil }
-        return (seen, isDiagonal ? .causal : .limits(limits), pairs)
+        return pairs == 0 ? nil : (seen, .limits(limits), pairs)
     }
 }

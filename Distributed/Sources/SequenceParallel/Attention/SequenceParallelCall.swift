@@ -7,6 +7,7 @@ struct SequenceParallelCall<Q: AttentionElement, K: AttentionElement, O: Attenti
     private let output: RowMemory
     private let logSumExp: UnsafeMutablePointer<Float>?
     private let schedule: RingSchedule
+    private let plans: [[DenseAttention]]
     private let layout: ExchangeLayout
     private let buffers: ExchangeBuffers
     private let communicator: any Communicator
@@ -23,8 +24,8 @@ struct SequenceParallelCall<Q: AttentionElement, K: AttentionElement, O: Attenti
     /// Slices of each rank of the group that are not finished.
     private var unfinished: [Int]
 
-    /// Messages of one kind between two ranks arrive in the order in which they were sent, so that a kind needs one tag. Callers rarely use
-    /// such large ones.
+    /// Messages of one kind between two ranks arrive in the order in which they were sent, so that a kind needs one tag.
+    /// Callers rarely use such large ones.
     private enum Tag {
         static var keys: Int { 32_700 }
         static var queries: Int { 32_701 }
@@ -32,15 +33,14 @@ struct SequenceParallelCall<Q: AttentionElement, K: AttentionElement, O: Attenti
         static var output: Int { 32_703 }
     }
 
+    /// The buffers are prepared for the element types.
     init(
-        _ plan: SequenceParallelAttention, output: RowMemory, _: O.Type, logSumExp: UnsafeMutablePointer<Float>?, _: Q.Type,
-        _: K.Type, on pool: WorkerPool
-    ) throws(SparseKernelsError) {
-        let buffers = plan.buffers
-        try buffers.prepare(
-            queryBytes: MemoryLayout<Q>.stride, keyBytes: MemoryLayout<K>.stride, outputBytes: MemoryLayout<O>.stride)
+        _ plan: SequenceParallelAttention, _ ring: RankWork, output: RowMemory, _: O.Type,
+        logSumExp: UnsafeMutablePointer<Float>?, _: Q.Type, _: K.Type, on pool: WorkerPool
+    ) {
+        let buffers = ring.buffers
         (self.plan, self.pool, self.output, self.logSumExp) = (plan, pool, output, logSumExp)
-        (schedule, self.buffers, communicator) = (plan.schedule, buffers, plan.communicator)
+        (schedule, plans, self.buffers, communicator) = (ring.schedule, ring.plans, buffers, plan.communicator)
         layout = buffers.layout
         place = plan.grid.place(of: communicator.rank)
         unfinished = Array(repeating: 0, count: plan.grid.ulysses)
@@ -210,7 +210,7 @@ struct SequenceParallelCall<Q: AttentionElement, K: AttentionElement, O: Attenti
             if index == 0 { try wait(queriesToCome) }
             if !plan.overlaps { try wait(moving) }
             for (number, piece) in step.pieces.enumerated() {
-                try attend(piece, plan.plans[index][number], query, step: index)
+                try attend(piece, plans[index][number], query, step: index)
                 if piece.isLast { try finish(schedule.slices[piece.slice].place) }
                 if plan.overlaps {
                     try communicator.progress()

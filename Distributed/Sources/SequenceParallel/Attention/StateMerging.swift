@@ -2,8 +2,8 @@ internal import Foundation
 
 /// Adds the state over more keys to a state, as ``AttentionState/merge(_:)`` does: rows of one slice, in place.
 ///
-/// Outputs are `[rows, heads, channels]`, and LSE are `[heads, rows]`. Weights are computed in `Double`. A row of either side without
-/// keys, whose LSE is −∞, contributes nothing.
+/// Outputs are `[rows, heads, channels]`, and LSE are `[heads, rows]`. Weights are computed in `Double`. A row of either side
+/// without keys, whose LSE is −∞, contributes nothing.
 struct StateMerging: @unchecked Sendable {
     let output: UnsafeMutablePointer<Float>
     let logSumExp: UnsafeMutablePointer<Float>

@@ -51,8 +51,8 @@ struct LocalAttention {
             let seen = query.rows.rows(ofQueryAt: query.position)
             seesAll = seesAll && seen.sink.count + seen.window.count == query.rows.rows
             for _ in 0..<heads {
-                for row in seen.sink { indices.append(Int32(truncatingIfNeeded: row)) }
-                for row in seen.window { indices.append(Int32(truncatingIfNeeded: row)) }
+                indices.append(contentsOf: seen.sink.lazy.map { Int32(truncatingIfNeeded: $0) })
+                indices.append(contentsOf: seen.window.lazy.map { Int32(truncatingIfNeeded: $0) })
                 offsets.append(indices.count)
             }
         }

@@ -16,15 +16,15 @@ extension ShardedKVCache {
     ///   - sequence: the sequence.
     ///   - layer: the layer that is to get them.
     /// - Returns: shards of the new tokens: token 0 is the first new one.
-    /// - Throws: `.unknownSequence`; `.invalidArgument` for a layer that the cache does not have, and for a negative count.
+    /// - Throws: `.unknownSequence`; `.invalidArgument` for a layer that the cache does not have, and for a count below 0 or above 2³¹.
     /// - Complexity: O(*p* · ranks) for *p* pages, and O(*p* log *p*).
     public func placement(
         of count: Int, in sequence: SequenceID, layer: Int = 0
     ) throws(SparseKernelsError) -> TokenShards {
         let entry = try entry(of: sequence)
         try requireLayer(layer)
-        guard count >= 0 else {
-            throw SparseKernelsError(.invalidArgument, "count", expected: "at least 0", actual: "\(count)")
+        guard count >= 0, count <= 1 << 31 else {
+            throw SparseKernelsError(.invalidArgument, "count", expected: "from 0 to 2³¹", actual: "\(count)")
         }
         let start = entry.lengths[layer]
         var (tokens, totals) = (entry.tokens, totals)

@@ -101,9 +101,13 @@ public final class ShardedKVCache {
     ///   - sequence: the sequence.
     ///   - rank: the owner; nil means this rank.
     /// - Returns: ascending ranges.
-    /// - Throws: `.unknownSequence`.
+    /// - Throws: `.unknownSequence`; `.invalidArgument` for a rank that there is not.
     public func tokens(of sequence: SequenceID, ownedBy rank: Int? = nil) throws(SparseKernelsError) -> [Range<Int>] {
-        try entry(of: sequence).tokens.runs[rank ?? self.rank].map(\.tokens)
+        let (entry, rank) = (try entry(of: sequence), rank ?? self.rank)
+        guard rank >= 0, rank < ranks else {
+            throw SparseKernelsError(.invalidArgument, "rank", expected: "from 0 to \(ranks - 1)", actual: "\(rank)")
+        }
+        return entry.tokens.runs[rank].map(\.tokens)
     }
 
     /// The rank that owns a token.

@@ -70,6 +70,10 @@ public final class ShardedPageSelector {
         query: TensorView<Q>, cache: ShardedKVCache, sequences: [ShardedKVCache.SequenceID], layer: Int = 0,
         on pool: WorkerPool = .shared
     ) throws(SparseKernelsError) -> KVSelection {
+        guard cache.communicator === communicator else {
+            throw SparseKernelsError(
+                .invalidShape, "cache", expected: "of the ranks that the selector was made for", actual: "one of others")
+        }
         var entries: [ShardedKVCache.Entry] = []
         for sequence in sequences { entries.append(try cache.entry(of: sequence)) }
         try cache.requireLayer(layer)

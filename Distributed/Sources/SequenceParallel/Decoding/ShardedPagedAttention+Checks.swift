@@ -61,6 +61,11 @@ extension ShardedPagedAttention {
         return count
     }
 
+    func check(root: Int?) throws(SparseKernelsError) {
+        guard let root, root < 0 || root >= ranks else { return }
+        throw SparseKernelsError(.invalidArgument, "root", expected: "from 0 to \(ranks - 1)", actual: "\(root)")
+    }
+
     func check(query: TensorGeometry) throws(SparseKernelsError) {
         guard query.heads == queryHeads, query.channels == configuration.headDim else {
             throw SparseKernelsError(

@@ -133,6 +133,7 @@ public final class ShardedPagedAttention {
     ) throws(SparseKernelsError) {
         let entries = try check(cache, sequences, layer: layer)
         let count = try check(query.geometry, sequences, queryLengths, selector)
+        try check(root: root)
         let logCount = logSumExp?.count
         try check(output: output.geometry, logSumExp: logCount, count: count)
         if ranks == 1 {

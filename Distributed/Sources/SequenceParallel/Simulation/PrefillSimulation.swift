@@ -50,9 +50,9 @@ public struct RankMemory: Hashable, Sendable {
     public var activations = 0
     /// Queries, keys, values and outputs of its own tokens.
     public var operands = 0
-    /// Those of its heads after the exchange, and what is packed for it.
+    /// Queries of its heads after the exchange, what is packed for it, and outputs that come back.
     public var exchange = 0
-    /// Two blocks of keys and values, and the output of a step beside the sum.
+    /// The keys and values that are attended, those that come meanwhile, and the outputs of its heads.
     public var ring = 0
 
     public init() {}
@@ -146,17 +146,22 @@ extension RankMemory {
             (first..<first + ulysses).reduce(0) { $0 + shards.count(of: $1) }
         }
         let group = groups.max() ?? 0
-        let operandRow = costs.operandBytesPerToken(ulysses: ulysses)
-        let outputRow = costs.outputBytesPerToken(ulysses: ulysses)
+        let heads = costs.localQueryHeads(ulysses: ulysses)
+        let queryRow = heads * costs.headDim * costs.queryElementBytes
+        let keyRow = costs.ringBytesPerToken(ulysses: ulysses)
         weights = model.weightBytes
         cache = own * model.cacheBytesPerToken
         activations = own * model.hidden * 2 * 4
         operands = own * (costs.operandBytesPerToken(ulysses: 1) + costs.outputBytesPerToken(ulysses: 1))
-        // The rows that came, the output of all rows of the group, and packed messages as large as the larger of the two.
-        exchange = ulysses == 1 ? 0 : group * (operandRow + outputRow) + max(own * ulysses * operandRow, group * outputRow)
-        if shards.ranks > ulysses {
-            let heads = costs.localQueryHeads(ulysses: ulysses)
-            ring = 2 * group * costs.ringBytesPerToken(ulysses: ulysses) + group * heads * (costs.valueDim + 1) * 4
+        if ulysses > 1 {
+            // Queries that came, those that are packed, packed keys and values of all different heads, and outputs that come home.
+            let parts = min(ulysses, costs.kvHeads)
+            exchange = group * queryRow + own * (ulysses * queryRow + parts * keyRow)
+            exchange += own * ulysses * heads * (costs.valueDim * costs.outputElementBytes + 4)
+        }
+        if shards.ranks > 1 {
+            let blocks = shards.ranks > ulysses ? 2 : 1
+            ring = group * (blocks * keyRow + heads * (costs.valueDim + 1) * 4)
         }
     }
 }

@@ -96,11 +96,12 @@ public struct RankMachine: Hashable, Sendable, Codable {
 extension RankMachine {
     /// Hosts of 16 cores with AVX-512, a rank on each, and an Ethernet of 25 Gbit/s between them.
     ///
-    /// What happens on a host was measured on one with `sparse-ranks measure --local 16`; the link between hosts is an assumption.
+    /// Rates of computing and memory are those of `Docs/Project/Performance/Xeon-16cores.md` with all cores busy. Both links are
+    /// assumptions: copies between caches that share the memory of the host, and a network of which the ranks of a host share one port.
     public static let sixteenCoreHosts = RankMachine(
         name: "hosts of 16 cores, 25 Gbit/s", ranksPerHost: 16,
-        within: Link(latency: 5e-6, bytesPerSecond: 5e9, occupiesCore: true),
+        within: Link(latency: 3e-6, bytesPerSecond: 4e9, occupiesCore: true),
         between: Link(latency: 30e-6, bytesPerSecond: 3.1e9, occupiesCore: false),
-        attentionRate: 50e9, attentionCallSeconds: 20e-6, linearRate: 55e9, cacheRate: 10e9, memoryRate: 12e9,
-        hostMemoryRate: 120e9)
+        attentionRate: 60e9, attentionCallSeconds: 15e-6, linearRate: 60e9, cacheRate: 9e9, memoryRate: 15e9,
+        hostMemoryRate: 110e9)
 }

@@ -24,10 +24,10 @@ extension RankChecks {
             try inOrder(ranks, count: 200, tags: [0, 5, 32767], bytes: 24)
         },
         RankCheck("long messages in order, some shorter than their place") { (ranks) throws(SparseKernelsError) in
-            try ring(ranks, sizes: [300_000, 0, 1, 100_000, 99_999, 200_000, 65_536, 5])
+            try ring(ranks, sizes: [100_000, 0, 1, 99_999, 50_000, 65_536, 5])
         },
         RankCheck("a ring that computes while messages are under way") { (ranks) throws(SparseKernelsError) in
-            try overlappedRing(ranks, bytes: 200_000)
+            try overlappedRing(ranks, bytes: 70_000)
         },
     ]
 

@@ -87,8 +87,8 @@ struct AttentionScene<Element: AttentionElement>: Sendable {
 
     /// Compares a result of some merges with the oracle.
     ///
-    /// A merge adds (δLSE + 4u)·max|v| to the error of the output and u·|LSE| to that of the LSE; the bounds over all keys are doubled, because
-    /// a part's deviations are measured from its own output. See Docs/Project/Testing.md, "merged output".
+    /// A merge adds (δLSE + 4u)·max|v| to the error of the output and u·|LSE| to that of the LSE; the bounds over all keys are
+    /// doubled, because a part's deviations are measured from its own output. See Docs/Project/Testing.md, "merged output".
     func expectMatch(
         _ state: AttentionState, _ options: Options, merges: Int, _ label: String,
         sourceLocation: SourceLocation = #_sourceLocation

@@ -110,6 +110,35 @@ struct SequenceParallelAttentionTests {
         }
     }
 
+    @Test("rows of a cache are read in place on one rank, and refused before any message on several")
+    func cachedRows() throws {
+        let scene = try AttentionScene<Float>(length: 12, queryHeads: 2, kvHeads: 1)
+        @Sendable func attend(_ ranks: LocalCommunicator) throws(SparseKernelsError) -> Tensor<Float> {
+            let shards = try TokenShards.contiguous(length: 12, ranks: ranks.count)
+            let tokens = shards.positions(of: ranks.rank)
+            let (query, key, value) = (
+                try scene.query.tokens(tokens), try scene.key.tokens(tokens), try scene.value.tokens(tokens)
+            )
+            let cache = try PagedKVCache(KVCacheConfiguration(kvHeads: 1, headDim: 8, pageSize: 16, pageCapacity: 4))
+            let sequence = cache.makeSequence()
+            try cache.append(key: key, value: value, to: sequence, on: .serial)
+            let rows = try cache.rows(of: sequence)
+            let attention = try SequenceParallelAttention(
+                shards, queryHeads: 2, kvHeads: 1, headDim: 8, mask: .causal, on: ranks)
+            var output = try Tensor<Float>(zeros: [2, tokens.count, 8])
+            try attention.run(
+                query: query.view(), key: rows.key, value: rows.value, output: output.mutableView(), on: .serial)
+            return output
+        }
+        let expected = try scene.attend(.contiguous(length: 12, ranks: 1), .init()).state.output
+        // The cache keeps rows in half precision.
+        for (actual, value) in zip(try attend(.alone()).elements, expected.elements) { #expect(abs(actual - value) < 0.02) }
+        let error = #expect(throws: SparseKernelsError.self) {
+            try LocalCommunicator.run(ranks: 2, timeLimit: 20) { (ranks) throws(SparseKernelsError) in try attend(ranks) }
+        }
+        #expect(error?.code == .invalidElementType && error?.argument == "key")
+    }
+
     @Test("a plan runs again with other operands, and without LSE")
     func again() throws {
         let shards = try TokenShards.zigzag(length: 50, ulysses: 2, ring: 2)

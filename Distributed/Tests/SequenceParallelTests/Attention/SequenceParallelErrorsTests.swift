@@ -78,12 +78,12 @@ struct SequenceParallelErrorsTests {
         let ragged = try TokenShards.contiguous(lengths: [6, 5, 5])
         let changed = try TokenShards.contiguous(lengths: [5, 6, 5])
         #expect(shards == ragged)
-        for kind in 0..<3 {
+        for kind in 0..<4 {
             let found = errors(ranks: 3) { (ranks) throws(SparseKernelsError) in
                 let isOther = ranks.rank == 2
                 _ = try SequenceParallelAttention(
                     isOther && kind == 0 ? changed : shards, queryHeads: isOther && kind == 1 ? 4 : 2, kvHeads: 2, headDim: 8,
-                    mask: isOther && kind == 2 ? .full : .causal, on: ranks)
+                    mask: isOther && kind == 2 ? .full : isOther && kind == 3 ? .causal(window: 0) : .causal, on: ranks)
             }
             for error in found {
                 #expect(error?.code == .communication)

@@ -1,6 +1,7 @@
-import SequenceParallel
 import SparseKernelsReference
 import Testing
+
+@testable import SequenceParallel
 
 /// What a user would state of attention on ranks, and what it sends.
 @Suite("Sequence-parallel attention, statements")
@@ -66,7 +67,7 @@ struct SequenceParallelPropertyTests {
         }
     }
 
-    @Test("neither timing nor threads nor overlap change a bit")
+    @Test("neither timing nor overlap change a bit")
     func timing() throws {
         let scene = try Scene(length: 70, queryHeads: 4, kvHeads: 1, seed: 15)
         for (shards, ulysses) in [
@@ -81,10 +82,41 @@ struct SequenceParallelPropertyTests {
                 options.delays = delays
                 #expect(try scene.attend(shards, options).state.bits == expected)
             }
-            options.delays = nil
-            options.threads = 2
-            #expect(try scene.attend(shards, options).state.bits == expected)
         }
+    }
+
+    /// Large enough for copies, slices and merges to wake threads.
+    @Test("threads change no bit")
+    func threads() throws {
+        let scene = try Scene(length: 1600, queryHeads: 4, kvHeads: 2, headDim: 64, seed: 19)
+        let shards = try TokenShards.zigzag(length: 1600, ulysses: 1, ring: 2)
+        let expected = try scene.attend(shards, .init()).state
+        for threads in [2, 7] {
+            let state = try scene.attend(shards, .init(threads: threads)).state
+            #expect(state == expected)
+        }
+    }
+
+    @Test("later calls use the buffers of the first")
+    func buffers() throws {
+        let scene = try Scene(length: 40, queryHeads: 2, kvHeads: 1, seed: 20)
+        let shards = try TokenShards.zigzag(length: 40, ulysses: 2, ring: 2)
+        let isKept = try LocalCommunicator.run(ranks: 4) { (ranks) throws(SparseKernelsError) in
+            let attention = try SequenceParallelAttention(
+                shards, queryHeads: 2, kvHeads: 1, headDim: 8, mask: .causal, ulysses: 2, on: ranks)
+            let tokens = shards.positions(of: ranks.rank)
+            let (q, k, v) = (
+                try scene.query.tokens(tokens), try scene.key.tokens(tokens), try scene.value.tokens(tokens)
+            )
+            _ = try attention(query: q, key: k, value: v, on: .serial)
+            guard case .ring(let ring) = attention.work else { return false }
+            let buffers = ring.buffers
+            let all = { [buffers.queries, buffers.keys, buffers.nextKeys, buffers.states, buffers.outputs, buffers.partial] }
+            let before = all()
+            _ = try attention(query: q, key: k, value: v, on: .serial)
+            return zip(before, all()).allSatisfy { $0 === $1 && $0.byteCount > 0 }
+        }
+        #expect(isKept == [true, true, true, true])
     }
 
     @Test("NaN and infinity stay in the rows that see them")
@@ -120,8 +152,8 @@ struct SequenceParallelPropertyTests {
         for mask in [AttentionMask.causal, .full] {
             let result = try scene.attend(
                 .zigzag(length: n, ulysses: ulysses, ring: ring), .init(mask: mask, ulysses: ulysses))
-            // Of all ranks: queries, keys, values and outputs (with an LSE per row) leave their rank but for 1/U of the heads, and the keys and
-            // values of a group visit R − 1 others.
+            // Of all ranks: queries, keys, values and outputs (with an LSE per row) leave their rank but for 1/U of the heads,
+            // and the keys and values of a group visit R − 1 others.
             let rows = Double(4 * n * (heads * (2 * d + 1) + kvHeads * 2 * d))
             let exchange = rows * Double(ulysses - 1) / Double(ulysses)
             let passed = Double(4 * n * kvHeads * 2 * d * (ring - 1))

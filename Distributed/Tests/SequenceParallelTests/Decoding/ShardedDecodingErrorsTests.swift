@@ -172,6 +172,10 @@ struct ShardedDecodingErrorsTests {
         try Self.expect("invalid argument", "token", "40") { (cache, sequences, _) throws(SparseKernelsError) in
             _ = try cache.owner(of: 40, in: sequences[0])
         }
+        try Self.expect("invalid argument", "rank", "from 0 to 2", "3") {
+            (cache, sequences, _) throws(SparseKernelsError) in
+            _ = try cache.tokens(of: sequences[0], ownedBy: 3)
+        }
         try Self.expect("invalid argument", "count", "-1") { (cache, sequences, _) throws(SparseKernelsError) in
             _ = try cache.placement(of: -1, in: sequences[0])
         }
@@ -246,6 +250,10 @@ struct ShardedDecodingErrorsTests {
         }
         try Self.expect("invalid argument", "layer") { (cache, sequences, ranks) throws(SparseKernelsError) in
             _ = try Self.attend(cache, ranks)(query: Self.query(2), cache: cache, sequences: sequences, layer: 2)
+        }
+        try Self.expect("invalid argument", "root", "from 0 to 2", "3") {
+            (cache, sequences, ranks) throws(SparseKernelsError) in
+            _ = try Self.attend(cache, ranks)(query: Self.query(2), cache: cache, sequences: sequences, root: 3)
         }
         try Self.expect("invalid shape", "cache") { (cache, sequences, ranks) throws(SparseKernelsError) in
             let other = try ShardedKVCache(ShardedProblem(lengths: []).configuration(pages: 9), on: ranks)

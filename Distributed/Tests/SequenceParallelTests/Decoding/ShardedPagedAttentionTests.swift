@@ -200,9 +200,11 @@ struct ShardedPagedAttentionTests {
         // So large that two threads share the work.
         let problem = ShardedProblem(format: .float16, headDim: 64, valueDim: 64, lengths: [700, 90])
         let plain = try Self.run(problem, ranks: 2)
-        let threaded = try Self.run(problem, ranks: 2, threads: 2)
+        for threads in [2, 7] {
+            let threaded = try Self.run(problem, ranks: 2, threads: threads)
+            #expect(bits(threaded[1].states[0]) == bits(plain[0].states[0]), "\(threads) threads")
+        }
         let sent = try Self.run(problem, ranks: 2, root: 1)
-        #expect(bits(threaded[1].states[0]) == bits(plain[0].states[0]))
         #expect(bits(sent[0].states[0]) == bits(plain[0].states[0]) && bits(sent[1].states[0]) == bits(plain[0].states[0]))
         let delayed = try LocalCommunicator.run(ranks: 2) { (ranks) throws(SparseKernelsError) in
             let (cache, sequences) = try problem.sharded(on: ranks)
@@ -375,6 +377,31 @@ struct ShardedPagedAttentionTests {
             #expect(numbers[0] == 10 && numbers[1] == 10 * numbers[3] && numbers[2] == numbers[1])
             // Outputs and LSE, and less than one per cent more at usual sizes.
             #expect(numbers[3] == 2 * 4 * (6 + 1) * 4 + 16)
+        }
+    }
+
+    @Test("queries of 16 bits travel as such, and give the bits of wider ones")
+    func shardedTraffic() throws {
+        let problem = ShardedProblem(lengths: [60])
+        let results = try LocalCommunicator.run(ranks: 3) { (ranks) throws(SparseKernelsError) in
+            let (cache, sequences) = try problem.sharded(on: ranks)
+            let attention = try ShardedPagedAttention(queryHeads: 4, configuration: cache.configuration, on: ranks)
+            let shards = try TokenShards.contiguous(lengths: [5, 0, 12])
+            let query: Tensor<BFloat16> = try problem.query(17).picking(shards.positions(of: ranks.rank)).converted()
+            let before = ranks.traffic
+            let narrow = try attention(query: query, shards: shards, cache: cache, sequence: sequences[0], on: .serial)
+            let sent = (ranks.traffic - before).sentBytes
+            let counted = attention.statistics.sentBytes
+            let wide = try attention(
+                query: query.converted(to: Float.self), shards: shards, cache: cache, sequence: sequences[0], on: .serial)
+            return [sent, counted, bits(narrow) == bits(wide) ? 1 : 0]
+        }
+        for (rank, numbers) in results.enumerated() {
+            let own = [5, 0, 12][rank]
+            #expect(numbers[1] == 2 * own * 4 * 8 * 2 + (17 - own) * 4 * (6 + 1) * 4)
+            // Twice the ranks say that they can go on.
+            #expect(numbers[0] == numbers[1] + 2 * 2 * 16)
+            #expect(numbers[2] == 1)
         }
     }
 

@@ -47,7 +47,25 @@ struct PrefillSimulationTests {
         #expect(small.cache == 16384 * 32 * 2 * 8 * 128 * 2)
         #expect(small.operands == 16384 * (32 + 8 + 8 + 32) * 128 * 4)
         #expect(try memory(1 << 20, 128).ofContext == small.ofContext / 2)
+        // Two blocks of keys and values, and the outputs with their LSE.
+        #expect(small.ring == 16384 * (2 * 8 * 256 * 4 + 32 * 129 * 4) && small.exchange == 0)
         #expect(small.weights == model.weightBytes && abs(Double(small.weights) / 16.06e9 - 1) < 0.01)
+    }
+
+    @Test("the buffers of attention are those that it allocates", arguments: [(4, 1), (4, 2), (2, 4), (1, 8), (1, 1)])
+    func buffers(_ ring: Int, _ ulysses: Int) throws {
+        let sizes = SimulatedModel(
+            name: "small", layers: 1, hidden: 8, intermediate: 8, queryHeads: 8, kvHeads: 2, headDim: 8, vocabulary: 8)
+        let length = 32 * ring * ulysses
+        let memory = try PrefillSimulation(
+            sizes, length: length, ranks: ring * ulysses, .grid(ulysses: ulysses), on: machine
+        ).memory
+        let own = 32, group = 32 * ulysses, heads = 8 / ulysses, kvHeads = max(1, 2 / ulysses)
+        let (queries, keys, states) = (heads * 8 * 4, kvHeads * 16 * 4, heads * 9 * 4)
+        let exchange =
+            ulysses == 1 ? 0 : group * queries + own * ulysses * (queries + states) + own * min(2, ulysses) * keys
+        #expect(memory.exchange == exchange)
+        #expect(memory.ring == (ring * ulysses == 1 ? 0 : group * ((ring > 1 ? 2 : 1) * keys + states)))
     }
 
     @Test("a context of 16M tokens on 1024 ranks is simulated")

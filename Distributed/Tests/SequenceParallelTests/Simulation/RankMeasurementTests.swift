@@ -1,5 +1,6 @@
-import SequenceParallel
 import Testing
+
+@testable import SequenceParallel
 
 @Suite("RankMeasurement")
 struct RankMeasurementTests {
@@ -32,14 +33,21 @@ struct RankMeasurementTests {
         #expect(!all[0].machine.between.occupiesCore && all[0].machine.between != Self.network)
     }
 
-    @Test("times ascend with sizes, roughly, and links are fitted to their ends")
+    @Test("every rank gets the times of the slowest")
     func messages() throws {
         let times = try LocalCommunicator.run(ranks: 2) { (ranks) throws(SparseKernelsError) in
-            try MessageTimes(on: ranks, sizes: [8, 1 << 20], budget: 0.01)
+            try MessageTimes(on: ranks, sizes: [8, 4096], budget: 0.001)
         }
-        #expect(times[0] == times[1] && times[0].seconds[1] > times[0].seconds[0])
-        let link = times[0].link(occupiesCore: true)
-        #expect(abs(link.seconds(bytes: 1 << 20) / times[0].seconds[1] - 1) < 0.01)
+        #expect(times[0] == times[1] && times[0].sizes == [8, 4096] && times[0].seconds.allSatisfy { $0 > 0 })
+    }
+
+    @Test("links are fitted to the fastest message and the largest one")
+    func fit() {
+        let link = MessageTimes(sizes: [8, 1000, 1_000_000], seconds: [2e-6, 3e-6, 1.002e-3]).link(occupiesCore: true)
+        #expect(link.latency == 2e-6 && abs(link.bytesPerSecond / 1e9 - 1) < 1e-9 && link.occupiesCore)
+        // Times of a busy machine still give a link.
+        let odd = MessageTimes(sizes: [8, 1000], seconds: [5e-6, 4e-6]).link(occupiesCore: false)
+        #expect(odd.latency == 4e-6 && odd.bytesPerSecond == 1000 / 2e-6)
     }
 
     @Test("one rank has nobody to send to, and sizes ascend")

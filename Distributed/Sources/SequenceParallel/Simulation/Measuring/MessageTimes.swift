@@ -50,6 +50,9 @@ public struct MessageTimes: Hashable, Sendable {
         seconds = sizes.indices.map { index in Double(gathered.reduce(0) { max($0, $1[index]) }) * 1e-9 }
     }
 
+    /// Times that are known.
+    init(sizes: [Int], seconds: [Double]) { (self.sizes, self.seconds) = (sizes, seconds) }
+
     /// Seconds of some messages around the ring.
     private static func shift(
         _ ranks: any Communicator, _ sent: MessageBuffer, _ received: MessageBuffer, _ size: Int, times: Int
@@ -66,13 +69,14 @@ public struct MessageTimes: Hashable, Sendable {
         return (clock.now - start) / .seconds(1)
     }
 
-    /// Constants that meet the times of the smallest and the largest message.
+    /// Constants that meet the fastest message and the largest one.
     /// - Parameter occupiesCore: see ``RankMachine/Link/occupiesCore``.
     public func link(occupiesCore: Bool) -> RankMachine.Link {
-        let latency = max(seconds[0], 1e-9)
-        let rest = max(seconds[sizes.count - 1] - latency, 1e-12)
+        let latency = max(seconds.min()!, 1e-9)
+        // On a busy machine small messages may take as long as large ones.
+        let longest = max(seconds[sizes.count - 1], 1e-9)
         return .init(
-            latency: latency, bytesPerSecond: Double(sizes[sizes.count - 1] - (sizes.count > 1 ? sizes[0] : 0)) / rest,
+            latency: latency, bytesPerSecond: Double(sizes[sizes.count - 1]) / max(longest - latency, longest / 2),
             occupiesCore: occupiesCore)
     }
 }

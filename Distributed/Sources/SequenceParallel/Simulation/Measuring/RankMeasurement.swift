@@ -174,7 +174,3 @@ public struct RankMeasurement: Hashable, Sendable {
         return samples.sorted()[samples.count / 2]
     }
 }
-
-extension MessageTimes {
-    fileprivate init(sizes: [Int], seconds: [Double]) { (self.sizes, self.seconds) = (sizes, seconds) }
-}

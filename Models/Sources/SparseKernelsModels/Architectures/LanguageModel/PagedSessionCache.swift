@@ -1,3 +1,4 @@
+internal import PolarSparsity
 internal import Quest
 import SparseKernels
 internal import Twilight

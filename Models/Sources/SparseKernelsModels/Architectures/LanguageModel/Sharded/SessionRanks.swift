@@ -22,9 +22,14 @@ final class SessionRanks {
         buffer = try MessageBuffer(byteCount: 0)
         digests = try MessageBuffer(of: UInt64.self, count: communicator.count)
         let rank = model.rank.map { ", branches of rank \($0)" } ?? ""
-        try communicator.agree(
-            on: "\(model.linear)\(rank), \(model.byteCount) bytes, \(model.configuration)", "model")
-        try communicator.agree(on: "\(options)", "options")
+        let description = "\(model.linear)\(rank), \(model.byteCount) bytes, \(model.configuration)"
+        try communicator.agree(on: Self.withoutModules(description), "model")
+        try communicator.agree(on: Self.withoutModules("\(options)"), "options")
+    }
+
+    /// The description of a value, without the names of modules that cases of enumerations have.
+    private static func withoutModules(_ text: String) -> String {
+        ["SparseKernelsModels.", "SparseKernels.", "NemotronH."].reduce(text) { $0.replacing($1, with: "") }
     }
 
     // MARK: - Agreeing

@@ -35,19 +35,53 @@ struct ShardedRing {
         into output: inout Tensor<Float>, on pool: WorkerPool
     ) throws(SparseKernelsError) {
         let plan = try plan(layer: layer)
+        let formats = (cache.configuration.keyFormat, cache.configuration.valueFormat)
+        if formats == (.float32, .float32) {
+            let geometry = try heads.geometry(heads: heads.kvHeads)
+            let span = heads.elements.span
+            // A rank without rows may have no memory behind the first, either.
+            let (first, second) = heads.rows == 0 ? (0, 0) : (heads.keyOffset, heads.valueOffset)
+            let key = try TensorView(span.extracting(first...), geometry: geometry, named: "key")
+            let value = try TensorView(span.extracting(second...), geometry: geometry, named: "value")
+            try run(plan, heads, key, value, &output, pool)
+            return
+        }
         let stored = try cache.localName(of: name)
         let (keys, values) = (try cache.local.keys(of: stored, layer: layer), try cache.local.values(of: stored, layer: layer))
-        switch (cache.configuration.keyFormat, cache.configuration.valueFormat) {
+        switch formats {
         // Of one type, and not wider than they are stored.
         case (.bfloat16, .bfloat16):
-            try run(plan, heads, try keys.converted(to: BFloat16.self), try values.converted(to: BFloat16.self), &output, pool)
+            let (key, value) = (
+                try Self.narrowed(keys, to: BFloat16.self, on: pool), try Self.narrowed(values, to: BFloat16.self, on: pool)
+            )
+            try run(plan, heads, key.view(named: "key"), value.view(named: "value"), &output, pool)
         #if !(os(macOS) && arch(x86_64))
             case (.float16, .float16):
-                try run(
-                    plan, heads, try keys.converted(to: Float16.self), try values.converted(to: Float16.self), &output, pool)
+                let (key, value) = (
+                    try Self.narrowed(keys, to: Float16.self, on: pool), try Self.narrowed(values, to: Float16.self, on: pool)
+                )
+                try run(plan, heads, key.view(named: "key"), value.view(named: "value"), &output, pool)
         #endif
-        default: try run(plan, heads, keys, values, &output, pool)
+        default: try run(plan, heads, keys.view(named: "key"), values.view(named: "value"), &output, pool)
         }
+    }
+
+    /// The same numbers in a type that holds them.
+    private static func narrowed<Element: AttentionElement>(
+        _ numbers: Tensor<Float>, to type: Element.Type, on pool: WorkerPool
+    ) throws(SparseKernelsError) -> Tensor<Element> {
+        var result = try Tensor<Element>(zeros: numbers.shape)
+        let span = numbers.span
+        var elements = result.mutableSpan
+        span.withUnsafeBufferPointer { source in
+            elements.withUnsafeMutableBufferPointer { target in
+                nonisolated(unsafe) let (source, target) = (source, target)
+                pool.forEachRange(of: source.count, workPerItem: 8) { range in
+                    for index in range { target[index] = Element(source[index]) }
+                }
+            }
+        }
+        return result
     }
 
     private mutating func plan(layer: Int) throws(SparseKernelsError) -> SequenceParallelAttention {
@@ -63,12 +97,11 @@ struct ShardedRing {
     }
 
     private func run<Element: AttentionElement>(
-        _ plan: SequenceParallelAttention, _ heads: HeadRows, _ keys: Tensor<Element>, _ values: Tensor<Element>,
+        _ plan: SequenceParallelAttention, _ heads: HeadRows, _ key: TensorView<Element>, _ value: TensorView<Element>,
         _ output: inout Tensor<Float>, _ pool: WorkerPool
     ) throws(SparseKernelsError) {
         let geometry = try heads.geometry(heads: heads.queryHeads)
         let query = try TensorView(heads.elements.span, geometry: geometry, named: "query")
-        let (key, value) = (try keys.view(named: "key"), try values.view(named: "value"))
         let outputGeometry = try heads.outputGeometry()
         try plan.run(
             query: query, key: key, value: value,
