@@ -5,7 +5,6 @@
 struct PageRanking {
     private let selector: PageSelector
     private let ranks: Int
-    private let lengths: [Int]
     /// For each sequence, the most pages of a list that a rank sends; 0 when all pages of the sequence are kept.
     private let candidates: [Int]
     /// The word of a rank's message where a sequence begins.
@@ -24,7 +23,7 @@ struct PageRanking {
         self.selector = selector
         self.ranks = ranks
         let pageSize = selector.configuration.pageSize
-        var (lengths, candidates, starts, words) = ([Int](), [Int](), [Int](), 0)
+        var (candidates, starts, words) = ([Int](), [Int](), 0)
         for entry in entries {
             let length = entry.lengths[layer]
             // Discarded pages are counted, because only their owners know them; then too many compete, and not too few.
@@ -35,14 +34,13 @@ struct PageRanking {
                 most = max(most, own)
             }
             let competes = length > selector.tokenBudget && pages > selector.pageBudget
-            lengths.append(length)
             candidates.append(competes ? min(most, selector.pageBudget) : 0)
             starts.append(words)
             if competes {
                 words += 1 + selector.forcedFirst + selector.forcedLast + selector.lists * candidates[candidates.count - 1] * 2
             }
         }
-        (self.lengths, self.candidates, self.starts, wordCount) = (lengths, candidates, starts, words)
+        (self.candidates, self.starts, wordCount) = (candidates, starts, words)
     }
 
     /// Whether pages of a sequence have to be left out, perhaps.

@@ -16,7 +16,8 @@ extension ShardedKVCache {
     ///   - sequence: the sequence.
     ///   - layer: the layer that is to get them.
     /// - Returns: shards of the new tokens: token 0 is the first new one.
-    /// - Throws: `.unknownSequence`; `.invalidArgument` for a layer that the cache does not have, and for a count below 0 or above 2³¹.
+    /// - Throws: `.unknownSequence`; `.invalidArgument` for a layer that the cache does not have, and for a count below 0 or
+    ///   above 2³¹.
     /// - Complexity: O(*p* · ranks) for *p* pages, and O(*p* log *p*).
     public func placement(
         of count: Int, in sequence: SequenceID, layer: Int = 0
