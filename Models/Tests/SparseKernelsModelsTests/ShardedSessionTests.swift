@@ -90,7 +90,7 @@ struct ShardedSessionTests {
         let model = try TinyLanguageModel.load()
         let cases: [(DecodingMethod, KVFormat, KVFormat)] = [
             (.dense, .float32, .float32), (.streaming(sink: 2, local: 20), .float16, .float16),
-            (.quest(tokens: 48), .bfloat16, .float32), (.dense, .int8, .int4),
+            (.quest(tokens: 48), .float32, .float32), (.dense, .int8, .int4), (.dense, .bfloat16, .bfloat16),
         ]
         for (decoding, key, value) in cases {
             var options = Self.exact(chunk: 16)

@@ -101,6 +101,7 @@ struct BranchCommand: ParsableCommand {
     private var stops: [String] { stop.isEmpty && mode == .spawn ? ["\n\n"] : stop }
 
     func run() throws {
+        try RankOptions.requireOneProcess("branch")
         let standard = mode == .spawn ? Self.standardSpawnPrompt : GenerateCommand.standardPrompt
         let text = try prompt.text(else: standard)
         let tokenizer = try model.tokenizer

@@ -35,6 +35,7 @@ struct CalibrateCommand: ParsableCommand {
     }
 
     func run() throws {
+        try RankOptions.requireOneProcess("calibrate")
         let folder = try model.folder
         try OutputFile.check(output, others: [(folder + "/model.safetensors", "the model")], replaces: true)
         let tokenizer = try model.tokenizer

@@ -109,6 +109,7 @@ struct DiffuseCommand: ParsableCommand {
     }
 
     func run() throws {
+        try RankOptions.requireOneProcess("diffuse")
         if table { return try runTable() }
         let question = prompt == nil ? (task ?? .sort).question(self.question, seed: seed) : nil
         let text = question?.prompt ?? prompt ?? ""

@@ -129,6 +129,7 @@ struct FinetuneCommand: ParsableCommand {
     }
 
     func run() throws {
+        try RankOptions.requireOneProcess("finetune")
         let settings = try settings
         let tokenizer = try model.tokenizer
         let corpus = try texts.corpus(for: tokenizer)

@@ -40,6 +40,7 @@ struct HeadsCommand: ParsableCommand {
     }
 
     func run() throws {
+        try RankOptions.requireOneProcess("heads")
         let folder = try model.folder
         try OutputFile.check(output, others: [(folder + "/model.safetensors", "the model")], replaces: true)
         let tokenizer = try model.tokenizer

@@ -56,6 +56,14 @@ struct RankOptions: ParsableArguments {
         #endif
     }
 
+    /// Throws for a command that several processes would run as often, each alone.
+    static func requireOneProcess(
+        _ command: String, environment: [String: String] = ProcessInfo.processInfo.environment
+    ) throws {
+        guard let launch = MPILaunch.detect(in: environment), launch.count > 1 else { return }
+        throw ValidationError("\(command) runs in one process, and mpirun has started \(launch.count)")
+    }
+
     /// The processes of this job on this machine; 1 if the launcher does not say.
     static func processesOnThisHost(_ environment: [String: String]) -> Int {
         for name in ["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"] {

@@ -97,6 +97,7 @@ struct TableCommand: ParsableCommand {
     }
 
     func run() throws {
+        try RankOptions.requireOneProcess("table")
         if let json { try OutputFile.check(json, replaces: true) }
         let folder = try model.folder
         let tokenizer = try model.tokenizer

@@ -40,6 +40,7 @@ struct ThresholdsCommand: ParsableCommand {
     }
 
     func run() throws {
+        try RankOptions.requireOneProcess("thresholds")
         let corpus = try texts.corpus(for: model.tokenizer)
         let language = try model.load(linear: linear, thresholds: LanguageModel.zeroThresholds(folder: model.folder))
         var plan = CATSPlan()

@@ -67,6 +67,11 @@ struct RankOptionsTests {
             }
             #expect(without?.message.contains("built without MPI") == true)
         #endif
+        let table = #expect(throws: ValidationError.self) {
+            try RankOptions.requireOneProcess("table", environment: launched)
+        }
+        #expect(table?.message == "table runs in one process, and mpirun has started 4")
+        try RankOptions.requireOneProcess("table", environment: [:])
         // One process of mpirun is one rank.
         try options("--ranks", "2").withRanks(environment: ["PMI_RANK": "0", "PMI_SIZE": "1"]) { #expect($0.count == 2) }
     }
