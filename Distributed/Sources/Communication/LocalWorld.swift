@@ -1,93 +1,31 @@
 internal import Foundation
 internal import Synchronization
 
-/// Where messages between two ranks with a tag queue up. Ranks are those of the world.
-struct LocalChannel: Hashable, Sendable {
-    let context: Int
-    let source: Int
-    let target: Int
-    let tag: Int
-}
-
-/// A message that a rank has sent. Its bytes stay in the sender's buffer until the receiver has copied them.
-final class LocalMessage: @unchecked Sendable {
-    let buffer: MessageBuffer
-    let bytes: Range<Int>
-    /// Guarded by the lock of the world.
-    fileprivate var isFinished = false
-
-    init(_ buffer: MessageBuffer, _ bytes: Range<Int>) { (self.buffer, self.bytes) = (buffer, bytes) }
-}
-
-/// A message that a rank wants.
-struct LocalReceive {
-    let transfer: Transfer
-    let channel: LocalChannel
-    let buffer: MessageBuffer
-    let bytes: Range<Int>
-    /// Whether a shorter message is wrong.
-    let exactly: Bool
-}
-
-/// What ranks that are threads share: queues of messages, and who has left or failed.
+/// What ranks that are threads share: their inboxes, and who has left or failed.
 final class LocalWorld: @unchecked Sendable {
+    let inboxes: [LocalInbox]
     private let condition = NSCondition()
-    private let changes = Atomic<Int>(0)
-    private var channels: [LocalChannel: [LocalMessage]] = [:]
+    private let spins: Bool
+    // Most calls need to know no more.
+    private let hasFailed = Atomic(false)
+    private let hasDepartures = Atomic(false)
+    // Guarded by the condition.
     private var nextContext = 1
     private var running: Int
-    private var isWaiting: [Bool]
     private var leftWorld: Set<Int> = []
     private var leftContexts: Set<[Int]> = []
-    private var failed: (rank: Int, error: SparseKernelsError)?
-    private let spins: Bool
+    private var firstFailure: (rank: Int, error: SparseKernelsError)?
 
     init(ranks: Int) {
+        inboxes = (0..<ranks).map { _ in LocalInbox() }
         running = ranks
-        isWaiting = Array(repeating: false, count: ranks)
         spins = ranks <= ProcessInfo.processInfo.activeProcessorCount
     }
-
-    /// Changes whenever something happens that a rank may wait for.
-    var generation: Int { changes.load(ordering: .acquiring) }
-
-    var failure: (rank: Int, error: SparseKernelsError)? { locked { failed } }
 
     private func locked<Result>(_ body: () -> Result) -> Result {
         condition.lock()
         defer { condition.unlock() }
         return body()
-    }
-
-    /// Changes something, and wakes those who wait.
-    private func change(_ body: () -> Void) {
-        locked {
-            body()
-            changes.add(1, ordering: .releasing)
-            condition.broadcast()
-        }
-    }
-
-    // MARK: - Messages
-
-    func post(_ message: LocalMessage, _ channel: LocalChannel) { change { channels[channel, default: []].append(message) } }
-
-    func take(_ channel: LocalChannel) -> LocalMessage? {
-        locked {
-            guard var queue = channels.removeValue(forKey: channel) else { return nil }
-            let message = queue.removeFirst()
-            if !queue.isEmpty { channels[channel] = queue }
-            return message
-        }
-    }
-
-    func finish(_ message: LocalMessage) { change { message.isFinished = true } }
-
-    func isFinished(_ message: LocalMessage) -> Bool { locked { message.isFinished } }
-
-    /// Removes the messages of a rank that nobody has taken.
-    func withdraw(_ rank: Int, context: Int) {
-        change { channels = channels.filter { $0.key.source != rank || $0.key.context != context } }
     }
 
     func takeContexts(_ count: Int) -> Int {
@@ -99,17 +37,40 @@ final class LocalWorld: @unchecked Sendable {
 
     // MARK: - Ranks
 
+    /// Changes something that every rank has to look at.
+    private func changeForAll(_ flag: borrowing Atomic<Bool>, _ body: () -> Void) {
+        locked {
+            body()
+            condition.broadcast()
+        }
+        flag.store(true, ordering: .releasing)
+        for inbox in inboxes { inbox.wake() }
+    }
+
     func leave(_ rank: Int) {
-        change {
+        changeForAll(hasDepartures) {
             leftWorld.insert(rank)
             running -= 1
         }
     }
 
-    func leave(_ rank: Int, context: Int) { change { leftContexts.insert([rank, context]) } }
+    func leave(_ rank: Int, context: Int) {
+        for inbox in inboxes { inbox.withdraw(source: rank, context: context) }
+        changeForAll(hasDepartures) { leftContexts.insert([rank, context]) }
+    }
+
+    func hasLeft(_ rank: Int, context: Int) -> Bool {
+        guard hasDepartures.load(ordering: .acquiring) else { return false }
+        return locked { leftWorld.contains(rank) || leftContexts.contains([rank, context]) }
+    }
 
     func fail(rank: Int, _ error: SparseKernelsError) {
-        change { if failed == nil { failed = (rank, error) } }
+        changeForAll(hasFailed) { if firstFailure == nil { firstFailure = (rank, error) } }
+    }
+
+    var failure: (rank: Int, error: SparseKernelsError)? {
+        guard hasFailed.load(ordering: .acquiring) else { return nil }
+        return locked { firstFailure }
     }
 
     func waitForAll() {
@@ -118,33 +79,25 @@ final class LocalWorld: @unchecked Sendable {
         condition.unlock()
     }
 
-    func hasLeft(_ rank: Int, context: Int) -> Bool {
-        locked { leftWorld.contains(rank) || leftContexts.contains([rank, context]) }
-    }
-
     /// The ranks that are still there and wait for nobody, other than one.
     func absent(other rank: Int) -> [Int] {
-        locked { isWaiting.indices.filter { $0 != rank && !isWaiting[$0] && !leftWorld.contains($0) } }
+        let left = locked { leftWorld }
+        return inboxes.indices.filter { $0 != rank && !inboxes[$0].isWaiting && !left.contains($0) }
     }
 
-    func endWait(_ rank: Int) { locked { isWaiting[rank] = false } }
+    // MARK: - Waiting
 
-    /// Waits until something happens after a generation, or the time is over. Then the rank counts as waiting, until `endWait`.
+    /// Waits until something happens to a rank after a generation, or the time is over.
     /// - Parameter deadline: of `WaitClock`.
     func wait(_ rank: Int, for generation: Int, until deadline: Double) {
+        let inbox = inboxes[rank]
         if spins {
-            // Waking a thread takes as long as some thousand small messages.
-            let end = min(deadline, WaitClock.now + 50e-6)
+            // Waking a thread takes as long as some thousand small messages, and a rank has a core of its own.
+            let end = min(deadline, WaitClock.now + 1e-3)
             while WaitClock.now < end {
-                if self.generation != generation { return }
+                if inbox.generation != generation { return }
             }
         }
-        condition.lock()
-        defer { condition.unlock() }
-        isWaiting[rank] = true
-        while self.generation == generation {
-            let seconds = deadline - WaitClock.now
-            if seconds <= 0 || !condition.wait(until: Date(timeIntervalSinceNow: seconds)) { return }
-        }
+        inbox.sleep(while: generation, until: deadline)
     }
 }
