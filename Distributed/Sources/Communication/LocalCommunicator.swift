@@ -16,6 +16,7 @@ public final class LocalCommunicator: MessageTransport {
     private let members: [Int]
     private let context: Int
     private let world: LocalWorld
+    private let inbox: LocalInbox
     private var isFree = false
 
     /// Transfers that were started and not waited for. Receives match messages in the order in which they were started.
@@ -29,6 +30,7 @@ public final class LocalCommunicator: MessageTransport {
     private init(_ world: LocalWorld, context: Int, members: [Int], rank: Int, name: String, timeLimit: Double) {
         (self.world, self.context, self.members, self.rank) = (world, context, members, rank)
         (self.name, self.timeLimit) = (name, timeLimit)
+        inbox = world.inboxes[members[rank]]
     }
 
     // MARK: - Running
@@ -140,7 +142,6 @@ public final class LocalCommunicator: MessageTransport {
         isFree = true
         sends = [:]
         receives = []
-        world.withdraw(members[rank], context: context)
         world.leave(members[rank], context: context)
     }
 
@@ -152,7 +153,7 @@ public final class LocalCommunicator: MessageTransport {
         traffic.sentMessages += 1
         let transfer = numbers.next(peer)
         sends[transfer.number] = posted
-        world.post(posted, channel(from: rank, to: peer, tag: tag))
+        world.inboxes[members[peer]].post(posted, channel(from: rank, tag: tag))
         return transfer
     }
 
@@ -162,23 +163,17 @@ public final class LocalCommunicator: MessageTransport {
         let transfer = numbers.next(peer)
         receives.append(
             LocalReceive(
-                transfer: transfer, channel: channel(from: peer, to: rank, tag: tag), buffer: message, bytes: bytes,
+                transfer: transfer, channel: channel(from: peer, tag: tag), buffer: message, bytes: bytes,
                 exactly: exactly))
         return transfer
     }
 
     /// Copies what has come for transfers that were started.
     private func advance(_ operation: String) throws(SparseKernelsError) {
-        var index = 0
-        // Later receives on a channel wait for earlier ones.
-        var blocked: Set<LocalChannel> = []
-        while index < receives.count {
+        if receives.isEmpty { return }
+        let taken = inbox.take(receives)
+        for (index, message) in taken {
             let receive = receives[index]
-            guard !blocked.contains(receive.channel), let message = world.take(receive.channel) else {
-                blocked.insert(receive.channel)
-                index += 1
-                continue
-            }
             let (room, count) = (receive.bytes.count, message.bytes.count)
             guard count == room || (count < room && !receive.exactly) else {
                 throw failing(
@@ -190,17 +185,17 @@ public final class LocalCommunicator: MessageTransport {
                 from: message.buffer.address + message.bytes.lowerBound, byteCount: count)
             traffic.receivedBytes += count
             traffic.receivedMessages += 1
-            receives.remove(at: index)
-            world.finish(message, of: receive.channel.source)
+            message.finish()
+            world.inboxes[receive.channel.source].wake()
         }
+        for (index, _) in taken.reversed() { receives.remove(at: index) }
     }
 
     package func finish(_ transfer: Transfer, _ operation: String, until deadline: Double) throws(SparseKernelsError) {
-        var hasWaited = false
-        defer { if hasWaited { world.endWait(members[rank]) } }
+        defer { inbox.isWaiting = false }
         while true {
             // From before anything is looked at: what changes afterwards is looked at again.
-            let generation = world.generation(of: members[rank])
+            let generation = inbox.generation
             try advance(operation)
             if let message = sends[transfer.number] {
                 if message.isFinished {
@@ -211,9 +206,7 @@ public final class LocalCommunicator: MessageTransport {
                 return
             }
             try checkFailure(operation)
-            if world.hasLeft(members[transfer.peer], context: context),
-                world.generation(of: members[rank]) == generation
-            {
+            if world.hasLeft(members[transfer.peer], context: context), inbox.generation == generation {
                 throw failing(CommunicatorErrors.left(operation, name, peer: transfer.peer))
             }
             if WaitClock.now >= deadline {
@@ -222,13 +215,13 @@ public final class LocalCommunicator: MessageTransport {
                         operation, name, peer: transfer.peer, timeLimit: timeLimit,
                         absent: world.absent(other: members[rank])))
             }
-            hasWaited = true
+            inbox.isWaiting = true
             world.wait(members[rank], for: generation, until: deadline)
         }
     }
 
-    private func channel(from source: Int, to target: Int, tag: Int) -> LocalChannel {
-        LocalChannel(context: context, source: members[source], target: members[target], tag: tag)
+    private func channel(from source: Int, tag: Int) -> LocalChannel {
+        LocalChannel(context: context, source: members[source], tag: tag)
     }
 
     package func countTime(_ seconds: Double) { traffic.seconds += seconds }

@@ -2,6 +2,12 @@
     internal import CMPI
     internal import Foundation
 
+    /// A rank of the world that has freed a communicator.
+    private struct Departure: Hashable {
+        let rank: Int
+        let context: String
+    }
+
     /// What all communicators of the process share: who the ranks are, who has left, died or failed, and how one learns of it.
     final class MPIWorld {
         let rank: Int
@@ -18,7 +24,7 @@
         private(set) var failure: (rank: Int, reason: String)?
         private(set) var isOver = false
         private var left: Set<Int> = []
-        private var freed: Set<String> = []
+        private var freed: Set<Departure> = []
         private var seenDead: [Int: Double] = [:]
         private var answers: Set<Int>?
         private var (lastControl, lastWatch) = (0.0, 0.0)
@@ -74,7 +80,10 @@
             throw CommunicatorErrors.failed(operation, name, worldRank: failure.rank, failure.reason)
         }
 
-        func hasLeft(_ rank: Int, context: String) -> Bool { left.contains(rank) || freed.contains("\(rank) \(context)") }
+        func hasLeft(_ rank: Int, context: String) -> Bool {
+            if left.isEmpty && freed.isEmpty { return false }
+            return left.contains(rank) || freed.contains(Departure(rank: rank, context: context))
+        }
 
         /// Looks for control messages every millisecond, and for ranks that died ten times a second.
         /// - Throws: when a rank has failed or died.
@@ -98,7 +107,7 @@
                 switch message.kind {
                 case .failed: if failure == nil { failure = (source, message.text) }
                 case .left: left.insert(source)
-                case .freed: freed.insert("\(source) \(message.text)")
+                case .freed: freed.insert(Departure(rank: source, context: message.text))
                 case .rollCall: control.send(MPIControl(.here), to: source)
                 case .here: answers?.insert(source)
                 }
@@ -136,7 +145,7 @@
         func idle(_ seconds: Double) {
             if isCrowded {
                 if seconds < 200e-6 { sched_yield() } else { usleep(50) }
-            } else if seconds > 20e-3 {
+            } else if seconds > 0.2 {
                 sched_yield()
             }
         }

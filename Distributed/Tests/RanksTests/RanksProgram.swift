@@ -39,10 +39,11 @@ enum RanksProgram {
         }
     }()
 
-    /// Whether the launcher is Open MPI's. That of MPICH 4.0 kills the ranks that are left.
-    static let leavesOthersAlive: Bool = {
+    /// Whether the launcher is Open MPI's. That of MPICH 4.0 kills the ranks that are left when one dies.
+    static let isOpenMPI: Bool = {
         guard hasLauncher else { return false }
-        return run(["/usr/bin/env", "mpirun", "--version"]).output.contains("Open MPI")
+        let launcher = ProcessInfo.processInfo.environment["MPIRUN"] ?? "mpirun"
+        return run(["/usr/bin/env", launcher, "--version"]).output.contains("Open MPI")
     }()
 
     static func run(_ arguments: [String], environment: [String: String] = [:]) -> Result {
