@@ -22,6 +22,8 @@ public final class LocalCommunicator: MessageTransport {
     /// Transfers that were started and not waited for. Receives match messages in the order in which they were started.
     private var sends: [Int: LocalMessage] = [:]
     private var receives: [LocalReceive] = []
+    /// The arrivals after which no message was there for any of the receives.
+    private var searchedArrivals = -1
     private var numbers = TransferNumbers()
     private let thread = pthread_self()
 
@@ -161,6 +163,7 @@ public final class LocalCommunicator: MessageTransport {
         _ message: MessageBuffer, _ bytes: Range<Int>, from peer: Int, tag: Int, exactly: Bool
     ) -> Transfer {
         let transfer = numbers.next(peer)
+        searchedArrivals = -1
         receives.append(
             LocalReceive(
                 transfer: transfer, channel: channel(from: peer, tag: tag), buffer: message, bytes: bytes,
@@ -170,7 +173,9 @@ public final class LocalCommunicator: MessageTransport {
 
     /// Copies what has come for transfers that were started.
     private func advance(_ operation: String) throws(SparseKernelsError) {
-        if receives.isEmpty { return }
+        let arrivals = inbox.arrivals
+        if receives.isEmpty || arrivals == searchedArrivals { return }
+        searchedArrivals = arrivals
         let taken = inbox.take(receives)
         for (index, message) in taken {
             let receive = receives[index]

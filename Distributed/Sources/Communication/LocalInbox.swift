@@ -37,6 +37,7 @@ struct LocalReceive {
 final class LocalInbox: @unchecked Sendable {
     private let condition = NSCondition()
     private let changes = Atomic(0)
+    private let posts = Atomic(0)
     private let waits = Atomic(false)
     // Guarded by the condition.
     private var channels: [LocalChannel: [LocalMessage]] = [:]
@@ -44,6 +45,9 @@ final class LocalInbox: @unchecked Sendable {
 
     /// Changes whenever something happens that the rank may wait for.
     var generation: Int { changes.load(ordering: .acquiring) }
+
+    /// Changes whenever a message has come.
+    var arrivals: Int { posts.load(ordering: .acquiring) }
 
     /// Whether the rank waits for another one.
     var isWaiting: Bool {
@@ -64,7 +68,12 @@ final class LocalInbox: @unchecked Sendable {
     /// Tells the rank to look again.
     func wake() { change {} }
 
-    func post(_ message: LocalMessage, _ channel: LocalChannel) { change { channels[channel, default: []].append(message) } }
+    func post(_ message: LocalMessage, _ channel: LocalChannel) {
+        change {
+            channels[channel, default: []].append(message)
+            posts.add(1, ordering: .releasing)
+        }
+    }
 
     /// Takes the messages that have come for some receives. Of those with one channel the first gets the first.
     /// - Returns: ascending indices of receives, with their messages.
@@ -78,6 +87,7 @@ final class LocalInbox: @unchecked Sendable {
             guard var queue = channels.removeValue(forKey: channel) else { continue }
             taken.append((index, queue.removeFirst()))
             if !queue.isEmpty { channels[channel] = queue }
+            if channels.isEmpty { break }
         }
         return taken
     }
