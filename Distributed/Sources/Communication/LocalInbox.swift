@@ -38,12 +38,14 @@ final class LocalInbox: @unchecked Sendable {
     private let condition = NSCondition()
     private let changes = Atomic(0)
     private let posts = Atomic(0)
+    private let pending = Atomic(0)
     private let waits = Atomic(false)
     // Guarded by the condition.
+    private var guardedChanges = 0
     private var channels: [LocalChannel: [LocalMessage]] = [:]
     private var isAsleep = false
 
-    /// Changes whenever something happens that the rank may wait for.
+    /// Changes after something has happened that the rank may wait for.
     var generation: Int { changes.load(ordering: .acquiring) }
 
     /// Changes whenever a message has come.
@@ -59,9 +61,11 @@ final class LocalInbox: @unchecked Sendable {
     private func change(_ body: () -> Void) {
         condition.lock()
         body()
-        changes.add(1, ordering: .releasing)
+        guardedChanges += 1
         let isAsleep = isAsleep
         condition.unlock()
+        // Not before: a rank that looks for it would find the lock taken, and sleeping for a lock costs microseconds.
+        changes.add(1, ordering: .releasing)
         if isAsleep { condition.signal() }
     }
 
@@ -71,6 +75,8 @@ final class LocalInbox: @unchecked Sendable {
     func post(_ message: LocalMessage, _ channel: LocalChannel) {
         change {
             channels[channel, default: []].append(message)
+            // In this order: who sees the arrival sees that there is something.
+            pending.add(1, ordering: .relaxed)
             posts.add(1, ordering: .releasing)
         }
     }
@@ -78,9 +84,9 @@ final class LocalInbox: @unchecked Sendable {
     /// Takes the messages that have come for some receives. Of those with one channel the first gets the first.
     /// - Returns: ascending indices of receives, with their messages.
     func take(_ receives: [LocalReceive]) -> [(index: Int, message: LocalMessage)] {
+        if pending.load(ordering: .acquiring) == 0 { return [] }
         condition.lock()
         defer { condition.unlock() }
-        if channels.isEmpty { return [] }
         var taken: [(index: Int, message: LocalMessage)] = []
         for index in receives.indices {
             let channel = receives[index].channel
@@ -89,12 +95,18 @@ final class LocalInbox: @unchecked Sendable {
             if !queue.isEmpty { channels[channel] = queue }
             if channels.isEmpty { break }
         }
+        pending.subtract(taken.count, ordering: .relaxed)
         return taken
     }
 
     /// Removes what a rank has sent.
     func withdraw(source: Int, context: Int) {
-        change { channels = channels.filter { $0.key.source != source || $0.key.context != context } }
+        change {
+            for (channel, queue) in channels where channel.source == source && channel.context == context {
+                channels[channel] = nil
+                pending.subtract(queue.count, ordering: .relaxed)
+            }
+        }
     }
 
     /// Sleeps until something happens after a generation, or the time is over.
@@ -104,7 +116,7 @@ final class LocalInbox: @unchecked Sendable {
         defer { condition.unlock() }
         isAsleep = true
         defer { isAsleep = false }
-        while self.generation == generation {
+        while guardedChanges == generation {
             let seconds = deadline - WaitClock.now
             if seconds <= 0 || !condition.wait(until: Date(timeIntervalSinceNow: seconds)) { return }
         }
