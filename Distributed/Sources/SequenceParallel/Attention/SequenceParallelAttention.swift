@@ -151,10 +151,10 @@ public final class SequenceParallelAttention {
         }
     }
 
-    /// Queries of a slice: 32 tasks of 96 rows, at least one of each head. With fewer, starting costs some percent; with more,
-    /// a rank rarely looks at its messages.
+    /// Queries of a slice: 64 tasks of 96 rows, at least one of each head. On one core, 8192 tokens of two ranks take 1.056 of the
+    /// time of dense attention, with half as many 1.085, with all rows of a rank 1.036; but then the rank never looks at its messages.
     private static func sliceRows(queryHeads: Int) -> Int {
-        let rows = (32 * 96 + queryHeads - 1) / queryHeads
+        let rows = (64 * 96 + queryHeads - 1) / queryHeads
         return (rows + 95) / 96 * 96
     }
 

@@ -153,7 +153,7 @@ private struct RingPlan {
     // MARK: - Computing
 
     /// Query rows of a slice, over all heads, as ``SequenceParallelAttention`` has them.
-    private static let sliceRows = 32 * 96
+    private static let sliceRows = 64 * 96
 
     /// How far the keys of each group go round: to the last group that sees some.
     func hops(isCausal: Bool) -> [Int] {
