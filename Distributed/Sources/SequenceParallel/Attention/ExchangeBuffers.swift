@@ -9,9 +9,11 @@ final class ExchangeBuffers {
     private(set) var queries: MessageBuffer
     /// Packed queries for the other ranks of the group, one part behind the other.
     private(set) var packedQueries: MessageBuffer
-    /// Keys and values that are attended, and those that arrive meanwhile.
+    /// Keys and values that are attended, those that arrive meanwhile, and those of the step before, which the next group may still be
+    /// copying: a rank does not wait for the one behind it unless that is two steps late.
     private(set) var keys: MessageBuffer
     private(set) var nextKeys: MessageBuffer
+    private(set) var earlierKeys: MessageBuffer
     /// Packed keys and values of all key/value heads.
     private(set) var packedKeys: MessageBuffer
     /// Outputs and LSE of all rows of the group, in `Float`.
@@ -27,7 +29,7 @@ final class ExchangeBuffers {
         (self.layout, self.schedule) = (layout, schedule)
         tokens = schedule.own.rows(ofPlace: place).count
         let none = MessageBuffer.empty
-        (queries, packedQueries, keys, nextKeys, packedKeys) = (none, none, none, none, none)
+        (queries, packedQueries, keys, nextKeys, earlierKeys, packedKeys) = (none, none, none, none, none, none)
         (states, partial, packedOutputs, outputs) = (none, none, none, none)
     }
 
@@ -38,14 +40,14 @@ final class ExchangeBuffers {
         let isGroup = ulysses > 1
         try grow(&queries, isGroup ? rows * layout.queryRowBytes : 0)
         try grow(&packedQueries, isGroup ? ulysses * tokens * layout.queryRowBytes : 0)
-        var (here, next) = (rows, 0)
+        var counts = [rows, 0, 0]
         for (index, step) in schedule.steps.enumerated() where step.arrives {
             // Buffers take turns.
-            let count = schedule.counts[step.group]
-            if index % 2 == 0 { here = max(here, count) } else { next = max(next, count) }
+            counts[index % 3] = max(counts[index % 3], schedule.counts[step.group])
         }
-        try grow(&keys, here * layout.keyRowBytes)
-        try grow(&nextKeys, next * layout.keyRowBytes)
+        try grow(&keys, counts[0] * layout.keyRowBytes)
+        try grow(&nextKeys, counts[1] * layout.keyRowBytes)
+        try grow(&earlierKeys, counts[2] * layout.keyRowBytes)
         try grow(&packedKeys, isGroup ? ulysses / layout.copies * tokens * layout.keyRowBytes : 0)
         try grow(&states, rows * (layout.stateRowBytes + layout.logSumExpRowBytes))
         let largest = schedule.slices.reduce(0) { max($0, $1.rows.count) }
@@ -59,7 +61,13 @@ final class ExchangeBuffers {
     }
 
     /// The buffer of a step's keys and values.
-    func keys(ofStep step: Int) -> MessageBuffer { step % 2 == 0 ? keys : nextKeys }
+    func keys(ofStep step: Int) -> MessageBuffer {
+        switch step % 3 {
+        case 0: keys
+        case 1: nextKeys
+        default: earlierKeys
+        }
+    }
 
     // MARK: - States
 

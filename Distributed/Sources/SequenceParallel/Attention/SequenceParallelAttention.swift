@@ -29,7 +29,7 @@ internal import Foundation
 ///   the ring, in single precision. Results depend neither on timing nor on the number of threads.
 /// - A row that sees NaN is NaN, and no other row.
 /// - Complexity: `visiblePairs · (headDim + valueDim)` multiply-adds per rank.
-/// - Memory: buffers for a group's queries, twice its keys and values, its outputs in `Float` and messages. The first `run`
+/// - Memory: buffers for a group's queries, three times its keys and values, its outputs in `Float` and messages. The first `run`
 ///   allocates them, and later ones of the same element types allocate nothing but the records of transfers.
 /// - Source: LongVILA (arXiv 2408.10188), section 3.3; Ring Attention (arXiv 2310.01889); DeepSpeed Ulysses (arXiv 2309.14509).
 public final class SequenceParallelAttention {

@@ -194,7 +194,11 @@ struct SequenceParallelCall<Q: AttentionElement, K: AttentionElement, O: Attenti
         let (ring, group) = (plan.grid.ring, plan.grid.group(of: communicator.rank))
         let after = plan.grid.rank(place: place, group: (group + 1) % ring)
         let before = plan.grid.rank(place: place, group: (group + ring - 1) % ring)
+        // Of the last two steps: the first of them has to be over before its memory gets the keys of the next step.
+        var (earlier, last): ([Transfer], [Transfer]) = ([], [])
         for (index, step) in schedule.steps.enumerated() {
+            try wait(earlier)
+            (earlier, last) = (last, [])
             var moving: [Transfer] = []
             if index + 1 < ring && schedule.steps[index + 1].arrives {
                 let bytes = schedule.counts[schedule.steps[index + 1].group] * layout.keyRowBytes
@@ -205,10 +209,14 @@ struct SequenceParallelCall<Q: AttentionElement, K: AttentionElement, O: Attenti
             }
             let bytes = schedule.counts[step.group] * layout.keyRowBytes
             if step.isPassedOn && bytes > 0 {
-                moving.append(try communicator.send(buffers.keys(ofStep: index), 0..<bytes, to: after, tag: Tag.ring))
+                last.append(try communicator.send(buffers.keys(ofStep: index), 0..<bytes, to: after, tag: Tag.ring))
             }
             if index == 0 { try wait(queriesToCome) }
-            if !plan.overlaps { try wait(moving) }
+            if !plan.overlaps {
+                try wait(moving)
+                try wait(last)
+                last = []
+            }
             for (number, piece) in step.pieces.enumerated() {
                 try attend(piece, plans[index][number], query, step: index)
                 if piece.isLast { try finish(schedule.slices[piece.slice].place) }
@@ -219,6 +227,7 @@ struct SequenceParallelCall<Q: AttentionElement, K: AttentionElement, O: Attenti
             }
             if plan.overlaps { try wait(moving) }
         }
+        sent += earlier + last
     }
 
     /// Attends one piece, and merges it into the state of its slice.

@@ -52,7 +52,8 @@ public struct RankMemory: Hashable, Sendable {
     public var operands = 0
     /// Queries of its heads after the exchange, what is packed for it, and outputs that come back.
     public var exchange = 0
-    /// The keys and values that are attended, those that come meanwhile, and the outputs of its heads.
+    /// The keys and values that are attended, those that come meanwhile, those that the next group still takes, and the outputs of its
+    /// heads.
     public var ring = 0
 
     public init() {}
@@ -160,7 +161,7 @@ extension RankMemory {
             exchange += own * ulysses * heads * (costs.valueDim * costs.outputElementBytes + 4)
         }
         if shards.ranks > 1 {
-            let blocks = shards.ranks > ulysses ? 2 : 1
+            let blocks = min(3, shards.ranks / ulysses)
             ring = group * (blocks * keyRow + heads * (costs.valueDim + 1) * 4)
         }
     }

@@ -111,7 +111,12 @@ struct SequenceParallelPropertyTests {
             _ = try attention(query: q, key: k, value: v, on: .serial)
             guard case .ring(let ring) = attention.work else { return false }
             let buffers = ring.buffers
-            let all = { [buffers.queries, buffers.keys, buffers.nextKeys, buffers.states, buffers.outputs, buffers.partial] }
+            let all = {
+                [
+                    buffers.queries, buffers.keys, buffers.nextKeys, buffers.earlierKeys, buffers.states, buffers.outputs,
+                    buffers.partial,
+                ]
+            }
             let before = all()
             _ = try attention(query: q, key: k, value: v, on: .serial)
             return zip(before, all()).allSatisfy { $0 === $1 && $0.byteCount > 0 }

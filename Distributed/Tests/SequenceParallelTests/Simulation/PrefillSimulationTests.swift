@@ -65,7 +65,7 @@ struct PrefillSimulationTests {
         let exchange =
             ulysses == 1 ? 0 : group * queries + own * ulysses * (queries + states) + own * min(2, ulysses) * keys
         #expect(memory.exchange == exchange)
-        #expect(memory.ring == (ring * ulysses == 1 ? 0 : group * ((ring > 1 ? 2 : 1) * keys + states)))
+        #expect(memory.ring == (ring * ulysses == 1 ? 0 : group * (min(ring, 3) * keys + states)))
     }
 
     @Test("a context of 16M tokens on 1024 ranks is simulated")
