@@ -96,12 +96,12 @@ public struct RankMachine: Hashable, Sendable, Codable {
 extension RankMachine {
     /// Hosts of 16 cores with AVX-512, a rank on each, and an Ethernet of 25 Gbit/s between them.
     ///
-    /// Rates of computing and memory are those of `Docs/Project/Performance/Xeon-16cores.md` with all cores busy. Both links are
-    /// assumptions: copies between caches that share the memory of the host, and a network of which the ranks of a host share one port.
+    /// Measured by `sparse-ranks measure --local 16` on the machine of `Docs/Project/Performance/Xeon-16cores.md`, whose memory is read at
+    /// `hostMemoryRate` by all cores. The network is an assumption: the ranks of a host share one port of it.
     public static let sixteenCoreHosts = RankMachine(
         name: "hosts of 16 cores, 25 Gbit/s", ranksPerHost: 16,
-        within: Link(latency: 3e-6, bytesPerSecond: 4e9, occupiesCore: true),
+        within: Link(latency: 6.4e-6, bytesPerSecond: 3.9e9, occupiesCore: true),
         between: Link(latency: 30e-6, bytesPerSecond: 3.1e9, occupiesCore: false),
-        attentionRate: 60e9, attentionCallSeconds: 15e-6, linearRate: 60e9, cacheRate: 9e9, memoryRate: 15e9,
-        hostMemoryRate: 110e9)
+        attentionRate: 57e9, attentionCallSeconds: 140e-6, linearRate: 64e9, cacheRate: 16e9, memoryRate: 16e9,
+        hostMemoryRate: 100e9)
 }

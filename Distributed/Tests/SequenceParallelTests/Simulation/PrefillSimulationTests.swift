@@ -47,8 +47,8 @@ struct PrefillSimulationTests {
         #expect(small.cache == 16384 * 32 * 2 * 8 * 128 * 2)
         #expect(small.operands == 16384 * (32 + 8 + 8 + 32) * 128 * 4)
         #expect(try memory(1 << 20, 128).ofContext == small.ofContext / 2)
-        // Two blocks of keys and values, and the outputs with their LSE.
-        #expect(small.ring == 16384 * (2 * 8 * 256 * 4 + 32 * 129 * 4) && small.exchange == 0)
+        // Three blocks of keys and values, and the outputs with their LSE.
+        #expect(small.ring == 16384 * (3 * 8 * 256 * 4 + 32 * 129 * 4) && small.exchange == 0)
         #expect(small.weights == model.weightBytes && abs(Double(small.weights) / 16.06e9 - 1) < 0.01)
     }
 
