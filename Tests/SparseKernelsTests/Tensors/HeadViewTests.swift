@@ -39,6 +39,56 @@ struct HeadViewTests {
         }
     }
 
+    @Test("rows of heads are read and written in place, of all tokens or of some")
+    func rows() throws {
+        let source = try Tensor<Float>([3, 8]) { Float($0) }
+        let view = try source.view(headDim: 2)
+        let row = view.row(head: 2, token: 1)
+        #expect(row.count == 2 && row[0] == 12 && row[1] == 13)
+        // Views without elements may have no memory.
+        let none = try Tensor<Float>(zeros: [2, 3, 0])
+        let empty = try none.view()
+        #expect(empty.row(head: 1, token: 2).count == 0)
+
+        var matrix = source
+        try write(-1, toRow: 1, ofHead: 3, of: matrix.mutableView(headDim: 2).tokens(1..<3))
+        #expect(matrix.elements == (0..<22).map { Float($0) } + [-1, -1])
+        var target = none
+        try write(-1, toRow: 0, ofHead: 1, of: target.mutableView().tokens(2..<3))
+        #expect(target == none)
+    }
+
+    private func write(_ value: Float, toRow token: Int, ofHead head: Int, of view: consuming MutableTensorView<Float>) {
+        var row = view.mutableRow(head: head, token: token)
+        for channel in 0..<row.count { row[channel] = value }
+    }
+
+    @Test("rows outside of a view, and of cached rows, are a trap")
+    func rowTraps() async {
+        await #expect(processExitsWith: .failure) {
+            let tensor = try Tensor<Float>(zeros: [3, 8])
+            let view = try tensor.view(headDim: 2)
+            _ = view.row(head: 1, token: 3).count
+        }
+        await #expect(processExitsWith: .failure) {
+            var tensor = try Tensor<Float>(zeros: [3, 8])
+            var view = try tensor.mutableView(headDim: 2)
+            _ = view.mutableRow(head: 4, token: 0).count
+        }
+        await #expect(processExitsWith: .failure) {
+            var tensor = try Tensor<Float>(zeros: [3, 8])
+            _ = try tensor.mutableView(headDim: 2).tokens(1..<4).tokens
+        }
+        await #expect(processExitsWith: .failure) {
+            let cache = try PagedKVCache(KVCacheConfiguration(kvHeads: 1, headDim: 8, pageCapacity: 1))
+            let sequence = cache.makeSequence()
+            let rows = try Tensor<Float>(zeros: [1, 3, 8])
+            try cache.append(key: rows, value: rows, to: sequence)
+            let cached = try cache.rows(of: sequence)
+            _ = cached.key.row(head: 0, token: 0).count
+        }
+    }
+
     @Test("cached rows of some heads are attended as those of all")
     func cachedRows() throws {
         let cache = try PagedKVCache(KVCacheConfiguration(kvHeads: 3, headDim: 8, pageCapacity: 4, format: .int8))
