@@ -1,5 +1,3 @@
-internal import Foundation
-
 /// Exact attention over a sequence that is spread over ranks: LongVILA's 2D attention, all-to-all over heads inside of groups
 /// times a ring over the groups.
 ///

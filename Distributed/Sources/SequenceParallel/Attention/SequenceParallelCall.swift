@@ -1,5 +1,3 @@
-internal import Foundation
-
 /// One `run` of ``SequenceParallelAttention`` on several ranks.
 struct SequenceParallelCall<Q: AttentionElement, K: AttentionElement, O: AttentionElement> {
     private let plan: SequenceParallelAttention
@@ -327,15 +325,15 @@ struct SequenceParallelCall<Q: AttentionElement, K: AttentionElement, O: Attenti
 
 /// Time since the last look.
 struct CallClock {
-    private var start = DispatchTime.now().uptimeNanoseconds
+    private var start = WaitClock.now
 
     /// Seconds since the clock was made or last read.
-    var seconds: Double { Double(DispatchTime.now().uptimeNanoseconds - start) * 1e-9 }
+    var seconds: Double { WaitClock.now - start }
 
     /// Adds the time since the last look to a sum.
     mutating func end(_ sum: inout Double) {
-        let now = DispatchTime.now().uptimeNanoseconds
-        sum += Double(now - start) * 1e-9
+        let now = WaitClock.now
+        sum += now - start
         start = now
     }
 }

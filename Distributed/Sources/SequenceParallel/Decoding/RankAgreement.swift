@@ -83,8 +83,7 @@ final class RankAgreement {
 
 /// A number for what a rank is about to do, the same in every process that is about to do the same.
 struct CallFingerprint {
-    /// FNV-1a over words of 64 bits.
-    private var state: UInt64 = 0xcbf2_9ce4_8422_2325
+    private var words = Fingerprint()
 
     init(_ operation: StaticString, _ first: Int, _ second: Int = 0) {
         operation.withUTF8Buffer { for byte in $0 { add(Int(byte)) } }
@@ -92,7 +91,7 @@ struct CallFingerprint {
         add(second)
     }
 
-    mutating func add(_ word: Int) { state = (state ^ UInt64(bitPattern: Int64(word))) &* 0x0000_0100_0000_01b3 }
+    mutating func add(_ word: Int) { words.add(word) }
 
     mutating func add(_ shards: TokenShards) {
         for piece in shards.pieces {
@@ -101,7 +100,7 @@ struct CallFingerprint {
         }
     }
 
-    var value: Int { Int(Int64(bitPattern: state)) }
+    var value: Int { Int(Int64(bitPattern: words.value)) }
 }
 
 /// What a throwing call threw.

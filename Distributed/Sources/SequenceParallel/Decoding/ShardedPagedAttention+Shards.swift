@@ -1,5 +1,3 @@
-internal import Foundation
-
 extension ShardedPagedAttention {
     /// Attends queries of which every rank has its own: a prompt, or a chunk of one, that was appended with the same shards.
     ///
@@ -54,15 +52,15 @@ extension ShardedPagedAttention {
         call.add(shards)
         try agreement.settle(failure, call, "attention")
 
-        let start = Date()
+        let start = WaitClock.now
         let queries = try gather(query, shards)
-        let gathered = Date()
+        let gathered = WaitClock.now
         let states = try attend(queries, of: Q.self, shards, cache, entry, layer, on: pool)
-        let attended = Date()
+        let attended = WaitClock.now
         let received = try exchange(states, shards)
         statistics.calls += 1
-        statistics.attentionSeconds += attended.timeIntervalSince(gathered)
-        statistics.exchangeSeconds += gathered.timeIntervalSince(start) + Date().timeIntervalSince(attended)
+        statistics.attentionSeconds += attended - gathered
+        statistics.exchangeSeconds += gathered - start + WaitClock.now - attended
         statistics.sentBytes +=
             (ranks - 1) * own * queryHeads * configuration.headDim * MemoryLayout<Q>.stride
             + (shards.length - own) * records.bytesPerToken

@@ -1,5 +1,3 @@
-internal import Foundation
-
 /// Attention of new queries over the tokens of a ``ShardedKVCache``: decoding over several ranks, and prompts in chunks.
 ///
 /// Every rank attends the tokens that it owns, for all queries. It sends the states, outputs and LSE, to the other ranks in one
@@ -165,7 +163,7 @@ public final class ShardedPagedAttention {
         _ entries: [ShardedKVCache.Entry], _ queryLengths: [Int]?, _ layer: Int, _ selector: ShardedPageSelector?,
         on pool: WorkerPool
     ) throws(SparseKernelsError) {
-        let start = Date()
+        let start = WaitClock.now
         var selection: KVSelection?
         if let selector {
             selection = try selector.select(query: query, cache: cache, sequences: sequences, layer: layer, on: pool)
@@ -182,13 +180,13 @@ public final class ShardedPagedAttention {
             call.add(entries[index].lengths[layer])
         }
         RankAgreement.write(failure, call, to: message, atByte: part)
-        let sending = Date()
+        let sending = WaitClock.now
         if counts[0] != stride { for rank in 0..<ranks { counts[rank] = stride } }
         try communicator.allGather(message, counts: counts)
-        let end = Date()
+        let end = WaitClock.now
         statistics.calls += 1
-        statistics.attentionSeconds += sending.timeIntervalSince(start)
-        statistics.exchangeSeconds += end.timeIntervalSince(sending)
+        statistics.attentionSeconds += sending - start
+        statistics.exchangeSeconds += end - sending
         statistics.sentBytes += (ranks - 1) * stride
         try agreement.check(message, stride: stride, failure, "attention")
     }
@@ -219,7 +217,7 @@ public final class ShardedPagedAttention {
         logSumExp: consuming MutableSpan<Float>?, on pool: WorkerPool
     ) {
         if count == 0 { return }
-        let start = Date()
+        let start = WaitClock.now
         let geometry = output.geometry
         var row = output.mutableRow(head: 0, token: 0)
         RecordMerge(
@@ -227,7 +225,7 @@ public final class ShardedPagedAttention {
             rankStride: stride, output: row.withUnsafeMutableBufferPointer { $0.baseAddress! }, geometry: geometry,
             logSumExp: logSumExp?.withUnsafeMutableBufferPointer { $0.baseAddress }
         ).run(on: pool)
-        statistics.mergeSeconds += Date().timeIntervalSince(start)
+        statistics.mergeSeconds += WaitClock.now - start
     }
 
     // MARK: - Buffers

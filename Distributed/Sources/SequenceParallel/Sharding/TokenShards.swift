@@ -115,19 +115,17 @@ public struct TokenShards: Hashable, Sendable {
         return pieces[low]
     }
 
-    /// The shards in some letters, for ranks to agree on: their numbers, and a hash (FNV-1a) of all ranges, which is the same in every
-    /// process.
+    /// The shards in some letters, for ranks to agree on: their numbers, and a fingerprint of all ranges.
     package var summary: String {
-        var hash: UInt64 = 0xcbf2_9ce4_8422_2325
-        func add(_ value: Int) { hash = (hash ^ UInt64(bitPattern: Int64(value))) &* 0x100_0000_01b3 }
+        var fingerprint = Fingerprint()
         for own in ranges {
-            add(own.count)
+            fingerprint.add(own.count)
             for range in own {
-                add(range.lowerBound)
-                add(range.upperBound)
+                fingerprint.add(range.lowerBound)
+                fingerprint.add(range.upperBound)
             }
         }
-        return "\(length) tokens on \(ranks) ranks (\(String(hash, radix: 16)))"
+        return "\(length) tokens on \(ranks) ranks (\(String(fingerprint.value, radix: 16)))"
     }
 
     // MARK: - Checks

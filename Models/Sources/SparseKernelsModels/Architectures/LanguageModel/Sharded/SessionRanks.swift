@@ -43,7 +43,7 @@ final class SessionRanks {
     func agree(
         _ tokens: [[Int]], _ sequences: [SessionSequence], _ rows: LanguageSession.LogitRows
     ) throws(SparseKernelsError) {
-        var digest = Digest()
+        var digest = Fingerprint()
         digest.add(rows == .all ? 1 : 0)
         for sequence in sequences { digest.add(sequence) }
         for list in tokens {
@@ -120,11 +120,4 @@ final class SessionRanks {
         if buffer.byteCount < byteCount { buffer = try MessageBuffer(byteCount: byteCount) }
         return buffer
     }
-}
-
-/// FNV-1a over whole numbers: ranks compare what they were asked for by it.
-private struct Digest {
-    private(set) var value: UInt64 = 0xcbf2_9ce4_8422_2325
-
-    mutating func add(_ number: Int) { value = (value ^ UInt64(bitPattern: Int64(number))) &* 0x100_0000_01b3 }
 }
